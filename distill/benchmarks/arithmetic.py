@@ -1,0 +1,33 @@
+"""The embedded task: chains of + - * modulo 10, judged exactly (`distill.tiny.task`)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from distill.tiny import task
+from distill.traces import Example, Verdict
+
+
+def load(
+    *, split: Literal["train", "test"], count: int, operations: Sequence[int], seed: int = 0
+) -> list[Example]:
+    """So many distinct problems; train and test share none, whatever their counts and seeds.
+
+    Args:
+        split: `train` or `test`.
+        count: how many.
+        operations: fewest and most operations of a chain.
+        seed: of the draw.
+    """
+    fewest, most = operations
+    texts = task.problems(count, split=split, seed=seed, operations=(fewest, most))
+    return [Example(id=text, problem=text, gold=task.answer(text)) for text in texts]
+
+
+def grade(example: Example, completion: str) -> Verdict:
+    """Right when the completion ends in `#` and the exact answer."""
+    return Verdict(task.extract_answer(completion), task.is_correct(example.problem, completion))
+
+
+def grade_steps(example: Example, completion: str) -> Verdict:
+    """Right when every written step is, too: what a teacher's trace must be."""
+    return Verdict(task.extract_answer(completion), task.check_steps(example.problem, completion))

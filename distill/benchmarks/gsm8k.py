@@ -1,0 +1,45 @@
+"""GSM8K (2110.14168): grade-school word problems with integer answers and human solutions."""
+
+import re
+from dataclasses import replace
+
+from distill.benchmarks import answers
+from distill.errors import UserError
+from distill.traces import Example, Verdict, read_examples
+
+# The solutions carry calculator annotations, <<48/2=24>>, that no one wants written.
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+
+
+def load(
+    *,
+    split: str,
+    path: str | None = None,
+    hub: str = "openai/gsm8k",
+    subset: str | None = "main",
+    limit: int | None = None,
+) -> list[Example]:
+    """Problems with the human solutions as completions and the number behind `####` as gold.
+
+    Raises:
+        UserError: a record has no question, no answer, or no `####` with a number behind it.
+    """
+    fields = {"problem": "question", "completion": "answer"}
+    examples = read_examples(path=path, hub=hub, subset=subset, split=split, fields=fields, limit=limit)
+    return [_clean(example, path or hub) for example in examples]
+
+
+def _clean(example: Example, where: str) -> Example:
+    solution, marker, gold = (example.completion or "").rpartition("####")
+    if not marker or answers.number(gold) is None:
+        raise UserError(
+            f"{where}, record {int(example.id) + 1}: the field 'answer' does not end in '#### <number>'"
+        )
+    steps = _ANNOTATION.sub("", solution).strip()
+    return replace(example, gold=gold.strip().replace(",", ""), completion=f"{steps}\n#### {gold.strip()}")
+
+
+def grade(example: Example, completion: str) -> Verdict:
+    """The final answer by `distill.benchmarks.answers`, equal to the gold as an exact number."""
+    answer, _ = answers.extract(completion)
+    return Verdict(answer, answers.same_number(example.gold or "", answer))

@@ -1,0 +1,94 @@
+"""Computed once, kept: numbered shards on disk under a key that names all they were computed from.
+
+A shard is a safetensors file, written to a temporary name and renamed, so that a run that is killed leaves whole
+shards only and the next one goes on behind them. No pickle.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distill.errors import UserError
+
+FORMAT = 1
+
+
+class ShardCache:
+    """A folder of shards, `<root>/<name>-<hash of key>/00000.safetensors`, beside `key.json`.
+
+    Args:
+        root: where caches live.
+        name: what is in it, such as `teacher_logprobs`.
+        key: everything that the content depends on, JSON values only. Another key is another folder.
+        shards: how many there are when it is complete.
+
+    Raises:
+        UserError: the folder was made from something else than `key` says (a copied or edited cache).
+    """
+
+    def __init__(self, root: Path, name: str, key: Mapping[str, Any], shards: int) -> None:
+        self.shards = shards
+        text = json.dumps({"format": FORMAT, **key}, sort_keys=True, indent=1)
+        self.folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        described = self.folder / "key.json"
+        if described.is_file() and described.read_text() != text:
+            raise UserError(f"cache {self.folder} was made from something else than its name says: delete it")
+        if not described.is_file():
+            write_atomically(described, lambda temporary: temporary.write_text(text))
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing()
+
+    def missing(self) -> list[int]:
+        return [index for index in range(self.shards) if not self._path(index).is_file()]
+
+    def write(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
+        write_atomically(self._path(index), lambda temporary: save_file(dict(arrays), temporary))
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        try:
+            return load_file(self._path(index))
+        except SafetensorError as error:
+            raise UserError(
+                f"cache file {self._path(index)} is damaged ({error}): delete it and run again"
+            ) from error
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Held while shards are computed: of several processes one computes, the others wait and read."""
+        with FileLock(str(self.folder / "lock")):
+            yield
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file, then put it in place in one move: the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def hash_arrays(arrays: Iterator[np.ndarray]) -> str:
+    """One hash of a sequence of integer arrays, their borders included."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(array, dtype=np.int32).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""What happens around training steps: checkpoints, a clean stop, weight histograms, the progress bar."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from distill.module import WEIGHT_BINS, DistillModule
+
+STATE = "state.ckpt"
+
+
+class StudentCheckpoints(lightning.Callback):
+    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs) and `student/` (Hugging Face
+    format, with tokenizer). A folder appears whole, by one rename, and older ones go only after that.
+
+    Args:
+        folder: where they lie.
+        every: optimizer steps between two; the last step always has one.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int = 1) -> None:
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self._saved = -1
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+        at_step_end = not trainer.fit_loop._should_accumulate()
+        if at_step_end and (trainer.global_step % self.every == 0 or trainer.should_stop):
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: lightning.Trainer, module: DistillModule) -> None:
+        step = trainer.global_step
+        if step == self._saved:
+            return
+        self._saved = step
+        temporary = self.folder / f".step-{step:06d}.tmp"
+        if trainer.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+        trainer.save_checkpoint(
+            temporary / STATE, weights_only=False
+        )  # on every rank: sharded strategies gather here
+        if trainer.is_global_zero:
+            save_student(module, temporary / "student")
+            final = self.folder / f"step-{step:06d}"
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            for old in checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        trainer.strategy.barrier("checkpoint")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+
+
+def save_student(module: DistillModule, folder: Path) -> None:
+    """The student in Hugging Face format: plain `from_pretrained(folder)` loads model and tokenizer."""
+    module.student.save_pretrained(folder)
+    module.student_lm.tokenizer.save_pretrained(folder)
+
+
+class StopOnSignal(lightning.Callback):
+    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = signal.Signals(number).name
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, handle)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+        # Not within a step's micro-batches: half a step cannot be resumed.
+        if self.received is not None and not trainer.fit_loop._should_accumulate():
+            trainer.should_stop = True
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class WeightHistogram(lightning.Callback):
+    """Histograms of the token weights over training, in `weights.jsonl` and in W&B.
+
+    Args:
+        path: the file; a line for each span: step, counts.
+        every: optimizer steps a histogram spans.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if (
+            trainer.is_global_zero and self.path.is_file()
+        ):  # a resumed run writes anew what its checkpoint had not seen
+            lines = [
+                x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= trainer.global_step
+            ]
+            self.path.write_text("".join(f"{line}\n" for line in lines))
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
+            return
+        counts = pl_module.take_weight_counts()
+        if not trainer.is_global_zero:
+            return
+        record = {
+            "step": trainer.global_step,
+            "edges": np.round(WEIGHT_BINS, 6).tolist(),
+            "counts": counts.tolist(),
+        }
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, lightning.pytorch.loggers.WandbLogger):
+                import wandb
+
+                histogram = wandb.Histogram(np_histogram=(counts, WEIGHT_BINS))
+                logger.experiment.log(
+                    {"weights/histogram": histogram, "trainer/global_step": trainer.global_step}
+                )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Optimizer steps, rate, time left, loss; without the version number that Lightning adds."""
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

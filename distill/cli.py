@@ -1,0 +1,144 @@
+"""The command line's manners: a typo is answered with the nearest valid names, a mistake with one sentence."""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.errors import UserError
+
+failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
+
+
+def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]) -> DictConfig:
+    """Compose the configuration once, ahead of Hydra, and answer a typo with the nearest names.
+
+    Args:
+        config_dir: folder of the configuration.
+        config_name: its root file.
+        arguments: the command line; options (`-m`, `--cfg job`) are passed over.
+
+    Returns:
+        The configuration (of a sweep's first job).
+
+    Raises:
+        UserError: an unknown group, option or key, or a value that does not parse.
+    """
+    words = [argument for argument in arguments if "=" in argument or argument.startswith(("+", "~"))]
+    words = [word for word in words if not word.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except HydraException as error:
+        raise UserError(f"the command line does not parse: {_first_line(error)}") from error
+    groups = _groups(config_dir)
+    for override in overrides:
+        _check_group(override, groups)
+    single = [_first_value(override) for override in overrides]
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        try:
+            cfg = compose(config_name, single, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
+            raise UserError(_explain(error, overrides, known, groups)) from error
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
+    """What `ckpt=last` or `ckpt=<folder>` stands for: the checkpoint's path, and its run's folder to go on in."""
+    if cfg.ckpt is None:
+        return []
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"ckpt={cfg.ckpt} resumes one run: leave -m out")
+    from distill.runs import find_checkpoint
+
+    checkpoint = find_checkpoint(str(cfg.ckpt), cfg, Path(cfg.runs)).resolve()
+    return [f"ckpt='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]
+
+
+def _groups(config_dir: Path) -> dict[str, list[str]]:
+    folders = [path for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra"]
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
+
+
+def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
+    """Every option of a sweep, also the third, is looked at before the first job runs."""
+    if override.key_or_group not in groups or override.is_delete():
+        return
+    options = groups[override.key_or_group]
+    for value in _values(override):
+        for name in value if isinstance(value, list) else [value]:
+            if str(name) not in options:
+                raise UserError(
+                    f"{override.key_or_group}={name}: there is no such {override.key_or_group}"
+                    f"{_nearest(str(name), options)} (options: {', '.join(options)})"
+                )
+
+
+def _values(override: Override) -> list[object]:
+    if not override.is_sweep_override():
+        return [override.value()]
+    return list(override.sweep_iterator()) if override.is_choice_sweep() else []
+
+
+def _first_value(override: Override) -> str:
+    """The override as it is for a sweep's first job."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _explain(
+    error: Exception, overrides: list[Override], known: DictConfig, groups: dict[str, list[str]]
+) -> str:
+    keys = list(dict.fromkeys(key for key in [*_keys(known), *groups] if not key.endswith("_")))
+    for override in overrides:
+        key = override.key_or_group
+        if not (override.is_add() or override.is_force_add()) and key not in keys:
+            return f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python train.py --cfg job shows all"
+    return f"the configuration does not compose: {_first_line(error)}"
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        yield f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _keys(node, f"{prefix}{key}.")
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+    if not near:  # a key's last part alone, wherever it stands
+        near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:3]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """A user's mistake prints its sentence and exits with 1; Ctrl-C exits with 130; a defect keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what was computed so far is cached, the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)

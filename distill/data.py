@@ -1,0 +1,282 @@
+"""From a data config to batches: whose completions are learned, checked and tokenised, in which order."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from distill.batch import Batch, collate
+from distill.errors import UserError
+from distill.generation import Sampling
+from distill.models import LanguageModel, vocabulary_mismatch
+from distill.teacher import LazyModel, sample_completions
+from distill.traces import Example, Grader, Trace, encode_completion, encode_prompt
+
+
+@dataclass
+class TraceRecipe:
+    """How a set of problems becomes a set of traces.
+
+    Attributes:
+        source: gives the examples.
+        prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
+        completions: `dataset`: those that come with the problems; `teacher`: sampled from the teacher.
+        grade: judges sampled completions: only right ones are kept.
+        sampling: how the teacher draws.
+        samples: completions a problem that the teacher writes.
+        sampling_batch_size: problems a batch while it writes.
+        max_length: longest trace in tokens, prompt included; the model's context where null.
+        overlong: `error` refuses a longer trace, `drop` leaves it out and says how many.
+        seed: of the teacher's draw.
+    """
+
+    source: Callable[[], list[Example]]
+    prompt: str = "{problem}"
+    completions: Literal["dataset", "teacher"] = "dataset"
+    grade: Grader | None = None
+    sampling: Sampling | None = None
+    samples: int = 1
+    sampling_batch_size: int = 64
+    max_length: int | None = None
+    overlong: Literal["error", "drop"] = "error"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.completions not in ("dataset", "teacher"):
+            raise ValueError(f"data.completions={self.completions!r} is not one of dataset, teacher")
+        if self.overlong not in ("error", "drop"):
+            raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
+        if "{problem}" not in self.prompt:
+            raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
+
+    def build(
+        self,
+        student: LanguageModel,
+        teacher: LazyModel | None,
+        cache: Path,
+        say: Callable[[str], None] = print,
+    ) -> list[Trace]:
+        """The traces, in the order of the data.
+
+        Args:
+            student: whose tokens they are made of.
+            teacher: writes the completions, for `completions=teacher`.
+            cache: folder of all caches.
+            say: told what was kept and what was left out.
+
+        Raises:
+            UserError: nothing to train on; a trace that cannot be trained on; names which.
+        """
+        examples = self.source()
+        if not examples:
+            raise UserError("the data holds no problem: check data.path, data.limit")
+        if self.completions == "teacher":
+            traces = self._sampled(examples, student, teacher, cache, say)
+        else:
+            traces = [self._from_dataset(example, student) for example in examples]
+        return self._fitting(traces, student, say)
+
+    def _from_dataset(self, example: Example, student: LanguageModel) -> Trace:
+        if example.completion is None:
+            raise UserError(
+                f"problem {example.id} comes without a completion: name its field (data.fields.completion=<field>) "
+                "or let the teacher write (data.completions=teacher)"
+            )
+        if not example.completion.strip():
+            raise UserError(
+                f"the completion of problem {example.id} is empty: there is nothing to learn from it"
+            )
+        prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+        return Trace(example, prompt_ids, encode_completion(student.tokenizer, example.completion))
+
+    def _sampled(
+        self,
+        examples: Sequence[Example],
+        student: LanguageModel,
+        teacher: LazyModel | None,
+        cache: Path,
+        say: Callable[[str], None],
+    ) -> list[Trace]:
+        if teacher is None:
+            raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
+        tokenizer = teacher.source.tokenizer
+        same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
+        completions = sample_completions(
+            teacher,
+            [encode_prompt(tokenizer, example, self.prompt) for example in examples],
+            self.sampling or Sampling(temperature=1.0),
+            samples=self.samples,
+            batch_size=self.sampling_batch_size,
+            seed=self.seed,
+            cache=cache,
+        )
+        traces, outcomes = [], Counter[str]()
+        for example, written in zip(examples, completions, strict=True):
+            prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+            for number, ids in enumerate(written):
+                if len(ids) == 0 or ids[-1] != tokenizer.eos_token_id:
+                    outcomes["unfinished"] += 1
+                    continue
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                if self.grade is not None and not self.grade(example, text).correct:
+                    outcomes["wrong"] += 1
+                    continue
+                outcomes["kept"] += 1
+                kept = replace(
+                    example, id=f"{example.id}#{number}" if self.samples > 1 else example.id, completion=text
+                )
+                ids = ids if same_tokens else encode_completion(student.tokenizer, text)
+                traces.append(Trace(kept, prompt_ids, ids.astype(np.int32)))
+        say(
+            f"teacher traces: {len(examples) * self.samples} written, {outcomes['kept']} kept "
+            f"({outcomes['wrong']} wrong, {outcomes['unfinished']} without an end)"
+        )
+        if not traces:
+            raise UserError(
+                f"none of the teacher's {len(examples) * self.samples} traces is right and finished: use a better teacher "
+                "(model.teacher), or let it write longer (data.sampling.max_new_tokens)"
+            )
+        return traces
+
+    def _fitting(
+        self, traces: Sequence[Trace], student: LanguageModel, say: Callable[[str], None]
+    ) -> list[Trace]:
+        context = student.context_length
+        limit = min(self.max_length or context, context)
+        fitting = []
+        for trace in traces:
+            if len(trace.prompt_ids) >= context:
+                raise UserError(
+                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more than the context "
+                    f"of {student.source.name} ({context}): leave it out of the data"
+                )
+            if len(trace) <= limit:
+                fitting.append(trace)
+            elif self.overlong == "error":
+                raise UserError(
+                    f"trace {trace.example.id} has {len(trace)} tokens, more than {limit} "
+                    f"({'data.max_length' if limit < context else 'the context of ' + student.source.name}): "
+                    "leave such traces out with data.overlong=drop"
+                )
+        if not fitting:
+            raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: raise data.max_length")
+        if len(fitting) < len(traces):
+            say(
+                f"{len(traces) - len(fitting)} of {len(traces)} traces are longer than {limit} tokens and left out"
+            )
+        return fitting
+
+
+class TraceOrder:
+    """Which traces make up which batch: pass after pass over the set, each in an order of its own, without end.
+
+    A function of the seed and the batch's number alone, so that a resumed run, or the same optimizer step cut into other
+    micro-batches or over other ranks, sees the same traces.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+
+    def batch(self, number: int) -> list[int]:
+        """Indices of this rank's traces in batch `number`, counted over the whole run."""
+        first = (number * self.ranks + self.rank) * self.batch_size
+        return [self._at(position) for position in range(first, first + self.batch_size)]
+
+    def _at(self, position: int) -> int:
+        return int(self._pass(position // self.count)[position % self.count])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019  one order lives as long as its run
+    def _pass(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(self.count)
+
+
+class _BatchesFrom:
+    """A batch sampler that starts where a run left off; its length is the whole run's."""
+
+    def __init__(self, order: TraceOrder, start: int, total: int) -> None:
+        self.order, self.start, self.total = order, start, total
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.order.batch(number) for number in range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+class _ResumableLoader(DataLoader):
+    """Tells Lightning that resuming in the middle is in order: the position follows from the trainer's step count."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class DistillDataModule(lightning.LightningDataModule):
+    """Batches of traces for a number of optimizer steps.
+
+    Args:
+        traces: what to train on.
+        signals: cached log-probs that every batch carries.
+        batch_size: traces a micro-batch and rank.
+        steps: optimizer steps of the whole run.
+        seed: of the order.
+        pad_id: any valid token id.
+        workers: loader processes; 0 collates in the training process.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        *,
+        signals: Sequence[str],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        pad_id: int,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.traces = traces
+        self.signals = tuple(signals)
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.pad_id = pad_id
+        self.workers = workers
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        order = TraceOrder(
+            len(self.traces),
+            self.batch_size,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+        )
+        per_step = trainer.accumulate_grad_batches
+        return _ResumableLoader(
+            self.traces,  # pyright: ignore[reportArgumentType]  any sequence is a map-style dataset
+            batch_sampler=_BatchesFrom(order, trainer.global_step * per_step, self.steps * per_step),
+            collate_fn=functools.partial(collate, signals=self.signals, pad_id=self.pad_id),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            # Otherwise every new iterator draws from the global generator, and a resumed run would draw twice.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)

@@ -1,0 +1,154 @@
+"""Text by a model: one path for evaluation, for the teacher's traces and for the student's rollouts."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 is greedy; top_p 1 and top_k 0 are off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
+                f"top_k={self.top_k} >= 0, max_new_tokens={self.max_new_tokens} >= 1"
+            )
+
+    @property
+    def warps(self) -> bool:
+        """Whether tokens come from another distribution than the model's own at temperature 1."""
+        return self.temperature != 1.0 or self.top_p < 1.0 or self.top_k > 0
+
+
+@dataclass(frozen=True)
+class StudentRollouts:
+    """On-policy data: the student writes a share of the batches while it trains (GKD, 2306.13649).
+
+    Attributes:
+        fraction: λ, the probability that a batch is written by the student; the coin is the same on all ranks.
+        temperature: of sampling; another knob than the loss's temperature.
+        top_p: nucleus size, 1 is off.
+        top_k: number of candidates, 0 is off.
+        max_new_tokens: longest completion; one that reaches it has no end token, and none is invented.
+    """
+
+    fraction: float = 0.5
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"rollouts.fraction={self.fraction} is outside [0, 1]")
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
+
+    def chosen(self, seed: int, batch: int) -> bool:
+        """The coin for one batch: it depends on nothing but the seed and the batch's number, so that all ranks and a
+        resumed run see the same."""
+        return random.Random(f"rollouts {seed} {batch}").random() < self.fraction
+
+
+def generate(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
+) -> list[list[int]]:
+    """Completions for a batch of prompts, token ids, with the end token where the model wrote one.
+
+    The model is put into eval mode with its KV cache on, whatever training had set, and put back. The global random
+    state is left as it was.
+
+    Args:
+        lm: the model that writes.
+        prompts: token ids, any lengths.
+        sampling: how tokens are drawn.
+        seed: of the draw; the same seed, batch and machine give the same completions.
+    """
+    model = lm.model
+    end_ids = lm.end_ids
+    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else end_ids[0]
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        attention[row, longest - len(prompt) :] = 1
+    room = max(1, min(sampling.max_new_tokens, lm.context_length - longest))
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with (
+        _generation_mode(model, sampling, end_ids, pad, room),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+    ):
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=attention.to(lm.device),
+            logits_processor=_real_tokens_only(lm),
+        )
+    return [_up_to_end(row, end_ids) for row in output[:, longest:].tolist()]
+
+
+def _up_to_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    """The completion with its end token; what generate pads behind it is cut by position, never by id, because the
+    padding token may be the end token."""
+    ends = [position for position, token in enumerate(ids) if token in end_ids]
+    return ids[: ends[0] + 1] if ends else ids
+
+
+def _real_tokens_only(lm: LanguageModel) -> Any:
+    """Rows of the output matrix that stand for no token are never sampled."""
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    class RealTokensOnly(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores[:, lm.vocab_size :] = -torch.inf
+            return scores
+
+    padded = lm.model.get_output_embeddings().weight.shape[0] > lm.vocab_size
+    return LogitsProcessorList([RealTokensOnly()] if padded else [])
+
+
+@contextmanager
+def _generation_mode(
+    model: Any, sampling: Sampling, end_ids: list[int], pad: int, max_new_tokens: int
+) -> Iterator[None]:
+    """Eval mode, KV cache on, and nothing of the checkpoint's own sampling defaults: Qwen2.5, for one, ships a
+    repetition penalty and top-k that `generate` would silently mix with ours."""
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        options = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True, **options
+    )
+    before, training = model.generation_config, model.training
+    model.generation_config = config
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+        model.train(training)

@@ -1,0 +1,127 @@
+"""Where metrics go: `metrics.csv` in the run's folder, Weights & Biases, or both."""
+
+import csv
+import hashlib
+import netrc
+import os
+import platform
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from distill.cache import write_atomically
+
+
+class CsvMetrics(Logger):
+    """One row a step in `metrics.csv`, columns as they come; a resumed run goes on behind its checkpoint's step.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.columns: list[str] = ["step"]
+        self._unwritten = 0
+        if self.path.is_file():
+            with self.path.open(newline="") as stream:
+                reader = csv.DictReader(stream)
+                self.columns = list(reader.fieldnames or self.columns)
+                self.rows = {int(row["step"]): dict(row) for row in reader}
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in `config.yaml` beside this file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = self.rows.setdefault(step or 0, {"step": step or 0})
+        row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        self.columns += [name for name in row if name not in self.columns]
+        self._unwritten += 1
+        if self._unwritten >= 50:
+            self.save()
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows from `step` on: the resumed run writes them anew."""
+        self.rows = {number: row for number, row in self.rows.items() if number < step}
+
+    @rank_zero_only
+    def save(self) -> None:
+        def write(temporary: Path) -> None:
+            with temporary.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, self.columns, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows[step] for step in sorted(self.rows))
+
+        write_atomically(self.path, write)
+        self._unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def wandb_logger(
+    folder: str,
+    project: str,
+    group: str | None,
+    name: str,
+    entity: str | None = None,
+    tags: list[str] | None = None,
+) -> WandbLogger:
+    """A W&B logger that asks no question: offline unless the user is logged in; `WANDB_MODE` has the last word.
+
+    Args:
+        folder: the run's folder; the `wandb/` files go there.
+        project: W&B project.
+        group: one for all runs of a sweep.
+        name: of the run.
+        entity: W&B user or team; the account's default where null.
+        tags: of the run.
+    """
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if rank_zero_only.rank not in (0, None):
+        return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
+    # One id for one folder, so that a resumed run goes on in its W&B run.
+    identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]
+    run = wandb.init(
+        project=project,
+        group=group,
+        name=name,
+        entity=entity,
+        tags=tags,
+        dir=folder,
+        mode=mode,
+        id=identity,
+        resume="allow" if mode == "online" else None,
+    )
+    return WandbLogger(experiment=run, save_dir=folder)
+
+
+def wandb_logged_in() -> bool:
+    """Whether an API key is at hand, in the environment or the netrc file; nothing is asked over the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        entries = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in entries)

@@ -1,0 +1,308 @@
+"""Where models come from: hub id, local folder, GGUF file, or a file inside an installed package."""
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.head import Head
+
+PACKAGE_PREFIX = "package:"
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+_SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is found but not loaded: cheap to hold, loaded when something needs it.
+
+    Attributes:
+        name: what the user wrote.
+        location: hub id, or the folder on disk.
+        fingerprint: of the weights: the hub's commit, or a hash of the files.
+        gguf: the GGUF file's name inside the folder, if it is one.
+        revision: the hub's commit, so that all files come from one.
+        dtype: of the weights in memory: float32, bfloat16, …, or auto (as stored).
+        trust_remote_code: run the repository's own Python; off unless the user turns it on.
+    """
+
+    name: str
+    location: str
+    fingerprint: str
+    gguf: str | None = None
+    revision: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; it must know an end-of-sequence token."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name!r} has no tokenizer that loads: {_first_line(error)}") from error
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer of {self.name!r} has no end-of-sequence token: set eos_token in it"
+            )
+        return tokenizer
+
+    def load(self) -> "LanguageModel":
+        """The weights, in eval mode on the CPU, and the tokenizer."""
+        from transformers import AutoModelForCausalLM, GgufConfig
+
+        options: dict[str, Any] = dict(self._where)
+        if self.gguf:
+            # Otherwise the weights stay packed and can be neither trained nor saved.
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        dtype = self.dtype if self.dtype == "auto" else _dtype(self.dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model {self.name!r} does not load: {_first_line(error)}") from error
+        if self.gguf:
+            _forget_packing(model)
+        return LanguageModel(model.eval(), self.tokenizer, self)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.gguf:
+            options["gguf_file"] = self.gguf
+        if self.revision:
+            options["revision"] = self.revision
+        return options
+
+
+class LanguageModel:
+    """A causal language model, its tokenizer, and the one way in which this package reads its predictions."""
+
+    def __init__(self, model: Any, tokenizer: Any, source: ModelSource) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.source = source
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise UserError(
+                f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
+            )
+        # Output matrices are padded to round sizes that differ between models of one family (Qwen2.5 1.5B and 7B):
+        # only rows of real tokens take part, in training, in scoring and in sampling.
+        self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every token that ends a completion; the tokenizer's own comes first."""
+        configured = self.model.generation_config.eos_token_id
+        listed = (
+            configured if isinstance(configured, list) else [configured] if configured is not None else []
+        )
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *listed]))
+
+    def completion_head(
+        self, input_ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch seq"]
+    ) -> Head:
+        """Hidden states at the positions that predict completion tokens, and the output matrix.
+
+        The one place where predictions are aligned with tokens: position t of the model predicts token t+1, so `mask`
+        has one column less than `input_ids` and its column t speaks of token t+1.
+
+        Right-padded causal input needs no attention mask: no real token can see the padding behind it.
+        """
+        states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return Head(
+            hidden=states[:, :-1][mask], weight=self.model.get_output_embeddings().weight[: self.vocab_size]
+        )
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Refuse a model whose logits are more than a matrix product (soft-capping, scaling): the chunked head would
+        silently train another function than the one that the model computes."""
+        ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
+        expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
+        head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
+        found = (head.hidden @ head.weight.T).float()
+        if not torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+            raise UserError(
+                f"{self.source.name!r} transforms its logits after the output matrix (soft-capping or scaling), "
+                "which the chunked head does not reproduce: choose another model"
+            )
+
+
+def find_model(
+    spec: str | Sequence[str],
+    *,
+    key: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Find a model by what the user wrote, without loading its weights.
+
+    Args:
+        spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or folder that
+            an installed package ships, or a list of these, tried in order.
+        key: the config key it stands under, for messages.
+
+    Raises:
+        UserError: nothing is there; the message says what was tried.
+    """
+    if isinstance(spec, str):
+        return _find_one(spec, key, dtype, revision, trust_remote_code)
+    failures = []
+    for one in spec:
+        try:
+            return _find_one(one, key, dtype, revision, trust_remote_code)
+        except UserError as error:
+            failures.append(str(error))
+    raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
+
+
+def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    _dtype(dtype)
+    path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
+    source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return source(location=str(path), fingerprint=_hash_files(path))
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) != 1:
+            raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")
+        path = ggufs[0]
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{key}={spec}: there is no such GGUF file")
+        return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
+    if path.is_file():
+        raise UserError(f"{key}={spec} is a file, but no GGUF file: give the model's folder")
+    if not _HUB_ID.fullmatch(spec):
+        raise UserError(f"{key}={spec}: there is no such folder, and it is no hub id (owner/name)")
+    commit = _hub_commit(spec, key, revision)
+    return source(location=spec, revision=commit, fingerprint=commit)
+
+
+def _in_package(spec: str, key: str) -> Path:
+    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
+    # find_spec on a top-level name imports nothing.
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"{key}={spec}: the package is not installed (pip install {package.replace('_', '-')})"
+        )
+    path = Path(next(iter(found.submodule_search_locations))) / inside
+    if not path.exists():
+        raise UserError(f"{key}={spec}: the installed package {package} has no {inside}")
+    return path
+
+
+def _hub_commit(spec: str, key: str, revision: str | None) -> str:
+    """The commit that the hub has for this id or, without a network, the one in the local hub cache."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    reason = "the hub has no such model, or it is private or gated"
+    try:
+        # Asked directly, because from_pretrained retries for half a minute before it says that there is no network.
+        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
+    except RepositoryNotFoundError:
+        pass
+    except Exception as error:  # whichever HTTP library the hub client uses, its errors share no base class
+        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        reason = f"the hub is not reachable and the model is not in its local cache: {_first_line(error)}"
+    raise UserError(
+        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
+        f"give a local folder or GGUF file: {key}=/path/to/model"
+    )
+
+
+def _hash_files(path: Path) -> str:
+    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the size."""
+    digest = hashlib.sha256()
+    names = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+    )
+    for file in names:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            if size <= _SAMPLED_BLOCK * _SAMPLED_BLOCKS:
+                digest.update(stream.read())
+                continue
+            for block in range(_SAMPLED_BLOCKS):
+                stream.seek(block * (size - _SAMPLED_BLOCK) // (_SAMPLED_BLOCKS - 1))
+                digest.update(stream.read(_SAMPLED_BLOCK))
+    return digest.hexdigest()[:32]
+
+
+def tokenizer_size(tokenizer: Any) -> int:
+    """Number of ids that stand for a token (the output matrix may have more rows)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of the vocabulary: equal where, and only where, ids mean the same tokens."""
+    digest = hashlib.sha256()
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
+        digest.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
+
+
+def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
+    """Why token-level signals cannot pass from teacher to student, or None when they can."""
+    ours, theirs = student.tokenizer, teacher.tokenizer
+    if tokenizer_fingerprint(ours) != tokenizer_fingerprint(theirs):
+        a, b = ours.get_vocab(), theirs.get_vocab()
+        differing = sum(1 for token, index in a.items() if b.get(token) != index)
+        return (
+            f"the vocabularies differ ({len(a)} tokens in {student.name}, {len(b)} in {teacher.name}; "
+            f"{differing} of the student's stand for something else or nothing in the teacher's)"
+        )
+    if ours.eos_token_id != theirs.eos_token_id:
+        return (
+            f"the end-of-sequence tokens differ ({ours.eos_token!r} in {student.name}, "
+            f"{theirs.eos_token!r} in {teacher.name})"
+        )
+    return None
+
+
+def _forget_packing(model: Any) -> None:
+    """A dequantised GGUF model is an ordinary one; what remembers the packing would stop save_pretrained."""
+    model.config.__dict__.pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        model.__dict__.pop(name, None)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    dtype = getattr(torch, name, None)
+    if name != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(
+            f"dtype {name!r} is not a floating-point type: use float32, bfloat16, float16 or auto"
+        )
+    return dtype
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

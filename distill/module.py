@@ -1,0 +1,306 @@
+"""Student and frozen teacher as a LightningModule: one training step, one division, one account of what happened."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.batch import Batch, collate
+from distill.errors import UserError
+from distill.generation import StudentRollouts, generate
+from distill.head import Head, label_logprobs
+from distill.losses.weights import effective_sample_size
+from distill.models import LanguageModel
+from distill.objective import Objective, WeightedLoss
+from distill.traces import Example, Trace
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+# Sums over the micro-batches and ranks of one optimizer step, in this order.
+_SUMS = (
+    "total",
+    "denominator",
+    "tokens",
+    "weight",
+    "weight_squared",
+    "nll",
+    "rollout_tokens",
+    "truncated_rollouts",
+)
+WEIGHT_BINS = np.linspace(0.0, 2.0, 41)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over the run, as a factor on the optimizer's.
+
+    Attributes:
+        warmup: share of the steps over which it rises linearly from 0.
+        decay: `cosine` falls to `floor`, `constant` does not.
+        floor: the factor at the end.
+    """
+
+    warmup: float = 0.05
+    decay: Literal["cosine", "constant"] = "cosine"
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1 or self.decay not in ("cosine", "constant") or not 0 <= self.floor <= 1:
+            raise ValueError(
+                f"schedule: warmup={self.warmup} must be in [0, 1), decay={self.decay!r} cosine or constant, "
+                f"floor={self.floor} in [0, 1]"
+            )
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor for optimizer step `step` of `steps`, counted from 0."""
+        warmup = math.ceil(self.warmup * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.decay == "constant":
+            return 1.0
+        done = (step - warmup) / max(1, steps - warmup)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class DistillModule(lightning.LightningModule):
+    """Trains a student under an objective.
+
+    The teacher is no submodule: it is outside `state_dict`, outside the optimizer, and no `.train()` reaches it.
+
+    Args:
+        student: the model in training; its parameters are this module's.
+        objective: rollouts × token_loss × token_weight.
+        optimizer: makes the optimizer from the parameters.
+        schedule: of the learning rate.
+        steps: optimizer steps of the whole run.
+        teacher: needed where the objective compares whole distributions or scores rollouts; otherwise leave it out.
+        seed: of rollouts and of the control `shuffled`.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        objective: Objective,
+        optimizer: OptimizerFactory,
+        schedule: Schedule,
+        *,
+        steps: int,
+        teacher: LanguageModel | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = student.model
+        self.student_lm = student
+        self.teacher_lm = teacher
+        self.objective = objective
+        self.optimizer_factory = optimizer
+        self.schedule = schedule
+        self.steps = steps
+        self.seed = seed
+        self.totals = {"tokens": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
+        self._sums: Tensor | None = None
+        self._weight_counts: Tensor | None = None
+        self._step_traces: tuple[str, ...] = ()
+        self._micro_batch = 0
+        self._resumed_rng: dict[str, Tensor] = {}
+        self._rollout_seconds = 0.0
+        self._step_began = 0.0
+        if needs_live_teacher(objective) and teacher is None:
+            raise UserError(
+                "this loss compares the student with the teacher as it trains: set model.teacher=<model>"
+            )
+
+    def on_fit_start(self) -> None:
+        if self.teacher_lm is not None:
+            self.teacher_lm.model.requires_grad_(False).eval().to(self.device)
+
+    def on_train_start(self) -> None:
+        # Lightning leaves a module in the mode it finds it in, and models are loaded in eval mode.
+        self.student.train()
+        if self._resumed_rng:
+            # Last of all, because setting up (loaders, the benchmark before training) draws random numbers too.
+            torch.set_rng_state(self._resumed_rng["rng"].cpu())
+            if "cuda_rng" in self._resumed_rng and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self._resumed_rng["cuda_rng"].cpu())
+        self._step_began = time.perf_counter()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory([p for p in self.student.parameters() if p.requires_grad])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule.factor(step, self.steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        number = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._micro_batch
+        self._micro_batch += 1
+        rollouts = self.objective.rollouts
+        on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
+        if isinstance(rollouts, StudentRollouts) and on_policy:
+            batch = self._roll_out(batch, rollouts, number)
+        teacher = self._teacher_head(batch)
+        signals = dict(batch.signals)
+        if on_policy and "teacher_logprobs" in self.objective.cached_signals and teacher is not None:
+            flat = label_logprobs(teacher, batch.labels[batch.mask])
+            signals["teacher_logprobs"] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+        result = self.objective(
+            self.student_lm.completion_head(batch.input_ids, batch.mask),
+            batch.mask,
+            batch.labels,
+            signals,
+            teacher=teacher if self.objective.needs_teacher_distribution else None,
+            progress=min(1.0, self.trainer.global_step / self.steps),
+            seed=self.seed * 1_000_003 + number,
+        )
+        self._account(result, batch, on_policy)
+        # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo Lightning's
+        # division by the number of micro-batches, which would make a mean of means.
+        return result.total * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the step's gradient by the step's denominator, over all micro-batches and ranks."""
+        assert self._sums is not None
+        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        *numbers, unscaled_norm = torch.cat(
+            [sums, norm.double().view(1)]
+        ).tolist()  # the step's one look at the device
+        values = dict(zip(_SUMS, numbers, strict=True))
+        # Ranks' gradients arrive as a mean. A zero denominator means zero weights and a zero gradient.
+        factor = self.trainer.world_size / values["denominator"] if values["denominator"] > 0 else 0.0
+        self._check_finite(values["total"], unscaled_norm * factor)
+        torch._foreach_mul_(gradients, factor)
+        self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
+        self._sums, self._step_traces, self._micro_batch = None, (), 0
+
+    def _teacher_head(self, batch: Batch) -> Head | None:
+        if self.teacher_lm is None:
+            return None
+        with torch.no_grad():
+            return self.teacher_lm.completion_head(batch.input_ids, batch.mask)
+
+    def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
+        """The student's own completions of the batch's prompts, in place of the data's."""
+        began = time.perf_counter()
+        prompts = batch.prompts()
+        seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
+        written = generate(self.student_lm, prompts, rollouts.sampling, seed=seed)
+        traces = [
+            Trace(Example(name, ""), np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
+            for name, prompt, ids in zip(batch.names, prompts, written, strict=True)
+        ]
+        self._rollout_seconds += time.perf_counter() - began
+        return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
+
+    def _account(self, result: WeightedLoss, batch: Batch, on_policy: bool) -> None:
+        """Add a micro-batch to the step's sums, on the device: the step reads them once, when it ends."""
+        weights = result.weights[result.mask].double()
+        tokens = result.mask.sum()
+        last = (result.mask.int().cumsum(-1)).argmax(-1, keepdim=True)
+        ends = torch.tensor(self.student_lm.end_ids, device=weights.device)
+        truncated = (~torch.isin(batch.labels.gather(-1, last), ends)).sum()
+        sums = [
+            result.total.detach(),
+            result.denominator,
+            tokens,
+            weights.sum(),
+            weights.square().sum(),
+            -result.logprobs[result.mask].double().sum(),
+            tokens * on_policy,
+            truncated * on_policy,
+        ]
+        stacked = torch.stack([value.double() for value in sums])
+        self._sums = stacked if self._sums is None else self._sums + stacked
+        counts = torch.histc(
+            weights.clamp(WEIGHT_BINS[0], WEIGHT_BINS[-1]),
+            len(WEIGHT_BINS) - 1,
+            WEIGHT_BINS[0],
+            WEIGHT_BINS[-1],
+        )
+        self._weight_counts = counts if self._weight_counts is None else self._weight_counts + counts
+        self._step_traces += batch.names
+
+    def take_weight_counts(self) -> np.ndarray:
+        """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last asked."""
+        counts = self._weight_counts
+        self._weight_counts = None
+        return (
+            np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64) if counts is None else counts.long().cpu().numpy()
+        )
+
+    def _log_step(self, values: dict[str, float], gradient_norm: float, lr: float) -> None:
+        now = time.perf_counter()
+        seconds, self._step_began = now - self._step_began, now
+        tokens = values["tokens"]
+        self.totals["tokens"] += tokens
+        self.totals["rollout_tokens"] += values["rollout_tokens"]
+        self.totals["rollout_seconds"] += self._rollout_seconds
+        metrics = {
+            "train/loss": values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0,
+            "train/nll": values["nll"] / tokens,
+            "train/tokens": tokens,
+            "train/tokens_total": self.totals["tokens"],
+            "train/gradient_norm": gradient_norm,
+            "train/lr": lr,
+            "train/seconds": seconds,
+            "train/tokens_per_second": tokens / max(seconds, 1e-9),
+            "weights/mean": values["weight"] / tokens,
+            "weights/sum": values["weight"],
+            "weights/effective_sample_size": effective_sample_size(
+                values["weight"], values["weight_squared"], tokens
+            ),
+        }
+        if isinstance(self.objective.rollouts, StudentRollouts):
+            metrics |= {
+                "rollouts/tokens": values["rollout_tokens"],
+                "rollouts/seconds": self._rollout_seconds,
+                "rollouts/truncated": values["truncated_rollouts"],
+            }
+        self._rollout_seconds = 0.0
+        self.totals.setdefault("first_loss", metrics["train/loss"])
+        self.totals["last_loss"] = metrics["train/loss"]
+        # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when resumed.
+        step = self.trainer.global_step + 1
+        if step == 1 or step % self.trainer.log_every_n_steps == 0 or step == self.steps:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            return
+        shown = ", ".join(self._step_traces[:8]) + (", ..." if len(self._step_traces) > 8 else "")
+        raise UserError(
+            f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step {self.trainer.global_step + 1} "
+            f"(batch with traces {shown}): stopped before the update; the last good checkpoint is kept. "
+            "Lower optimizer.lr, or look at these traces"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What Lightning does not keep and an unbroken run would have had: the state of every random generator that
+        # dropout draws from, and the running totals. Tensors and numbers only, so that weights_only loads it.
+        checkpoint["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
+        checkpoint["totals"] = dict(self.totals)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
+        self.totals = dict(checkpoint["totals"])
+
+
+def needs_live_teacher(objective: Objective) -> bool:
+    """Whether the teacher must run beside the student: for whole distributions, or for log-probs of rollouts."""
+    return objective.needs_teacher_distribution or (
+        objective.on_policy and "teacher_logprobs" in objective.cached_signals
+    )

@@ -1,0 +1,78 @@
+"""A run at a glance: `training.png` in its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+# Okabe and Ito's colours: told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+
+
+def plot_run(folder: Path) -> Path | None:
+    """Loss, token weights early and late, accuracy before and after, from what the run logged.
+
+    Returns:
+        The picture's path, or None where the run logged no `metrics.csv`.
+    """
+    if not (folder / "metrics.csv").is_file():
+        return None
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    metrics = pandas.read_csv(folder / "metrics.csv")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    losses, weights, accuracy = figure.subplots(1, 3)
+    _plot_loss(losses, metrics)
+    _plot_weights(weights, folder / "weights.jsonl")
+    _plot_accuracy(accuracy, summary)
+    figure.suptitle(f"{summary['name']}, seed {summary['seed']}", fontsize=10)
+    path = folder / "training.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _plot_loss(axes: Any, metrics: pandas.DataFrame) -> None:
+    steps = metrics.dropna(subset=["train/loss"])
+    window = max(1, len(steps) // 20)
+    axes.plot(steps["step"], steps["train/loss"], color=GREY, linewidth=0.6)
+    axes.plot(
+        steps["step"], steps["train/loss"].rolling(window, min_periods=1).mean(), color=BLUE, label="loss"
+    )
+    axes.plot(
+        steps["step"],
+        steps["train/nll"].rolling(window, min_periods=1).mean(),
+        color=ORANGE,
+        label="NLL of the traces",
+    )
+    axes.set(xlabel="optimizer step", title=f"loss (mean of {window} steps)")
+    axes.legend(frameon=False)
+
+
+def _plot_weights(axes: Any, path: Path) -> None:
+    axes.set(title="token weights", xlabel="weight", ylabel="share of tokens")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    for record, color, name in zip([records[:1], records[-1:]], [GREY, BLUE], ["first", "last"], strict=True):
+        for span in record:
+            total = max(1, sum(span["counts"]))
+            shares = [count / total for count in span["counts"]]
+            axes.stairs(shares, span["edges"], color=color, label=f"{name} (to step {span['step']})")
+    if records:
+        axes.legend(frameon=False)
+
+
+def _plot_accuracy(axes: Any, summary: dict[str, Any]) -> None:
+    axes.set(title=f"accuracy, {summary['benchmark']}", ylim=(0, 1))
+    stages = [(name, summary[name]) for name in ("before", "after") if summary.get(name)]
+    for position, (_, score) in enumerate(stages):
+        low, high = score["interval_95"]
+        axes.bar(position, score["accuracy"], color=(GREY, GREEN)[position], width=0.6)
+        axes.errorbar(
+            position,
+            score["accuracy"],
+            [[score["accuracy"] - low], [high - score["accuracy"]]],
+            color="black",
+            capsize=4,
+        )
+    axes.set_xticks(range(len(stages)), [name for name, _ in stages])

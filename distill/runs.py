@@ -1,0 +1,207 @@
+"""A run's folder: what was run, on what, and what came of it."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from distill.cache import write_atomically
+from distill.callbacks import checkpoints
+from distill.errors import UserError
+from distill.evaluation import Score, summarize
+
+_PACKAGES = (
+    "distill",
+    "torch",
+    "transformers",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "wandb",
+    "numpy",
+    "peft",
+    "vllm",
+)
+# What makes two configurations the same run: the rest (how long, how often saved, where logged) may change on resuming.
+_IDENTITY = ("model", "data", "loss", "optimizer", "seed")
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def describe(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
+    """Write `config.yaml` (resolved) and `versions.json` (packages, machine, git state, command line)."""
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / "versions.json", versions() | {"overrides": overrides})
+
+
+def versions() -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": packages,
+        "git": _git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and whether the working tree differs from it, or None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": sorted(git("status", "--porcelain").splitlines()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
+    """The checkpoint to resume from.
+
+    Args:
+        wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or checkpoint's folder.
+        cfg: the configuration now; the run must have been made with the same model, data, loss, optimizer and seed.
+        runs: where runs lie, for `last`.
+
+    Raises:
+        UserError: there is none, or it belongs to another configuration; the message says which key differs.
+    """
+    if wanted != "last":
+        folder = Path(wanted)
+        found = [folder] if checkpoints(folder.parent).count(folder) else checkpoints(folder / "checkpoints")
+        if not found:
+            raise UserError(
+                f"ckpt={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
+            )
+        if difference := _difference(found[-1].parent.parent, cfg):
+            raise UserError(f"ckpt={wanted} was made with another configuration: {difference}")
+        return found[-1]
+    candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
+    for run in candidates:
+        if not _difference(run, cfg):
+            return checkpoints(run / "checkpoints")[-1]
+    nearest = f"; the newest run differs: {_difference(candidates[0], cfg)}" if candidates else ""
+    raise UserError(f"ckpt=last: no run in {runs} with this configuration has a checkpoint{nearest}")
+
+
+def _known(runs: Path) -> str:
+    return (
+        ", ".join(str(run) for run in sorted(runs.glob("*")) if checkpoints(run / "checkpoints"))
+        or f"none in {runs}"
+    )
+
+
+def _difference(run: Path, cfg: DictConfig) -> str | None:
+    """The first key in which a run's configuration differs from `cfg`, as a sentence's end."""
+    described = run / "config.yaml"
+    if not described.is_file():
+        return f"{run} has no config.yaml"
+    before: Any = OmegaConf.to_container(OmegaConf.load(described))
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    for section in _IDENTITY:
+        if found := _first_difference(before.get(section), now.get(section), section):
+            return f"{run.name}: {found}"
+    return None
+
+
+def _first_difference(before: Any, now: Any, place: str) -> str | None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}"):
+                return found
+        return None
+    return None if before == now else f"{place} was {before!r} and is {now!r}"
+
+
+def write_samples(folder: Path, stage: str, score: Score) -> None:
+    """Add the benchmark's completions to `samples.jsonl`, in place of the same stage's earlier ones."""
+    path = folder / "samples.jsonl"
+    kept = []
+    if path.is_file():
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if json.loads(line)["stage"] != stage
+        ]
+    new = [json.dumps({"stage": stage, **sample}, ensure_ascii=False) for sample in score.samples]
+    write_atomically(
+        path, lambda temporary: temporary.write_text("\n".join([*kept, *new]) + "\n", encoding="utf-8")
+    )
+
+
+def read_score(folder: Path, stage: str) -> Score | None:
+    """A stage's score from an earlier part of a resumed run, or None."""
+    path = folder / "samples.jsonl"
+    if not path.is_file():
+        return None
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    samples = [
+        {k: v for k, v in record.items() if k != "stage"} for record in records if record["stage"] == stage
+    ]
+    return summarize(samples, seconds=0.0) if samples else None
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The small table at a run's end."""
+    table = Table(title=f"{summary['name']}: {summary['status']}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    before, after = summary.get("before"), summary.get("after")
+    if after:
+        name = f"{summary['benchmark']} accuracy ({after['count']} problems)"
+        change = " → ".join(_percent(score) for score in (before, after) if score)
+        table.add_row(name, change)
+    table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
+    tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
+    if summary.get("rollout_tokens"):
+        tokens += f"; {summary['rollout_tokens']:,.0f} of them written by the student in {_duration(summary['rollout_seconds'])}"
+    table.add_row("trained", tokens)
+    table.add_row(
+        "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
+    )
+    table.add_row("teacher", summary["teacher"])
+    table.add_row("student", str(folder / "student"))
+    table.add_row("everything", str(folder))
+    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _percent(score: dict[str, Any]) -> str:
+    low, high = score["interval_95"]
+    return f"{score['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,235 @@
+"""The trace: a problem, a worked answer to it, and the tokens of both; and the files that they come from."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem, as data files and benchmarks give it.
+
+    Attributes:
+        id: stable name inside its set.
+        problem: the problem's text, before any prompt.
+        gold: the right answer, where it is known.
+        completion: a worked answer, where the data has one.
+        messages: the conversation up to the completion, where the data has one; it then stands for the prompt.
+    """
+
+    id: str
+    problem: str
+    gold: str | None = None
+    completion: str | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a grader read out of a completion, and whether it is right."""
+
+    answer: str | None
+    correct: bool
+
+
+Grader = Callable[[Example, str], Verdict]
+
+
+@dataclass
+class Trace:
+    """A completion to learn from, as token ids: text that is tokenised again drifts.
+
+    Attributes:
+        example: where it comes from.
+        prompt_ids: int32, chat template included.
+        completion_ids: int32, the end token included where there is one.
+        signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
+    """
+
+    example: Example
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
+    """Token ids up to the point where the completion begins.
+
+    Args:
+        tokenizer: with its chat template applied when it has one, else the plain text.
+        example: its own messages are used where it has them.
+        prompt: template with `{problem}`.
+    """
+    messages = list(
+        example.messages or ({"role": "user", "content": prompt.replace("{problem}", example.problem)},)
+    )
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
+        if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+            ids = ids[:-1]
+    return np.asarray(ids, dtype=np.int32)
+
+
+def encode_completion(tokenizer: Any, text: str) -> np.ndarray:
+    """Token ids of a completion with the end token, as a model that writes it after the prompt would."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)
+
+
+def read_examples(
+    *,
+    path: str | None = None,
+    hub: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    fields: Mapping[str, str | None] | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """Problems and completions from a local file or a hub data set.
+
+    Args:
+        path: JSON Lines (also .gz), Parquet or CSV. Without it the hub is asked.
+        hub: data set id.
+        subset: the hub set's configuration name.
+        split: of the hub set.
+        fields: which field of a record holds what: `problem`, `completion`, `gold`, `id`, or `messages` (a conversation
+            whose last message is the completion). A dot goes into a nested field.
+        limit: read only so many records, from the start.
+
+    Raises:
+        UserError: names the file, the line and the field.
+    """
+    wanted = {name: place for name, place in (fields or {}).items() if place}
+    examples = []
+    for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
+        found = {name: _lookup(record, place, where, name) for name, place in wanted.items()}
+        examples.append(_example(found, where, fallback_id=str(len(examples))))
+    return examples
+
+
+def _example(found: Mapping[str, Any], where: str, fallback_id: str) -> Example:
+    identity = str(found.get("id", fallback_id))
+    gold = None if found.get("gold") is None else str(found["gold"])
+    if "messages" in found:
+        messages = found["messages"]
+        proper = isinstance(messages, Sequence) and len(messages) >= 2
+        if not proper or not all(
+            isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages
+        ):
+            raise UserError(f"{where}: messages must be a list of at least two {{role, content}} records")
+        if messages[-1].get("role") != "assistant":
+            raise UserError(f"{where}: the last message is not the assistant's, so there is nothing to learn")
+        turns = tuple({"role": str(m["role"]), "content": m["content"]} for m in messages)
+        return Example(identity, turns[-2]["content"], gold, turns[-1]["content"], turns[:-1])
+    for name in ("problem", "completion"):
+        if name in found and not isinstance(found[name], str):
+            raise UserError(f"{where}: the {name} is {type(found[name]).__name__}, not text")
+    if "problem" not in found:
+        raise UserError(f"{where}: no field is named for the problem: set data.fields.problem=<field>")
+    return Example(identity, found["problem"], gold, found.get("completion"))
+
+
+def read_records(
+    *,
+    path: str | None,
+    hub: str | None,
+    subset: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Records with the place they stand at ("file, line 3"), for messages."""
+    if path is None and hub is None:
+        raise UserError(
+            "no data: set data.path=<file> (JSON Lines, Parquet or CSV) or data.hub=<data set id>"
+        )
+    source = (
+        _file_records(Path(path).expanduser()) if path is not None else _hub_records(str(hub), subset, split)
+    )
+    for number, (where, record) in enumerate(source):
+        if limit is not None and number >= limit:
+            return
+        if not isinstance(record, Mapping):
+            raise UserError(f"{where}: the record is {type(record).__name__}, not an object with fields")
+        yield where, record
+
+
+def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist")
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        import pyarrow.lib
+        import pyarrow.parquet
+
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.lib.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} is no readable Parquet file ({error})") from error
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+    elif name.endswith(".csv"):
+        with path.open(newline="", encoding="utf-8") as stream:
+            yield from (
+                (f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(stream), start=1)
+            )
+    elif name.endswith((".jsonl", ".ndjson")):
+        opener = gzip.open if path.name.endswith(".gz") else open
+        with opener(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", _parse(line, path, number)
+    else:
+        raise UserError(f"data file {path}: the ending is none of .jsonl, .jsonl.gz, .parquet, .csv")
+
+
+def _parse(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+
+
+def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(hub, subset, split=split)
+    except Exception as error:  # the hub client's errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"data set {hub} is not to be had from the hub ({reason}); give a local file: data.path=<file> "
+            "(benchmark.path for a benchmark)"
+        ) from error
+    yield from ((f"{hub}, {split} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any:
+    value: Any = record
+    # Field names may hold dots themselves ("gemini-1.5-flash_L2"): the longest name that fits wins.
+    rest = place
+    while rest:
+        parts = rest.split(".")
+        prefixes = [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
+        key = next((p for p in prefixes if isinstance(value, Mapping) and p in value), None)
+        if key is None:
+            has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise UserError(
+                f"{where}: no field {place!r} for the {name} (the record has: {has}); set data.fields.{name}=<field>"
+            )
+        value = value[key]
+        rest = rest[len(key) + 1 :]
+    return value

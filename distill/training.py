@@ -1,0 +1,424 @@
+"""One run, from the configuration to the summary: find → check → traces → before → fit → after."""
+
+import logging
+import math
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from distill import runs
+from distill.callbacks import ProgressBar, StopOnSignal, StudentCheckpoints, WeightHistogram, save_student
+from distill.cli import failed_jobs, one_sentence_errors
+from distill.data import DistillDataModule, TraceRecipe
+from distill.errors import UserError
+from distill.evaluation import Benchmark, Score, evaluate
+from distill.loggers import CsvMetrics
+from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
+from distill.module import DistillModule, needs_live_teacher
+from distill.objective import Objective
+from distill.plots import plot_run
+from distill.teacher import LazyModel, score
+from distill.traces import Trace
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Train; in a sweep, note a failure and let the next job run.
+
+    Returns:
+        The accuracy after training, which a sweeper may optimise; None without a benchmark or after a failure.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    cfg.dir = str(folder)
+    if sweep and "wandb" in (cfg.logger or {}) and cfg.logger.wandb.group is None:
+        cfg.logger.wandb.group = folder.parent.name
+    try:
+        if not sweep:
+            with one_sentence_errors():
+                return train(cfg, folder)
+        return train(cfg, folder)
+    except Exception as error:
+        if not sweep:
+            raise
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        (folder / "error.txt").write_text(traceback.format_exc())
+        failed_jobs.append(f"{folder}: {reason}")
+        print(
+            f"error: {reason}\nthis job failed ({folder / 'error.txt'}); the sweep goes on", file=sys.stderr
+        )
+        return None
+    finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # otherwise the next job of a sweep goes on in this job's run
+
+
+def train(cfg: DictConfig, folder: Path) -> float | None:
+    """One run. Everything a user can get wrong is found before training starts."""
+    _quiet()
+    began = time.perf_counter()
+    seconds: dict[str, float] = {}
+    _check_numbers(cfg)
+    if cfg.model.threads is not None:
+        torch.set_num_threads(cfg.model.threads)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    objective: Objective = _build(cfg.loss, "loss")
+    recipe: TraceRecipe = _build(cfg.data.recipe, "data")
+    benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
+    device = _device(cfg)
+    student, teacher = _find_models(cfg, objective, recipe, device)
+    if benchmark is not None:
+        benchmark.problems()  # a missing file is better found now than after training
+    lm = student.load()
+    lm.check_head()
+    resumed = cfg.ckpt and Path(cfg.ckpt)
+    if _first_rank():
+        runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
+        print(
+            f"{cfg.name}: student {student.name}, teacher {teacher.source.name if teacher else 'none'}, run {folder}"
+        )
+
+    with _clock(seconds, "traces"):
+        traces, signals = _prepare_traces(cfg, objective, recipe, lm, teacher, device)
+    live = teacher.get() if teacher and needs_live_teacher(objective) else None
+    said = _teacher_in_words(teacher, live, signals)
+    if teacher is not None and live is None:
+        teacher.release()
+    lm.model.to(device)
+
+    loggers = [_build(node, f"logger.{name}") for name, node in (cfg.logger or {}).items()]
+    before = None
+    if benchmark is not None and _first_rank():
+        with _clock(seconds, "evaluation"):
+            before = runs.read_score(folder, "before") or _benchmark(lm, benchmark, "before", folder)
+        _log_score(loggers, benchmark.name, before, step=0)
+
+    steps = _steps(cfg, len(traces))
+    module = DistillModule(
+        lm,
+        objective,
+        _build(cfg.optimizer, "optimizer"),
+        _build(cfg.schedule, "schedule"),
+        steps=steps,
+        teacher=live,
+        seed=cfg.seed,
+    )
+    datamodule = DistillDataModule(
+        traces,
+        signals=sorted(signals),
+        batch_size=cfg.data.batch_size,
+        steps=steps,
+        seed=cfg.seed,
+        pad_id=int(lm.tokenizer.pad_token_id or 0),
+        workers=cfg.data.workers,
+    )
+    stop = StopOnSignal()
+    trainer = _trainer(cfg, folder, steps, loggers, stop)
+    _log_config(loggers, cfg)
+    if resumed:
+        _rewind(loggers, resumed)
+    with _clock(seconds, "training"):
+        trainer.fit(
+            module,
+            datamodule=datamodule,
+            ckpt_path=str(resumed / "state.ckpt") if resumed else None,
+            weights_only=True,
+        )
+    if not trainer.is_global_zero:
+        return None
+    if stop.received:
+        kept = runs.checkpoints(folder / "checkpoints")[-1]
+        raise UserError(
+            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint {kept} is kept: the "
+            f"same command with ckpt=last goes on from there"
+        )
+    save_student(module, folder / "student")
+    after = None
+    if benchmark is not None:
+        lm.model.to(device)
+        with _clock(seconds, "evaluation"):
+            after = _benchmark(lm, benchmark, "after", folder)
+        _log_score(loggers, benchmark.name, after, step=trainer.global_step)
+    seconds["total"] = time.perf_counter() - began
+    summary = {
+        "name": cfg.name,
+        "status": "finished",
+        "seed": cfg.seed,
+        "benchmark": benchmark.name if benchmark else None,
+        "before": before.summary() if before else None,
+        "after": after.summary() if after else None,
+        "steps": trainer.global_step,
+        "traces": len(traces),
+        "teacher": said,
+        **module.totals,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    _finish(
+        folder, summary, loggers, [(stage, s) for stage, s in (("before", before), ("after", after)) if s]
+    )
+    return after.accuracy if after else None
+
+
+def _find_models(
+    cfg: DictConfig, objective: Objective, recipe: TraceRecipe, device: str
+) -> tuple[ModelSource, LazyModel | None]:
+    """Student and, where something needs it, teacher; refused when their tokens do not fit the loss."""
+    options = {"revision": cfg.model.revision, "trust_remote_code": cfg.model.trust_remote_code}
+    student = find_model(
+        _plain(cfg.model.student), key="model.student", dtype=cfg.model.student_dtype, **options
+    )
+    token_signals = objective.cached_signals & {"teacher_logprobs", "sampler_logprobs"}
+    needs_tokens = bool(token_signals) or needs_live_teacher(objective)
+    if not needs_tokens and recipe.completions != "teacher":
+        return student, None
+    choice = HydraConfig.get().runtime.choices.get("loss")
+    why = f"loss={choice} needs the teacher's {'distribution' if needs_live_teacher(objective) else 'log-probs of the traces'}"
+    if cfg.model.teacher is None:
+        reason = why if needs_tokens else "data.completions=teacher needs a teacher to write the traces"
+        raise UserError(
+            f"{reason}, and model.teacher is not set: set model.teacher=<hub id, folder or GGUF file>, "
+            "or take loss=sft on data with completions, which needs no teacher"
+        )
+    teacher = find_model(
+        _plain(cfg.model.teacher), key="model.teacher", dtype=cfg.model.teacher_dtype, **options
+    )
+    if needs_tokens and (mismatch := vocabulary_mismatch(student, teacher)):
+        raise UserError(
+            f"{why} for the student's own tokens, but {mismatch}: choose a teacher of the student's family, "
+            "or take loss=sft, which learns from the text alone"
+        )
+    if "sampler_logprobs" in objective.cached_signals and (
+        recipe.completions != "teacher" or objective.on_policy
+    ):
+        raise UserError(
+            "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
+            "data.completions=teacher tells, offline: take behavior=model"
+        )
+    if "initial_logprobs" in objective.cached_signals and objective.on_policy:
+        raise UserError(
+            "loss.token_weight.ratio_from=initial scores the data's traces once, so it cannot weight rollouts: "
+            "take ratio_from=live or rollouts=dataset"
+        )
+    return student, LazyModel(teacher, device)
+
+
+def _prepare_traces(
+    cfg: DictConfig,
+    objective: Objective,
+    recipe: TraceRecipe,
+    lm: LanguageModel,
+    teacher: LazyModel | None,
+    device: str,
+) -> tuple[list[Trace], set[str]]:
+    """Traces with every per-token signal that the objective asks for, from the cache where it is there."""
+    cache = Path(cfg.cache)
+    traces = recipe.build(lm, teacher, cache, say=print if _first_rank() else lambda text: None)
+    signals = objective.cached_signals
+    for signal in sorted(signals):
+        model, label = teacher, "teacher scores traces"
+        if signal == "initial_logprobs":
+            model, label = LazyModel(lm.source, device), "student scores traces"
+        assert model is not None
+        sampling = recipe.sampling if signal == "sampler_logprobs" else None
+        for trace, values in zip(
+            traces, score(model, traces, signal, cache=cache, sampling=sampling, label=label), strict=True
+        ):
+            trace.signals[signal] = values
+    return traces, signals
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    """Keys that no constructor looks at."""
+    whole = {
+        "seed": 0,
+        "data.batch_size": 1,
+        "data.workers": 0,
+        "histogram_every": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+    }
+    for key, least in whole.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
+    for key in ("data.limit", "benchmark.limit", "trainer.max_steps"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
+    if not isinstance(cfg.data.epochs, (int, float)) or cfg.data.epochs <= 0:
+        raise UserError(f"data.epochs={cfg.data.epochs!r} must be a positive number")
+
+
+def _steps(cfg: DictConfig, traces: int) -> int:
+    if cfg.trainer.max_steps is not None:
+        steps = int(cfg.trainer.max_steps)
+    else:
+        per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * _ranks(cfg)
+        steps = math.ceil(cfg.data.epochs * traces / per_step)
+    if steps < 1:
+        raise UserError(
+            f"there is nothing to train: trainer.max_steps={cfg.trainer.max_steps}, data.epochs={cfg.data.epochs}"
+        )
+    return steps
+
+
+def _ranks(cfg: DictConfig) -> int:
+    devices = cfg.trainer.devices
+    if isinstance(devices, int) and devices > 0:
+        count = devices
+    elif OmegaConf.is_list(devices):
+        count = len(devices)
+    else:
+        count = max(1, torch.cuda.device_count())
+    return count * int(cfg.trainer.get("num_nodes", 1))
+
+
+def _device(cfg: DictConfig) -> str:
+    if cfg.trainer.accelerator in ("gpu", "cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(
+                "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
+            )
+        return "cuda"
+    return "cpu"
+
+
+def _trainer(
+    cfg: DictConfig, folder: Path, steps: int, loggers: list[Logger], stop: StopOnSignal
+) -> lightning.Trainer:
+    options: dict[str, Any] = {**_plain(cfg.trainer), "max_steps": steps, "max_epochs": -1}
+    callbacks = [
+        stop,
+        WeightHistogram(folder / "weights.jsonl", cfg.histogram_every),
+        StudentCheckpoints(folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.keep),
+        ProgressBar(),
+    ]
+    try:
+        return lightning.Trainer(
+            **options,
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            enable_checkpointing=False,  # ours are folders with the student in Hugging Face format
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # TraceOrder knows its rank
+            num_sanity_val_steps=0,
+        )
+    except (TypeError, ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {_first_line(error)}") from error
+
+
+def _benchmark(lm: LanguageModel, benchmark: Benchmark, stage: str, folder: Path) -> Score:
+    result = evaluate(lm, benchmark, label=f"{benchmark.name} {stage}")
+    runs.write_samples(folder, stage, result)
+    return result
+
+
+def _log_score(loggers: list[Logger], name: str, score: Score, step: int) -> None:
+    low, high = score.interval
+    metrics = {f"{name}/accuracy": score.accuracy, f"{name}/accuracy_low": low, f"{name}/accuracy_high": high}
+    for logger in loggers:
+        logger.log_metrics(metrics, step=step)
+
+
+def _log_config(loggers: list[Logger], cfg: DictConfig) -> None:
+    for logger in loggers:
+        logger.log_hyperparams(_plain(cfg) | {"versions": runs.versions()})
+
+
+def _rewind(loggers: list[Logger], checkpoint: Path) -> None:
+    for logger in loggers:
+        if isinstance(logger, CsvMetrics):
+            logger.forget_after(int(checkpoint.name.removeprefix("step-")))
+
+
+def _finish(
+    folder: Path, summary: dict[str, Any], loggers: list[Logger], scores: list[tuple[str, Score]]
+) -> None:
+    runs.write_json(folder / "summary.json", summary)
+    for logger in loggers:
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            rows = [[stage, *sample.values()] for stage, score in scores for sample in score.samples]
+            if rows:
+                columns = ["stage", *scores[0][1].samples[0]]
+                logger.experiment.log({"samples": wandb.Table(columns=columns, data=rows)})
+            logger.experiment.summary.update(summary)
+    plot_run(folder)
+    runs.print_summary(summary, folder)
+
+
+def _teacher_in_words(teacher: LazyModel | None, live: LanguageModel | None, signals: set[str]) -> str:
+    if teacher is None:
+        return "none needed"
+    if live is not None:
+        return f"{teacher.source.name}, live beside the student"
+    use = f"cached {', '.join(sorted(signals))}" if signals else "cached traces only"
+    return f"{teacher.source.name}, not in memory while training ({use})"
+
+
+def _build(node: Any, place: str) -> Any:
+    """Instantiate a config node; what it refuses is the user's to mend."""
+    try:
+        return hydra.utils.instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
+            raise UserError(f"{place}: {_first_line(cause)}") from error
+        raise
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _first_rank() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _quiet() -> None:
+    """Leave the terminal to what the run has to say."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    # Dropout is what train and eval mode differ in; DistillModule.on_train_start sets the mode itself.
+    for pattern in (
+        ".*module\\(s\\) in eval mode at the start of training.*",
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

@@ -1,0 +1,27 @@
+"""Distil a student: `python train.py loss=dcod model=qwen1.5b`. `--help` tells the groups, the README the rest."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from distill.cli import check_overrides, failed_jobs, one_sentence_errors, resume_arguments
+
+CONFIG = Path(__file__).resolve().parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    from distill.training import run_job  # torch and transformers, only when something runs
+
+    return run_job(cfg)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+            sys.argv += resume_arguments(check_overrides(CONFIG, "train", sys.argv[1:]), sys.argv[1:])
+        main()
+        if failed_jobs:
+            sys.exit("\n".join([f"{len(failed_jobs)} of the sweep's jobs failed:", *failed_jobs]))
