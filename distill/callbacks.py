@@ -52,6 +52,8 @@ class StudentCheckpoints(lightning.Callback):
         trainer.save_checkpoint(
             temporary / STATE, weights_only=False
         )  # on every rank: sharded strategies gather here
+        for logger in trainer.loggers:
+            logger.save()  # metrics as far as the checkpoint, even if the run is killed next
         if trainer.is_global_zero:
             save_student(module, temporary / "student")
             final = self.folder / f"step-{step:06d}"
@@ -145,7 +147,15 @@ class WeightHistogram(lightning.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Optimizer steps, rate, time left, loss; without the version number that Lightning adds."""
+    """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("training")
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # An open bar would push every bar of a sweep's next jobs one line down.
+        self.train_progress_bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

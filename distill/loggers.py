@@ -28,7 +28,8 @@ class CsvMetrics(Logger):
         self.path = Path(folder) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
         self.columns: list[str] = ["step"]
-        self._unwritten = 0
+        self._pending: list[int] = []  # steps that the file does not hold yet
+        self._rewrite = True  # a written row or the header changed: the file is made anew
         if self.path.is_file():
             with self.path.open(newline="") as stream:
                 reader = csv.DictReader(stream)
@@ -49,27 +50,38 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = self.rows.setdefault(step or 0, {"step": step or 0})
+        number = step or 0
+        if number in self.rows and number not in self._pending:
+            self._rewrite = True
+        elif number not in self.rows:
+            self._pending.append(number)
+        row = self.rows.setdefault(number, {"step": number})
         row |= {name: value for name, value in metrics.items() if name != "epoch"}
-        self.columns += [name for name in row if name not in self.columns]
-        self._unwritten += 1
-        if self._unwritten >= 50:
+        if new := [name for name in row if name not in self.columns]:
+            self.columns += new
+            self._rewrite = True
+        if len(self._pending) >= 50:
             self.save()
 
     def forget_after(self, step: int) -> None:
-        """Drop rows from `step` on: the resumed run writes them anew."""
-        self.rows = {number: row for number, row in self.rows.items() if number < step}
+        """Drop the rows behind `step`: a run resumed from its checkpoint writes them anew."""
+        self.rows = {number: row for number, row in self.rows.items() if number <= step}
+        self._rewrite = True
 
     @rank_zero_only
     def save(self) -> None:
-        def write(temporary: Path) -> None:
-            with temporary.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, self.columns, restval="")
-                writer.writeheader()
-                writer.writerows(self.rows[step] for step in sorted(self.rows))
+        if self._rewrite:
+            write_atomically(self.path, lambda temporary: self._write(temporary, "w", sorted(self.rows)))
+        elif self._pending:
+            self._write(self.path, "a", self._pending)
+        self._pending, self._rewrite = [], False
 
-        write_atomically(self.path, write)
-        self._unwritten = 0
+    def _write(self, path: Path, mode: str, steps: list[int]) -> None:
+        with path.open(mode, newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, restval="")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(self.rows[step] for step in steps)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -282,7 +282,7 @@ class DistillModule(lightning.LightningModule):
         shown = ", ".join(self._step_traces[:8]) + (", ..." if len(self._step_traces) > 8 else "")
         raise UserError(
             f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step {self.trainer.global_step + 1} "
-            f"(batch with traces {shown}): stopped before the update; the last good checkpoint is kept. "
+            f"(batch with traces {shown}): stopped before the update; checkpoints written so far are kept. "
             "Lower optimizer.lr, or look at these traces"
         )
 

