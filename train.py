@@ -1,4 +1,5 @@
-"""Distil a student: `python train.py loss=dcod model=qwen1.5b`. `--help` tells the groups, the README the rest."""
+"""Distil a student: `python train.py loss=dcod model=qwen1.5b`. `--help` tells the groups, the README the
+rest."""
 
 import sys
 from pathlib import Path

@@ -76,7 +76,8 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices in batches of alike lengths, each at most `token_budget` tokens with its padding (or one item)."""
+    """Indices in batches of alike lengths, each at most `token_budget` tokens with its padding (or one
+    item)."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         # Sorted from the longest: the first of a batch sets its padded length.

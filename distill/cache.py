@@ -1,7 +1,7 @@
 """Computed once, kept: numbered shards on disk under a key that names all they were computed from.
 
-A shard is a safetensors file, written to a temporary name and renamed, so that a run that is killed leaves whole
-shards only and the next one goes on behind them. No pickle.
+A shard is a safetensors file, written to a temporary name and renamed, so that a run that is killed leaves
+whole shards only and the next one goes on behind them. No pickle.
 """
 
 import hashlib

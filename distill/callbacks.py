@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
 
 from distill.module import WEIGHT_BINS, DistillModule
 
@@ -18,8 +19,9 @@ STATE = "state.ckpt"
 
 
 class StudentCheckpoints(lightning.Callback):
-    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs) and `student/` (Hugging Face
-    format, with tokenizer). A folder appears whole, by one rename, and older ones go only after that.
+    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs) and `student/`
+    (Hugging Face format, with tokenizer). A folder appears whole, by one rename, and older ones go only after
+    that.
 
     Args:
         folder: where they lie.
@@ -33,7 +35,9 @@ class StudentCheckpoints(lightning.Callback):
         self.keep = keep
         self._saved = -1
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         at_step_end = not trainer.fit_loop._should_accumulate()
         if at_step_end and (trainer.global_step % self.every == 0 or trainer.should_stop):
             self.save(trainer, pl_module)
@@ -76,7 +80,8 @@ def save_student(module: DistillModule, folder: Path) -> None:
 
 
 class StopOnSignal(lightning.Callback):
-    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at
+    once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -91,7 +96,9 @@ class StopOnSignal(lightning.Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, handle)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         # Not within a step's micro-batches: half a step cannot be resumed.
         if self.received is not None and not trainer.fit_loop._should_accumulate():
             trainer.should_stop = True
@@ -123,7 +130,9 @@ class WeightHistogram(lightning.Callback):
             ]
             self.path.write_text("".join(f"{line}\n" for line in lines))
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
             return
         counts = pl_module.take_weight_counts()
@@ -137,7 +146,7 @@ class WeightHistogram(lightning.Callback):
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         for logger in trainer.loggers:
-            if isinstance(logger, lightning.pytorch.loggers.WandbLogger):
+            if isinstance(logger, WandbLogger):
                 import wandb
 
                 histogram = wandb.Histogram(np_histogram=(counts, WEIGHT_BINS))

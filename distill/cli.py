@@ -1,4 +1,5 @@
-"""The command line's manners: a typo is answered with the nearest valid names, a mistake with one sentence."""
+"""The command line's manners: a typo is answered with the nearest valid names, a mistake with one
+sentence."""
 
 import contextlib
 import difflib
@@ -54,7 +55,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
 
 
 def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
-    """What `ckpt=last` or `ckpt=<folder>` stands for: the checkpoint's path, and its run's folder to go on in."""
+    """What `ckpt=last` or `ckpt=<folder>` stands for: the checkpoint's path, and its run's folder to go on
+    in."""
     if cfg.ckpt is None:
         return []
     if {"-m", "--multirun"} & set(arguments):
@@ -105,7 +107,10 @@ def _explain(
     for override in overrides:
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add()) and key not in keys:
-            return f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python train.py --cfg job shows all"
+            return (
+                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python train.py "
+                f"--cfg job shows all"
+            )
     return f"the configuration does not compose: {_first_line(error)}"
 
 
@@ -130,7 +135,8 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """A user's mistake prints its sentence and exits with 1; Ctrl-C exits with 130; a defect keeps its traceback."""
+    """A user's mistake prints its sentence and exits with 1; Ctrl-C exits with 130; a defect keeps its
+    traceback."""
     try:
         yield
     except UserError as error:

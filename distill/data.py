@@ -86,7 +86,8 @@ class TraceRecipe:
     def _from_dataset(self, example: Example, student: LanguageModel) -> Trace:
         if example.completion is None:
             raise UserError(
-                f"problem {example.id} comes without a completion: name its field (data.fields.completion=<field>) "
+                f"problem {example.id} comes without a completion: name its field "
+                f"(data.fields.completion=<field>) "
                 "or let the teacher write (data.completions=teacher)"
             )
         if not example.completion.strip():
@@ -140,7 +141,8 @@ class TraceRecipe:
         )
         if not traces:
             raise UserError(
-                f"none of the teacher's {len(examples) * self.samples} traces is right and finished: use a better teacher "
+                f"none of the teacher's {len(examples) * self.samples} traces is right and finished: use a "
+                f"better teacher "
                 "(model.teacher), or let it write longer (data.sampling.max_new_tokens)"
             )
         return traces
@@ -154,7 +156,8 @@ class TraceRecipe:
         for trace in traces:
             if len(trace.prompt_ids) >= context:
                 raise UserError(
-                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more than the context "
+                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more "
+                    f"than the context "
                     f"of {student.source.name} ({context}): leave it out of the data"
                 )
             if len(trace) <= limit:
@@ -169,16 +172,18 @@ class TraceRecipe:
             raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: raise data.max_length")
         if len(fitting) < len(traces):
             say(
-                f"{len(traces) - len(fitting)} of {len(traces)} traces are longer than {limit} tokens and left out"
+                f"{len(traces) - len(fitting)} of {len(traces)} traces are longer than {limit} tokens and "
+                f"left out"
             )
         return fitting
 
 
 class TraceOrder:
-    """Which traces make up which batch: pass after pass over the set, each in an order of its own, without end.
+    """Which traces make up which batch: pass after pass over the set, each in an order of its own, without
+    end.
 
-    A function of the seed and the batch's number alone, so that a resumed run, or the same optimizer step cut into other
-    micro-batches or over other ranks, sees the same traces.
+    A function of the seed and the batch's number alone, so that a resumed run, or the same optimizer step cut
+    into other micro-batches or over other ranks, sees the same traces.
     """
 
     def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -215,7 +220,8 @@ class _BatchesFrom:
 
 
 class _ResumableLoader(DataLoader):
-    """Tells Lightning that resuming in the middle is in order: the position follows from the trainer's step count."""
+    """Tells Lightning that resuming in the middle is in order: the position follows from the trainer's step
+    count."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -274,7 +280,8 @@ class DistillDataModule(lightning.LightningDataModule):
             collate_fn=functools.partial(collate, signals=self.signals, pad_id=self.pad_id),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            # Otherwise every new iterator draws from the global generator, and a resumed run would draw twice.
+            # Otherwise every new iterator draws from the global generator, and a resumed run would draw
+            # twice.
             generator=torch.Generator().manual_seed(self.seed),
         )
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy.stats import binomtest
@@ -32,7 +32,7 @@ class Benchmark:
     source: Callable[[], list[Example]]
     grade: Grader
     prompt: str = "{problem}"
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     batch_size: int = 32
     seed: int = 0
 
@@ -99,10 +99,12 @@ def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) >= lm.context_length:
             raise UserError(
-                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, more than the "
+                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, "
+                f"more than the "
                 f"context of {lm.source.name} ({lm.context_length})"
             )
-    # By length, so that little of a batch is padding; the longest first, so that too large a batch fails at once.
+    # By length, so that little of a batch is padding; the longest first, so that too large a batch fails at
+    # once.
     order = sorted(range(len(problems)), key=lambda index: -len(prompts[index]))
     samples: list[dict[str, Any]] = [{}] * len(problems)
     right = 0

@@ -38,7 +38,8 @@ class StudentRollouts:
     """On-policy data: the student writes a share of the batches while it trains (GKD, 2306.13649).
 
     Attributes:
-        fraction: λ, the probability that a batch is written by the student; the coin is the same on all ranks.
+        fraction: λ, the probability that a batch is written by the student; the coin is the same on all
+            ranks.
         temperature: of sampling; another knob than the loss's temperature.
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
@@ -61,8 +62,8 @@ class StudentRollouts:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
 
     def chosen(self, seed: int, batch: int) -> bool:
-        """The coin for one batch: it depends on nothing but the seed and the batch's number, so that all ranks and a
-        resumed run see the same."""
+        """The coin for one batch: it depends on nothing but the seed and the batch's number, so that all
+        ranks and a resumed run see the same."""
         return random.Random(f"rollouts {seed} {batch}").random() < self.fraction
 
 
@@ -71,8 +72,8 @@ def generate(
 ) -> list[list[int]]:
     """Completions for a batch of prompts, token ids, with the end token where the model wrote one.
 
-    The model is put into eval mode with its KV cache on, whatever training had set, and put back. The global random
-    state is left as it was.
+    The model is put into eval mode with its KV cache on, whatever training had set, and put back. The global
+    random state is left as it was.
 
     Args:
         lm: the model that writes.
@@ -106,8 +107,8 @@ def generate(
 
 
 def _up_to_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
-    """The completion with its end token; what generate pads behind it is cut by position, never by id, because the
-    padding token may be the end token."""
+    """The completion with its end token; what generate pads behind it is cut by position, never by id,
+    because the padding token may be the end token."""
     ends = [position for position, token in enumerate(ids) if token in end_ids]
     return ids[: ends[0] + 1] if ends else ids
 
@@ -129,8 +130,8 @@ def _real_tokens_only(lm: LanguageModel) -> Any:
 def _generation_mode(
     model: Any, sampling: Sampling, end_ids: list[int], pad: int, max_new_tokens: int
 ) -> Iterator[None]:
-    """Eval mode, KV cache on, and nothing of the checkpoint's own sampling defaults: Qwen2.5, for one, ships a
-    repetition penalty and top-k that `generate` would silently mix with ours."""
+    """Eval mode, KV cache on, and nothing of the checkpoint's own sampling defaults: Qwen2.5, for one, ships
+    a repetition penalty and top-k that `generate` would silently mix with ours."""
     from transformers import GenerationConfig
 
     options: dict[str, Any] = {"do_sample": False}

@@ -1,8 +1,8 @@
 """The output head in chunks of tokens: no [tokens, vocab] tensor outlives a chunk, whatever the loss.
 
-The forward pass keeps one loss and one log-probability a token; the backward pass recomputes each chunk's logits.
-So token weights may come from anywhere, also from the log-probabilities of the whole sequence, and no loss knows
-about chunks.
+The forward pass keeps one loss and one log-probability a token; the backward pass recomputes each chunk's
+logits. So token weights may come from anywhere, also from the log-probabilities of the whole sequence, and no
+loss knows about chunks.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,8 @@ def chunked_token_loss(
         labels: the tokens to predict.
         token_loss: a function of `distill.losses.divergence`.
         teacher: the same for the teacher, which never gets a gradient; for losses that need its distribution.
-        temperature: divides the logits of both before the loss; the log-probabilities returned are at temperature 1.
+        temperature: divides the logits of both before the loss; the log-probabilities returned are at
+            temperature 1.
         chunk_size: tokens whose logits exist at once.
 
     Returns:

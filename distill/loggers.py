@@ -17,7 +17,8 @@ from distill.cache import write_atomically
 
 
 class CsvMetrics(Logger):
-    """One row a step in `metrics.csv`, columns as they come; a resumed run goes on behind its checkpoint's step.
+    """One row a step in `metrics.csv`, columns as they come; a resumed run goes on behind its checkpoint's
+    step.
 
     Args:
         folder: the run's folder.
@@ -96,7 +97,8 @@ def wandb_logger(
     entity: str | None = None,
     tags: list[str] | None = None,
 ) -> WandbLogger:
-    """A W&B logger that asks no question: offline unless the user is logged in; `WANDB_MODE` has the last word.
+    """A W&B logger that asks no question: offline unless the user is logged in; `WANDB_MODE` has the last
+    word.
 
     Args:
         folder: the run's folder; the `wandb/` files go there.
@@ -110,7 +112,7 @@ def wandb_logger(
 
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
-    if rank_zero_only.rank not in (0, None):
+    if getattr(rank_zero_only, "rank", None) not in (0, None):
         return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
     # One id for one folder, so that a resumed run goes on in its W&B run.
     identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]
@@ -129,7 +131,8 @@ def wandb_logger(
 
 
 def wandb_logged_in() -> bool:
-    """Whether an API key is at hand, in the environment or the netrc file; nothing is asked over the network."""
+    """Whether an API key is at hand, in the environment or the netrc file; nothing is asked over the
+    network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

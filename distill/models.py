@@ -97,8 +97,8 @@ class LanguageModel:
             raise UserError(
                 f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
             )
-        # Output matrices are padded to round sizes that differ between models of one family (Qwen2.5 1.5B and 7B):
-        # only rows of real tokens take part, in training, in scoring and in sampling.
+        # Output matrices are padded to round sizes that differ between models of one family (Qwen2.5 1.5B and
+        # 7B): only rows of real tokens take part, in training, in scoring and in sampling.
         self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0])
 
     @property
@@ -123,8 +123,8 @@ class LanguageModel:
     ) -> Head:
         """Hidden states at the positions that predict completion tokens, and the output matrix.
 
-        The one place where predictions are aligned with tokens: position t of the model predicts token t+1, so `mask`
-        has one column less than `input_ids` and its column t speaks of token t+1.
+        The one place where predictions are aligned with tokens: position t of the model predicts token t+1,
+        so `mask` has one column less than `input_ids` and its column t speaks of token t+1.
 
         Right-padded causal input needs no attention mask: no real token can see the padding behind it.
         """
@@ -135,15 +135,16 @@ class LanguageModel:
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Refuse a model whose logits are more than a matrix product (soft-capping, scaling): the chunked head would
-        silently train another function than the one that the model computes."""
+        """Refuse a model whose logits are more than a matrix product (soft-capping, scaling): the chunked
+        head would silently train another function than the one that the model computes."""
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
         head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
         found = (head.hidden @ head.weight.T).float()
         if not torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
             raise UserError(
-                f"{self.source.name!r} transforms its logits after the output matrix (soft-capping or scaling), "
+                f"{self.source.name!r} transforms its logits after the output matrix (soft-capping or "
+                f"scaling), "
                 "which the chunked head does not reproduce: choose another model"
             )
 
@@ -159,8 +160,8 @@ def find_model(
     """Find a model by what the user wrote, without loading its weights.
 
     Args:
-        spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or folder that
-            an installed package ships, or a list of these, tried in order.
+        spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or
+            folder that an installed package ships, or a list of these, tried in order.
         key: the config key it stands under, for messages.
 
     Raises:
@@ -221,7 +222,8 @@ def _hub_commit(spec: str, key: str, revision: str | None) -> str:
 
     reason = "the hub has no such model, or it is private or gated"
     try:
-        # Asked directly, because from_pretrained retries for half a minute before it says that there is no network.
+        # Asked directly, because from_pretrained retries for half a minute before it says that there is no
+        # network.
         return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
     except RepositoryNotFoundError:
         pass
@@ -237,7 +239,8 @@ def _hub_commit(spec: str, key: str, revision: str | None) -> str:
 
 
 def _hash_files(path: Path) -> str:
-    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the size."""
+    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the
+    size."""
     digest = hashlib.sha256()
     names = (
         [path]

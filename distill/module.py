@@ -1,4 +1,5 @@
-"""Student and frozen teacher as a LightningModule: one training step, one division, one account of what happened."""
+"""Student and frozen teacher as a LightningModule: one training step, one division, one account of what
+happened."""
 
 import math
 import time
@@ -71,7 +72,8 @@ class Schedule:
 class DistillModule(lightning.LightningModule):
     """Trains a student under an objective.
 
-    The teacher is no submodule: it is outside `state_dict`, outside the optimizer, and no `.train()` reaches it.
+    The teacher is no submodule: it is outside `state_dict`, outside the optimizer, and no `.train()` reaches
+    it.
 
     Args:
         student: the model in training; its parameters are this module's.
@@ -79,8 +81,10 @@ class DistillModule(lightning.LightningModule):
         optimizer: makes the optimizer from the parameters.
         schedule: of the learning rate.
         steps: optimizer steps of the whole run.
-        teacher: needed where the objective compares whole distributions or scores rollouts; otherwise leave it out.
+        teacher: needed where the objective compares whole distributions or scores rollouts; otherwise leave
+            it out.
         seed: of rollouts and of the control `shuffled`.
+        log_every: optimizer steps between two rows of metrics.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class DistillModule(lightning.LightningModule):
         steps: int,
         teacher: LanguageModel | None = None,
         seed: int = 0,
+        log_every: int = 1,
     ) -> None:
         super().__init__()
         self.student = student.model
@@ -103,6 +108,7 @@ class DistillModule(lightning.LightningModule):
         self.schedule = schedule
         self.steps = steps
         self.seed = seed
+        self.log_every = log_every
         self.totals = {"tokens": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self._sums: Tensor | None = None
         self._weight_counts: Tensor | None = None
@@ -124,7 +130,8 @@ class DistillModule(lightning.LightningModule):
         # Lightning leaves a module in the mode it finds it in, and models are loaded in eval mode.
         self.student.train()
         if self._resumed_rng:
-            # Last of all, because setting up (loaders, the benchmark before training) draws random numbers too.
+            # Last of all, because setting up (loaders, the benchmark before training) draws random numbers
+            # too.
             torch.set_rng_state(self._resumed_rng["rng"].cpu())
             if "cuda_rng" in self._resumed_rng and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self._resumed_rng["cuda_rng"].cpu())
@@ -159,8 +166,8 @@ class DistillModule(lightning.LightningModule):
             seed=self.seed * 1_000_003 + number,
         )
         self._account(result, batch, on_policy)
-        # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo Lightning's
-        # division by the number of micro-batches, which would make a mean of means.
+        # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
+        # Lightning's division by the number of micro-batches, which would make a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -174,7 +181,7 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        values = dict(zip(_SUMS, numbers, strict=True))
+        values: dict[str, float] = dict(zip(_SUMS, numbers, strict=True))
         # Ranks' gradients arrive as a mean. A zero denominator means zero weights and a zero gradient.
         factor = self.trainer.world_size / values["denominator"] if values["denominator"] > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
@@ -230,7 +237,8 @@ class DistillModule(lightning.LightningModule):
         self._step_traces += batch.names
 
     def take_weight_counts(self) -> np.ndarray:
-        """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last asked."""
+        """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last
+        asked."""
         counts = self._weight_counts
         self._weight_counts = None
         return (
@@ -268,9 +276,10 @@ class DistillModule(lightning.LightningModule):
         self._rollout_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]
-        # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when resumed.
+        # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when
+        # resumed.
         step = self.trainer.global_step + 1
-        if step == 1 or step % self.trainer.log_every_n_steps == 0 or step == self.steps:
+        if step == 1 or step % self.log_every == 0 or step == self.steps:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=step)
         self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
@@ -281,14 +290,16 @@ class DistillModule(lightning.LightningModule):
             return
         shown = ", ".join(self._step_traces[:8]) + (", ..." if len(self._step_traces) > 8 else "")
         raise UserError(
-            f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step {self.trainer.global_step + 1} "
+            f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step "
+            f"{self.trainer.global_step + 1} "
             f"(batch with traces {shown}): stopped before the update; checkpoints written so far are kept. "
             "Lower optimizer.lr, or look at these traces"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What Lightning does not keep and an unbroken run would have had: the state of every random generator that
-        # dropout draws from, and the running totals. Tensors and numbers only, so that weights_only loads it.
+        # What Lightning does not keep and an unbroken run would have had: the state of every random generator
+        # that dropout draws from, and the running totals. Tensors and numbers only, so that weights_only
+        # loads it.
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
@@ -300,7 +311,8 @@ class DistillModule(lightning.LightningModule):
 
 
 def needs_live_teacher(objective: Objective) -> bool:
-    """Whether the teacher must run beside the student: for whole distributions, or for log-probs of rollouts."""
+    """Whether the teacher must run beside the student: for whole distributions, or for log-probs of
+    rollouts."""
     return objective.needs_teacher_distribution or (
         objective.on_policy and "teacher_logprobs" in objective.cached_signals
     )

@@ -2,8 +2,8 @@
 
     L = Σ_t m_t · w_t · ℓ_t / Σ_t m_t
 
-with both sums over the whole optimizer step, all micro-batches and ranks. This module forms a micro-batch's share
-of the two sums; `distill.module` divides, once.
+with both sums over the whole optimizer step, all micro-batches and ranks. This module forms a micro-batch's
+share of the two sums; `distill.module` divides, once.
 """
 
 import inspect
@@ -16,15 +16,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from distill.generation import StudentRollouts
 from distill.head import Head, TokenLoss, chunked_token_loss
 from distill.losses import weights
 from distill.losses.signals import signals
-from distill.generation import StudentRollouts
 
 TokenWeight = Callable[..., Tensor]
 Control = Literal["none", "uniform", "shuffled", "inverted"]
 
-# Signals that a trace carries or a cache holds, beside the student's own; `Objective.cached_signals` names those used.
+# Signals that a trace carries or a cache holds, beside the student's own; `Objective.cached_signals` names
+# those used.
 CACHED_SIGNALS = ("teacher_logprobs", "sampler_logprobs", "initial_logprobs")
 
 
@@ -54,15 +55,18 @@ class Objective:
     """Combines who writes, what is measured at a position, and how much the position counts.
 
     Attributes:
-        rollouts: `dataset` (offline traces) or a `StudentRollouts`, which lets the student write a share of the batches.
+        rollouts: `dataset` (offline traces) or a `StudentRollouts`, which lets the student write a share of
+            the batches.
         token_loss: a function of `distill.losses.divergence`, bound to its parameters.
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
-        normalize: divide by the completion tokens (`tokens`) or by their weights (`weights`) of the optimizer step.
-        scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides the
-            weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
-        control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1), `shuffled`
-            (the same values, permuted inside the micro-batch), `inverted` (1 - w).
-        temperature: divides both models' logits in the token loss. Not the temperature of sampling, nor DCOD's τ.
+        normalize: divide by the completion tokens (`tokens`) or by their weights (`weights`) of the optimizer
+            step.
+        scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
+            the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
+        control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
+            `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
+        temperature: divides both models' logits in the token loss. Not the temperature of sampling, nor
+            DCOD's τ.
         chunk_size: completion tokens whose logits exist at once.
     """
 
@@ -168,7 +172,8 @@ class Objective:
         return values if self.scale == "mean" else values * self.scale
 
     def _try_out(self) -> None:
-        """Call both functions once on two tokens, so that a bad parameter is found before any model is loaded."""
+        """Call both functions once on two tokens, so that a bad parameter is found before any model is
+        loaded."""
         logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
         labels = torch.tensor([0, 2])
         arguments = {"student_logprobs": logprobs, "teacher_logprobs": logprobs, "labels": labels}

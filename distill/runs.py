@@ -30,7 +30,8 @@ _PACKAGES = (
     "peft",
     "vllm",
 )
-# What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on resuming.
+# What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
+# resuming.
 _IDENTITY = ("name", "model", "data", "loss", "optimizer", "seed", "trainer")
 _MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
 
@@ -89,8 +90,10 @@ def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
     """The checkpoint to resume from.
 
     Args:
-        wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or checkpoint's folder.
-        cfg: the configuration now; the run must have been made with the same model, data, loss, optimizer and seed.
+        wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or
+            checkpoint's folder.
+        cfg: the configuration now; the run must have been made with the same model, data, loss, optimizer and
+            seed.
         runs: where runs lie, for `last`.
 
     Raises:
@@ -126,7 +129,7 @@ def _difference(run: Path, cfg: DictConfig) -> str | None:
     described = run / "config.yaml"
     if not described.is_file():
         return f"{run} has no config.yaml"
-    before = OmegaConf.load(described)
+    before: Any = OmegaConf.load(described)
     for section in _IDENTITY:
         if found := _first_difference(_plain(before.get(section)), _plain(cfg.get(section)), section):
             return f"{run.name}: {found}"
@@ -187,7 +190,10 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
     tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
     if summary.get("rollout_tokens"):
-        tokens += f"; {summary['rollout_tokens']:,.0f} of them written by the student in {_duration(summary['rollout_seconds'])}"
+        tokens += (
+            f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
+            f"{_duration(summary['rollout_seconds'])}"
+        )
     table.add_row("trained", tokens)
     table.add_row(
         "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())

@@ -1,7 +1,9 @@
-"""What the teacher gives: traces that it writes, log-probs of tokens. Computed once, cached, resumed after a kill."""
+"""What the teacher gives: traces that it writes, log-probs of tokens. Computed once, cached, resumed after a
+kill."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +54,8 @@ def sample_completions(
     cache: Path,
     label: str = "teacher writes traces",
 ) -> list[list[np.ndarray]]:
-    """`samples` completions for every prompt, token ids with the end token, from the cache where they are there.
+    """`samples` completions for every prompt, token ids with the end token, from the cache where they are
+    there.
 
     Args:
         model: who writes; loaded only when something is missing.
@@ -105,7 +108,8 @@ def score(
         traces: with the model's own token ids.
         signal: the name under which they are cached.
         cache: folder of all caches.
-        sampling: score under the distribution that this draws from (temperature, top-k, top-p) instead of the model's own.
+        sampling: score under the distribution that this draws from (temperature, top-k, top-p) instead of the
+            model's own.
         token_budget: tokens a batch, padding included.
         label: of the progress bar.
     """
@@ -174,8 +178,8 @@ def _score_part(
 def sampled_logprobs(
     head: Head, labels: torch.Tensor, sampling: Sampling, chunk_size: int = 256
 ) -> torch.Tensor:
-    """Log-probs of the labels under the distribution that `sampling` draws from: transformers' own warpers, in its
-    order (temperature, top-k, top-p). A token outside the nucleus has -inf."""
+    """Log-probs of the labels under the distribution that `sampling` draws from: transformers' own warpers,
+    in its order (temperature, top-k, top-p). A token outside the nucleus has -inf."""
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
@@ -191,7 +195,9 @@ def sampled_logprobs(
     for start in range(0, len(labels), chunk_size):
         s = slice(start, start + chunk_size)
         logits = (head.hidden[s] @ head.weight.T).float()
-        warped = torch.log_softmax(warpers(labels[s].unsqueeze(-1), logits), -1)
+        # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
+        ids: Any = labels[s].unsqueeze(-1)
+        warped = torch.log_softmax(warpers(ids, logits), -1)
         parts.append(warped.gather(-1, labels[s].unsqueeze(-1)).squeeze(-1))
     return torch.cat(parts)
 

@@ -22,7 +22,8 @@ class Example:
         problem: the problem's text, before any prompt.
         gold: the right answer, where it is known.
         completion: a worked answer, where the data has one.
-        messages: the conversation up to the completion, where the data has one; it then stands for the prompt.
+        messages: the conversation up to the completion, where the data has one; it then stands for the
+            prompt.
     """
 
     id: str
@@ -105,8 +106,8 @@ def read_examples(
         hub: data set id.
         subset: the hub set's configuration name.
         split: of the hub set.
-        fields: which field of a record holds what: `problem`, `completion`, `gold`, `id`, or `messages` (a conversation
-            whose last message is the completion). A dot goes into a nested field.
+        fields: which field of a record holds what: `problem`, `completion`, `gold`, `id`, or `messages` (a
+            conversation whose last message is the completion). A dot goes into a nested field.
         limit: read only so many records, from the start.
 
     Raises:
@@ -228,7 +229,8 @@ def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any
         if key is None:
             has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
             raise UserError(
-                f"{where}: no field {place!r} for the {name} (the record has: {has}); set data.fields.{name}=<field>"
+                f"{where}: no field {place!r} for the {name} (the record has: {has}); set "
+                f"data.fields.{name}=<field>"
             )
         value = value[key]
         rest = rest[len(key) + 1 :]

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
@@ -41,7 +42,8 @@ def run_job(cfg: DictConfig) -> float | None:
     """Train; in a sweep, note a failure and let the next job run.
 
     Returns:
-        The accuracy after training, which a sweeper may optimise; None without a benchmark or after a failure.
+        The accuracy after training, which a sweeper may optimise; None without a benchmark or after a
+        failure.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -90,7 +92,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if _first_rank():
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
         print(
-            f"{cfg.name}: student {student.name}, teacher {teacher.source.name if teacher else 'none'}, run {folder}"
+            f"{cfg.name}: student {student.name}, teacher {teacher.source.name if teacher else 'none'}, "
+            f"run {folder}"
         )
 
     with _clock(seconds, "traces"):
@@ -117,6 +120,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         steps=steps,
         teacher=live,
         seed=cfg.seed,
+        log_every=cfg.trainer.log_every_n_steps,
     )
     datamodule = DistillDataModule(
         traces,
@@ -144,7 +148,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if stop.received:
         kept = runs.checkpoints(folder / "checkpoints")[-1]
         raise UserError(
-            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint {kept} is kept: the "
+            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint "
+            f"{kept} is kept: the "
             f"same command with ckpt=last goes on from there"
         )
     _keep_student(runs.checkpoints(folder / "checkpoints")[-1] / "student", folder / "student")
@@ -187,7 +192,10 @@ def _find_models(
     if not needs_tokens and recipe.completions != "teacher":
         return student, None
     choice = HydraConfig.get().runtime.choices.get("loss")
-    why = f"loss={choice} needs the teacher's {'distribution' if needs_live_teacher(objective) else 'log-probs of the traces'}"
+    why = (
+        f"loss={choice} needs the teacher's "
+        f"{'distribution' if needs_live_teacher(objective) else 'log-probs of the traces'}"
+    )
     if cfg.model.teacher is None:
         reason = why if needs_tokens else "data.completions=teacher needs a teacher to write the traces"
         raise UserError(
@@ -211,7 +219,8 @@ def _find_models(
         )
     if "initial_logprobs" in objective.cached_signals and objective.on_policy:
         raise UserError(
-            "loss.token_weight.ratio_from=initial scores the data's traces once, so it cannot weight rollouts: "
+            "loss.token_weight.ratio_from=initial scores the data's traces once, so it cannot weight "
+            "rollouts: "
             "take ratio_from=live or rollouts=dataset"
         )
     return student, LazyModel(teacher, device)
@@ -272,17 +281,18 @@ def _steps(cfg: DictConfig, traces: int) -> int:
         steps = math.ceil(cfg.data.epochs * traces / per_step)
     if steps < 1:
         raise UserError(
-            f"there is nothing to train: trainer.max_steps={cfg.trainer.max_steps}, data.epochs={cfg.data.epochs}"
+            f"there is nothing to train: trainer.max_steps={cfg.trainer.max_steps}, "
+            f"data.epochs={cfg.data.epochs}"
         )
     return steps
 
 
 def _ranks(cfg: DictConfig) -> int:
-    devices = cfg.trainer.devices
+    devices: Any = cfg.trainer.devices
     if isinstance(devices, int) and devices > 0:
         count = devices
     elif OmegaConf.is_list(devices):
-        count = len(devices)
+        count = len(list(devices))
     else:
         count = max(1, torch.cuda.device_count())
     return count * int(cfg.trainer.get("num_nodes", 1))
@@ -319,7 +329,7 @@ def _trainer(
             use_distributed_sampler=False,  # TraceOrder knows its rank
             num_sanity_val_steps=0,
         )
-    except (TypeError, ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer: {_first_line(error)}") from error
 
 
@@ -356,9 +366,11 @@ def _finish(
         if isinstance(logger, WandbLogger):
             import wandb
 
-            rows = [[stage, *sample.values()] for stage, score in scores for sample in score.samples]
+            rows: list[Any] = [
+                [stage, *sample.values()] for stage, score in scores for sample in score.samples
+            ]
             if rows:
-                columns = ["stage", *scores[0][1].samples[0]]
+                columns: list[Any] = ["stage", *scores[0][1].samples[0]]
                 logger.experiment.log({"samples": wandb.Table(columns=columns, data=rows)})
             logger.experiment.summary.update(summary)
     plot_run(folder)
@@ -366,7 +378,8 @@ def _finish(
 
 
 def _keep_student(checkpoint: Path, final: Path) -> None:
-    """The last checkpoint's student under the run's own name: the same files on disk where links are possible."""
+    """The last checkpoint's student under the run's own name: the same files on disk where links are
+    possible."""
 
     def link(source: str, target: str) -> None:
         try:

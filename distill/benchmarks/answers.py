@@ -12,7 +12,8 @@ _ANSWER_IS = re.compile(r"answer\s*(?:is|:|=)\s*:?", re.IGNORECASE)
 def extract(text: str) -> tuple[str | None, str]:
     r"""The final answer and the rule that found it.
 
-    Rules in their order: the last balanced `\boxed{}`, the last "answer is", the last `####`, the last number.
+    Rules in their order: the last balanced `\boxed{}`, the last "answer is", the last `####`, the last
+    number.
 
     Returns:
         (answer, rule); (None, "none") where there is none.

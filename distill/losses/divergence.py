@@ -1,8 +1,8 @@
 """Token losses: how far the student is from its target at one position.
 
-Every function takes log-probabilities over the vocabulary (natural log, fp32 or wider), one row a position, and
-returns one value a row: no mask, no mean. The student's argument carries gradient, the teacher's none. Parameters
-without a default are the signals that the loss needs (`distill.losses.signals`).
+Every function takes log-probabilities over the vocabulary (natural log, fp32 or wider), one row a position,
+and returns one value a row: no mask, no mean. The student's argument carries gradient, the teacher's none.
+Parameters without a default are the signals that the loss needs (`distill.losses.signals`).
 
 P is the teacher's distribution, Q the student's. Every KL is written in the order of its name.
 """
@@ -54,8 +54,8 @@ def jsd(
 
     l_t = β KL(P‖M) + (1-β) KL(Q‖M),   M = β P + (1-β) Q
 
-    Those terms vanish at β = 0 and 1, where the name stands for its limits (divided by β(1-β) the divergence tends
-    to them): β = 0 is the forward KL, β = 1 the reverse KL, as in the paper's implementations.
+    Those terms vanish at β = 0 and 1, where the name stands for its limits (divided by β(1-β) the divergence
+    tends to them): β = 0 is the forward KL, β = 1 the reverse KL, as in the paper's implementations.
 
     Raises:
         ValueError: `beta` is outside [0, 1].
@@ -77,8 +77,8 @@ def _expected_difference(
 ) -> Float[Tensor, " tokens"]:
     """KL(p‖q) by its definition; where p is zero the term is zero, also in the gradient (0·log 0 = 0).
 
-    The mask comes before the exponential and the product: -inf times zero would be NaN in the backward pass even
-    where the sum is finite.
+    The mask comes before the exponential and the product: -inf times zero would be NaN in the backward pass
+    even where the sum is finite.
     """
     possible = log_p > -torch.inf
     log_p = torch.where(possible, log_p, 0.0)

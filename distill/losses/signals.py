@@ -12,8 +12,8 @@ _RULE = "__needs__"
 def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
     """Declare signals that depend on a function's other parameters: `rule` takes them and names the signals.
 
-    Only for functions whose signals are optional (`= None`); the others need no declaration but their signature.
-    """
+    Only for functions whose signals are optional (`= None`); the others need no declaration but their
+    signature."""
 
     def declare(function: Function) -> Function:
         setattr(function, _RULE, rule)
@@ -25,8 +25,8 @@ def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
 def signals(function: Callable[..., Any]) -> set[str]:
     """The inputs that a token loss or weight asks for, by the names of its parameters.
 
-    Those are the positional parameters without a default, and what a `needs` rule adds. Partial applications, as
-    Hydra makes them, are looked through.
+    Those are the positional parameters without a default, and what a `needs` rule adds. Partial applications,
+    as Hydra makes them, are looked through.
     """
     bound: dict[str, Any] = {}
     while isinstance(function, functools.partial):

@@ -1,9 +1,9 @@
 """Token weights: how much a position counts.
 
-Every function takes per-token log-probabilities of the written tokens, laid out [batch, seq] with `mask` true on
-completion tokens, and returns a weight for each: no gradient, zero where the mask is false, no mean. Parameters without a default are the signals that the weight needs, and one with the
-default `None` is needed when the other parameters say so (`distill.losses.signals`).
-"""
+Every function takes per-token log-probabilities of the written tokens, laid out [batch, seq] with `mask` true
+on completion tokens, and returns a weight for each: no gradient, zero where the mask is false, no mean.
+Parameters without a default are the signals that the weight needs, and one with the default `None` is needed
+when the other parameters say so (`distill.losses.signals`)."""
 
 from typing import Literal, get_args
 
@@ -60,26 +60,26 @@ def support_ratio(
         r_t = log π_S(y_t|s_t) - log π_T(y_t|s_t)
         w_t = sg[ σ(r_t / τ + b) ]
 
-    At τ = 1, b = 0 this is π_S / (π_S + π_T): 1/2 where the two agree, towards 0 where the student would not go.
-    The sigmoid, the temperature and the token-wise ratio are the paper's; the exact form and every switch below are
-    our reading of it, its full text was not at hand.
+    At τ = 1, b = 0 this is π_S / (π_S + π_T): 1/2 where the two agree, towards 0 where the student would not
+    go. The sigmoid, the temperature and the token-wise ratio are the paper's; the exact form and every switch
+    below are our reading of it, its full text was not at hand.
 
     Args:
         mask: True on completion tokens.
         student_logprobs: log π_S of the written tokens by the student in training (`ratio_from="live"`).
         teacher_logprobs: log π_T of the written tokens at temperature 1 (`behavior="model"`).
         initial_logprobs: the same by the student before training (`ratio_from="initial"`: fully cacheable).
-        sampler_logprobs: the same under the distribution that was really sampled, with its temperature, top-p and
-            top-k (`behavior="sampler"`).
+        sampler_logprobs: the same under the distribution that was really sampled, with its temperature, top-p
+            and top-k (`behavior="sampler"`).
         progress: the share of training that is done, in [0, 1].
         temperature: τ > 0.
         bias: b, inside the transform.
-        level: `token`: r_t itself; `prefix`: its running mean over i ≤ t, the log of the ratio's running geometric
-            mean; `sequence`: the mean over the completion. The last two are free of length bias.
+        level: `token`: r_t itself; `prefix`: its running mean over i ≤ t, the log of the ratio's running
+            geometric mean; `sequence`: the mean over the completion. The last two are free of length bias.
         transform: `sigmoid`; `ratio`: exp(r/τ + b); `clip`: min(exp(r/τ + b), max_ratio).
         max_ratio: upper bound for `clip`.
-        floor: w ← floor + (1 - floor)·w, against the support gap: tokens that the student finds impossible are
-            still learned a little.
+        floor: w ← floor + (1 - floor)·w, against the support gap: tokens that the student finds impossible
+            are still learned a little.
         anneal: the share of training over which 1/τ rises linearly from 0 (all weights alike) to its value.
 
     Raises:
@@ -106,7 +106,8 @@ def support_ratio(
     impossible = numerator == -torch.inf
     ratio = torch.where(impossible, -torch.inf, numerator - denominator).masked_fill(~mask, 0.0)
     inverse_temperature = (min(1.0, progress / anneal) if anneal > 0 else 1.0) / temperature
-    # With a zero inverse temperature all weights are alike, those of impossible tokens too: 0 · inf is not wanted.
+    # With a zero inverse temperature all weights are alike, those of impossible tokens too: 0 · inf is not
+    # wanted.
     ratio = _aggregate(ratio, mask, level)
     scaled = ratio * inverse_temperature if inverse_temperature > 0 else torch.zeros_like(ratio)
     scaled = scaled + bias
@@ -147,7 +148,8 @@ def invert(
 
 
 def effective_sample_size(total: float, total_of_squares: float, count: float) -> float:
-    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in (0, 1]; 1 when all w are alike."""
+    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in (0, 1]; 1 when all w are
+    alike."""
     return total**2 / (count * total_of_squares) if count > 0 and total_of_squares > 0 else 0.0
 
 

@@ -1,8 +1,7 @@
 """Train the embedded pair from nothing: `python -m distill.tiny.build`.
 
-The teacher writes both styles of `distill.tiny.task` well. The student is smaller and its training stops
-early, on "single" solutions with a few "double" ones among them: it half supports one of the teacher's styles
-and hardly the other, which is the situation that support-ratio weighted distillation is about.
+The teacher writes both styles of `distill.tiny.task` well. The student is smaller, has only
+seen "single" solutions and stops early: it half supports one of the teacher's styles and hardly the other, which is the situation that support-ratio weighted distillation is about.
 """
 
 import argparse
@@ -53,9 +52,9 @@ class Recipe:
     stop_at: float | None = None
 
 
-TEACHER = Recipe(width=128, layers=4, inner=384, heads=4, steps=1400, batch=128, lr=3e-3, double=0.5)
+TEACHER = Recipe(width=128, layers=4, inner=384, heads=4, steps=1400, batch=128, lr=2e-3, double=0.5)
 STUDENT = Recipe(
-    width=96, layers=3, inner=256, heads=4, steps=400, batch=96, lr=2e-3, double=0.1, stop_at=0.2
+    width=96, layers=3, inner=256, heads=4, steps=400, batch=96, lr=2e-3, double=0.0, stop_at=0.45
 )
 
 
@@ -223,7 +222,8 @@ def measure(model: Any, tokenizer: Any, problems: Sequence[str], seed: int = 0) 
 
 
 def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Train both models, write them, the tokenizer and build.json into `out`; returns build.json's content."""
+    """Train both models, write them, the tokenizer and build.json into `out`; returns build.json's
+    content."""
     tokenizer = make_tokenizer()
     test = task.problems(EVALUATED, split="test")
     watched = task.problems(200, split="train", seed=seed + 1)
