@@ -133,8 +133,14 @@ class WeightHistogram(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
-            return
+        if not trainer.fit_loop._should_accumulate() and trainer.global_step % self.every == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step % self.every:  # what is left behind the last whole span
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         counts = pl_module.take_weight_counts()
         if not trainer.is_global_zero:
             return
@@ -164,7 +170,8 @@ class ProgressBar(TQDMProgressBar):
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         # An open bar would push every bar of a sweep's next jobs one line down.
-        self.train_progress_bar.close()
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -199,9 +199,15 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
     table.add_row("teacher", summary["teacher"])
-    table.add_row("student", str(folder / "student"))
-    table.add_row("everything", str(folder))
+    table.add_row("student", _short(folder / "student"))
+    table.add_row("everything", _short(folder))
     Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user stands, when it lies below."""
+    here = Path.cwd()
+    return str(path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path)
 
 
 def _percent(score: dict[str, Any]) -> str:

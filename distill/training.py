@@ -31,7 +31,7 @@ from distill.errors import UserError
 from distill.evaluation import Benchmark, Score, evaluate
 from distill.loggers import CsvMetrics
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
-from distill.module import DistillModule, needs_live_teacher
+from distill.module import DistillModule, OptimizerFactory, Schedule, needs_live_teacher
 from distill.objective import Objective
 from distill.plots import plot_run
 from distill.teacher import LazyModel, score
@@ -80,6 +80,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         torch.set_num_threads(cfg.model.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective: Objective = _build(cfg.loss, "loss")
+    optimizer = _build_optimizer(cfg.optimizer)
+    schedule: Schedule = _build(cfg.schedule, "schedule")
     recipe: TraceRecipe = _build(cfg.data.recipe, "data")
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
     device = _device(cfg)
@@ -115,8 +117,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     module = DistillModule(
         lm,
         objective,
-        _build(cfg.optimizer, "optimizer"),
-        _build(cfg.schedule, "schedule"),
+        optimizer,
+        schedule,
         steps=steps,
         teacher=live,
         seed=cfg.seed,
@@ -184,6 +186,8 @@ def _find_models(
 ) -> tuple[ModelSource, LazyModel | None]:
     """Student and, where something needs it, teacher; refused when their tokens do not fit the loss."""
     options = {"revision": cfg.model.revision, "trust_remote_code": cfg.model.trust_remote_code}
+    if not cfg.model.student:
+        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = find_model(
         _plain(cfg.model.student), key="model.student", dtype=cfg.model.student_dtype, **options
     )
@@ -292,7 +296,7 @@ def _ranks(cfg: DictConfig) -> int:
     if isinstance(devices, int) and devices > 0:
         count = devices
     elif OmegaConf.is_list(devices):
-        count = len(list(devices))
+        count = len(cfg.trainer.devices)
     else:
         count = max(1, torch.cuda.device_count())
     return count * int(cfg.trainer.get("num_nodes", 1))
@@ -403,7 +407,7 @@ def _teacher_in_words(teacher: LazyModel | None, live: LanguageModel | None, sig
 def _build(node: Any, place: str) -> Any:
     """Instantiate a config node; what it refuses is the user's to mend."""
     try:
-        return hydra.utils.instantiate(node)
+        return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
@@ -411,6 +415,17 @@ def _build(node: Any, place: str) -> Any:
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
             raise UserError(f"{place}: {_first_line(cause)}") from error
         raise
+
+
+def _build_optimizer(node: Any) -> OptimizerFactory:
+    factory = _build(node, "optimizer")
+    try:
+        factory(
+            [torch.nn.Parameter(torch.zeros(1))]
+        )  # a bad learning rate is better found now than in training
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"optimizer: {_first_line(error)}") from error
+    return factory
 
 
 def _plain(node: Any) -> Any:

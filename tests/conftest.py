@@ -1,0 +1,51 @@
+"""What every test may use: a random tiny pair, the real data beside the checkout, one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from distill.tiny.build import make_tokenizer
+
+torch.set_num_threads(1)
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a random student and a random, wider teacher, with one character tokenizer."""
+    root = tmp_path_factory.mktemp("pair")
+    tokenizer = make_tokenizer()
+    for name, width in (("student", 32), ("teacher", 48)):
+        torch.manual_seed(width)
+        config = Qwen2Config(
+            vocab_size=len(tokenizer) + 5,  # padded, as real output matrices are
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=name == "student",
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        Qwen2ForCausalLM(config).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return root / "student", root / "teacher"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real data sets beside the checkout."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real data at {REAL_DATA}")
+    return REAL_DATA

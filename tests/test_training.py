@@ -1,0 +1,508 @@
+"""Whole runs on a tiny random pair: what they leave, how they resume, what they refuse."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import open_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from distill.callbacks import checkpoints
+from distill.cli import check_overrides, resume_arguments
+from distill.errors import UserError
+from distill.tiny import task
+from distill.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 problems with right solutions in both styles."""
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    with path.open("w") as stream:
+        for number, problem in enumerate(task.problems(96, split="train", operations=(2, 4))):
+            style = "single" if number % 2 else "double"
+            record = {"problem": problem, "completion": task.write_solution(problem, style)}
+            stream.write(json.dumps(record | {"gold": task.answer(problem)}) + "\n")
+    return path
+
+
+def arguments(pair: tuple[Path, Path], traces: Path, folder: Path, *overrides: str) -> list[str]:
+    student, teacher = pair
+    return [
+        f"model.student={student}",
+        f"model.teacher={teacher}",
+        "data=traces",
+        f"data.path={traces}",
+        "data.max_new_tokens=16",
+        "benchmark=none",
+        "logger=csv",
+        f"runs={folder / 'runs'}",
+        f"cache={folder / 'cache'}",
+        "trainer.max_steps=6",
+        *overrides,
+    ]
+
+
+def run(words: list[str], folder: Path) -> Path:
+    """One run in this process, as train.py would do it; returns its folder."""
+    words = [*words, f"dir={folder}"]
+    words += resume_arguments(check_overrides(ROOT / "conf", "train", words), words)
+    cfg = check_overrides(ROOT / "conf", "train", words)
+    with open_dict(cfg):
+        cfg.pop("hydra")  # a task function is given the configuration without it
+    Path(cfg.dir).mkdir(parents=True, exist_ok=True)
+    train(cfg, Path(cfg.dir))
+    return Path(cfg.dir)
+
+
+def train_py(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command itself, in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row.get("train/loss")]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in rows(folder)]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = (
+        load_file(a / "student" / "model.safetensors"),
+        load_file(b / "student" / "model.safetensors"),
+    )
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_run_leaves_everything_that_its_owner_needs(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(
+        tiny_pair,
+        traces,
+        tmp_path,
+        "benchmark=arithmetic",
+        "benchmark.limit=8",
+        "benchmark.max_new_tokens=12",
+    )
+    folder = run(words, tmp_path / "run")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.csv", "samples.jsonl", "summary.json"} <= names
+    assert {"weights.jsonl", "training.png", "student", "checkpoints"} <= names
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 6
+    assert summary["before"]["count"] == summary["after"]["count"] == 8
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["stage"] for sample in samples] == ["before"] * 8 + ["after"] * 8
+    assert set(samples[0]) == {
+        "stage",
+        "id",
+        "problem",
+        "gold",
+        "completion",
+        "answer",
+        "correct",
+        "finished",
+        "tokens",
+    }
+    assert len(rows(folder)) == 6
+    assert sum(column(folder, "train/tokens")) == summary["tokens"]
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["packages"]["torch"]
+    assert "${" not in (folder / "config.yaml").read_text()
+    printed = capsys.readouterr().out
+    assert "arithmetic accuracy (8 problems)" in printed
+    assert "→" in printed
+
+
+def test_the_student_loads_with_plain_from_pretrained(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    folder = run(arguments(tiny_pair, traces, tmp_path), tmp_path / "run")
+    for place in (folder / "student", checkpoints(folder / "checkpoints")[-1] / "student"):
+        model = AutoModelForCausalLM.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        assert tokenizer("3+4=").input_ids
+        assert model.config.vocab_size >= len(tokenizer)
+    before = load_file(tiny_pair[0] / "model.safetensors")
+    after = load_file(folder / "student" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd"])
+def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(
+        tiny_pair, traces, tmp_path, f"loss={loss}", "trainer.accumulate_grad_batches=2", "checkpoint.every=2"
+    )
+    whole = run(words, tmp_path / "runs" / "0_whole")
+
+    from distill.module import DistillModule
+
+    original = DistillModule.training_step
+
+    def killed(self: DistillModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 3 and self._micro_batch == 1:  # in the middle of the fourth step
+            raise MemoryError("the machine went away")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DistillModule, "training_step", killed)
+    with pytest.raises(MemoryError):
+        run(words, tmp_path / "runs" / "1_cut")
+    monkeypatch.setattr(DistillModule, "training_step", original)
+    torch.manual_seed(123)  # a new process has another random state
+    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+
+    assert resumed == (tmp_path / "runs" / "1_cut")
+    assert [row["step"] for row in rows(resumed)] == [row["step"] for row in rows(whole)]
+    for name in ("train/loss", "train/tokens", "train/tokens_total", "train/lr", "weights/mean"):
+        assert column(resumed, name) == column(whole, name)
+    assert same_weights(resumed, whole)
+
+
+def test_dropout_draws_the_same_after_resuming(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tmp_path / "student"
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(student)
+    AutoTokenizer.from_pretrained(tiny_pair[0]).save_pretrained(student)
+    words = arguments((student, tiny_pair[1]), traces, tmp_path, "loss=sft", "checkpoint.every=3")
+    whole = run(words, tmp_path / "runs" / "0_whole")
+    undropped = run(arguments(tiny_pair, traces, tmp_path, "loss=sft"), tmp_path / "undropped")
+    assert column(whole, "train/loss") != column(undropped, "train/loss")
+
+    from distill.callbacks import StudentCheckpoints
+
+    original = StudentCheckpoints.save
+
+    def save_and_die(self: StudentCheckpoints, *args: Any) -> None:
+        original(self, *args)
+        raise MemoryError
+
+    monkeypatch.setattr(StudentCheckpoints, "save", save_and_die)
+    with pytest.raises(MemoryError):
+        run(words, tmp_path / "runs" / "1_cut")
+    monkeypatch.setattr(StudentCheckpoints, "save", original)
+    torch.manual_seed(123)
+    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+    assert column(resumed, "train/loss") == column(whole, "train/loss")
+
+
+@pytest.mark.parametrize(
+    "loss", ["dcod", "forward_kl", "dcod loss.normalize=weights", "dcod loss.scale=mean"]
+)
+def test_cutting_the_step_into_micro_batches_changes_nothing(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split())
+    whole = run([*words, "data.batch_size=12"], tmp_path / "whole")
+    cut = run([*words, "data.batch_size=3", "trainer.accumulate_grad_batches=4"], tmp_path / "cut")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(cut, name) == pytest.approx(column(whole, name), rel=2e-5)
+    assert column(cut, "train/tokens") == column(whole, "train/tokens")
+
+
+@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd loss.rollouts.fraction=0"])
+def test_two_processes_train_as_one(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), "trainer.max_steps=4")
+    single = run([*words, "data.batch_size=12"], tmp_path / "single")
+    two = [f"dir={tmp_path / 'two'}", "data.batch_size=3", "trainer.accumulate_grad_batches=2"]
+    done = train_py([*words, *two, "trainer.devices=2", "trainer.strategy=ddp"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(tmp_path / "two", name) == pytest.approx(column(single, name), rel=2e-5)
+    assert column(tmp_path / "two", "train/tokens") == column(single, "train/tokens")
+
+
+def test_ranks_that_roll_out_share_the_coin_and_count_their_tokens(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=on_policy_kd", f"dir={tmp_path / 'two'}")
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=3", "trainer.max_steps=12"]
+    done = train_py([*words, *two], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tokens, rolled = column(tmp_path / "two", "train/tokens"), column(tmp_path / "two", "rollouts/tokens")
+    # A coin that the ranks did not share would mix both kinds within a step.
+    assert all(r in (0, t) for t, r in zip(tokens, rolled, strict=True))
+    assert 0 < sum(rolled) < sum(tokens)
+
+
+def test_a_cached_teacher_is_not_loaded_again(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path)
+    first = run(words, tmp_path / "first")
+    from distill.models import ModelSource
+
+    loaded: list[str] = []
+    original = ModelSource.load
+
+    def load(self: ModelSource) -> Any:
+        loaded.append(self.name)
+        return original(self)
+
+    monkeypatch.setattr(ModelSource, "load", load)
+    second = run(words, tmp_path / "second")
+    assert loaded == [str(tiny_pair[0])]
+    assert column(first, "train/loss") == column(second, "train/loss")
+
+
+def test_sft_needs_no_teacher_at_all(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    folder = run(arguments(tiny_pair, traces, tmp_path, "loss=sft", "model.teacher=null"), tmp_path / "run")
+    assert json.loads((folder / "summary.json").read_text())["teacher"] == "none needed"
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(
+        tiny_pair, traces, tmp_path, "checkpoint.every=1", "checkpoint.keep=9", "schedule.warmup=0"
+    )
+    with pytest.raises(
+        UserError, match=r"at optimizer step \d+ \(batch with traces \d+, .*stopped before the update"
+    ):
+        run([*words, "optimizer.lr=1e30", "trainer.gradient_clip_val=null"], tmp_path / "run")
+    kept = checkpoints(tmp_path / "run" / "checkpoints")
+    assert kept
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(
+        tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={tmp_path / 'runs' / 'stopped'}"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "stopped" / "weights.jsonl").is_file():  # training is under way
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "stopped by SIGINT" in errors
+    assert "Traceback" not in errors
+    (kept,) = checkpoints(tmp_path / "runs" / "stopped" / "checkpoints")
+    step = int(kept.name.removeprefix("step-"))
+    words = [word for word in words if not word.startswith(("dir=", "trainer.max_steps"))]
+    folder = run([*words, f"trainer.max_steps={step + 2}", "ckpt=last"], tmp_path / "unused")
+    assert len(rows(folder)) == step + 2
+
+
+def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(
+        tiny_pair, traces, tmp_path, "logger=[wandb,csv]", "trainer.max_steps=3", "schedule.warmup=0"
+    )
+    sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "loss=sft,dcod", "optimizer.lr=0.001,1e30", "seed=0"]
+    done = train_py(["-m", *words, *sweep], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "2 of the sweep's jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [folder.name.split("_")[0] for folder in folders] == ["0", "1", "2", "3"]
+    assert [(folder / "summary.json").is_file() for folder in folders] == [True, False, True, False]
+    assert [(folder / "error.txt").is_file() for folder in folders] == [False, True, False, True]
+    assert all(len(list((folder / "wandb").glob("offline-run-*"))) == 1 for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("data.path=missing.jsonl", "missing.jsonl does not exist"),
+        ("data.fields.completion=solution", "no field 'solution' for the completion"),
+        ("model.student=./nowhere", "model.student=./nowhere: there is no such folder"),
+        ("model.teacher=null", "model.teacher is not set"),
+        ("model.student=null", "model.student"),
+        ("trainer=gpu", "torch sees no GPU"),
+        ("trainer.precision=17", "trainer"),
+        ("loss.token_weight.behavior=sampler", "behavior=sampler needs to know how the traces were sampled"),
+        ("loss=on_policy_kd loss.rollouts.fraction=2", "fraction=2 is outside"),
+        ("data.max_length=10", "more than 10 (data.max_length)"),
+        ("data.batch_size=0", "data.batch_size=0"),
+        ("data.prompt=hello", "has no {problem} in it"),
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+        ("ckpt=last", "ckpt=last: no run in"),
+        ("ckpt=/nowhere", "ckpt=/nowhere: there is no checkpoint"),
+        ("trainer.max_steps=0", "trainer.max_steps=0"),
+    ],
+)
+def test_bad_input_gets_one_sentence_before_training(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, words: str, sentence: str
+) -> None:
+    if "gpu" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU here, so trainer=gpu is no mistake")
+    with pytest.raises(UserError) as caught:
+        run([*arguments(tiny_pair, traces, tmp_path), *words.split()], tmp_path / "run")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) -> None:
+    # In a process of its own: under the tests' type checker another message would come first.
+    mistakes = {
+        "loss.token_weight.level=sentence": "level='sentence' is not one of token, prefix, sequence",
+        "loss.token_weight.transform=tanh": "transform='tanh' is not one of sigmoid, ratio, clip",
+        "loss.control=random": "loss.control='random' is not one of none, uniform, shuffled, inverted",
+        "loss.normalize=rows": "loss.normalize='rows' is not one of tokens, weights",
+        "loss.scale=median": "loss.scale='median' is neither a positive number nor mean",
+    }
+    program = """
+import sys
+from pathlib import Path
+from distill.cli import check_overrides
+from distill.training import _build
+for word in sys.argv[2:]:
+    try:
+        _build(check_overrides(Path(sys.argv[1]), "train", [word]).loss, "loss")
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", program, str(ROOT / "conf"), *mistakes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment())
+    for sentence, line in zip(mistakes.values(), done.stdout.splitlines(), strict=True):
+        assert line.startswith("UserError loss: ")
+        assert sentence in line
+
+
+def test_a_mistake_on_the_command_line_prints_a_sentence_and_exits_with_one(tmp_path: Path) -> None:
+    done = train_py(["data=traces", "data.path=missing.jsonl", f"dir={tmp_path / 'run'}"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_vocabularies_that_differ_are_refused_for_dcod_and_fine_for_sft(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(tiny_pair[1]).save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny_pair[1]).save_pretrained(other)
+    described = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = described["model"]["vocab"]
+    vocabulary["0"], vocabulary["1"] = vocabulary["1"], vocabulary["0"]
+    (other / "tokenizer.json").write_text(json.dumps(described))
+    words = arguments((tiny_pair[0], other), traces, tmp_path)
+    with pytest.raises(
+        UserError, match=r"the vocabularies differ .* loss=sft, which learns from the text alone"
+    ):
+        run(words, tmp_path / "dcod")
+    run([*words, "loss=sft"], tmp_path / "sft")
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path)
+    folder = run(words, tmp_path / "runs" / "a")
+    with pytest.raises(UserError, match=r"loss\.token_weight\.temperature was 1\.0 and is 2"):
+        run([*words, "loss.token_weight.temperature=2", f"ckpt={folder}"], tmp_path / "b")
+
+
+def test_weights_and_biases_holds_config_metrics_samples_and_histogram(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = arguments(
+        tiny_pair, traces, tmp_path, "logger=wandb", "benchmark=arithmetic", "benchmark.limit=4"
+    )
+    folder = run([*words, "benchmark.max_new_tokens=8", "histogram_every=3"], tmp_path / "run")
+    import wandb
+
+    wandb.finish()
+    keys = wandb_keys(folder)
+    assert {"train/loss", "weights/histogram", "weights/effective_sample_size", "samples"} <= keys
+    assert {"arithmetic/accuracy", "config:loss", "config:model"} <= keys
+    assert list(folder.glob("wandb/offline-run-*/files/media/table/*.json"))
+
+
+def leveldb_records(log: bytes, block: int = 32768, header: int = 7) -> list[bytes]:
+    """Records of a LevelDB log, which is the format of W&B's offline file behind its own 7-byte header."""
+    records, parts, position = [], b"", 0
+    while position + header <= len(log):
+        room = block - (position + header) % block  # blocks are counted from the start of the file
+        if room < header:
+            position += room
+            continue
+        length, kind = int.from_bytes(log[position + 4 : position + 6], "little"), log[position + 6]
+        parts += log[position + header : position + header + length]
+        if kind in (1, 4):  # full, last
+            records.append(parts)
+            parts = b""
+        position += header + length
+    return records
+
+
+def wandb_keys(folder: Path) -> set[str]:
+    """Names of everything in an offline run's file, read as W&B's own protocol messages."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    keys: set[str] = set()
+    for data in leveldb_records(path.read_bytes()[7:]):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        keys |= {item.key or item.nested_key[0] for item in record.history.item}
+        keys |= {f"config:{item.key or item.nested_key[0]}" for item in record.config.update}
+        keys |= {f"config:{item.key or item.nested_key[0]}" for item in record.run.config.update}
+    return keys
+
+
+def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mode(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    from functools import partial
+
+    from distill.losses.divergence import forward_kl
+    from distill.losses.weights import uniform
+    from distill.models import find_model
+    from distill.module import DistillModule, Schedule
+    from distill.objective import Objective
+
+    student, teacher = (find_model(str(folder), key="model").load() for folder in tiny_pair)
+    objective = Objective("dataset", partial(forward_kl), partial(uniform))
+    module = DistillModule(student, objective, torch.optim.SGD, Schedule(), steps=1, teacher=teacher)  # pyright: ignore
+    module.on_fit_start()
+    module.train()
+    assert not teacher.model.training
+    assert module.student.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    owned = {parameter.data_ptr() for parameter in module.parameters()}
+    assert owned == {parameter.data_ptr() for parameter in student.model.parameters()}
+    assert all(name.startswith("student.") for name in module.state_dict())
