@@ -1,9 +1,10 @@
-"""The output head in chunks of tokens: no [tokens, vocab] tensor outlives a chunk, whatever the loss.
+"""The output head in chunks of tokens: no [tokens, vocab] tensor outlives a chunk, whatever the loss and the
+weights.
 
-The forward pass keeps one loss and one log-probability a token; the backward pass recomputes each chunk's
-logits. So token weights may come from anywhere, also from the log-probabilities of the whole sequence, and no
-loss knows about chunks.
-"""
+The weighted loss and its gradient are made in one pass: a chunk's logits exist once, for both. So the weights
+must be known before that pass; `label_logprobs` is the cheap pass before it for weights that depend on the
+student's log-probabilities, of the token alone or of the whole sequence. No loss knows about chunks, and no
+weight either."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,151 +33,180 @@ class Head:
 
 
 @dataclass(frozen=True)
-class _Chunks:
-    """What a pass over the chunks needs beside its tensors."""
+class TokenLosses:
+    """What a pass over the head gives.
 
-    token_loss: TokenLoss
-    needs_teacher: bool
-    needs_labels: bool
-    temperature: float
-    size: int
-    dtype: torch.dtype
+    Attributes:
+        total: Σ w·ℓ, with gradient to the student's hidden states and output matrix.
+        losses: [tokens] ℓ_t, without gradient.
+        logprobs: [tokens] the student's log-probabilities of the labels at temperature 1, without gradient.
+    """
 
-    def logprobs(self, hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-        return _log_softmax(hidden @ weight.T, temperature)
-
-    def loss(self, student_logprobs: Tensor, labels: Tensor, teacher: tuple[Tensor, Tensor] | None) -> Tensor:
-        arguments: dict[str, Tensor] = {"student_logprobs": student_logprobs}
-        if self.needs_labels:
-            arguments["labels"] = labels
-        if self.needs_teacher:
-            assert teacher is not None
-            arguments["teacher_logprobs"] = self.logprobs(*teacher, self.temperature)
-        return self.token_loss(**arguments)
+    total: Float[Tensor, ""]
+    losses: Float[Tensor, " tokens"]
+    logprobs: Float[Tensor, " tokens"]
 
 
-def chunked_token_loss(
+def weighted_token_loss(
     student: Head,
     labels: Int[Tensor, " tokens"],
+    weights: Float[Tensor, " tokens"],
     token_loss: TokenLoss,
     *,
     teacher: Head | None = None,
     temperature: float = 1.0,
-    chunk_size: int = 256,
-) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Token losses, with gradient, and the student's log-probabilities of the labels, without.
+    chunk_size: int | None = None,
+) -> TokenLosses:
+    """Σ w·ℓ and what it is made of, in chunks.
 
     Args:
         student: hidden states and output matrix; both get gradients where they ask for them.
         labels: the tokens to predict.
+        weights: w_t; never gets a gradient.
         token_loss: a function of `distill.losses.divergence`.
         teacher: the same for the teacher, which never gets a gradient; for losses that need its distribution.
-        temperature: divides the logits of both before the loss; the log-probabilities returned are at
-            temperature 1.
-        chunk_size: tokens whose logits exist at once.
+        temperature: divides the logits of both before the loss; the log-probabilities are at temperature 1.
+        chunk_size: tokens whose logits exist at once; by the vocabulary and the device where None
+            (`fitting_chunk`).
 
     Returns:
-        (losses, label_logprobs), both [tokens] in fp32 (fp64 for fp64 input).
+        Losses and log-probabilities in fp32 (fp64 for fp64 input), whatever the hidden states' type.
     """
     needed = signals(token_loss)
     if "teacher_logprobs" in needed and teacher is None:
         raise ValueError(f"{token_loss} needs the teacher's hidden states")
-    device_type = student.hidden.device.type
-    dtype = student.hidden.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    chunks = _Chunks(
-        token_loss=token_loss,
-        needs_teacher="teacher_logprobs" in needed,
-        needs_labels="labels" in needed,
-        temperature=temperature,
-        size=chunk_size,
-        dtype=dtype,
+    size = chunk_size or fitting_chunk(student)
+    chunks = _Chunks(token_loss, needed, temperature, size, _compute_dtype(student.hidden))
+    used = teacher if "teacher_logprobs" in needed else None
+    total, losses, logprobs = _WeightedTokenLoss.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        student.hidden,
+        student.weight,
+        labels,
+        weights.detach(),
+        used.hidden.detach() if used else None,
+        used.weight.detach() if used else None,
+        chunks,
     )
-    teacher_hidden, teacher_weight = (
-        (teacher.hidden, teacher.weight) if teacher and chunks.needs_teacher else (None, None)
-    )
-    losses, logprobs = _ChunkedTokenLoss.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        student.hidden, student.weight, labels, teacher_hidden, teacher_weight, chunks
-    )
-    return losses, logprobs
+    return TokenLosses(total, losses, logprobs)
 
 
+@torch.no_grad()
 def label_logprobs(
-    head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int = 256
+    head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
 ) -> Float[Tensor, " tokens"]:
     """Log-probabilities of the labels at temperature 1, without gradient, in chunks."""
-    with torch.no_grad():
-        parts = [
-            _gather(_log_softmax(head.hidden[s] @ head.weight.T, 1.0), labels[s])
-            for s in _slices(len(labels), chunk_size)
-        ]
-    return torch.cat(parts) if parts else head.hidden.new_zeros(0, dtype=_wide(head.hidden.dtype))
+    dtype = _compute_dtype(head.hidden)
+    logprobs = torch.empty(len(labels), dtype=_wide(dtype), device=head.hidden.device)
+    with torch.autocast(head.hidden.device.type, enabled=False):
+        weight = head.weight.to(dtype)
+        for s in _slices(len(labels), chunk_size or fitting_chunk(head)):
+            logprobs[s] = _gather(_log_softmax(head.hidden[s].to(dtype) @ weight.T, 1.0), labels[s])
+    return logprobs
 
 
-class _ChunkedTokenLoss(torch.autograd.Function):
+def fitting_chunk(head: Head) -> int:
+    """Tokens whose fp32 logits fill some 40 MiB on a CPU, 256 MiB elsewhere: few enough to save memory,
+    enough to keep the matrix products efficient (64 tokens of Qwen2.5's vocabulary on a CPU)."""
+    budget = 40 << 20 if head.hidden.device.type == "cpu" else 256 << 20
+    return max(32, min(8192, budget // (4 * head.weight.shape[0]) // 32 * 32))
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What a pass over the chunks needs beside its tensors."""
+
+    token_loss: TokenLoss
+    needed: set[str]
+    temperature: float
+    size: int
+    dtype: torch.dtype
+
+    def loss(self, student_logprobs: Tensor, labels: Tensor, teacher_logprobs: Tensor | None) -> Tensor:
+        arguments: dict[str, Tensor] = {"student_logprobs": student_logprobs}
+        if "labels" in self.needed:
+            arguments["labels"] = labels
+        if teacher_logprobs is not None:
+            arguments["teacher_logprobs"] = teacher_logprobs
+        return self.token_loss(**arguments)
+
+
+class _WeightedTokenLoss(torch.autograd.Function):
+    """Makes the gradient along with the loss; the backward pass only scales it."""
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
+        token_weights: Tensor,
         teacher_hidden: Tensor | None,
         teacher_weight: Tensor | None,
         chunks: _Chunks,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden, weight, labels, teacher_hidden, teacher_weight)
-        ctx.chunks = chunks
-        losses = torch.empty(len(labels), dtype=_wide(chunks.dtype), device=hidden.device)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wide = _wide(chunks.dtype)
+        losses = torch.empty(len(labels), dtype=wide, device=hidden.device)
         logprobs = torch.empty_like(losses)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        # Summed over the chunks in at least fp32, also where the matrix itself is bf16.
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(chunks.dtype)
             for s in _slices(len(labels), chunks.size):
-                logits = hidden[s].to(chunks.dtype) @ cast_weight.T
-                log_q = _log_softmax(logits, 1.0)
-                logprobs[s] = _gather(log_q, labels[s])
+                states = hidden[s].to(chunks.dtype)
+                log_p = None
+                if teacher_hidden is not None and teacher_weight is not None:
+                    teacher_states = teacher_hidden[s].to(teacher_weight.dtype)
+                    log_p = _log_softmax(teacher_states @ teacher_weight.T, chunks.temperature)
+                logits = states @ cast_weight.T
                 if chunks.temperature != 1.0:
-                    log_q = _log_softmax(logits, chunks.temperature)
-                losses[s] = chunks.loss(log_q, labels[s], _chunk_of(teacher_hidden, teacher_weight, s))
-        ctx.mark_non_differentiable(logprobs)
-        return losses, logprobs
+                    logprobs[s] = _gather(_log_softmax(logits, 1.0), labels[s])
+                log_q = _log_softmax(logits, chunks.temperature)
+                del logits
+                if chunks.temperature == 1.0:
+                    logprobs[s] = _gather(log_q, labels[s])
+                if not (wants_hidden or wants_weight):
+                    losses[s] = chunks.loss(log_q, labels[s], log_p)
+                    continue
+                log_q.requires_grad_()
+                with torch.enable_grad():
+                    loss = chunks.loss(log_q, labels[s], log_p)
+                losses[s] = loss.detach()
+                (gradient,) = torch.autograd.grad(loss, log_q, token_weights[s].to(wide))
+                del log_p, loss
+                # Through the log-softmax by hand: the logits themselves need not be kept for it.
+                gradient.addcmul_(log_q.detach().exp_(), gradient.sum(-1, keepdim=True), value=-1)
+                if chunks.temperature != 1.0:
+                    gradient /= chunks.temperature
+                del log_q
+                gradient = gradient.to(chunks.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[s] = (gradient @ cast_weight).to(hidden.dtype)
+                if grad_weight is not None and grad_weight.dtype == chunks.dtype:
+                    grad_weight.addmm_(gradient.T, states)
+                elif grad_weight is not None:
+                    grad_weight += gradient.T @ states
+        ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.mark_non_differentiable(losses, logprobs)
+        return (token_weights.to(wide) * losses).sum(), losses, logprobs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0]
-        hidden, weight, labels, teacher_hidden, teacher_weight = ctx.saved_tensors
-        chunks: _Chunks = ctx.chunks
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # Accumulated in at least fp32, also where the matrix itself is bf16.
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants_weight else None
-        cast_weight = weight.to(chunks.dtype)
-        for s in _slices(len(labels), chunks.size):
-            states = hidden[s].to(chunks.dtype)
-            logits = (states @ cast_weight.T).to(_wide(chunks.dtype)).requires_grad_()
-            with torch.enable_grad():
-                log_q = _log_softmax(logits, chunks.temperature)
-                loss = chunks.loss(log_q, labels[s], _chunk_of(teacher_hidden, teacher_weight, s))
-            (grad_logits,) = torch.autograd.grad(loss, logits, gradient[s])
-            grad_logits = grad_logits.to(chunks.dtype)
-            if grad_hidden is not None:
-                grad_hidden[s] = (grad_logits @ cast_weight).to(hidden.dtype)
-            if grad_weight is not None and grad_weight.dtype == chunks.dtype:
-                grad_weight.addmm_(grad_logits.T, states)
-            elif grad_weight is not None:
-                grad_weight += grad_logits.T @ states
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scale = upstream[0]
+        grad_hidden, grad_weight = ctx.gradients
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype))
+        ctx.gradients = None, None  # scaled in place, so there is no second backward pass
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _chunk_of(hidden: Tensor | None, weight: Tensor | None, s: slice) -> tuple[Tensor, Tensor] | None:
-    return None if hidden is None or weight is None else (hidden[s], weight)
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The matrix products' type: autocast's where it is on."""
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.generation import StudentRollouts
-from distill.head import Head, TokenLoss, chunked_token_loss
+from distill.head import Head, TokenLoss, label_logprobs, weighted_token_loss
 from distill.losses import weights
 from distill.losses.signals import signals
 
@@ -67,7 +67,7 @@ class Objective:
             `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
         temperature: divides both models' logits in the token loss. Not the temperature of sampling, nor
             DCOD's τ.
-        chunk_size: completion tokens whose logits exist at once.
+        chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
     """
 
     rollouts: StudentRollouts | Literal["dataset"]
@@ -77,7 +77,7 @@ class Objective:
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
     temperature: float = 1.0
-    chunk_size: int = 256
+    chunk_size: int | None = None
     _loss_signals: set[str] = field(init=False, repr=False)
     _weight_signals: set[str] = field(init=False, repr=False)
 
@@ -90,7 +90,7 @@ class Objective:
             raise ValueError(f"loss.control={self.control!r} is not one of {', '.join(get_args(Control))}")
         if self.scale != "mean" and not (isinstance(self.scale, (int, float)) and self.scale > 0):
             raise ValueError(f"loss.scale={self.scale!r} is neither a positive number nor mean")
-        if self.temperature <= 0 or self.chunk_size < 1:
+        if self.temperature <= 0 or (self.chunk_size is not None and self.chunk_size < 1):
             raise ValueError(
                 f"loss.temperature={self.temperature} and loss.chunk_size={self.chunk_size} must be positive"
             )
@@ -134,24 +134,28 @@ class Objective:
             progress: the share of training done, in [0, 1].
             seed: of the control `shuffled`.
         """
-        flat_losses, flat_logprobs = chunked_token_loss(
+        flat_labels = labels[mask]
+        available = dict(token_signals)
+        if "student_logprobs" in self._weight_signals:
+            # Weights come before the loss, so that its gradient is made in one pass: see distill.head.
+            known = label_logprobs(student, flat_labels, chunk_size=self.chunk_size)
+            available["student_logprobs"] = known.new_zeros(mask.shape).masked_scatter(mask, known)
+        token_weights = self._weights(mask, available, progress, seed)
+        found = weighted_token_loss(
             student,
-            labels[mask],
+            flat_labels,
+            token_weights[mask],
             self.token_loss,
             teacher=teacher,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
         )
-        losses = flat_losses.new_zeros(mask.shape).masked_scatter(mask, flat_losses)
-        logprobs = flat_logprobs.new_zeros(mask.shape).masked_scatter(mask, flat_logprobs)
-        token_weights = self._weights(mask, {**token_signals, "student_logprobs": logprobs}, progress, seed)
-        token_weights = token_weights.to(losses.dtype)
         by_weight = self.normalize == "weights" or self.scale == "mean"
         return WeightedLoss(
-            total=(token_weights * losses).sum(),
-            denominator=token_weights.sum() if by_weight else mask.sum().to(losses.dtype),
-            losses=losses.detach(),
-            logprobs=logprobs,
+            total=found.total,
+            denominator=(token_weights.sum() if by_weight else mask.sum()).to(found.total.dtype),
+            losses=found.losses.new_zeros(mask.shape).masked_scatter(mask, found.losses),
+            logprobs=found.logprobs.new_zeros(mask.shape).masked_scatter(mask, found.logprobs),
             weights=token_weights,
             mask=mask,
         )

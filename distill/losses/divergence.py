@@ -77,10 +77,8 @@ def _expected_difference(
 ) -> Float[Tensor, " tokens"]:
     """KL(p‖q) by its definition; where p is zero the term is zero, also in the gradient (0·log 0 = 0).
 
-    The mask comes before the exponential and the product: -inf times zero would be NaN in the backward pass
-    even where the sum is finite.
+    The mask comes before the product: -inf times zero would be NaN in the backward pass even where the sum is
+    finite.
     """
-    possible = log_p > -torch.inf
-    log_p = torch.where(possible, log_p, 0.0)
-    difference = log_p - torch.where(possible, log_q, 0.0)
-    return torch.where(possible, log_p.exp() * difference, 0.0).sum(-1)
+    difference = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
+    return (log_p.exp() * difference).sum(-1)

@@ -1,8 +1,8 @@
 """Train the embedded pair from nothing: `python -m distill.tiny.build`.
 
 The teacher writes both styles of `distill.tiny.task` well. The student is smaller, has only
-seen "single" solutions and stops early: it half supports one of the teacher's styles and hardly the other, which is the situation that support-ratio weighted distillation is about.
-"""
+seen "single" solutions and stops early: it half supports one of the teacher's styles and hardly the other,
+which is the situation that support-ratio weighted distillation is about."""
 
 import argparse
 import json
