@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.generation import Sampling
 from distill.models import LanguageModel, vocabulary_mismatch
 from distill.teacher import LazyModel, sample_completions
-from distill.traces import Example, Grader, Trace, encode_completion, encode_prompt
+from distill.traces import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
 
 
 @dataclass
@@ -77,6 +77,7 @@ class TraceRecipe:
         examples = self.source()
         if not examples:
             raise UserError("the data holds no problem: check data.path, data.limit")
+        check_spelling(student.tokenizer, examples[0], student.source.name)
         if self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
@@ -154,6 +155,11 @@ class TraceRecipe:
         limit = min(self.max_length or context, context)
         fitting = []
         for trace in traces:
+            if len(trace.prompt_ids) == 0:
+                raise UserError(
+                    f"the prompt of problem {trace.example.id} is empty: nothing could predict its first "
+                    f"token"
+                )
             if len(trace.prompt_ids) >= context:
                 raise UserError(
                     f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more "

@@ -18,6 +18,7 @@ from distill.head import Head
 
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
 
 
@@ -48,9 +49,17 @@ class ModelSource:
         """The model's tokenizer; it must know an end-of-sequence token."""
         from transformers import AutoTokenizer
 
+        folder = Path(self.location)
+        if (
+            folder.is_dir()
+            and not self.gguf
+            and not any((folder / name).is_file() for name in _TOKENIZER_FILES)
+        ):
+            # AutoTokenizer would make an empty one of the model's kind.
+            raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as for the weights
             raise UserError(f"{self.name!r} has no tokenizer that loads: {_first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -69,7 +78,7 @@ class ModelSource:
         dtype = self.dtype if self.dtype == "auto" else _dtype(self.dtype)
         try:
             model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files raise what their readers please
             raise UserError(f"model {self.name!r} does not load: {_first_line(error)}") from error
         if self.gguf:
             _forget_packing(model)
@@ -180,6 +189,8 @@ def find_model(
 
 def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
     _dtype(dtype)
+    if not isinstance(spec, str) or not spec.strip():
+        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
     path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
     source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
     if path.is_dir():
@@ -203,6 +214,8 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
 
 def _in_package(spec: str, key: str) -> Path:
     package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not package.isidentifier() or not inside:
+        raise UserError(f"{key}={spec}: write package:NAME/PATH, with the package's import name")
     # find_spec on a top-level name imports nothing.
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:

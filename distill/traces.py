@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import itertools
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,18 +78,47 @@ def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
         example.messages or ({"role": "user", "content": prompt.replace("{problem}", example.problem)},)
     )
     if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    else:
-        ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
-        if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
-            ids = ids[:-1]
+        # As text first: what the template inserts and what the tokenizer cannot spell are two things.
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return np.asarray(_spell(tokenizer, text, add_special_tokens=False), dtype=np.int32)
+    ids = _spell(tokenizer, "\n".join(message["content"] for message in messages))
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+        ids = ids[:-1]
     return np.asarray(ids, dtype=np.int32)
 
 
 def encode_completion(tokenizer: Any, text: str) -> np.ndarray:
     """Token ids of a completion with the end token, as a model that writes it after the prompt would."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = _spell(tokenizer, text, add_special_tokens=False)
+    while ids and ids[-1] == tokenizer.eos_token_id:  # data that was written by a model may end in it already
+        ids = ids[:-1]
     return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)
+
+
+def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
+    """Refuse a tokenizer that loses a tenth of the text: some drop silently what their vocabulary does not
+    cover.
+
+    Raises:
+        UserError: names the model, shows the text and what is left of it.
+    """
+    text = "".join((example.problem + (example.completion or "")).split())
+    ids = _spell(tokenizer, example.problem + (example.completion or ""), add_special_tokens=False)
+    left = "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+    if len(left) < 0.9 * len(text):
+        raise UserError(
+            f"the tokenizer of {name} cannot spell this data: of {text[:40]!r} it leaves {left[:40]!r}; "
+            "choose another model or other data"
+        )
+
+
+def _spell(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    try:
+        return tokenizer(text, **options).input_ids
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(
+            f"the tokenizer cannot spell {text[:60]!r} ({error}): take it out of the data"
+        ) from error
 
 
 def read_examples(
@@ -114,6 +145,8 @@ def read_examples(
         UserError: names the file, the line and the field.
     """
     wanted = {name: place for name, place in (fields or {}).items() if place}
+    if "messages" in wanted:
+        wanted = {name: place for name, place in wanted.items() if name not in ("problem", "completion")}
     examples = []
     for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
         found = {name: _lookup(record, place, where, name) for name, place in wanted.items()}
@@ -159,9 +192,7 @@ def read_records(
     source = (
         _file_records(Path(path).expanduser()) if path is not None else _hub_records(str(hub), subset, split)
     )
-    for number, (where, record) in enumerate(source):
-        if limit is not None and number >= limit:
-            return
+    for where, record in itertools.islice(source, limit):
         if not isinstance(record, Mapping):
             raise UserError(f"{where}: the record is {type(record).__name__}, not an object with fields")
         yield where, record
@@ -180,28 +211,58 @@ def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
         except (pyarrow.lib.ArrowInvalid, OSError) as error:
             raise UserError(f"{path} is no readable Parquet file ({error})") from error
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    elif name.endswith(".csv"):
-        with path.open(newline="", encoding="utf-8") as stream:
-            yield from (
-                (f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(stream), start=1)
-            )
-    elif name.endswith((".jsonl", ".ndjson")):
-        opener = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", _parse(line, path, number)
+    elif name.endswith((".csv", ".jsonl", ".ndjson")):
+        yield from _readable(path, _csv_rows(path) if name.endswith(".csv") else _json_lines(path))
     else:
-        raise UserError(f"data file {path}: the ending is none of .jsonl, .jsonl.gz, .parquet, .csv")
+        raise UserError(f"data file {path}: the ending is none of .jsonl, .csv (each also .gz), .parquet")
+
+
+def _readable(path: Path, records: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The records, and one sentence for a file that breaks off or is not what its ending says."""
+    where = f"{path}, at the start"
+    try:
+        for where, record in records:
+            yield where, record
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path} is damaged or not what its ending says, after {where}: {error}") from error
+
+
+def _stream(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # solutions are longer than Python's default of 128 KiB
+    with _stream(path) as stream:
+        lines = (_decode(line, path, number) for number, line in enumerate(stream, start=1))
+        yield from (
+            (f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(lines), start=1)
+        )
+
+
+def _decode(line: bytes, path: Path, number: int) -> str:
+    try:
+        # Spreadsheets begin their files with a byte order mark.
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with _stream(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _parse(line, path, number)
 
 
 def _parse(line: bytes, path: Path, number: int) -> Any:
+    text = _decode(line, path, number)
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 5,000 deep
+        raise UserError(f"{path}, line {number}: JSON that cannot be read ({error})") from error
 
 
 def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:

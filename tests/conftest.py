@@ -2,15 +2,18 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from distill.models import LanguageModel, find_model
 from distill.tiny.build import make_tokenizer
 
 torch.set_num_threads(1)
@@ -41,6 +44,30 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         Qwen2ForCausalLM(config).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return root / "student", root / "teacher"
+
+
+@pytest.fixture
+def student(tiny_pair: tuple[Path, Path]) -> LanguageModel:
+    """The pair's student, loaded anew: a test may change it."""
+    return find_model(str(tiny_pair[0]), key="model.student").load()
+
+
+@pytest.fixture
+def teacher(tiny_pair: tuple[Path, Path]) -> LanguageModel:
+    """The pair's teacher, loaded anew: a test may change it."""
+    return find_model(str(tiny_pair[1]), key="model.teacher").load()
+
+
+@pytest.fixture
+def permuted_tokenizer() -> Any:
+    """The pair's characters under other ids; the end token is the same."""
+    vocabulary = make_tokenizer().get_vocab()
+    last = max(vocabulary.values())
+    others = {word: index if index < 2 else last + 2 - index for word, index in vocabulary.items()}
+    tokenizer = Tokenizer(models.WordLevel(others))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="session")

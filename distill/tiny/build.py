@@ -1,8 +1,9 @@
 """Train the embedded pair from nothing: `python -m distill.tiny.build`.
 
-The teacher writes both styles of `distill.tiny.task` well. The student is smaller, has only
-seen "single" solutions and stops early: it half supports one of the teacher's styles and hardly the other,
-which is the situation that support-ratio weighted distillation is about."""
+The teacher writes both styles of `distill.tiny.task` well. The student is smaller, has only seen "single"
+solutions and stops early: it half supports one of the teacher's styles and hardly the other, which is the
+situation that support-ratio weighted distillation is about.
+"""
 
 import argparse
 import json
@@ -71,6 +72,8 @@ def make_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
+        # AutoTokenizer loads it as a Qwen2 tokenizer, which would otherwise add an unknown token of its own.
+        unk_token="<pad>",
         eos_token="<eos>",
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
@@ -225,7 +228,8 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
     """Train both models, write them, the tokenizer and build.json into `out`; returns build.json's
     content."""
     tokenizer = make_tokenizer()
-    test = task.problems(EVALUATED, split="test")
+    # A short trial run is measured on fewer problems, too.
+    test = task.problems(max(20, round(EVALUATED * min(1.0, steps_scale))), split="test")
     watched = task.problems(200, split="train", seed=seed + 1)
     report: dict[str, Any] = {"seed": seed, "steps_scale": steps_scale, "test_problems": len(test)}
     report["operations"] = list(task.DEFAULT_OPERATIONS)

@@ -1,0 +1,343 @@
+"""Token losses against their definitions, written out once more as sums over probabilities in plain Python."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from distill.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from distill.losses.signals import signals
+
+TokenLoss = Callable[..., Tensor]
+Definition = Callable[[Sequence[float], Sequence[float], int], float]
+
+
+def softmax_by_loops(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
+    largest = max(logits)
+    powers = [math.exp((value - largest) / temperature) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def kl_by_loops(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def jsd_by_loops(p: Sequence[float], q: Sequence[float], beta: float) -> float:
+    mixture = [beta * a + (1 - beta) * b for a, b in zip(p, q, strict=True)]
+    return beta * kl_by_loops(p, mixture) + (1 - beta) * kl_by_loops(q, mixture)
+
+
+# Each loss, and what it is of the teacher's probabilities, the student's, and the label.
+LOSSES: dict[str, tuple[TokenLoss, Definition]] = {
+    "cross_entropy": (cross_entropy, lambda p, q, label: -math.log(q[label])),
+    "forward_kl": (forward_kl, lambda p, q, label: kl_by_loops(p, q)),
+    "reverse_kl": (reverse_kl, lambda p, q, label: kl_by_loops(q, p)),
+    "jsd": (jsd, lambda p, q, label: jsd_by_loops(p, q, 0.5)),
+    "jsd_0": (partial(jsd, beta=0.0), lambda p, q, label: kl_by_loops(p, q)),
+    "jsd_0.1": (partial(jsd, beta=0.1), lambda p, q, label: jsd_by_loops(p, q, 0.1)),
+    "jsd_0.8": (partial(jsd, beta=0.8), lambda p, q, label: jsd_by_loops(p, q, 0.8)),
+    "jsd_1": (partial(jsd, beta=1.0), lambda p, q, label: kl_by_loops(q, p)),
+}
+DIVERGENCES = [name for name in LOSSES if name != "cross_entropy"]
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
+seeded = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[list[float], list[float]]:
+    """Logits of a teacher and a student over a small vocabulary."""
+    size = draw(st.integers(2, 7))
+    logits = st.lists(st.floats(-15, 15), min_size=size, max_size=size)
+    return draw(logits), draw(logits)
+
+
+def compute(name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The loss of rows of logits."""
+    function = LOSSES[name][0]
+    signal = {
+        "student_logprobs": student.log_softmax(-1),
+        "teacher_logprobs": teacher.log_softmax(-1),
+        "labels": labels,
+    }
+    return function(**{key: value for key, value in signal.items() if key in signals(function)})
+
+
+def draw_logits(
+    seed: int, rows: int = 6, vocab: int = 9, spread: float = 3.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a student and a teacher, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (
+        spread * torch.randn(rows, vocab, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    return student, teacher, torch.randint(vocab, (rows,), generator=generator)
+
+
+def draw_logprobs(seed: int, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    student, teacher, _ = draw_logits(seed, spread=spread)
+    return student.log_softmax(-1), teacher.log_softmax(-1)
+
+
+def gradient(name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """With respect to the student's logits."""
+    leaf = student.clone().requires_grad_()
+    compute(name, leaf, teacher, labels).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_is_its_definition_summed_over_the_vocabulary(name: str, seed: int) -> None:
+    student, teacher, labels = draw_logits(seed)
+    expected = [
+        LOSSES[name][1](softmax_by_loops(t), softmax_by_loops(s), label)
+        for s, t, label in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)
+    ]
+    assert compute(name, student, teacher, labels).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@every_loss
+@seeded
+@given(pair=pairs(), label=st.integers(0, 1))
+def test_a_loss_is_its_definition_for_any_pair(
+    name: str, pair: tuple[list[float], list[float]], label: int
+) -> None:
+    teacher, student = pair
+    found = compute(
+        name,
+        torch.tensor([student], dtype=torch.float64),
+        torch.tensor([teacher], dtype=torch.float64),
+        torch.tensor([label]),
+    )
+    expected = LOSSES[name][1](softmax_by_loops(teacher), softmax_by_loops(student), label)
+    assert found.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+def test_the_kls_are_those_of_torch_distributions() -> None:
+    student, teacher, labels = draw_logits(4)
+    p, q = Categorical(logits=teacher), Categorical(logits=student)
+    torch.testing.assert_close(compute("forward_kl", student, teacher, labels), kl_divergence(p, q))
+    torch.testing.assert_close(compute("reverse_kl", student, teacher, labels), kl_divergence(q, p))
+
+
+def test_forward_and_reverse_are_told_apart_by_numbers_worked_out_by_hand() -> None:
+    teacher = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
+    student = torch.tensor([[0.75, 0.25]], dtype=torch.float64).log()
+    forward = 0.5 * math.log(4 / 3)  # ½ ln(2/3) + ½ ln 2
+    reverse = 0.75 * math.log(3) - math.log(2)  # ¾ ln(3/2) + ¼ ln(1/2)
+    assert abs(forward - reverse) > 0.01
+    assert forward_kl(student, teacher).item() == pytest.approx(forward, rel=1e-12)
+    assert reverse_kl(student, teacher).item() == pytest.approx(reverse, rel=1e-12)
+
+
+def test_forward_kl_covers_the_teachers_modes_and_reverse_kl_seeks_one() -> None:
+    teacher = torch.tensor([[0.499, 0.002, 0.499]], dtype=torch.float64).log()
+    one_mode = torch.tensor([[0.98, 0.01, 0.01]], dtype=torch.float64).log()
+    spread_out = torch.tensor([[0.34, 0.32, 0.34]], dtype=torch.float64).log()
+    assert forward_kl(spread_out, teacher) < forward_kl(one_mode, teacher)
+    assert reverse_kl(one_mode, teacher) < reverse_kl(spread_out, teacher)
+
+
+@every_divergence
+def test_a_divergence_and_its_gradient_vanish_where_the_two_agree(name: str) -> None:
+    student, _, labels = draw_logits(1)
+    shifted = student + 3.0  # the same distribution
+    zeros = torch.zeros(len(student), dtype=torch.float64)
+    torch.testing.assert_close(compute(name, student, shifted, labels), zeros, atol=1e-14, rtol=0)
+    found = gradient(name, student, shifted, labels)
+    torch.testing.assert_close(found, torch.zeros_like(student), atol=1e-14, rtol=0)
+
+
+@every_divergence
+@seeded
+@given(pair=pairs())
+def test_a_divergence_is_positive_where_the_two_differ_and_never_negative(
+    name: str, pair: tuple[list[float], list[float]]
+) -> None:
+    teacher, student = (torch.tensor([row], dtype=torch.float64) for row in pair)
+    found = compute(name, student, teacher, torch.tensor([0])).item()
+    assert found >= -1e-14
+    difference = (teacher.softmax(-1) - student.softmax(-1)).abs().sum().item()
+    if difference > 1e-3:
+        assert found > difference**2 / 100  # Pinsker's inequality, with room
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 0.5])
+def test_jsd_swaps_its_sides_with_beta(beta: float) -> None:
+    student, teacher = draw_logprobs(2)
+    torch.testing.assert_close(
+        jsd(student, teacher, beta=beta), jsd(teacher, student, beta=1 - beta), rtol=1e-12, atol=0
+    )
+
+
+def test_jsd_at_another_beta_than_a_half_is_not_symmetric() -> None:
+    student, teacher = draw_logprobs(2)
+    difference = jsd(student, teacher, beta=0.2) - jsd(teacher, student, beta=0.2)
+    assert difference.abs().min() > 1e-4
+
+
+@seeded
+@given(pair=pairs(), beta=st.floats(0.01, 0.99))
+def test_jsd_stays_below_the_entropy_of_its_coin(pair: tuple[list[float], list[float]], beta: float) -> None:
+    teacher, student = (torch.tensor([row], dtype=torch.float64).log_softmax(-1) for row in pair)
+    coin = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)  # log 2 for a fair one
+    assert jsd(student, teacher, beta=beta).item() <= coin + 1e-12
+
+
+def test_jsd_is_log_two_where_nothing_is_shared() -> None:
+    student = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]], dtype=torch.float64).log_softmax(-1)
+    assert jsd(student, student.flip(-1)).item() == pytest.approx(math.log(2), rel=1e-14)
+
+
+def test_jsd_at_its_ends_is_the_kl_of_that_name() -> None:
+    student, teacher, labels = draw_logits(3)
+    for end, name in (("jsd_0", "forward_kl"), ("jsd_1", "reverse_kl")):
+        one, other = (compute(key, student, teacher, labels) for key in (end, name))
+        assert torch.equal(one, other)
+
+
+def test_jsd_near_its_ends_is_beta_times_the_kl_of_that_end() -> None:
+    student, teacher = draw_logprobs(3, spread=1.0)
+    small = 1e-6
+    near_zero = jsd(student, teacher, beta=small) / small
+    near_one = jsd(student, teacher, beta=1 - small) / small
+    torch.testing.assert_close(near_zero, forward_kl(student, teacher), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(near_one, reverse_kl(student, teacher), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, 2.0, math.nan, math.inf])
+def test_jsd_refuses_a_beta_that_is_no_share(beta: float) -> None:
+    logprobs = torch.zeros(1, 2).log_softmax(-1)
+    with pytest.raises(ValueError, match="beta"):
+        jsd(logprobs, logprobs, beta=beta)
+
+
+def test_the_gradient_of_cross_entropy_is_softmax_minus_one_hot() -> None:
+    student, teacher, labels = draw_logits(5)
+    expected = student.softmax(-1) - torch.nn.functional.one_hot(labels, student.shape[-1])
+    torch.testing.assert_close(gradient("cross_entropy", student, teacher, labels), expected)
+
+
+def test_the_gradient_of_forward_kl_is_softmax_minus_teacher() -> None:
+    student, teacher, labels = draw_logits(5)
+    expected = student.softmax(-1) - teacher.softmax(-1)
+    torch.testing.assert_close(gradient("forward_kl", student, teacher, labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"), [("reverse_kl", 1.0), ("jsd", 0.5), ("jsd_0.1", 0.1), ("jsd_0.8", 0.8)]
+)
+def test_the_gradient_of_reverse_kl_and_jsd_is_the_one_worked_out_by_hand(name: str, beta: float) -> None:
+    student, teacher, labels = draw_logits(5)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    if name == "reverse_kl":
+        slope = (q / p).log()
+    else:  # of JSD with respect to Q_v, a constant left out
+        slope = (1 - beta) * (q / (beta * p + (1 - beta) * q)).log()
+    expected = q * (slope - (q * slope).sum(-1, keepdim=True))
+    torch.testing.assert_close(gradient(name, student, teacher, labels), expected)
+
+
+@every_loss
+def test_the_gradient_agrees_with_finite_differences(name: str) -> None:
+    student, teacher, labels = draw_logits(6, rows=2, vocab=5)
+    leaf = student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: compute(name, x, teacher, labels), leaf)
+
+
+def masked(logits: Tensor, columns: Sequence[int]) -> Tensor:
+    out = logits.clone()
+    out[:, list(columns)] = -torch.inf
+    return out
+
+
+@every_divergence
+def test_a_token_that_both_rule_out_is_as_if_it_were_not_there(name: str) -> None:
+    student, teacher, labels = draw_logits(7)
+    whole = masked(student, [2, 5]), masked(teacher, [2, 5])
+    kept = [column for column in range(student.shape[-1]) if column not in (2, 5)]
+    cut = student[:, kept], teacher[:, kept]
+    torch.testing.assert_close(compute(name, *whole, labels), compute(name, *cut, labels))
+    found = gradient(name, *whole, labels)
+    torch.testing.assert_close(found[:, kept], gradient(name, *cut, labels))
+    assert (found[:, [2, 5]] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "jsd_0", "jsd_0.1", "jsd", "jsd_0.8"])
+def test_a_token_that_only_the_teacher_rules_out_has_a_finite_loss_and_gradient(name: str) -> None:
+    student, teacher, labels = draw_logits(8)
+    teacher = masked(teacher, [1, 3])
+    expected = [
+        LOSSES[name][1](softmax_by_loops(t), softmax_by_loops(s), 0)
+        for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
+    ]
+    assert compute(name, student, teacher, labels).tolist() == pytest.approx(expected, rel=1e-12)
+    assert gradient(name, student, teacher, labels).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "jsd_0.1", "jsd", "jsd_0.8", "jsd_1"])
+def test_a_token_that_only_the_student_rules_out_has_a_finite_loss_and_gradient(name: str) -> None:
+    student, teacher, labels = draw_logits(8)
+    student = masked(student, [1, 3])
+    expected = [
+        LOSSES[name][1](softmax_by_loops(t), softmax_by_loops(s), 0)
+        for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
+    ]
+    assert compute(name, student, teacher, labels).tolist() == pytest.approx(expected, rel=1e-12)
+    assert gradient(name, student, teacher, labels).isfinite().all()
+
+
+def test_a_kl_is_infinite_where_its_second_side_rules_out_what_the_first_allows() -> None:
+    full = torch.tensor([[0.0, 0.0]], dtype=torch.float64).log_softmax(-1)
+    half = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).log_softmax(-1)
+    assert forward_kl(half, full).item() == torch.inf
+    assert reverse_kl(full, half).item() == torch.inf
+    assert forward_kl(full, half).item() == pytest.approx(math.log(2))
+    assert reverse_kl(half, full).item() == pytest.approx(math.log(2))
+
+
+@every_loss
+def test_single_precision_is_close_to_double_over_a_real_vocabulary(name: str) -> None:
+    student, teacher, labels = draw_logits(9, rows=8, vocab=8192, spread=4.0)
+    exact = compute(name, student, teacher, labels)
+    found = compute(name, student.float(), teacher.float(), labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=1e-6)
+
+
+@every_divergence
+def test_single_precision_is_close_to_double_where_the_two_nearly_agree(name: str) -> None:
+    student, noise, labels = draw_logits(10, rows=8, vocab=512, spread=2.0)
+    teacher = student + 0.02 * noise
+    exact = compute(name, student, teacher, labels)
+    assert exact.max() < 1e-2
+    torch.testing.assert_close(
+        compute(name, student.float(), teacher.float(), labels).double(), exact, rtol=0.01, atol=2e-7
+    )
+    expected = gradient(name, student, teacher, labels)
+    found = gradient(name, student.float(), teacher.float(), labels)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
+@every_loss
+def test_rows_do_not_mix(name: str) -> None:
+    student, teacher, labels = draw_logits(11)
+    together = compute(name, student, teacher, labels)
+    alone = [compute(name, student[i : i + 1], teacher[i : i + 1], labels[i : i + 1]) for i in range(6)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-14, atol=1e-15)
+
+
+def test_each_loss_asks_for_the_signals_of_its_signature() -> None:
+    distributions = {"student_logprobs", "teacher_logprobs"}
+    assert signals(cross_entropy) == {"student_logprobs", "labels"}
+    for name in DIVERGENCES:
+        assert signals(LOSSES[name][0]) == distributions
+    assert signals(partial(partial(jsd, beta=0.1), beta=0.2)) == distributions
