@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -34,22 +35,27 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     Raises:
         UserError: an unknown group, option or key, or a value that does not parse.
     """
-    words = [argument for argument in arguments if "=" in argument or argument.startswith(("+", "~"))]
-    words = [word for word in words if not word.startswith("-")]
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except HydraException as error:
-        raise UserError(f"the command line does not parse: {_first_line(error)}") from error
+    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     groups = _groups(config_dir)
-    for override in overrides:
-        _check_group(override, groups)
-    single = [_first_value(override) for override in overrides]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        except (HydraException, ValueError) as error:
+            raise UserError(f"the command line does not parse: {_first_line(error)}") from error
+        for override in overrides:
+            _check_group(override, groups)
+        single = [_first_value(override) for override in overrides]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             raise UserError(_explain(error, overrides, known, groups)) from error
+    for group in groups:
+        if group not in cfg and group != "logger":
+            raise UserError(
+                f"~{group}: the group {group} cannot be left out (options: {', '.join(groups[group])})"
+            )
     HydraConfig.instance().set_config(cfg)
     return cfg
 
@@ -96,6 +102,12 @@ def _first_value(override: Override) -> str:
     """The override as it is for a sweep's first job."""
     if not override.is_sweep_override():
         return str(override.input_line)
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval is for a sweeper that chooses values itself; list the "
+            f"values, "
+            f"{override.key_or_group}=a,b,c"
+        )
     prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
     return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
 
@@ -123,9 +135,10 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(name: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
-    if not near:  # a key's last part alone, wherever it stands
-        near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:3]
+    valid = list(valid)
+    # First a key's last part alone, wherever it stands: lr for optimizer.lr.
+    near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

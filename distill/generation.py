@@ -21,7 +21,7 @@ class Sampling:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
             raise ValueError(
                 f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
                 f"top_k={self.top_k} >= 0, max_new_tokens={self.max_new_tokens} >= 1"
@@ -81,6 +81,15 @@ def generate(
         sampling: how tokens are drawn.
         seed: of the draw; the same seed, batch and machine give the same completions.
     """
+    rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
+    if len(set(rooms)) > 1:
+        # Near the context's end each completion is bounded by its own prompt, not by its batch's longest.
+        written: list[list[int]] = [[]] * len(prompts)
+        for room in sorted(set(rooms)):
+            rows = [row for row, own in enumerate(rooms) if own == room]
+            part = generate(lm, [prompts[row] for row in rows], sampling, seed=seed)
+            written = [part[rows.index(row)] if row in rows else ids for row, ids in enumerate(written)]
+        return written
     model = lm.model
     end_ids = lm.end_ids
     pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else end_ids[0]
@@ -90,10 +99,9 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
         attention[row, longest - len(prompt) :] = 1
-    room = max(1, min(sampling.max_new_tokens, lm.context_length - longest))
     devices = [lm.device] if lm.device.type == "cuda" else []
     with (
-        _generation_mode(model, sampling, end_ids, pad, room),
+        _generation_mode(model, sampling, end_ids, pad, rooms[0]),
         torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
@@ -145,11 +153,14 @@ def _generation_mode(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True, **options
     )
-    before, training = model.generation_config, model.training
+    before = model.generation_config
+    # Module by module: a part that was frozen in eval mode must not be put into training.
+    modes = [(module, module.training) for module in model.modules()]
     model.generation_config = config
     model.eval()
     try:
         yield
     finally:
         model.generation_config = before
-        model.train(training)
+        for module, training in modes:
+            module.training = training

@@ -75,6 +75,8 @@ def weighted_token_loss(
     needed = signals(token_loss)
     if "teacher_logprobs" in needed and teacher is None:
         raise ValueError(f"{token_loss} needs the teacher's hidden states")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     size = chunk_size or fitting_chunk(student)
     chunks = _Chunks(token_loss, needed, temperature, size, _compute_dtype(student.hidden))
     used = teacher if "teacher_logprobs" in needed else None
@@ -194,12 +196,14 @@ class _WeightedTokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scale = upstream[0]
+        if ctx.gradients is None:
+            raise RuntimeError("the head's gradient was already given away: it has no second backward pass")
         grad_hidden, grad_weight = ctx.gradients
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype))
-        ctx.gradients = None, None  # scaled in place, so there is no second backward pass
+        ctx.gradients = None  # scaled in place, so there is no second backward pass
         return grad_hidden, grad_weight, None, None, None, None, None
 
 

@@ -32,10 +32,12 @@ class CsvMetrics(Logger):
         self._pending: list[int] = []  # steps that the file does not hold yet
         self._rewrite = True  # a written row or the header changed: the file is made anew
         if self.path.is_file():
+            # A run that was killed while it wrote may have left half a row at the end.
             with self.path.open(newline="") as stream:
-                reader = csv.DictReader(stream)
-                self.columns = list(reader.fieldnames or self.columns)
-                self.rows = {int(row["step"]): dict(row) for row in reader}
+                lines = [line for line in stream if line.endswith("\n")]
+            reader = csv.DictReader(lines)
+            self.columns = list(reader.fieldnames or self.columns)
+            self.rows = {int(row["step"]): dict(row) for row in reader}
 
     @property
     def name(self) -> str:
@@ -136,7 +138,7 @@ def wandb_logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        entries = netrc.netrc().hosts
+        entries = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
     return any("wandb" in host for host in entries)

@@ -178,6 +178,8 @@ def find_model(
     """
     if isinstance(spec, str):
         return _find_one(spec, key, dtype, revision, trust_remote_code)
+    if not isinstance(spec, Sequence):
+        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
     failures = []
     for one in spec:
         try:

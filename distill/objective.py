@@ -7,6 +7,7 @@ share of the two sums; `distill.module` divides, once.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,12 +89,12 @@ class Objective:
             raise ValueError(f"loss.normalize={self.normalize!r} is not one of tokens, weights")
         if self.control not in get_args(Control):
             raise ValueError(f"loss.control={self.control!r} is not one of {', '.join(get_args(Control))}")
-        if self.scale != "mean" and not (isinstance(self.scale, (int, float)) and self.scale > 0):
+        if self.scale != "mean" and not _positive(self.scale):
             raise ValueError(f"loss.scale={self.scale!r} is neither a positive number nor mean")
-        if self.temperature <= 0 or (self.chunk_size is not None and self.chunk_size < 1):
-            raise ValueError(
-                f"loss.temperature={self.temperature} and loss.chunk_size={self.chunk_size} must be positive"
-            )
+        if not _positive(self.temperature):
+            raise ValueError(f"loss.temperature={self.temperature!r} is not a positive number")
+        if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
+            raise ValueError(f"loss.chunk_size={self.chunk_size!r} is not a positive whole number, nor null")
         self._loss_signals = signals(self.token_loss)
         self._weight_signals = signals(self.token_weight) if self.control != "uniform" else {"mask"}
         self._try_out()
@@ -199,6 +200,10 @@ class Objective:
             0.5,
             0,
         )
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     cfg.dir = str(folder)
-    if sweep and "wandb" in (cfg.logger or {}) and cfg.logger.wandb.group is None:
+    if sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
         cfg.logger.wandb.group = folder.parent.name
     try:
         if not sweep:
@@ -106,7 +106,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         teacher.release()
     lm.model.to(device)
 
-    loggers = [_build(node, f"logger.{name}") for name, node in (cfg.logger or {}).items()]
+    loggers = [_build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     before = None
     if benchmark is not None and _first_rank():
         with _clock(seconds, "evaluation"):

@@ -117,6 +117,15 @@ def test_an_interrupted_write_keeps_the_old_file_and_leaves_nothing_else(tmp_pat
     assert files(path.parent) == {"file"}
 
 
+def test_who_reads_a_file_that_is_being_replaced_sees_the_whole_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+    with path.open() as reader:
+        write_atomically(path, lambda temporary: temporary.write_text("new content"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new content"
+
+
 def test_a_shard_that_a_killed_process_left_half_written_is_not_taken_for_one(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, "thing", {}, 1)
     (cache.folder / ".00000.safetensors.123.tmp").write_bytes(b"half")
@@ -172,6 +181,17 @@ def test_completions_come_in_the_order_of_prompts_and_samples(
     for prompt, group in zip(PROMPTS, greedy, strict=True):
         (alone,) = generate(model.get(), [prompt.tolist()], Sampling(max_new_tokens=6), seed=0)
         assert group == [alone, alone]
+
+
+def test_batches_of_the_same_prompts_are_not_drawn_alike(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    prompts = [PROMPTS[0]] * 8
+    drawn = sample_completions(
+        lazy(tiny_pair[1]), prompts, DRAW, samples=1, batch_size=2, seed=0, cache=tmp_path
+    )
+    batches = [[ids.tolist() for (ids,) in drawn[start : start + 2]] for start in range(0, 8, 2)]
+    assert all(one != other for n, one in enumerate(batches) for other in batches[:n])
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Token losses against their definitions, written out once more as sums over probabilities in plain Python."""
+"""Token losses against their definitions, written out once more as sums over probabilities."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -238,10 +238,9 @@ def test_the_gradient_of_forward_kl_is_softmax_minus_teacher() -> None:
 def test_the_gradient_of_reverse_kl_and_jsd_is_the_one_worked_out_by_hand(name: str, beta: float) -> None:
     student, teacher, labels = draw_logits(5)
     p, q = teacher.softmax(-1), student.softmax(-1)
-    if name == "reverse_kl":
-        slope = (q / p).log()
-    else:  # of JSD with respect to Q_v, a constant left out
-        slope = (1 - beta) * (q / (beta * p + (1 - beta) * q)).log()
+    # The derivative with respect to Q_v, a constant left out.
+    of_jsd = (1 - beta) * (q / (beta * p + (1 - beta) * q)).log()
+    slope = (q / p).log() if name == "reverse_kl" else of_jsd
     expected = q * (slope - (q * slope).sum(-1, keepdim=True))
     torch.testing.assert_close(gradient(name, student, teacher, labels), expected)
 

@@ -1,4 +1,5 @@
-"""The README's recipe for a real model: SmolLM2-135M makes its own teacher on GSM8K, then learns from it with DCOD."""
+"""The README's recipe for a real model: SmolLM2-135M makes its own teacher on GSM8K, then learns from it with
+DCOD."""
 
 import importlib.util
 import json

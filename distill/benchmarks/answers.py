@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 # A number as it stands in running text: sign, dollar, thousands separators, decimals, a fraction.
-_IN_TEXT = re.compile(r"-?\$?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+")
+_IN_TEXT = re.compile(
+    r"(?:(?<![\w.])-)?\$?(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+"
+)
 _WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?", re.IGNORECASE)

@@ -66,7 +66,12 @@ def jsd(
         return forward_kl(student_logprobs, teacher_logprobs)
     if beta == 1.0:
         return reverse_kl(student_logprobs, teacher_logprobs)
-    mixture = torch.logaddexp(teacher_logprobs + math.log(beta), student_logprobs + math.log1p(-beta))
+    # Where both are zero their mixture has no gradient to give: any finite number will do, no term counts it.
+    neither = (teacher_logprobs == -torch.inf) & (student_logprobs == -torch.inf)
+    mixture = torch.logaddexp(
+        teacher_logprobs.masked_fill(neither, 0.0) + math.log(beta),
+        student_logprobs.masked_fill(neither, 0.0) + math.log1p(-beta),
+    )
     return beta * _expected_difference(teacher_logprobs, mixture) + (1 - beta) * _expected_difference(
         student_logprobs, mixture
     )

@@ -5,6 +5,7 @@ on completion tokens, and returns a weight for each: no gradient, zero where the
 Parameters without a default are the signals that the weight needs, and one with the default `None` is needed
 when the other parameters say so (`distill.losses.signals`)."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -87,13 +88,15 @@ def support_ratio(
     """
     _check("level", level, Level)
     _check("transform", transform, Transform)
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"support_ratio: temperature={temperature} must be positive")
     if not 0 <= floor <= 1:
         raise ValueError(f"support_ratio: floor={floor} is outside [0, 1]")
     if not 0 <= anneal <= 1:
         raise ValueError(f"support_ratio: anneal={anneal} is outside [0, 1]")
-    if max_ratio <= 0:
+    if not math.isfinite(bias):
+        raise ValueError(f"support_ratio: bias={bias} is no number")
+    if not max_ratio > 0:
         raise ValueError(f"support_ratio: max_ratio={max_ratio} must be positive")
     numerator = student_logprobs if ratio_from == "live" else initial_logprobs
     denominator = teacher_logprobs if behavior == "model" else sampler_logprobs
@@ -123,12 +126,20 @@ def support_ratio(
 def _aggregate(
     ratio: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], level: Level
 ) -> Float[Tensor, "batch seq"]:
-    """Log-ratios at the level asked for; sums of logs, never products of probabilities."""
+    """Log-ratios at the level asked for; sums of logs, never products of probabilities.
+
+    One token that the student finds impossible (-inf) makes its prefix and its sequence impossible, whatever
+    the teacher thinks of the others: never inf - inf.
+    """
     if level == "token":
         return ratio
+    impossible = ratio == -torch.inf
+    finite = ratio.masked_fill(impossible, 0.0)
     if level == "prefix":
-        return ratio.cumsum(-1) / mask.cumsum(-1).clamp(min=1)
-    return (ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(ratio)
+        means = finite.cumsum(-1) / mask.cumsum(-1).clamp(min=1)
+        return means.masked_fill(impossible.cumsum(-1) > 0, -torch.inf)
+    means = finite.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return means.masked_fill(impossible.any(-1, keepdim=True), -torch.inf).expand_as(ratio)
 
 
 def shuffle(
