@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy.stats import binomtest
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from distill.errors import UserError
 from distill.generation import Sampling, generate
 from distill.models import LanguageModel
-from distill.traces import Example, Grader, encode_prompt
+from distill.traces import Example, Grader, check_spelling, encode_prompt
 
 
 @dataclass
@@ -95,6 +95,7 @@ def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
     """
     began = time.perf_counter()
     problems = benchmark.problems()
+    check_spelling(lm.tokenizer, replace(problems[0], completion=None), lm.source.name)
     prompts = [encode_prompt(lm.tokenizer, problem, benchmark.prompt).tolist() for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) >= lm.context_length:
