@@ -160,11 +160,11 @@ class TraceRecipe:
                     f"the prompt of problem {trace.example.id} is empty: nothing could predict its first "
                     f"token"
                 )
-            if len(trace.prompt_ids) >= context:
+            if len(trace.prompt_ids) >= context and self.overlong == "error":
                 raise UserError(
                     f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more "
                     f"than the context "
-                    f"of {student.source.name} ({context}): leave it out of the data"
+                    f"of {student.source.name} ({context}): leave such problems out with data.overlong=drop"
                 )
             if len(trace) <= limit:
                 fitting.append(trace)

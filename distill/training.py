@@ -66,6 +66,8 @@ def run_job(cfg: DictConfig) -> float | None:
         )
         return None
     finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # refused before anything was computed: Hydra had made the folder already
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()  # otherwise the next job of a sweep goes on in this job's run
 

@@ -1,0 +1,53 @@
+"""The README's commands and tables say what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distill.cli import check_overrides
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every `python train.py …` in a block of shell commands, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.startswith("python train.py")]
+
+
+def table(heading: str) -> dict[str, str]:
+    """First cells of a table's rows, by the cell itself, with the row's rest."""
+    rows = TEXT.split(heading, 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return {row.split("|")[1].strip(" `"): row for row in rows}
+
+
+def options(group: str) -> set[str]:
+    return {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_composes(command: str) -> None:
+    check_overrides(ROOT / "conf", "train", shlex.split(command)[2:])
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(commands()) >= 6
+
+
+@pytest.mark.parametrize("group", ["model", "data", "loss", "benchmark", "trainer"])
+def test_the_readme_lists_every_option_of_every_group(group: str) -> None:
+    row = table("| group | options | what it is |")[group]
+    assert {word.strip() for word in row.split("|")[2].split(",")} == options(group)
+
+
+def test_the_readme_lists_every_loss_with_its_parts() -> None:
+    rows = table("| loss | rollouts | token loss |")
+    assert {name.split("`")[0].strip() for name in rows} == options("loss")
+    for name, row in rows.items():
+        cfg = check_overrides(ROOT / "conf", "train", [f"loss={name.split('`')[0].strip()}"]).loss
+        assert cfg.token_loss._target_.rsplit(".", 1)[1] in row
+        assert cfg.token_weight._target_.rsplit(".", 1)[1] in row
