@@ -20,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 from distill.errors import UserError
 
 FORMAT = 1
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
 
 
 class ShardCache:
@@ -80,6 +82,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes its files for the owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

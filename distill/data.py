@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -82,7 +82,10 @@ class TraceRecipe:
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
             traces = [self._from_dataset(example, student) for example in examples]
-        return self._fitting(traces, student, say)
+        contexts = {student.source.name: student.context_length}
+        if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
+            contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
+        return self._fitting(traces, contexts, say)
 
     def _from_dataset(self, example: Example, student: LanguageModel) -> Trace:
         if example.completion is None:
@@ -110,9 +113,18 @@ class TraceRecipe:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
         tokenizer = teacher.source.tokenizer
         same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
+        prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
+        context = teacher.source.context_length
+        for example, ids in zip(examples, prompts, strict=True):
+            if len(ids) >= context:
+                raise UserError(
+                    f"the prompt of problem {example.id} has {len(ids)} tokens, which leaves no room in the "
+                    f"context of the teacher {teacher.source.name} ({context}): take the problem out of the "
+                    f"data, or choose another teacher"
+                )
         completions = sample_completions(
             teacher,
-            [encode_prompt(tokenizer, example, self.prompt) for example in examples],
+            prompts,
             self.sampling or Sampling(temperature=1.0),
             samples=self.samples,
             batch_size=self.sampling_batch_size,
@@ -149,38 +161,34 @@ class TraceRecipe:
         return traces
 
     def _fitting(
-        self, traces: Sequence[Trace], student: LanguageModel, say: Callable[[str], None]
+        self, traces: Sequence[Trace], contexts: Mapping[str, int], say: Callable[[str], None]
     ) -> list[Trace]:
-        context = student.context_length
+        """The traces that the models can read, each named with its context in `contexts`."""
+        name, context = min(contexts.items(), key=lambda item: item[1])
         limit = min(self.max_length or context, context)
         fitting = []
         for trace in traces:
             if len(trace.prompt_ids) == 0:
                 raise UserError(
-                    f"the prompt of problem {trace.example.id} is empty: nothing could predict its first "
-                    f"token"
-                )
-            if len(trace.prompt_ids) >= context and self.overlong == "error":
-                raise UserError(
-                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more "
-                    f"than the context "
-                    f"of {student.source.name} ({context}): leave such problems out with data.overlong=drop"
+                    f"the prompt of problem {trace.example.id} is empty: nothing predicts its first token"
                 )
             if len(trace) <= limit:
                 fitting.append(trace)
             elif self.overlong == "error":
+                prompt = len(trace.prompt_ids) >= context
                 raise UserError(
-                    f"trace {trace.example.id} has {len(trace)} tokens, more than {limit} "
-                    f"({'data.max_length' if limit < context else 'the context of ' + student.source.name}): "
+                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more than "
+                    f"the context of {name} ({context}): leave such problems out with data.overlong=drop"
+                    if prompt
+                    else f"trace {trace.example.id} has {len(trace)} tokens, more than {limit} "
+                    f"({'data.max_length' if limit < context else 'the context of ' + name}): "
                     "leave such traces out with data.overlong=drop"
                 )
         if not fitting:
             raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: raise data.max_length")
         if len(fitting) < len(traces):
-            say(
-                f"{len(traces) - len(fitting)} of {len(traces)} traces are longer than {limit} tokens and "
-                f"left out"
-            )
+            left_out = len(traces) - len(fitting)
+            say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
 
 

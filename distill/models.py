@@ -67,6 +67,16 @@ class ModelSource:
             )
         return tokenizer
 
+    @functools.cached_property
+    def context_length(self) -> int:
+        """Longest sequence the model was made for, read from its configuration alone."""
+        from transformers import AutoConfig
+
+        try:
+            return _context_length(AutoConfig.from_pretrained(self.location, **self._where))
+        except Exception as error:  # as for the weights
+            raise UserError(f"{self.name!r} has no configuration that loads: {_first_line(error)}") from error
+
     def load(self) -> "LanguageModel":
         """The weights, in eval mode on the CPU, and the tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
@@ -116,7 +126,7 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        return _context_length(self.model.config)
 
     @property
     def end_ids(self) -> list[int]:
@@ -193,6 +203,8 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
     _dtype(dtype)
     if not isinstance(spec, str) or not spec.strip():
         raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
+    if len(spec) > 1000:
+        raise UserError(f"{key}={spec[:60]}... is no model: it has {len(spec)} characters")
     path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
     source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
     if path.is_dir():
@@ -304,6 +316,10 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
             f"{theirs.eos_token!r} in {teacher.name})"
         )
     return None
+
+
+def _context_length(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def _forget_packing(model: Any) -> None:

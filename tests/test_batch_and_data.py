@@ -1,5 +1,7 @@
 """Batches and their order, and from a recipe to traces that can be trained on."""
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -287,6 +289,25 @@ def test_a_length_beyond_the_context_is_the_context(student: LanguageModel, tmp_
     traces, said = build(TraceRecipe(lambda: examples, max_length=4096, overlong="drop"), student, tmp_path)
     assert len(traces) == 6
     assert "longer than 128 tokens" in said
+
+
+def test_the_teachers_context_bounds_what_it_writes_and_reads(
+    student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(tiny_pair[1], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 40}
+    (folder / "config.json").write_text(json.dumps(config))
+    narrow = LazyModel(find_model(str(folder), key="model.teacher"), "cpu")
+    long = Example("long", "1" * 40, "2", "#2")
+    with pytest.raises(UserError, match=r"trace wordy has 45 tokens, more than 40 \(the context of .*narrow"):
+        build(TraceRecipe(lambda: [Example("wordy", "1+1=", "2", "1" * 40)]), student, tmp_path, narrow)
+    with pytest.raises(UserError, match=r"prompt of problem long has 40 tokens.*context of .*narrow \(40\)"):
+        build(TraceRecipe(lambda: [long]), student, tmp_path, narrow)
+    recipe = TraceRecipe(lambda: [long], completions="teacher")
+    with pytest.raises(UserError, match=r"problem long has 40 tokens.*no room in the context of the teacher"):
+        build(recipe, student, tmp_path, narrow)
+    assert not narrow.loaded
 
 
 @pytest.mark.parametrize(

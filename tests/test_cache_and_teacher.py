@@ -51,6 +51,14 @@ def test_a_cache_gives_back_what_was_written_and_knows_what_is_missing(tmp_path:
     assert files(cache.folder) == {"key.json", *(f"{n:05d}.safetensors" for n in range(3))}
 
 
+def test_a_cache_can_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.write_text("")
+    cache = ShardCache(tmp_path, "thing", {}, 1)
+    cache.write(0, {"values": np.zeros(1)})
+    assert (cache.folder / "00000.safetensors").stat().st_mode == ordinary.stat().st_mode
+
+
 def test_another_key_is_another_folder_and_the_order_of_its_entries_does_not_matter(tmp_path: Path) -> None:
     folders = [
         ShardCache(tmp_path, "thing", key, 1).folder

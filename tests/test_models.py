@@ -220,6 +220,7 @@ NONSENSE: dict[str, tuple[Callable[[Path], Any] | Any, str]] = {
     "a missing GGUF file": (_gguf_missing, r"there is no such GGUF file"),
     "a file": (_file, r"is a file, but no GGUF file"),
     "two names": ("a/b/c", r"no such folder, and it is no hub id"),
+    "a page of text": ("x" * 5000, r"is no model: it has 5000 characters"),
     "a blank": ("my model", r"no such folder, and it is no hub id"),
     "a link": ("https://huggingface.co/Qwen/Qwen2.5-0.5B", r"no such folder, and it is no hub id"),
     "a null byte": ("a\0b", r"no such folder"),

@@ -11,6 +11,7 @@ _IN_TEXT = re.compile(
 _WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"\n|[,.;:]\s|[(;]")
 _BRACES = re.compile(r"\\boxed\{|[{}]")
 _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
@@ -24,7 +25,8 @@ def extract(text: str, rules: Sequence[str] = RULES) -> tuple[str | None, str]:
     Args:
         text: a completion.
         rules: in the order in which they are tried: the last balanced `\boxed{}` (`boxed`), the number after
-            the last "answer is", the number after the last `####`, the last number.
+            the last "answer is" (what a calculation comes to), the number after the last `####`, the last
+            number.
 
     Returns:
         (answer, rule); (None, "none") where no rule finds one.
@@ -77,10 +79,18 @@ def same_number(gold: str, answer: str | None) -> bool:
 
 
 def _after_last(text: str, marker: re.Pattern[str]) -> str | None:
-    """The first number in the paragraph behind the last marker."""
+    """The first number in the paragraph behind the last marker; of a calculation ("15 * 8 = 120"), what it
+    comes to."""
     said = list(marker.finditer(text))
-    found = _IN_TEXT.search(text[said[-1].end() :].lstrip().split("\n\n", 1)[0]) if said else None
-    return found.group() if found else None
+    if not said:
+        return None
+    paragraph = text[said[-1].end() :].lstrip().split("\n\n", 1)[0]
+    first = _IN_TEXT.search(paragraph)
+    if first is None:
+        return None
+    calculation = _CLAUSE_END.split(paragraph[first.end() :], maxsplit=1)[0]
+    result = _IN_TEXT.search(calculation.rpartition("=")[2]) if "=" in calculation else None
+    return (result or first).group()
 
 
 def _last_number(text: str) -> str | None:
