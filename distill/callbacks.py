@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from distill.module import WEIGHT_BINS, DistillModule
+from distill.progress import watched
 
 STATE = "state.ckpt"
 
@@ -162,7 +163,14 @@ class WeightHistogram(lightning.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds."""
+    """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds.
+
+    Args:
+        batches: micro-batches of the whole run.
+    """
+
+    def __init__(self, batches: int) -> None:
+        super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

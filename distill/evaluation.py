@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy.stats import binomtest
-from tqdm.auto import tqdm
 
 from distill.errors import UserError
 from distill.generation import Sampling, generate
 from distill.models import LanguageModel
+from distill.progress import progress_bar
 from distill.traces import Example, Grader, check_spelling, encode_prompt
 
 
@@ -109,7 +109,7 @@ def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
     order = sorted(range(len(problems)), key=lambda index: -len(prompts[index]))
     samples: list[dict[str, Any]] = [{}] * len(problems)
     right = 0
-    with tqdm(total=len(problems), desc=label, unit="problem") as bar:
+    with progress_bar(total=len(problems), description=label, unit="problem") as bar:
         for start in range(0, len(order), benchmark.batch_size):
             rows = order[start : start + benchmark.batch_size]
             written = generate(
@@ -118,8 +118,8 @@ def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
             for row, ids in zip(rows, written, strict=True):
                 samples[row] = _sample(problems[row], ids, lm, benchmark)
                 right += samples[row]["correct"]
+            bar.set_postfix_str(f"right {right / (start + len(rows)):.1%}", refresh=False)
             bar.update(len(rows))
-            bar.set_postfix_str(f"right {right / bar.n:.1%}")
     return summarize(samples, seconds=time.perf_counter() - began)
 
 

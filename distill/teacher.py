@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from distill.batch import by_length, collate
 from distill.cache import ShardCache, hash_arrays
@@ -15,6 +14,7 @@ from distill.errors import UserError
 from distill.generation import Sampling, generate
 from distill.head import Head, label_logprobs
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
+from distill.progress import progress_bar
 from distill.traces import Trace
 
 _SCORED_PER_SHARD = 512
@@ -79,7 +79,10 @@ def sample_completions(
     ]
     store = ShardCache(cache, "completions", key, len(batches))
     if not store.complete:
-        with store.filling(), tqdm(total=len(prompts) * samples, desc=label, unit="trace") as bar:
+        with (
+            store.filling(),
+            progress_bar(total=len(prompts) * samples, description=label, unit="trace") as bar,
+        ):
             done = set(range(len(batches))) - set(store.missing())
             bar.update(sum(len(batches[index]) for index in done) * samples)
             for index in store.missing():
@@ -130,7 +133,7 @@ def score(
     if not store.complete:
         with (
             store.filling(),
-            tqdm(total=sum(map(len, traces)), desc=label, unit="token", unit_scale=True) as bar,
+            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
         ):
             bar.update(
                 sum(

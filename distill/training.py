@@ -322,7 +322,7 @@ def _trainer(
         stop,
         WeightHistogram(folder / "weights.jsonl", cfg.histogram_every),
         StudentCheckpoints(folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.keep),
-        ProgressBar(),
+        ProgressBar(steps * cfg.trainer.accumulate_grad_batches),
     ]
     try:
         return lightning.Trainer(

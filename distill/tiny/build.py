@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from distill.progress import progress_bar
 from distill.tiny import task
 
 CONTEXT = 128
@@ -129,23 +129,24 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     warmup = max(1, min(50, steps // 10))
-    bar = tqdm(range(steps), desc=name, unit="step", mininterval=1.0)
-    for step in bar:
-        rate = min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * rate
-        rows = []
-        for _ in range(recipe.batch):
-            problem = task.sample_problem(rng, curriculum(step / steps))
-            style: task.Style = "double" if rng.random() < recipe.double else "single"
-            rows.append((problem, task.write_solution(problem, style)))
-        loss = _backward(model, tokenizer, rows)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if until is not None and (step + 1) % 10 == 0 and until(model):
-            return model.eval(), step + 1
+    with progress_bar(total=steps, description=name, unit="step") as bar:
+        for step in range(steps):
+            rate = min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * rate
+            rows = []
+            for _ in range(recipe.batch):
+                problem = task.sample_problem(rng, curriculum(step / steps))
+                style: task.Style = "double" if rng.random() < recipe.double else "single"
+                rows.append((problem, task.write_solution(problem, style)))
+            loss = _backward(model, tokenizer, rows)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if until is not None and (step + 1) % 10 == 0 and until(model):
+                return model.eval(), step + 1
     return model.eval(), steps
 
 

@@ -1,0 +1,40 @@
+"""Bars are live where someone looks, and do not fill a log file with a line for every step."""
+
+import subprocess
+import sys
+
+import pytest
+
+from distill import progress
+from distill.callbacks import ProgressBar
+
+SCRIPT = """
+from distill.progress import progress_bar
+with progress_bar(total=2000, description="counting", unit="step") as bar:
+    for _ in range(2000):
+        bar.update()
+"""
+
+
+def test_a_bar_in_a_file_shows_its_start_and_its_end_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    states = [state for state in done.stderr.replace("\r", "\n").splitlines() if state.strip()]
+    assert len(states) <= 3
+    assert "counting" in states[0]
+    assert "2000/2000" in states[-1]
+
+
+@pytest.mark.parametrize(("seen", "rate"), [(True, 1), (False, 50)])
+def test_training_draws_every_step_for_a_terminal_and_twenty_for_a_file(
+    monkeypatch: pytest.MonkeyPatch, seen: bool, rate: int
+) -> None:
+    monkeypatch.setattr("distill.callbacks.watched", lambda: seen)
+    assert ProgressBar(1000).refresh_rate == rate
+    assert ProgressBar(3).refresh_rate == 1
+
+
+def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert not progress.watched()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert progress.watched()
