@@ -47,6 +47,8 @@ def _plot_loss(axes: Any, metrics: pandas.DataFrame) -> None:
         label="NLL of the traces",
     )
     axes.set(xlabel="optimizer step", title=f"loss (mean of {window} steps)")
+    if (steps[["train/loss", "train/nll"]] > 0).all(axis=None):
+        axes.set_yscale("log")  # a weighted loss lies orders of magnitude below the NLL
     axes.legend(frameon=False)
 
 
@@ -60,6 +62,13 @@ def _plot_weights(axes: Any, path: Path) -> None:
             axes.stairs(shares, span["edges"], color=color, label=f"{name} (to step {span['step']})")
     if records:
         axes.legend(frameon=False)
+        used = [
+            edge
+            for span in records
+            for edge, count in zip(span["edges"][1:], span["counts"], strict=True)
+            if count
+        ]
+        axes.set_xlim(0, max([1.0, *used]))
 
 
 def _plot_accuracy(axes: Any, summary: dict[str, Any]) -> None:
