@@ -126,7 +126,7 @@ def _real_tokens_only(lm: LanguageModel) -> Any:
     from transformers import LogitsProcessor, LogitsProcessorList
 
     class RealTokensOnly(LogitsProcessor):
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
             scores[:, lm.vocab_size :] = -torch.inf
             return scores
 

@@ -197,7 +197,7 @@ def sampled_logprobs(
     parts = []
     for start in range(0, len(labels), chunk_size):
         s = slice(start, start + chunk_size)
-        logits = (head.hidden[s] @ head.weight.T).float()
+        logits: Any = (head.hidden[s] @ head.weight.T).float()
         # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
         ids: Any = labels[s].unsqueeze(-1)
         warped = torch.log_softmax(warpers(ids, logits), -1)
