@@ -445,7 +445,7 @@ def test_weights_and_biases_holds_config_metrics_samples_and_histogram(
     folder = run([*words, "benchmark.max_new_tokens=8", "histogram_every=3"], tmp_path / "run")
     import wandb
 
-    wandb.finish()
+    wandb.teardown()  # ends the service that writes the file, which closes it only after finish() returned
     keys = wandb_keys(folder)
     assert {"train/loss", "weights/histogram", "weights/effective_sample_size", "samples"} <= keys
     assert {"arithmetic/accuracy", "config:loss", "config:model"} <= keys
