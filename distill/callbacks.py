@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
+from distill.errors import NonFiniteError
 from distill.module import WEIGHT_BINS, DistillModule
 from distill.progress import watched
 
@@ -36,6 +38,15 @@ class StudentCheckpoints(lightning.Callback):
         self.keep = keep
         self._saved = -1
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        for unfinished in self.folder.glob(".step-*.tmp"):  # of a run that was killed while it wrote
+            shutil.rmtree(unfinished)
+        for later in checkpoints(self.folder):  # of the run that is resumed from an earlier step
+            if int(later.name.removeprefix("step-")) > trainer.global_step:
+                shutil.rmtree(later)
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -45,6 +56,10 @@ class StudentCheckpoints(lightning.Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, NonFiniteError):  # raised before the update: the student is still good
+            self.save(trainer, pl_module)
 
     def save(self, trainer: lightning.Trainer, module: DistillModule) -> None:
         step = trainer.global_step
@@ -93,6 +108,12 @@ class StopOnSignal(lightning.Callback):
             if self.received is not None:
                 raise KeyboardInterrupt
             self.received = signal.Signals(number).name
+            pl_module.stop_wanted = True
+            print(
+                f"\n{self.received}: stopping after this step, with a checkpoint; once more stops at "
+                f"once, without",
+                file=sys.stderr,
+            )
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, handle)
@@ -100,8 +121,10 @@ class StopOnSignal(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Not within a step's micro-batches: half a step cannot be resumed.
-        if self.received is not None and not trainer.fit_loop._should_accumulate():
+        # Agreed upon at the step's end, when all ranks exchange their sums: one that stops alone leaves the
+        # others waiting, and half a step cannot be resumed.
+        if pl_module.stopping:
+            self.received = self.received or "a signal to another process"
             trainer.should_stop = True
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.errors import UserError
+from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
 
@@ -42,7 +42,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         except (HydraException, ValueError) as error:
-            raise UserError(f"the command line does not parse: {_first_line(error)}") from error
+            raise UserError(
+                f"the command line does not parse: {_first_line(error)}; a value with blanks, ~ or "
+                f"other special "
+                f"characters needs quotes inside quotes: \"data.path='my file.jsonl'\""
+            ) from error
         for override in overrides:
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
@@ -69,7 +73,10 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
         raise UserError(f"ckpt={cfg.ckpt} resumes one run: leave -m out")
     from distill.runs import find_checkpoint
 
-    checkpoint = find_checkpoint(str(cfg.ckpt), cfg, Path(cfg.runs)).resolve()
+    wanted = str(cfg.ckpt)
+    if wanted == "last" and any(word.startswith("dir=") for word in arguments):
+        wanted = str(cfg.dir)  # the run that is named, and no other
+    checkpoint = find_checkpoint(wanted, cfg, Path(cfg.runs)).resolve()
     return [f"ckpt='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]
 
 
@@ -155,9 +162,9 @@ def one_sentence_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was computed so far is cached, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print("interrupted; caches and checkpoints written so far are kept", file=sys.stderr)
         sys.exit(130)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.batch import Batch, collate
+from distill.cache import hash_arrays
 from distill.errors import UserError
 from distill.generation import Sampling
 from distill.models import LanguageModel, vocabulary_mismatch
@@ -85,21 +86,22 @@ class TraceRecipe:
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
-        return self._fitting(traces, contexts, say)
+        return self._fitting(traces, student, contexts, say)
 
     def _from_dataset(self, example: Example, student: LanguageModel) -> Trace:
         if example.completion is None:
             raise UserError(
-                f"problem {example.id} comes without a completion: name its field "
-                f"(data.fields.completion=<field>) "
-                "or let the teacher write (data.completions=teacher)"
+                f"problem {example.place} comes without a completion: name its field "
+                f"(data.fields.completion=<field>), or let the teacher write (data.completions=teacher)"
             )
         if not example.completion.strip():
             raise UserError(
-                f"the completion of problem {example.id} is empty: there is nothing to learn from it"
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
             )
         prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
-        return Trace(example, prompt_ids, encode_completion(student.tokenizer, example.completion))
+        return Trace(
+            example, prompt_ids, encode_completion(student.tokenizer, example.completion, student.end_ids)
+        )
 
     def _sampled(
         self,
@@ -111,14 +113,19 @@ class TraceRecipe:
     ) -> list[Trace]:
         if teacher is None:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
-        tokenizer = teacher.source.tokenizer
         same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
+        # Of one vocabulary, both get the very same prompt: the teacher is scored under the one it wrote
+        # under,
+        # even where its own template would have put it otherwise.
+        tokenizer = student.tokenizer if same_tokens else teacher.source.tokenizer
+        end_ids = teacher.source.end_ids
         prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
         context = teacher.source.context_length
         for example, ids in zip(examples, prompts, strict=True):
             if len(ids) >= context:
                 raise UserError(
-                    f"the prompt of problem {example.id} has {len(ids)} tokens, which leaves no room in the "
+                    f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no "
+                    f"room in the "
                     f"context of the teacher {teacher.source.name} ({context}): take the problem out of the "
                     f"data, or choose another teacher"
                 )
@@ -135,7 +142,7 @@ class TraceRecipe:
         for example, written in zip(examples, completions, strict=True):
             prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
             for number, ids in enumerate(written):
-                if len(ids) == 0 or ids[-1] != tokenizer.eos_token_id:
+                if len(ids) == 0 or ids[-1] not in end_ids:
                     outcomes["unfinished"] += 1
                     continue
                 text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -146,7 +153,10 @@ class TraceRecipe:
                 kept = replace(
                     example, id=f"{example.id}#{number}" if self.samples > 1 else example.id, completion=text
                 )
-                ids = ids if same_tokens else encode_completion(student.tokenizer, text)
+                if not same_tokens:
+                    ids = encode_completion(student.tokenizer, text, student.end_ids)
+                elif ids[-1] not in student.end_ids:
+                    ids = np.append(ids[:-1], student.end_ids[0])
                 traces.append(Trace(kept, prompt_ids, ids.astype(np.int32)))
         say(
             f"teacher traces: {len(examples) * self.samples} written, {outcomes['kept']} kept "
@@ -161,31 +171,46 @@ class TraceRecipe:
         return traces
 
     def _fitting(
-        self, traces: Sequence[Trace], contexts: Mapping[str, int], say: Callable[[str], None]
+        self,
+        traces: Sequence[Trace],
+        student: LanguageModel,
+        contexts: Mapping[str, int],
+        say: Callable[[str], None],
     ) -> list[Trace]:
         """The traces that the models can read, each named with its context in `contexts`."""
+        student_name, vocab_size = student.source.name, student.vocab_size
         name, context = min(contexts.items(), key=lambda item: item[1])
         limit = min(self.max_length or context, context)
         fitting = []
         for trace in traces:
             if len(trace.prompt_ids) == 0:
                 raise UserError(
-                    f"the prompt of problem {trace.example.id} is empty: nothing predicts its first token"
+                    f"the prompt of problem {trace.example.place} is empty: nothing predicts its first token"
                 )
             if len(trace) <= limit:
                 fitting.append(trace)
             elif self.overlong == "error":
                 prompt = len(trace.prompt_ids) >= context
                 raise UserError(
-                    f"the prompt of problem {trace.example.id} has {len(trace.prompt_ids)} tokens, more than "
+                    f"the prompt of problem {trace.example.place} has {len(trace.prompt_ids)} tokens, "
+                    f"more than "
                     f"the context of {name} ({context}): leave such problems out with data.overlong=drop"
                     if prompt
-                    else f"trace {trace.example.id} has {len(trace)} tokens, more than {limit} "
+                    else f"trace {trace.example.place} has {len(trace)} tokens, more than {limit} "
                     f"({'data.max_length' if limit < context else 'the context of ' + name}): "
                     "leave such traces out with data.overlong=drop"
                 )
         if not fitting:
-            raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: raise data.max_length")
+            remedy = "raise data.max_length" if limit < context else f"{name} can read no more"
+            raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: {remedy}")
+        for trace in fitting:
+            largest = max(trace.prompt_ids.max(), trace.completion_ids.max())
+            if largest >= vocab_size:
+                raise UserError(
+                    f"problem {trace.example.place} has token {largest}, for which {student_name} has "
+                    f"no row in "
+                    f"its matrix of {vocab_size}: its tokenizer is not the one that the model was made with"
+                )
         if len(fitting) < len(traces):
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
@@ -298,6 +323,21 @@ class DistillDataModule(lightning.LightningDataModule):
             # twice.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"traces": self._fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["traces"] != self._fingerprint:
+            raise UserError(
+                "the traces are not those that the checkpoint was trained on: put the data back as "
+                "it was, or "
+                "start anew without ckpt"
+            )
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return hash_arrays(ids for trace in self.traces for ids in (trace.prompt_ids, trace.completion_ids))
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

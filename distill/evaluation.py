@@ -53,7 +53,7 @@ class Score:
         interval: 95 % interval of the accuracy (Wilson's: it holds at 0 and 1 too).
         unfinished: completions without an end token.
         mean_tokens: mean length of the completions.
-        seconds: wall-clock time.
+        seconds: wall-clock time; None where it was measured in an earlier part of a resumed run.
         samples: a record for each problem: id, problem, gold, completion, answer, correct, finished, tokens.
     """
 
@@ -62,7 +62,7 @@ class Score:
     interval: tuple[float, float]
     unfinished: int
     mean_tokens: float
-    seconds: float
+    seconds: float | None
     samples: list[dict[str, Any]]
 
     @property
@@ -123,7 +123,7 @@ def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
     return summarize(samples, seconds=time.perf_counter() - began)
 
 
-def summarize(samples: list[dict[str, Any]], *, seconds: float) -> Score:
+def summarize(samples: list[dict[str, Any]], *, seconds: float | None) -> Score:
     """Accuracy with its interval, and what else the samples tell."""
     right = sum(sample["correct"] for sample in samples)
     interval = binomtest(right, len(samples)).proportion_ci(0.95, method="wilson")

@@ -85,9 +85,9 @@ def generate(
     if len(set(rooms)) > 1:
         # Near the context's end each completion is bounded by its own prompt, not by its batch's longest.
         written: list[list[int]] = [[]] * len(prompts)
-        for room in sorted(set(rooms)):
+        for group, room in enumerate(sorted(set(rooms))):
             rows = [row for row, own in enumerate(rooms) if own == room]
-            part = generate(lm, [prompts[row] for row in rows], sampling, seed=seed)
+            part = generate(lm, [prompts[row] for row in rows], sampling, seed=seed + 1_000_033 * group)
             written = [part[rows.index(row)] if row in rows else ids for row, ids in enumerate(written)]
         return written
     model = lm.model
@@ -102,6 +102,7 @@ def generate(
     devices = [lm.device] if lm.device.type == "cuda" else []
     with (
         _generation_mode(model, sampling, end_ids, pad, rooms[0]),
+        _cached_casts(lm.device.type),
         torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
@@ -132,6 +133,21 @@ def _real_tokens_only(lm: LanguageModel) -> Any:
 
     padded = lm.model.get_output_embeddings().weight.shape[0] > lm.vocab_size
     return LogitsProcessorList([RealTokensOnly()] if padded else [])
+
+
+@contextmanager
+def _cached_casts(device_type: str) -> Iterator[None]:
+    """Where training has autocast on, cast each weight once for all tokens: a training step's autocast keeps
+    no casts, and every token written would cast all weights anew."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(device_type)
+    try:
+        with torch.autocast(device_type, dtype, cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # the next step changes the weights in place
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from distill.cache import write_atomically
+from distill.errors import UserError
 
 
 class CsvMetrics(Logger):
@@ -118,17 +119,22 @@ def wandb_logger(
         return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
     # One id for one folder, so that a resumed run goes on in its W&B run.
     identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]
-    run = wandb.init(
-        project=project,
-        group=group,
-        name=name,
-        entity=entity,
-        tags=tags,
-        dir=folder,
-        mode=mode,
-        id=identity,
-        resume="allow" if mode == "online" else None,
-    )
+    options: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "name": name,
+        "entity": entity,
+        "tags": tags,
+        "dir": folder,
+        "id": identity,
+    }
+    try:
+        run = wandb.init(**options, mode=mode, resume="allow" if mode == "online" else None)
+    except Exception as error:  # of many kinds: no network, a bad key, a setting that does not exist
+        if mode != "online":
+            raise UserError(f"logger.wandb: {str(error).strip().splitlines()[0]}") from error
+        print(f"W&B cannot be reached ({str(error).strip().splitlines()[0]}): this run is logged offline")
+        run = wandb.init(**options, mode="offline")
     return WandbLogger(experiment=run, save_dir=folder)
 
 

@@ -1,5 +1,6 @@
 """Where models come from: hub id, local folder, GGUF file, or a file inside an installed package."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -77,6 +78,23 @@ class ModelSource:
         except Exception as error:  # as for the weights
             raise UserError(f"{self.name!r} has no configuration that loads: {_first_line(error)}") from error
 
+    @functools.cached_property
+    def end_ids(self) -> list[int]:
+        """Every token that ends a completion; the one that this model's traces are closed with comes first.
+
+        That is what the chat template puts behind an answer, where it is one of them (Gemma closes a turn
+        with another token than its end of sequence), else the tokenizer's end of sequence.
+        """
+        from transformers import AutoConfig, GenerationConfig
+
+        configuration: Any = None
+        with contextlib.suppress(OSError, ValueError):  # not every model says; the tokenizer does
+            configuration = AutoConfig.from_pretrained(self.location, **self._where)
+        with contextlib.suppress(OSError):
+            revision = self.revision or "main"
+            configuration = GenerationConfig.from_pretrained(self.location, revision=revision)
+        return _end_ids(self.tokenizer, configuration)
+
     def load(self) -> "LanguageModel":
         """The weights, in eval mode on the CPU, and the tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
@@ -130,12 +148,8 @@ class LanguageModel:
 
     @property
     def end_ids(self) -> list[int]:
-        """Every token that ends a completion; the tokenizer's own comes first."""
-        configured = self.model.generation_config.eos_token_id
-        listed = (
-            configured if isinstance(configured, list) else [configured] if configured is not None else []
-        )
-        return list(dict.fromkeys([self.tokenizer.eos_token_id, *listed]))
+        """As `ModelSource.end_ids`, by the loaded model's own generation settings."""
+        return _end_ids(self.tokenizer, self.model.generation_config)
 
     def completion_head(
         self, input_ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch seq"]
@@ -156,11 +170,16 @@ class LanguageModel:
     def check_head(self) -> None:
         """Refuse a model whose logits are more than a matrix product (soft-capping, scaling): the chunked
         head would silently train another function than the one that the model computes."""
+        capped = getattr(self.model.config, "final_logit_softcapping", None)
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
         head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
         found = (head.hidden @ head.weight.T).float()
-        if not torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+        if not expected.isfinite().all():
+            raise UserError(
+                f"{self.source.name!r} computes logits that are no numbers: its weights are damaged"
+            )
+        if capped or not torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
             raise UserError(
                 f"{self.source.name!r} transforms its logits after the output matrix (soft-capping or "
                 f"scaling), "
@@ -210,6 +229,8 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
     if path.is_dir():
         if (path / "config.json").is_file():
             return source(location=str(path), fingerprint=_hash_files(path))
+        if (path / "adapter_config.json").is_file():
+            raise UserError(f"{key}={spec} holds a LoRA adapter alone: merge it into its model first")
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) != 1:
             raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")
@@ -245,13 +266,15 @@ def _in_package(spec: str, key: str) -> Path:
 def _hub_commit(spec: str, key: str, revision: str | None) -> str:
     """The commit that the hub has for this id or, without a network, the one in the local hub cache."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     reason = "the hub has no such model, or it is private or gated"
     try:
         # Asked directly, because from_pretrained retries for half a minute before it says that there is no
         # network.
         return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
+    except RevisionNotFoundError:
+        reason = f"the hub's model has no revision {revision!r}"
     except RepositoryNotFoundError:
         pass
     except Exception as error:  # whichever HTTP library the hub client uses, its errors share no base class
@@ -310,12 +333,33 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
             f"the vocabularies differ ({len(a)} tokens in {student.name}, {len(b)} in {teacher.name}; "
             f"{differing} of the student's stand for something else or nothing in the teacher's)"
         )
-    if ours.eos_token_id != theirs.eos_token_id:
-        return (
-            f"the end-of-sequence tokens differ ({ours.eos_token!r} in {student.name}, "
-            f"{theirs.eos_token!r} in {teacher.name})"
-        )
+    if student.end_ids[0] != teacher.end_ids[0]:
+        ends = [t.convert_ids_to_tokens(s.end_ids[0]) for t, s in ((ours, student), (theirs, teacher))]
+        shown = f"{ends[0]!r} in {student.name}, {ends[1]!r} in {teacher.name}"
+        return f"the end-of-sequence tokens differ ({shown})"
     return None
+
+
+def _end_ids(tokenizer: Any, configuration: Any) -> list[int]:
+    configured = getattr(configuration, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+    closing = _closing_token(tokenizer)
+    return sorted(ends, key=lambda token: token != closing)
+
+
+def _closing_token(tokenizer: Any) -> int | None:
+    """The token that the chat template puts behind an answer, if it has a template that takes one."""
+    if not tokenizer.chat_template:
+        return None
+    marker = "ANSWER"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # templates raise what they please
+        return None
+    behind = tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids
+    return behind[0] if behind else None
 
 
 def _context_length(config: Any) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.batch import Batch, collate
-from distill.errors import UserError
+from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.losses.weights import effective_sample_size
@@ -109,11 +109,14 @@ class DistillModule(lightning.LightningModule):
         self.steps = steps
         self.seed = seed
         self.log_every = log_every
-        self.totals = {"tokens": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
+        self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self._sums: Tensor | None = None
         self._weight_counts: Tensor | None = None
         self._step_traces: tuple[str, ...] = ()
         self._micro_batch = 0
+        self._gradient_norm = torch.zeros(())
+        self.stop_wanted = False  # by this rank
+        self.stopping = False  # by any rank, and known to all
         self._resumed_rng: dict[str, Tensor] = {}
         self._rollout_seconds = 0.0
         self._step_began = 0.0
@@ -173,7 +176,8 @@ class DistillModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the step's gradient by the step's denominator, over all micro-batches and ranks."""
         assert self._sums is not None
-        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        stop = self._sums.new_tensor([float(self.stop_wanted)])
+        sums: Any = self.trainer.strategy.reduce(torch.cat([self._sums, stop]), reduce_op="sum")
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -181,13 +185,37 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        values: dict[str, float] = dict(zip(_SUMS, numbers, strict=True))
+        values: dict[str, float] = dict(zip([*_SUMS, "stops"], numbers, strict=True))
+        if values["denominator"] < 0:
+            raise UserError(
+                f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
+                f"{values['denominator']:.4g}, which nothing can be divided by: take "
+                f"loss.normalize=tokens and a "
+                f"number for loss.scale"
+            )
         # Ranks' gradients arrive as a mean. A zero denominator means zero weights and a zero gradient.
         factor = self.trainer.world_size / values["denominator"] if values["denominator"] > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
         torch._foreach_mul_(gradients, factor)
+        self._gradient_norm = norm * factor
+        self.stopping = values["stops"] > 0
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
         self._sums, self._step_traces, self._micro_batch = None, (), 0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Not Lightning's own, which refuses fused optimizers in mixed precision, and would measure anew.
+        if not gradient_clip_val:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
     def _teacher_head(self, batch: Batch) -> Head | None:
         if self.teacher_lm is None:
@@ -250,6 +278,7 @@ class DistillModule(lightning.LightningModule):
         seconds, self._step_began = now - self._step_began, now
         tokens = values["tokens"]
         self.totals["tokens"] += tokens
+        self.totals["seconds"] += seconds
         self.totals["rollout_tokens"] += values["rollout_tokens"]
         self.totals["rollout_seconds"] += self._rollout_seconds
         metrics = {
@@ -289,11 +318,10 @@ class DistillModule(lightning.LightningModule):
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
         shown = ", ".join(self._step_traces[:8]) + (", ..." if len(self._step_traces) > 8 else "")
-        raise UserError(
+        raise NonFiniteError(
             f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step "
-            f"{self.trainer.global_step + 1} "
-            f"(batch with traces {shown}): stopped before the update; checkpoints written so far are kept. "
-            "Lower optimizer.lr, or look at these traces"
+            f"{self.trainer.global_step + 1} (batch with traces {shown}): stopped before the update; the "
+            f"student before it is kept as a checkpoint. Lower optimizer.lr, or look at these traces"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,11 +4,15 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +21,7 @@ from distill.cache import write_atomically
 from distill.callbacks import checkpoints
 from distill.errors import UserError
 from distill.evaluation import Score, summarize
+from distill.traces import Example
 
 _PACKAGES = (
     "distill",
@@ -32,7 +37,7 @@ _PACKAGES = (
 )
 # What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
 # resuming.
-_IDENTITY = ("name", "model", "data", "loss", "optimizer", "seed", "trainer")
+_IDENTITY = ("name", "model", "data", "loss", "optimizer", "schedule", "seed", "trainer")
 _MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
 
 
@@ -84,6 +89,47 @@ def _git_state() -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no two runs write into it.
+
+    Raises:
+        UserError: another process does.
+    """
+    if (getattr(rank_zero_only, "rank", None) or 0) != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another run is writing into {folder}: name another folder with dir=") from error
+    except OSError as error:
+        raise UserError(f"dir={folder} cannot be written to: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> None:
+    """Make a folder ready for a new run; what one that broke off before any checkpoint left goes away.
+
+    Raises:
+        UserError: it holds a run's work, which would be lost or mixed up with the new one's.
+    """
+    held = [name for name in ("student", "summary.json") if (folder / name).exists()]
+    if held or checkpoints(folder / "checkpoints"):
+        raise UserError(
+            f"dir={folder} holds {held[0] if held else 'checkpoints'} already: resume that run with "
+            f"ckpt={folder}, or name another folder"
+        )
+    for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
@@ -154,27 +200,31 @@ def write_samples(folder: Path, stage: str, score: Score) -> None:
     path = folder / "samples.jsonl"
     kept = []
     if path.is_file():
-        kept = [
-            line
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if json.loads(line)["stage"] != stage
-        ]
+        kept = [line for line in _lines(path) if json.loads(line)["stage"] != stage]
     new = [json.dumps({"stage": stage, **sample}, ensure_ascii=False) for sample in score.samples]
     write_atomically(
         path, lambda temporary: temporary.write_text("\n".join([*kept, *new]) + "\n", encoding="utf-8")
     )
 
 
-def read_score(folder: Path, stage: str) -> Score | None:
-    """A stage's score from an earlier part of a resumed run, or None."""
+def _lines(path: Path) -> list[str]:
+    """Not splitlines, which also splits at U+2028 and its like inside a completion."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_score(folder: Path, stage: str, problems: Sequence[Example]) -> Score | None:
+    """A stage's score from an earlier part of a resumed run; None where it was of other problems, or none."""
     path = folder / "samples.jsonl"
     if not path.is_file():
         return None
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in _lines(path)]
     samples = [
         {k: v for k, v in record.items() if k != "stage"} for record in records if record["stage"] == stage
     ]
-    return summarize(samples, seconds=0.0) if samples else None
+    asked = [(problem.id, problem.problem) for problem in problems]
+    if not samples or [(sample["id"], sample["problem"]) for sample in samples] != asked:
+        return None
+    return summarize(samples, seconds=None)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

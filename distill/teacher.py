@@ -182,7 +182,8 @@ def sampled_logprobs(
     head: Head, labels: torch.Tensor, sampling: Sampling, chunk_size: int = 256
 ) -> torch.Tensor:
     """Log-probs of the labels under the distribution that `sampling` draws from: transformers' own warpers,
-    in its order (temperature, top-k, top-p). A token outside the nucleus has -inf."""
+    in its order (temperature, top-k, top-p). The labels were drawn from it: one at the nucleus's border that
+    rounding puts outside counts as inside."""
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
@@ -200,8 +201,11 @@ def sampled_logprobs(
         logits: Any = (head.hidden[s] @ head.weight.T).float()
         # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
         ids: Any = labels[s].unsqueeze(-1)
-        warped = torch.log_softmax(warpers(ids, logits), -1)
-        parts.append(warped.gather(-1, labels[s].unsqueeze(-1)).squeeze(-1))
+        kept = warpers(ids, logits)
+        # The token was drawn, so it is in the nucleus, also where the last bits of this pass say otherwise.
+        drawn = (logits / sampling.temperature).gather(-1, ids)
+        warped = torch.log_softmax(kept.scatter(-1, ids, drawn), -1)
+        parts.append(warped.gather(-1, ids).squeeze(-1))
     return torch.cat(parts)
 
 

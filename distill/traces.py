@@ -26,6 +26,7 @@ class Example:
         completion: a worked answer, where the data has one.
         messages: the conversation up to the completion, where the data has one; it then stands for the
             prompt.
+        where: the file and line, or the data set and row, that it was read from.
     """
 
     id: str
@@ -33,6 +34,12 @@ class Example:
     gold: str | None = None
     completion: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    where: str | None = field(default=None, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where to look for it, in messages."""
+        return f"{self.id} ({self.where})" if self.where else self.id
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,14 @@ def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
     )
     if tokenizer.chat_template:
         # As text first: what the template inserts and what the tokenizer cannot spell are two things.
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates raise what they please
+            raise UserError(
+                f"the chat template refuses the conversation of {example.place} ({_first_line(error)}): "
+                f"change its "
+                f"messages"
+            ) from error
         return np.asarray(_spell(tokenizer, text, add_special_tokens=False), dtype=np.int32)
     ids = _spell(tokenizer, "\n".join(message["content"] for message in messages))
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
@@ -87,12 +101,19 @@ def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
     return np.asarray(ids, dtype=np.int32)
 
 
-def encode_completion(tokenizer: Any, text: str) -> np.ndarray:
-    """Token ids of a completion with the end token, as a model that writes it after the prompt would."""
+def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None = None) -> np.ndarray:
+    """Token ids of a completion with an end token, as a model that writes it after the prompt would.
+
+    Args:
+        tokenizer: of the student.
+        text: the completion.
+        end_ids: tokens that end a completion; the first is put behind it. The tokenizer's own where None.
+    """
+    end_ids = end_ids or [tokenizer.eos_token_id]
     ids = _spell(tokenizer, text, add_special_tokens=False)
-    while ids and ids[-1] == tokenizer.eos_token_id:  # data that was written by a model may end in it already
+    while ids and ids[-1] in end_ids:  # data that was written by a model may end in one already
         ids = ids[:-1]
-    return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)
+    return np.asarray([*ids, end_ids[0]], dtype=np.int32)
 
 
 def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
@@ -161,19 +182,20 @@ def _example(found: Mapping[str, Any], where: str, fallback_id: str) -> Example:
         messages = found["messages"]
         proper = isinstance(messages, Sequence) and len(messages) >= 2
         if not proper or not all(
-            isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages
+            isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in messages
         ):
             raise UserError(f"{where}: messages must be a list of at least two {{role, content}} records")
         if messages[-1].get("role") != "assistant":
             raise UserError(f"{where}: the last message is not the assistant's, so there is nothing to learn")
         turns = tuple({"role": str(m["role"]), "content": m["content"]} for m in messages)
-        return Example(identity, turns[-2]["content"], gold, turns[-1]["content"], turns[:-1])
+        return Example(identity, turns[-2]["content"], gold, turns[-1]["content"], turns[:-1], where)
     for name in ("problem", "completion"):
         if name in found and not isinstance(found[name], str):
-            raise UserError(f"{where}: the {name} is {type(found[name]).__name__}, not text")
+            kind = "empty (null)" if found[name] is None else type(found[name]).__name__
+            raise UserError(f"{where}: the {name} is {kind}, not text")
     if "problem" not in found:
         raise UserError(f"{where}: no field is named for the problem: set data.fields.problem=<field>")
-    return Example(identity, found["problem"], gold, found.get("completion"))
+    return Example(identity, found["problem"], gold, found.get("completion"), where=where)
 
 
 def read_records(
@@ -200,7 +222,7 @@ def read_records(
 
 def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
-        raise UserError(f"data file {path} does not exist")
+        raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         import pyarrow.lib
@@ -271,7 +293,7 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
     try:
         rows = load_dataset(hub, subset, split=split)
     except Exception as error:  # the hub client's errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _first_line(error)
         raise UserError(
             f"data set {hub} is not to be had from the hub ({reason}); give a local file: data.path=<file> "
             "(benchmark.path for a benchmark)"
@@ -296,3 +318,7 @@ def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any
         value = value[key]
         rest = rest[len(key) + 1 :]
     return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
 from distill.callbacks import ProgressBar, StopOnSignal, StudentCheckpoints, WeightHistogram
+from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
 from distill.cli import failed_jobs, one_sentence_errors
 from distill.data import DistillDataModule, TraceRecipe
-from distill.errors import UserError
+from distill.errors import Interrupted, UserError
 from distill.evaluation import Benchmark, Score, evaluate
 from distill.loggers import CsvMetrics
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
@@ -36,6 +37,8 @@ from distill.objective import Objective
 from distill.plots import plot_run
 from distill.teacher import LazyModel, score
 from distill.traces import Trace
+
+_THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -50,11 +53,12 @@ def run_job(cfg: DictConfig) -> float | None:
     cfg.dir = str(folder)
     if sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
         cfg.logger.wandb.group = folder.parent.name
+    failed = True
     try:
-        if not sweep:
-            with one_sentence_errors():
-                return train(cfg, folder)
-        return train(cfg, folder)
+        with one_sentence_errors() if not sweep else nullcontext(), runs.locked(folder):
+            score = train(cfg, folder)
+        failed = False
+        return score
     except Exception as error:
         if not sweep:
             raise
@@ -69,7 +73,8 @@ def run_job(cfg: DictConfig) -> float | None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # refused before anything was computed: Hydra had made the folder already
         if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # otherwise the next job of a sweep goes on in this job's run
+            # Otherwise the next job of a sweep goes on in this job's run.
+            sys.modules["wandb"].finish(exit_code=int(failed))
 
 
 def train(cfg: DictConfig, folder: Path) -> float | None:
@@ -77,24 +82,26 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     _quiet()
     began = time.perf_counter()
     seconds: dict[str, float] = {}
-    _check_numbers(cfg)
-    if cfg.model.threads is not None:
-        torch.set_num_threads(cfg.model.threads)
+    check_numbers(cfg)
+    check_cache(cfg)
+    device = _device(cfg)
+    precision = check_trainer(cfg)
+    torch.set_num_threads(cfg.model.threads or _THREADS)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective: Objective = _build(cfg.loss, "loss")
     optimizer = _build_optimizer(cfg.optimizer)
     schedule: Schedule = _build(cfg.schedule, "schedule")
     recipe: TraceRecipe = _build(cfg.data.recipe, "data")
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
-    device = _device(cfg)
     student, teacher = _find_models(cfg, objective, recipe, device)
-    if benchmark is not None:
-        benchmark.problems()  # a missing file is better found now than after training
+    # A missing file is better found now than after training.
+    problems = benchmark.problems() if benchmark is not None else []
     lm = student.load()
     lm.check_head()
-    resumed = cfg.ckpt and Path(cfg.ckpt)
+    resumed = Path(cfg.ckpt) if cfg.ckpt else None
     if _first_rank():
-        runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
+        if resumed is None:
+            runs.claim(folder)
         print(
             f"{cfg.name}: student {student.name}, teacher {teacher.source.name if teacher else 'none'}, "
             f"run {folder}"
@@ -108,11 +115,14 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         teacher.release()
     lm.model.to(device)
 
+    if _first_rank():
+        runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [_build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     before = None
     if benchmark is not None and _first_rank():
         with _clock(seconds, "evaluation"):
-            before = runs.read_score(folder, "before") or _benchmark(lm, benchmark, "before", folder)
+            before = runs.read_score(folder, "before", problems) if resumed else None
+            before = before or _benchmark(lm, benchmark, "before", folder, precision)
         _log_score(loggers, benchmark.name, before, step=0)
 
     steps = _steps(cfg, len(traces))
@@ -149,19 +159,18 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         )
     if not trainer.is_global_zero:
         return None
-    if stop.received:
+    if module.stopping:
         kept = runs.checkpoints(folder / "checkpoints")[-1]
-        raise UserError(
-            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint "
-            f"{kept} is kept: the "
-            f"same command with ckpt=last goes on from there"
+        raise Interrupted(
+            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint {kept} "
+            f"is kept: the same command with ckpt={folder} goes on from there"
         )
     _keep_student(runs.checkpoints(folder / "checkpoints")[-1] / "student", folder / "student")
     after = None
     if benchmark is not None:
         lm.model.to(device)
         with _clock(seconds, "evaluation"):
-            after = _benchmark(lm, benchmark, "after", folder)
+            after = _benchmark(lm, benchmark, "after", folder, precision)
         _log_score(loggers, benchmark.name, after, step=trainer.global_step)
     seconds["total"] = time.perf_counter() - began
     summary = {
@@ -174,8 +183,13 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "steps": trainer.global_step,
         "traces": len(traces),
         "teacher": said,
-        **module.totals,
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        **{name: value for name, value in module.totals.items() if name != "seconds"},
+        "resumed_from_step": int(resumed.name.removeprefix("step-")) if resumed else None,
+        # Training's over the whole run, however often it was resumed; the others' of this part.
+        "seconds": {
+            **{name: round(value, 2) for name, value in seconds.items()},
+            "training": round(module.totals["seconds"], 2),
+        },
     }
     _finish(
         folder, summary, loggers, [(stage, s) for stage, s in (("before", before), ("after", after)) if s]
@@ -187,11 +201,15 @@ def _find_models(
     cfg: DictConfig, objective: Objective, recipe: TraceRecipe, device: str
 ) -> tuple[ModelSource, LazyModel | None]:
     """Student and, where something needs it, teacher; refused when their tokens do not fit the loss."""
-    options = {"revision": cfg.model.revision, "trust_remote_code": cfg.model.trust_remote_code}
+    trust = cfg.model.trust_remote_code
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = find_model(
-        _plain(cfg.model.student), key="model.student", dtype=cfg.model.student_dtype, **options
+        _plain(cfg.model.student),
+        key="model.student",
+        dtype=cfg.model.student_dtype,
+        revision=cfg.model.student_revision,
+        trust_remote_code=trust,
     )
     token_signals = objective.cached_signals & {"teacher_logprobs", "sampler_logprobs"}
     needs_tokens = bool(token_signals) or needs_live_teacher(objective)
@@ -209,7 +227,11 @@ def _find_models(
             "or take loss=sft on data with completions, which needs no teacher"
         )
     teacher = find_model(
-        _plain(cfg.model.teacher), key="model.teacher", dtype=cfg.model.teacher_dtype, **options
+        _plain(cfg.model.teacher),
+        key="model.teacher",
+        dtype=cfg.model.teacher_dtype,
+        revision=cfg.model.teacher_revision,
+        trust_remote_code=trust,
     )
     if needs_tokens and (mismatch := vocabulary_mismatch(student, teacher)):
         raise UserError(
@@ -257,28 +279,6 @@ def _prepare_traces(
     return traces, signals
 
 
-def _check_numbers(cfg: DictConfig) -> None:
-    """Keys that no constructor looks at."""
-    whole = {
-        "seed": 0,
-        "data.batch_size": 1,
-        "data.workers": 0,
-        "histogram_every": 1,
-        "checkpoint.every": 1,
-        "checkpoint.keep": 1,
-    }
-    for key, least in whole.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
-    for key in ("data.limit", "benchmark.limit", "trainer.max_steps"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if not isinstance(cfg.data.epochs, (int, float)) or cfg.data.epochs <= 0:
-        raise UserError(f"data.epochs={cfg.data.epochs!r} must be a positive number")
-
-
 def _steps(cfg: DictConfig, traces: int) -> int:
     if cfg.trainer.max_steps is not None:
         steps = int(cfg.trainer.max_steps)
@@ -300,7 +300,7 @@ def _ranks(cfg: DictConfig) -> int:
     elif OmegaConf.is_list(devices):
         count = len(cfg.trainer.devices)
     else:
-        count = max(1, torch.cuda.device_count())
+        count = max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("gpu", "cuda") else 1
     return count * int(cfg.trainer.get("num_nodes", 1))
 
 
@@ -310,37 +310,40 @@ def _device(cfg: DictConfig) -> str:
             raise UserError(
                 "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
             )
-        return "cuda"
+        # This process's own GPU, before Lightning moves anything there: not GPU 0 for every rank.
+        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        chosen: Any = _plain(cfg.trainer.devices)
+        return f"cuda:{chosen[rank] if isinstance(chosen, list) else rank}"
     return "cpu"
 
 
 def _trainer(
     cfg: DictConfig, folder: Path, steps: int, loggers: list[Logger], stop: StopOnSignal
 ) -> lightning.Trainer:
-    options: dict[str, Any] = {**_plain(cfg.trainer), "max_steps": steps, "max_epochs": -1}
+    options = {**trainer_options(cfg), "max_steps": steps}
     callbacks = [
         stop,
         WeightHistogram(folder / "weights.jsonl", cfg.histogram_every),
         StudentCheckpoints(folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.keep),
         ProgressBar(steps * cfg.trainer.accumulate_grad_batches),
     ]
-    try:
-        return lightning.Trainer(
-            **options,
-            logger=loggers,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            enable_checkpointing=False,  # ours are folders with the student in Hugging Face format
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # TraceOrder knows its rank
-            num_sanity_val_steps=0,
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {_first_line(error)}") from error
+    return lightning.Trainer(
+        **options,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_checkpointing=False,  # ours are folders with the student in Hugging Face format
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # TraceOrder knows its rank
+        num_sanity_val_steps=0,
+    )
 
 
-def _benchmark(lm: LanguageModel, benchmark: Benchmark, stage: str, folder: Path) -> Score:
-    result = evaluate(lm, benchmark, label=f"{benchmark.name} {stage}")
+def _benchmark(
+    lm: LanguageModel, benchmark: Benchmark, stage: str, folder: Path, precision: torch.dtype
+) -> Score:
+    with torch.autocast(lm.device.type, precision, enabled=precision != torch.float32):  # as in training
+        result = evaluate(lm, benchmark, label=f"{benchmark.name} {stage}")
     runs.write_samples(folder, stage, result)
     return result
 
@@ -439,7 +442,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _first_rank() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 @contextmanager

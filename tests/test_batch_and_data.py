@@ -291,6 +291,61 @@ def test_a_length_beyond_the_context_is_the_context(student: LanguageModel, tmp_
     assert "longer than 128 tokens" in said
 
 
+def test_a_token_without_a_row_in_the_matrix_is_refused(student: LanguageModel, tmp_path: Path) -> None:
+    student.tokenizer.add_tokens([f"<{number}>" for number in range(9)])  # more than the padding has room for
+    example = Example("odd", "1+1=", "2", "<8>", where="data.jsonl, line 7")
+    with pytest.raises(UserError, match=r"problem odd \(data.jsonl, line 7\) has token 26.* no row.* of 18"):
+        build(TraceRecipe(lambda: [*problems(), example]), student, tmp_path)
+
+
+def test_a_teacher_of_the_same_tokens_gets_the_students_prompt(
+    student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is scored under the prompt that it wrote under, whatever its own template would have made of it."""
+    folder = tmp_path / "chatty"
+    shutil.copytree(tiny_pair[1], folder)
+    tokenizer = find_model(str(folder), key="model.teacher").tokenizer
+    tokenizer.chat_template = "0+0={{ messages[0].content }}"
+    tokenizer.save_pretrained(folder)
+    asked: list[list[int]] = []
+
+    def write(lm: LanguageModel, prompts: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        asked.extend(prompts)
+        return [[5, lm.end_ids[0]] for _ in prompts]
+
+    monkeypatch.setattr(distill.teacher, "generate", write)
+    chatty = LazyModel(find_model(str(folder), key="model.teacher"), "cpu")
+    traces, _ = build(TraceRecipe(problems, completions="teacher"), student, tmp_path, chatty)
+    assert [trace.prompt_ids.tolist() for trace in traces] == asked
+    assert student.tokenizer.decode(asked[0]) == problems()[0].problem
+
+
+def test_a_teachers_other_end_token_becomes_the_students(
+    student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "two_ends"
+    shutil.copytree(tiny_pair[1], folder)
+    eos = student.tokenizer.eos_token_id
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, 9]}))
+
+    def write(lm: LanguageModel, prompts: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[5, 9], [5, eos], [5, 5], [9], [5, 9], [5, 9]][: len(prompts)]
+
+    monkeypatch.setattr(distill.teacher, "generate", write)
+    source = find_model(str(folder), key="model.teacher")
+    traces, said = build(
+        TraceRecipe(problems, completions="teacher"), student, tmp_path, LazyModel(source, "cpu")
+    )
+    assert [trace.completion_ids.tolist() for trace in traces] == [
+        [5, eos],
+        [5, eos],
+        [eos],
+        [5, eos],
+        [5, eos],
+    ]
+    assert "1 without an end" in said
+
+
 def test_the_teachers_context_bounds_what_it_writes_and_reads(
     student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The command line and its configuration: typos get the nearest names, every option composes and builds."""
 
+import contextlib
 import csv
 import inspect
 import os
@@ -234,9 +235,9 @@ def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it
     assert recipe.prompt == "Q {problem}"
     assert recipe.source.keywords["count" if option == "arithmetic" else "limit"] == 5
     assert recipe.completions == cfg.data.get("completions", "dataset")
-    if recipe.sampling is not None:
-        assert recipe.sampling.max_new_tokens == cfg.data.max_new_tokens
-        assert recipe.grade is not None
+    assert recipe.sampling is not None
+    assert recipe.sampling.max_new_tokens == cfg.data.max_new_tokens
+    assert (recipe.grade is None) == (option == "traces")  # nobody knows how to judge any user's answers
     assert {"batch_size", "epochs", "workers", "max_new_tokens"} <= set(cfg.data)
     inspect.signature(recipe.source.func).bind(**recipe.source.keywords)
 
@@ -415,6 +416,35 @@ def test_without_a_login_a_run_is_offline_and_with_one_online(
     netrc.write_text("machine api.wandb.ai login\n\nnonsense {\n")
     start(tmp_path)
     assert [call["mode"] for call in started] == ["offline", "online", "offline", "online", "offline"]
+
+
+def test_a_wandb_that_cannot_be_reached_is_logged_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    modes: list[str] = []
+
+    def init(**options: Any) -> Any:
+        modes.append(options["mode"])
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no route to host\nand more")
+        return SimpleNamespace(id="x", name="x", entity=None, dir=str(tmp_path), config={})
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with contextlib.suppress(AttributeError):  # Lightning asks more of a run than this stand-in has
+        wandb_logger(str(tmp_path), "p", None, "n")
+    assert modes == ["online", "offline"]
+    assert "W&B cannot be reached (no route to host): this run is logged offline" in capsys.readouterr().out
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def refuse(**options: Any) -> Any:
+        raise ValueError("1 validation error for Settings\nproject")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"logger.wandb: 1 validation error for Settings$"):
+        wandb_logger(str(tmp_path), "p", None, "n")
 
 
 def test_a_netrc_file_in_another_place_counts_as_wandb_counts_it(

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from scipy.stats import chi2
+from test_cache_and_teacher import warped_by_hand
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from distill.generation import Sampling, StudentRollouts, generate
 from distill.models import LanguageModel
-from distill.teacher import sampled_logprobs
 
 PROMPTS = [
     [2, 12, 5],
@@ -227,6 +228,34 @@ def test_one_seed_gives_one_completion_and_another_another(lm: LanguageModel) ->
     assert generate(lm, PROMPTS, sampling, seed=2**62) != first
 
 
+def test_under_autocast_each_weight_is_cast_once_and_never_remembered(lm: LanguageModel) -> None:
+    """As in a training step, whose own autocast keeps no casts."""
+    sampling = Sampling(max_new_tokens=12)
+    casts = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal casts
+            result = func(*args, **(kwargs or {}))
+            if "_to_copy" in str(func) and result.dtype == torch.bfloat16 and result.dim() == 2:
+                casts += 1
+            return result
+
+    matrices = sum(p.dim() == 2 for p in lm.model.parameters())
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Count():
+        first = generate(lm, [[3, 4]], sampling, seed=0)
+    assert 0 < casts <= matrices + 5  # and not each time a token is written
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        changed = generate(lm, [[3, 4]], sampling, seed=0)
+        lm.model.train()
+        lm.model(torch.tensor([[3, 4]])).logits.float().sum().backward()
+    assert changed != first
+    assert all(p.grad is not None for p in lm.model.parameters())
+
+
 def test_the_weights_get_no_gradient(lm: LanguageModel) -> None:
     generate(lm, PROMPTS, Sampling(1.0, max_new_tokens=4), seed=0)
     assert all(parameter.grad is None for parameter in lm.model.parameters())
@@ -250,9 +279,8 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(lm: LanguageModel, 
     ids = torch.tensor([[*prompt, 0]])
     with torch.no_grad():
         head = lm.completion_head(ids, torch.tensor([[False, True]]))
-    vocabulary = torch.arange(lm.vocab_size)
-    repeated = type(head)(head.hidden.expand(len(vocabulary), -1), head.weight.detach())
-    expected = sampled_logprobs(repeated, vocabulary, sampling).double().exp()
+    logits = (head.hidden.double() @ head.weight.detach().double().T)[0].numpy()
+    expected = torch.from_numpy(warped_by_hand(logits, sampling))
     if sampling.top_k == 0 and sampling.top_p == 1:
         by_hand = torch.softmax(next_logits(lm, prompt) / sampling.temperature, -1)
         torch.testing.assert_close(expected, by_hand, atol=1e-5, rtol=1e-4)

@@ -1,6 +1,7 @@
 """Finding models, telling vocabularies apart, and the one alignment of predictions with tokens."""
 
 import importlib.util
+import json
 import random
 import shutil
 import time
@@ -246,6 +247,70 @@ def test_nonsense_gets_one_sentence_that_names_the_key(
 def test_a_type_that_is_no_floating_point_is_refused(tiny_pair: tuple[Path, Path], dtype: str) -> None:
     with pytest.raises(UserError, match=r"use float32, bfloat16, float16 or auto"):
         find(str(tiny_pair[0]), dtype=dtype)
+
+
+def test_a_lora_adapter_alone_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a LoRA adapter alone: merge it into its model first"):
+        find(str(tmp_path))
+
+
+def test_a_model_whose_weights_are_no_numbers_is_refused(student: LanguageModel) -> None:
+    with torch.no_grad():
+        next(student.model.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match=r"no numbers: its weights are damaged"):
+        student.check_head()
+
+
+def test_a_model_that_says_it_caps_its_logits_is_refused_however_small_they_are(
+    student: LanguageModel,
+) -> None:
+    student.check_head()
+    student.model.config.final_logit_softcapping = 1e6
+    with pytest.raises(UserError, match=r"transforms its logits"):
+        student.check_head()
+
+
+TURNS = (
+    "{% for m in messages %}[{{ m.content }}{{ ';' if m.role == 'assistant' else ']' }}{% endfor %}"
+    "{% if add_generation_prompt %}[{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "generation", "ends"),
+    [
+        (None, None, ["<eos>"]),
+        (None, [9], ["<eos>", 9]),
+        (TURNS, None, ["<eos>"]),  # ; ends no completion of this model
+        (TURNS, [";", "<eos>"], [";", "<eos>"]),  # as Gemma, whose turns end with a token of their own
+        ("{{ raise_exception('no') }}", [9], ["<eos>", 9]),
+    ],
+)
+def test_a_completion_is_closed_as_the_chat_template_closes_an_answer(
+    tiny_pair: tuple[Path, Path],
+    tmp_path: Path,
+    template: str | None,
+    generation: list[str | int] | None,
+    ends: list[str | int],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair[0], folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+    def ids(tokens: list[str | int]) -> list[int]:
+        return [
+            token if isinstance(token, int) else tokenizer.convert_tokens_to_ids(token) for token in tokens
+        ]
+
+    if generation is None:
+        (folder / "generation_config.json").unlink()
+    else:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids(generation)}))
+    source = find(str(folder))
+    assert source.end_ids == source.load().end_ids == ids(ends)
 
 
 @pytest.mark.parametrize("damage", ["weights", "config", "no weights", "no tokenizer"])

@@ -176,6 +176,7 @@ BAD_MESSAGES = {
     "holds a list as content": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ["a"]}],
     "is null": None,
     "ends with the user": CONVERSATION[:2],
+    "has a first turn without a role": [{"content": "a"}, {"role": "assistant", "content": "a"}],
     "has a last turn without a role": [{"role": "user", "content": "a"}, {"content": "a"}],
 }
 
@@ -203,7 +204,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], None], str]] = {
         _bytes(GOOD + b'{"question": ["a"]}'),
         r"line 2: the problem is list, not text",
     ),
-    "null": ("a.jsonl", _bytes(b'{"question": null}'), r"line 1: the problem is NoneType, not text"),
+    "null": ("a.jsonl", _bytes(b'{"question": null}'), r"line 1: the problem is empty \(null\), not text"),
     "missing field": (
         "a.jsonl",
         _bytes(GOOD + b'{"query": "a", "b": 1}'),
@@ -222,7 +223,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "short CSV row": (
         "a.csv",
         _bytes(b"id,question\n1,1+1=\n2\n"),
-        r"row 2: the problem is NoneType, not text",
+        r"row 2: the problem is empty \(null\), not text",
     ),
     "zipped Parquet": ("a.parquet.gz", _bytes(gzip.compress(b"PAR1")), r"a\.parquet\.gz"),
     "unknown ending": ("a.txt", _bytes(GOOD), r"a\.txt: the ending is none of \.jsonl"),
@@ -308,6 +309,13 @@ CHAT = (
     "{% for m in messages %}{{ {'system': '*', 'user': '#', 'assistant': ';'}[m.role] }}{{ m.content }}"
     "{% endfor %}{% if add_generation_prompt %}={% endif %}"
 )
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_the_users_mistake() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(UserError, match=r"refuses the conversation of p1 \(a.jsonl, line 3\) \(System role"):
+        encode_prompt(tokenizer, Example("p1", "1+1=", where="a.jsonl, line 3"), "{problem}")
 
 
 def test_without_a_chat_template_the_prompt_is_plain_text() -> None:

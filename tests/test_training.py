@@ -16,10 +16,13 @@ from omegaconf import open_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distill import runs
 from distill.callbacks import checkpoints
 from distill.cli import check_overrides, resume_arguments
 from distill.errors import UserError
+from distill.evaluation import summarize
 from distill.tiny import task
+from distill.traces import Example
 from distill.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +58,9 @@ def arguments(pair: tuple[Path, Path], traces: Path, folder: Path, *overrides: s
 
 
 def run(words: list[str], folder: Path) -> Path:
-    """One run in this process, as train.py would do it; returns its folder."""
-    words = [*words, f"dir={folder}"]
+    """One run in this process, as train.py would do it; returns its folder, which a resumed run knows."""
+    if not any(word.startswith("ckpt=") for word in words):
+        words = [*words, f"dir={folder}"]
     words += resume_arguments(check_overrides(ROOT / "conf", "train", words), words)
     cfg = check_overrides(ROOT / "conf", "train", words)
     with open_dict(cfg):
@@ -313,14 +317,220 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "stopped by SIGINT" in errors
+    assert process.returncode == 130
+    assert "SIGINT: stopping after this step, with a checkpoint" in errors
+    assert "stopped by SIGINT after step" in errors
+    assert f"ckpt={tmp_path / 'runs' / 'stopped'} goes on from there" in errors
     assert "Traceback" not in errors
     (kept,) = checkpoints(tmp_path / "runs" / "stopped" / "checkpoints")
     step = int(kept.name.removeprefix("step-"))
     words = [word for word in words if not word.startswith(("dir=", "trainer.max_steps"))]
     folder = run([*words, f"trainer.max_steps={step + 2}", "ckpt=last"], tmp_path / "unused")
     assert len(rows(folder)) == step + 2
+
+
+def test_bf16_trains_and_comes_close_to_single_precision(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    """With the defaults of trainer=gpu: fused optimizer, clipping, autocast."""
+    folders = {}
+    for precision in ("32-true", "bf16-mixed"):
+        words = arguments(tiny_pair, traces, tmp_path, f"trainer.precision={precision}", "loss=forward_kl")
+        folders[precision] = run([*words, "trainer.gradient_clip_val=0.01"], tmp_path / precision)
+    single, half = (column(folder, "train/loss") for folder in folders.values())
+    assert single != half
+    assert half == pytest.approx(single, rel=0.02)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_after_the_steps_division(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """One step of plain gradient descent moves the weights by lr × the clipped gradient, and no further."""
+    words = arguments(
+        tiny_pair,
+        traces,
+        tmp_path,
+        "trainer.max_steps=1",
+        "schedule.warmup=0",
+        "optimizer._target_=torch.optim.SGD",
+        "~optimizer.betas",
+        "optimizer.lr=0.5",
+        "trainer.gradient_clip_val=0.001",
+        f"+trainer.gradient_clip_algorithm={algorithm}",
+        "loss=sft",
+    )
+    folder = run(words, tmp_path / "run")
+    assert column(folder, "train/gradient_norm")[0] > 0.01  # as measured, before clipping
+    before = load_file(tiny_pair[0] / "model.safetensors")
+    after = load_file(folder / "student" / "model.safetensors")
+    moves = torch.cat([(after[name] - before[name]).flatten() for name in after])
+    size = moves.norm() if algorithm == "norm" else moves.abs().max()
+    assert size.item() == pytest.approx(0.5 * 0.001, rel=1e-3)
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_into(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path)
+    folder = run(words, tmp_path / "run")
+    before = (folder / "student" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"holds student already: resume that run with ckpt=.*run, or name"):
+        run([*words, "seed=1"], folder)
+    assert (folder / "student" / "model.safetensors").read_bytes() == before
+    # What broke off before any checkpoint is in no one's way, and not taken for the new run's own.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "metrics.csv").write_text("step,train/loss\n7,1.0\n")
+    assert len(rows(run(words, broken))) == 6
+
+
+def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    with (
+        runs.locked(tmp_path / "run"),
+        pytest.raises(UserError, match=r"another run is writing into .*run"),
+        runs.locked(tmp_path / "run"),
+    ):
+        pass
+    with runs.locked(tmp_path / "run"):  # and is free again afterwards
+        pass
+
+
+def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    ask = ["benchmark=arithmetic", "benchmark.max_new_tokens=4"]
+    words = arguments(tiny_pair, traces, tmp_path, *ask)
+    folder = run([*words, "benchmark.limit=6"], tmp_path / "runs" / "a")
+    later = [*words, "trainer.max_steps=8", f"ckpt={folder}"]
+    run([*later, "benchmark.limit=6"], folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["before"]["count"] == summary["after"]["count"] == 6
+    assert summary["before"]["seconds"] is None  # taken over
+    assert summary["resumed_from_step"] == 6
+    run([*words, "trainer.max_steps=9", f"ckpt={folder}", "benchmark.limit=4"], folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["before"]["count"] == summary["after"]["count"] == 4
+    assert summary["seconds"]["training"] == pytest.approx(sum(column(folder, "train/seconds")), abs=0.1)
+
+
+def test_resuming_from_an_earlier_step_drops_the_later_checkpoints(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "checkpoint.every=2", "checkpoint.keep=3")
+    folder = run(words, tmp_path / "run")
+    (folder / "checkpoints" / ".step-000009.tmp").mkdir()
+    old = folder / "checkpoints" / "step-000002"
+    run([*words, f"ckpt={old}", "trainer.max_steps=3"], folder)
+    assert {kept.name for kept in (folder / "checkpoints").iterdir()} == {"step-000002", "step-000003"}
+    assert same_weights(folder / "checkpoints" / "step-000003", folder)
+
+
+def test_a_checkpoint_of_other_traces_is_refused(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    lines = traces.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines))
+    words = arguments(tiny_pair, data, tmp_path)
+    folder = run(words, tmp_path / "run")
+    data.write_text("".join(reversed(lines)))
+    with pytest.raises(UserError, match=r"the traces are not those that the checkpoint was trained on"):
+        run([*words, "trainer.max_steps=8", f"ckpt={folder}"], folder)
+
+
+def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_student_before_it(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", "loss.token_weight.transform=ratio")
+    with pytest.raises(UserError, match=r"stopped before the update; the student before it is kept"):
+        run([*words, "loss.token_weight.bias=1000"], tmp_path / "run")
+    (kept,) = checkpoints(tmp_path / "run" / "checkpoints")
+    assert kept.name == "step-000000"
+    started = load_file(tiny_pair[0] / "model.safetensors")
+    found = load_file(kept / "student" / "model.safetensors")
+    assert all(torch.equal(found[name], started[name]) for name in started)
+
+
+@pytest.mark.parametrize("whom", ["group", "first"])
+def test_two_processes_stop_together(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, whom: str
+) -> None:
+    folder = tmp_path / "run"
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={folder}")
+    words += ["trainer.devices=2", "trainer.strategy=ddp"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not (folder / "weights.jsonl").is_file():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.1)
+        if whom == "group":  # as a terminal's Ctrl-C
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors[-2000:]
+    assert "stopped by" in errors
+    assert len(checkpoints(folder / "checkpoints")) == 1
+
+
+def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", "hydra.sweep.dir=sweep")
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *words, "seed=0,1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "sweep").glob("0_*/weights.jsonl")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped by SIGTERM" in errors
+    (job,) = (tmp_path / "sweep").glob("*_*")  # the second never began
+    assert checkpoints(job / "checkpoints")
+    assert not (job / "error.txt").is_file()
+
+
+def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Path) -> None:
+    problem = Example("0", "1+1=", "2")
+    text = "a\u2028b\u2029c\x85d\x0ce\nf"
+    sample = {"id": "0", "problem": "1+1=", "gold": "2", "completion": text, "answer": "2", "correct": True}
+    score = summarize([sample | {"finished": True, "tokens": 3}], seconds=1.0)
+    for stage in ("before", "after", "before"):
+        runs.write_samples(tmp_path, stage, score)
+    found = runs.read_score(tmp_path, "before", [problem])
+    assert found is not None
+    assert found.samples[0]["completion"] == text
+    assert runs.read_score(tmp_path, "before", [problem, problem]) is None
+
+
+def test_the_threads_of_one_job_are_not_the_next_ones(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.training._THREADS", 1)
+    for threads, expected in (("2", 2), ("null", 1)):
+        words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "schedule.warmup=0")
+        folder = run([*words, f"model.threads={threads}"], tmp_path / threads)
+        assert json.loads((folder / "versions.json").read_text())["threads"] == expected
+    assert torch.get_num_threads() == 1
 
 
 def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
@@ -350,7 +560,28 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("model.teacher=null", "model.teacher is not set"),
         ("model.student=null", "model.student"),
         ("trainer=gpu", "torch sees no GPU"),
-        ("trainer.precision=17", "trainer"),
+        ("trainer.precision=17", "trainer.precision=17 is not supported: take 32-true, or bf16-mixed"),
+        ("trainer.precision=bf16-true", "is not supported"),
+        ("trainer.precision=16-mixed", "is not supported"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not supported"),
+        ("+trainer.max_step=4", "no such argument; did you mean max_steps"),
+        ("+trainer.max_epochs=3", "trainer.max_epochs is not yours to set: the length is data.epochs"),
+        ("trainer.devices=0", "trainer: "),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0 must be a whole number, at least 1"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches=0 must be"),
+        ("data.epochs=inf trainer.max_steps=null", "data.epochs=inf must be a positive number"),
+        ("data.epochs=true", "data.epochs=True must be"),
+        ("seed=5000000000", "seed=5000000000 must be at most"),
+        ("model.threads=0", "model.threads=0 must be"),
+        ("model.threads=many", "model.threads='many' must be"),
+        ("data.samples=0", "data.samples=0 must be"),
+        ("data.sampling_batch_size=0", "data.sampling_batch_size=0 must be"),
+        ("data.max_length=0", "data.max_length=0 must be"),
+        ("benchmark=arithmetic benchmark.operations=[5]", "benchmark.operations=[5] must be two whole"),
+        ("benchmark=arithmetic benchmark.operations=[8,4]", "benchmark.operations=[8, 4] must be two whole"),
+        ("benchmark=arithmetic benchmark.operations=5", "benchmark.operations=5 must be two whole numbers"),
+        ("benchmark=arithmetic benchmark.batch_size=0", "benchmark.batch_size=0 must be"),
+        ("cache=/proc/x", "cache=/proc/x cannot be made"),
         ("loss.token_weight.behavior=sampler", "behavior=sampler needs to know how the traces were sampled"),
         ("loss=on_policy_kd loss.rollouts.fraction=2", "fraction=2 is outside"),
         ("data.max_length=10", "more than 10 (data.max_length)"),

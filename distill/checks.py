@@ -1,0 +1,136 @@
+"""Values that no constructor looks at, checked before anything is computed."""
+
+import difflib
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from distill.errors import UserError
+
+# Least values of whole numbers; null is allowed where the least is None's neighbour below.
+_WHOLE = {
+    "seed": 0,
+    "data.batch_size": 1,
+    "data.workers": 0,
+    "data.samples": 1,
+    "data.sampling_batch_size": 1,
+    "benchmark.batch_size": 1,
+    "histogram_every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+}
+_WHOLE_OR_NULL = ("data.limit", "data.max_length", "benchmark.limit", "trainer.max_steps", "model.threads")
+_SEEDS = 2**32 - 1  # numpy's
+_PRECISIONS = {
+    "32-true": torch.float32,
+    "32": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+_OURS = {
+    "logger": "it is the group logger",
+    "callbacks": "the run has its own",
+    "default_root_dir": "it is dir",
+    "enable_checkpointing": "checkpoints are checkpoint.every and checkpoint.keep",
+    "enable_progress_bar": "the bar is the run's own",
+    "max_epochs": "the length is data.epochs or trainer.max_steps",
+    "min_epochs": "the length is data.epochs or trainer.max_steps",
+    "min_steps": "the length is data.epochs or trainer.max_steps",
+    "limit_train_batches": "the length is data.epochs or trainer.max_steps, the amount of data data.limit",
+    "overfit_batches": "the amount of data is data.limit",
+    "fast_dev_run": "take trainer.max_steps=2 data.limit=8 benchmark.limit=8",
+    "val_check_interval": "the benchmark is asked before and after training",
+    "use_distributed_sampler": "the order of traces knows its rank",
+}
+_STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse numbers outside their range, by the name of their key."""
+    for key, least in _WHOLE.items():
+        value = _select(cfg, key, absent=least)
+        if not _is_whole(value) or value < least:
+            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
+    for key in _WHOLE_OR_NULL:
+        value = _select(cfg, key, absent=None)
+        if value is not None and (not _is_whole(value) or value < 1):
+            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
+    if cfg.seed > _SEEDS:
+        raise UserError(f"seed={cfg.seed} must be at most {_SEEDS}")
+    epochs: Any = cfg.data.epochs
+    if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
+        raise UserError(f"data.epochs={epochs!r} must be a positive number")
+    for key in ("data.operations", "benchmark.operations"):
+        value = _select(cfg, key, absent=[1, 1])
+        if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
+            1 <= value[0] <= value[1]
+        ):
+            raise UserError(f"{key}={value!r} must be two whole numbers, fewest and most, such as [4,8]")
+
+
+def check_trainer(cfg: DictConfig) -> torch.dtype:
+    """Refuse what Lightning does not know and the training step is not made for, before any model is loaded.
+
+    Returns:
+        The type of the matrix products.
+    """
+    known = inspect.signature(lightning.Trainer).parameters
+    for key in cfg.trainer:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"trainer.{key}: lightning.Trainer has no such argument{hint}")
+        if key in _OURS:
+            raise UserError(f"trainer.{key} is not yours to set: {_OURS[key]}")
+    precision = str(cfg.trainer.precision)
+    if precision not in _PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision} is not supported: take 32-true, or bf16-mixed (weights in fp32, "
+            f"matrix products in bf16; log-probs and losses are in fp32 in both)"
+        )
+    strategy = cfg.trainer.strategy
+    if strategy not in _STRATEGIES:
+        raise UserError(
+            f"trainer.strategy={strategy} is not supported, which shards what the chunked head and the "
+            f"checkpoints need whole: take auto or ddp"
+        )
+    try:
+        lightning.Trainer(**trainer_options(cfg), logger=False, enable_checkpointing=False)
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+    return _PRECISIONS[precision]
+
+
+def trainer_options(cfg: DictConfig) -> dict[str, Any]:
+    """What the configuration says of lightning.Trainer."""
+    options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    return options | {"max_epochs": -1}
+
+
+def check_cache(cfg: DictConfig) -> None:
+    """Refuse a cache folder that cannot be written to."""
+    try:
+        Path(cfg.cache).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache={cfg.cache} cannot be made: {error.strerror or error}") from error
+
+
+def _select(cfg: DictConfig, key: str, absent: Any) -> Any:
+    group, _, name = key.rpartition(".")
+    node: Any = OmegaConf.select(cfg, group) if group else cfg
+    if node is None or name not in node:
+        return absent
+    value = node[name]
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
