@@ -112,7 +112,8 @@ def check_trainer(cfg: DictConfig) -> torch.dtype:
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """What the configuration says of lightning.Trainer."""
     options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    return options | {"max_epochs": -1}
+    # Without a number of steps the data decides; until it is known, Lightning is told that there is no limit.
+    return options | {"max_epochs": -1, "max_steps": options["max_steps"] or -1}
 
 
 def check_cache(cfg: DictConfig) -> None:

@@ -342,6 +342,14 @@ def test_bf16_trains_and_comes_close_to_single_precision(
     assert half == pytest.approx(single, rel=0.02)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 6), (0.51, 7), (1, 12)])
+def test_without_a_number_of_steps_the_passes_over_the_data_decide(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, epochs: float, steps: int
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=null", f"data.epochs={epochs}")
+    assert len(rows(run([*words, "data.batch_size=8"], tmp_path / "run"))) == steps  # of 96 traces
+
+
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_clipped_after_the_steps_division(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, algorithm: str
