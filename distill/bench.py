@@ -13,7 +13,6 @@ import resource
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distill.cache import write_atomically
-from distill.head import Head, weighted_token_loss
+from distill.head import Head, WeightedTokenLoss, weighted_token_losses
 from distill.losses.divergence import forward_kl
 
 # What is measured, in turn, and its name in the table.
@@ -113,12 +112,11 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         loss = _freed(hidden, weight, teacher_hidden, teacher_weight)
     else:
         weights = torch.full_like(labels, 1 / options.tokens, dtype=torch.float32)
-        loss = weighted_token_loss(
+        loss = weighted_token_losses(
             Head(hidden, weight),
             labels,
-            weights,
-            partial(forward_kl),
-            teacher=Head(teacher_hidden, teacher_weight),
+            [WeightedTokenLoss(forward_kl, weights)],
+            others={"log_p": Head(teacher_hidden, teacher_weight)},
             chunk_size=options.chunk_size,
         ).total
     loss.backward()

@@ -63,6 +63,7 @@ class TraceRecipe:
         teacher: LazyModel | None,
         cache: Path,
         say: Callable[[str], None] = print,
+        prompts_only: bool = False,
     ) -> list[Trace]:
         """The traces, in the order of the data.
 
@@ -71,6 +72,8 @@ class TraceRecipe:
             teacher: writes the completions, for `completions=teacher`.
             cache: folder of all caches.
             say: told what was kept and what was left out.
+            prompts_only: the student writes every completion itself, so none is asked for: a trace is a
+                prompt, and an end token in a completion's place.
 
         Raises:
             UserError: nothing to train on; a trace that cannot be trained on; names which.
@@ -79,7 +82,13 @@ class TraceRecipe:
         if not examples:
             raise UserError("the data holds no problem: check data.path, data.limit")
         check_spelling(student.tokenizer, examples[0], student.source.name)
-        if self.completions == "teacher":
+        if prompts_only:
+            end = np.asarray(student.end_ids[:1], dtype=np.int32)
+            traces = [
+                Trace(example, encode_prompt(student.tokenizer, example, self.prompt), end)
+                for example in examples
+            ]
+        elif self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
             traces = [self._from_dataset(example, student) for example in examples]

@@ -6,7 +6,7 @@ must be known before that pass; `label_logprobs` is the cheap pass before it for
 student's log-probabilities, of the token alone or of the whole sequence. No loss knows about chunks, and no
 weight either."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from distill.losses.signals import signals
 
 TokenLoss = Callable[..., Tensor]
+_ENTROPY_TOKENS = 20
 
 
 @dataclass(frozen=True)
@@ -33,61 +34,82 @@ class Head:
 
 
 @dataclass(frozen=True)
+class WeightedTokenLoss:
+    """One token loss and how much each token counts in it.
+
+    Attributes:
+        token_loss: a function of `distill.losses.divergence`.
+        weights: [tokens] w_t, any sign; never gets a gradient.
+    """
+
+    token_loss: TokenLoss
+    weights: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
 class TokenLosses:
     """What a pass over the head gives.
 
     Attributes:
-        total: Σ w·ℓ, with gradient to the student's hidden states and output matrix.
-        losses: [tokens] ℓ_t, without gradient.
+        total: Σ w·ℓ over tokens and terms, with gradient to the student's hidden states and output matrix.
+        losses: [terms, tokens] ℓ_t, without gradient.
         logprobs: [tokens] the student's log-probabilities of the labels at temperature 1, without gradient.
     """
 
     total: Float[Tensor, ""]
-    losses: Float[Tensor, " tokens"]
+    losses: Float[Tensor, "terms tokens"]
     logprobs: Float[Tensor, " tokens"]
 
 
-def weighted_token_loss(
+def weighted_token_losses(
     student: Head,
     labels: Int[Tensor, " tokens"],
-    weights: Float[Tensor, " tokens"],
-    token_loss: TokenLoss,
+    terms: Sequence[WeightedTokenLoss],
     *,
-    teacher: Head | None = None,
+    others: Mapping[str, Head] | None = None,
+    token_signals: Mapping[str, Float[Tensor, " tokens"]] | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> TokenLosses:
-    """Σ w·ℓ and what it is made of, in chunks.
+    """Σ w·ℓ and what it is made of, in chunks; all terms share a chunk's logits and one gradient.
 
     Args:
         student: hidden states and output matrix; both get gradients where they ask for them.
         labels: the tokens to predict.
-        weights: w_t; never gets a gradient.
-        token_loss: a function of `distill.losses.divergence`.
-        teacher: the same for the teacher, which never gets a gradient; for losses that need its distribution.
-        temperature: divides the logits of both before the loss; the log-probabilities are at temperature 1.
+        terms: what is measured, and how much it counts.
+        others: heads of frozen models at the same positions, by the name of the signal that they give
+            (`log_p`: the teacher's, `log_r`: the reference's); they never get a gradient.
+        token_signals: [tokens] whatever else a loss asks for, by name.
+        temperature: divides every model's logits before the loss; the log-probabilities are at temperature 1.
         chunk_size: tokens whose logits exist at once; by the vocabulary and the device where None
             (`fitting_chunk`).
 
     Returns:
         Losses and log-probabilities in fp32 (fp64 for fp64 input), whatever the hidden states' type.
+
+    Raises:
+        ValueError: a loss asks for a signal that is not given.
     """
-    needed = signals(token_loss)
-    if "teacher_logprobs" in needed and teacher is None:
-        raise ValueError(f"{token_loss} needs the teacher's hidden states")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    size = chunk_size or fitting_chunk(student)
-    chunks = _Chunks(token_loss, needed, temperature, size, _compute_dtype(student.hidden))
-    used = teacher if "teacher_logprobs" in needed else None
-    total, losses, logprobs = _WeightedTokenLoss.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        student.hidden,
-        student.weight,
-        labels,
-        weights.detach(),
-        used.hidden.detach() if used else None,
-        used.weight.detach() if used else None,
-        chunks,
+    needed = [signals(term.token_loss) for term in terms]
+    wanted = set().union(*needed)
+    heads = {name: head for name, head in (others or {}).items() if name in wanted}
+    known = {name: values.detach() for name, values in (token_signals or {}).items() if name in wanted}
+    if missing := wanted - heads.keys() - known.keys() - {"log_q", "labels"}:
+        raise ValueError(f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}")
+    chunks = _Chunks(
+        losses=[(term.token_loss, names) for term, names in zip(terms, needed, strict=True)],
+        weights=torch.stack([term.weights.detach() for term in terms]),
+        labels=labels,
+        others={name: Head(head.hidden.detach(), head.weight.detach()) for name, head in heads.items()},
+        token_signals=known,
+        temperature=temperature,
+        size=chunk_size or fitting_chunk(student),
+        dtype=_compute_dtype(student.hidden),
+    )
+    total, losses, logprobs = _HeadPass.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        student.hidden, student.weight, chunks
     )
     return TokenLosses(total, losses, logprobs)
 
@@ -97,13 +119,39 @@ def label_logprobs(
     head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
 ) -> Float[Tensor, " tokens"]:
     """Log-probabilities of the labels at temperature 1, without gradient, in chunks."""
+    return student_signals(head, labels, {"student_logprobs"}, chunk_size=chunk_size)["student_logprobs"]
+
+
+@torch.no_grad()
+def student_signals(
+    head: Head, labels: Int[Tensor, " tokens"], wanted: set[str], *, chunk_size: int | None = None
+) -> dict[str, Float[Tensor, " tokens"]]:
+    """What weights may ask of the model in training, at temperature 1, without gradient, in chunks.
+
+    Args:
+        head: hidden states and output matrix.
+        labels: the written tokens.
+        wanted: `student_logprobs`: their log-probabilities; `student_entropy`: the entropy of the likeliest
+            20 tokens among themselves (of all, in a smaller vocabulary), in nats.
+        chunk_size: tokens whose logits exist at once.
+    """
     dtype = _compute_dtype(head.hidden)
-    logprobs = torch.empty(len(labels), dtype=_wide(dtype), device=head.hidden.device)
+    found = {
+        name: torch.empty(len(labels), dtype=_wide(dtype), device=head.hidden.device)
+        for name in ("student_logprobs", "student_entropy")
+        if name in wanted
+    }
     with torch.autocast(head.hidden.device.type, enabled=False):
         weight = head.weight.to(dtype)
         for s in _slices(len(labels), chunk_size or fitting_chunk(head)):
-            logprobs[s] = _gather(_log_softmax(head.hidden[s].to(dtype) @ weight.T, 1.0), labels[s])
-    return logprobs
+            logprobs = _log_softmax(head.hidden[s].to(dtype) @ weight.T, 1.0)
+            if "student_logprobs" in found:
+                found["student_logprobs"][s] = _gather(logprobs, labels[s])
+            if "student_entropy" in found:
+                likeliest = logprobs.topk(min(_ENTROPY_TOKENS, logprobs.shape[-1]), -1).values
+                likeliest = torch.log_softmax(likeliest, -1)
+                found["student_entropy"][s] = -(likeliest.exp() * likeliest).sum(-1)
+    return found
 
 
 def fitting_chunk(head: Head) -> int:
@@ -115,41 +163,40 @@ def fitting_chunk(head: Head) -> int:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What a pass over the chunks needs beside its tensors."""
+    """What a pass over the chunks needs beside the student's tensors."""
 
-    token_loss: TokenLoss
-    needed: set[str]
+    losses: list[tuple[TokenLoss, set[str]]]
+    weights: Tensor
+    labels: Tensor
+    others: dict[str, Head]
+    token_signals: dict[str, Tensor]
     temperature: float
     size: int
     dtype: torch.dtype
 
-    def loss(self, student_logprobs: Tensor, labels: Tensor, teacher_logprobs: Tensor | None) -> Tensor:
-        arguments: dict[str, Tensor] = {"student_logprobs": student_logprobs}
-        if "labels" in self.needed:
-            arguments["labels"] = labels
-        if teacher_logprobs is not None:
-            arguments["teacher_logprobs"] = teacher_logprobs
-        return self.token_loss(**arguments)
+    def known(self, s: slice) -> dict[str, Tensor]:
+        """Every signal of one chunk but the student's."""
+        found = {name: values[s] for name, values in self.token_signals.items()}
+        for name, head in self.others.items():
+            logits = head.hidden[s].to(head.weight.dtype) @ head.weight.T
+            found[name] = _log_softmax(logits, self.temperature)
+        return found | {"labels": self.labels[s]}
+
+    def losses_of(self, log_q: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        available = {**known, "log_q": log_q}
+        return torch.stack([loss(**{name: available[name] for name in names}) for loss, names in self.losses])
 
 
-class _WeightedTokenLoss(torch.autograd.Function):
+class _HeadPass(torch.autograd.Function):
     """Makes the gradient along with the loss; the backward pass only scales it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        token_weights: Tensor,
-        teacher_hidden: Tensor | None,
-        teacher_weight: Tensor | None,
-        chunks: _Chunks,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunks: _Chunks) -> tuple[Tensor, Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = _wide(chunks.dtype)
-        losses = torch.empty(len(labels), dtype=wide, device=hidden.device)
-        logprobs = torch.empty_like(losses)
+        labels, token_weights = chunks.labels, chunks.weights.to(wide)
+        losses = torch.empty(token_weights.shape, dtype=wide, device=hidden.device)
+        logprobs = torch.empty(len(labels), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Summed over the chunks in at least fp32, also where the matrix itself is bf16.
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants_weight else None
@@ -157,10 +204,7 @@ class _WeightedTokenLoss(torch.autograd.Function):
             cast_weight = weight.to(chunks.dtype)
             for s in _slices(len(labels), chunks.size):
                 states = hidden[s].to(chunks.dtype)
-                log_p = None
-                if teacher_hidden is not None and teacher_weight is not None:
-                    teacher_states = teacher_hidden[s].to(teacher_weight.dtype)
-                    log_p = _log_softmax(teacher_states @ teacher_weight.T, chunks.temperature)
+                known = chunks.known(s)
                 logits = states @ cast_weight.T
                 if chunks.temperature != 1.0:
                     logprobs[s] = _gather(_log_softmax(logits, 1.0), labels[s])
@@ -169,14 +213,14 @@ class _WeightedTokenLoss(torch.autograd.Function):
                 if chunks.temperature == 1.0:
                     logprobs[s] = _gather(log_q, labels[s])
                 if not (wants_hidden or wants_weight):
-                    losses[s] = chunks.loss(log_q, labels[s], log_p)
+                    losses[:, s] = chunks.losses_of(log_q, known)
                     continue
                 log_q.requires_grad_()
                 with torch.enable_grad():
-                    loss = chunks.loss(log_q, labels[s], log_p)
-                losses[s] = loss.detach()
-                (gradient,) = torch.autograd.grad(loss, log_q, token_weights[s].to(wide))
-                del log_p, loss
+                    loss = chunks.losses_of(log_q, known)
+                losses[:, s] = loss.detach()
+                (gradient,) = torch.autograd.grad(loss, log_q, token_weights[:, s])
+                del known, loss
                 # Through the log-softmax by hand: the logits themselves need not be kept for it.
                 gradient.addcmul_(log_q.detach().exp_(), gradient.sum(-1, keepdim=True), value=-1)
                 if chunks.temperature != 1.0:
@@ -191,7 +235,7 @@ class _WeightedTokenLoss(torch.autograd.Function):
                     grad_weight += gradient.T @ states
         ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
         ctx.mark_non_differentiable(losses, logprobs)
-        return (token_weights.to(wide) * losses).sum(), losses, logprobs
+        return (token_weights * losses).sum(), losses, logprobs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -204,7 +248,7 @@ class _WeightedTokenLoss(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype))
         ctx.gradients = None  # scaled in place, so there is no second backward pass
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -3,7 +3,7 @@ happened."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,14 +16,15 @@ from distill.batch import Batch, collate
 from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
-from distill.losses.weights import effective_sample_size
+from distill.losses.controls import effective_sample_size
+from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
 from distill.objective import Objective, WeightedLoss
 from distill.traces import Example, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
-# Sums over the micro-batches and ranks of one optimizer step, in this order.
+# Sums over the micro-batches and ranks of one optimizer step, in this order; each term's loss comes behind.
 _SUMS = (
     "total",
     "denominator",
@@ -72,8 +73,8 @@ class Schedule:
 class DistillModule(lightning.LightningModule):
     """Trains a student under an objective.
 
-    The teacher is no submodule: it is outside `state_dict`, outside the optimizer, and no `.train()` reaches
-    it.
+    The teacher, as any frozen model, is no submodule: it is outside `state_dict`, outside the optimizer, and
+    no `.train()` reaches it.
 
     Args:
         student: the model in training; its parameters are this module's.
@@ -81,8 +82,8 @@ class DistillModule(lightning.LightningModule):
         optimizer: makes the optimizer from the parameters.
         schedule: of the learning rate.
         steps: optimizer steps of the whole run.
-        teacher: needed where the objective compares whole distributions or scores rollouts; otherwise leave
-            it out.
+        frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
+            the teacher where it compares whole distributions or scores rollouts.
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
     """
@@ -95,14 +96,14 @@ class DistillModule(lightning.LightningModule):
         schedule: Schedule,
         *,
         steps: int,
-        teacher: LanguageModel | None = None,
+        frozen: Mapping[Role, LanguageModel] | None = None,
         seed: int = 0,
         log_every: int = 1,
     ) -> None:
         super().__init__()
         self.student = student.model
         self.student_lm = student
-        self.teacher_lm = teacher
+        self.frozen = dict(frozen or {})
         self.objective = objective
         self.optimizer_factory = optimizer
         self.schedule = schedule
@@ -120,14 +121,15 @@ class DistillModule(lightning.LightningModule):
         self._resumed_rng: dict[str, Tensor] = {}
         self._rollout_seconds = 0.0
         self._step_began = 0.0
-        if needs_live_teacher(objective) and teacher is None:
+        if missing := objective.live_roles - self.frozen.keys():
             raise UserError(
-                "this loss compares the student with the teacher as it trains: set model.teacher=<model>"
+                f"this loss compares the student with another model as it trains: set "
+                f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
 
     def on_fit_start(self) -> None:
-        if self.teacher_lm is not None:
-            self.teacher_lm.model.requires_grad_(False).eval().to(self.device)
+        for lm in self.frozen.values():
+            lm.model.requires_grad_(False).eval().to(self.device)
 
     def on_train_start(self) -> None:
         # Lightning leaves a module in the mode it finds it in, and models are loaded in eval mode.
@@ -154,17 +156,19 @@ class DistillModule(lightning.LightningModule):
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
         if isinstance(rollouts, StudentRollouts) and on_policy:
             batch = self._roll_out(batch, rollouts, number)
-        teacher = self._teacher_head(batch)
+        heads = self._frozen_heads(batch, on_policy)
         signals = dict(batch.signals)
-        if on_policy and "teacher_logprobs" in self.objective.cached_signals and teacher is not None:
-            flat = label_logprobs(teacher, batch.labels[batch.mask])
-            signals["teacher_logprobs"] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+        if on_policy:
+            for name, role in self.objective.cached_signals.items():
+                flat = label_logprobs(heads[role], batch.labels[batch.mask])
+                signals[name] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
         result = self.objective(
             self.student_lm.completion_head(batch.input_ids, batch.mask),
             batch.mask,
             batch.labels,
             signals,
-            teacher=teacher if self.objective.needs_teacher_distribution else None,
+            others={name: heads[role] for name, role in self.objective.distributions.items()},
+            by_student=on_policy,
             progress=min(1.0, self.trainer.global_step / self.steps),
             seed=self.seed * 1_000_003 + number,
         )
@@ -185,7 +189,8 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        values: dict[str, float] = dict(zip([*_SUMS, "stops"], numbers, strict=True))
+        names = [*_SUMS, *(f"loss_{name}" for name in self.objective.terms), "stops"]
+        values: dict[str, float] = dict(zip(names, numbers, strict=True))
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
@@ -200,6 +205,8 @@ class DistillModule(lightning.LightningModule):
         self._gradient_norm = norm * factor
         self.stopping = values["stops"] > 0
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
+        mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
+        self.objective.after_step(mean, min(1.0, (self.trainer.global_step + 1) / self.steps))
         self._sums, self._step_traces, self._micro_batch = None, (), 0
 
     def configure_gradient_clipping(
@@ -217,11 +224,15 @@ class DistillModule(lightning.LightningModule):
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
-    def _teacher_head(self, batch: Batch) -> Head | None:
-        if self.teacher_lm is None:
-            return None
-        with torch.no_grad():
-            return self.teacher_lm.completion_head(batch.input_ids, batch.mask)
+    @torch.no_grad()
+    def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
+        """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
+        roles = self.objective.live_roles if on_policy else set(self.objective.distributions.values())
+        return {
+            role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
+            for role in ROLES
+            if role in roles
+        }
 
     def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
         """The student's own completions of the batch's prompts, in place of the data's."""
@@ -252,6 +263,7 @@ class DistillModule(lightning.LightningModule):
             -result.logprobs[result.mask].double().sum(),
             tokens * on_policy,
             truncated * on_policy,
+            *result.terms.values(),
         ]
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
@@ -296,6 +308,17 @@ class DistillModule(lightning.LightningModule):
                 values["weight"], values["weight_squared"], tokens
             ),
         }
+        if len(self.objective.terms) > 1 and values["denominator"] > 0:
+            metrics |= {
+                f"train/loss_{name}": values[f"loss_{name}"] / values["denominator"]
+                for name in self.objective.terms
+            }
+        metrics |= {
+            f"loss/{key}": value
+            for state in self.objective.state().values()
+            for key, value in state.items()
+            if math.isfinite(value)
+        }
         if isinstance(self.objective.rollouts, StudentRollouts):
             metrics |= {
                 "rollouts/tokens": values["rollout_tokens"],
@@ -332,15 +355,9 @@ class DistillModule(lightning.LightningModule):
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
         checkpoint["totals"] = dict(self.totals)
+        checkpoint["objective"] = self.objective.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
         self.totals = dict(checkpoint["totals"])
-
-
-def needs_live_teacher(objective: Objective) -> bool:
-    """Whether the teacher must run beside the student: for whole distributions, or for log-probs of
-    rollouts."""
-    return objective.needs_teacher_distribution or (
-        objective.on_policy and "teacher_logprobs" in objective.cached_signals
-    )
+        self.objective.load_state(checkpoint["objective"])

@@ -3,7 +3,7 @@
     L = Σ_t m_t · w_t · ℓ_t / Σ_t m_t
 
 with both sums over the whole optimizer step, all micro-batches and ranks. This module forms a micro-batch's
-share of the two sums; `distill.module` divides, once.
+share of the two sums; `distill.module` divides, once. A few methods add a second term to the first (`extra`).
 """
 
 import inspect
@@ -18,16 +18,40 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.generation import StudentRollouts
-from distill.head import Head, TokenLoss, label_logprobs, weighted_token_loss
-from distill.losses import weights
-from distill.losses.signals import signals
+from distill.head import Head, TokenLoss, WeightedTokenLoss, student_signals, weighted_token_losses
+from distill.losses import controls, weights
+from distill.losses.signals import GIVEN, SIGNALS, Role, is_on_policy_only, signals
 
 TokenWeight = Callable[..., Tensor]
 Control = Literal["none", "uniform", "shuffled", "inverted"]
+Rows = Literal["all", "dataset", "student"]
 
-# Signals that a trace carries or a cache holds, beside the student's own; `Objective.cached_signals` names
-# those used.
-CACHED_SIGNALS = ("teacher_logprobs", "sampler_logprobs", "initial_logprobs")
+
+@dataclass
+class Term:
+    """What is measured at a position, how much the position counts, and in whose writing.
+
+    Attributes:
+        token_loss: a function of `distill.losses.divergence`, bound to its parameters.
+        token_weight: a function of `distill.losses.weights`, bound to its parameters.
+        coefficient: factor on the whole term.
+        rows: completions it is taken on: `all`, those of the `dataset`, or those that the `student` wrote.
+    """
+
+    token_loss: TokenLoss
+    token_weight: TokenWeight = weights.uniform
+    coefficient: float = 1.0
+    rows: Rows = "all"
+
+    def __post_init__(self) -> None:
+        if self.rows not in get_args(Rows):
+            raise ValueError(f"rows={self.rows!r} is not one of {', '.join(get_args(Rows))}")
+        if not _finite(self.coefficient):
+            raise ValueError(f"coefficient={self.coefficient!r} is not a number")
+
+    @property
+    def signals(self) -> set[str]:
+        return signals(self.token_loss) | signals(self.token_weight)
 
 
 @dataclass(frozen=True)
@@ -35,16 +59,18 @@ class WeightedLoss:
     """One micro-batch's share of the objective.
 
     Attributes:
-        total: Σ m·w·ℓ, with gradient.
+        total: Σ m·w·ℓ over all terms, with gradient.
         denominator: the micro-batch's share of what the step's sum is divided by.
-        losses: [batch, seq] ℓ_t, detached.
+        terms: each term's share of the total, by name, detached; the first is `main`.
+        losses: [batch, seq] ℓ_t of the main term, detached.
         logprobs: [batch, seq] log π_θ(y_t), detached.
-        weights: [batch, seq] w_t.
+        weights: [batch, seq] w_t of the main term.
         mask: [batch, seq] m_t.
     """
 
     total: Float[Tensor, ""]
     denominator: Float[Tensor, ""]
+    terms: Mapping[str, Float[Tensor, ""]]
     losses: Float[Tensor, "batch seq"]
     logprobs: Float[Tensor, "batch seq"]
     weights: Float[Tensor, "batch seq"]
@@ -56,35 +82,40 @@ class Objective:
     """Combines who writes, what is measured at a position, and how much the position counts.
 
     Attributes:
-        rollouts: `dataset` (offline traces) or a `StudentRollouts`, which lets the student write a share of
-            the batches.
+        rollouts: `dataset` (offline traces as the data gives them), `teacher` (offline traces, sampled from
+            the teacher whatever the data has), or a `StudentRollouts`, which lets the student write a share
+            of the batches.
         token_loss: a function of `distill.losses.divergence`, bound to its parameters.
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
+        rows: completions that token_loss is taken on: `all`, the `dataset`'s or the `student`'s.
+        extra: further terms, by name, added to the first.
         normalize: divide by the completion tokens (`tokens`) or by their weights (`weights`) of the optimizer
             step.
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
             the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
         control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
             `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
-        temperature: divides both models' logits in the token loss. Not the temperature of sampling, nor
+        temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
             DCOD's τ.
         chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
     """
 
-    rollouts: StudentRollouts | Literal["dataset"]
+    rollouts: StudentRollouts | Literal["dataset", "teacher"]
     token_loss: TokenLoss
     token_weight: TokenWeight
+    rows: Rows = "all"
+    extra: Mapping[str, Term] = field(default_factory=dict)
     normalize: Literal["tokens", "weights"] = "tokens"
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
     temperature: float = 1.0
     chunk_size: int | None = None
-    _loss_signals: set[str] = field(init=False, repr=False)
-    _weight_signals: set[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not (self.rollouts == "dataset" or isinstance(self.rollouts, StudentRollouts)):
-            raise ValueError(f"loss.rollouts={self.rollouts!r} is neither dataset nor a StudentRollouts")
+        if not (self.rollouts in ("dataset", "teacher") or isinstance(self.rollouts, StudentRollouts)):
+            raise ValueError(
+                f"loss.rollouts={self.rollouts!r} is none of dataset, teacher, a StudentRollouts"
+            )
         if self.normalize not in ("tokens", "weights"):
             raise ValueError(f"loss.normalize={self.normalize!r} is not one of tokens, weights")
         if self.control not in get_args(Control):
@@ -95,19 +126,54 @@ class Objective:
             raise ValueError(f"loss.temperature={self.temperature!r} is not a positive number")
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
             raise ValueError(f"loss.chunk_size={self.chunk_size!r} is not a positive whole number, nor null")
-        self._loss_signals = signals(self.token_loss)
-        self._weight_signals = signals(self.token_weight) if self.control != "uniform" else {"mask"}
+        weight = weights.uniform if self.control == "uniform" else self.token_weight
+        self.terms: dict[str, Term] = {
+            "main": Term(self.token_loss, weight, rows=self.rows),
+            **dict(self.extra),
+        }
+        for name, term in self.terms.items():
+            if term.rows == "student" and not self.on_policy:
+                raise ValueError(
+                    f"the term {name} is taken on what the student writes, but loss.rollouts lets it write "
+                    f"nothing"
+                )
+            self._refuse_what_has_no_sense(name, term)
         self._try_out()
 
     @property
-    def needs_teacher_distribution(self) -> bool:
-        """Whether the token loss compares whole distributions: the teacher must then be there, live."""
-        return "teacher_logprobs" in self._loss_signals
+    def signals(self) -> set[str]:
+        """Everything that the terms ask of any model."""
+        return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
 
     @property
-    def cached_signals(self) -> set[str]:
-        """Per-token log-probs that the traces must carry: scored once, cached, no teacher in training."""
-        return self._weight_signals & set(CACHED_SIGNALS)
+    def distributions(self) -> dict[str, Role]:
+        """Signals over the whole vocabulary that frozen models give, live: by name, whose."""
+        return {
+            name: SIGNALS[name].role
+            for name in sorted(self.signals)
+            if SIGNALS[name].shape == "vocab" and SIGNALS[name].role != "student"
+        }
+
+    @property
+    def cached_signals(self) -> dict[str, Role]:
+        """Per-token signals that the traces must carry, scored once and cached: by name, whose."""
+        return {
+            name: SIGNALS[name].role
+            for name in sorted(self.signals)
+            if SIGNALS[name].shape == "token" and SIGNALS[name].role != "student"
+        }
+
+    @property
+    def batch_signals(self) -> list[str]:
+        """Per-token signals that batches of the data's traces carry: none where the student writes all."""
+        writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
+        return [] if writes_all else sorted(self.cached_signals)
+
+    @property
+    def live_roles(self) -> set[Role]:
+        """Frozen models that run beside the student: for whole distributions, or to score its rollouts."""
+        live = set(self.distributions.values())
+        return live | set(self.cached_signals.values()) if self.on_policy else live
 
     @property
     def on_policy(self) -> bool:
@@ -120,7 +186,8 @@ class Objective:
         labels: Tensor,
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         *,
-        teacher: Head | None = None,
+        others: Mapping[str, Head] | None = None,
+        by_student: bool = False,
         progress: float = 1.0,
         seed: int = 0,
     ) -> WeightedLoss:
@@ -131,84 +198,143 @@ class Objective:
             mask: [batch, seq] true on completion tokens.
             labels: [batch, seq] token ids.
             token_signals: cached log-probs, [batch, seq], by name.
-            teacher: the teacher's head at the same positions, where the loss needs it.
+            others: frozen models' heads at the same positions, by the distribution that they give.
+            by_student: whether the student wrote these completions.
             progress: the share of training done, in [0, 1].
             seed: of the control `shuffled`.
         """
         flat_labels = labels[mask]
         available = dict(token_signals)
-        if "student_logprobs" in self._weight_signals:
+        wanted = {
+            name
+            for name in self.signals
+            if SIGNALS[name].role == "student" and SIGNALS[name].shape == "token"
+        }
+        if wanted:
             # Weights come before the loss, so that its gradient is made in one pass: see distill.head.
-            known = label_logprobs(student, flat_labels, chunk_size=self.chunk_size)
-            available["student_logprobs"] = known.new_zeros(mask.shape).masked_scatter(mask, known)
-        token_weights = self._weights(mask, available, progress, seed)
-        found = weighted_token_loss(
+            found = student_signals(student, flat_labels, wanted, chunk_size=self.chunk_size)
+            available |= {name: _spread(values, mask) for name, values in found.items()}
+        written = "student" if by_student else "dataset"
+        names = [name for name, term in self.terms.items() if term.rows in ("all", written)]
+        term_weights = {name: self._weights(name, mask, available, progress, seed) for name in names}
+        terms = [self.terms[name] for name in names]
+        wide = torch.promote_types(student.hidden.dtype, torch.float32)
+        factors = [
+            term_weights[name][mask].to(wide) * term.coefficient
+            for name, term in zip(names, terms, strict=True)
+        ]
+        result = weighted_token_losses(
             student,
             flat_labels,
-            token_weights[mask],
-            self.token_loss,
-            teacher=teacher,
+            [WeightedTokenLoss(term.token_loss, factor) for term, factor in zip(terms, factors, strict=True)],
+            others=others,
+            token_signals={name: values[mask] for name, values in available.items()},
             temperature=self.temperature,
             chunk_size=self.chunk_size,
         )
+        dtype = result.total.dtype
+        none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        main_weights = term_weights.get("main", none)
+        main_losses = _spread(result.losses[0], mask) if "main" in names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
+        shares = [
+            (factor.to(dtype) * losses).sum() for factor, losses in zip(factors, result.losses, strict=True)
+        ]
         return WeightedLoss(
-            total=found.total,
-            denominator=(token_weights.sum() if by_weight else mask.sum()).to(found.total.dtype),
-            losses=found.losses.new_zeros(mask.shape).masked_scatter(mask, found.losses),
-            logprobs=found.logprobs.new_zeros(mask.shape).masked_scatter(mask, found.logprobs),
-            weights=token_weights,
+            total=result.total,
+            denominator=(main_weights.sum() if by_weight else mask.sum()).to(dtype),
+            terms={name: none.sum() for name in self.terms} | dict(zip(names, shares, strict=True)),
+            losses=main_losses,
+            logprobs=_spread(result.logprobs, mask),
+            weights=main_weights,
             mask=mask,
         )
 
     @torch.no_grad()
     def _weights(
-        self, mask: Tensor, token_signals: Mapping[str, Tensor], progress: float, seed: int
+        self, name: str, mask: Tensor, token_signals: Mapping[str, Tensor], progress: float, seed: int
     ) -> Float[Tensor, "batch seq"]:
-        if self.control == "uniform":
-            return weights.uniform(mask)
         available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
-        accepted = inspect.signature(self.token_weight).parameters
-        values = self.token_weight(**{name: value for name, value in available.items() if name in accepted})
+        function = self.terms[name].token_weight
+        accepted = inspect.signature(function).parameters
+        values = function(**{key: value for key, value in available.items() if key in accepted})
+        if name != "main" or self.control == "uniform":
+            return values
         if self.control == "shuffled":
-            values = weights.shuffle(values, mask, generator=torch.Generator().manual_seed(seed))
+            values = controls.shuffle(values, mask, generator=torch.Generator().manual_seed(seed))
         elif self.control == "inverted":
-            values = weights.invert(values, mask)
+            values = controls.invert(values, mask)
         return values if self.scale == "mean" else values * self.scale
 
+    def after_step(self, loss: float, progress: float) -> None:
+        """Tell losses that adapt during training the optimizer step's mean loss; the same on every rank."""
+        for adaptive in self._adaptive().values():
+            adaptive.after_step(loss, progress)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What such losses have learned so far, by term: part of a checkpoint."""
+        return {name: dict(adaptive.state) for name, adaptive in self._adaptive().items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        for name, adaptive in self._adaptive().items():
+            adaptive.state = dict(state[name])
+
+    def _adaptive(self) -> dict[str, Any]:
+        return {
+            n: term.token_loss for n, term in self.terms.items() if hasattr(term.token_loss, "after_step")
+        }
+
+    def _refuse_what_has_no_sense(self, name: str, term: Term) -> None:
+        function = _name(term.token_loss)
+        fraction = self.rollouts.fraction if isinstance(self.rollouts, StudentRollouts) else 0.0
+        if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
+            raise ValueError(
+                f"{function} is right on the student's own completions alone, and loss.rollouts leaves "
+                f"{1 - fraction:.0%} to the data: set loss.rollouts.fraction=1, or rows=student for the "
+                f"term {name}"
+            )
+        asked = signals(term.token_loss) & SIGNALS.keys()
+        per_token = {key for key in asked if SIGNALS[key].shape == "token"}
+        if per_token and self.temperature != 1.0:
+            raise ValueError(
+                f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
+                f"loss.temperature={self.temperature} must be 1 too"
+            )
+
     def _try_out(self) -> None:
-        """Call both functions once on two tokens, so that a bad parameter is found before any model is
+        """Call every function once on two tokens, so that a bad parameter is found before any model is
         loaded."""
         logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
-        labels = torch.tensor([0, 2])
-        arguments = {"student_logprobs": logprobs, "teacher_logprobs": logprobs, "labels": labels}
-        unknown = self._loss_signals - arguments.keys()
-        if unknown:
-            raise ValueError(
-                f"{_name(self.token_loss)} asks for unknown signals: {', '.join(sorted(unknown))}"
-            )
-        self.token_loss(**{name: arguments[name] for name in self._loss_signals})
-        known = {"mask", "progress", "student_logprobs", *CACHED_SIGNALS}
-        if unknown := self._weight_signals - known:
-            raise ValueError(
-                f"{_name(self.token_weight)} asks for unknown signals: {', '.join(sorted(unknown))}"
-            )
-        two = torch.full((1, 2), -1.0)
-        self._weights(
-            torch.ones(1, 2, dtype=torch.bool),
-            dict.fromkeys(("student_logprobs", *CACHED_SIGNALS), two),
-            0.5,
-            0,
-        )
+        one = torch.full((1, 2), -1.0)
+        for name, term in self.terms.items():
+            for function, refused in ((term.token_loss, {"mask", "progress"}), (term.token_weight, set())):
+                if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
+                    raise ValueError(
+                        f"{_name(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
+                        f"(there are: {', '.join(SIGNALS)})"
+                    )
+            known = {
+                key: logprobs if SIGNALS[key].shape == "vocab" else one[0]
+                for key in signals(term.token_loss) & SIGNALS.keys()
+            } | {"labels": torch.tensor([0, 2])}
+            term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
+            given = {key: one for key, signal in SIGNALS.items() if signal.shape == "token"}
+            self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
+
+
+def _spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return _finite(value) and float(value) > 0  # pyright: ignore[reportArgumentType]
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return (
-        function.func.__name__
-        if isinstance(function, partial)
-        else getattr(function, "__name__", repr(function))
-    )
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)

@@ -248,7 +248,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row(
         "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
-    table.add_row("teacher", summary["teacher"])
+    for role, said in summary["frozen"].items():
+        table.add_row(role, said)
     table.add_row("student", _short(folder / "student"))
     table.add_row("everything", _short(folder))
     Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)

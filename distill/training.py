@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from distill.data import DistillDataModule, TraceRecipe
 from distill.errors import Interrupted, UserError
 from distill.evaluation import Benchmark, Score, evaluate
 from distill.loggers import CsvMetrics
-from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
-from distill.module import DistillModule, OptimizerFactory, Schedule, needs_live_teacher
+from distill.losses.signals import Role
+from distill.models import LanguageModel
+from distill.module import DistillModule, OptimizerFactory, Schedule
 from distill.objective import Objective
 from distill.plots import plot_run
-from distill.teacher import LazyModel, score
-from distill.traces import Trace
+from distill.prepare import find_models, prepare_traces
+from distill.teacher import LazyModel
 
 _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
 
@@ -92,8 +94,10 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     optimizer = _build_optimizer(cfg.optimizer)
     schedule: Schedule = _build(cfg.schedule, "schedule")
     recipe: TraceRecipe = _build(cfg.data.recipe, "data")
+    if objective.rollouts == "teacher":
+        recipe = replace(recipe, completions="teacher")
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
-    student, teacher = _find_models(cfg, objective, recipe, device)
+    student, frozen = find_models(cfg, objective, recipe, device)
     # A missing file is better found now than after training.
     problems = benchmark.problems() if benchmark is not None else []
     lm = student.load()
@@ -103,16 +107,18 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         if resumed is None:
             runs.claim(folder)
         print(
-            f"{cfg.name}: student {student.name}, teacher {teacher.source.name if teacher else 'none'}, "
+            f"{cfg.name}: student {student.name}, "
+            f"{', '.join(f'{role} {lazy.source.name}' for role, lazy in frozen.items()) or 'no teacher'}, "
             f"run {folder}"
         )
 
     with _clock(seconds, "traces"):
-        traces, signals = _prepare_traces(cfg, objective, recipe, lm, teacher, device)
-    live = teacher.get() if teacher and needs_live_teacher(objective) else None
-    said = _teacher_in_words(teacher, live, signals)
-    if teacher is not None and live is None:
-        teacher.release()
+        say = print if _first_rank() else lambda text: None
+        traces = prepare_traces(objective, recipe, lm, frozen, cache=Path(cfg.cache), say=say)
+    live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
+    said = _frozen_in_words(frozen, objective)
+    for role in frozen.keys() - live.keys():
+        frozen[role].release()
     lm.model.to(device)
 
     if _first_rank():
@@ -132,13 +138,13 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         optimizer,
         schedule,
         steps=steps,
-        teacher=live,
+        frozen=live,
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
     )
     datamodule = DistillDataModule(
         traces,
-        signals=sorted(signals),
+        signals=objective.batch_signals,
         batch_size=cfg.data.batch_size,
         steps=steps,
         seed=cfg.seed,
@@ -182,7 +188,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "after": after.summary() if after else None,
         "steps": trainer.global_step,
         "traces": len(traces),
-        "teacher": said,
+        "frozen": said,
         **{name: value for name, value in module.totals.items() if name != "seconds"},
         "resumed_from_step": int(resumed.name.removeprefix("step-")) if resumed else None,
         # Training's over the whole run, however often it was resumed; the others' of this part.
@@ -197,86 +203,26 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     return after.accuracy if after else None
 
 
-def _find_models(
-    cfg: DictConfig, objective: Objective, recipe: TraceRecipe, device: str
-) -> tuple[ModelSource, LazyModel | None]:
-    """Student and, where something needs it, teacher; refused when their tokens do not fit the loss."""
-    trust = cfg.model.trust_remote_code
-    if not cfg.model.student:
-        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    student = find_model(
-        _plain(cfg.model.student),
-        key="model.student",
-        dtype=cfg.model.student_dtype,
-        revision=cfg.model.student_revision,
-        trust_remote_code=trust,
-    )
-    token_signals = objective.cached_signals & {"teacher_logprobs", "sampler_logprobs"}
-    needs_tokens = bool(token_signals) or needs_live_teacher(objective)
-    if not needs_tokens and recipe.completions != "teacher":
-        return student, None
-    choice = HydraConfig.get().runtime.choices.get("loss")
-    why = (
-        f"loss={choice} needs the teacher's "
-        f"{'distribution' if needs_live_teacher(objective) else 'log-probs of the traces'}"
-    )
-    if cfg.model.teacher is None:
-        reason = why if needs_tokens else "data.completions=teacher needs a teacher to write the traces"
-        raise UserError(
-            f"{reason}, and model.teacher is not set: set model.teacher=<hub id, folder or GGUF file>, "
-            "or take loss=sft on data with completions, which needs no teacher"
-        )
-    teacher = find_model(
-        _plain(cfg.model.teacher),
-        key="model.teacher",
-        dtype=cfg.model.teacher_dtype,
-        revision=cfg.model.teacher_revision,
-        trust_remote_code=trust,
-    )
-    if needs_tokens and (mismatch := vocabulary_mismatch(student, teacher)):
-        raise UserError(
-            f"{why} for the student's own tokens, but {mismatch}: choose a teacher of the student's family, "
-            "or take loss=sft, which learns from the text alone"
-        )
-    if "sampler_logprobs" in objective.cached_signals and (
-        recipe.completions != "teacher" or objective.on_policy
-    ):
-        raise UserError(
-            "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
-            "data.completions=teacher tells, offline: take behavior=model"
-        )
-    if "initial_logprobs" in objective.cached_signals and objective.on_policy:
-        raise UserError(
-            "loss.token_weight.ratio_from=initial scores the data's traces once, so it cannot weight "
-            "rollouts: "
-            "take ratio_from=live or rollouts=dataset"
-        )
-    return student, LazyModel(teacher, device)
-
-
-def _prepare_traces(
-    cfg: DictConfig,
-    objective: Objective,
-    recipe: TraceRecipe,
-    lm: LanguageModel,
-    teacher: LazyModel | None,
-    device: str,
-) -> tuple[list[Trace], set[str]]:
-    """Traces with every per-token signal that the objective asks for, from the cache where it is there."""
-    cache = Path(cfg.cache)
-    traces = recipe.build(lm, teacher, cache, say=print if _first_rank() else lambda text: None)
-    signals = objective.cached_signals
-    for signal in sorted(signals):
-        model, label = teacher, "teacher scores traces"
-        if signal == "initial_logprobs":
-            model, label = LazyModel(lm.source, device), "student scores traces"
-        assert model is not None
-        sampling = recipe.sampling if signal == "sampler_logprobs" else None
-        for trace, values in zip(
-            traces, score(model, traces, signal, cache=cache, sampling=sampling, label=label), strict=True
-        ):
-            trace.signals[signal] = values
-    return traces, signals
+def _check_numbers(cfg: DictConfig) -> None:
+    """Keys that no constructor looks at."""
+    whole = {
+        "seed": 0,
+        "data.batch_size": 1,
+        "data.workers": 0,
+        "histogram_every": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+    }
+    for key, least in whole.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
+    for key in ("data.limit", "benchmark.limit", "trainer.max_steps"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
+    if not isinstance(cfg.data.epochs, (int, float)) or cfg.data.epochs <= 0:
+        raise UserError(f"data.epochs={cfg.data.epochs!r} must be a positive number")
 
 
 def _steps(cfg: DictConfig, traces: int) -> int:
@@ -400,13 +346,17 @@ def _keep_student(checkpoint: Path, final: Path) -> None:
     shutil.copytree(checkpoint, final, copy_function=link)
 
 
-def _teacher_in_words(teacher: LazyModel | None, live: LanguageModel | None, signals: set[str]) -> str:
-    if teacher is None:
-        return "none needed"
-    if live is not None:
-        return f"{teacher.source.name}, live beside the student"
-    use = f"cached {', '.join(sorted(signals))}" if signals else "cached traces only"
-    return f"{teacher.source.name}, not in memory while training ({use})"
+def _frozen_in_words(frozen: dict[Role, LazyModel], objective: Objective) -> dict[str, str]:
+    """What each model beside the student is, and what it was needed for."""
+    said: dict[str, str] = {}
+    for role, lazy in frozen.items():
+        cached = [name for name, whose in objective.cached_signals.items() if whose == role]
+        if role in objective.live_roles:
+            said[role] = f"{lazy.source.name}, live beside the student"
+        else:
+            use = f"cached {', '.join(cached)}" if cached else "cached traces only"
+            said[role] = f"{lazy.source.name}, not in memory while training ({use})"
+    return said
 
 
 def _build(node: Any, place: str) -> Any:

@@ -346,6 +346,18 @@ def test_a_teachers_other_end_token_becomes_the_students(
     assert "1 without an end" in said
 
 
+def test_prompts_alone_ask_no_one_for_a_completion(student: LanguageModel, tmp_path: Path) -> None:
+    examples = [*problems(), Example("bare", "1+1=", None, None)]
+    traces = TraceRecipe(lambda: examples, completions="teacher").build(
+        student, None, tmp_path, prompts_only=True
+    )
+    assert [trace.example.id for trace in traces] == [example.id for example in examples]
+    assert all(trace.completion_ids.tolist() == student.end_ids[:1] for trace in traces)
+    assert student.tokenizer.decode(traces[-1].prompt_ids) == "1+1="
+    with pytest.raises(UserError, match=r"prompt of problem long has 300 tokens"):
+        TraceRecipe(lambda: [Example("long", "1" * 300)]).build(student, None, tmp_path, prompts_only=True)
+
+
 def test_the_teachers_context_bounds_what_it_writes_and_reads(
     student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -13,8 +13,28 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.head import Head, TokenLosses, fitting_chunk, label_logprobs, weighted_token_loss
-from distill.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from distill.head import (
+    Head,
+    WeightedTokenLoss,
+    fitting_chunk,
+    label_logprobs,
+    student_signals,
+    weighted_token_losses,
+)
+from distill.losses.divergence import (
+    Taid,
+    akl,
+    cross_entropy,
+    forward_kl,
+    jsd,
+    policy_gradient,
+    reference_kl,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    todi,
+    tvd,
+)
 from distill.losses.signals import signals
 
 TOKENS, VOCAB, WIDTH, TEACHER_WIDTH = 7, 11, 5, 8
@@ -24,7 +44,22 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "reverse_kl": reverse_kl,
     "jsd": jsd,
     "jsd_0.1": partial(jsd, beta=0.1),
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "tvd": tvd,
+    "todi": todi,
+    "akl": akl,
+    "taid": Taid(),
+    "reference_kl": reference_kl,
+    "policy_gradient": policy_gradient,
 }
+# Those that stop a gradient on purpose: theirs is not that of their value.
+STOPPED = {"todi", "akl", "taid", "policy_gradient"}
+smooth_loss = pytest.mark.parametrize(
+    "token_loss",
+    [loss for name, loss in LOSSES.items() if name not in STOPPED],
+    ids=[name for name in LOSSES if name not in STOPPED],
+)
 every_loss = pytest.mark.parametrize("token_loss", LOSSES.values(), ids=LOSSES.keys())
 every_chunk = pytest.mark.parametrize("chunk_size", [1, 3, TOKENS, TOKENS + 5, None])
 
@@ -71,27 +106,57 @@ def draw(
     )
 
 
-def plain(problem: Problem, token_loss: Callable[..., Tensor], temperature: float = 1.0) -> TokenLosses:
+class Found(NamedTuple):
+    """Of one token loss."""
+
+    total: Tensor
+    losses: Tensor
+    logprobs: Tensor
+
+
+def token_signal(problem: Problem) -> Tensor:
+    """Log-probs of the tokens by some teacher."""
+    return -problem.hidden[:, 0].abs()
+
+
+def plain(problem: Problem, token_loss: Callable[..., Tensor], temperature: float = 1.0) -> Found:
     """The same with all logits at once."""
     logits = F.linear(problem.hidden, problem.weight)
     teacher_logits = F.linear(problem.teacher_hidden, problem.teacher_weight).detach()
     available = {
-        "student_logprobs": torch.log_softmax(logits / temperature, -1),
-        "teacher_logprobs": torch.log_softmax(teacher_logits / temperature, -1),
+        "log_q": torch.log_softmax(logits / temperature, -1),
+        "log_p": torch.log_softmax(teacher_logits / temperature, -1),
+        "log_r": torch.log_softmax(teacher_logits / temperature, -1),
+        "teacher_logprobs": token_signal(problem),
         "labels": problem.labels,
     }
     losses = token_loss(**{name: available[name] for name in signals(token_loss)})
     logprobs = -F.cross_entropy(logits, problem.labels, reduction="none")
-    return TokenLosses((problem.weights.detach() * losses).sum(), losses.detach(), logprobs.detach())
+    return Found((problem.weights.detach() * losses).sum(), losses.detach(), logprobs.detach())
 
 
-def chunked(problem: Problem, token_loss: Callable[..., Tensor], **switches: Any) -> TokenLosses:
-    return weighted_token_loss(
-        problem.student, problem.labels, problem.weights, token_loss, teacher=problem.teacher, **switches
+def one_loss(
+    student: Head, labels: Tensor, weights: Tensor, token_loss: Callable[..., Tensor], **switches: Any
+) -> Found:
+    found = weighted_token_losses(student, labels, [WeightedTokenLoss(token_loss, weights)], **switches)
+    return Found(found.total, found.losses[0], found.logprobs)
+
+
+def others(problem: Problem) -> dict[str, Any]:
+    """A frozen model in both its roles, and log-probs of some teacher."""
+    return {
+        "others": {"log_p": problem.teacher, "log_r": problem.teacher},
+        "token_signals": {"teacher_logprobs": token_signal(problem)},
+    }
+
+
+def chunked(problem: Problem, token_loss: Callable[..., Tensor], **switches: Any) -> Found:
+    return one_loss(
+        problem.student, problem.labels, problem.weights, token_loss, **others(problem), **switches
     )
 
 
-def gradients(found: TokenLosses, problem: Problem) -> tuple[Tensor, Tensor]:
+def gradients(found: Found, problem: Problem) -> tuple[Tensor, Tensor]:
     hidden, weight = torch.autograd.grad(found.total, (problem.hidden, problem.weight))
     return hidden, weight
 
@@ -144,7 +209,7 @@ def test_the_log_probs_stay_at_temperature_one(token_loss: Callable[..., Tensor]
         torch.testing.assert_close(found.logprobs, known, rtol=1e-13, atol=1e-13)
 
 
-@every_loss
+@smooth_loss
 @pytest.mark.parametrize("chunk_size", [3, None])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_gradient_agrees_with_finite_differences(
@@ -153,12 +218,12 @@ def test_the_gradient_agrees_with_finite_differences(
     problem = draw(4)
 
     def total(hidden: Tensor, weight: Tensor) -> Tensor:
-        return weighted_token_loss(
+        return one_loss(
             Head(hidden, weight),
             problem.labels,
             problem.weights,
             token_loss,
-            teacher=problem.teacher,
+            **others(problem),
             temperature=temperature,
             chunk_size=chunk_size,
         ).total
@@ -266,15 +331,48 @@ def test_no_tokens_make_a_zero_loss_with_zero_gradients(token_loss: Callable[...
 
 def test_a_loss_that_compares_with_the_teacher_asks_for_one() -> None:
     problem = draw(10)
-    with pytest.raises(ValueError, match="teacher"):
-        weighted_token_loss(problem.student, problem.labels, problem.weights, forward_kl)
+    for loss, name in ((forward_kl, "log_p"), (policy_gradient, "teacher_logprobs"), (reference_kl, "log_r")):
+        with pytest.raises(ValueError, match=f"signals that are not given: {name}$"):
+            one_loss(problem.student, problem.labels, problem.weights, loss)
+
+
+@pytest.mark.parametrize("chunk_size", [2, None])
+def test_several_losses_share_a_pass_and_add_up(chunk_size: int | None) -> None:
+    problem = draw(12)
+    factors = (problem.weights.detach(), torch.linspace(-1, 1, TOKENS, dtype=torch.float64))
+    losses = (cross_entropy, forward_kl)
+    together = weighted_token_losses(
+        problem.student,
+        problem.labels,
+        [WeightedTokenLoss(loss, factor) for loss, factor in zip(losses, factors, strict=True)],
+        chunk_size=chunk_size,
+        **others(problem),
+    )
+    alone = [chunked(problem._replace(weights=f), loss) for f, loss in zip(factors, losses, strict=True)]
+    torch.testing.assert_close(together.losses, torch.stack([found.losses for found in alone]))
+    torch.testing.assert_close(together.total, alone[0].total + alone[1].total)
+    found = torch.autograd.grad(together.total, (problem.hidden, problem.weight))
+    for gradient, one, other in zip(found, *(gradients(each, problem) for each in alone), strict=True):
+        torch.testing.assert_close(gradient, one + other, rtol=1e-12, atol=1e-14)
+
+
+@every_chunk
+@pytest.mark.parametrize("vocab", [VOCAB, 40])
+def test_the_entropy_is_that_of_the_twenty_likeliest_tokens(chunk_size: int | None, vocab: int) -> None:
+    problem = draw(13, vocab=vocab)
+    wanted = {"student_entropy", "student_logprobs"}
+    found = student_signals(problem.student, problem.labels, wanted, chunk_size=chunk_size)
+    assert found.keys() == wanted
+    for row, entropy in zip(problem.hidden @ problem.weight.T, found["student_entropy"], strict=True):
+        p = torch.softmax(torch.tensor(sorted(row.tolist(), reverse=True)[:20], dtype=torch.float64), -1)
+        assert entropy.item() == pytest.approx(-sum(x * math.log(x) for x in p.tolist()), rel=1e-12)
 
 
 def test_a_loss_without_teacher_does_not_look_at_one() -> None:
     problem = draw(10)
     with torch.no_grad():
         problem.teacher_weight.fill_(torch.nan)
-    expected = weighted_token_loss(problem.student, problem.labels, problem.weights, cross_entropy)
+    expected = one_loss(problem.student, problem.labels, problem.weights, cross_entropy)
     assert torch.equal(chunked(problem, cross_entropy).losses, expected.losses)
 
 
@@ -343,9 +441,7 @@ def test_half_precision_sums_in_single(parameter_dtype: torch.dtype) -> None:
     weight = torch.zeros(2, WIDTH, dtype=parameter_dtype).requires_grad_()
     labels = torch.zeros(tokens, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16):
-        found = weighted_token_loss(
-            Head(hidden, weight), labels, torch.ones(tokens), cross_entropy, chunk_size=1
-        )
+        found = one_loss(Head(hidden, weight), labels, torch.ones(tokens), cross_entropy, chunk_size=1)
     (gradient,) = torch.autograd.grad(found.total, weight)
     assert found.total.item() == pytest.approx(tokens * math.log(2), rel=1e-5)
     expected = torch.tensor([[-tokens / 2] * WIDTH, [tokens / 2] * WIDTH], dtype=parameter_dtype)

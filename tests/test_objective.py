@@ -14,16 +14,24 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from test_divergence import jsd_by_loops, kl_by_loops, softmax_by_loops
+from test_divergence import (
+    akl_by_loops,
+    jsd_by_loops,
+    kl_by_loops,
+    mix_by_loops,
+    softmax_by_loops,
+    todi_by_loops,
+)
 from test_weights import support_ratio_by_loops
 from torch import Tensor
 
 from distill.generation import StudentRollouts
 from distill.head import Head
-from distill.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
-from distill.losses.signals import signals
+from distill.losses import divergence
+from distill.losses.divergence import cross_entropy, forward_kl, policy_gradient, reference_kl, reverse_kl
+from distill.losses.signals import SIGNALS, signals
 from distill.losses.weights import support_ratio, uniform
-from distill.objective import CACHED_SIGNALS, Objective, WeightedLoss
+from distill.objective import Objective, Term, WeightedLoss
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 5, 7
@@ -37,8 +45,13 @@ LOSSES: dict[str, tuple[dict[str, Any], Definition]] = {
     "reverse_kl": ({}, lambda p, q, label: kl_by_loops(q, p)),
     "jsd": ({"beta": 0.5}, lambda p, q, label: jsd_by_loops(p, q, 0.5)),
     "jsd_0.2": ({"beta": 0.2}, lambda p, q, label: jsd_by_loops(p, q, 0.2)),
+    "skew_forward_kl": ({}, lambda p, q, label: kl_by_loops(p, mix_by_loops(p, q, 0.1))),
+    "skew_reverse_kl": ({}, lambda p, q, label: kl_by_loops(q, mix_by_loops(q, p, 0.1))),
+    "tvd": ({}, lambda p, q, label: sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2),
+    "todi": ({}, lambda p, q, label: todi_by_loops(p, q)),
+    "akl": ({}, lambda p, q, label: akl_by_loops(p, q, 0.5)),
+    "reference_kl": ({}, lambda p, q, label: kl_by_loops(p, q)),
 }
-FUNCTIONS = {"cross_entropy": cross_entropy, "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 WEIGHTS: dict[str, dict[str, Any] | None] = {
     "uniform": None,
     "default": {},
@@ -52,6 +65,9 @@ WEIGHTS: dict[str, dict[str, Any] | None] = {
     "cached": {"ratio_from": "initial", "behavior": "sampler"},
 }
 PROGRESS = 0.6
+TOKEN_SIGNALS = [
+    name for name, signal in SIGNALS.items() if signal.shape == "token" and signal.role != "student"
+]
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_weight = pytest.mark.parametrize("weight", WEIGHTS)
 every_control = pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted"])
@@ -69,15 +85,19 @@ class Work:
     teacher_weight: Tensor
     token_signals: dict[str, Tensor]
 
-    def apply(self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS) -> WeightedLoss:
+    def apply(
+        self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, by_student: bool = False
+    ) -> WeightedLoss:
         return objective(
             Head(self.hidden[self.mask], self.weight),
             self.mask,
             self.labels,
             {name: self.token_signals[name] for name in objective.cached_signals},
-            teacher=Head(self.teacher_hidden[self.mask], self.teacher_weight)
-            if objective.needs_teacher_distribution
-            else None,
+            others={
+                name: Head(self.teacher_hidden[self.mask], self.teacher_weight)
+                for name in objective.distributions
+            },
+            by_student=by_student,
             seed=seed,
             progress=progress,
         )
@@ -128,7 +148,7 @@ def draw(seed: int = 0, dtype: torch.dtype = torch.float64) -> Work:
         weight=normal(VOCAB, WIDTH).requires_grad_(),
         teacher_hidden=normal(*shape, TEACHER_WIDTH),
         teacher_weight=normal(VOCAB, TEACHER_WIDTH),
-        token_signals={name: -2 * normal(*shape).abs() for name in CACHED_SIGNALS},
+        token_signals={name: -2 * normal(*shape).abs() for name in TOKEN_SIGNALS},
     )
 
 
@@ -137,7 +157,7 @@ def build(loss: str, weight: str, **switches: Any) -> Objective:
     knobs = WEIGHTS[weight]
     return Objective(
         "dataset",
-        partial(FUNCTIONS[loss.partition("_0")[0]], **LOSSES[loss][0]),
+        partial(getattr(divergence, loss.partition("_0")[0]), **LOSSES[loss][0]),
         partial(uniform) if knobs is None else partial(support_ratio, **knobs),
         **switches,
     )
@@ -268,8 +288,9 @@ def test_in_chunks_an_objective_and_its_gradient_are_the_plain_ones(
         logits = F.linear(hidden[work.mask], matrix) / 1.3
         teacher = F.linear(work.teacher_hidden[work.mask].double(), work.teacher_weight.double()) / 1.3
         available = {
-            "student_logprobs": F.log_softmax(logits, -1),
-            "teacher_logprobs": F.log_softmax(teacher, -1),
+            "log_q": F.log_softmax(logits, -1),
+            "log_p": F.log_softmax(teacher, -1),
+            "log_r": F.log_softmax(teacher, -1),
             "labels": work.labels[work.mask],
         }
         losses = objective.token_loss(**{name: available[name] for name in wanted})
@@ -304,7 +325,7 @@ def test_a_weight_of_ones_own_is_cut_from_the_graph_too() -> None:
     work = draw(3)
     work.token_signals["teacher_logprobs"].requires_grad_()
     objective = Objective("dataset", cross_entropy, confident)
-    assert objective.cached_signals == {"teacher_logprobs"}
+    assert objective.cached_signals == {"teacher_logprobs": "teacher"}
     found = work.apply(objective)
     assert not found.weights.requires_grad
     expected = work.token_signals["teacher_logprobs"].detach().exp() * work.mask
@@ -346,7 +367,7 @@ def test_scale_two_counts_a_token_once_where_student_and_teacher_agree() -> None
 def test_the_control_uniform_is_the_loss_without_weights(loss: str, weight: str) -> None:
     work = draw(6)
     objective = build(loss, weight, control="uniform")
-    assert objective.cached_signals == set()
+    assert objective.cached_signals == {}
     found, plain = work.apply(objective), work.apply(build(loss, "uniform"))
     assert_same(found, plain, rtol=0.0, atol=0.0)
     for one, other in zip(gradients(found, work), gradients(plain, work), strict=True):
@@ -488,8 +509,8 @@ def test_a_preset_says_what_it_needs(
     overrides: str, live_teacher: bool, cached: set[str], on_policy: bool
 ) -> None:
     objective = configure(*overrides.split())
-    assert objective.needs_teacher_distribution is live_teacher
-    assert objective.cached_signals == cached
+    assert ("log_p" in objective.distributions) is live_teacher
+    assert set(objective.cached_signals) == cached
     assert objective.on_policy is on_policy
 
 
@@ -549,7 +570,7 @@ def test_every_control_can_be_set_in_the_configuration(control: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("rollouts", "teacher"),
+        ("rollouts", "nobody"),
         ("normalize", "rows"),
         ("control", "random"),
         ("scale", "median"),
@@ -604,8 +625,8 @@ def test_a_parameter_that_a_function_does_not_have_is_named(part: str) -> None:
 
 
 def test_functions_that_ask_for_signals_nobody_has_are_refused_by_name() -> None:
-    def loss(student_logprobs: Tensor, verdict: Tensor) -> Tensor:
-        return student_logprobs[:, 0] * verdict
+    def loss(log_q: Tensor, verdict: Tensor) -> Tensor:
+        return log_q[:, 0] * verdict
 
     def weight(mask: Tensor, reward: Tensor) -> Tensor:
         return mask * reward
@@ -618,7 +639,7 @@ def test_functions_that_ask_for_signals_nobody_has_are_refused_by_name() -> None
 
 def test_a_live_teacher_that_is_missing_is_an_error() -> None:
     work = draw(15)
-    with pytest.raises(ValueError, match="teacher"):
+    with pytest.raises(ValueError, match="signals that are not given: log_p"):
         build("forward_kl", "uniform")(Head(work.hidden[work.mask], work.weight), work.mask, work.labels, {})
 
 
@@ -628,3 +649,107 @@ def test_a_signal_that_is_missing_is_an_error() -> None:
         build("cross_entropy", "default")(
             Head(work.hidden[work.mask], work.weight), work.mask, work.labels, {}
         )
+
+
+# --- several terms
+
+
+def two_terms(**switches: Any) -> Objective:
+    extra = {"anchor": Term(reference_kl, coefficient=0.3), "own": Term(reverse_kl, rows="student")}
+    rollouts = StudentRollouts(0.5)
+    return Objective(rollouts, cross_entropy, partial(support_ratio), extra=extra, **switches)
+
+
+@pytest.mark.parametrize("by_student", [False, True])
+def test_further_terms_are_added_on_the_rows_that_are_theirs(by_student: bool) -> None:
+    work = draw(16)
+    found = work.apply(two_terms(), by_student=by_student)
+    main = work.apply(build("cross_entropy", "default"))
+    anchor = work.apply(Objective("dataset", reference_kl, uniform))
+    own = work.apply(Objective("dataset", reverse_kl, uniform))
+    expected = main.total + 0.3 * anchor.total + (own.total if by_student else 0.0)
+    torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.terms["main"], main.total.detach())
+    torch.testing.assert_close(found.terms["anchor"], 0.3 * anchor.total.detach())
+    assert bool(found.terms["own"] != 0) is by_student
+    assert torch.equal(found.weights, main.weights)  # what is logged as the weights are the main term's
+    torch.testing.assert_close(found.losses, main.losses)
+    assert found.denominator == main.denominator
+    for one, other in zip(
+        torch.autograd.grad(found.total, (work.hidden, work.weight)),
+        torch.autograd.grad(expected, (work.hidden, work.weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_main_term_of_other_rows_has_no_share_and_no_weights() -> None:
+    work = draw(17)
+    objective = Objective(
+        StudentRollouts(0.5),
+        forward_kl,
+        uniform,
+        rows="dataset",
+        extra={"own": Term(reverse_kl, rows="student")},
+    )
+    own, data = (work.apply(objective, by_student=by_student) for by_student in (True, False))
+    assert (own.weights == 0).all()
+    assert own.terms["main"] == data.terms["own"] == 0
+    torch.testing.assert_close(own.total, work.apply(Objective("dataset", reverse_kl, uniform)).total)
+    torch.testing.assert_close(data.total, work.apply(Objective("dataset", forward_kl, uniform)).total)
+    assert own.denominator == data.denominator == work.mask.sum()
+
+
+def test_signals_of_all_terms_are_asked_for_by_their_models() -> None:
+    objective = two_terms()
+    assert objective.distributions == {"log_p": "teacher", "log_r": "reference"}
+    assert objective.cached_signals == {"teacher_logprobs": "teacher"}
+    assert objective.live_roles == {"teacher", "reference"}
+    offline = Objective("dataset", cross_entropy, partial(support_ratio))
+    assert offline.live_roles == set()
+    assert Objective(StudentRollouts(1.0), cross_entropy, partial(support_ratio)).live_roles == {"teacher"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Objective("dataset", policy_gradient, uniform),
+            r"policy_gradient is right on the student's own completions alone.*100% to the data",
+        ),
+        (
+            lambda: Objective(StudentRollouts(0.5), policy_gradient, uniform),
+            r"leaves 50% to the data: set loss.rollouts.fraction=1, or rows=student",
+        ),
+        (
+            lambda: Objective(StudentRollouts(1.0), policy_gradient, uniform, temperature=2.0),
+            r"policy_gradient compares with teacher_logprobs, which are at temperature 1",
+        ),
+        (
+            lambda: Objective("dataset", cross_entropy, uniform, rows="student"),
+            r"the term main is taken on what the student writes, but loss.rollouts lets it write nothing",
+        ),
+        (lambda: Term(cross_entropy, coefficient=math.nan), r"coefficient=nan is not a number"),
+    ],
+)
+def test_combinations_without_sense_are_refused_with_the_reason(
+    make: Callable[[], object], message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+    Objective(StudentRollouts(0.5), policy_gradient, uniform, rows="student")
+
+
+def test_a_loss_that_adapts_is_told_of_every_step_and_keeps_its_state() -> None:
+    objective = configure("loss=taid", "loss.token_loss.rate=0.5")
+    assert objective.state() == {"main": {"share": 0.4, "change": 0.0, "loss": math.inf}}
+    for step, loss in enumerate((3.0, 2.0, 1.0)):
+        objective.after_step(loss, step / 10)
+    state = objective.state()
+    assert state["main"]["share"] > 0.4
+    again = configure("loss=taid", "loss.token_loss.rate=0.5")
+    again.load_state(state)
+    for each in (objective, again):
+        each.after_step(0.5, 0.3)
+    assert again.state() == objective.state() != state
+    assert configure("loss=sft").state() == {}

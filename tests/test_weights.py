@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from distill.losses.controls import effective_sample_size, invert, shuffle
 from distill.losses.signals import needs, signals
-from distill.losses.weights import effective_sample_size, invert, shuffle, support_ratio, uniform
+from distill.losses.weights import support_ratio, uniform
 
 LEVELS = ("token", "prefix", "sequence")
 TRANSFORMS = ("sigmoid", "ratio", "clip")

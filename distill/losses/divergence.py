@@ -13,42 +13,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.losses.signals import on_policy_only
+
 
 def cross_entropy(
-    student_logprobs: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]
+    log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     """Negative log-likelihood of the written token: offline SFT, sequence-level KD (1606.07947).
 
     l_t = -log Q(y_t)
     """
-    return -student_logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def forward_kl(
-    student_logprobs: Float[Tensor, "tokens vocab"], teacher_logprobs: Float[Tensor, "tokens vocab"]
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
     """KL(P‖Q), mass-covering: classical distillation (1503.02531).
 
     l_t = Σ_v P_v (log P_v - log Q_v)
     """
-    return _expected_difference(teacher_logprobs, student_logprobs)
+    return _expected_difference(log_p, log_q)
 
 
 def reverse_kl(
-    student_logprobs: Float[Tensor, "tokens vocab"], teacher_logprobs: Float[Tensor, "tokens vocab"]
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
     """KL(Q‖P), mode-seeking: MiniLLM's divergence (2306.08543), exact over the vocabulary.
 
     l_t = Σ_v Q_v (log Q_v - log P_v)
     """
-    return _expected_difference(student_logprobs, teacher_logprobs)
+    return _expected_difference(log_q, log_p)
 
 
 def jsd(
-    student_logprobs: Float[Tensor, "tokens vocab"],
-    teacher_logprobs: Float[Tensor, "tokens vocab"],
-    *,
-    beta: float = 0.5,
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
 ) -> Float[Tensor, " tokens"]:
     """Generalised Jensen-Shannon divergence of GKD (2306.13649, eq. 1).
 
@@ -60,20 +59,181 @@ def jsd(
     Raises:
         ValueError: `beta` is outside [0, 1].
     """
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"jsd: beta={beta} is outside [0, 1]")
+    _check_share("jsd", "beta", beta)
     if beta == 0.0:
-        return forward_kl(student_logprobs, teacher_logprobs)
+        return forward_kl(log_q, log_p)
     if beta == 1.0:
-        return reverse_kl(student_logprobs, teacher_logprobs)
+        return reverse_kl(log_q, log_p)
+    mixture = _mixture(log_p, log_q, beta)
+    return beta * _expected_difference(log_p, mixture) + (1 - beta) * _expected_difference(log_q, mixture)
+
+
+def skew_forward_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
+) -> Float[Tensor, " tokens"]:
+    """Forward KL to a mixture, bounded by -log α (DistiLLM, 2402.03898).
+
+    l_t = KL(P ‖ α P + (1-α) Q)
+
+    Raises:
+        ValueError: `alpha` is outside [0, 1).
+    """
+    _check_skew("skew_forward_kl", alpha)
+    return _expected_difference(log_p, _mixture(log_p, log_q, alpha) if alpha > 0 else log_q)
+
+
+def skew_reverse_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
+) -> Float[Tensor, " tokens"]:
+    """Reverse KL to a mixture, bounded by -log α (DistiLLM, 2402.03898).
+
+    l_t = KL(Q ‖ (1-α) P + α Q)
+
+    Raises:
+        ValueError: `alpha` is outside [0, 1).
+    """
+    _check_skew("skew_reverse_kl", alpha)
+    return _expected_difference(log_q, _mixture(log_q, log_p, alpha) if alpha > 0 else log_p)
+
+
+def tvd(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Total variation distance, in [0, 1] (f-distillation, 2307.15190).
+
+    l_t = ½ Σ_v |P_v - Q_v|
+    """
+    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
+def todi(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Forward KL's term where the student is too low, reverse KL's where it is too high (ToDi, 2505.16297).
+
+    l_t = Σ_v α_v P_v (log P_v - log Q_v) + (1-α_v) Q_v (log Q_v - log P_v),   α_v = sg[σ(log P_v - log Q_v)]
+    """
+    neither = (log_p == -torch.inf) & (log_q == -torch.inf)
+    difference = (log_p - log_q).masked_fill(neither, 0.0)
+    share = difference.detach().sigmoid()
+    # A term whose probability is zero is zero, also in the gradient: masked before the product.
+    forward = share * log_p.exp() * difference.masked_fill(log_p == -torch.inf, 0.0)
+    reverse = (1 - share) * log_q.exp() * difference.masked_fill(log_q == -torch.inf, 0.0)
+    return (forward - reverse).sum(-1)
+
+
+def akl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, head_mass: float = 0.5
+) -> Float[Tensor, " tokens"]:
+    """Adaptive mix of forward and reverse KL by where the two differ (AKL, 2404.02657).
+
+    l_t = g_h / (g_h + g_t) KL(P‖Q) + g_t / (g_h + g_t) KL(Q‖P)
+
+    The head are the teacher's likeliest tokens up to a mass of μ, the first always; g_h and g_t are Σ|P - Q|
+    over head and tail. The shares carry no gradient.
+
+    Raises:
+        ValueError: `head_mass` (μ) is outside [0, 1].
+    """
+    _check_share("akl", "head_mass", head_mass)
+    with torch.no_grad():
+        p, order = log_p.exp().sort(-1, descending=True)
+        gap = (p - log_q.exp().gather(-1, order)).abs()
+        in_head = p.cumsum(-1) <= head_mass
+        in_head[..., 0] = True
+        total = gap.sum(-1)
+        share = torch.where(total > 0, (gap * in_head).sum(-1) / total, 0.5)
+    forward, reverse = forward_kl(log_q, log_p), reverse_kl(log_q, log_p)
+    # A KL with no share takes no part, even where it is infinite.
+    return torch.where(share > 0, share * forward, 0.0) + torch.where(share < 1, (1 - share) * reverse, 0.0)
+
+
+def reference_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_r: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """KL(R‖Q) to a reference model, by default the student before training: what keeps ASFT close to it
+    (2509.23753).
+
+    l_t = Σ_v R_v (log R_v - log Q_v)
+    """
+    return _expected_difference(log_r, log_q)
+
+
+@on_policy_only
+def policy_gradient(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    teacher_logprobs: Float[Tensor, " tokens"],
+) -> Float[Tensor, " tokens"]:
+    """One-sample reverse KL on the student's own tokens, as a policy gradient (on-policy distillation).
+
+    l_t = -sg[log P(y_t) - log Q(y_t)] · log Q(y_t)
+
+    Its gradient is that of KL(Q‖P) in expectation over y_t ~ Q: only on what the student wrote.
+    """
+    written = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return -(teacher_logprobs - written).detach() * written
+
+
+class Taid:
+    """KL to a target that moves from the student towards the teacher (TAID, 2501.16937).
+
+    l_t = KL(p‖Q),   p = softmax((1-λ) sg[log Q] + λ log P)
+
+    λ rises from `start` to `end`: at least linearly in training's progress, faster while the loss falls. It
+    moves once an optimizer step (`after_step`) and is part of a checkpoint.
+
+    Args:
+        start: first λ.
+        end: last λ.
+        rate: α, how fast λ adapts.
+        momentum: β, of the loss's relative change.
+
+    Raises:
+        ValueError: a parameter is outside [0, 1], or start is above end.
+    """
+
+    def __init__(
+        self, start: float = 0.4, end: float = 1.0, rate: float = 5e-4, momentum: float = 0.99
+    ) -> None:
+        for name, value in (("start", start), ("end", end), ("rate", rate), ("momentum", momentum)):
+            _check_share("taid", name, value)
+        if start > end:
+            raise ValueError(f"taid: start={start} is above end={end}")
+        self.start, self.end, self.rate, self.momentum = start, end, rate, momentum
+        self.state = {"share": start, "change": 0.0, "loss": math.inf}
+
+    def __call__(
+        self, log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+    ) -> Float[Tensor, " tokens"]:
+        share = self.state["share"]
+        if share == 1.0:  # not 0 · -inf
+            return forward_kl(log_q, log_p)
+        target = log_q.detach() * (1 - share)
+        if share > 0:
+            target = target + log_p * share
+        return _expected_difference(torch.log_softmax(target, -1), log_q)
+
+    def after_step(self, loss: float, progress: float) -> None:
+        """Move λ by the step's mean loss and the share of training that is done."""
+        state = self.state
+        if math.isfinite(state["loss"]):
+            change = (state["loss"] - loss) / (state["loss"] + 1e-15)
+            state["change"] = self.momentum * state["change"] + (1 - self.momentum) * change
+            moved = state["share"] + self.rate / (1 + math.exp(-state["change"])) * (1 - state["share"])
+            state["share"] = min(self.end, max(self.start + (self.end - self.start) * progress, moved))
+        state["loss"] = loss
+
+
+def _mixture(
+    log_a: Float[Tensor, "tokens vocab"], log_b: Float[Tensor, "tokens vocab"], share: float
+) -> Float[Tensor, "tokens vocab"]:
+    """log(share·a + (1-share)·b), for a share inside (0, 1)."""
     # Where both are zero their mixture has no gradient to give: any finite number will do, no term counts it.
-    neither = (teacher_logprobs == -torch.inf) & (student_logprobs == -torch.inf)
-    mixture = torch.logaddexp(
-        teacher_logprobs.masked_fill(neither, 0.0) + math.log(beta),
-        student_logprobs.masked_fill(neither, 0.0) + math.log1p(-beta),
-    )
-    return beta * _expected_difference(teacher_logprobs, mixture) + (1 - beta) * _expected_difference(
-        student_logprobs, mixture
+    neither = (log_a == -torch.inf) & (log_b == -torch.inf)
+    return torch.logaddexp(
+        log_a.masked_fill(neither, 0.0) + math.log(share),
+        log_b.masked_fill(neither, 0.0) + math.log1p(-share),
     )
 
 
@@ -87,3 +247,13 @@ def _expected_difference(
     """
     difference = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
     return (log_p.exp() * difference).sum(-1)
+
+
+def _check_share(function: str, name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{function}: {name}={value} is outside [0, 1]")
+
+
+def _check_skew(function: str, alpha: float) -> None:
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"{function}: alpha={alpha} is outside [0, 1)")

@@ -1,12 +1,51 @@
-"""Which signals a token loss or a token weight needs: declared once, by its signature."""
+"""The signals that token losses and token weights are made of: what each is, and which model it comes from.
+
+A function asks for a signal by the name of a parameter. That declaration is the only one: it decides which
+models are loaded, what is cached, and which combinations are refused."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
+Role = Literal["student", "teacher", "initial", "reference", "pilot"]
+ROLES: tuple[Role, ...] = get_args(Role)
 Function = TypeVar("Function", bound=Callable[..., Any])
-_RULE = "__needs__"
+_RULE, _ON_POLICY = "__needs__", "__on_policy_only__"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something known about every completion token.
+
+    Attributes:
+        role: the model it comes from. `initial` is the student before training; `reference` and `pilot` are
+            models of their own (`model.reference`, `model.pilot`).
+        shape: `vocab`: log-probabilities over the vocabulary, which exist chunk by chunk only; `token`: one
+            number a token.
+        meaning: in words.
+    """
+
+    role: Role
+    shape: Literal["vocab", "token"]
+    meaning: str
+
+
+SIGNALS: dict[str, Signal] = {
+    "log_q": Signal("student", "vocab", "the student's distribution"),
+    "log_p": Signal("teacher", "vocab", "the teacher's distribution"),
+    "log_r": Signal("reference", "vocab", "the reference model's distribution"),
+    "student_logprobs": Signal("student", "token", "log-probs by the student in training"),
+    "student_entropy": Signal("student", "token", "entropy of the student's 20 likeliest tokens"),
+    "teacher_logprobs": Signal("teacher", "token", "log-probs by the teacher at temperature 1"),
+    "sampler_logprobs": Signal("teacher", "token", "log-probs under the distribution really sampled from"),
+    "initial_logprobs": Signal("initial", "token", "log-probs by the student before training"),
+    "reference_logprobs": Signal("reference", "token", "log-probs by the reference model"),
+    "pilot_logprobs": Signal("pilot", "token", "log-probs by the pilot model"),
+}
+# What a function may ask for beside, and no model gives.
+GIVEN = {"labels", "mask", "progress"}
 
 
 def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
@@ -20,6 +59,18 @@ def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
         return function
 
     return declare
+
+
+def on_policy_only(function: Function) -> Function:
+    """Mark a loss that is right on what the student wrote itself, and wrong on the data's completions."""
+    setattr(function, _ON_POLICY, True)
+    return function
+
+
+def is_on_policy_only(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, _ON_POLICY, False)
 
 
 def signals(function: Callable[..., Any]) -> set[str]:

@@ -6,16 +6,17 @@ Parameters without a default are the signals that the weight needs, and one with
 when the other parameters say so (`distill.losses.signals`)."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from distill.losses.ratios import Level, aggregate, check_choice, check_order, log_ratio, wide
 from distill.losses.signals import needs
 
-Level = Literal["token", "prefix", "sequence"]
 Transform = Literal["sigmoid", "ratio", "clip"]
+_BOUND = 60.0  # of log-ratios that are summed: e^60 is as good as infinite
 Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 
@@ -29,8 +30,8 @@ def uniform(mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
 
 
 def _support_ratio_needs(ratio_from: str = "live", behavior: str = "model", **_: object) -> set[str]:
-    _check("ratio_from", ratio_from, Student)
-    _check("behavior", behavior, Behavior)
+    check_choice("support_ratio", "ratio_from", ratio_from, Student)
+    check_choice("support_ratio", "behavior", behavior, Behavior)
     return {
         "student_logprobs" if ratio_from == "live" else "initial_logprobs",
         "teacher_logprobs" if behavior == "model" else "sampler_logprobs",
@@ -86,8 +87,8 @@ def support_ratio(
     Raises:
         ValueError: a parameter is outside its range; the message names it.
     """
-    _check("level", level, Level)
-    _check("transform", transform, Transform)
+    check_choice("support_ratio", "level", level, Level)
+    check_choice("support_ratio", "transform", transform, Transform)
     if not temperature > 0:
         raise ValueError(f"support_ratio: temperature={temperature} must be positive")
     if not 0 <= floor <= 1:
@@ -103,15 +104,11 @@ def support_ratio(
     if numerator is None or denominator is None:
         raise ValueError(f"support_ratio: ratio_from={ratio_from}, behavior={behavior} lack their log-probs")
 
-    wide = torch.promote_types(numerator.dtype, torch.float32)
-    numerator, denominator = numerator.detach().to(wide), denominator.detach().to(wide)
-    # A token that the student finds impossible has no support, whatever the teacher thinks: never inf - inf.
-    impossible = numerator == -torch.inf
-    ratio = torch.where(impossible, -torch.inf, numerator - denominator).masked_fill(~mask, 0.0)
+    ratio = log_ratio(numerator, denominator, mask)
     inverse_temperature = (min(1.0, progress / anneal) if anneal > 0 else 1.0) / temperature
     # With a zero inverse temperature all weights are alike, those of impossible tokens too: 0 · inf is not
     # wanted.
-    ratio = _aggregate(ratio, mask, level)
+    ratio = aggregate(ratio, mask, level)
     scaled = ratio * inverse_temperature if inverse_temperature > 0 else torch.zeros_like(ratio)
     scaled = scaled + bias
     if transform == "sigmoid":
@@ -123,47 +120,190 @@ def support_ratio(
     return (floor + (1 - floor) * weight).masked_fill(~mask, 0.0)
 
 
-def _aggregate(
-    ratio: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], level: Level
+def dft(
+    mask: Bool[Tensor, "batch seq"], student_logprobs: Float[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
-    """Log-ratios at the level asked for; sums of logs, never products of probabilities.
+    """Dynamic fine-tuning (2508.05629): the student's own probability of the token.
 
-    One token that the student finds impossible (-inf) makes its prefix and its sequence impossible, whatever
-    the teacher thinks of the others: never inf - inf.
+    w_t = sg[π_θ(y_t)]
     """
-    if level == "token":
-        return ratio
-    impossible = ratio == -torch.inf
-    finite = ratio.masked_fill(impossible, 0.0)
-    if level == "prefix":
-        means = finite.cumsum(-1) / mask.cumsum(-1).clamp(min=1)
-        return means.masked_fill(impossible.cumsum(-1) > 0, -torch.inf)
-    means = finite.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    return means.masked_fill(impossible.any(-1, keepdim=True), -torch.inf).expand_as(ratio)
+    return wide(student_logprobs).exp().masked_fill(~mask, 0.0)
 
 
-def shuffle(
-    weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], *, generator: torch.Generator
+def iw_sft(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    reference_logprobs: Float[Tensor, "batch seq"],
+    *,
+    level: Literal["token", "sequence"] = "sequence",
+    min_ratio: float = 0.0,
+    max_ratio: float = 16.0,
 ) -> Float[Tensor, "batch seq"]:
-    """The same weights, permuted over the batch's completion tokens: the control for their spread alone."""
-    values = weights[mask]
-    order = torch.randperm(len(values), generator=generator).to(values.device)
-    return torch.zeros_like(weights).masked_scatter(mask, values[order])
+    """Importance-weighted SFT (2507.12856): how far the student has moved from a reference.
+
+    w_t = clip(exp(mean_t log π_θ/π_ref), 0, 16)          (sequence)
+    w_t = clip(π_θ(y_t)/π_ref(y_t), 0.2, 1.8)             (token, with these bounds)
+
+    Raises:
+        ValueError: a parameter is outside its range.
+    """
+    check_choice("iw_sft", "level", level, Literal["token", "sequence"])
+    check_order("iw_sft", 0.0, min_ratio, max_ratio)
+    ratio = log_ratio(student_logprobs, reference_logprobs, mask)
+    return aggregate(ratio, mask, level).exp().clamp(min_ratio, max_ratio).masked_fill(~mask, 0.0)
 
 
-def invert(
-    weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+def _tis_needs(behavior: str = "model", **_: object) -> set[str]:
+    check_choice("tis", "behavior", behavior, Behavior)
+    return {"teacher_logprobs" if behavior == "model" else "sampler_logprobs"}
+
+
+@needs(_tis_needs)
+def tis(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    teacher_logprobs: Float[Tensor, "batch seq"] | None = None,
+    sampler_logprobs: Float[Tensor, "batch seq"] | None = None,
+    *,
+    max_ratio: float = 2.0,
+    behavior: Behavior = "model",
 ) -> Float[Tensor, "batch seq"]:
-    """1 - w: the control for their direction."""
-    return (1 - weights).masked_fill(~mask, 0.0)
+    """Truncated importance sampling: the student over who wrote the token, at most C.
+
+    w_t = min(π_θ(y_t)/μ(y_t), C)
+
+    Args:
+        mask: True on completion tokens.
+        student_logprobs: log π_θ of the written tokens.
+        teacher_logprobs: log μ, where μ is the teacher at temperature 1 (`behavior="model"`).
+        sampler_logprobs: log μ, where μ is the distribution really sampled from (`behavior="sampler"`).
+        max_ratio: C > 0.
+        behavior: which of the two.
+
+    Raises:
+        ValueError: a parameter is outside its range.
+    """
+    check_order("tis", 0.0, 0.0, max_ratio)
+    denominator = teacher_logprobs if behavior == "model" else sampler_logprobs
+    if denominator is None:
+        raise ValueError(f"tis: behavior={behavior} lacks its log-probs")
+    ratio = log_ratio(student_logprobs, denominator, mask)
+    return ratio.exp().clamp(max=max_ratio).masked_fill(~mask, 0.0)
 
 
-def effective_sample_size(total: float, total_of_squares: float, count: float) -> float:
-    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in (0, 1]; 1 when all w are
-    alike."""
-    return total**2 / (count * total_of_squares) if count > 0 and total_of_squares > 0 else 0.0
+def eaft(
+    mask: Bool[Tensor, "batch seq"], student_entropy: Float[Tensor, "batch seq"], *, alpha: float = 1.0
+) -> Float[Tensor, "batch seq"]:
+    """Entropy-adaptive fine-tuning: little weight where the student is sure already.
+
+    w_t = (H_t / 3)^α,   H_t the entropy of the student's 20 likeliest tokens, at most log 20 ≈ 3
+
+    Raises:
+        ValueError: `alpha` is negative.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"eaft: alpha={alpha} must not be negative")
+    return (wide(student_entropy).clamp(min=0.0) / 3.0).pow(alpha).masked_fill(~mask, 0.0)
 
 
-def _check(name: str, value: object, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"support_ratio: {name}={value!r} is not one of {', '.join(get_args(choices))}")
+def psft(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    reference_logprobs: Float[Tensor, "batch seq"],
+    *,
+    clip: float = 0.28,
+) -> Float[Tensor, "batch seq"]:
+    """Proximal SFT (2508.17784): PPO's clipped ratio with an advantage of 1.
+
+    w_t = r_t where r_t = π_θ(y_t)/π_old(y_t) ≤ 1 + ε, else 0
+
+    That is the gradient of min(r, clip(r, 1-ε', 1+ε)), whose lower bound never acts when the advantage is
+    positive. π_old is the reference model, by default the student before training.
+
+    Raises:
+        ValueError: `clip` (ε) is negative.
+    """
+    if not clip >= 0:
+        raise ValueError(f"psft: clip={clip} must not be negative")
+    ratio = log_ratio(student_logprobs, reference_logprobs, mask).exp()
+    return ratio.masked_fill((ratio > 1 + clip) | ~mask, 0.0)
+
+
+def rho1(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    reference_logprobs: Float[Tensor, "batch seq"],
+    *,
+    keep: float = 0.6,
+) -> Float[Tensor, "batch seq"]:
+    """Selective language modelling (Rho-1, 2404.07965): the tokens that a reference finds most too hard for
+    the student.
+
+    w_t = 1 on the share k of the micro-batch's tokens with the greatest L_θ - L_ref, else 0
+
+    Raises:
+        ValueError: `keep` (k) is outside (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"rho1: keep={keep} is outside (0, 1]")
+    excess = -log_ratio(student_logprobs, reference_logprobs, mask)[mask]
+    chosen = torch.zeros_like(excess)
+    chosen[excess.topk(math.ceil(keep * len(excess))).indices] = 1.0
+    return torch.zeros(mask.shape, dtype=excess.dtype, device=mask.device).masked_scatter(mask, chosen)
+
+
+def t3s(
+    mask: Bool[Tensor, "batch seq"],
+    pilot_logprobs: Float[Tensor, "batch seq"],
+    initial_logprobs: Float[Tensor, "batch seq"],
+) -> Float[Tensor, "batch seq"]:
+    """Only tokens that a pilot run did not learn (T3S, 2601.10348): the others are easy, or imitation alone.
+
+    w_t = 0 where log π_pilot(y_t) > log π_0(y_t), else 1
+
+    The pilot is the checkpoint of an earlier run with the lowest accuracy on the training problems; training
+    starts anew from the student that it started from.
+    """
+    return (~(pilot_logprobs > initial_logprobs) & mask).to(wide(pilot_logprobs).dtype)
+
+
+def iw_opd(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    teacher_logprobs: Float[Tensor, "batch seq"],
+    *,
+    gamma: float = 0.5,
+) -> Float[Tensor, "batch seq"]:
+    """On-policy distillation without its position bias (2606.22600): less weight the more the teacher has
+    disagreed before.
+
+    w_t = 1 + γ (1 - Σ_{i<t} |A_i| / Σ_i |A_i|),   A_i = log P(y_i) - log Q(y_i)
+
+    Raises:
+        ValueError: `gamma` is negative.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"iw_opd: gamma={gamma} must not be negative")
+    # An infinite gap takes all that is left, and no inf - inf.
+    gap = log_ratio(teacher_logprobs, student_logprobs, mask).abs().clamp(max=_BOUND)
+    before = gap.cumsum(-1) - gap
+    total = gap.sum(-1, keepdim=True)
+    return (1 + gamma * (1 - before / total.clamp(min=1e-12))).masked_fill(~mask, 0.0)
+
+
+def later_log_ratio(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    teacher_logprobs: Float[Tensor, "batch seq"],
+) -> Float[Tensor, "batch seq"]:
+    """MiniLLM's length-normalised return of what follows a token (2306.08543, "long" part of its gradient).
+
+    w_t = mean_{i>t} (log P(y_i) - log Q(y_i)),   0 for the last token
+
+    Of either sign: on cross-entropy it makes a token likelier where the teacher likes what it led to. Each
+    log-ratio is bounded by ±60, so that one impossible token does not make all before it infinite.
+    """
+    gain = log_ratio(teacher_logprobs, student_logprobs, mask).clamp(-_BOUND, _BOUND)
+    later = gain.sum(-1, keepdim=True) - gain.cumsum(-1)
+    left = mask.sum(-1, keepdim=True) - mask.cumsum(-1)
+    return (later / left.clamp(min=1)).masked_fill(~mask | (left < 1), 0.0)

@@ -1,0 +1,27 @@
+"""What stands in for token weights in a controlled comparison, and how unlike each other weights are."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def shuffle(
+    weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], *, generator: torch.Generator
+) -> Float[Tensor, "batch seq"]:
+    """The same weights, permuted over the batch's completion tokens: the control for their spread alone."""
+    values = weights[mask]
+    order = torch.randperm(len(values), generator=generator).to(values.device)
+    return torch.zeros_like(weights).masked_scatter(mask, values[order])
+
+
+def invert(
+    weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
+    """1 - w: the control for their direction."""
+    return (1 - weights).masked_fill(~mask, 0.0)
+
+
+def effective_sample_size(total: float, total_of_squares: float, count: float) -> float:
+    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in (0, 1]; 1 when all w are
+    alike."""
+    return total**2 / (count * total_of_squares) if count > 0 and total_of_squares > 0 else 0.0

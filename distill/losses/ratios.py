@@ -1,0 +1,55 @@
+"""Log-ratios of two models over a completion, which most token weights are made of, and their "
+"parameters' checks."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Level = Literal["token", "prefix", "sequence"]
+
+
+def wide(values: Tensor) -> Tensor:
+    """Detached, fp32 or wider."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+
+
+def log_ratio(
+    numerator: Float[Tensor, "batch seq"],
+    denominator: Float[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+) -> Float[Tensor, "batch seq"]:
+    """log a - log b, zero outside the mask. A token that is impossible to the first has no ratio (-inf),
+    whatever the second thinks: never inf - inf."""
+    above, below = wide(numerator), wide(denominator)
+    return torch.where(above == -torch.inf, -torch.inf, above - below).masked_fill(~mask, 0.0)
+
+
+def aggregate(
+    ratio: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], level: Level
+) -> Float[Tensor, "batch seq"]:
+    """Log-ratios at the level asked for; sums of logs, never products of probabilities.
+
+    One token that the student finds impossible (-inf) makes its prefix and its sequence impossible, whatever
+    the teacher thinks of the others: never inf - inf.
+    """
+    if level == "token":
+        return ratio
+    impossible = ratio == -torch.inf
+    finite = ratio.masked_fill(impossible, 0.0)
+    if level == "prefix":
+        means = finite.cumsum(-1) / mask.cumsum(-1).clamp(min=1)
+        return means.masked_fill(impossible.cumsum(-1) > 0, -torch.inf)
+    means = finite.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return means.masked_fill(impossible.any(-1, keepdim=True), -torch.inf).expand_as(ratio)
+
+
+def check_choice(function: str, name: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{function}: {name}={value!r} is not one of {', '.join(get_args(choices))}")
+
+
+def check_order(function: str, least: float, low: float, high: float) -> None:
+    if not least <= low < high:
+        raise ValueError(f"{function}: min_ratio={low} and max_ratio={high} must be in order, from {least}")

@@ -1,0 +1,124 @@
+"""Before training: the models that a run needs, whether they fit together, and traces with their signals."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from distill.data import TraceRecipe
+from distill.errors import UserError
+from distill.generation import StudentRollouts
+from distill.losses.signals import ROLES, Role
+from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
+from distill.objective import Objective
+from distill.teacher import LazyModel, score
+from distill.traces import Trace
+
+
+def find_models(
+    cfg: DictConfig, objective: Objective, recipe: TraceRecipe, device: str
+) -> tuple[ModelSource, dict[Role, LazyModel]]:
+    """The student and, by role, the frozen models that something needs; nothing is loaded yet.
+
+    Raises:
+        UserError: a model is missing, or its tokens do not fit what the loss asks of it.
+    """
+    _refuse_what_has_no_sense(objective, recipe)
+    if not cfg.model.student:
+        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
+    student = _find(cfg, "student", cfg.model.student_dtype)
+    roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
+    if recipe.completions == "teacher":
+        roles.add("teacher")
+    frozen: dict[Role, LazyModel] = {}
+    for role in ROLES:
+        if role not in roles:
+            continue
+        if role == "initial" or (role == "reference" and not cfg.model.reference):
+            frozen[role] = LazyModel(student, device)
+            continue
+        why = _why(role, objective)
+        if not cfg.model[role]:
+            raise UserError(_missing(role, why))
+        dtype = cfg.model.teacher_dtype if role == "teacher" else cfg.model.student_dtype
+        source = _find(cfg, role, dtype)
+        if why and (mismatch := vocabulary_mismatch(student, source)):
+            raise UserError(
+                f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
+                f"family, or take loss=sft, which learns from the text alone"
+            )
+        frozen[role] = LazyModel(source, device)
+    return student, frozen
+
+
+def prepare_traces(
+    objective: Objective,
+    recipe: TraceRecipe,
+    student: LanguageModel,
+    frozen: dict[Role, LazyModel],
+    *,
+    cache: Path,
+    say: Callable[[str], None] = print,
+) -> list[Trace]:
+    """Traces with every per-token signal that the objective asks for, from the cache where it is there.
+
+    Where the student writes all, they are prompts alone, also those that the teacher would get wrong.
+    """
+    if isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1:
+        return recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=True)
+    traces = recipe.build(student, frozen.get("teacher"), cache, say=say)
+    for signal, role in objective.cached_signals.items():
+        sampling = recipe.sampling if signal == "sampler_logprobs" else None
+        label = f"{'student' if role == 'initial' else role} scores traces"
+        scored = score(frozen[role], traces, signal, cache=cache, sampling=sampling, label=label)
+        for trace, values in zip(traces, scored, strict=True):
+            trace.signals[signal] = values
+    return traces
+
+
+def _find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
+    spec: Any = cfg.model[role]
+    return find_model(
+        OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec,  # pyright: ignore[reportArgumentType]
+        key=f"model.{role}",
+        dtype=dtype,
+        revision=cfg.model.teacher_revision if role == "teacher" else cfg.model.student_revision,
+        trust_remote_code=cfg.model.trust_remote_code,
+    )
+
+
+def _why(role: Role, objective: Objective) -> str | None:
+    """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
+    choice = HydraConfig.get().runtime.choices.get("loss")
+    if role in objective.live_roles:
+        what = "distribution" if role in objective.distributions.values() else "log-probs of its rollouts"
+        return f"loss={choice} needs the {role}'s {what}"
+    if role in objective.cached_signals.values():
+        return f"loss={choice} needs the {role}'s log-probs of the traces"
+    return None
+
+
+def _missing(role: Role, why: str | None) -> str:
+    reason = why or "data.completions=teacher needs a teacher to write the traces"
+    remedy = f"set model.{role}=<hub id, folder or GGUF file>"
+    if role == "teacher":
+        return (
+            f"{reason}, and model.teacher is not set: {remedy}, or take loss=sft on data with completions, "
+            f"which needs no teacher"
+        )
+    return (
+        f"{reason}, and model.{role} is not set: {remedy}, such as the student/ folder of an earlier run "
+        f"with loss=sft"
+    )
+
+
+def _refuse_what_has_no_sense(objective: Objective, recipe: TraceRecipe) -> None:
+    if "sampler_logprobs" in objective.cached_signals and (
+        recipe.completions != "teacher" or objective.on_policy
+    ):
+        raise UserError(
+            "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
+            "data.completions=teacher tells, offline: take behavior=model"
+        )

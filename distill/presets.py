@@ -1,0 +1,89 @@
+"""`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra import compose, initialize_config_dir
+
+from distill.generation import StudentRollouts
+from distill.losses import weights
+from distill.objective import Objective, Term
+
+_PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
+
+
+def main() -> None:
+    print(table(Path(__file__).resolve().parents[1] / "conf"))
+
+
+def table(config_dir: Path) -> str:
+    """One row a preset, in Markdown."""
+    lines = [
+        "| loss | paper | rollouts | token loss × token weight | asks of other models |",
+        "|---|---|---|---|---|",
+    ]
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        for path in sorted((config_dir / "loss").glob("*.yaml")):
+            cfg = compose("train", [f"loss={path.stem}", "logger=csv"])
+            objective: Objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
+            cells = [f"`{path.stem}`", papers(path), _rollouts(objective), _terms(objective), asks(objective)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def papers(preset: Path) -> str:
+    """arXiv numbers in the comment that a preset's file begins with, as links."""
+    head = preset.read_text(encoding="utf-8").split("\ndefaults:")[0]
+    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in _PAPER.findall(head))
+
+
+def asks(objective: Objective) -> str:
+    """What frozen models must give: from the cache, or live beside the student."""
+    asked = [f"{role}'s distribution, live" for role in objective.distributions.values()]
+    how = "live" if objective.on_policy else "cached"
+    for name, role in objective.cached_signals.items():
+        what = "sampling log-probs" if name == "sampler_logprobs" else "log-probs"
+        asked.append(f"{role}'s {what}, {how}")
+    if objective.rollouts == "teacher":
+        asked.append("teacher's traces, cached")
+    return "; ".join(asked) or "nothing"
+
+
+def _rollouts(objective: Objective) -> str:
+    if not isinstance(objective.rollouts, StudentRollouts):
+        return objective.rollouts
+    share = objective.rollouts.fraction
+    return "student" if share == 1 else f"student {share:.0%}, dataset {1 - share:.0%}"
+
+
+def _terms(objective: Objective) -> str:
+    return " + ".join(_term(term) for term in objective.terms.values())
+
+
+def _term(term: Term) -> str:
+    text = _name(term.token_loss)
+    if term.coefficient != 1:
+        text = f"{term.coefficient:g} {text}"
+    weight = _plain(term.token_weight)
+    if weight is not weights.uniform:
+        text += f" × {_name(weight)}"
+    return text + {"all": "", "dataset": " (dataset's)", "student": " (student's)"}[term.rows]
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def _name(function: Callable[..., Any]) -> str:
+    function = _plain(function)
+    return getattr(function, "__name__", type(function).__name__.lower())
+
+
+if __name__ == "__main__":
+    main()

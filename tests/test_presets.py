@@ -1,0 +1,100 @@
+"""Every preset of `conf/loss/`: what its file says of it, and that it trains."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import run
+
+from distill.generation import Sampling, generate
+from distill.models import LanguageModel, find_model
+from distill.presets import papers
+from distill.tiny import task
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
+WITHOUT_A_PAPER = {"sft", "tis"}
+# A policy gradient's value is no measure of anything; its gradient is the reverse KL's.
+BY_GRADIENT = {"opd", "iw_opd"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_names_its_paper_in_its_first_line(preset: str) -> None:
+    path = ROOT / "conf" / "loss" / f"{preset}.yaml"
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert preset in WITHOUT_A_PAPER or papers(path).split("[")[1][:10] in first
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(preset: str, folder: Path, cache: Path, *words: str) -> list[dict[str, str]]:
+    """Twenty steps of the embedded student, all on the same traces; the rows of its metrics."""
+    common = [
+        f"loss={preset}",
+        f"cache={cache}",
+        "benchmark=none",
+        "logger=csv",
+        "data.limit=24",
+        "data.batch_size=24",
+        "data.max_new_tokens=48",
+        "data.operations=[2,4]",
+        "trainer.max_steps=20",
+        "schedule.decay=constant",
+        "model.lr=5e-4",
+    ]
+    if preset == "t3s":
+        common.append("model.pilot=package:distill/tiny/teacher")
+    run([*common, *words], folder)
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["train/loss"]]
+
+
+def reverse_kl_of_own_completions(student: LanguageModel, teacher: LanguageModel) -> float:
+    """Σ_v Q (log Q - log P), averaged over what the student writes on many prompts."""
+    problems = task.problems(64, split="train", operations=(2, 4))
+    prompts = [student.tokenizer(problem).input_ids for problem in problems]
+    sampling = Sampling(temperature=1.0, max_new_tokens=48)
+    total, count = 0.0, 0
+    for prompt, written in zip(prompts, generate(student, prompts, sampling, seed=0), strict=True):
+        ids = torch.tensor([[*prompt, *written]])
+        mask = torch.zeros(1, ids.shape[1] - 1, dtype=torch.bool)
+        mask[0, len(prompt) - 1 :] = True
+        with torch.no_grad():
+            log_q, log_p = (
+                torch.log_softmax(head.hidden @ head.weight.T, -1)
+                for head in (lm.completion_head(ids, mask) for lm in (student, teacher))
+            )
+        total += float((log_q.exp() * (log_q - log_p)).sum())
+        count += len(written)
+    return total / count
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:
+    # One sample a token says little about the whole distribution: more of them, and smaller steps.
+    gently = ["model.lr=1e-4", "data.limit=96", "data.batch_size=96"] if preset in BY_GRADIENT else []
+    rows = train(preset, tmp_path / "run", cache, *gently)
+    assert len(rows) == 20
+    losses = [float(row["train/loss_main"] if preset == "minillm" else row["train/loss"]) for row in rows]
+    if preset in BY_GRADIENT:
+        teacher = find_model("package:distill/tiny/teacher", key="model.teacher").load()
+        before = find_model("package:distill/tiny/student", key="model.student").load()
+        after = find_model(str(tmp_path / "run" / "student"), key="model.student").load()
+        assert reverse_kl_of_own_completions(after, teacher) < 0.8 * reverse_kl_of_own_completions(
+            before, teacher
+        )
+    elif preset in ("on_policy_kd", "distillm", "distillm2"):  # whose steps are of two kinds
+        own = [float(row["rollouts/tokens"]) > 0 for row in rows]
+        assert any(own)
+        assert not all(own)
+        for kind in (True, False):
+            mine = [loss for loss, is_own in zip(losses, own, strict=True) if is_own is kind]
+            third = len(mine) // 3
+            assert sum(mine[-third:]) < sum(mine[:third])
+    else:
+        assert sum(losses[-4:]) < sum(losses[:4])
