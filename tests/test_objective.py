@@ -683,6 +683,14 @@ def test_further_terms_are_added_on_the_rows_that_are_theirs(by_student: bool) -
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("switch", [{"control": "inverted"}, {"control": "shuffled"}, {"scale": 2.0}])
+def test_controls_and_scale_are_the_main_terms_alone(switch: dict[str, Any]) -> None:
+    work = draw(18)
+    plain, changed = work.apply(two_terms()), work.apply(two_terms(**switch))
+    assert changed.terms["main"] != plain.terms["main"]
+    assert changed.terms["anchor"] == plain.terms["anchor"] != 0
+
+
 def test_a_main_term_of_other_rows_has_no_share_and_no_weights() -> None:
     work = draw(17)
     objective = Objective(

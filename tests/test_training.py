@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,26 @@ def train_py(words: list[str], **options: Any) -> subprocess.CompletedProcess[st
     """The command itself, in a process of its own."""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
+
+
+@contextmanager
+def launched(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command under way in a process group of its own, which does not outlive the test."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def environment() -> dict[str, str]:
@@ -303,14 +325,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
     words = arguments(
         tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={tmp_path / 'runs' / 'stopped'}"
     )
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-    ) as process:
+    with launched(words, tmp_path) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "stopped" / "weights.jsonl").is_file():  # training is under way
             assert time.monotonic() < deadline
@@ -525,15 +540,7 @@ def test_two_processes_stop_together(
     folder = tmp_path / "run"
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={folder}")
     words += ["trainer.devices=2", "trainer.strategy=ddp"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-        start_new_session=True,
-    ) as process:
+    with launched(words, tmp_path) as process:
         deadline = time.monotonic() + 200
         while not (folder / "weights.jsonl").is_file():
             assert time.monotonic() < deadline
@@ -553,14 +560,7 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", "hydra.sweep.dir=sweep")
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *words, "seed=0,1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-    ) as process:
+    with launched(["-m", *words, "seed=0,1"], tmp_path) as process:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "sweep").glob("0_*/weights.jsonl")):
             assert time.monotonic() < deadline
