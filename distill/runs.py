@@ -37,7 +37,7 @@ _PACKAGES = (
 )
 # What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
 # resuming.
-_IDENTITY = ("name", "model", "data", "loss", "optimizer", "schedule", "seed", "trainer")
+_IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
 
 
