@@ -1,14 +1,44 @@
 """Traces side by side: the one layout that scoring, training and rollouts share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill.traces import Trace
+from distill.traces import Example, Reading, Trace
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A batch as the teacher reads it, where that is not as the student does.
+
+    Attributes:
+        input_ids: [batch, teacher_length], right-padded.
+        mask: [batch, teacher_length - 1] true where the next token belongs to the completion.
+        prompts: the teacher's prompts, without padding.
+        student_at: [pairs] among the batch's completion tokens (row by row), those that can be compared;
+            None: all, one by one.
+        teacher_at: [pairs] their counterparts among the teacher's completion tokens.
+        same_token: [pairs] whether both are the same piece of text.
+    """
+
+    input_ids: Int[Tensor, "batch teacher_length"]
+    mask: Bool[Tensor, "batch teacher_seq"]
+    prompts: tuple[np.ndarray, ...]
+    student_at: Int[Tensor, " pairs"] | None = None
+    teacher_at: Int[Tensor, " pairs"] | None = None
+    same_token: Bool[Tensor, " pairs"] | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Readings":
+        def move(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        at = move(self.student_at), move(self.teacher_at), move(self.same_token)
+        return Readings(move(self.input_ids), move(self.mask), self.prompts, *at)
 
 
 @dataclass(frozen=True)
@@ -20,24 +50,37 @@ class Batch:
         labels: [batch, length - 1] the token to predict.
         mask: [batch, length - 1] true where that token belongs to the completion.
         signals: [batch, length - 1] cached log-probs of that token, by name; zero where the mask is false.
-        names: the traces' ids, for messages.
+        examples: what the traces are about.
+        readings: the batch as the teacher reads it; None: the same tokens.
     """
 
     input_ids: Int[Tensor, "batch length"]
     labels: Int[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     signals: Mapping[str, Float[Tensor, "batch seq"]]
-    names: tuple[str, ...]
+    examples: tuple[Example, ...]
     prompt_lengths: tuple[int, ...]
+    readings: Readings | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
         signals = {name: move(values) for name, values in self.signals.items()}
-        return Batch(
-            move(self.input_ids), move(self.labels), move(self.mask), signals, self.names, self.prompt_lengths
+        readings = self.readings and self.readings.to(device, non_blocking)
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            labels=move(self.labels),
+            mask=move(self.mask),
+            signals=signals,
+            readings=readings,
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The traces' ids, for messages."""
+        return tuple(example.id for example in self.examples)
 
     def prompts(self) -> list[list[int]]:
         """The prompts' token ids, without padding."""
@@ -53,26 +96,55 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
         signals: which of the traces' signals the batch carries.
         pad_id: any valid id; no real token sees it and no loss counts it.
     """
-    length = max(len(trace) for trace in traces)
-    input_ids = np.full((len(traces), length), pad_id, dtype=np.int64)
-    mask = np.zeros((len(traces), length - 1), dtype=bool)
-    values = {name: np.zeros((len(traces), length - 1), dtype=np.float32) for name in signals}
+    ids, mask = _side_by_side(traces, pad_id)
+    values = {name: np.zeros(mask.shape, dtype=np.float32) for name in signals}
     for row, trace in enumerate(traces):
-        start, end = len(trace.prompt_ids), len(trace)
-        input_ids[row, :start] = trace.prompt_ids
-        input_ids[row, start:end] = trace.completion_ids
-        mask[row, start - 1 : end - 1] = True
         for name in signals:
-            values[name][row, start - 1 : end - 1] = trace.signals[name]
-    ids = torch.from_numpy(input_ids)
+            values[name][row, mask[row]] = trace.signals[name]
+    readings = [trace.reading for trace in traces if trace.reading is not None]
+    input_ids = torch.from_numpy(ids)
     return Batch(
-        input_ids=ids,
-        labels=ids[:, 1:],
+        input_ids=input_ids,
+        labels=input_ids[:, 1:],
         mask=torch.from_numpy(mask),
         signals={name: torch.from_numpy(array) for name, array in values.items()},
-        names=tuple(trace.example.id for trace in traces),
+        examples=tuple(trace.example for trace in traces),
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
+        readings=_collate_readings(traces, readings) if readings else None,
     )
+
+
+def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """[batch, length] token ids, [batch, length - 1] mask."""
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length - 1), dtype=bool)
+    for number, row in enumerate(rows):
+        start, end = len(row.prompt_ids), len(row)
+        ids[number, :start] = row.prompt_ids
+        ids[number, start:end] = row.completion_ids
+        mask[number, start - 1 : end - 1] = True
+    return ids, mask
+
+
+def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading]) -> Readings:
+    ids, mask = _side_by_side(readings, pad_id=0)  # an id that every vocabulary has
+    found = Readings(
+        torch.from_numpy(ids), torch.from_numpy(mask), tuple(reading.prompt_ids for reading in readings)
+    )
+    if readings[0].alignment is None:
+        return found
+    # From places in a completion to places among all completion tokens of the batch.
+    mine = np.cumsum([0, *(len(trace.completion_ids) for trace in traces)])
+    theirs = np.cumsum([0, *(len(reading.completion_ids) for reading in readings)])
+    alignments = [reading.alignment for reading in readings if reading.alignment is not None]
+    columns = [
+        np.concatenate([a.student_at + at for a, at in zip(alignments, mine[:-1], strict=True)]),
+        np.concatenate([a.teacher_at + at for a, at in zip(alignments, theirs[:-1], strict=True)]),
+        np.concatenate([a.same_token for a in alignments]),
+    ]
+    student_at, teacher_at, same_token = (torch.from_numpy(column) for column in columns)
+    return replace(found, student_at=student_at, teacher_at=teacher_at, same_token=same_token)
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

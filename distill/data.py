@@ -28,6 +28,7 @@ class TraceRecipe:
     Attributes:
         source: gives the examples.
         prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
+        informed_prompt: the same for a teacher that is shown the worked solution, with `{solution}` too.
         completions: `dataset`: those that come with the problems; `teacher`: sampled from the teacher.
         grade: judges sampled completions: only right ones are kept.
         sampling: how the teacher draws.
@@ -40,6 +41,7 @@ class TraceRecipe:
 
     source: Callable[[], list[Example]]
     prompt: str = "{problem}"
+    informed_prompt: str = "{solution}\n\n{problem}"
     completions: Literal["dataset", "teacher"] = "dataset"
     grade: Grader | None = None
     sampling: Sampling | None = None
@@ -56,6 +58,10 @@ class TraceRecipe:
             raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
         if "{problem}" not in self.prompt:
             raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
+        if "{solution}" not in self.informed_prompt or "{problem}" not in self.informed_prompt:
+            raise ValueError(
+                f"data.informed_prompt={self.informed_prompt!r} needs {{problem}} and {{solution}} in it"
+            )
 
     def build(
         self,

@@ -68,6 +68,7 @@ def weighted_token_losses(
     *,
     others: Mapping[str, Head] | None = None,
     token_signals: Mapping[str, Float[Tensor, " tokens"]] | None = None,
+    constants: Mapping[str, Tensor] | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> TokenLosses:
@@ -78,8 +79,10 @@ def weighted_token_losses(
         labels: the tokens to predict.
         terms: what is measured, and how much it counts.
         others: heads of frozen models at the same positions, by the name of the signal that they give
-            (`log_p`: the teacher's, `log_r`: the reference's); they never get a gradient.
+            (`log_p`: the teacher's, `log_r`: the reference's); they never get a gradient. Their vocabulary
+            may be another.
         token_signals: [tokens] whatever else a loss asks for, by name.
+        constants: what a loss asks for that is the same for all tokens, by name (`shared_ids`).
         temperature: divides every model's logits before the loss; the log-probabilities are at temperature 1.
         chunk_size: tokens whose logits exist at once; by the vocabulary and the device where None
             (`fitting_chunk`).
@@ -96,7 +99,8 @@ def weighted_token_losses(
     wanted = set().union(*needed)
     heads = {name: head for name, head in (others or {}).items() if name in wanted}
     known = {name: values.detach() for name, values in (token_signals or {}).items() if name in wanted}
-    if missing := wanted - heads.keys() - known.keys() - {"log_q", "labels"}:
+    fixed = {name: value for name, value in (constants or {}).items() if name in wanted}
+    if missing := wanted - heads.keys() - known.keys() - fixed.keys() - {"log_q", "labels"}:
         raise ValueError(f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}")
     chunks = _Chunks(
         losses=[(term.token_loss, names) for term, names in zip(terms, needed, strict=True)],
@@ -104,6 +108,7 @@ def weighted_token_losses(
         labels=labels,
         others={name: Head(head.hidden.detach(), head.weight.detach()) for name, head in heads.items()},
         token_signals=known,
+        constants=fixed,
         temperature=temperature,
         size=chunk_size or fitting_chunk(student),
         dtype=_compute_dtype(student.hidden),
@@ -170,6 +175,7 @@ class _Chunks:
     labels: Tensor
     others: dict[str, Head]
     token_signals: dict[str, Tensor]
+    constants: dict[str, Tensor]
     temperature: float
     size: int
     dtype: torch.dtype
@@ -180,7 +186,7 @@ class _Chunks:
         for name, head in self.others.items():
             logits = head.hidden[s].to(head.weight.dtype) @ head.weight.T
             found[name] = _log_softmax(logits, self.temperature)
-        return found | {"labels": self.labels[s]}
+        return found | self.constants | {"labels": self.labels[s]}
 
     def losses_of(self, log_q: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         available = {**known, "log_q": log_q}

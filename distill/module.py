@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batch import Batch, collate
+from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
@@ -20,7 +20,8 @@ from distill.losses.controls import effective_sample_size
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
 from distill.objective import Objective, WeightedLoss
-from distill.traces import Example, Trace
+from distill.reading import Reader
+from distill.traces import Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -84,6 +85,7 @@ class DistillModule(lightning.LightningModule):
         steps: optimizer steps of the whole run.
         frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
             the teacher where it compares whole distributions or scores rollouts.
+        reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
     """
@@ -97,6 +99,7 @@ class DistillModule(lightning.LightningModule):
         *,
         steps: int,
         frozen: Mapping[Role, LanguageModel] | None = None,
+        reader: Reader | None = None,
         seed: int = 0,
         log_every: int = 1,
     ) -> None:
@@ -104,6 +107,8 @@ class DistillModule(lightning.LightningModule):
         self.student = student.model
         self.student_lm = student
         self.frozen = dict(frozen or {})
+        self.reader = reader
+        self._shared_ids: Tensor | None = None
         self.objective = objective
         self.optimizer_factory = optimizer
         self.schedule = schedule
@@ -162,12 +167,18 @@ class DistillModule(lightning.LightningModule):
             for name, role in self.objective.cached_signals.items():
                 flat = label_logprobs(heads[role], batch.labels[batch.mask])
                 signals[name] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+        compared, constants = None, {}
+        if batch.readings is not None or self.objective.compares_tokens:
+            compared, signals["same_token"] = _comparable(batch)
+            constants = self._constants() if self.objective.compares_tokens else {}
         result = self.objective(
             self.student_lm.completion_head(batch.input_ids, batch.mask),
             batch.mask,
             batch.labels,
             signals,
             others={name: heads[role] for name, role in self.objective.distributions.items()},
+            compared=compared,
+            constants=constants,
             by_student=on_policy,
             progress=min(1.0, self.trainer.global_step / self.steps),
             seed=self.seed * 1_000_003 + number,
@@ -228,11 +239,23 @@ class DistillModule(lightning.LightningModule):
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
         roles = self.objective.live_roles if on_policy else set(self.objective.distributions.values())
-        return {
+        heads: dict[Role, Head] = {
             role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
             for role in ROLES
-            if role in roles
+            if role in roles and not (role == "teacher" and batch.readings is not None)
         }
+        if "teacher" in roles and batch.readings is not None:
+            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
+        return heads
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Which tokens the two vocabularies share, found once."""
+        if self._shared_ids is None:
+            assert self.reader is not None
+            ids = torch.from_numpy(self.reader.shared_ids())
+            sizes = torch.tensor([[self.student_lm.vocab_size], [self.frozen["teacher"].vocab_size]])
+            self._shared_ids = ids[:, (ids < sizes).all(0)].to(self.device)
+        return {"shared_ids": self._shared_ids}
 
     def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
         """The student's own completions of the batch's prompts, in place of the data's."""
@@ -241,9 +264,12 @@ class DistillModule(lightning.LightningModule):
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         written = generate(self.student_lm, prompts, rollouts.sampling, seed=seed)
         traces = [
-            Trace(Example(name, ""), np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
-            for name, prompt, ids in zip(batch.names, prompts, written, strict=True)
+            Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
+            for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)
         ]
+        if self.reader is not None and batch.readings is not None:
+            for trace, teachers_prompt in zip(traces, batch.readings.prompts, strict=True):
+                trace.reading = self.reader.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
         return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
 
@@ -361,3 +387,26 @@ class DistillModule(lightning.LightningModule):
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
         self.totals = dict(checkpoint["totals"])
         self.objective.load_state(checkpoint["objective"])
+
+
+def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
+    """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
+    head = teacher.completion_head(readings.input_ids, readings.mask)
+    if readings.student_at is None or readings.teacher_at is None:
+        return head
+    hidden = head.hidden.new_zeros(tokens, head.hidden.shape[-1])
+    hidden[readings.student_at] = head.hidden[readings.teacher_at]
+    return Head(hidden, head.weight)
+
+
+def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
+    """[batch, seq] where the teacher has a counterpart (None: everywhere), and where it is the same piece of
+    text."""
+    readings = batch.readings
+    if readings is None or readings.student_at is None or readings.same_token is None:
+        return None, batch.mask.float()
+    flat = torch.zeros(2, int(batch.mask.sum()), device=batch.mask.device)
+    flat[0, readings.student_at] = 1.0
+    flat[1, readings.student_at] = readings.same_token.float()
+    compared, same = (row.new_zeros(batch.mask.shape).masked_scatter(batch.mask, row) for row in flat)
+    return compared > 0, same

@@ -20,7 +20,14 @@ from torch import Tensor
 from distill.generation import StudentRollouts
 from distill.head import Head, TokenLoss, WeightedTokenLoss, student_signals, weighted_token_losses
 from distill.losses import controls, weights
-from distill.losses.signals import GIVEN, SIGNALS, Role, is_on_policy_only, signals
+from distill.losses.signals import (
+    GIVEN,
+    SIGNALS,
+    Role,
+    is_across_vocabularies,
+    is_on_policy_only,
+    signals,
+)
 
 TokenWeight = Callable[..., Tensor]
 Control = Literal["none", "uniform", "shuffled", "inverted"]
@@ -95,6 +102,10 @@ class Objective:
             the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
         control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
             `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
+        teacher: whose signals are the teacher's: those of `model` (`model.teacher`), or of the student as it
+            was before training (`initial`).
+        teacher_sees: the problem (`prompt`), or its worked solution too (`solution`), under
+            `data.informed_prompt`.
         temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
             DCOD's τ.
         chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
@@ -108,6 +119,8 @@ class Objective:
     normalize: Literal["tokens", "weights"] = "tokens"
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
+    teacher: Literal["model", "initial"] = "model"
+    teacher_sees: Literal["prompt", "solution"] = "prompt"
     temperature: float = 1.0
     chunk_size: int | None = None
 
@@ -120,6 +133,10 @@ class Objective:
             raise ValueError(f"loss.normalize={self.normalize!r} is not one of tokens, weights")
         if self.control not in get_args(Control):
             raise ValueError(f"loss.control={self.control!r} is not one of {', '.join(get_args(Control))}")
+        if self.teacher not in ("model", "initial"):
+            raise ValueError(f"loss.teacher={self.teacher!r} is not one of model, initial")
+        if self.teacher_sees not in ("prompt", "solution"):
+            raise ValueError(f"loss.teacher_sees={self.teacher_sees!r} is not one of prompt, solution")
         if self.scale != "mean" and not _positive(self.scale):
             raise ValueError(f"loss.scale={self.scale!r} is neither a positive number nor mean")
         if not _positive(self.temperature):
@@ -176,6 +193,21 @@ class Objective:
         return live | set(self.cached_signals.values()) if self.on_policy else live
 
     @property
+    def compares_tokens(self) -> bool:
+        """Whether a loss asks which tokens student and teacher have in common."""
+        return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
+
+    @property
+    def across_vocabularies(self) -> bool:
+        """Whether all that is asked of the teacher makes sense where its vocabulary is another."""
+        return all(
+            is_across_vocabularies(function)
+            for term in self.terms.values()
+            for function in (term.token_loss, term.token_weight)
+            if any(SIGNALS[name].role == "teacher" for name in signals(function) & SIGNALS.keys())
+        )
+
+    @property
     def on_policy(self) -> bool:
         return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
 
@@ -187,6 +219,8 @@ class Objective:
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         *,
         others: Mapping[str, Head] | None = None,
+        compared: Bool[Tensor, "batch seq"] | None = None,
+        constants: Mapping[str, Tensor] | None = None,
         by_student: bool = False,
         progress: float = 1.0,
         seed: int = 0,
@@ -199,6 +233,8 @@ class Objective:
             labels: [batch, seq] token ids.
             token_signals: cached log-probs, [batch, seq], by name.
             others: frozen models' heads at the same positions, by the distribution that they give.
+            compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
+            constants: what losses ask for that is the same for all tokens, by name.
             by_student: whether the student wrote these completions.
             progress: the share of training done, in [0, 1].
             seed: of the control `shuffled`.
@@ -219,6 +255,10 @@ class Objective:
         term_weights = {name: self._weights(name, mask, available, progress, seed) for name in names}
         terms = [self.terms[name] for name in names]
         wide = torch.promote_types(student.hidden.dtype, torch.float32)
+        if compared is not None:
+            for name, term in zip(names, terms, strict=True):
+                if "log_p" in signals(term.token_loss):
+                    term_weights[name] = term_weights[name] * compared
         factors = [
             term_weights[name][mask].to(wide) * term.coefficient
             for name, term in zip(names, terms, strict=True)
@@ -229,6 +269,7 @@ class Objective:
             [WeightedTokenLoss(term.token_loss, factor) for term, factor in zip(terms, factors, strict=True)],
             others=others,
             token_signals={name: values[mask] for name, values in available.items()},
+            constants=constants,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
         )
@@ -307,7 +348,10 @@ class Objective:
         logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
         one = torch.full((1, 2), -1.0)
         for name, term in self.terms.items():
-            for function, refused in ((term.token_loss, {"mask", "progress"}), (term.token_weight, set())):
+            for function, refused in (
+                (term.token_loss, {"mask", "progress"}),
+                (term.token_weight, {"labels", "same_token", "shared_ids"}),
+            ):
                 if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
                     raise ValueError(
                         f"{_name(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
@@ -316,7 +360,11 @@ class Objective:
             known = {
                 key: logprobs if SIGNALS[key].shape == "vocab" else one[0]
                 for key in signals(term.token_loss) & SIGNALS.keys()
-            } | {"labels": torch.tensor([0, 2])}
+            } | {
+                "labels": torch.tensor([0, 2]),
+                "same_token": torch.ones(2),
+                "shared_ids": torch.tensor([[0, 1, 2]] * 2),
+            }
             term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
             given = {key: one for key, signal in SIGNALS.items() if signal.shape == "token"}
             self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)

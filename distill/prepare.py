@@ -13,6 +13,7 @@ from distill.generation import StudentRollouts
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
+from distill.reading import Reader, as_read
 from distill.teacher import LazyModel, score
 from distill.traces import Trace
 
@@ -36,7 +37,13 @@ def find_models(
     for role in ROLES:
         if role not in roles:
             continue
-        if role == "initial" or (role == "reference" and not cfg.model.reference):
+        own = role == "teacher" and objective.teacher == "initial"
+        if own and recipe.completions == "teacher" and not _writes_all(objective):
+            raise UserError(
+                f"loss={HydraConfig.get().runtime.choices.get('loss')} takes the student itself as teacher, "
+                f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
+            )
+        if own or role == "initial" or (role == "reference" and not cfg.model.reference):
             frozen[role] = LazyModel(student, device)
             continue
         why = _why(role, objective)
@@ -44,13 +51,26 @@ def find_models(
             raise UserError(_missing(role, why))
         dtype = cfg.model.teacher_dtype if role == "teacher" else cfg.model.student_dtype
         source = _find(cfg, role, dtype)
-        if why and (mismatch := vocabulary_mismatch(student, source)):
+        comparable = role == "teacher" and objective.across_vocabularies
+        if why and not comparable and (mismatch := vocabulary_mismatch(student, source)):
             raise UserError(
                 f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
-                f"family, or take loss=sft, which learns from the text alone"
+                f"family, or take loss=uld or loss=gold, which compare over different tokens, or loss=sft, "
+                f"which learns from the text alone"
             )
         frozen[role] = LazyModel(source, device)
     return student, frozen
+
+
+def find_reader(
+    objective: Objective, recipe: TraceRecipe, student: ModelSource, frozen: dict[Role, LazyModel]
+) -> Reader | None:
+    """Who makes the teacher's reading of traces and rollouts; None where it is asked nothing."""
+    if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
+        return None
+    informed = objective.teacher_sees == "solution"
+    prompt = recipe.informed_prompt if informed else recipe.prompt
+    return Reader(student, frozen["teacher"].source, prompt, informed)
 
 
 def prepare_traces(
@@ -58,6 +78,7 @@ def prepare_traces(
     recipe: TraceRecipe,
     student: LanguageModel,
     frozen: dict[Role, LazyModel],
+    reader: Reader | None = None,
     *,
     cache: Path,
     say: Callable[[str], None] = print,
@@ -66,16 +87,25 @@ def prepare_traces(
 
     Where the student writes all, they are prompts alone, also those that the teacher would get wrong.
     """
-    if isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1:
-        return recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=True)
-    traces = recipe.build(student, frozen.get("teacher"), cache, say=say)
+    rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
+    prompts_only = _writes_all(objective)
+    traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
+    if reader is not None and reader.needed:
+        reader.read_all(traces, rollouts.max_new_tokens if rollouts else 0)
+    if prompts_only:
+        return traces
     for signal, role in objective.cached_signals.items():
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} scores traces"
-        scored = score(frozen[role], traces, signal, cache=cache, sampling=sampling, label=label)
+        read = [as_read(trace) for trace in traces] if role == "teacher" else traces
+        scored = score(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     return traces
+
+
+def _writes_all(objective: Objective) -> bool:
+    return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
 
 def _find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:

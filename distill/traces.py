@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.alignment import Alignment
 from distill.errors import UserError
 
 
@@ -53,6 +55,25 @@ class Verdict:
 Grader = Callable[[Example, str], Verdict]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A trace as the teacher reads it, where that is not as the student does (`distill.reading`).
+
+    Attributes:
+        prompt_ids: int32, of the teacher's tokens.
+        completion_ids: int32, of the teacher's tokens.
+        alignment: which of the completion's tokens can be compared; None: they are the student's own, one by
+            one.
+    """
+
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
+    alignment: Alignment | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
 @dataclass
 class Trace:
     """A completion to learn from, as token ids: text that is tokenised again drifts.
@@ -62,28 +83,36 @@ class Trace:
         prompt_ids: int32, chat template included.
         completion_ids: int32, the end token included where there is one.
         signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
+        reading: what the teacher reads in its place; None: the same tokens.
     """
 
     example: Example
     prompt_ids: np.ndarray
     completion_ids: np.ndarray
     signals: dict[str, np.ndarray] = field(default_factory=dict)
+    reading: Reading | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
+def encode_prompt(
+    tokenizer: Any, example: Example, prompt: str, *, solution: str | None = None
+) -> np.ndarray:
     """Token ids up to the point where the completion begins.
 
     Args:
         tokenizer: with its chat template applied when it has one, else the plain text.
         example: its own messages are used where it has them.
         prompt: template with `{problem}`.
+        solution: stands for `{solution}` in the template; a conversation's last message is then put through
+            the template too.
     """
-    messages = list(
-        example.messages or ({"role": "user", "content": prompt.replace("{problem}", example.problem)},)
-    )
+    turns: tuple[Mapping[str, str], ...] = example.messages or ({"role": "user", "content": example.problem},)
+    if solution is not None or not example.messages:
+        filled = _fill(prompt, problem=turns[-1]["content"], solution=solution or "")
+        turns = (*turns[:-1], {**turns[-1], "content": filled})
+    messages = list(turns)
     if tokenizer.chat_template:
         # As text first: what the template inserts and what the tokenizer cannot spell are two things.
         try:
@@ -99,6 +128,13 @@ def encode_prompt(tokenizer: Any, example: Example, prompt: str) -> np.ndarray:
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
         ids = ids[:-1]
     return np.asarray(ids, dtype=np.int32)
+
+
+def _fill(template: str, **values: str) -> str:
+    """The template with its names filled in; braces elsewhere, as LaTeX has them, stay."""
+    return re.sub(
+        "|".join(f"{{{name}}}" for name in values), lambda found: values[found.group()[1:-1]], template
+    )
 
 
 def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None = None) -> np.ndarray:

@@ -37,7 +37,7 @@ from distill.models import LanguageModel
 from distill.module import DistillModule, OptimizerFactory, Schedule
 from distill.objective import Objective
 from distill.plots import plot_run
-from distill.prepare import find_models, prepare_traces
+from distill.prepare import find_models, find_reader, prepare_traces
 from distill.teacher import LazyModel
 
 _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
@@ -98,6 +98,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         recipe = replace(recipe, completions="teacher")
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
     student, frozen = find_models(cfg, objective, recipe, device)
+    reader = find_reader(objective, recipe, student, frozen)
     # A missing file is better found now than after training.
     problems = benchmark.problems() if benchmark is not None else []
     lm = student.load()
@@ -114,7 +115,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
     with _clock(seconds, "traces"):
         say = print if _first_rank() else lambda text: None
-        traces = prepare_traces(objective, recipe, lm, frozen, cache=Path(cfg.cache), say=say)
+        traces = prepare_traces(objective, recipe, lm, frozen, reader, cache=Path(cfg.cache), say=say)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
     said = _frozen_in_words(frozen, objective)
     for role in frozen.keys() - live.keys():
@@ -139,6 +140,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         schedule,
         steps=steps,
         frozen=live,
+        reader=reader,
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
     )

@@ -16,6 +16,7 @@ from distill.losses.divergence import (
     akl,
     cross_entropy,
     forward_kl,
+    gold,
     jsd,
     policy_gradient,
     reference_kl,
@@ -101,6 +102,8 @@ LOSSES: dict[str, tuple[TokenLoss, Definition]] = {
     "taid": (Taid(), lambda p, q, label: taid_by_loops(p, q, 0.4)),
     "taid_1": (Taid(start=1.0), lambda p, q, label: kl_by_loops(p, q)),
     "reference_kl": (reference_kl, lambda p, q, label: kl_by_loops(p, q)),
+    # Of one vocabulary it is the JSD; the rest of it is in test_across_vocabularies.
+    "gold": (gold, lambda p, q, label: jsd_by_loops(p, q, 0.5)),
 }
 # Those that stop a gradient on purpose: theirs is not that of their value.
 STOPPED = {"todi", "akl", "akl_0.9", "taid"}
@@ -127,6 +130,8 @@ def compute(name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tens
         "log_p": teacher.log_softmax(-1),
         "log_r": teacher.log_softmax(-1),
         "labels": labels,
+        "same_token": torch.ones(len(labels), dtype=student.dtype),
+        "shared_ids": torch.arange(student.shape[-1]).repeat(2, 1),
     }
     return function(**{key: value for key, value in signal.items() if key in signals(function)})
 
@@ -536,6 +541,9 @@ def test_each_loss_asks_for_the_signals_of_its_signature() -> None:
     distributions = {"log_q", "log_p"}
     assert signals(cross_entropy) == {"log_q", "labels"}
     for name in DIVERGENCES:
-        assert signals(LOSSES[name][0]) == ({"log_q", "log_r"} if name == "reference_kl" else distributions)
+        if name not in ("reference_kl", "gold"):
+            assert signals(LOSSES[name][0]) == distributions
+    assert signals(reference_kl) == {"log_q", "log_r"}
+    assert signals(gold) == {*distributions, "same_token", "shared_ids"}
     assert signals(policy_gradient) == {"log_q", "labels", "teacher_logprobs"}
     assert signals(partial(partial(jsd, beta=0.1), beta=0.2)) == distributions

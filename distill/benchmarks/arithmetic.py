@@ -10,7 +10,8 @@ from distill.traces import Example, Verdict
 def load(
     *, split: Literal["train", "test"], count: int, operations: Sequence[int], seed: int = 0
 ) -> list[Example]:
-    """So many distinct problems; train and test share none, whatever their counts and seeds.
+    """So many distinct problems, each with its solution one operation a step; train and test share none,
+    whatever their counts and seeds.
 
     Args:
         split: `train` or `test`.
@@ -20,7 +21,10 @@ def load(
     """
     fewest, most = operations
     texts = task.problems(count, split=split, seed=seed, operations=(fewest, most))
-    return [Example(id=text, problem=text, gold=task.answer(text)) for text in texts]
+    return [
+        Example(text, text, gold=task.answer(text), completion=task.write_solution(text, "single"))
+        for text in texts
+    ]
 
 
 def grade(example: Example, completion: str) -> Verdict:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.losses.signals import on_policy_only
+from distill.losses.signals import across_vocabularies, on_policy_only
 
 
 def cross_entropy(
@@ -175,6 +175,63 @@ def policy_gradient(
     return -(teacher_logprobs - written).detach() * written
 
 
+@across_vocabularies
+def uld(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens teacher_vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Distance of the sorted probabilities, which needs no common vocabulary (ULD, 2402.12030).
+
+    l_t = Σ_i |Q_(i) - P_(i)|,   (i): the i-th greatest, 0 behind the smaller vocabulary's last
+
+    The paper pairs the two models' tokens by their position; here a student's token has a counterpart where
+    both tokenisations have a boundary (`distill.alignment`), and no weight where they have none.
+    """
+    return _sorted_distance(log_q.exp(), log_p.exp())
+
+
+@across_vocabularies
+def gold(
+    log_q: Float[Tensor, "tokens vocab"],
+    log_p: Float[Tensor, "tokens teacher_vocab"],
+    shared_ids: Int[Tensor, "2 shared"],
+    same_token: Float[Tensor, " tokens"],
+    *,
+    beta: float = 0.5,
+    shared_weight: float | None = None,
+) -> Float[Tensor, " tokens"]:
+    """Tokens that both vocabularies have compared by name, the others by rank (GOLD, TRL's extension of ULD).
+
+    l_t = c · JSD_β(P_M, Q_M) + (1-c) · Σ_i |Q_U(i) - P_U(i)|    where both wrote the same piece of text
+    l_t = Σ_i |Q_(i) - P_(i)|                                    elsewhere: names say nothing there
+
+    M are the shared tokens, U the others; JSD_β is `jsd`'s, of the two parts as they are, which need not sum
+    to 1: at β = 0 and 1 the terms ΣQ_M - ΣP_M (or their negative) make it a divergence of such parts.
+
+    TRL's GOLD multiplies the distribution at a longer piece's first token by the probabilities of its later
+    ones; the product names the same tokens as before with less mass, so here such pieces go by rank instead.
+
+    Args:
+        log_q: the student's distribution.
+        log_p: the teacher's distribution, over its own vocabulary.
+        shared_ids: the student's ids over the teacher's.
+        same_token: 1 where both models' tokens are the same piece of text.
+        beta: β, as in `jsd`.
+        shared_weight: c in [0, 1]; None: the share of the teacher's vocabulary that is shared.
+
+    Raises:
+        ValueError: a parameter is outside [0, 1].
+    """
+    _check_share("gold", "beta", beta)
+    if shared_weight is not None:
+        _check_share("gold", "shared_weight", shared_weight)
+    mine, theirs = shared_ids
+    share = len(theirs) / log_p.shape[-1] if shared_weight is None else shared_weight
+    q, p = log_q.exp(), log_p.exp()
+    by_name = _jsd_of_parts(log_q[:, mine], log_p[:, theirs], beta)
+    by_rank = _sorted_distance(_without(q, mine), _without(p, theirs))
+    return torch.where(same_token > 0, share * by_name + (1 - share) * by_rank, _sorted_distance(q, p))
+
+
 class Taid:
     """KL to a target that moves from the student towards the teacher (TAID, 2501.16937).
 
@@ -223,6 +280,33 @@ class Taid:
             moved = state["share"] + self.rate / (1 + math.exp(-state["change"])) * (1 - state["share"])
             state["share"] = min(self.end, max(self.start + (self.end - self.start) * progress, moved))
         state["loss"] = loss
+
+
+def _jsd_of_parts(
+    log_q: Float[Tensor, "tokens shared"], log_p: Float[Tensor, "tokens shared"], beta: float
+) -> Float[Tensor, " tokens"]:
+    """`jsd` of measures: not negative, zero where they agree, whatever they sum to."""
+    found = jsd(log_q, log_p, beta=beta)
+    excess = log_q.exp().sum(-1) - log_p.exp().sum(-1)
+    return found + (excess if beta == 0.0 else -excess) if beta in (0.0, 1.0) else found
+
+
+def _without(
+    probabilities: Float[Tensor, "tokens vocab"], ids: Int[Tensor, " some"]
+) -> Float[Tensor, "tokens rest"]:
+    kept = torch.ones(probabilities.shape[-1], dtype=torch.bool, device=probabilities.device)
+    kept[ids] = False
+    return probabilities[:, kept]
+
+
+def _sorted_distance(
+    q: Float[Tensor, "tokens vocab"], p: Float[Tensor, "tokens teacher_vocab"]
+) -> Float[Tensor, " tokens"]:
+    size = max(q.shape[-1], p.shape[-1])
+    mine, theirs = (
+        torch.nn.functional.pad(x.sort(-1, descending=True).values, (0, size - x.shape[-1])) for x in (q, p)
+    )
+    return (mine - theirs).abs().sum(-1)
 
 
 def _mixture(

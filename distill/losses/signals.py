@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 Role = Literal["student", "teacher", "initial", "reference", "pilot"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Function = TypeVar("Function", bound=Callable[..., Any])
-_RULE, _ON_POLICY = "__needs__", "__on_policy_only__"
+_RULE, _ON_POLICY, _ACROSS = "__needs__", "__on_policy_only__", "__across_vocabularies__"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ SIGNALS: dict[str, Signal] = {
     "reference_logprobs": Signal("reference", "token", "log-probs by the reference model"),
     "pilot_logprobs": Signal("pilot", "token", "log-probs by the pilot model"),
 }
-# What a function may ask for beside, and no model gives.
-GIVEN = {"labels", "mask", "progress"}
+# What a function may ask for beside, and no model gives. Where the teacher's tokens are others than the
+# student's: `same_token`, whether both wrote the same piece of text; `shared_ids`, [2, shared] the tokens
+# that both vocabularies have.
+GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids"}
 
 
 def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
@@ -68,9 +70,23 @@ def on_policy_only(function: Function) -> Function:
 
 
 def is_on_policy_only(function: Callable[..., Any]) -> bool:
+    return getattr(_unbound(function), _ON_POLICY, False)
+
+
+def across_vocabularies(function: Function) -> Function:
+    """Mark a loss whose teacher may have another vocabulary than the student."""
+    setattr(function, _ACROSS, True)
+    return function
+
+
+def is_across_vocabularies(function: Callable[..., Any]) -> bool:
+    return getattr(_unbound(function), _ACROSS, False)
+
+
+def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, _ON_POLICY, False)
+    return function
 
 
 def signals(function: Callable[..., Any]) -> set[str]:

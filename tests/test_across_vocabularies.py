@@ -1,0 +1,321 @@
+"""Losses for a teacher with tokens of its own, from their definitions to whole runs."""
+
+import csv
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_alignment import byte_level, same_model_with
+from test_divergence import jsd_by_loops, kl_by_loops
+from test_training import run
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from distill.errors import UserError
+from distill.head import Head, WeightedTokenLoss, weighted_token_losses
+from distill.losses.divergence import gold, jsd, uld
+from distill.losses.weights import support_ratio, uniform
+from distill.models import LanguageModel, find_model
+from distill.objective import Objective, Term
+from distill.tiny import task
+
+
+def draw(seed: int, sizes: tuple[int, int] = (7, 10), rows: int = 5) -> tuple[Tensor, Tensor]:
+    """log Q and log P over vocabularies of these sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    mine, theirs = (3 * torch.randn(rows, size, generator=generator, dtype=torch.float64) for size in sizes)
+    return mine.log_softmax(-1), theirs.log_softmax(-1)
+
+
+def by_rank_by_loops(q: Sequence[float], p: Sequence[float]) -> float:
+    size = max(len(q), len(p))
+    mine = sorted(q, reverse=True) + [0.0] * (size - len(q))
+    theirs = sorted(p, reverse=True) + [0.0] * (size - len(p))
+    return sum(abs(a - b) for a, b in zip(mine, theirs, strict=True))
+
+
+def gold_by_loops(
+    q: Sequence[float], p: Sequence[float], pairs: Sequence[tuple[int, int]], same: bool, beta: float
+) -> float:
+    if not same:
+        return by_rank_by_loops(q, p)
+    shared_q, shared_p = [q[a] for a, _ in pairs], [p[b] for _, b in pairs]
+    rest_q = [x for i, x in enumerate(q) if i not in {a for a, _ in pairs}]
+    rest_p = [x for i, x in enumerate(p) if i not in {b for _, b in pairs}]
+    if beta == 0:
+        by_name = kl_by_loops(shared_p, shared_q) + sum(shared_q) - sum(shared_p)
+    elif beta == 1:
+        by_name = kl_by_loops(shared_q, shared_p) + sum(shared_p) - sum(shared_q)
+    else:
+        by_name = jsd_by_loops(shared_p, shared_q, beta)
+    share = len(pairs) / len(p)
+    return share * by_name + (1 - share) * by_rank_by_loops(rest_q, rest_p)
+
+
+@pytest.mark.parametrize("sizes", [(7, 10), (10, 7), (6, 6)])
+def test_uld_is_its_definition(sizes: tuple[int, int]) -> None:
+    log_q, log_p = draw(1, sizes)
+    expected = [
+        by_rank_by_loops(q, p) for q, p in zip(log_q.exp().tolist(), log_p.exp().tolist(), strict=True)
+    ]
+    assert uld(log_q, log_p).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+PAIRS = [(0, 4), (2, 1), (3, 9), (6, 0)]
+SHARED = torch.tensor(PAIRS).T
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_gold_is_its_definition(beta: float) -> None:
+    log_q, log_p = draw(2)
+    same = [1.0, 0.0, 1.0, 1.0, 0.0]
+    expected = [
+        gold_by_loops(q, p, PAIRS, bool(flag), beta)
+        for q, p, flag in zip(log_q.exp().tolist(), log_p.exp().tolist(), same, strict=True)
+    ]
+    found = gold(log_q, log_p, SHARED, torch.tensor(same), beta=beta)
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_weight_of_shared_tokens_can_be_set() -> None:
+    log_q, log_p = draw(3)
+    same = torch.ones(5)
+    ends = [gold(log_q, log_p, SHARED, same, shared_weight=share) for share in (0.0, 1.0)]
+    middle = gold(log_q, log_p, SHARED, same, shared_weight=0.25)
+    torch.testing.assert_close(middle, 0.75 * ends[0] + 0.25 * ends[1])
+    with pytest.raises(ValueError, match=r"gold: shared_weight=1\.5"):
+        gold(log_q, log_p, SHARED, same, shared_weight=1.5)
+    with pytest.raises(ValueError, match="gold: beta=-1"):
+        gold(log_q, log_p, SHARED, same, beta=-1.0)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    sizes=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    shared=st.integers(0, 4),
+    beta=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+)
+@settings(deadline=None, derandomize=True, max_examples=80)
+def test_both_are_never_negative_whatever_is_shared(
+    seed: int, sizes: tuple[int, int], shared: int, beta: float
+) -> None:
+    log_q, log_p = draw(seed, sizes)
+    pairs = torch.arange(shared).repeat(2, 1)
+    assert (uld(log_q, log_p) >= 0).all()
+    assert (uld(log_q, log_p) <= 2 + 1e-12).all()
+    for same in (torch.zeros(5), torch.ones(5)):
+        assert (gold(log_q, log_p, pairs, same, beta=beta) >= -1e-12).all()
+
+
+def test_both_vanish_where_the_two_agree_under_other_numbers() -> None:
+    log_q, _ = draw(4, (8, 8))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    shared = torch.stack([torch.arange(8), order])
+    log_p = torch.empty_like(log_q)
+    log_p[:, order] = log_q
+    assert uld(log_q, log_p).abs().max() < 1e-14
+    for beta in (0.0, 0.5, 1.0):
+        assert gold(log_q, log_p, shared, torch.ones(5), beta=beta).abs().max() < 1e-14
+
+
+def test_gold_is_the_jsd_where_all_is_shared_under_other_numbers() -> None:
+    log_q, log_p = draw(5, (8, 8))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    shared = torch.stack([torch.arange(8), order])
+    theirs = torch.empty_like(log_p)
+    theirs[:, order] = log_p
+    found = gold(log_q, theirs, shared, torch.ones(5), beta=0.3)
+    torch.testing.assert_close(found, jsd(log_q, log_p, beta=0.3))
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"uld": uld, "gold": gold, "gold_0": partial(gold, beta=0.0)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_agrees_with_finite_differences(name: str) -> None:
+    log_q, log_p = draw(6, rows=2)
+    logits = log_q.clone().requires_grad_()
+    given_too = {"shared_ids": SHARED, "same_token": torch.tensor([1.0, 0.0])} if name != "uld" else {}
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x.log_softmax(-1), log_p, **given_too), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_chunks_give_what_the_plain_computation_gives_over_two_vocabularies(
+    name: str, chunk_size: int | None, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    hidden, weight = normal(5, 4).requires_grad_(), normal(7, 4).requires_grad_()
+    teacher = Head(normal(5, 6), normal(10, 6))
+    weights, same = torch.rand(5, generator=generator), torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    found = weighted_token_losses(
+        Head(hidden, weight),
+        torch.tensor([0, 3, 6, 2, 1]),
+        [WeightedTokenLoss(LOSSES[name], weights)],
+        others={"log_p": teacher},
+        token_signals={"same_token": same},
+        constants={"shared_ids": SHARED},
+        chunk_size=chunk_size,
+    )
+    mine, matrix = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    log_q = (mine @ matrix.T).log_softmax(-1)
+    log_p = (teacher.hidden.double() @ teacher.weight.double().T).log_softmax(-1)
+    given_too = {"shared_ids": SHARED, "same_token": same} if name != "uld" else {}
+    expected = (weights * LOSSES[name](log_q, log_p, **given_too)).sum()
+    gradients = torch.autograd.grad(found.total, (hidden, weight))
+    if dtype == torch.bfloat16:  # where two sorted probabilities nearly agree, rounding turns a slope round
+        torch.testing.assert_close(found.total.double(), expected, rtol=0.1, atol=0.05)
+        assert all(gradient.isfinite().all() and gradient.dtype == dtype for gradient in gradients)
+        return
+    torch.testing.assert_close(found.total, expected, rtol=1e-10, atol=1e-12)
+    for one, other in zip(gradients, torch.autograd.grad(expected, (mine, matrix)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_only_losses_made_for_it_may_compare_different_vocabularies() -> None:
+    assert Objective("dataset", uld, uniform).across_vocabularies
+    assert Objective("dataset", gold, uniform, extra={"own": Term(uld)}).across_vocabularies
+    assert not Objective("dataset", gold, uniform, extra={"own": Term(jsd)}).across_vocabularies
+    assert not Objective("dataset", uld, partial(support_ratio)).across_vocabularies
+
+
+COMMON = [
+    "benchmark=none",
+    "logger=csv",
+    "data.limit=24",
+    "data.batch_size=24",
+    "data.max_new_tokens=48",
+    "data.operations=[2,4]",
+    "data.completions=dataset",
+    "trainer.max_steps=4",
+]
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "tolerance"),
+    # The padding token is shared with oneself alone, and has some ten-thousandths of the probability.
+    [("uld", 1e-5), ("gold loss.token_loss.shared_weight=1", 1e-2)],
+)
+def test_a_run_does_not_depend_on_how_the_teachers_tokens_are_numbered(
+    loss: str, tolerance: float, permuted_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The same teacher under another numbering: every token is shared, every boundary a common one."""
+    known = find_model("package:distill/tiny/teacher", key="model.teacher").load()
+    same_model_with(permuted_tokenizer, known, tmp_path / "permuted")
+    for name, teacher in (("known", known.source.name), ("other", str(tmp_path / "permuted"))):
+        words = [*f"loss={loss}".split(), f"model.teacher={teacher}", f"cache={tmp_path / 'cache'}"]
+        run([*COMMON, *words], tmp_path / name)
+    found, expected = losses(tmp_path / "other"), losses(tmp_path / "known")
+    assert found == pytest.approx(expected, rel=tolerance)
+    assert len(set(expected)) == 4
+
+
+@pytest.fixture(scope="module")
+def strange_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose tokens span several characters."""
+    folder = tmp_path_factory.mktemp("strange")
+    texts = [task.write_solution(p, "single") for p in task.problems(200, split="train", operations=(2, 4))]
+    tokenizer = byte_level(330, texts)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [["loss=uld"], ["loss=gold"], ["loss=gold", "loss.rollouts.fraction=1"]])
+def test_a_teacher_of_longer_tokens_teaches_offline_and_on_what_the_student_writes(
+    words: list[str], strange_teacher: Path, tmp_path: Path
+) -> None:
+    run(
+        [*COMMON, *words, f"model.teacher={strange_teacher}", f"cache={tmp_path / 'cache'}"], tmp_path / "run"
+    )
+    found = losses(tmp_path / "run")
+    assert len(found) == 4
+    assert all(0 < value < 20 for value in found)
+
+
+def test_other_losses_refuse_a_teacher_of_other_tokens_and_name_those_that_take_it(
+    strange_teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"the vocabularies differ.*loss=uld or loss=gold"):
+        run([*COMMON, "loss=forward_kl", f"model.teacher={strange_teacher}"], tmp_path / "run")
+
+
+def test_the_weights_are_zero_where_the_teacher_has_no_boundary(
+    strange_teacher: Path, tmp_path: Path
+) -> None:
+    """By hand: the student's tokens are characters, so every one has a boundary; the teacher's are longer."""
+    words = ["loss=gold", "loss.rollouts=dataset", f"model.teacher={strange_teacher}"]
+    run([*COMMON, *words, f"cache={tmp_path / 'cache'}"], tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as stream:
+        row = next(row for row in csv.DictReader(stream) if row["train/loss"])
+    tokenizer = find_model(str(strange_teacher), key="model.teacher").tokenizer
+    problems = task.problems(24, split="train", operations=(2, 4))
+    texts = [task.write_solution(problem, "single") for problem in problems]
+    theirs = sum(len(tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in texts)
+    mine = sum(len(text) + 1 for text in texts)
+    assert float(row["weights/mean"]) == pytest.approx(theirs / mine)
+    assert theirs < 0.96 * mine
+
+
+def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
+    student: LanguageModel, tmp_path: Path
+) -> None:
+    """OPSD's distributions against two plain passes over the same completion under the two prompts."""
+    from distill.batch import collate
+    from distill.module import _read
+    from distill.reading import Reader
+    from distill.traces import Example, Trace, encode_completion, encode_prompt
+
+    reader = Reader(student.source, student.source, "{solution};{problem}", informed=True)
+    traces = []
+    for number, problem in enumerate(task.problems(3, split="train", operations=(2, 4))):
+        example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
+        ids = encode_completion(student.tokenizer, task.write_solution(problem, "double"))
+        traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+    reader.read_all(traces)
+    batch = collate(traces)
+    assert batch.readings is not None
+    with torch.no_grad():
+        head = _read(student, batch.readings, int(batch.mask.sum()))
+        found = head.hidden @ head.weight.T
+        expected = []
+        for trace in traces:
+            solution = student.tokenizer(f"{trace.example.completion};{trace.example.problem}").input_ids
+            ids = torch.tensor([[*solution, *trace.completion_ids.tolist()]])
+            logits = student.model(input_ids=ids).logits[0, len(solution) - 1 : -1, : student.vocab_size]
+            expected.append(logits)
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_that_is_to_see_a_solution_needs_one(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"problem": "1+1="}\n{"problem": "1+2="}\n')
+    words = ["data=traces", f"data.path={tmp_path / 'data.jsonl'}", "data.fields.completion=null"]
+    with pytest.raises(UserError, match=r"comes without a worked solution.*data.fields.completion"):
+        run(["loss=opsd", "benchmark=none", "logger=csv", "trainer.max_steps=1", *words], tmp_path / "run")

