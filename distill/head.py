@@ -106,7 +106,7 @@ def weighted_token_losses(
         losses=[(term.token_loss, names) for term, names in zip(terms, needed, strict=True)],
         weights=torch.stack([term.weights.detach() for term in terms]),
         labels=labels,
-        others={name: Head(head.hidden.detach(), head.weight.detach()) for name, head in heads.items()},
+        others={name: factors(head) for name, head in heads.items()},
         token_signals=known,
         constants=fixed,
         temperature=temperature,
@@ -146,10 +146,10 @@ def student_signals(
         for name in ("student_logprobs", "student_entropy")
         if name in wanted
     }
+    ready = factors(head)
     with torch.autocast(head.hidden.device.type, enabled=False):
-        weight = head.weight.to(dtype)
         for s in _slices(len(labels), chunk_size or fitting_chunk(head)):
-            logprobs = _log_softmax(head.hidden[s].to(dtype) @ weight.T, 1.0)
+            logprobs = _log_softmax(product(ready.hidden[s], ready.weight.T), 1.0)
             if "student_logprobs" in found:
                 found["student_logprobs"][s] = _gather(logprobs, labels[s])
             if "student_entropy" in found:
@@ -184,8 +184,7 @@ class _Chunks:
         """Every signal of one chunk but the student's."""
         found = {name: values[s] for name, values in self.token_signals.items()}
         for name, head in self.others.items():
-            logits = head.hidden[s].to(head.weight.dtype) @ head.weight.T
-            found[name] = _log_softmax(logits, self.temperature)
+            found[name] = _log_softmax(product(head.hidden[s], head.weight.T), self.temperature)
         return found | self.constants | {"labels": self.labels[s]}
 
     def losses_of(self, log_q: Tensor, known: Mapping[str, Tensor]) -> Tensor:
@@ -207,11 +206,11 @@ class _HeadPass(torch.autograd.Function):
         # Summed over the chunks in at least fp32, also where the matrix itself is bf16.
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
-            cast_weight = weight.to(chunks.dtype)
+            matrix = _factor(weight, chunks.dtype)
             for s in _slices(len(labels), chunks.size):
-                states = hidden[s].to(chunks.dtype)
+                states = _factor(hidden[s], chunks.dtype)
                 known = chunks.known(s)
-                logits = states @ cast_weight.T
+                logits = product(states, matrix.T)
                 if chunks.temperature != 1.0:
                     logprobs[s] = _gather(_log_softmax(logits, 1.0), labels[s])
                 log_q = _log_softmax(logits, chunks.temperature)
@@ -232,13 +231,13 @@ class _HeadPass(torch.autograd.Function):
                 if chunks.temperature != 1.0:
                     gradient /= chunks.temperature
                 del log_q
-                gradient = gradient.to(chunks.dtype)
+                gradient = gradient.to(matrix.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[s] = (gradient @ cast_weight).to(hidden.dtype)
-                if grad_weight is not None and grad_weight.dtype == chunks.dtype:
+                    grad_hidden[s] = product(gradient, matrix).to(hidden.dtype)
+                if grad_weight is not None and grad_weight.dtype == gradient.dtype:
                     grad_weight.addmm_(gradient.T, states)
                 elif grad_weight is not None:
-                    grad_weight += gradient.T @ states
+                    grad_weight += product(gradient.T, states)
         ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
         ctx.mark_non_differentiable(losses, logprobs)
         return (token_weights * losses).sum(), losses, logprobs
@@ -257,10 +256,34 @@ class _HeadPass(torch.autograd.Function):
         return grad_hidden, grad_weight, None
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The matrix products' type: autocast's where it is on."""
-    device_type = hidden.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that a matrix product's factors are rounded to: autocast's where it is on."""
+    device_type = tensor.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
+
+
+def factors(head: Head) -> Head:
+    """A frozen head, ready for `product`: rounded as autocast would, widened where the machine needs it."""
+    dtype = _compute_dtype(head.weight)
+    return Head(_factor(head.hidden.detach(), dtype), _factor(head.weight.detach(), dtype))
+
+
+def _factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor as the model's own head would round it; widened again where `product` needs that."""
+    rounded = tensor.to(dtype)
+    return rounded if _multiplies_into_single(rounded) else rounded.to(_wide(dtype))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product in at least fp32. Logits rounded to bf16 would be off by 1/64 at a height of 8: near
+    the teacher that is as much as there is to learn."""
+    return torch.mm(a, b, out_dtype=torch.float32) if _multiplies_into_single(a) else a @ b
+
+
+def _multiplies_into_single(factor: Tensor) -> bool:
+    """Whether half-precision factors give a single-precision product at once; a CPU cannot."""
+    half = factor.dtype in (torch.bfloat16, torch.float16)
+    return half and factor.is_cuda and "dtype" in torch.ops.aten.mm.overloads()
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

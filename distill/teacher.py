@@ -12,7 +12,7 @@ from distill.batch import by_length, collate
 from distill.cache import ShardCache, hash_arrays
 from distill.errors import UserError
 from distill.generation import Sampling, generate
-from distill.head import Head, label_logprobs
+from distill.head import Head, factors, label_logprobs, product
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
 from distill.traces import Trace
@@ -195,10 +195,10 @@ def sampled_logprobs(
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
-    parts = []
+    parts, ready = [], factors(head)
     for start in range(0, len(labels), chunk_size):
         s = slice(start, start + chunk_size)
-        logits: Any = (head.hidden[s] @ head.weight.T).float()
+        logits: Any = product(ready.hidden[s], ready.weight.T)
         # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
         ids: Any = labels[s].unsqueeze(-1)
         kept = warpers(ids, logits)
