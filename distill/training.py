@@ -190,6 +190,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "name": cfg.name,
         "status": "finished",
         "seed": cfg.seed,
+        "loss": HydraConfig.get().runtime.choices.get("loss"),
         "benchmark": benchmark.name if benchmark else None,
         "before": before.summary() if before else None,
         "after": after.summary() if after else None,
