@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.errors import UserError
 
-# Least values of whole numbers; null is allowed where the least is None's neighbour below.
+# Whole numbers with the least that each may be.
 _WHOLE = {
     "seed": 0,
     "data.batch_size": 1,

@@ -211,28 +211,6 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     return after.accuracy if after else None
 
 
-def _check_numbers(cfg: DictConfig) -> None:
-    """Keys that no constructor looks at."""
-    whole = {
-        "seed": 0,
-        "data.batch_size": 1,
-        "data.workers": 0,
-        "histogram_every": 1,
-        "checkpoint.every": 1,
-        "checkpoint.keep": 1,
-    }
-    for key, least in whole.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
-    for key in ("data.limit", "benchmark.limit", "trainer.max_steps"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if not isinstance(cfg.data.epochs, (int, float)) or cfg.data.epochs <= 0:
-        raise UserError(f"data.epochs={cfg.data.epochs!r} must be a positive number")
-
-
 def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
     """Optimizer steps of the run: at most, and as far as one can tell."""
     per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * _ranks(cfg)
