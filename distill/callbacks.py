@@ -133,6 +133,24 @@ class StopOnSignal(lightning.Callback):
         self._before.clear()
 
 
+class StopAtBudget(lightning.Callback):
+    """Ends training with the first optimizer step at whose end the budget of tokens is spent.
+
+    It stands before `StudentCheckpoints`, which keeps the step that training stops at. Ranks need no
+    agreement: the tokens are counted over all of them.
+    """
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module.budget_spent:  # resumed where it had ended
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.budget_spent:  # the count changes at a step's end only
+            trainer.should_stop = True
+
+
 class WeightHistogram(lightning.Callback):
     """Histograms of the token weights over training, in `weights.jsonl` and in W&B.
 
@@ -189,15 +207,32 @@ class ProgressBar(TQDMProgressBar):
     """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds.
 
     Args:
-        batches: micro-batches of the whole run.
+        batches: micro-batches of the whole run, or about so many.
+        max_tokens: where tokens are the budget, the bar counts them: how many batches they will take is
+            unknown.
     """
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, batches: int, max_tokens: int | None = None) -> None:
         super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
+        self.max_tokens = max_tokens
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("training")
+        bar: Any = self.train_progress_bar
+        bar.set_description("training")
+        if self.max_tokens is not None:
+            module: Any = trainer.lightning_module
+            bar.total, bar.unit, bar.unit_scale = self.max_tokens, "token", True
+            bar.initial = bar.n = int(module.totals["tokens"])  # more than none in a resumed run
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.max_tokens is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        elif self.is_enabled and ((batch_idx + 1) % self.refresh_rate == 0 or trainer.should_stop):
+            self.train_progress_bar.n = min(self.max_tokens, int(pl_module.totals["tokens"]))
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         # An open bar would push every bar of a sweep's next jobs one line down.

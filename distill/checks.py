@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.errors import UserError
 
-# Least values of whole numbers; null is allowed where the least is None's neighbour below.
+# Whole numbers with the least that each may be.
 _WHOLE = {
     "seed": 0,
     "data.batch_size": 1,
@@ -27,7 +27,15 @@ _WHOLE = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
 }
-_WHOLE_OR_NULL = ("data.limit", "data.max_length", "benchmark.limit", "trainer.max_steps", "model.threads")
+_WHOLE_OR_NULL = (
+    "max_tokens",
+    "data.limit",
+    "data.max_length",
+    "benchmark.limit",
+    "trainer.max_steps",
+    "model.threads",
+)
+_LENGTH = "the length is data.epochs, trainer.max_steps or max_tokens"
 _SEEDS = 2**32 - 1  # numpy's
 _PRECISIONS = {
     "32-true": torch.float32,
@@ -41,10 +49,10 @@ _OURS = {
     "default_root_dir": "it is dir",
     "enable_checkpointing": "checkpoints are checkpoint.every and checkpoint.keep",
     "enable_progress_bar": "the bar is the run's own",
-    "max_epochs": "the length is data.epochs or trainer.max_steps",
-    "min_epochs": "the length is data.epochs or trainer.max_steps",
-    "min_steps": "the length is data.epochs or trainer.max_steps",
-    "limit_train_batches": "the length is data.epochs or trainer.max_steps, the amount of data data.limit",
+    "max_epochs": _LENGTH,
+    "min_epochs": _LENGTH,
+    "min_steps": _LENGTH,
+    "limit_train_batches": f"{_LENGTH}, the amount of data data.limit",
     "overfit_batches": "the amount of data is data.limit",
     "fast_dev_run": "take trainer.max_steps=2 data.limit=8 benchmark.limit=8",
     "val_check_interval": "the benchmark is asked before and after training",

@@ -60,11 +60,11 @@ class Schedule:
                 f"floor={self.floor} in [0, 1]"
             )
 
-    def factor(self, step: int, steps: int) -> float:
-        """The factor for optimizer step `step` of `steps`, counted from 0."""
+    def factor(self, step: float, steps: int) -> float:
+        """The factor for optimizer step `step` of `steps`, counted from 0; a fraction where tokens decide."""
         warmup = math.ceil(self.warmup * steps)
         if step < warmup:
-            return (step + 1) / warmup
+            return min(1.0, (step + 1) / warmup)
         if self.decay == "constant":
             return 1.0
         done = (step - warmup) / max(1, steps - warmup)
@@ -82,7 +82,10 @@ class DistillModule(lightning.LightningModule):
         objective: rollouts × token_loss × token_weight.
         optimizer: makes the optimizer from the parameters.
         schedule: of the learning rate.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run, at most.
+        max_tokens: completion tokens after which the run ends; the learning rate and what else goes by the
+            share of training done follow them then.
+        expected_steps: optimizer steps that `max_tokens` will take, as far as one can tell before.
         frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
             the teacher where it compares whole distributions or scores rollouts.
         reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
@@ -98,6 +101,8 @@ class DistillModule(lightning.LightningModule):
         schedule: Schedule,
         *,
         steps: int,
+        max_tokens: int | None = None,
+        expected_steps: int | None = None,
         frozen: Mapping[Role, LanguageModel] | None = None,
         reader: Reader | None = None,
         seed: int = 0,
@@ -113,6 +118,8 @@ class DistillModule(lightning.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.steps = steps
+        self.max_tokens = max_tokens
+        self.expected_steps = expected_steps or steps
         self.seed = seed
         self.log_every = log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
@@ -150,9 +157,25 @@ class DistillModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory([p for p in self.student.parameters() if p.requires_grad])
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule.factor(step, self.steps)
+            optimizer, lambda step: self.schedule.factor(self._position(step), self.expected_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def budget_spent(self) -> bool:
+        """Whether the run has trained on all the tokens that it was given; the same on every rank."""
+        return self.max_tokens is not None and self.totals["tokens"] >= self.max_tokens
+
+    def _position(self, step: int) -> float:
+        """Where the run stands when `step` optimizer steps are done, on a scale to `expected_steps`."""
+        if self.max_tokens is None:
+            return step
+        share = max(self.totals["tokens"] / self.max_tokens, step / self.steps)
+        return share * self.expected_steps
+
+    def _progress(self, step: int) -> float:
+        """The share of training that is done after `step` optimizer steps."""
+        return min(1.0, self._position(step) / self.expected_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         number = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._micro_batch
@@ -180,7 +203,7 @@ class DistillModule(lightning.LightningModule):
             compared=compared,
             constants=constants,
             by_student=on_policy,
-            progress=min(1.0, self.trainer.global_step / self.steps),
+            progress=self._progress(self.trainer.global_step),
             seed=self.seed * 1_000_003 + number,
         )
         self._account(result, batch, on_policy)
@@ -217,7 +240,7 @@ class DistillModule(lightning.LightningModule):
         self.stopping = values["stops"] > 0
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
         mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
-        self.objective.after_step(mean, min(1.0, (self.trainer.global_step + 1) / self.steps))
+        self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
         self._sums, self._step_traces, self._micro_batch = None, (), 0
 
     def configure_gradient_clipping(
@@ -357,7 +380,7 @@ class DistillModule(lightning.LightningModule):
         # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when
         # resumed.
         step = self.trainer.global_step + 1
-        if step == 1 or step % self.log_every == 0 or step == self.steps:
+        if step == 1 or step % self.log_every == 0 or step == self.steps or self.budget_spent:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=step)
         self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)

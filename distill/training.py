@@ -25,12 +25,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
-from distill.callbacks import ProgressBar, StopOnSignal, StudentCheckpoints, WeightHistogram
+from distill.callbacks import ProgressBar, StopAtBudget, StopOnSignal, StudentCheckpoints, WeightHistogram
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
 from distill.cli import failed_jobs, one_sentence_errors
 from distill.data import DistillDataModule, TraceRecipe
 from distill.errors import Interrupted, UserError
 from distill.evaluation import Benchmark, Score, evaluate
+from distill.generation import StudentRollouts
 from distill.loggers import CsvMetrics
 from distill.losses.signals import Role
 from distill.models import LanguageModel
@@ -39,6 +40,7 @@ from distill.objective import Objective
 from distill.plots import plot_run
 from distill.prepare import find_models, find_reader, prepare_traces
 from distill.teacher import LazyModel
+from distill.traces import Trace
 
 _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
 
@@ -132,13 +134,15 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             before = before or _benchmark(lm, benchmark, "before", folder, precision)
         _log_score(loggers, benchmark.name, before, step=0)
 
-    steps = _steps(cfg, len(traces))
+    steps, expected = _steps(cfg, traces, objective)
     module = DistillModule(
         lm,
         objective,
         optimizer,
         schedule,
         steps=steps,
+        max_tokens=cfg.max_tokens,
+        expected_steps=expected,
         frozen=live,
         reader=reader,
         seed=cfg.seed,
@@ -154,7 +158,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         workers=cfg.data.workers,
     )
     stop = StopOnSignal()
-    trainer = _trainer(cfg, folder, steps, loggers, stop)
+    trainer = _trainer(cfg, folder, steps, expected, loggers, stop)
     _log_config(loggers, cfg)
     if resumed:
         _rewind(loggers, resumed)
@@ -169,9 +173,12 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         return None
     if module.stopping:
         kept = runs.checkpoints(folder / "checkpoints")[-1]
+        done = f"step {trainer.global_step} of {steps}"
+        if cfg.max_tokens is not None:
+            done = f"step {trainer.global_step}, {module.totals['tokens']:,.0f} of {cfg.max_tokens:,} tokens"
         raise Interrupted(
-            f"stopped by {stop.received} after step {trainer.global_step} of {steps}; the checkpoint {kept} "
-            f"is kept: the same command with ckpt={folder} goes on from there"
+            f"stopped by {stop.received} after {done}; the checkpoint {kept} is kept: the same command with "
+            f"ckpt={folder} goes on from there"
         )
     _keep_student(runs.checkpoints(folder / "checkpoints")[-1] / "student", folder / "student")
     after = None
@@ -185,6 +192,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "name": cfg.name,
         "status": "finished",
         "seed": cfg.seed,
+        "loss": HydraConfig.get().runtime.choices.get("loss"),
         "benchmark": benchmark.name if benchmark else None,
         "before": before.summary() if before else None,
         "after": after.summary() if after else None,
@@ -205,40 +213,21 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     return after.accuracy if after else None
 
 
-def _check_numbers(cfg: DictConfig) -> None:
-    """Keys that no constructor looks at."""
-    whole = {
-        "seed": 0,
-        "data.batch_size": 1,
-        "data.workers": 0,
-        "histogram_every": 1,
-        "checkpoint.every": 1,
-        "checkpoint.keep": 1,
-    }
-    for key, least in whole.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
-    for key in ("data.limit", "benchmark.limit", "trainer.max_steps"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if not isinstance(cfg.data.epochs, (int, float)) or cfg.data.epochs <= 0:
-        raise UserError(f"data.epochs={cfg.data.epochs!r} must be a positive number")
-
-
-def _steps(cfg: DictConfig, traces: int) -> int:
-    if cfg.trainer.max_steps is not None:
-        steps = int(cfg.trainer.max_steps)
+def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
+    """Optimizer steps of the run: at most, and as far as one can tell."""
+    per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * _ranks(cfg)
+    if cfg.max_tokens is None:
+        steps = cfg.trainer.max_steps or max(1, math.ceil(cfg.data.epochs * len(traces) / per_step))
+        return steps, steps
+    # A completion has at least one token, so this many steps suffice whatever the student writes.
+    steps = math.ceil(cfg.max_tokens / per_step)
+    steps = min(steps, cfg.trainer.max_steps or steps)
+    rollouts = objective.rollouts
+    if isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1:  # the traces are prompts alone
+        length = float(rollouts.max_new_tokens)
     else:
-        per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * _ranks(cfg)
-        steps = math.ceil(cfg.data.epochs * traces / per_step)
-    if steps < 1:
-        raise UserError(
-            f"there is nothing to train: trainer.max_steps={cfg.trainer.max_steps}, "
-            f"data.epochs={cfg.data.epochs}"
-        )
-    return steps
+        length = sum(len(trace.completion_ids) for trace in traces) / len(traces)
+    return steps, min(steps, math.ceil(cfg.max_tokens / (per_step * length)))
 
 
 def _ranks(cfg: DictConfig) -> int:
@@ -266,14 +255,15 @@ def _device(cfg: DictConfig) -> str:
 
 
 def _trainer(
-    cfg: DictConfig, folder: Path, steps: int, loggers: list[Logger], stop: StopOnSignal
+    cfg: DictConfig, folder: Path, steps: int, expected: int, loggers: list[Logger], stop: StopOnSignal
 ) -> lightning.Trainer:
     options = {**trainer_options(cfg), "max_steps": steps}
     callbacks = [
         stop,
+        StopAtBudget(),
         WeightHistogram(folder / "weights.jsonl", cfg.histogram_every),
         StudentCheckpoints(folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.keep),
-        ProgressBar(steps * cfg.trainer.accumulate_grad_batches),
+        ProgressBar(expected * cfg.trainer.accumulate_grad_batches, cfg.max_tokens),
     ]
     return lightning.Trainer(
         **options,

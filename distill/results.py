@@ -1,0 +1,307 @@
+"""`python -m distill.results <sweep or run folders>`: finished runs as a Markdown table, one row a method.
+
+Runs are one row where nothing but their seed differs, and share a table where nothing but seed and method do:
+another benchmark, data set, model, batch size or length makes another table, whose heading says what differs.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from scipy.stats import t
+from yaml import YAMLError
+
+from distill.cli import one_sentence_errors
+from distill.errors import UserError
+
+_MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them is in every run's folder
+# Where a run lies, how often it writes and what it is called changes nothing in what it finds.
+_BESIDE_THE_POINT = re.compile(
+    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.workers|model\.threads"
+    r"|trainer\.log_every_n_steps)(\.|$)"
+)
+_METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
+_SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its summary, and its configuration as `{"data.limit": 4096, ...}`."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def loss(self) -> str:
+        """The preset's name; of runs that do not tell it, the run's own without its seed."""
+        return self.summary.get("loss") or re.sub(r"_seed\d+$", "", self.summary["name"])
+
+    @property
+    def seed(self) -> int:
+        return self.summary["seed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone, in its order.
+
+    Attributes:
+        loss: the preset.
+        changes: in what its other choices differ from the table's other rows, as `key=value`.
+        runs: one a seed.
+    """
+
+    loss: str
+    changes: list[str]
+    runs: list[Run]
+
+    def accuracies(self, stage: str) -> list[float]:
+        """Of `before` or `after`, a run each; empty without a benchmark."""
+        return [run.summary[stage]["accuracy"] for run in self.runs if run.summary.get(stage)]
+
+    @property
+    def mean(self) -> float | None:
+        """Accuracy after training."""
+        after = self.accuracies("after")
+        return fmean(after) if after else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the mean's 95 % interval (Student's t over seeds); None of a single seed."""
+        after = self.accuracies("after")
+        if len(after) < 2:
+            return None
+        return float(t.ppf(0.975, len(after) - 1)) * stdev(after) / math.sqrt(len(after))
+
+    @property
+    def tokens(self) -> float:
+        """Completion tokens trained on, a run."""
+        return fmean(run.summary["tokens"] for run in self.runs)
+
+    @property
+    def by_student(self) -> float:
+        """The share of these tokens that the student wrote itself."""
+        return fmean(run.summary["rollout_tokens"] for run in self.runs) / self.tokens if self.tokens else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of training, a run."""
+        return fmean(run.summary["seconds"]["training"] for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that may be compared.
+
+    Attributes:
+        differs: in what it differs from the other comparisons, as `key=value`; empty of the only one.
+        rows: by mean accuracy, best first.
+        repeated: older runs of a row's seed, which count nowhere.
+    """
+
+    differs: list[str]
+    rows: list[Row]
+    repeated: list[Run]
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """The finished runs in these folders or below them; of the others the folder and the reason.
+
+    Raises:
+        UserError: a folder is not there, or no run is in it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        runs = list(_run_folders(folder))
+        if not runs:
+            raise UserError(f"{folder}: there is no run in it")
+        found |= {run.resolve(): run for run in runs}
+    finished, others = [], {}
+    for folder in found.values():
+        run = _read(folder)
+        if isinstance(run, Run):
+            finished.append(run)
+        else:
+            others[folder] = run
+    return finished, others
+
+
+def compare(runs: Sequence[Run]) -> list[Comparison]:
+    """Runs by what they have in common: a comparison where all but the method is the same."""
+    settings = _split(runs, lambda key: not _METHOD.match(key))
+    differing = _differing(settings, lambda key: not _METHOD.match(key))
+    comparisons = []
+    for members in settings:
+        groups = _split(members, lambda key: True)
+        common = _differing(groups, lambda key: bool(_METHOD.match(key)) and not key.startswith("loss."))
+        rows, repeated = [], []
+        for group in groups:
+            same_preset = [other for other in groups if other[0].loss == group[0].loss]
+            own = _differing(same_preset, lambda key: key.startswith("loss."))
+            newest: dict[int, Run] = {}
+            for run in sorted(group, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
+                if run.seed in newest:
+                    repeated.append(newest[run.seed])
+                newest[run.seed] = run
+            # What is null is left out: only one method has a pilot, say.
+            config = group[0].config
+            changes = [f"{key}={_text(config[key])}" for key in common + own if config.get(key) is not None]
+            rows.append(Row(group[0].loss, changes, [newest[seed] for seed in sorted(newest)]))
+        rows.sort(key=lambda row: (-1.0 if row.mean is None else row.mean, row.loss), reverse=True)
+        differs = [f"{key}={_text(members[0].config.get(key))}" for key in differing]
+        comparisons.append(Comparison(differs, rows, repeated))
+    return comparisons
+
+
+def report(folders: Iterable[Path]) -> str:
+    """All tables, in Markdown, and below them what is not in them."""
+    runs, others = read_runs(folders)
+    parts = [_markdown(comparison) for comparison in compare(runs)] or ["No run is finished."]
+    if others:
+        lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]
+        parts.append("\n".join(["Not in a table:", "", *lines]))
+    return "\n\n".join(parts)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    if any((folder / mark).is_file() for mark in _MARKS):
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            yield from _run_folders(child)
+
+
+def _read(folder: Path) -> Run | str:
+    """A run, or why it has none of the results of one."""
+    if not (folder / "summary.json").is_file():
+        if (folder / "error.txt").is_file():
+            reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
+            return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
+        steps = sorted(path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*"))
+        kept = f"a checkpoint after step {int(steps[-1])} is kept" if steps else "no checkpoint"
+        return f"unfinished: {kept}"
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        return f"unreadable: {str(error).strip().splitlines()[0]}"
+    if summary["status"] != "finished":
+        return str(summary["status"])
+    flat = {key: value for key, value in _flat(config) if not _BESIDE_THE_POINT.match(key)}
+    return Run(folder, summary, flat)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _split(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[list[Run]]:
+    """The runs in groups that agree on the loss, if that is wanted, and on every key that is wanted."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        # A key that an older run's configuration did not have yet is as good as null.
+        same = {key: value for key, value in run.config.items() if value is not None and wanted(key)}
+        loss = run.loss if wanted("loss") else ""
+        groups[json.dumps([loss, same], sort_keys=True, default=str)].append(run)
+    return list(groups.values())
+
+
+def _differing(groups: Sequence[Sequence[Run]], wanted: Callable[[str], bool]) -> list[str]:
+    """The keys that are wanted and not the same in all groups, those near the root first; of several that
+    say the same the one nearest to it (`data.limit`, and not the `data.recipe.source.count` made from it)."""
+    configs = [group[0].config for group in groups]
+    keys = sorted({key for config in configs for key in config if wanted(key)})
+    found: dict[str, tuple[int, list[str]]] = {}
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):
+        values = [_text(config.get(key)) for config in configs]
+        depth, same = found.setdefault(json.dumps(values), (key.count("."), []))
+        if len(set(values)) > 1 and key.count(".") == depth:
+            same.append(key)
+    return [key for _, same in found.values() for key in same]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _markdown(comparison: Comparison) -> str:
+    rows = comparison.rows
+    seeds = [[run.seed for run in row.runs] for row in rows]
+    alike = all(own == seeds[0] for own in seeds)
+    by_seed = f"after: seeds {', '.join(map(str, seeds[0]))}" if alike else "after, by seed"
+    lines = [
+        f"| loss | before, % | {by_seed} | mean ± 95 % (t over seeds) "
+        "| trained tokens | of them by the student | training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        before, after = row.accuracies("before"), list(map(_percent, row.accuracies("after")))
+        if not alike and after:
+            after = [f"{run.seed}: {accuracy}" for run, accuracy in zip(row.runs, after, strict=True)]
+        cells = [
+            " ".join([f"`{row.loss}`", ", ".join(map(_short, row.changes))]).strip(),
+            "–".join(dict.fromkeys([_percent(min(before)), _percent(max(before))])) if before else "",
+            ", ".join(after),
+            "" if row.mean is None else _percent(row.mean),
+            _count(row.tokens),
+            f"{row.by_student:.0%}".replace("%", " %"),
+            f"{row.seconds:.0f}" if row.seconds >= 10 else f"{row.seconds:.1f}",
+        ]
+        if row.half_width is not None:
+            cells[3] += f" ± {100 * row.half_width:.1f}"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |")
+    asked = next((run.summary for row in rows for run in row.runs if run.summary.get("after")), None)
+    heading = [f"{asked['benchmark']}, {asked['after']['count']} problems" if asked else "No benchmark"]
+    if comparison.differs:
+        keys = [_short(word) for word in comparison.differs[:_SHOWN_KEYS]]
+        more = len(comparison.differs) - len(keys)
+        heading += ["with", ", ".join([*keys, *([f"{more} keys more"] if more else [])])]
+    notes = []
+    if not alike:
+        notes.append("The rows' seeds differ.")
+    for run in comparison.repeated:
+        notes.append(f"A newer run of `{run.loss}` with seed {run.seed} counts in place of `{run.folder}`.")
+    return "\n\n".join([" ".join(heading) + ":", "\n".join(lines), *notes])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _count(tokens: float) -> str:
+    return f"{tokens / 1000:,.0f} k" if tokens >= 10_000 else f"{tokens:,.0f}"
+
+
+def _short(word: str) -> str:
+    word = " ".join(word.split())
+    return word if len(word) <= _SHOWN_CHARACTERS else f"{word[: _SHOWN_CHARACTERS - 1]}…"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.results", description="Finished runs as a table."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
+    with one_sentence_errors():
+        print(report(parser.parse_args().folders))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Runs whose length is a number of completion tokens trained on."""
+
+import json
+import math
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_training
+import torch
+from test_training import arguments, column, rows, run, same_weights, train_py
+
+from distill.callbacks import checkpoints
+from distill.errors import Interrupted, UserError
+from distill.models import ModelSource
+from distill.module import DistillModule, Schedule
+from distill.objective import Objective
+
+traces = test_training.traces  # the fixture
+
+
+def budget(
+    pair: tuple[Path, Path], data: Path, folder: Path, max_tokens: int | str, *overrides: str
+) -> list[str]:
+    """The command line of a run that tokens alone bound."""
+    words = arguments(pair, data, folder, "trainer.max_steps=null", f"max_tokens={max_tokens}")
+    return [*words, *overrides]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def first_to_reach(tokens: list[float], max_tokens: int) -> int:
+    """The first step at whose end so many tokens were trained on, counted from 1."""
+    return next(step for step, total in enumerate(accumulate(tokens), start=1) if total >= max_tokens)
+
+
+def test_a_run_ends_with_the_first_step_that_reaches_its_budget(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = column(run(arguments(tiny_pair, traces, tmp_path), tmp_path / "steps"), "train/tokens")
+    for max_tokens in (int(sum(steps[:4])), int(sum(steps[:4])) + 1):  # reached exactly, and missed by one
+        capsys.readouterr()
+        words = budget(tiny_pair, traces, tmp_path, max_tokens, "trainer.log_every_n_steps=50")
+        folder = run(words, tmp_path / str(max_tokens))
+        last = first_to_reach(steps, max_tokens)
+        assert last in (4, 5)
+        found = summary(folder)
+        assert (found["status"], found["steps"], found["tokens"]) == ("finished", last, sum(steps[:last]))
+        assert f"{found['tokens']:,.0f} completion tokens in {last} steps" in capsys.readouterr().out
+        # What a run leaves at its end it leaves here too, though the end was not known before.
+        assert [row["step"] for row in rows(folder)] == ["1", str(last)]
+        assert column(folder, "train/tokens_total")[-1] == found["tokens"]
+        spans = [json.loads(line) for line in (folder / "weights.jsonl").read_text().splitlines()]
+        assert [span["step"] for span in spans] == [last]
+        assert sum(spans[0]["counts"]) == found["tokens"]
+        assert [kept.name for kept in checkpoints(folder / "checkpoints")] == [f"step-{last:06d}"]
+        assert same_weights(checkpoints(folder / "checkpoints")[0], folder)
+
+
+def test_the_passes_over_the_data_do_not_end_a_run_with_a_budget(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = budget(tiny_pair, traces, tmp_path, 3000, "data.epochs=0.1", "data.limit=20", "loss=sft")
+    folder = run(words, tmp_path / "run")
+    assert 3000 <= summary(folder)["tokens"] < 3000 + max(column(folder, "train/tokens"))
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(3, 3), (5000, 5)])
+def test_of_tokens_and_steps_what_comes_first_ends_the_run(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, max_steps: int, steps: int
+) -> None:
+    known = column(run(arguments(tiny_pair, traces, tmp_path, "loss=sft"), tmp_path / "x"), "train/tokens")
+    words = budget(tiny_pair, traces, tmp_path, int(sum(known[:5])), "loss=sft", "schedule.warmup=0")
+    folder = run([*words, f"trainer.max_steps={max_steps}"], tmp_path / "run")
+    assert len(rows(folder)) == summary(folder)["steps"] == steps
+    # The learning rate falls towards the end that comes, from 1e-3 to a tenth of it.
+    rates = column(folder, "train/lr")
+    assert rates[0] == 1e-3
+    assert rates == sorted(rates, reverse=True)
+    if max_steps == 3:
+        assert rates[-1] == pytest.approx(1e-3 * Schedule(warmup=0).factor(2, 3))
+
+
+def test_the_learning_rate_and_progress_follow_the_tokens(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[float]] = {"weights": [], "after": []}
+    call, after_step = Objective.__call__, Objective.after_step
+
+    def watched(self: Objective, *args: Any, progress: float, **kwargs: Any) -> Any:
+        seen["weights"].append(progress)
+        return call(self, *args, progress=progress, **kwargs)
+
+    def watched_after(self: Objective, loss: float, progress: float) -> None:
+        seen["after"].append(progress)
+        after_step(self, loss, progress)
+
+    monkeypatch.setattr(Objective, "__call__", watched)
+    monkeypatch.setattr(Objective, "after_step", watched_after)
+    words = budget(tiny_pair, traces, tmp_path, 2000, "loss=taid", "schedule.warmup=0")
+    folder = run(words, tmp_path / "run")
+    totals = [0.0, *column(folder, "train/tokens_total")]
+    shares = [min(1.0, total / 2000) for total in totals]
+    assert seen["weights"] == pytest.approx(shares[:-1])
+    assert seen["after"] == pytest.approx(shares[1:])
+    factors = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)) for share in shares[:-1]]
+    assert column(folder, "train/lr") == pytest.approx([1e-3 * factor for factor in factors])
+
+
+def test_the_learning_rate_warms_up_over_its_share_of_the_tokens(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = budget(tiny_pair, traces, tmp_path, 4000, "loss=sft", "schedule.warmup=0.5")
+    folder = run([*words, "schedule.decay=constant"], tmp_path / "run")
+    rates, totals = column(folder, "train/lr"), [0.0, *column(folder, "train/tokens_total")]
+    below = [rate for rate, total in zip(rates, totals, strict=False) if total < 1500]
+    assert below == sorted(below)
+    assert 0 < below[0] < 0.2e-3  # the first step is not wasted
+    assert below[-1] < 1e-3
+    assert {rate for rate, total in zip(rates, totals, strict=False) if total >= 2000} == {1e-3}
+
+
+@pytest.mark.parametrize("loss", ["dcod +loss.token_weight.anneal=0.8", "on_policy_kd", "taid"])
+def test_a_resumed_run_with_a_budget_repeats_an_unbroken_one_bit_for_bit(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [*loss.replace("+", "").split(), "trainer.accumulate_grad_batches=2", "checkpoint.every=2"]
+    words = budget(tiny_pair, traces, tmp_path, 2000, f"loss={changes[0]}", *changes[1:])
+    whole = run(words, tmp_path / "runs" / "0_whole")
+    assert len(rows(whole)) > 4
+    original = DistillModule.training_step
+
+    def killed(self: DistillModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 3 and self._micro_batch == 1:  # in the middle of the fourth step
+            raise MemoryError("the machine went away")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DistillModule, "training_step", killed)
+    with pytest.raises(MemoryError):
+        run(words, tmp_path / "runs" / "1_cut")
+    monkeypatch.setattr(DistillModule, "training_step", original)
+    torch.manual_seed(123)  # a new process has another random state
+    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+
+    assert resumed == (tmp_path / "runs" / "1_cut")
+    assert [row["step"] for row in rows(resumed)] == [row["step"] for row in rows(whole)]
+    for name in ("train/loss", "train/tokens", "train/tokens_total", "train/lr", "weights/mean"):
+        assert column(resumed, name) == column(whole, name)
+    assert same_weights(resumed, whole)
+    assert summary(resumed)["resumed_from_step"] == 2
+
+
+def test_a_run_that_spent_its_budget_ends_at_once_when_resumed_and_goes_on_with_a_larger_one(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = budget(tiny_pair, traces, tmp_path, 1000, "schedule.decay=constant", "schedule.warmup=0")
+    folder = run(words, tmp_path / "runs" / "a")
+    before = {name: (folder / name).read_text() for name in ("metrics.csv", "weights.jsonl")}
+    first = summary(folder)
+    run([*words, "ckpt=last"], folder)
+    assert {name: (folder / name).read_text() for name in before} == before
+    assert {key: summary(folder)[key] for key in ("steps", "tokens")} == {
+        key: first[key] for key in ("steps", "tokens")
+    }
+    larger = [word.replace("max_tokens=1000", "max_tokens=2000") for word in words]
+    run([*larger, "ckpt=last"], folder)
+    whole = run(larger, tmp_path / "whole")
+    assert column(folder, "train/loss") == column(whole, "train/loss")
+    assert same_weights(folder, whole)
+
+
+def test_two_processes_stop_at_the_same_step_as_one(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = budget(tiny_pair, traces, tmp_path, 1000)
+    single = run([*words, "data.batch_size=3", "trainer.accumulate_grad_batches=4"], tmp_path / "single")
+    two = [f"dir={tmp_path / 'two'}", "data.batch_size=3", "trainer.accumulate_grad_batches=2"]
+    done = train_py([*words, *two, "trainer.devices=2", "trainer.strategy=ddp"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 2 < len(rows(single)) < 10
+    for name in ("train/loss", "train/gradient_norm", "train/lr"):
+        assert column(tmp_path / "two", name) == pytest.approx(column(single, name), rel=2e-5)
+    assert column(tmp_path / "two", "train/tokens") == column(single, "train/tokens")
+    assert summary(tmp_path / "two")["status"] == "finished"
+    kept = [checkpoints(folder / "checkpoints")[-1].name for folder in (single, tmp_path / "two")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("loss", ["on_policy_kd", "opd"])
+def test_the_students_own_tokens_count(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    folder = run(budget(tiny_pair, traces, tmp_path, 1500, f"loss={loss}"), tmp_path / "run")
+    found, tokens = summary(folder), column(folder, "train/tokens")
+    assert found["steps"] == first_to_reach(tokens, 1500)
+    assert found["rollout_tokens"] == sum(column(folder, "rollouts/tokens")) > 0
+    assert (found["rollout_tokens"] == found["tokens"]) == (loss == "opd")
+
+
+def test_a_student_that_writes_nothing_but_ends_does_not_train_for_ever(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(lm: Any, prompts: list[Any], *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [lm.end_ids[:1] for _ in prompts]
+
+    monkeypatch.setattr("distill.module.generate", generate)
+    words = budget(tiny_pair, traces, tmp_path, 50, "loss=opd", "data.batch_size=8", "data.limit=5")
+    found = summary(run(words, tmp_path / "run"))
+    assert (found["steps"], found["tokens"]) == (7, 56)
+
+
+def test_a_stop_on_the_way_says_how_much_of_the_budget_is_spent(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DistillModule.training_step
+
+    def interrupted(self: DistillModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.stop_wanted = self.trainer.global_step == 2
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DistillModule, "training_step", interrupted)
+    with pytest.raises(
+        Interrupted, match=r"after step 3, \d{3} of 100,000 tokens; the checkpoint .*step-000003"
+    ):
+        run(budget(tiny_pair, traces, tmp_path, 100_000), tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1e6", "2.5", "true", "many"])
+def test_a_budget_that_is_none_is_refused_before_anything_is_loaded(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=r"^max_tokens=.* must be a whole number, at least 1, or null$"):
+        run(budget(tiny_pair, traces, tmp_path, value), tmp_path / "run")
