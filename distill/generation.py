@@ -68,7 +68,12 @@ class StudentRollouts:
 
 
 def generate(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    end_ids: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Completions for a batch of prompts, token ids, with the end token where the model wrote one.
 
@@ -80,6 +85,7 @@ def generate(
         prompts: token ids, any lengths.
         sampling: how tokens are drawn.
         seed: of the draw; the same seed, batch and machine give the same completions.
+        end_ids: tokens that end a completion; the model's own where None.
     """
     rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
     if len(set(rooms)) > 1:
@@ -87,12 +93,14 @@ def generate(
         written: list[list[int]] = [[]] * len(prompts)
         for group, room in enumerate(sorted(set(rooms))):
             rows = [row for row, own in enumerate(rooms) if own == room]
-            part = generate(lm, [prompts[row] for row in rows], sampling, seed=seed + 1_000_033 * group)
+            part = generate(
+                lm, [prompts[row] for row in rows], sampling, seed=seed + 1_000_033 * group, end_ids=end_ids
+            )
             written = [part[rows.index(row)] if row in rows else ids for row, ids in enumerate(written)]
         return written
     model = lm.model
-    end_ids = lm.end_ids
-    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else end_ids[0]
+    end_ids = list(end_ids or lm.end_ids)
+    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
     attention = torch.zeros_like(ids)
@@ -118,7 +126,8 @@ def generate(
 def _up_to_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
     """The completion with its end token; what generate pads behind it is cut by position, never by id,
     because the padding token may be the end token."""
-    ends = [position for position, token in enumerate(ids) if token in end_ids]
+    stops = set(end_ids)
+    ends = [position for position, token in enumerate(ids) if token in stops]
     return ids[: ends[0] + 1] if ends else ids
 
 

@@ -21,7 +21,8 @@ from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
 from distill.objective import Objective, WeightedLoss
 from distill.reading import Reader
-from distill.traces import Trace
+from distill.steps import StepValues
+from distill.traces import Grader, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -36,6 +37,7 @@ _SUMS = (
     "rollout_tokens",
     "truncated_rollouts",
 )
+_STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 WEIGHT_BINS = np.linspace(0.0, 2.0, 41)
 
 
@@ -89,6 +91,7 @@ class DistillModule(lightning.LightningModule):
         frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
             the teacher where it compares whole distributions or scores rollouts.
         reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
+        grade: judges answers, where the objective values next steps by them.
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
     """
@@ -105,6 +108,7 @@ class DistillModule(lightning.LightningModule):
         expected_steps: int | None = None,
         frozen: Mapping[Role, LanguageModel] | None = None,
         reader: Reader | None = None,
+        grade: Grader | None = None,
         seed: int = 0,
         log_every: int = 1,
     ) -> None:
@@ -113,6 +117,7 @@ class DistillModule(lightning.LightningModule):
         self.student_lm = student
         self.frozen = dict(frozen or {})
         self.reader = reader
+        self.grade = grade
         self._shared_ids: Tensor | None = None
         self.objective = objective
         self.optimizer_factory = optimizer
@@ -131,13 +136,15 @@ class DistillModule(lightning.LightningModule):
         self.stop_wanted = False  # by this rank
         self.stopping = False  # by any rank, and known to all
         self._resumed_rng: dict[str, Tensor] = {}
-        self._rollout_seconds = 0.0
+        self._rollout_seconds = self._proposal_seconds = 0.0
         self._step_began = 0.0
         if missing := objective.live_roles - self.frozen.keys():
             raise UserError(
                 f"this loss compares the student with another model as it trains: set "
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
+        if self.objective.compares_steps and self.objective.proposals is not None:
+            self.objective.proposals.check(student, grade)
 
     def on_fit_start(self) -> None:
         for lm in self.frozen.values():
@@ -190,6 +197,9 @@ class DistillModule(lightning.LightningModule):
             for name, role in self.objective.cached_signals.items():
                 flat = label_logprobs(heads[role], batch.labels[batch.mask])
                 signals[name] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+        steps = self._propose(batch, number) if self.objective.compares_steps else None
+        if steps is not None:
+            signals |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
         compared, constants = None, {}
         if batch.readings is not None or self.objective.compares_tokens:
             compared, signals["same_token"] = _comparable(batch)
@@ -206,7 +216,7 @@ class DistillModule(lightning.LightningModule):
             progress=self._progress(self.trainer.global_step),
             seed=self.seed * 1_000_003 + number,
         )
-        self._account(result, batch, on_policy)
+        self._account(result, batch, on_policy, steps)
         # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
         # Lightning's division by the number of micro-batches, which would make a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
@@ -223,7 +233,8 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        names = [*_SUMS, *(f"loss_{name}" for name in self.objective.terms), "stops"]
+        names = [*_SUMS, *(f"loss_{name}" for name in self.objective.terms)]
+        names += [*(_STEP_SUMS if self.objective.compares_steps else ()), "stops"]
         values: dict[str, float] = dict(zip(names, numbers, strict=True))
         if values["denominator"] < 0:
             raise UserError(
@@ -261,7 +272,9 @@ class DistillModule(lightning.LightningModule):
     @torch.no_grad()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
-        roles = self.objective.live_roles if on_policy else set(self.objective.distributions.values())
+        roles = set(self.objective.distributions.values())
+        if on_policy:
+            roles |= set(self.objective.cached_signals.values())
         heads: dict[Role, Head] = {
             role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
             for role in ROLES
@@ -296,7 +309,18 @@ class DistillModule(lightning.LightningModule):
         self._rollout_seconds += time.perf_counter() - began
         return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
 
-    def _account(self, result: WeightedLoss, batch: Batch, on_policy: bool) -> None:
+    def _propose(self, batch: Batch, number: int) -> StepValues:
+        """What the next steps of student and teacher are worth under the batch's prefixes."""
+        began = time.perf_counter()
+        assert self.objective.proposals is not None
+        seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
+        found = self.objective.proposals.values(
+            self.student_lm, self.frozen["teacher"], batch, grade=self.grade, seed=seed
+        )
+        self._proposal_seconds += time.perf_counter() - began
+        return found
+
+    def _account(self, result: WeightedLoss, batch: Batch, on_policy: bool, steps: StepValues | None) -> None:
         """Add a micro-batch to the step's sums, on the device: the step reads them once, when it ends."""
         weights = result.weights[result.mask].double()
         tokens = result.mask.sum()
@@ -314,6 +338,14 @@ class DistillModule(lightning.LightningModule):
             truncated * on_policy,
             *result.terms.values(),
         ]
+        if steps is not None:
+            sums += [
+                steps.first.sum(),
+                steps.student[steps.first].sum(),
+                steps.teacher[steps.first].sum(),
+                result.weights[steps.first].sum(),
+                steps.agreed.sum(),
+            ]
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
         counts = torch.histc(
@@ -374,7 +406,17 @@ class DistillModule(lightning.LightningModule):
                 "rollouts/seconds": self._rollout_seconds,
                 "rollouts/truncated": values["truncated_rollouts"],
             }
-        self._rollout_seconds = 0.0
+        if self.objective.compares_steps:
+            steps = max(1.0, values["steps"])
+            metrics |= {
+                "steps/count": values["steps"],
+                "steps/student_value": values["student_step_value"] / steps,
+                "steps/teacher_value": values["teacher_step_value"] / steps,
+                "steps/weight": values["step_weight"] / steps,
+                "steps/agreed": values["agreed_steps"] / steps,
+                "steps/seconds": self._proposal_seconds,
+            }
+        self._rollout_seconds = self._proposal_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]
         # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when

@@ -28,6 +28,7 @@ from distill.losses.signals import (
     is_on_policy_only,
     signals,
 )
+from distill.steps import StepProposals
 
 TokenWeight = Callable[..., Tensor]
 Control = Literal["none", "uniform", "shuffled", "inverted"]
@@ -102,6 +103,7 @@ class Objective:
             the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
         control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
             `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
+        proposals: how next steps are proposed and valued, for weights that compare them.
         teacher: whose signals are the teacher's: those of `model` (`model.teacher`), or of the student as it
             was before training (`initial`).
         teacher_sees: the problem (`prompt`), or its worked solution too (`solution`), under
@@ -119,6 +121,7 @@ class Objective:
     normalize: Literal["tokens", "weights"] = "tokens"
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
+    proposals: StepProposals | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     temperature: float = 1.0
@@ -188,14 +191,22 @@ class Objective:
 
     @property
     def live_roles(self) -> set[Role]:
-        """Frozen models that run beside the student: for whole distributions, or to score its rollouts."""
+        """Frozen models that run beside the student: for whole distributions and next steps, or to score its
+        rollouts."""
         live = set(self.distributions.values())
+        if self.compares_steps:
+            live.add("teacher")
         return live | set(self.cached_signals.values()) if self.on_policy else live
 
     @property
     def compares_tokens(self) -> bool:
         """Whether a loss asks which tokens student and teacher have in common."""
         return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
+
+    @property
+    def compares_steps(self) -> bool:
+        """Whether a weight asks what proposed next steps are worth."""
+        return any(SIGNALS[name].shape == "step" for name in self.signals)
 
     @property
     def across_vocabularies(self) -> bool:
@@ -335,6 +346,16 @@ class Objective:
                 f"term {name}"
             )
         asked = signals(term.token_loss) & SIGNALS.keys()
+        if self.compares_steps and self.proposals is None:
+            raise ValueError(
+                f"{_name(term.token_weight)} compares proposed next steps: say how in loss.proposals, as "
+                f"loss=validity does"
+            )
+        if self.compares_steps and self.teacher_sees == "solution":
+            raise ValueError(
+                "a teacher that is shown the solution proposes no steps of its own: set "
+                "loss.teacher_sees=prompt"
+            )
         per_token = {key for key in asked if SIGNALS[key].shape == "token"}
         if per_token and self.temperature != 1.0:
             raise ValueError(
@@ -366,7 +387,7 @@ class Objective:
                 "shared_ids": torch.tensor([[0, 1, 2]] * 2),
             }
             term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
-            given = {key: one for key, signal in SIGNALS.items() if signal.shape == "token"}
+            given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
             self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
 
 

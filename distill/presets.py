@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from distill.generation import StudentRollouts
 from distill.losses import weights
+from distill.losses.signals import Role
 from distill.objective import Objective, Term
 
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -43,14 +44,23 @@ def papers(preset: Path) -> str:
 
 def asks(objective: Objective) -> str:
     """What frozen models must give: from the cache, or live beside the student."""
-    asked = [f"{role}'s distribution, live" for role in objective.distributions.values()]
+    asked = [f"{_whose(role, objective)} distribution, live" for role in objective.distributions.values()]
+    if objective.compares_steps:
+        asked.append(f"{_whose('teacher', objective)} next steps, live")
     how = "live" if objective.on_policy else "cached"
     for name, role in objective.cached_signals.items():
         what = "sampling log-probs" if name == "sampler_logprobs" else "log-probs"
-        asked.append(f"{role}'s {what}, {how}")
+        asked.append(f"{_whose(role, objective)} {what}, {how}")
     if objective.rollouts == "teacher":
         asked.append("teacher's traces, cached")
     return "; ".join(asked) or "nothing"
+
+
+def _whose(role: Role, objective: Objective) -> str:
+    if role != "teacher":
+        return f"{role}'s"
+    who = "the untrained student's" if objective.teacher == "initial" else "teacher's"
+    return f"{who} (shown the solution)" if objective.teacher_sees == "solution" else who
 
 
 def _rollouts(objective: Objective) -> str:

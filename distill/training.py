@@ -145,6 +145,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         expected_steps=expected,
         frozen=live,
         reader=reader,
+        grade=recipe.grade,
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
     )

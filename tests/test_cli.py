@@ -224,7 +224,7 @@ def build(node: Any) -> Any:
 def test_every_loss_builds(option: str) -> None:
     objective = build(check(f"loss={option}").loss)
     assert isinstance(objective, Objective)
-    on_policy = {"on_policy_kd", "opd", "iw_opd", "minillm", "distillm", "distillm2"}
+    on_policy = {"on_policy_kd", "opd", "opsd", "iw_opd", "minillm", "distillm", "distillm2", "gold"}
     assert objective.on_policy == (option in on_policy)
 
 

@@ -23,12 +23,13 @@ class Signal:
         role: the model it comes from. `initial` is the student before training; `reference` and `pilot` are
             models of their own (`model.reference`, `model.pilot`).
         shape: `vocab`: log-probabilities over the vocabulary, which exist chunk by chunk only; `token`: one
-            number a token.
+            number a token, which can be cached; `step`: one number a reasoning step, which needs proposals
+            while the student trains (`distill.steps`).
         meaning: in words.
     """
 
     role: Role
-    shape: Literal["vocab", "token"]
+    shape: Literal["vocab", "token", "step"]
     meaning: str
 
 
@@ -43,6 +44,8 @@ SIGNALS: dict[str, Signal] = {
     "initial_logprobs": Signal("initial", "token", "log-probs by the student before training"),
     "reference_logprobs": Signal("reference", "token", "log-probs by the reference model"),
     "pilot_logprobs": Signal("pilot", "token", "log-probs by the pilot model"),
+    "student_step_value": Signal("teacher", "step", "what the student's next step is worth"),
+    "teacher_step_value": Signal("teacher", "step", "what the teacher's next step is worth"),
 }
 # What a function may ask for beside, and no model gives. Where the teacher's tokens are others than the
 # student's: `same_token`, whether both wrote the same piece of text; `shared_ids`, [2, shared] the tokens

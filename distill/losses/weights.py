@@ -291,6 +291,30 @@ def iw_opd(
     return (1 + gamma * (1 - before / total.clamp(min=1e-12))).masked_fill(~mask, 0.0)
 
 
+def validity(
+    mask: Bool[Tensor, "batch seq"],
+    teacher_step_value: Float[Tensor, "batch seq"],
+    student_step_value: Float[Tensor, "batch seq"],
+    *,
+    gamma: float = 1.0,
+) -> Float[Tensor, "batch seq"]:
+    """More weight where the teacher's next step is the better one (validity calibration, 2605.04078).
+
+    w_t = λ(s) = σ(γ (v(a_T|s) - v(a_S|s))),   s the prefix of the step that t belongs to
+
+    1/2 where both are worth the same. Values, as `distill.steps` makes them, are bounded by ±60.
+
+    Raises:
+        ValueError: `gamma` is negative.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"validity: gamma={gamma} must not be negative")
+    teacher, student = (
+        wide(value).clamp(-_BOUND, _BOUND) for value in (teacher_step_value, student_step_value)
+    )
+    return (gamma * (teacher - student)).sigmoid().masked_fill(~mask, 0.0)
+
+
 def later_log_ratio(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
