@@ -1,0 +1,141 @@
+"""The whole grid: every token loss with every token weight, offline and on the student's own, in single
+precision and in bf16; and what is refused."""
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from test_objective import Work, draw
+from torch import Tensor
+
+from distill.generation import StudentRollouts
+from distill.head import Head
+from distill.losses import divergence, weights
+from distill.losses.divergence import Taid
+from distill.losses.signals import SIGNALS, is_on_policy_only, signals
+from distill.objective import Objective, WeightedLoss
+from distill.steps import StepProposals
+
+
+def functions_of(module: ModuleType, argument: str) -> dict[str, Callable[..., Tensor]]:
+    """The public functions of a module that take this argument."""
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {
+        name: function
+        for name, function in found
+        if not name.startswith("_")
+        and function.__module__ == module.__name__
+        and argument in inspect.signature(function).parameters
+    }
+
+
+LOSSES = {**functions_of(divergence, "log_q"), "taid": Taid()}
+WEIGHTS = functions_of(weights, "mask")
+
+
+def test_the_grid_is_as_large_as_the_field() -> None:
+    assert set(LOSSES) == {
+        "akl",
+        "cross_entropy",
+        "forward_kl",
+        "gold",
+        "jsd",
+        "policy_gradient",
+        "reference_kl",
+        "reverse_kl",
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "taid",
+        "todi",
+        "tvd",
+        "uld",
+    }
+    assert set(WEIGHTS) == {
+        "dft",
+        "eaft",
+        "iw_opd",
+        "iw_sft",
+        "later_log_ratio",
+        "psft",
+        "rho1",
+        "support_ratio",
+        "t3s",
+        "tis",
+        "uniform",
+        "validity",
+    }
+
+
+def apply(objective: Objective, work: Work, on_policy: bool) -> WeightedLoss:
+    given = {
+        name: work.token_signals["teacher_logprobs" if signal.shape == "step" else name]
+        for name, signal in SIGNALS.items()
+        if name in objective.signals and signal.shape != "vocab" and not name.startswith("student_")
+    }
+    if objective.compares_steps:
+        given["student_step_value"] = work.token_signals["initial_logprobs"]
+    if objective.compares_tokens:
+        given["same_token"] = work.mask.to(work.hidden.dtype)
+    ids = torch.arange(len(work.weight)).repeat(2, 1)
+    return objective(
+        Head(work.hidden[work.mask], work.weight),
+        work.mask,
+        work.labels,
+        given,
+        others={
+            name: Head(work.teacher_hidden[work.mask], work.teacher_weight)
+            for name in objective.distributions
+        },
+        constants={"shared_ids": ids} if objective.compares_tokens else {},
+        by_student=on_policy,
+    )
+
+
+def exact(work: Work) -> Work:
+    """The same numbers in double precision."""
+
+    def widen(values: Any) -> Any:
+        return values.detach().double().requires_grad_(values.requires_grad)
+
+    return Work(
+        work.mask,
+        work.labels,
+        widen(work.hidden),
+        widen(work.weight),
+        widen(work.teacher_hidden),
+        widen(work.teacher_weight),
+        {name: widen(values) for name, values in work.token_signals.items()},
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_every_loss_works_with_every_weight_wherever_it_makes_sense(loss: str, weight: str) -> None:
+    for on_policy in (False, True):
+        rollouts = StudentRollouts(1.0) if on_policy else "dataset"
+        if is_on_policy_only(LOSSES[loss]) and not on_policy:
+            with pytest.raises(ValueError, match="right on the student's own completions alone"):
+                Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
+            continue
+        objective = Objective(
+            rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals(), chunk_size=4
+        )
+        assert objective.signals == (signals(LOSSES[loss]) | signals(WEIGHTS[weight])) & SIGNALS.keys()
+        for dtype, close, slope in ((torch.float32, 1e-4, 1e-4), (torch.bfloat16, 1e-3, 2e-2)):
+            work = draw(3, dtype)
+            found, expected = (apply(objective, each, on_policy) for each in (work, exact(work)))
+            assert found.total.dtype == torch.float32
+            assert (found.weights[~work.mask] == 0).all()
+            scale = (expected.weights * expected.losses).abs().sum().item() + 1e-6
+            assert abs(found.total.item() - expected.total.item()) < close * scale
+            gradients = torch.autograd.grad(found.total, (work.hidden, work.weight))
+            doubles = exact(work)
+            plain = torch.autograd.grad(
+                apply(objective, doubles, on_policy).total, (doubles.hidden, doubles.weight)
+            )
+            for one, other in zip(gradients, plain, strict=True):
+                assert one.dtype == dtype
+                assert (one.double() - other).norm() <= slope * other.norm() + 1e-6
