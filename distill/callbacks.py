@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from distill.errors import NonFiniteError
+from distill.lora import is_adapted, merged_state, save_adapter
 from distill.module import WEIGHT_BINS, DistillModule
 from distill.progress import watched
 
@@ -22,9 +23,9 @@ STATE = "state.ckpt"
 
 
 class StudentCheckpoints(lightning.Callback):
-    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs) and `student/`
-    (Hugging Face format, with tokenizer). A folder appears whole, by one rename, and older ones go only after
-    that.
+    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs but LoRA's
+    base), `student/` (Hugging Face format, with tokenizer) and, with LoRA, `adapter/` (peft's format). A
+    folder appears whole, by one rename, and older ones go only after that.
 
     Args:
         folder: where they lie.
@@ -76,6 +77,8 @@ class StudentCheckpoints(lightning.Callback):
             logger.save()  # metrics as far as the checkpoint, even if the run is killed next
         if trainer.is_global_zero:
             save_student(module, temporary / "student")
+            if is_adapted(module.student):
+                save_adapter(module.student, temporary / "adapter")
             final = self.folder / f"step-{step:06d}"
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
@@ -90,8 +93,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_student(module: DistillModule, folder: Path) -> None:
-    """The student in Hugging Face format: plain `from_pretrained(folder)` loads model and tokenizer."""
-    module.student.save_pretrained(folder)
+    """The student in Hugging Face format: plain `from_pretrained(folder)` loads model and tokenizer.
+    Adapters are merged into it."""
+    merged = merged_state(module.student) if is_adapted(module.student) else None
+    module.student.save_pretrained(folder, state_dict=merged)
     module.student_lm.tokenizer.save_pretrained(folder)
 
 

@@ -95,6 +95,19 @@ class ModelSource:
             configuration = GenerationConfig.from_pretrained(self.location, revision=revision)
         return _end_ids(self.tokenizer, configuration)
 
+    def skeleton(self) -> Any:
+        """The model's modules by its configuration alone: names and shapes, without any weights."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            configuration = AutoConfig.from_pretrained(self.location, **self._where)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    configuration, trust_remote_code=self.trust_remote_code
+                )
+        except Exception as error:  # as for the weights
+            raise UserError(f"{self.name!r} has no configuration that loads: {_first_line(error)}") from error
+
     def load(self) -> "LanguageModel":
         """The weights, in eval mode on the CPU, and the tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
@@ -230,7 +243,9 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
         if (path / "config.json").is_file():
             return source(location=str(path), fingerprint=_hash_files(path))
         if (path / "adapter_config.json").is_file():
-            raise UserError(f"{key}={spec} holds a LoRA adapter alone: merge it into its model first")
+            raise UserError(
+                f"{key}={spec} holds a LoRA adapter alone: give the student/ beside it, or merge it first"
+            )
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) != 1:
             raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")

@@ -16,6 +16,7 @@ from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
+from distill.lora import fingerprint, frozen_names
 from distill.losses.controls import effective_sample_size
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
@@ -439,6 +440,10 @@ class DistillModule(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if frozen := frozen_names(self):  # LoRA: weights that do not train come from the model's source again
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
+            checkpoint["base"] = fingerprint(self)
         # What Lightning does not keep and an unbroken run would have had: the state of every random generator
         # that dropout draws from, and the running totals. Tensors and numbers only, so that weights_only
         # loads it.
@@ -449,6 +454,14 @@ class DistillModule(lightning.LightningModule):
         checkpoint["objective"] = self.objective.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "base" in checkpoint:
+            if checkpoint["base"] != fingerprint(self):
+                raise UserError(
+                    f"the weights of model.student={self.student_lm.source.name} are not those beside which "
+                    f"the checkpoint's adapters were trained: put those back, or start anew without ckpt="
+                )
+            whole = self.state_dict()
+            checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self)}
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
         self.totals = dict(checkpoint["totals"])
         self.objective.load_state(checkpoint["objective"])

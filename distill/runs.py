@@ -245,12 +245,17 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"{_duration(summary['rollout_seconds'])}"
         )
     table.add_row("trained", tokens)
+    trained, parameters = summary["parameters"].values()
+    if trained < parameters:
+        table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")
     table.add_row(
         "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
     for role, said in summary["frozen"].items():
         table.add_row(role, said)
     table.add_row("student", _short(folder / "student"))
+    if (folder / "adapter").is_dir():
+        table.add_row("adapter", _short(folder / "adapter"))
     table.add_row("everything", _short(folder))
     Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
 

@@ -33,6 +33,7 @@ from distill.errors import Interrupted, UserError
 from distill.evaluation import Benchmark, Score, evaluate
 from distill.generation import StudentRollouts
 from distill.loggers import CsvMetrics
+from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
 from distill.models import LanguageModel
 from distill.module import DistillModule, OptimizerFactory, Schedule
@@ -88,6 +89,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     seconds: dict[str, float] = {}
     check_numbers(cfg)
     check_cache(cfg)
+    lora = read_lora(cfg)
     device = _device(cfg)
     precision = check_trainer(cfg)
     torch.set_num_threads(cfg.model.threads or _THREADS)
@@ -101,16 +103,24 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
     student, frozen = find_models(cfg, objective, recipe, device)
     reader = find_reader(objective, recipe, student, frozen)
+    if lora:
+        check_targets(lora, student)
     # A missing file is better found now than after training.
     problems = benchmark.problems() if benchmark is not None else []
     lm = student.load()
     lm.check_head()
+    if is_adapted(lm.model):
+        raise UserError(f"model.student={student.name} brings an adapter along: merge it into its weights")
+    if lora:
+        add_lora(lm, lora, seed=cfg.seed)
+    trained, parameters = parameter_counts(lm.model)
     resumed = Path(cfg.ckpt) if cfg.ckpt else None
     if _first_rank():
         if resumed is None:
             runs.claim(folder)
+        adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if lora else ""
         print(
-            f"{cfg.name}: student {student.name}, "
+            f"{cfg.name}: student {student.name}{adapted}, "
             f"{', '.join(f'{role} {lazy.source.name}' for role, lazy in frozen.items()) or 'no teacher'}, "
             f"run {folder}"
         )
@@ -181,7 +191,9 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             f"stopped by {stop.received} after {done}; the checkpoint {kept} is kept: the same command with "
             f"ckpt={folder} goes on from there"
         )
-    _keep_student(runs.checkpoints(folder / "checkpoints")[-1] / "student", folder / "student")
+    last = runs.checkpoints(folder / "checkpoints")[-1]
+    for name in ("student", "adapter") if lora else ("student",):
+        _keep(last / name, folder / name)
     after = None
     if benchmark is not None:
         lm.model.to(device)
@@ -199,6 +211,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "after": after.summary() if after else None,
         "steps": trainer.global_step,
         "traces": len(traces),
+        "parameters": {"trained": trained, "all": parameters},
         "frozen": said,
         **{name: value for name, value in module.totals.items() if name != "seconds"},
         "resumed_from_step": int(resumed.name.removeprefix("step-")) if resumed else None,
@@ -325,8 +338,8 @@ def _finish(
     runs.print_summary(summary, folder)
 
 
-def _keep_student(checkpoint: Path, final: Path) -> None:
-    """The last checkpoint's student under the run's own name: the same files on disk where links are
+def _keep(checkpoint: Path, final: Path) -> None:
+    """A folder of the last checkpoint under the run's own name: the same files on disk where links are
     possible."""
 
     def link(source: str, target: str) -> None:
