@@ -14,9 +14,10 @@ import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
+from distill.account import WEIGHT_BINS
 from distill.errors import NonFiniteError
 from distill.lora import is_adapted, merged_state, save_adapter
-from distill.module import WEIGHT_BINS, DistillModule
+from distill.module import DistillModule
 from distill.progress import watched
 
 STATE = "state.ckpt"
@@ -188,7 +189,7 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        counts = pl_module.take_weight_counts()
+        counts = pl_module.account.take_weight_counts()
         if not trainer.is_global_zero:
             return
         record = {

@@ -4,74 +4,28 @@ happened."""
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.lora import fingerprint, frozen_names
-from distill.losses.controls import effective_sample_size
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
-from distill.objective import Objective, WeightedLoss
+from distill.objective import Objective
 from distill.reading import Reader
+from distill.schedule import Schedule
 from distill.steps import StepValues
 from distill.traces import Grader, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-
-# Sums over the micro-batches and ranks of one optimizer step, in this order; each term's loss comes behind.
-_SUMS = (
-    "total",
-    "denominator",
-    "tokens",
-    "weight",
-    "weight_squared",
-    "nll",
-    "rollout_tokens",
-    "truncated_rollouts",
-)
-_STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
-WEIGHT_BINS = np.linspace(0.0, 2.0, 41)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate over the run, as a factor on the optimizer's.
-
-    Attributes:
-        warmup: share of the steps over which it rises linearly from 0.
-        decay: `cosine` falls to `floor`, `constant` does not.
-        floor: the factor at the end.
-    """
-
-    warmup: float = 0.05
-    decay: Literal["cosine", "constant"] = "cosine"
-    floor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1 or self.decay not in ("cosine", "constant") or not 0 <= self.floor <= 1:
-            raise ValueError(
-                f"schedule: warmup={self.warmup} must be in [0, 1), decay={self.decay!r} cosine or constant, "
-                f"floor={self.floor} in [0, 1]"
-            )
-
-    def factor(self, step: float, steps: int) -> float:
-        """The factor for optimizer step `step` of `steps`, counted from 0; a fraction where tokens decide."""
-        warmup = math.ceil(self.warmup * steps)
-        if step < warmup:
-            return min(1.0, (step + 1) / warmup)
-        if self.decay == "constant":
-            return 1.0
-        done = (step - warmup) / max(1, steps - warmup)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class DistillModule(lightning.LightningModule):
@@ -129,9 +83,7 @@ class DistillModule(lightning.LightningModule):
         self.seed = seed
         self.log_every = log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
-        self._sums: Tensor | None = None
-        self._weight_counts: Tensor | None = None
-        self._step_traces: tuple[str, ...] = ()
+        self.account = StepAccount(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
         self.stop_wanted = False  # by this rank
@@ -217,16 +169,16 @@ class DistillModule(lightning.LightningModule):
             progress=self._progress(self.trainer.global_step),
             seed=self.seed * 1_000_003 + number,
         )
-        self._account(result, batch, on_policy, steps)
+        self.account.add(result, batch, on_policy=on_policy, steps=steps)
         # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
         # Lightning's division by the number of micro-batches, which would make a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the step's gradient by the step's denominator, over all micro-batches and ranks."""
-        assert self._sums is not None
-        stop = self._sums.new_tensor([float(self.stop_wanted)])
-        sums: Any = self.trainer.strategy.reduce(torch.cat([self._sums, stop]), reduce_op="sum")
+        own = self.account.sums
+        stop = own.new_tensor([float(self.stop_wanted)])
+        sums: Any = self.trainer.strategy.reduce(torch.cat([own, stop]), reduce_op="sum")
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -234,9 +186,7 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        names = [*_SUMS, *(f"loss_{name}" for name in self.objective.terms)]
-        names += [*(_STEP_SUMS if self.objective.compares_steps else ()), "stops"]
-        values: dict[str, float] = dict(zip(names, numbers, strict=True))
+        values: dict[str, float] = dict(zip([*self.account.names, "stops"], numbers, strict=True))
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
@@ -253,7 +203,8 @@ class DistillModule(lightning.LightningModule):
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
         mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
         self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
-        self._sums, self._step_traces, self._micro_batch = None, (), 0
+        self.account.close()
+        self._micro_batch = 0
 
     def configure_gradient_clipping(
         self,
@@ -321,102 +272,24 @@ class DistillModule(lightning.LightningModule):
         self._proposal_seconds += time.perf_counter() - began
         return found
 
-    def _account(self, result: WeightedLoss, batch: Batch, on_policy: bool, steps: StepValues | None) -> None:
-        """Add a micro-batch to the step's sums, on the device: the step reads them once, when it ends."""
-        weights = result.weights[result.mask].double()
-        tokens = result.mask.sum()
-        last = (result.mask.int().cumsum(-1)).argmax(-1, keepdim=True)
-        ends = torch.tensor(self.student_lm.end_ids, device=weights.device)
-        truncated = (~torch.isin(batch.labels.gather(-1, last), ends)).sum()
-        sums = [
-            result.total.detach(),
-            result.denominator,
-            tokens,
-            weights.sum(),
-            weights.square().sum(),
-            -result.logprobs[result.mask].double().sum(),
-            tokens * on_policy,
-            truncated * on_policy,
-            *result.terms.values(),
-        ]
-        if steps is not None:
-            sums += [
-                steps.first.sum(),
-                steps.student[steps.first].sum(),
-                steps.teacher[steps.first].sum(),
-                result.weights[steps.first].sum(),
-                steps.agreed.sum(),
-            ]
-        stacked = torch.stack([value.double() for value in sums])
-        self._sums = stacked if self._sums is None else self._sums + stacked
-        counts = torch.histc(
-            weights.clamp(WEIGHT_BINS[0], WEIGHT_BINS[-1]),
-            len(WEIGHT_BINS) - 1,
-            WEIGHT_BINS[0],
-            WEIGHT_BINS[-1],
-        )
-        self._weight_counts = counts if self._weight_counts is None else self._weight_counts + counts
-        self._step_traces += batch.names
-
-    def take_weight_counts(self) -> np.ndarray:
-        """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last
-        asked."""
-        counts = self._weight_counts
-        self._weight_counts = None
-        return (
-            np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64) if counts is None else counts.long().cpu().numpy()
-        )
-
     def _log_step(self, values: dict[str, float], gradient_norm: float, lr: float) -> None:
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
-        tokens = values["tokens"]
-        self.totals["tokens"] += tokens
+        self.totals["tokens"] += values["tokens"]
         self.totals["seconds"] += seconds
         self.totals["rollout_tokens"] += values["rollout_tokens"]
         self.totals["rollout_seconds"] += self._rollout_seconds
-        metrics = {
-            "train/loss": values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0,
-            "train/nll": values["nll"] / tokens,
-            "train/tokens": tokens,
+        metrics = self.account.metrics(values) | {
             "train/tokens_total": self.totals["tokens"],
             "train/gradient_norm": gradient_norm,
             "train/lr": lr,
             "train/seconds": seconds,
-            "train/tokens_per_second": tokens / max(seconds, 1e-9),
-            "weights/mean": values["weight"] / tokens,
-            "weights/sum": values["weight"],
-            "weights/effective_sample_size": effective_sample_size(
-                values["weight"], values["weight_squared"], tokens
-            ),
-        }
-        if len(self.objective.terms) > 1 and values["denominator"] > 0:
-            metrics |= {
-                f"train/loss_{name}": values[f"loss_{name}"] / values["denominator"]
-                for name in self.objective.terms
-            }
-        metrics |= {
-            f"loss/{key}": value
-            for state in self.objective.state().values()
-            for key, value in state.items()
-            if math.isfinite(value)
+            "train/tokens_per_second": values["tokens"] / max(seconds, 1e-9),
         }
         if isinstance(self.objective.rollouts, StudentRollouts):
-            metrics |= {
-                "rollouts/tokens": values["rollout_tokens"],
-                "rollouts/seconds": self._rollout_seconds,
-                "rollouts/truncated": values["truncated_rollouts"],
-            }
+            metrics["rollouts/seconds"] = self._rollout_seconds
         if self.objective.compares_steps:
-            steps = max(1.0, values["steps"])
-            metrics |= {
-                "steps/count": values["steps"],
-                "steps/student_value": values["student_step_value"] / steps,
-                "steps/teacher_value": values["teacher_step_value"] / steps,
-                "steps/weight": values["step_weight"] / steps,
-                "steps/agreed": values["agreed_steps"] / steps,
-                "steps/seconds": self._proposal_seconds,
-            }
+            metrics["steps/seconds"] = self._proposal_seconds
         self._rollout_seconds = self._proposal_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]
@@ -432,7 +305,8 @@ class DistillModule(lightning.LightningModule):
         what = "loss" if not math.isfinite(loss) else "gradient"
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
-        shown = ", ".join(self._step_traces[:8]) + (", ..." if len(self._step_traces) > 8 else "")
+        traces = self.account.traces
+        shown = ", ".join(traces[:8]) + (", ..." if len(traces) > 8 else "")
         raise NonFiniteError(
             f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step "
             f"{self.trainer.global_step + 1} (batch with traces {shown}): stopped before the update; the "

@@ -36,10 +36,11 @@ from distill.loggers import CsvMetrics
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
 from distill.models import LanguageModel
-from distill.module import DistillModule, OptimizerFactory, Schedule
+from distill.module import DistillModule, OptimizerFactory
 from distill.objective import Objective
 from distill.plots import plot_run
 from distill.prepare import find_models, find_reader, prepare_traces
+from distill.schedule import Schedule
 from distill.teacher import LazyModel
 from distill.traces import Trace
 

@@ -14,8 +14,9 @@ from test_training import arguments, column, rows, run, same_weights, train_py
 from distill.callbacks import checkpoints
 from distill.errors import Interrupted, UserError
 from distill.models import ModelSource
-from distill.module import DistillModule, Schedule
+from distill.module import DistillModule
 from distill.objective import Objective
+from distill.schedule import Schedule
 
 traces = test_training.traces  # the fixture
 

@@ -23,8 +23,8 @@ from distill.data import TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import Benchmark
 from distill.loggers import CsvMetrics, wandb_logged_in, wandb_logger
-from distill.module import Schedule
 from distill.objective import Objective
+from distill.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

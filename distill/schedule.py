@@ -1,0 +1,37 @@
+"""Learning rate over a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over the run, as a factor on the optimizer's.
+
+    Attributes:
+        warmup: share of the steps over which it rises linearly from 0.
+        decay: `cosine` falls to `floor`, `constant` does not.
+        floor: the factor at the end.
+    """
+
+    warmup: float = 0.05
+    decay: Literal["cosine", "constant"] = "cosine"
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1 or self.decay not in ("cosine", "constant") or not 0 <= self.floor <= 1:
+            raise ValueError(
+                f"schedule: warmup={self.warmup} must be in [0, 1), decay={self.decay!r} cosine or constant, "
+                f"floor={self.floor} in [0, 1]"
+            )
+
+    def factor(self, step: float, steps: int) -> float:
+        """The factor for optimizer step `step` of `steps`, counted from 0; a fraction where tokens decide."""
+        warmup = math.ceil(self.warmup * steps)
+        if step < warmup:
+            return min(1.0, (step + 1) / warmup)
+        if self.decay == "constant":
+            return 1.0
+        done = (step - warmup) / max(1, steps - warmup)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
