@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell \
 	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
@@ -21,7 +21,7 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
-	.venv/bin/python -m pytest -m slow tests/test_peers.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m slow tests/test_peers.py
 
 lint: .venv/.dev  ## lint and types alone
 	.venv/bin/ruff format --check .
