@@ -65,7 +65,7 @@ def _how(distribution: str, objective: Objective) -> str:
         return "live"
     losses = [term.token_loss for term in objective.terms.values()]
     partly = not any(why_not_from("top_k", loss) for loss in losses)
-    return "live or cached" if partly else "live or cached whole"
+    return "live or cached" if partly else "live or cached hidden states"
 
 
 def _whose(role: Role, objective: Objective) -> str:
