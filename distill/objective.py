@@ -403,9 +403,8 @@ class Objective:
         if not self.distribution.cached or "log_p" not in signals(term.token_loss):
             return
         if why := why_not_from(self.distribution.source, term.token_loss):
-            remedy = "live" if why_not_from("hidden_states", term.token_loss) else "hidden_states"
             raise ValueError(
-                f"{function} cannot have {source}: {why}; take loss.distribution.source={remedy}"
+                f"{function} cannot have {source}: {why}; take loss.distribution.source=hidden_states"
             )
         if isinstance(self.rollouts, StudentRollouts) and self.on_policy:
             raise ValueError(
