@@ -1,5 +1,6 @@
 """What the teacher reads in a trace's place: another prompt, or the same text in tokens of its own."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Reader:
     prompt: str
     informed: bool = False
 
-    @property
+    @functools.cached_property  # vocabularies are large, and every trace asks
     def foreign(self) -> bool:
         """Whether the teacher has tokens of its own."""
         return vocabulary_mismatch(self.student, self.teacher) is not None

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.alignment import align, shared_tokens, spell
 from distill.batch import collate
-from distill.models import LanguageModel, ModelSource, find_model
+from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.reading import Reader
 from distill.tiny import task
-from distill.traces import Example, Reading, Trace, encode_prompt
+from distill.traces import Example, Reading, Trace, encode_completion, encode_prompt
 
 TEXTS = [
     "Natalia sold 48/2 = 24 clips in May.\nAltogether she sold 48+24 = 72.",
@@ -253,3 +253,28 @@ def test_real_solutions_align_between_smollm2_and_another_tokenizer(data_dir: Pa
                 assert real.decode([a[at]]) == other.decode([b[there]])
     # The other knows few words, so that nearly every boundary of the first is one of its own.
     assert compared > 0.95 * tokens
+
+
+def test_vocabularies_are_compared_once_however_many_traces_are_read(
+    student: LanguageModel, permuted_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a real vocabulary it takes a second."""
+    teacher = same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
+    asked: list[str] = []
+
+    def watched(mine: ModelSource, theirs: ModelSource) -> str | None:
+        asked.append(theirs.name)
+        return vocabulary_mismatch(mine, theirs)
+
+    monkeypatch.setattr("distill.reading.vocabulary_mismatch", watched)
+    for source in (teacher, student.source):
+        asked.clear()
+        reader = Reader(student.source, source, "{problem}{solution}", informed=True)
+        traces = []
+        for number, problem in enumerate(task.problems(4, split="train", operations=(2, 3))):
+            example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
+            ids = encode_completion(student.tokenizer, example.completion or "")
+            traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+        assert reader.needed
+        reader.read_all(traces)
+        assert asked == [source.name]
