@@ -111,12 +111,24 @@ def test_tokens_are_paired_where_both_have_spelled_the_same(text: str, names: li
                 after, behind = decoded(mine, a[: i + 1]), decoded(theirs, b[: j + 1])
                 same = after == behind and not after.endswith("\ufffd") and text.startswith(after)
                 expected.append((i, j, same))
-    # A token that spells nothing shares its beginning with the next one, and stands before it.
+    # A token that spells nothing shares its beginning with the next one, and stands before it; but a lone ▁
+    # at the text's beginning is not compared.
     first: dict[int, tuple[int, int, bool]] = {}
     for i, j, same in expected:
-        first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
+        marks = [(mine, a, i), (theirs, b, j)]
+        if not any(t.convert_ids_to_tokens(ids[at]) == "▁" and at == 0 for t, ids, at in marks):
+            first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
     pairs = list(zip(*(column.tolist() for column in vars(found).values()), strict=True))
     assert pairs == list(first.values())
+
+
+def test_the_mark_before_a_text_is_passed_over() -> None:
+    """Some tokenizers begin every text with ▁: there the model has nothing to decide, behind it it has."""
+    mine, theirs = TOKENIZERS["bytes"], TOKENIZERS["pieces"]
+    a, b = (tokenizer("so", add_special_tokens=False).input_ids for tokenizer in (mine, theirs))
+    assert theirs.convert_ids_to_tokens(b) == ["▁", "s", "o"]
+    found = align(spell(mine, a), spell(theirs, b))
+    assert [column.tolist() for column in vars(found).values()] == [[0, 1], [1, 2], [True, True]]
 
 
 TOKENIZERS = {"bytes": byte_level(300), "words": byte_level(420), "pieces": pieces()}
