@@ -72,6 +72,20 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> Spelling:
     return Spelling("".join(text), tuple(ends), sum(1 for _ in marks))
 
 
+def beginning_alike(spelling: Spelling, other: Spelling) -> Spelling:
+    """The spelling, of the other's text, without the one blank that its tokenizer puts before every text, or
+    with the one that its decoder drops there."""
+    blanks = [len(text) - len(text.lstrip(" ")) for text in (spelling.text, other.text)]
+    if blanks[0] == blanks[1] + 1:
+        ends = tuple(end if end is None else max(0, end - 1) for end in spelling.ends)
+        marks = sum(1 for _ in itertools.takewhile(lambda end: end == 0, ends))
+        return Spelling(spelling.text[1:], ends, marks)
+    if blanks[0] + 1 == blanks[1]:
+        ends = tuple(end if end is None else end + 1 for end in spelling.ends)
+        return Spelling(f" {spelling.text}", ends)
+    return spelling
+
+
 def align(student: Spelling, teacher: Spelling) -> Alignment:
     """Pairs of tokens before which both have spelled the same text, in its order.
 

@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distill.alignment import Alignment, align, shared_tokens, spell
+from distill.alignment import Alignment, align, beginning_alike, shared_tokens, spell
 from distill.errors import UserError
 from distill.models import ModelSource, vocabulary_mismatch
 from distill.progress import progress_bar
@@ -71,9 +71,14 @@ class Reader:
         ended = bool(ids) and ids[-1] in self.student.end_ids
         mine = spell(self.student.tokenizer, ids[:-1] if ended else ids)
         theirs = self.teacher.tokenizer(mine.text, add_special_tokens=False).input_ids
-        alignment = align(mine, spell(self.teacher.tokenizer, theirs))
+        spelled = beginning_alike(spell(self.teacher.tokenizer, theirs), mine)
+        alignment = align(mine, spelled)
+        pairs = zip(alignment.student_at.tolist(), alignment.teacher_at.tolist(), strict=True)
+        named = np.asarray([self._names.get(ids[s]) == theirs[t] for s, t in pairs], dtype=bool)
+        alignment = replace(alignment, same_token=alignment.same_token & named)
         if ended:
-            alignment = _with_end(alignment, len(ids) - 1, len(theirs))
+            if spelled.text == mine.text:
+                alignment = _with_end(alignment, len(ids) - 1, len(theirs))
             theirs = [*theirs, self.teacher.end_ids[0]]
         return Reading(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
 
@@ -110,8 +115,15 @@ class Reader:
         if not self.foreign:
             size = max(self.student.tokenizer.get_vocab().values()) + 1
             return np.stack([np.arange(size), np.arange(size)])
-        ends = np.asarray([[self.student.end_ids[0]], [self.teacher.end_ids[0]]], dtype=np.int64)
-        return np.concatenate([shared_tokens(self.student.tokenizer, self.teacher.tokenizer), ends], axis=1)
+        ends = self.student.end_ids[0], self.teacher.end_ids[0]
+        pairs = [*(pair for pair in self._names.items() if pair[0] != ends[0] and pair[1] != ends[1]), ends]
+        return np.asarray(pairs, dtype=np.int64).T
+
+    @functools.cached_property
+    def _names(self) -> dict[int, int]:
+        """The teacher's token by the student's that means the same."""
+        mine, theirs = shared_tokens(self.student.tokenizer, self.teacher.tokenizer).tolist()
+        return dict(zip(mine, theirs, strict=True))
 
 
 def as_read(trace: Trace) -> Trace:
@@ -123,10 +135,9 @@ def as_read(trace: Trace) -> Trace:
 
 
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:
-    """The end tokens are compared too, where the texts agree as far as that."""
-    kept = alignment.student_at < student_at
+    """The end tokens are compared too."""
     return Alignment(
-        np.append(alignment.student_at[kept], student_at),
-        np.append(alignment.teacher_at[kept], teacher_at),
-        np.append(alignment.same_token[kept], True),
+        np.append(alignment.student_at, student_at),
+        np.append(alignment.teacher_at, teacher_at),
+        np.append(alignment.same_token, True),
     )

@@ -290,3 +290,91 @@ def test_vocabularies_are_compared_once_however_many_traces_are_read(
         assert reader.needed
         reader.read_all(traces)
         assert asked == [source.name]
+
+
+def with_a_blank_before(tokenizer: Any) -> Any:
+    """The same pieces, behind a blank that stands before every text."""
+    made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+def dropping_a_blank_before() -> Any:
+    """As Llama's newer ones: ▁ stands before a text unless it begins with a blank, and is no text."""
+    made = Tokenizer.from_str(pieces().backend_tokenizer.to_str())
+    made.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
+def source(name: str, tokenizer: Any, end: str | None = None) -> ModelSource:
+    """A model's tokenizer and end token, without the model."""
+    made = ModelSource(name, name, name)
+    end_ids = [tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id]
+    made.__dict__.update(tokenizer=tokenizer, context_length=64, end_ids=end_ids)
+    return made
+
+
+PROMPT = np.zeros(1, dtype=np.int32)
+READERS = {
+    "blank": with_a_blank_before(TOKENIZERS["words"]),
+    "dropping": dropping_a_blank_before(),
+    "pieces": TOKENIZERS["pieces"],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("text", ["sold an", " sold an", "  sold an", "an x\n sold", "1 an"])
+def test_a_text_is_compared_to_its_end_whatever_the_teachers_tokenizer_does_with_the_blank_before_it(
+    name: str, text: str
+) -> None:
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", READERS[name])
+    ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
+    reading = Reader(student, teacher, "{problem}").read(PROMPT, ids)
+    assert reading.alignment is not None
+    at, there, same = (column.tolist() for column in vars(reading.alignment).values())
+    assert at[-1] == len(ids) - 1
+    assert there[-1] == len(reading.completion_ids) - 1
+    for mine, theirs in zip(at, there, strict=True):
+        read = decoded(teacher.tokenizer, reading.completion_ids[:theirs].tolist())
+        assert read.lstrip(" ") == decoded(student.tokenizer, ids[:mine]).lstrip(" ")
+    pairs = {tuple(pair) for pair in Reader(student, teacher, "{problem}").shared_ids().T.tolist()}
+    for mine, theirs, alike in zip(at, there, same, strict=True):
+        assert not alike or (ids[mine], int(reading.completion_ids[theirs])) in pairs
+
+
+def test_a_piece_with_a_blank_in_its_name_is_not_the_same_as_one_without() -> None:
+    """Compared by name, an answer's first token would be taught to begin with a blank."""
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", TOKENIZERS["pieces"])
+    ids = student.tokenizer("an", add_special_tokens=False).input_ids
+    reading = Reader(student, teacher, "{problem}").read(PROMPT, ids)
+    assert student.tokenizer.convert_ids_to_tokens(ids) == ["an"]
+    assert teacher.tokenizer.convert_ids_to_tokens(reading.completion_ids.tolist()) == ["▁an"]
+    assert reading.alignment is not None
+    assert reading.alignment.same_token.tolist() == [False]
+
+
+def test_ends_are_not_compared_behind_another_text() -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "one": 2, "two": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    poor = source(
+        "poor", PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    )
+    student = source("student", TOKENIZERS["bytes"])
+    for text, compared in (("one two", True), ("one three", False)):
+        ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
+        reading = Reader(student, poor, "{problem}").read(PROMPT, ids)
+        assert reading.alignment is not None
+        assert (len(ids) - 1 in reading.alignment.student_at) == compared
+        assert reading.completion_ids[-1] == poor.end_ids[0]
+
+
+def test_no_token_is_shared_twice() -> None:
+    """An end token that is no special one to its tokenizer is a shared piece already."""
+    mine, theirs = byte_level(300), byte_level(300)
+    mine.add_tokens(["<|turn|>"])
+    theirs.add_tokens(["<|more|>", "<|turn|>"])
+    student, teacher = (source(name, t, "<|turn|>") for name, t in (("student", mine), ("teacher", theirs)))
+    shared = Reader(student, teacher, "{problem}").shared_ids()
+    assert [student.end_ids[0], teacher.end_ids[0]] in shared.T.tolist()
+    assert all(len(set(row)) == len(row) for row in shared.tolist())
