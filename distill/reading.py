@@ -59,12 +59,22 @@ class Reader:
         return encode_prompt(tokenizer, example, self.prompt, solution=solution)
 
     def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
-        """The teacher's reading of a completion.
+        """The teacher's reading of a completion, as far as its context goes.
 
         Args:
             prompt_ids: of `prompt_ids`.
             completion_ids: of the student's tokens; without an end token where it was cut off.
         """
+        whole = self._read(prompt_ids, completion_ids)
+        room, alignment = self.teacher.context_length - len(prompt_ids), whole.alignment
+        if alignment is None or len(whole.completion_ids) <= room:
+            return whole
+        # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
+        kept = alignment.teacher_at < room
+        columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
+        return Reading(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
+
+    def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
         ids = [int(token) for token in completion_ids]
         if not self.foreign:
             return Reading(prompt_ids, np.asarray(ids, dtype=np.int32))
@@ -95,7 +105,7 @@ class Reader:
         context = self.teacher.context_length
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
-                reading = self.read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
+                reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
                 if max(len(reading), len(reading.prompt_ids) + rollout) > context:
                     own = (
                         f"with {rollout} tokens that the student may write" if rollout else "with its tokens"

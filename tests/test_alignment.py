@@ -379,3 +379,19 @@ def test_no_token_is_shared_twice() -> None:
     shared = Reader(student, teacher, "{problem}").shared_ids()
     assert [student.end_ids[0], teacher.end_ids[0]] in shared.T.tolist()
     assert all(len(set(row)) == len(row) for row in shared.tolist())
+
+
+def test_what_the_teachers_context_does_not_hold_is_not_compared() -> None:
+    student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["pieces"])
+    ids = [*student.tokenizer(TEXTS[0], add_special_tokens=False).input_ids, *student.end_ids]
+    prompt = np.zeros(50, dtype=np.int32)
+    reader = Reader(student, teacher, "{problem}")
+    whole, cut = reader.read(PROMPT, ids), reader.read(prompt, ids)
+    assert len(whole) == len(cut) == 64
+    assert whole.alignment is not None
+    assert cut.alignment is not None
+    kept = whole.alignment.teacher_at < 14
+    assert 0 < kept.sum() < len(kept)
+    assert (cut.completion_ids == whole.completion_ids[:14]).all()
+    for name, column in vars(cut.alignment).items():
+        assert (column == vars(whole.alignment)[name][kept]).all()
