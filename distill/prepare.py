@@ -91,7 +91,8 @@ def prepare_traces(
     prompts_only = _writes_all(objective)
     traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
     if reader is not None and reader.needed:
-        reader.read_all(traces, rollouts.max_new_tokens if rollouts else 0)
+        longest = rollouts.max_new_tokens if rollouts else 0
+        traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say)
     if prompts_only:
         return traces
     for signal, role in objective.cached_signals.items():

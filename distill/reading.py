@@ -1,8 +1,9 @@
 """What the teacher reads in a trace's place: another prompt, or the same text in tokens of its own."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from distill.errors import UserError
 from distill.models import ModelSource, vocabulary_mismatch
 from distill.progress import progress_bar
 from distill.traces import Example, Reading, Trace, encode_prompt
+
+_LOOKED_AT = 100  # traces, for whether a tokenizer can spell them
 
 
 @dataclass(frozen=True)
@@ -92,32 +95,80 @@ class Reader:
             theirs = [*theirs, self.teacher.end_ids[0]]
         return Reading(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
 
-    def read_all(self, traces: Sequence[Trace], rollout: int = 0) -> None:
+    def read_all(
+        self,
+        traces: Sequence[Trace],
+        rollout: int = 0,
+        *,
+        overlong: Literal["error", "drop"] = "error",
+        say: Callable[[str], None] = print,
+    ) -> list[Trace]:
         """Give every trace its reading.
 
         Args:
             traces: of the student's tokens.
             rollout: the longest completion that the student may write in the trace's place.
+            overlong: `error` refuses what the teacher's context does not hold, `drop` leaves it out.
+            say: told how many were left out.
+
+        Returns:
+            The traces that have a reading.
 
         Raises:
-            UserError: one would be longer than the teacher's context.
+            UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
         """
-        context = self.teacher.context_length
+        self._check_spelling(traces)
+        context, fitting = self.teacher.context_length, []
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
                 reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
-                if max(len(reading), len(reading.prompt_ids) + rollout) > context:
-                    own = (
-                        f"with {rollout} tokens that the student may write" if rollout else "with its tokens"
-                    )
+                needed = max(len(reading), len(reading.prompt_ids) + rollout)
+                if needed <= context:
+                    trace.reading = reading
+                    fitting.append(trace)
+                elif overlong == "error":
+                    what = "its completion" if needed == len(reading) else "what the student may write"
                     raise UserError(
                         f"problem {trace.example.place} does not fit into the context of the teacher "
-                        f"{self.teacher.name} ({context}): its prompt has {len(reading.prompt_ids)} tokens, "
-                        f"and {own} it is longer; take shorter traces (data.max_length=<tokens> "
-                        f"data.overlong=drop) or data.max_new_tokens=<fewer>"
+                        f"{self.teacher.name} ({context}): as it reads it, the prompt has "
+                        f"{len(reading.prompt_ids)} tokens and {what} {needed - len(reading.prompt_ids)}; "
+                        f"leave such problems out with data.overlong=drop, or take a smaller "
+                        f"data.max_new_tokens"
                     )
-                trace.reading = reading
                 bar.update(1)
+        if not fitting:
+            raise UserError(
+                f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
+                f"({context}), with its prompt and a completion: take a smaller data.max_new_tokens"
+            )
+        if len(fitting) < len(traces):
+            say(
+                f"{len(traces) - len(fitting)} of {len(traces)} problems do not fit into the teacher's "
+                f"context of {context} tokens and are left out"
+            )
+        return fitting
+
+    def _check_spelling(self, traces: Sequence[Trace]) -> None:
+        """Refuse a teacher that reads another text than the student wrote: nothing could be compared."""
+        if not self.foreign:
+            return
+        texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_LOOKED_AT]]
+        read = [
+            spell(
+                self.teacher.tokenizer, self.teacher.tokenizer(text, add_special_tokens=False).input_ids
+            ).text
+            for text in texts
+        ]
+        lost = [(text, own.strip()) for text, own in zip(texts, read, strict=True) if own.strip() != text]
+        if len(lost) > len(texts) / 2:
+            text, own = lost[0]
+            at = next((i for i, (a, b) in enumerate(zip(text, own, strict=False)) if a != b), len(own))
+            shown = slice(max(0, at - 20), at + 20)
+            raise UserError(
+                f"the tokenizer of the teacher {self.teacher.name} cannot spell this data: {text[shown]!r} "
+                f"it reads as {own[shown]!r}, and behind that there is nothing to compare; choose another "
+                f"teacher"
+            )
 
     def shared_ids(self) -> np.ndarray:
         """[2, shared] int64: ids that mean the same to student (first row) and teacher, their end tokens

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.alignment import align, shared_tokens, spell
 from distill.batch import collate
+from distill.errors import UserError
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.reading import Reader
 from distill.tiny import task
@@ -395,3 +396,39 @@ def test_what_the_teachers_context_does_not_hold_is_not_compared() -> None:
     assert (cut.completion_ids == whole.completion_ids[:14]).all()
     for name, column in vars(cut.alignment).items():
         assert (column == vars(whole.alignment)[name][kept]).all()
+
+
+def traces_of(tokenizer: Any, texts: list[str]) -> list[Trace]:
+    examples = [Example(str(number), "one?", completion=text) for number, text in enumerate(texts)]
+    return [
+        Trace(e, encode_prompt(tokenizer, e, "{problem}"), encode_completion(tokenizer, e.completion or ""))
+        for e in examples
+    ]
+
+
+def test_a_teacher_that_reads_another_text_than_the_student_writes_is_refused() -> None:
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "##b": 3}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.decoder = decoders.WordPiece()
+    lower = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[SEP]")
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("lower", lower)
+    reader = Reader(student, teacher, "{problem}")
+    with pytest.raises(UserError, match=r"teacher lower cannot spell this data: 'aB' it reads as 'ab'"):
+        reader.read_all(traces_of(student.tokenizer, ["aB", "AB", "ab"]))
+    assert len(reader.read_all(traces_of(student.tokenizer, ["aB", "ab", "ab ab", "a"]))) == 4
+
+
+def test_problems_that_the_teachers_context_does_not_hold_are_refused_or_left_out() -> None:
+    student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["bytes"])
+    traces = traces_of(student.tokenizer, ["one", "one two " * 40, "two"])
+    reader, said = Reader(student, teacher, "{problem}"), []
+    with pytest.raises(UserError, match=r"problem 1 does not fit .*its completion 321; .*overlong=drop"):
+        reader.read_all(traces)
+    kept = reader.read_all(traces, overlong="drop", say=said.append)
+    assert [trace.example.id for trace in kept] == ["0", "2"]
+    assert said == ["1 of 3 problems do not fit into the teacher's context of 64 tokens and are left out"]
+    with pytest.raises(UserError, match=r"problem 0 does not fit .*what the student may write 62; "):
+        reader.read_all(traces, 62)
+    with pytest.raises(UserError, match=r"none of 3 problems fits into the context of the teacher"):
+        reader.read_all(traces, 62, overlong="drop", say=said.append)
