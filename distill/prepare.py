@@ -30,7 +30,7 @@ def find_models(
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = _find(cfg, "student", cfg.model.student_dtype)
-    roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
+    roles: set[Role] = objective.live_roles | set(objective.cached_signals.values())
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, LazyModel] = {}
@@ -124,8 +124,11 @@ def _why(role: Role, objective: Objective) -> str | None:
     """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
     choice = HydraConfig.get().runtime.choices.get("loss")
     if role in objective.live_roles:
-        what = "distribution" if role in objective.distributions.values() else "log-probs of its rollouts"
-        return f"loss={choice} needs the {role}'s {what}"
+        if role in objective.distributions.values():
+            return f"loss={choice} needs the {role}'s distribution"
+        if role in objective.cached_signals.values():
+            return f"loss={choice} needs the {role}'s log-probs of the student's rollouts"
+        return f"loss={choice} needs the {role}'s next steps"
     if role in objective.cached_signals.values():
         return f"loss={choice} needs the {role}'s log-probs of the traces"
     return None

@@ -192,9 +192,8 @@ def _write(
     written: list[list[int]] = [[]] * len(prefixes)
     lengths = [len(prefix) + sampling.max_new_tokens for prefix in prefixes]
     for number, rows in enumerate(by_length(lengths, _TOKEN_BUDGET)):
-        part = generate(
-            lm, [prefixes[row] for row in rows], sampling, seed=seed * 1_009 + number, end_ids=ends
-        )
+        drawn = (seed * 1_009 + number) % (1 << 63)  # more than that is no seed to torch
+        part = generate(lm, [prefixes[row] for row in rows], sampling, seed=drawn, end_ids=ends)
         for row, ids in zip(rows, part, strict=True):
             written[row] = ids
     return written

@@ -244,3 +244,17 @@ def test_a_run_logs_what_the_steps_are_worth(tmp_path: Path, words: list[str], r
 
 def test_steps_are_sampled_as_they_say() -> None:
     assert StepProposals(temperature=0.7, max_step_tokens=5).sampling == Sampling(0.7, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("seed", ["20261121", str(2**32 - 1)])
+def test_a_teacher_that_proposes_steps_and_nothing_else_is_loaded_and_any_seed_will_do(
+    tmp_path: Path, seed: str
+) -> None:
+    words = ["loss=validity", "loss.token_loss._target_=distill.losses.divergence.cross_entropy"]
+    words += ["benchmark=none", "logger=csv", "data.limit=4", "data.batch_size=4", "data.operations=[2,3]"]
+    words += ["trainer.max_steps=1", "data.completions=dataset", f"seed={seed}"]
+    run(words, tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"loss=validity needs the teacher's next steps, and model.teacher is"
+    ):
+        run([*words, "model.teacher=null"], tmp_path / "other")
