@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from distill.batch import Batch, by_length, collate
 from distill.errors import UserError
 from distill.generation import Sampling, generate
 from distill.head import label_logprobs
-from distill.models import LanguageModel
+from distill.models import LanguageModel, ModelSource
 from distill.traces import Example, Grader, Trace
 
 Value = Literal["likelihood", "success"]
@@ -74,16 +74,17 @@ class StepProposals:
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_step_tokens)
 
-    def check(self, lm: LanguageModel, grade: Grader | None) -> None:
+    def check(self, student: ModelSource, grade: Grader | None) -> None:
         """Refuse what cannot be cut or valued.
 
         Raises:
             UserError: no token has the separator in it; or `success` without a grader.
         """
-        if not self.step_ends(lm):
+        if not self.step_ends(student.tokenizer):
             raise UserError(
-                f"loss.proposals.separator={self.separator!r}: no token of {lm.source.name} has this text in "
-                f"it, so no step would end; name what stands between the steps of your data"
+                f"loss.proposals.separator={self.separator!r}: no token of {student.name} has this text in "
+                f"it, so no step would end; name what stands between the steps of your data "
+                f"(data.step_separator)"
             )
         if self.value == "success" and grade is None:
             raise UserError(
@@ -91,9 +92,9 @@ class StepProposals:
                 "value=likelihood, or data=gsm8k or arithmetic"
             )
 
-    def step_ends(self, lm: LanguageModel) -> tuple[int, ...]:
+    def step_ends(self, tokenizer: Any) -> tuple[int, ...]:
         """Tokens with which a step ends."""
-        return _with_text(lm.tokenizer, self.separator)
+        return _with_text(tokenizer, self.separator)
 
     @torch.no_grad()
     def values(
@@ -119,7 +120,7 @@ class StepProposals:
         ids, prompts = batch.input_ids.tolist(), batch.prompt_lengths
         prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
         examples = [batch.examples[row] for row, _ in rows]
-        ends = (*student.end_ids, *self.step_ends(student))
+        ends = (*student.end_ids, *self.step_ends(student.tokenizer))
         proposals = [
             _write(lm, prefixes, self.sampling, ends, seed + number)
             for number, lm in enumerate((student, teacher))
@@ -151,7 +152,7 @@ class StepProposals:
 
     def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:
         """Where steps begin in each completion, counted from its first token."""
-        ends = torch.tensor(self.step_ends(lm), device=batch.labels.device)
+        ends = torch.tensor(self.step_ends(lm.tokenizer), device=batch.labels.device)
         closing = torch.isin(batch.labels, ends) & batch.mask
         found = []
         for row in range(len(batch.labels)):

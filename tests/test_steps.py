@@ -204,9 +204,9 @@ def test_a_bad_switch_is_refused_by_its_name(switch: dict[str, object], message:
 
 def test_what_cannot_be_cut_or_valued_is_refused(student: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"loss.proposals.separator='\\n': no token of"):
-        StepProposals(separator="\n").check(student, None)
+        StepProposals(separator="\n").check(student.source, None)
     with pytest.raises(UserError, match=r"value=success needs data whose answers can be judged"):
-        StepProposals(separator=";", value="success").check(student, None)
+        StepProposals(separator=";", value="success").check(student.source, None)
     with pytest.raises(ValueError, match=r"validity compares proposed next steps: say how in loss.proposals"):
         Objective("dataset", uniform_loss, validity)
     with pytest.raises(ValueError, match=r"set loss.teacher_sees=prompt"):
@@ -258,3 +258,11 @@ def test_a_teacher_that_proposes_steps_and_nothing_else_is_loaded_and_any_seed_w
         UserError, match=r"loss=validity needs the teacher's next steps, and model.teacher is"
     ):
         run([*words, "model.teacher=null"], tmp_path / "other")
+
+
+def test_steps_that_cannot_be_cut_are_refused_before_any_trace_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.training.prepare_traces", lambda *args, **kwargs: pytest.fail("too late"))
+    with pytest.raises(UserError, match=r"no token of .* has this text in it.*data.step_separator"):
+        run(["loss=validity", "data.step_separator=?", "benchmark=none", "logger=csv"], tmp_path / "run")
