@@ -121,8 +121,15 @@ class StepProposals:
         prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
         examples = [batch.examples[row] for row, _ in rows]
         ends = (*student.end_ids, *self.step_ends(student.tokenizer))
+        # The teacher values both: what its context does not hold is no part of a step.
+        rooms = [teacher.context_length - len(prefix) for prefix in prefixes]
         proposals = [
-            _write(lm, prefixes, self.sampling, ends, seed + number)
+            [
+                step[:room]
+                for step, room in zip(
+                    _write(lm, prefixes, self.sampling, ends, seed + number), rooms, strict=True
+                )
+            ]
             for number, lm in enumerate((student, teacher))
         ]
         if self.value == "likelihood":

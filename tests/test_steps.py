@@ -101,6 +101,26 @@ def test_values_are_those_of_steps_proposed_one_by_one(
     assert (found.teacher[~batch.mask] == 0).all()
 
 
+def test_a_step_ends_where_the_teachers_context_does(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    student, teacher = pair
+    batch = batch_of(student)
+    room = (
+        batch.input_ids.shape[1] - 2
+    )  # of the longest trace's last step, #, digit and end, the first token fits
+    seen: list[int] = []
+    handle = teacher.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    context, teacher.model.config.max_position_embeddings = teacher.context_length, room
+    try:
+        values = StepProposals(separator=";", max_step_tokens=9).values(student, teacher, batch)
+    finally:
+        teacher.model.config.max_position_embeddings = context
+        handle.remove()
+    assert max(seen) == room
+    assert (values.student[values.first] < 0).all()
+
+
 def test_success_is_the_share_of_continuations_that_end_right(
     pair: tuple[LanguageModel, LanguageModel],
 ) -> None:
