@@ -1,6 +1,6 @@
 """Before training: the models that a run needs, whether they fit together, and traces with their signals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from distill.data import TraceRecipe
 from distill.errors import UserError
 from distill.generation import StudentRollouts
-from distill.losses.signals import ROLES, Role
+from distill.losses.signals import ROLES, SIGNALS, Role
+from distill.losses.weights import uniform
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
 from distill.reading import Reader, as_read
@@ -93,6 +94,8 @@ def prepare_traces(
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
         traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say)
+    elif rollouts and "teacher" in objective.live_roles:
+        _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
     if prompts_only:
         return traces
     for signal, role in objective.cached_signals.items():
@@ -103,6 +106,20 @@ def prepare_traces(
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     return traces
+
+
+def _check_rollouts_fit(
+    traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
+) -> None:
+    """Refuse a teacher whose context is too short for what the student may write."""
+    prompt = max(len(trace.prompt_ids) for trace in traces)
+    context = teacher.context_length
+    if context < min(prompt + longest, student.context_length):
+        raise UserError(
+            f"the student may write {longest} tokens behind a prompt of {prompt}, more than the context of "
+            f"the teacher {teacher.name} ({context}): take data.max_new_tokens={max(1, context - prompt)} or "
+            f"less, or shorter problems"
+        )
 
 
 def _writes_all(objective: Objective) -> bool:
@@ -149,6 +166,26 @@ def _missing(role: Role, why: str | None) -> str:
 
 
 def _refuse_what_has_no_sense(objective: Objective, recipe: TraceRecipe) -> None:
+    choice = HydraConfig.get().runtime.choices.get("loss")
+    asked = {SIGNALS[name].role for name in objective.signals}
+    changed = [
+        f"loss.{name}={getattr(objective, name)}"
+        for name, usual in (("teacher", "model"), ("teacher_sees", "prompt"))
+        if getattr(objective, name) != usual
+    ]
+    if changed and "teacher" not in asked:
+        raise UserError(f"loss={choice} asks nothing of a teacher: leave {' '.join(changed)} out")
+    if objective.teacher_sees == "solution" and "sampler_logprobs" in objective.cached_signals:
+        raise UserError(
+            "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
+            "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
+        )
+    weight = objective.token_weight
+    if objective.control in ("shuffled", "inverted") and getattr(weight, "func", weight) is uniform:
+        raise UserError(
+            f"loss.control={objective.control} stands in for token weights, and loss={choice} has none but "
+            f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
+        )
     if "sampler_logprobs" in objective.cached_signals and (
         recipe.completions != "teacher" or objective.on_policy
     ):
