@@ -1,6 +1,7 @@
 """Two tokenisations of one text, side by side: where both have a boundary, both models have read the same."""
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ class Spelling:
     Attributes:
         text: what the tokens spell together; special tokens spell nothing.
         ends: how many characters are spelled after each token; None inside a character.
+        marks: tokens that begin every text and spell nothing: the lone ▁ of some tokenizers.
     """
 
     text: str
     ends: tuple[int | None, ...]
+    marks: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,25 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> Spelling:
         if now:  # special tokens spell nothing, and give no context
             start, known = known, position
             shown = decode(list(ids[start:known]))
-    return Spelling("".join(text), tuple(ends))
+    special = set(tokenizer.all_special_ids)
+    marks = itertools.takewhile(
+        lambda pair: pair[0] not in special and pair[1] == 0, zip(ids, ends, strict=True)
+    )
+    return Spelling("".join(text), tuple(ends), sum(1 for _ in marks))
+
+
+def beginning_alike(spelling: Spelling, other: Spelling) -> Spelling:
+    """The spelling, of the other's text, without the one blank that its tokenizer puts before every text, or
+    with the one that its decoder drops there."""
+    blanks = [len(text) - len(text.lstrip(" ")) for text in (spelling.text, other.text)]
+    if blanks[0] == blanks[1] + 1:
+        ends = tuple(end if end is None else max(0, end - 1) for end in spelling.ends)
+        marks = sum(1 for _ in itertools.takewhile(lambda end: end == 0, ends))
+        return Spelling(spelling.text[1:], ends, marks)
+    if blanks[0] + 1 == blanks[1]:
+        ends = tuple(end if end is None else end + 1 for end in spelling.ends)
+        return Spelling(f" {spelling.text}", ends)
+    return spelling
 
 
 def align(student: Spelling, teacher: Spelling) -> Alignment:
@@ -84,11 +105,11 @@ def align(student: Spelling, teacher: Spelling) -> Alignment:
 
 def _starts(spelling: Spelling, agreed: int) -> dict[int, int]:
     """By place in the text, the token that begins there: the first, before which there is nothing else.
-    (Special tokens spell nothing.)"""
+    (Special tokens spell nothing.) Marks are passed over: before them a model has nothing to decide."""
     before: list[int | None] = [0, *spelling.ends[:-1]]
     found: dict[int, int] = {}
     for index, at in enumerate(before[: len(spelling.ends)]):
-        if at is not None and at <= agreed:
+        if index >= spelling.marks and at is not None and at <= agreed:
             found.setdefault(at, index)
     return found
 

@@ -58,6 +58,11 @@ class TraceRecipe:
             raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
         if "{problem}" not in self.prompt:
             raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
+        if "{solution}" in self.prompt:
+            raise ValueError(
+                f"data.prompt={self.prompt!r} has {{solution}} in it, which the student is not shown: a "
+                f"teacher's prompt is data.informed_prompt"
+            )
         if "{solution}" not in self.informed_prompt or "{problem}" not in self.informed_prompt:
             raise ValueError(
                 f"data.informed_prompt={self.informed_prompt!r} needs {{problem}} and {{solution}} in it"
@@ -165,9 +170,8 @@ class TraceRecipe:
                     outcomes["wrong"] += 1
                     continue
                 outcomes["kept"] += 1
-                kept = replace(
-                    example, id=f"{example.id}#{number}" if self.samples > 1 else example.id, completion=text
-                )
+                # Its completion stays the data's own, which is what an informed teacher is shown.
+                kept = replace(example, id=f"{example.id}#{number}") if self.samples > 1 else example
                 if not same_tokens:
                     ids = encode_completion(student.tokenizer, text, student.end_ids)
                 elif ids[-1] not in student.end_ids:

@@ -101,7 +101,7 @@ class DistillModule(lightning.LightningModule):
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
-            self.objective.proposals.check(student, grade)
+            self.objective.proposals.check(student.source, grade)
 
     def on_fit_start(self) -> None:
         for lm in self.frozen.values():

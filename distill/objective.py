@@ -314,13 +314,15 @@ class Objective:
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         main_weights = term_weights.get("main", none)
         main_losses = _spread(result.losses[0], mask) if "main" in names else none
+        # On rows that the main term is not taken on, those of the term that stands in its place.
+        divided_by = term_weights[names[0]] if names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
         shares = [
             (factor.to(dtype) * losses).sum() for factor, losses in zip(factors, result.losses, strict=True)
         ]
         return WeightedLoss(
             total=result.total,
-            denominator=(main_weights.sum() if by_weight else mask.sum()).to(dtype),
+            denominator=(divided_by.sum() if by_weight else mask.sum()).to(dtype),
             terms={name: none.sum() for name in self.terms} | dict(zip(names, shares, strict=True)),
             losses=main_losses,
             logprobs=_spread(result.logprobs, mask),

@@ -12,7 +12,8 @@ from distill.data import TraceRecipe
 from distill.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.errors import UserError
 from distill.generation import StudentRollouts
-from distill.losses.signals import ROLES, Role
+from distill.losses.signals import ROLES, SIGNALS, Role
+from distill.losses.weights import uniform
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
 from distill.reading import Reader, as_read, whole_reading
@@ -32,7 +33,7 @@ def find_models(
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = _find(cfg, "student", cfg.model.student_dtype)
-    roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
+    roles: set[Role] = objective.live_roles | set(objective.cached_signals.values())
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, LazyModel] = {}
@@ -93,7 +94,10 @@ def prepare_traces(
     prompts_only = _writes_all(objective)
     traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
     if reader is not None and reader.needed:
-        reader.read_all(traces, rollouts.max_new_tokens if rollouts else 0)
+        longest = rollouts.max_new_tokens if rollouts else 0
+        traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say)
+    elif rollouts and "teacher" in objective.live_roles:
+        _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
     if prompts_only:
         return traces
     for signal, role in objective.cached_signals.items():
@@ -123,6 +127,20 @@ def find_matrix(
     return matrix
 
 
+def _check_rollouts_fit(
+    traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
+) -> None:
+    """Refuse a teacher whose context is too short for what the student may write."""
+    prompt = max(len(trace.prompt_ids) for trace in traces)
+    context = teacher.context_length
+    if context < min(prompt + longest, student.context_length):
+        raise UserError(
+            f"the student may write {longest} tokens behind a prompt of {prompt}, more than the context of "
+            f"the teacher {teacher.name} ({context}): take data.max_new_tokens={max(1, context - prompt)} or "
+            f"less, or shorter problems"
+        )
+
+
 def _writes_all(objective: Objective) -> bool:
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
@@ -142,8 +160,11 @@ def _why(role: Role, objective: Objective) -> str | None:
     """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
     choice = HydraConfig.get().runtime.choices.get("loss")
     if role in objective.live_roles or role in objective.distributions.values():
-        what = "distribution" if role in objective.distributions.values() else "log-probs of its rollouts"
-        return f"loss={choice} needs the {role}'s {what}"
+        if role in objective.distributions.values():
+            return f"loss={choice} needs the {role}'s distribution"
+        if role in objective.cached_signals.values():
+            return f"loss={choice} needs the {role}'s log-probs of the student's rollouts"
+        return f"loss={choice} needs the {role}'s next steps"
     if role in objective.cached_signals.values():
         return f"loss={choice} needs the {role}'s log-probs of the traces"
     return None
@@ -164,6 +185,26 @@ def _missing(role: Role, why: str | None) -> str:
 
 
 def _refuse_what_has_no_sense(objective: Objective, recipe: TraceRecipe) -> None:
+    choice = HydraConfig.get().runtime.choices.get("loss")
+    asked = {SIGNALS[name].role for name in objective.signals}
+    changed = [
+        f"loss.{name}={getattr(objective, name)}"
+        for name, usual in (("teacher", "model"), ("teacher_sees", "prompt"))
+        if getattr(objective, name) != usual
+    ]
+    if changed and "teacher" not in asked:
+        raise UserError(f"loss={choice} asks nothing of a teacher: leave {' '.join(changed)} out")
+    if objective.teacher_sees == "solution" and "sampler_logprobs" in objective.cached_signals:
+        raise UserError(
+            "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
+            "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
+        )
+    weight = objective.token_weight
+    if objective.control in ("shuffled", "inverted") and getattr(weight, "func", weight) is uniform:
+        raise UserError(
+            f"loss.control={objective.control} stands in for token weights, and loss={choice} has none but "
+            f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
+        )
     if "sampler_logprobs" in objective.cached_signals and (
         recipe.completions != "teacher" or objective.on_policy
     ):

@@ -1,15 +1,19 @@
 """What the teacher reads in a trace's place: another prompt, or the same text in tokens of its own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from distill.alignment import Alignment, align, shared_tokens, spell
+from distill.alignment import Alignment, align, beginning_alike, shared_tokens, spell
 from distill.errors import UserError
 from distill.models import ModelSource, vocabulary_mismatch
 from distill.progress import progress_bar
 from distill.traces import Example, Reading, Trace, encode_prompt
+
+_LOOKED_AT = 100  # traces, for whether a tokenizer can spell them
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Reader:
     prompt: str
     informed: bool = False
 
-    @property
+    @functools.cached_property  # vocabularies are large, and every trace asks
     def foreign(self) -> bool:
         """Whether the teacher has tokens of its own."""
         return vocabulary_mismatch(self.student, self.teacher) is not None
@@ -58,50 +62,113 @@ class Reader:
         return encode_prompt(tokenizer, example, self.prompt, solution=solution)
 
     def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
-        """The teacher's reading of a completion.
+        """The teacher's reading of a completion, as far as its context goes.
 
         Args:
             prompt_ids: of `prompt_ids`.
             completion_ids: of the student's tokens; without an end token where it was cut off.
         """
+        whole = self._read(prompt_ids, completion_ids)
+        room, alignment = self.teacher.context_length - len(prompt_ids), whole.alignment
+        if alignment is None or len(whole.completion_ids) <= room:
+            return whole
+        # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
+        kept = alignment.teacher_at < room
+        columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
+        return Reading(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
+
+    def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
         ids = [int(token) for token in completion_ids]
         if not self.foreign:
             return Reading(prompt_ids, np.asarray(ids, dtype=np.int32))
         ended = bool(ids) and ids[-1] in self.student.end_ids
         mine = spell(self.student.tokenizer, ids[:-1] if ended else ids)
         theirs = self.teacher.tokenizer(mine.text, add_special_tokens=False).input_ids
-        alignment = align(mine, spell(self.teacher.tokenizer, theirs))
+        spelled = beginning_alike(spell(self.teacher.tokenizer, theirs), mine)
+        alignment = align(mine, spelled)
+        pairs = zip(alignment.student_at.tolist(), alignment.teacher_at.tolist(), strict=True)
+        named = np.asarray([self._names.get(ids[s]) == theirs[t] for s, t in pairs], dtype=bool)
+        alignment = replace(alignment, same_token=alignment.same_token & named)
         if ended:
-            alignment = _with_end(alignment, len(ids) - 1, len(theirs))
+            if spelled.text == mine.text:
+                alignment = _with_end(alignment, len(ids) - 1, len(theirs))
             theirs = [*theirs, self.teacher.end_ids[0]]
         return Reading(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
 
-    def read_all(self, traces: Sequence[Trace], rollout: int = 0) -> None:
+    def read_all(
+        self,
+        traces: Sequence[Trace],
+        rollout: int = 0,
+        *,
+        overlong: Literal["error", "drop"] = "error",
+        say: Callable[[str], None] = print,
+    ) -> list[Trace]:
         """Give every trace its reading.
 
         Args:
             traces: of the student's tokens.
             rollout: the longest completion that the student may write in the trace's place.
+            overlong: `error` refuses what the teacher's context does not hold, `drop` leaves it out.
+            say: told how many were left out.
+
+        Returns:
+            The traces that have a reading.
 
         Raises:
-            UserError: one would be longer than the teacher's context.
+            UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
         """
-        context = self.teacher.context_length
+        self._check_spelling(traces)
+        context, fitting = self.teacher.context_length, []
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
-                reading = self.read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
-                if max(len(reading), len(reading.prompt_ids) + rollout) > context:
-                    own = (
-                        f"with {rollout} tokens that the student may write" if rollout else "with its tokens"
-                    )
+                reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
+                needed = max(len(reading), len(reading.prompt_ids) + rollout)
+                if needed <= context:
+                    trace.reading = reading
+                    fitting.append(trace)
+                elif overlong == "error":
+                    what = "its completion" if needed == len(reading) else "what the student may write"
                     raise UserError(
                         f"problem {trace.example.place} does not fit into the context of the teacher "
-                        f"{self.teacher.name} ({context}): its prompt has {len(reading.prompt_ids)} tokens, "
-                        f"and {own} it is longer; take shorter traces (data.max_length=<tokens> "
-                        f"data.overlong=drop) or data.max_new_tokens=<fewer>"
+                        f"{self.teacher.name} ({context}): as it reads it, the prompt has "
+                        f"{len(reading.prompt_ids)} tokens and {what} {needed - len(reading.prompt_ids)}; "
+                        f"leave such problems out with data.overlong=drop, or take a smaller "
+                        f"data.max_new_tokens"
                     )
-                trace.reading = reading
                 bar.update(1)
+        if not fitting:
+            raise UserError(
+                f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
+                f"({context}), with its prompt and a completion: take a smaller data.max_new_tokens"
+            )
+        if len(fitting) < len(traces):
+            say(
+                f"{len(traces) - len(fitting)} of {len(traces)} problems do not fit into the teacher's "
+                f"context of {context} tokens and are left out"
+            )
+        return fitting
+
+    def _check_spelling(self, traces: Sequence[Trace]) -> None:
+        """Refuse a teacher that reads another text than the student wrote: nothing could be compared."""
+        if not self.foreign:
+            return
+        texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_LOOKED_AT]]
+        read = [
+            spell(
+                self.teacher.tokenizer, self.teacher.tokenizer(text, add_special_tokens=False).input_ids
+            ).text
+            for text in texts
+        ]
+        lost = [(text, own.strip()) for text, own in zip(texts, read, strict=True) if own.strip() != text]
+        if len(lost) > len(texts) / 2:
+            text, own = lost[0]
+            at = next((i for i, (a, b) in enumerate(zip(text, own, strict=False)) if a != b), len(own))
+            shown = slice(max(0, at - 20), at + 20)
+            raise UserError(
+                f"the tokenizer of the teacher {self.teacher.name} cannot spell this data: {text[shown]!r} "
+                f"it reads as {own[shown]!r}, and behind that there is nothing to compare; choose another "
+                f"teacher"
+            )
 
     def shared_ids(self) -> np.ndarray:
         """[2, shared] int64: ids that mean the same to student (first row) and teacher, their end tokens
@@ -109,8 +176,15 @@ class Reader:
         if not self.foreign:
             size = max(self.student.tokenizer.get_vocab().values()) + 1
             return np.stack([np.arange(size), np.arange(size)])
-        ends = np.asarray([[self.student.end_ids[0]], [self.teacher.end_ids[0]]], dtype=np.int64)
-        return np.concatenate([shared_tokens(self.student.tokenizer, self.teacher.tokenizer), ends], axis=1)
+        ends = self.student.end_ids[0], self.teacher.end_ids[0]
+        pairs = [*(pair for pair in self._names.items() if pair[0] != ends[0] and pair[1] != ends[1]), ends]
+        return np.asarray(pairs, dtype=np.int64).T
+
+    @functools.cached_property
+    def _names(self) -> dict[int, int]:
+        """The teacher's token by the student's that means the same."""
+        mine, theirs = shared_tokens(self.student.tokenizer, self.teacher.tokenizer).tolist()
+        return dict(zip(mine, theirs, strict=True))
 
 
 def as_read(trace: Trace) -> Trace:
@@ -128,10 +202,9 @@ def whole_reading(trace: Trace) -> Trace:
 
 
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:
-    """The end tokens are compared too, where the texts agree as far as that."""
-    kept = alignment.student_at < student_at
+    """The end tokens are compared too."""
     return Alignment(
-        np.append(alignment.student_at[kept], student_at),
-        np.append(alignment.teacher_at[kept], teacher_at),
-        np.append(alignment.same_token[kept], True),
+        np.append(alignment.student_at, student_at),
+        np.append(alignment.teacher_at, teacher_at),
+        np.append(alignment.same_token, True),
     )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from distill.batch import Batch, by_length, collate
 from distill.errors import UserError
 from distill.generation import Sampling, generate
 from distill.head import label_logprobs
-from distill.models import LanguageModel
+from distill.models import LanguageModel, ModelSource
 from distill.traces import Example, Grader, Trace
 
 Value = Literal["likelihood", "success"]
@@ -74,16 +74,17 @@ class StepProposals:
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_step_tokens)
 
-    def check(self, lm: LanguageModel, grade: Grader | None) -> None:
+    def check(self, student: ModelSource, grade: Grader | None) -> None:
         """Refuse what cannot be cut or valued.
 
         Raises:
             UserError: no token has the separator in it; or `success` without a grader.
         """
-        if not self.step_ends(lm):
+        if not self.step_ends(student.tokenizer):
             raise UserError(
-                f"loss.proposals.separator={self.separator!r}: no token of {lm.source.name} has this text in "
-                f"it, so no step would end; name what stands between the steps of your data"
+                f"loss.proposals.separator={self.separator!r}: no token of {student.name} has this text in "
+                f"it, so no step would end; name what stands between the steps of your data "
+                f"(data.step_separator)"
             )
         if self.value == "success" and grade is None:
             raise UserError(
@@ -91,9 +92,9 @@ class StepProposals:
                 "value=likelihood, or data=gsm8k or arithmetic"
             )
 
-    def step_ends(self, lm: LanguageModel) -> tuple[int, ...]:
+    def step_ends(self, tokenizer: Any) -> tuple[int, ...]:
         """Tokens with which a step ends."""
-        return _with_text(lm.tokenizer, self.separator)
+        return _with_text(tokenizer, self.separator)
 
     @torch.no_grad()
     def values(
@@ -119,9 +120,16 @@ class StepProposals:
         ids, prompts = batch.input_ids.tolist(), batch.prompt_lengths
         prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
         examples = [batch.examples[row] for row, _ in rows]
-        ends = (*student.end_ids, *self.step_ends(student))
+        ends = (*student.end_ids, *self.step_ends(student.tokenizer))
+        # The teacher values both: what its context does not hold is no part of a step.
+        rooms = [teacher.context_length - len(prefix) for prefix in prefixes]
         proposals = [
-            _write(lm, prefixes, self.sampling, ends, seed + number)
+            [
+                step[:room]
+                for step, room in zip(
+                    _write(lm, prefixes, self.sampling, ends, seed + number), rooms, strict=True
+                )
+            ]
             for number, lm in enumerate((student, teacher))
         ]
         if self.value == "likelihood":
@@ -151,7 +159,7 @@ class StepProposals:
 
     def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:
         """Where steps begin in each completion, counted from its first token."""
-        ends = torch.tensor(self.step_ends(lm), device=batch.labels.device)
+        ends = torch.tensor(self.step_ends(lm.tokenizer), device=batch.labels.device)
         closing = torch.isin(batch.labels, ends) & batch.mask
         found = []
         for row in range(len(batch.labels)):
@@ -192,9 +200,8 @@ def _write(
     written: list[list[int]] = [[]] * len(prefixes)
     lengths = [len(prefix) + sampling.max_new_tokens for prefix in prefixes]
     for number, rows in enumerate(by_length(lengths, _TOKEN_BUDGET)):
-        part = generate(
-            lm, [prefixes[row] for row in rows], sampling, seed=seed * 1_009 + number, end_ids=ends
-        )
+        drawn = (seed * 1_009 + number) % (1 << 63)  # more than that is no seed to torch
+        part = generate(lm, [prefixes[row] for row in rows], sampling, seed=drawn, end_ids=ends)
         for row, ids in zip(rows, part, strict=True):
             written[row] = ids
     return written

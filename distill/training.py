@@ -104,6 +104,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
     student, frozen = find_models(cfg, objective, recipe, device)
     reader = find_reader(objective, recipe, student, frozen)
+    if objective.compares_steps and objective.proposals is not None:
+        objective.proposals.check(student, recipe.grade)
     if lora:
         check_targets(lora, student)
     # A missing file is better found now than after training.

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.alignment import align, shared_tokens, spell
 from distill.batch import collate
-from distill.models import LanguageModel, ModelSource, find_model
+from distill.errors import UserError
+from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.reading import Reader
 from distill.tiny import task
-from distill.traces import Example, Reading, Trace, encode_prompt
+from distill.traces import Example, Reading, Trace, encode_completion, encode_prompt
 
 TEXTS = [
     "Natalia sold 48/2 = 24 clips in May.\nAltogether she sold 48+24 = 72.",
@@ -111,12 +112,24 @@ def test_tokens_are_paired_where_both_have_spelled_the_same(text: str, names: li
                 after, behind = decoded(mine, a[: i + 1]), decoded(theirs, b[: j + 1])
                 same = after == behind and not after.endswith("\ufffd") and text.startswith(after)
                 expected.append((i, j, same))
-    # A token that spells nothing shares its beginning with the next one, and stands before it.
+    # A token that spells nothing shares its beginning with the next one, and stands before it; but a lone ▁
+    # at the text's beginning is not compared.
     first: dict[int, tuple[int, int, bool]] = {}
     for i, j, same in expected:
-        first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
+        marks = [(mine, a, i), (theirs, b, j)]
+        if not any(t.convert_ids_to_tokens(ids[at]) == "▁" and at == 0 for t, ids, at in marks):
+            first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
     pairs = list(zip(*(column.tolist() for column in vars(found).values()), strict=True))
     assert pairs == list(first.values())
+
+
+def test_the_mark_before_a_text_is_passed_over() -> None:
+    """Some tokenizers begin every text with ▁: there the model has nothing to decide, behind it it has."""
+    mine, theirs = TOKENIZERS["bytes"], TOKENIZERS["pieces"]
+    a, b = (tokenizer("so", add_special_tokens=False).input_ids for tokenizer in (mine, theirs))
+    assert theirs.convert_ids_to_tokens(b) == ["▁", "s", "o"]
+    found = align(spell(mine, a), spell(theirs, b))
+    assert [column.tolist() for column in vars(found).values()] == [[0, 1], [1, 2], [True, True]]
 
 
 TOKENIZERS = {"bytes": byte_level(300), "words": byte_level(420), "pieces": pieces()}
@@ -253,3 +266,169 @@ def test_real_solutions_align_between_smollm2_and_another_tokenizer(data_dir: Pa
                 assert real.decode([a[at]]) == other.decode([b[there]])
     # The other knows few words, so that nearly every boundary of the first is one of its own.
     assert compared > 0.95 * tokens
+
+
+def test_vocabularies_are_compared_once_however_many_traces_are_read(
+    student: LanguageModel, permuted_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a real vocabulary it takes a second."""
+    teacher = same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
+    asked: list[str] = []
+
+    def watched(mine: ModelSource, theirs: ModelSource) -> str | None:
+        asked.append(theirs.name)
+        return vocabulary_mismatch(mine, theirs)
+
+    monkeypatch.setattr("distill.reading.vocabulary_mismatch", watched)
+    for source in (teacher, student.source):
+        asked.clear()
+        reader = Reader(student.source, source, "{problem}{solution}", informed=True)
+        traces = []
+        for number, problem in enumerate(task.problems(4, split="train", operations=(2, 3))):
+            example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
+            ids = encode_completion(student.tokenizer, example.completion or "")
+            traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+        assert reader.needed
+        reader.read_all(traces)
+        assert asked == [source.name]
+
+
+def with_a_blank_before(tokenizer: Any) -> Any:
+    """The same pieces, behind a blank that stands before every text."""
+    made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+def dropping_a_blank_before() -> Any:
+    """As Llama's newer ones: ▁ stands before a text unless it begins with a blank, and is no text."""
+    made = Tokenizer.from_str(pieces().backend_tokenizer.to_str())
+    made.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
+def source(name: str, tokenizer: Any, end: str | None = None) -> ModelSource:
+    """A model's tokenizer and end token, without the model."""
+    made = ModelSource(name, name, name)
+    end_ids = [tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id]
+    made.__dict__.update(tokenizer=tokenizer, context_length=64, end_ids=end_ids)
+    return made
+
+
+PROMPT = np.zeros(1, dtype=np.int32)
+READERS = {
+    "blank": with_a_blank_before(TOKENIZERS["words"]),
+    "dropping": dropping_a_blank_before(),
+    "pieces": TOKENIZERS["pieces"],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("text", ["sold an", " sold an", "  sold an", "an x\n sold", "1 an"])
+def test_a_text_is_compared_to_its_end_whatever_the_teachers_tokenizer_does_with_the_blank_before_it(
+    name: str, text: str
+) -> None:
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", READERS[name])
+    ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
+    reading = Reader(student, teacher, "{problem}").read(PROMPT, ids)
+    assert reading.alignment is not None
+    at, there, same = (column.tolist() for column in vars(reading.alignment).values())
+    assert len(at) > 2
+    assert at[-1] == len(ids) - 1
+    assert there[-1] == len(reading.completion_ids) - 1
+    for mine, theirs in zip(at, there, strict=True):
+        read = decoded(teacher.tokenizer, reading.completion_ids[:theirs].tolist())
+        assert read.lstrip(" ") == decoded(student.tokenizer, ids[:mine]).lstrip(" ")
+    pairs = {tuple(pair) for pair in Reader(student, teacher, "{problem}").shared_ids().T.tolist()}
+    for mine, theirs, alike in zip(at, there, same, strict=True):
+        assert not alike or (ids[mine], int(reading.completion_ids[theirs])) in pairs
+
+
+def test_a_piece_with_a_blank_in_its_name_is_not_the_same_as_one_without() -> None:
+    """Compared by name, an answer's first token would be taught to begin with a blank."""
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", TOKENIZERS["pieces"])
+    ids = student.tokenizer("an", add_special_tokens=False).input_ids
+    reading = Reader(student, teacher, "{problem}").read(PROMPT, ids)
+    assert student.tokenizer.convert_ids_to_tokens(ids) == ["an"]
+    assert teacher.tokenizer.convert_ids_to_tokens(reading.completion_ids.tolist()) == ["▁an"]
+    assert reading.alignment is not None
+    assert reading.alignment.same_token.tolist() == [False]
+
+
+def test_ends_are_not_compared_behind_another_text() -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "one": 2, "two": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    poor = source(
+        "poor", PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    )
+    student = source("student", TOKENIZERS["bytes"])
+    for text, compared in (("one two", True), ("one three", False)):
+        ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
+        reading = Reader(student, poor, "{problem}").read(PROMPT, ids)
+        assert reading.alignment is not None
+        assert (len(ids) - 1 in reading.alignment.student_at) == compared
+        assert reading.completion_ids[-1] == poor.end_ids[0]
+
+
+def test_no_token_is_shared_twice() -> None:
+    """An end token that is no special one to its tokenizer is a shared piece already."""
+    mine, theirs = byte_level(300), byte_level(300)
+    mine.add_tokens(["<|turn|>"])
+    theirs.add_tokens(["<|more|>", "<|turn|>"])
+    student, teacher = (source(name, t, "<|turn|>") for name, t in (("student", mine), ("teacher", theirs)))
+    shared = Reader(student, teacher, "{problem}").shared_ids()
+    assert [student.end_ids[0], teacher.end_ids[0]] in shared.T.tolist()
+    assert all(len(set(row)) == len(row) for row in shared.tolist())
+
+
+def test_what_the_teachers_context_does_not_hold_is_not_compared() -> None:
+    student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["pieces"])
+    ids = [*student.tokenizer(TEXTS[0], add_special_tokens=False).input_ids, *student.end_ids]
+    prompt = np.zeros(50, dtype=np.int32)
+    reader = Reader(student, teacher, "{problem}")
+    whole, cut = reader.read(PROMPT, ids), reader.read(prompt, ids)
+    assert len(whole) == len(cut) == 64
+    assert whole.alignment is not None
+    assert cut.alignment is not None
+    kept = whole.alignment.teacher_at < 14
+    assert 0 < kept.sum() < len(kept)
+    assert (cut.completion_ids == whole.completion_ids[:14]).all()
+    for name, column in vars(cut.alignment).items():
+        assert (column == vars(whole.alignment)[name][kept]).all()
+
+
+def traces_of(tokenizer: Any, texts: list[str]) -> list[Trace]:
+    examples = [Example(str(number), "one?", completion=text) for number, text in enumerate(texts)]
+    return [
+        Trace(e, encode_prompt(tokenizer, e, "{problem}"), encode_completion(tokenizer, e.completion or ""))
+        for e in examples
+    ]
+
+
+def test_a_teacher_that_reads_another_text_than_the_student_writes_is_refused() -> None:
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "##b": 3}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.decoder = decoders.WordPiece()
+    lower = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[SEP]")
+    student, teacher = source("student", TOKENIZERS["bytes"]), source("lower", lower)
+    reader = Reader(student, teacher, "{problem}")
+    with pytest.raises(UserError, match=r"teacher lower cannot spell this data: 'aB' it reads as 'ab'"):
+        reader.read_all(traces_of(student.tokenizer, ["aB", "AB", "ab"]))
+    assert len(reader.read_all(traces_of(student.tokenizer, ["aB", "ab", "ab ab", "a"]))) == 4
+
+
+def test_problems_that_the_teachers_context_does_not_hold_are_refused_or_left_out() -> None:
+    student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["bytes"])
+    traces = traces_of(student.tokenizer, ["one", "one two " * 40, "two"])
+    reader, said = Reader(student, teacher, "{problem}"), []
+    with pytest.raises(UserError, match=r"problem 1 does not fit .*its completion 321; .*overlong=drop"):
+        reader.read_all(traces)
+    kept = reader.read_all(traces, overlong="drop", say=said.append)
+    assert [trace.example.id for trace in kept] == ["0", "2"]
+    assert said == ["1 of 3 problems do not fit into the teacher's context of 64 tokens and are left out"]
+    with pytest.raises(UserError, match=r"problem 0 does not fit .*what the student may write 62; "):
+        reader.read_all(traces, 62)
+    with pytest.raises(UserError, match=r"none of 3 problems fits into the context of the teacher"):
+        reader.read_all(traces, 62, overlong="drop", say=said.append)

@@ -383,6 +383,7 @@ def test_the_teachers_context_bounds_what_it_writes_and_reads(
         ({"completions": "student"}, r"data\.completions='student' is not one of dataset, teacher"),
         ({"overlong": "cut"}, r"data\.overlong='cut' is not one of error, drop"),
         ({"prompt": "solve!"}, r"has no \{problem\} in it"),
+        ({"prompt": "{problem} {solution}"}, r"has \{solution\} in it.*data.informed_prompt"),
     ],
 )
 def test_a_recipe_refuses_what_it_does_not_know(options: dict[str, Any], message: str) -> None:
@@ -419,7 +420,7 @@ def exact(example: Example, completion: str) -> Verdict:
 def test_the_teachers_right_and_finished_traces_alone_are_kept(
     student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = [Example("a", "1+1=", "2"), Example("b", "2+2=", "4"), Example("c", "3+3=", "6")]
+    examples = [Example("a", "1+1=", "2"), Example("b", "2+2=", "4", "#4!"), Example("c", "3+3=", "6")]
     asked = scripted(monkeypatch, ["1+1=2;#2", "#3", "2+2=4;#4|", "#4", "", "|"])
     recipe = TraceRecipe(
         lambda: examples,
@@ -436,7 +437,8 @@ def test_the_teachers_right_and_finished_traces_alone_are_kept(
         ["#1+1=", "#1+1=", "#2+2=", "#2+2="],
         ["#3+3=", "#3+3="],
     ]
-    assert [(t.example.id, t.example.completion) for t in traces] == [("a#0", "1+1=2;#2"), ("b#1", "#4")]
+    # An informed teacher is shown the data's own solution, not what it is to judge.
+    assert [(t.example.id, t.example.completion) for t in traces] == [("a#0", None), ("b#1", "#4!")]
     assert [decode(trace.prompt_ids) for trace in traces] == ["#1+1=", "#2+2="]
     assert [decode(trace.completion_ids) for trace in traces] == ["1+1=2;#2<eos>", "#4<eos>"]
     assert [trace.example.gold for trace in traces] == ["2", "4"]
@@ -450,7 +452,8 @@ def test_without_a_grader_every_finished_trace_is_kept_under_its_problems_name(
     examples = [Example("a", "1+1=", "2"), Example("b", "2+2=", "4")]
     teacher = LazyModel(find_model(str(tiny_pair[1]), key="model.teacher"), "cpu")
     traces, _ = build(TraceRecipe(lambda: examples, completions="teacher"), student, tmp_path, teacher)
-    assert [(trace.example.id, trace.example.completion) for trace in traces] == [("a", "#9")]
+    assert [trace.example for trace in traces] == examples[:1]
+    assert student.tokenizer.decode(traces[0].completion_ids) == "#9<eos>"
 
 
 def test_a_teacher_that_is_never_right_is_refused(

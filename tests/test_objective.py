@@ -761,3 +761,23 @@ def test_a_loss_that_adapts_is_told_of_every_step_and_keeps_its_state() -> None:
         each.after_step(0.5, 0.3)
     assert again.state() == objective.state() != state
     assert configure("loss=sft").state() == {}
+
+
+@pytest.mark.parametrize("switch", [{"normalize": "weights"}, {"scale": "mean"}])
+def test_rows_without_the_main_term_are_divided_by_the_weights_of_the_term_in_its_place(
+    switch: dict[str, Any],
+) -> None:
+    """Divided by the main term's, which has none there, what the student writes would teach nothing."""
+    objective = Objective(
+        StudentRollouts(0.5),
+        forward_kl,
+        uniform,
+        rows="dataset",
+        extra={"own": Term(reverse_kl, rows="student")},
+        **switch,
+    )
+    work = draw(1)
+    for by_student in (False, True):
+        found = work.apply(objective, by_student=by_student)
+        assert found.total > 0
+        assert found.denominator == work.mask.sum()

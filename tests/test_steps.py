@@ -101,6 +101,26 @@ def test_values_are_those_of_steps_proposed_one_by_one(
     assert (found.teacher[~batch.mask] == 0).all()
 
 
+def test_a_step_ends_where_the_teachers_context_does(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    student, teacher = pair
+    batch = batch_of(student)
+    room = (
+        batch.input_ids.shape[1] - 2
+    )  # of the longest trace's last step, #, digit and end, the first token fits
+    seen: list[int] = []
+    handle = teacher.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    context, teacher.model.config.max_position_embeddings = teacher.context_length, room
+    try:
+        values = StepProposals(separator=";", max_step_tokens=9).values(student, teacher, batch)
+    finally:
+        teacher.model.config.max_position_embeddings = context
+        handle.remove()
+    assert max(seen) == room
+    assert (values.student[values.first] < 0).all()
+
+
 def test_success_is_the_share_of_continuations_that_end_right(
     pair: tuple[LanguageModel, LanguageModel],
 ) -> None:
@@ -204,9 +224,9 @@ def test_a_bad_switch_is_refused_by_its_name(switch: dict[str, object], message:
 
 def test_what_cannot_be_cut_or_valued_is_refused(student: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"loss.proposals.separator='\\n': no token of"):
-        StepProposals(separator="\n").check(student, None)
+        StepProposals(separator="\n").check(student.source, None)
     with pytest.raises(UserError, match=r"value=success needs data whose answers can be judged"):
-        StepProposals(separator=";", value="success").check(student, None)
+        StepProposals(separator=";", value="success").check(student.source, None)
     with pytest.raises(ValueError, match=r"validity compares proposed next steps: say how in loss.proposals"):
         Objective("dataset", uniform_loss, validity)
     with pytest.raises(ValueError, match=r"set loss.teacher_sees=prompt"):
@@ -244,3 +264,25 @@ def test_a_run_logs_what_the_steps_are_worth(tmp_path: Path, words: list[str], r
 
 def test_steps_are_sampled_as_they_say() -> None:
     assert StepProposals(temperature=0.7, max_step_tokens=5).sampling == Sampling(0.7, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("seed", ["20261121", str(2**32 - 1)])
+def test_a_teacher_that_proposes_steps_and_nothing_else_is_loaded_and_any_seed_will_do(
+    tmp_path: Path, seed: str
+) -> None:
+    words = ["loss=validity", "loss.token_loss._target_=distill.losses.divergence.cross_entropy"]
+    words += ["benchmark=none", "logger=csv", "data.limit=4", "data.batch_size=4", "data.operations=[2,3]"]
+    words += ["trainer.max_steps=1", "data.completions=dataset", f"seed={seed}"]
+    run(words, tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"loss=validity needs the teacher's next steps, and model.teacher is"
+    ):
+        run([*words, "model.teacher=null"], tmp_path / "other")
+
+
+def test_steps_that_cannot_be_cut_are_refused_before_any_trace_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.training.prepare_traces", lambda *args, **kwargs: pytest.fail("too late"))
+    with pytest.raises(UserError, match=r"no token of .* has this text in it.*data.step_separator"):
+        run(["loss=validity", "data.step_separator=?", "benchmark=none", "logger=csv"], tmp_path / "run")

