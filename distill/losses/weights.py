@@ -302,7 +302,7 @@ def validity(
 
     w_t = λ(s) = σ(γ (v(a_T|s) - v(a_S|s))),   s the prefix of the step that t belongs to
 
-    1/2 where both are worth the same. Values, as `distill.steps` makes them, are bounded by ±60.
+    1/2 where both are worth the same. Values beyond ±60 count as ±60.
 
     Raises:
         ValueError: `gamma` is negative.
