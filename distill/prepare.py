@@ -33,8 +33,8 @@ def find_models(
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = _find(cfg, "student", cfg.model.student_dtype)
-    asked = {*objective.distributions.values(), *objective.cached_signals.values()}
-    roles: set[Role] = objective.live_roles | asked
+    asked: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
+    roles = objective.live_roles | asked
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, LazyModel] = {}
