@@ -29,7 +29,7 @@ def find_models(
     _refuse_what_has_no_sense(objective, recipe)
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    student = _find(cfg, "student", cfg.model.student_dtype)
+    student = find(cfg, "student", cfg.model.student_dtype)
     roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
     if recipe.completions == "teacher":
         roles.add("teacher")
@@ -50,7 +50,7 @@ def find_models(
         if not cfg.model[role]:
             raise UserError(_missing(role, why))
         dtype = cfg.model.teacher_dtype if role == "teacher" else cfg.model.student_dtype
-        source = _find(cfg, role, dtype)
+        source = find(cfg, role, dtype)
         comparable = role == "teacher" and objective.across_vocabularies
         if why and not comparable and (mismatch := vocabulary_mismatch(student, source)):
             raise UserError(
@@ -108,7 +108,7 @@ def _writes_all(objective: Objective) -> bool:
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
 
-def _find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
+def find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
     spec: Any = cfg.model[role]
     return find_model(
         OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec,  # pyright: ignore[reportArgumentType]

@@ -46,10 +46,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grader read out of a completion, and whether it is right."""
+    """What a grader read out of a completion, whether it is right, and why that was decided."""
 
     answer: str | None
     correct: bool
+    reason: str = ""
 
 
 Grader = Callable[[Example, str], Verdict]
@@ -110,7 +111,7 @@ def encode_prompt(
     """
     turns: tuple[Mapping[str, str], ...] = example.messages or ({"role": "user", "content": example.problem},)
     if solution is not None or not example.messages:
-        filled = _fill(prompt, problem=turns[-1]["content"], solution=solution or "")
+        filled = fill(prompt, problem=turns[-1]["content"], solution=solution or "")
         turns = (*turns[:-1], {**turns[-1], "content": filled})
     messages = list(turns)
     if tokenizer.chat_template:
@@ -130,7 +131,7 @@ def encode_prompt(
     return np.asarray(ids, dtype=np.int32)
 
 
-def _fill(template: str, **values: str) -> str:
+def fill(template: str, **values: str) -> str:
     """The template with its names filled in; braces elsewhere, as LaTeX has them, stay."""
     return re.sub(
         "|".join(f"{{{name}}}" for name in values), lambda found: values[found.group()[1:-1]], template

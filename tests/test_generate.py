@@ -1,0 +1,245 @@
+"""A teacher writes a trace set: resumable, the same whatever the batches, each trace with its verdict."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from scipy.stats import chisquare
+
+from distill import engines
+from distill import generate as generating
+from distill.cli import check_overrides
+from distill.engines import HfEngine, Request, Written, numbers, request_seed
+from distill.errors import UserError
+from distill.generate import CONFIG, generate
+from distill.generation import Sampling
+from distill.generation import generate as write
+from distill.models import LanguageModel
+from distill.records import COLUMNS, read_records, write_records
+
+SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
+
+
+def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
+    """`python -m distill.generate` in this process; the records that it leaves."""
+    cfg = check_overrides(CONFIG, "generate", [*words, f"out={folder}"])
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, True)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return read_records(generate(cfg))
+
+
+def test_a_trace_set_holds_what_was_written_and_what_was_found_of_it(tmp_path: Path) -> None:
+    words = [*SMALL, "sampling.temperature=1.5", "sampling.top_p=1.0", "data.max_new_tokens=40"]
+    records = run(words, tmp_path / "set")
+    assert len(records) == 150
+    assert set(records[0]) == set(COLUMNS)
+    assert len({record["id"] for record in records}) == 150
+    right = 0
+    for record in records:
+        assert record["messages"] == [{"role": "user", "content": record["problem"]}]
+        assert len(record["teacher_logprobs"]) == len(record["completion_ids"])
+        assert all(value <= 0 for value in record["teacher_logprobs"])
+        assert record["finished"] == (record["completion_ids"][-1] == 1)
+        right += record["correct"]
+        if not record["finished"]:
+            assert record["reason"] == "no end"
+            assert not record["correct"]
+    assert 0 < right < 150  # so hot that some are wrong
+    for record in records:
+        same = [other["correct"] for other in records if other["problem_id"] == record["problem_id"]]
+        assert record["pass_rate"] == pytest.approx(sum(same) / 5)
+    summary = json.loads((tmp_path / "set" / "summary.json").read_text())
+    assert summary["right"] == right
+    assert summary["tokens"] == sum(len(record["completion_ids"]) for record in records)
+    assert sum(summary["reasons"].values()) == 150 - right
+
+
+def test_the_set_is_the_same_whatever_the_batches(tmp_path: Path) -> None:
+    one = run([*SMALL, "engine.token_budget=100000"], tmp_path / "large")
+    other = run([*SMALL, "engine.token_budget=700"], tmp_path / "small")
+    assert [r["completion_ids"] for r in one] == [r["completion_ids"] for r in other]
+    assert len({tuple(r["completion_ids"]) for r in one if r["problem_id"] == one[0]["problem_id"]}) > 1
+    more = run([*SMALL[:-1], "samples=6"], tmp_path / "more")
+    kept = [r["completion_ids"] for r in more if r["sample"] < 5]
+    assert kept == [r["completion_ids"] for r in one]
+    another = run([*SMALL, "seed=1"], tmp_path / "another")
+    assert [r["completion_ids"] for r in another] != [r["completion_ids"] for r in one]
+
+
+class Killed(BaseException):
+    """What no code expects."""
+
+
+def test_a_run_killed_at_twenty_random_moments_gives_the_set_of_one_clean_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = run(SMALL, tmp_path / "clean")
+    monkeypatch.setattr(generating, "_SHARD", 8)
+    chance = random.Random(0)
+    written: list[int] = []
+
+    class Mortal(HfEngine):
+        """Dies somewhere between the tokens of two completions, with what it has written of the shard."""
+
+        def write(
+            self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], object]
+        ) -> list[Written]:
+            # Nine of ten shards end before their last completion, until there were twenty deaths.
+            dies = len(deaths) < 20 and chance.random() < 0.9
+            left = chance.randrange(len(requests)) if dies else len(requests)
+
+            def count(tokens: int) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Killed
+                done(tokens)
+
+            found = super().write(requests, sampling, count)
+            written.extend(request.seed for request in requests)
+            return found
+
+    deaths: list[int] = []
+    monkeypatch.setattr(engines, "HfEngine", Mortal)
+    while True:
+        try:
+            resumed = run(SMALL, tmp_path / "killed")
+            break
+        except Killed:
+            deaths.append(len(written))
+            assert not (tmp_path / "killed" / "traces.parquet").exists()
+    assert len(deaths) == 20
+    assert len(written) == len(set(written)) == 150  # no sample written twice, none lost
+    assert resumed == clean
+
+
+def test_a_finished_set_is_not_written_again_and_another_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(SMALL, tmp_path / "set")
+
+    def refuse(*_: object) -> list[Written]:
+        raise AssertionError("nothing is left to write")
+
+    monkeypatch.setattr(HfEngine, "write", refuse)
+    assert run([*SMALL, "check.answer=math"], tmp_path / "set")[0]["completion"] == first[0]["completion"]
+    with pytest.raises(UserError, match=r"holds a trace set made with another sampling: name another folder"):
+        run([*SMALL[:-1], "samples=4"], tmp_path / "set")
+    with pytest.raises(UserError, match=r"another prompts"):
+        run([*SMALL, "data.limit=29"], tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(temperature=1.0, max_new_tokens=1), [0.4, 0.3, 0.2, 0.1]),
+        (Sampling(temperature=1.0, top_k=2, max_new_tokens=1), [4 / 7, 3 / 7, 0, 0]),
+        (Sampling(temperature=1.0, top_p=0.8, max_new_tokens=1), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (Sampling(temperature=0.5, max_new_tokens=1), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+    ],
+)
+def test_tokens_drawn_by_numbers_have_the_distribution_asked_for(
+    student: LanguageModel, sampling: Sampling, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.full((len(student.tokenizer.get_vocab()) + 5,), -1e9)
+    logits[5:9] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    forward = student.model.forward
+
+    def fixed(*args: Any, **options: Any) -> Any:
+        output = forward(*args, **options)
+        output.logits = logits.expand(*output.logits.shape[:2], -1).clone()
+        return output
+
+    monkeypatch.setattr(student.model, "forward", fixed)
+    draws = np.stack([numbers(seed, 1) for seed in range(4000)])
+    written = write(student, [[3]] * 4000, sampling, seed=0, draws=draws)
+    counts = np.bincount([ids[0] - 5 for ids in written], minlength=4)
+    possible = np.asarray(expected) > 0
+    assert (counts[~possible] == 0).all()
+    assert chisquare(counts[possible], 4000 * np.asarray(expected)[possible]).pvalue > 1e-3
+
+
+def test_every_request_has_numbers_of_its_own() -> None:
+    seeds = {request_seed(seed, problem, s) for seed in (0, 1) for problem in ("a", "b") for s in range(9)}
+    assert len(seeds) == 36
+    assert request_seed(0, "a", 1) == request_seed(0, "a", 1)
+    assert (numbers(7, 5) == numbers(7, 9)[:5]).all()
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    records = run(SMALL, tmp_path / "set")
+    records[0] |= {"completion": "a\u2028b \x00 ∑ 🙂", "gold": None, "correct": None, "pass_rate": None}
+    write_records(tmp_path / "again.parquet", records)
+    assert read_records(tmp_path / "again.parquet") == records
+    import datasets
+
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "again.parquet"), split="train", cache_dir=str(tmp_path / "hf")
+    )
+    assert loaded[0]["completion_ids"] == records[0]["completion_ids"]
+    with pytest.raises(KeyError, match="gold"):
+        write_records(tmp_path / "bad.parquet", [{k: v for k, v in records[0].items() if k != "gold"}])
+
+
+def test_a_damaged_or_foreign_file_gets_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no trace set: there is no traces.parquet"):
+        read_records(tmp_path)
+    (tmp_path / "traces.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=r"is no readable Parquet file"):
+        read_records(tmp_path)
+    import pandas
+
+    pandas.DataFrame({"question": ["1"]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"is no trace set: it has no column id, .*data=traces data.path="):
+        read_records(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["samples=0"], r"samples=0 must be a whole number"),
+        (["sampling.temperature=0"], r"greedy completions of a problem are all alike"),
+        (["sampling.temperature=-1"], r"sampling: temperature=-1"),
+        (["model.teacher=null"], r"model.teacher is not set: name who writes"),
+        (["model.teacher=/nowhere/at/all"], r"model.teacher=/nowhere/at/all"),
+        (["check.answer=maybe"], r"check.answer='maybe' is not one of auto, math, none"),
+        (["check.pattern='('"], r"check.pattern='\(' is no regular expression"),
+        (["check.max_tokens=-1"], r"check.max_tokens=-1 is not a whole number"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_before_anything_is_written(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run([*SMALL, *words], tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_format_and_length_rules_say_why(tmp_path: Path) -> None:
+    words = [*SMALL, "check.pattern='\\*'", "check.max_tokens=20"]
+    records = run(words, tmp_path / "set")
+    reasons = {record["reason"] for record in records}
+    assert "more than 20 tokens" in reasons
+    assert "without \\*" in reasons
+    for record in records:
+        if record["reason"] == "more than 20 tokens":
+            assert len(record["completion_ids"]) > 20
+            assert record["correct"] is False
+        elif record["reason"] == "without \\*":
+            assert "*" not in record["completion"]
+
+
+@pytest.mark.parametrize("prompt", ["boxed", "structured"])
+def test_a_prompt_is_a_file(prompt: str, tmp_path: Path) -> None:
+    cfg = check_overrides(CONFIG, "generate", [*SMALL, f"prompt={prompt}", f"out={tmp_path}"])
+    assert "\\boxed{" in cfg.prompt.system
+    assert cfg.prompt.user == "{problem}"
