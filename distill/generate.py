@@ -1,34 +1,36 @@
 """`python -m distill.generate`: a teacher writes traces for a set of problems, and each is judged and kept.
 
-Completions are written shard by shard; one that is there is never written again, and every completion is
-drawn with numbers of its own, so that a run that was killed and resumed gives the set of one clean run."""
+A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
+that was killed and resumed gives the set of one clean run."""
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from distill.cache import ShardCache, hash_arrays, write_atomically
+from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
 from distill.cli import check_overrides, one_sentence_errors
-from distill.engines import Engine, Request, request_seed
+from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError
 from distill.generation import Sampling
+from distill.journal import Journal
 from distill.models import ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
 from distill.records import write_records
 from distill.teacher import LazyModel, score
-from distill.traces import Example, Trace, encode_prompt, fill
+from distill.traces import Example, Trace, encode_completion, encode_prompt, fill
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
-_SHARD = 64  # completions
 
 
 def generate(cfg: DictConfig) -> Path:
@@ -62,7 +64,10 @@ def generate(cfg: DictConfig) -> Path:
     prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
     _check_room(examples, prompts, source, sampling)
     model = LazyModel(source, device)
-    engine: Engine = build(cfg.engine, "engine")(model)
+    try:
+        engine: Engine = build(cfg.engine, "engine")(model)
+    except (ValueError, TypeError) as error:  # its arguments
+        raise UserError(str(error)) from error
     requests = [
         Request(prompt, example.messages or (), request_seed(cfg.seed, example.problem, sample))
         for example, prompt in zip(asked, prompts, strict=True)
@@ -76,58 +81,57 @@ def generate(cfg: DictConfig) -> Path:
         "sampling": vars(sampling) | {"samples": cfg.samples, "seed": cfg.seed},
         "prompts": hash_arrays(iter(prompts)),
     }
-    _claim(folder, key)
-    began = time.perf_counter()
-    written, new_tokens = _write(
-        engine,
-        requests,
-        sampling,
-        ShardCache(folder / "parts", "completions", key, -(-len(requests) // _SHARD)),
-    )
-    seconds = time.perf_counter() - began
-    traces = [
-        Trace(example, prompt, ids)
-        for number, (example, prompt) in enumerate(zip(asked, prompts, strict=True))
-        for ids, _ in written[number * cfg.samples : (number + 1) * cfg.samples]
-    ]
-    logprobs: list[Any] = [None] * len(traces)
-    if cfg.logprobs:
-        logprobs = [
-            values.tolist() for values in score(model, traces, "teacher_logprobs", cache=folder / "parts")
-        ]
-    records = [
-        {
-            "id": f"{example.id}#{sample}",
-            "problem": example.problem,
-            "messages": [dict(turn) for turn in asked[number].messages or ()],
-            "completion": source.tokenizer.decode(ids, skip_special_tokens=True),
-            "gold": example.gold,
-            "finished": finished,
-            "prompt_ids": prompts[number].tolist(),
-            "completion_ids": ids.tolist(),
-            "teacher_logprobs": logprobs[number * cfg.samples + sample],
-            "problem_id": example.id,
-            "sample": sample,
-            "teacher": source.name,
-            "teacher_revision": source.fingerprint,
-            "teacher_dtype": source.dtype,
-            "engine": engine.name,
-            "tokenizer": key["tokenizer"],
-            "template": _template(source, cfg),
-            "sampling": vars(sampling) | {"seed": cfg.seed},
-        }
-        for number, example in enumerate(examples)
-        for sample, (ids, finished) in enumerate(written[number * cfg.samples : (number + 1) * cfg.samples])
-    ]
-    checks.judge(records, {example.id: example for example in examples})
-    write_records(folder / "traces.parquet", records)
-    summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
-    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1)))
-    write_atomically(
-        folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    )
-    print(_in_words(summary, folder))
-    return folder
+    with _claimed(folder, key):
+        began = time.perf_counter()
+        written, new_tokens = _write(engine, requests, sampling, Journal(folder / "completions.jsonl"))
+        seconds = time.perf_counter() - began
+        ids = [_token_ids(one, source) for one in written]
+        logprobs: list[Any] = [None] * len(requests)
+        if cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"):
+            traces = [
+                Trace(asked[number // cfg.samples], request.prompt_ids, one)
+                for number, (request, one) in enumerate(zip(requests, ids, strict=True))
+            ]
+            logprobs = score(model, traces, "teacher_logprobs", cache=folder / "scores")
+        records = []
+        for place, (request, one) in enumerate(zip(requests, written, strict=True)):
+            number, sample = divmod(place, cfg.samples)
+            example = examples[number]
+            completion = (
+                one.text if one.ids is None else source.tokenizer.decode(one.ids, skip_special_tokens=True)
+            )
+            records.append(
+                {
+                    "id": f"{example.id}#{sample}",
+                    "problem": example.problem,
+                    "messages": [dict(turn) for turn in request.messages],
+                    "completion": completion,
+                    "gold": example.gold,
+                    "finished": one.finished,
+                    "prompt_ids": request.prompt_ids.tolist(),
+                    "completion_ids": ids[place].tolist(),
+                    "ids_from": "text" if one.ids is None else "engine",
+                    "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
+                    "problem_id": example.id,
+                    "sample": sample,
+                    "teacher": source.name,
+                    "teacher_revision": source.fingerprint,
+                    "teacher_dtype": source.dtype,
+                    "engine": engine.name,
+                    "tokenizer": key["tokenizer"],
+                    "template": _template(source, cfg),
+                    "sampling": vars(sampling) | {"seed": cfg.seed},
+                }
+            )
+        checks.judge(records, {example.id: example for example in examples})
+        write_records(folder / "traces.parquet", records)
+        summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
+        write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1)))
+        write_atomically(
+            folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        )
+        print(_in_words(summary, folder))
+        return folder
 
 
 def _teacher(cfg: DictConfig) -> ModelSource:
@@ -159,56 +163,54 @@ def _check_room(
             )
 
 
-def _claim(folder: Path, key: dict[str, Any]) -> None:
-    """Refuse a folder that holds a set made otherwise."""
+@contextmanager
+def _claimed(folder: Path, key: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder, which is new or holds the same set."""
     described = folder / "key.json"
     text = json.dumps(key, sort_keys=True, indent=1)
-    if described.is_file() and (before := json.loads(described.read_text())) != key:
+    if described.is_file() and (before := json.loads(described.read_text())) != json.loads(text):
         differing = ", ".join(name for name in key if before.get(name) != key[name])
         raise UserError(
             f"out={folder} holds a trace set made with another {differing}: name another folder, or take "
             f"that one away"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(described, lambda path: path.write_text(text))
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            write_atomically(described, lambda path: path.write_text(text))
+            yield
+    except Timeout as error:
+        raise UserError(f"another process is writing into {folder}: name another folder with out=") from error
 
 
 def _write(
-    engine: Engine, requests: Sequence[Request], sampling: Sampling, store: ShardCache
-) -> tuple[list[tuple[np.ndarray, bool]], int]:
-    """Every completion and whether it ended, and how many tokens had to be written anew."""
-    shards = [requests[start : start + _SHARD] for start in range(0, len(requests), _SHARD)]
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal
+) -> tuple[list[Written], int]:
+    """Every completion, and how many tokens were written anew."""
+    found = journal.read()
+    missing = [place for place in range(len(requests)) if place not in found]
     new = 0
-    with (
-        store.filling(),
-        progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar,
-    ):
-        missing = store.missing()
-        bar.update(sum(len(shard) for index, shard in enumerate(shards) if index not in missing))
+    with progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar, journal:
+        bar.update(len(requests) - len(missing))
         began = time.perf_counter()
-        for index in missing:
+        wanted = [requests[place] for place in missing]
+        for index, written in engine.write(wanted, sampling) if wanted else ():
+            journal.add(missing[index], written)
+            found[missing[index]] = written
+            new += len(written.text.split()) if written.ids is None else len(written.ids)
+            rate = new / max(1e-9, time.perf_counter() - began)
+            unit = "words" if written.ids is None else "tokens"
+            bar.set_postfix_str(f"{rate:,.0f} {unit}/s", refresh=False)
+            bar.update(1)
+    return [found[place] for place in range(len(requests))], new
 
-            def count(tokens: int) -> None:
-                nonlocal new
-                new += tokens
-                bar.set_postfix_str(f"{new / (time.perf_counter() - began):,.0f} tokens/s", refresh=False)
-                bar.update(1)
 
-            written = engine.write(shards[index], sampling, count)
-            store.write(
-                index,
-                {
-                    "ids": np.concatenate([w.ids for w in written]).astype(np.int32),
-                    "lengths": np.asarray([len(w.ids) for w in written], dtype=np.int64),
-                    "finished": np.asarray([w.finished for w in written], dtype=np.uint8),
-                },
-            )
-    found: list[tuple[np.ndarray, bool]] = []
-    for index in range(len(shards)):
-        part = store.read(index)
-        ids = np.split(part["ids"], np.cumsum(part["lengths"])[:-1])
-        found += [(one, bool(flag)) for one, flag in zip(ids, part["finished"], strict=True)]
-    return found, new
+def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
+    """The engine's own, or the text in the teacher's tokens."""
+    if written.ids is not None:
+        return written.ids
+    ids = encode_completion(source.tokenizer, written.text, source.end_ids)
+    return ids if written.finished else ids[:-1]
 
 
 def _template(source: ModelSource, cfg: DictConfig) -> str:

@@ -30,6 +30,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "finished": ("bool", "whether the completion ended by itself"),
     "prompt_ids": (["int32"], "the prompt's tokens, template included"),
     "completion_ids": (["int32"], "the completion's tokens, the end token included where there is one"),
+    "ids_from": ("string", "engine: its very tokens; text: what it wrote, tokenised again"),
     "teacher_logprobs": (["float32"], "log-probs of these tokens by the teacher at temperature 1"),
     "problem_id": ("string", "the problem's name"),
     "sample": ("int32", "which of the problem's samples"),

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from omegaconf import OmegaConf, open_dict
 from scipy.stats import chisquare
 
 from distill import engines
-from distill import generate as generating
 from distill.cli import check_overrides
 from distill.engines import HfEngine, Request, Written, numbers, request_seed
 from distill.errors import UserError
@@ -83,30 +82,20 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_set_of_one_clean_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = run(SMALL, tmp_path / "clean")
-    monkeypatch.setattr(generating, "_SHARD", 8)
     chance = random.Random(0)
     written: list[int] = []
 
     class Mortal(HfEngine):
-        """Dies somewhere between the tokens of two completions, with what it has written of the shard."""
+        """Dies somewhere between two completions."""
 
-        def write(
-            self, requests: Sequence[Request], sampling: Sampling, done: Callable[[int], object]
-        ) -> list[Written]:
-            # Nine of ten shards end before their last completion, until there were twenty deaths.
-            dies = len(deaths) < 20 and chance.random() < 0.9
-            left = chance.randrange(len(requests)) if dies else len(requests)
-
-            def count(tokens: int) -> None:
-                nonlocal left
+        def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+            left = chance.randrange(8) if len(deaths) < 20 else len(requests)
+            for place, found in super().write(requests, sampling):
                 left -= 1
                 if left < 0:
                     raise Killed
-                done(tokens)
-
-            found = super().write(requests, sampling, count)
-            written.extend(request.seed for request in requests)
-            return found
+                written.append(requests[place].seed)
+                yield place, found
 
     deaths: list[int] = []
     monkeypatch.setattr(engines, "HfEngine", Mortal)
@@ -117,6 +106,10 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_set_of_one_clean_run(
         except Killed:
             deaths.append(len(written))
             assert not (tmp_path / "killed" / "traces.parquet").exists()
+            journal = tmp_path / "killed" / "completions.jsonl"
+            if len(deaths) % 3 == 0:  # in the middle of a line
+                with journal.open("ab") as stream:
+                    stream.write(journal.read_bytes()[:40].replace(b"\n", b""))
     assert len(deaths) == 20
     assert len(written) == len(set(written)) == 150  # no sample written twice, none lost
     assert resumed == clean
