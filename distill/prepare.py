@@ -1,9 +1,10 @@
 """Before training: the models that a run needs, whether they fit together, and traces with their signals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,6 +96,11 @@ def prepare_traces(
     if prompts_only:
         return traces
     for signal, role in objective.cached_signals.items():
+        if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source)):
+            say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
+            for trace, values in zip(traces, scored, strict=True):
+                trace.signals[signal] = values
+            continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} scores traces"
         read = [as_read(trace) for trace in traces] if role == "teacher" else traces
@@ -102,6 +108,24 @@ def prepare_traces(
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     return traces
+
+
+def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray] | None:
+    """The teacher's log-probs from a trace set; None unless all are there, of these very tokens and model."""
+    found = []
+    for trace in traces:
+        recorded = trace.example.recorded
+        if (
+            recorded is None
+            or recorded.teacher_logprobs is None
+            or recorded.teacher != (teacher.fingerprint, teacher.dtype)
+            or trace.reading is not None
+            or not np.array_equal(recorded.prompt_ids, trace.prompt_ids)
+            or not np.array_equal(recorded.completion_ids, trace.completion_ids)
+        ):
+            return None
+        found.append(recorded.teacher_logprobs)
+    return found
 
 
 def _writes_all(objective: Objective) -> bool:

@@ -1,5 +1,7 @@
 """A teacher writes a trace set: resumable, the same whatever the batches, each trace with its verdict."""
 
+import contextlib
+import io
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -12,8 +14,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from scipy.stats import chisquare
+from test_training import run as train_run
 
-from distill import engines
+from distill import data, engines
 from distill.cli import check_overrides
 from distill.engines import HfEngine, Request, Written, numbers, request_seed
 from distill.errors import UserError
@@ -236,3 +239,47 @@ def test_a_prompt_is_a_file(prompt: str, tmp_path: Path) -> None:
     cfg = check_overrides(CONFIG, "generate", [*SMALL, f"prompt={prompt}", f"out={tmp_path}"])
     assert "\\boxed{" in cfg.prompt.system
     assert cfg.prompt.user == "{problem}"
+
+
+def train(words: list[str], folder: Path) -> str:
+    """A short run, and what it printed."""
+    common = ["model=tiny", "benchmark=none", "logger=csv", "trainer.max_steps=2", "data.batch_size=8"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train_run(["loss=dcod", *common, *words], folder)
+    return said.getvalue()
+
+
+def test_a_run_takes_a_trace_sets_own_tokens_and_log_probs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = run([*SMALL, "sampling.temperature=1.5", "sampling.top_p=1.0"], tmp_path / "set")
+    right = [record for record in records if record["correct"]]
+    taken: list[Any] = []
+    made = data.TraceRecipe.build
+
+    def watched(*args: Any, **options: Any) -> Any:
+        taken.append(made(*args, **options))
+        return taken[-1]
+
+    monkeypatch.setattr(data.TraceRecipe, "build", watched)
+    words = ["data=traces", f"data.path={tmp_path / 'set'}", f"cache={tmp_path / 'cache'}"]
+    said = train(words, tmp_path / "run")
+    assert f"trace set: {len(right)} of 150 traces kept" in said
+    assert f"teacher log-probs of {len(right)} traces are taken from the trace set" in said
+    assert [t.completion_ids.tolist() for t in taken[0]] == [r["completion_ids"] for r in right]
+    assert [t.prompt_ids.tolist() for t in taken[0]] == [r["prompt_ids"] for r in right]
+    expected = [np.asarray(r["teacher_logprobs"], dtype=np.float32) for r in right]
+    for trace, values in zip(taken[0], expected, strict=True):
+        assert (trace.signals["teacher_logprobs"] == values).all()
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("teacher_logprobs*"))
+    # Under another prompt they are of other prefixes, and scored anew; wrong ones can be taken too.
+    said = train([*words, "data.prompt='0+{problem}'", "data.keep=all"], tmp_path / "other")
+    assert "taken from the trace set" not in said
+    assert len(taken[1]) == 150
+
+
+def test_a_set_of_wrong_traces_is_refused(tmp_path: Path) -> None:
+    records = run(SMALL, tmp_path / "set")
+    write_records(tmp_path / "wrong.parquet", [record | {"correct": False} for record in records])
+    with pytest.raises(UserError, match=r"none of the 150 traces is right and finished"):
+        train(["data=traces", f"data.path={tmp_path / 'wrong.parquet'}"], tmp_path / "run")
