@@ -1,7 +1,7 @@
 """Traces side by side: the one layout that scoring, training and rollouts share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class Batch:
         signals: [batch, length - 1] cached log-probs of that token, by name; zero where the mask is false.
         examples: what the traces are about.
         readings: the batch as the teacher reads it; None: the same tokens.
+        distribution: what is cached of the teacher's distribution, by name: one row for each completion token
+            that the teacher reads, trace by trace.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -61,6 +63,7 @@ class Batch:
     examples: tuple[Example, ...]
     prompt_lengths: tuple[int, ...]
     readings: Readings | None = None
+    distribution: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         def move(tensor: Tensor) -> Tensor:
@@ -75,6 +78,7 @@ class Batch:
             mask=move(self.mask),
             signals=signals,
             readings=readings,
+            distribution={name: move(values) for name, values in self.distribution.items()},
         )
 
     @property
@@ -102,6 +106,7 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
         for name in signals:
             values[name][row, mask[row]] = trace.signals[name]
     readings = [trace.reading for trace in traces if trace.reading is not None]
+    kept = [trace.distribution.read() for trace in traces if trace.distribution is not None]
     input_ids = torch.from_numpy(ids)
     return Batch(
         input_ids=input_ids,
@@ -111,6 +116,7 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
         examples=tuple(trace.example for trace in traces),
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
         readings=_collate_readings(traces, readings) if readings else None,
+        distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
     )
 
 

@@ -4,23 +4,29 @@ A shard is a safetensors file, written to a temporary name and renamed, so that 
 whole shards only and the next one goes on behind them. No pickle.
 """
 
+import functools
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor
 
 from distill.errors import UserError
 
 FORMAT = 1
+_LENGTHS = "lengths"
 _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)
 
@@ -63,9 +69,21 @@ class ShardCache:
         try:
             return load_file(self._path(index))
         except SafetensorError as error:
-            raise UserError(
-                f"cache file {self._path(index)} is damaged ({error}): delete it and run again"
-            ) from error
+            raise _damaged(self._path(index), error) from error
+
+    def write_rows(self, index: int, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """A shard that `rows` reads part by part: every tensor of a part has as many rows as its others."""
+        names = parts[0].keys()
+        arrays = {name: torch.cat([part[name] for part in parts]) for name in names}
+        lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
+        write_atomically(self._path(index), lambda path: save_tensors({**arrays, _LENGTHS: lengths}, path))
+
+    def rows(self, index: int) -> list["StoredRows"]:
+        """The shard's parts, of which nothing but their lengths is read yet."""
+        path = self._path(index)
+        written = path.stat().st_mtime_ns
+        ends = _opened(path, written).get_tensor(_LENGTHS).cumsum(0).tolist()
+        return [StoredRows(path, start, end, written) for start, end in zip([0, *ends], ends, strict=False)]
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -75,6 +93,45 @@ class ShardCache:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a shard, read from the memory-mapped file when they are asked for: light to hold, and to send
+    to a loader's process.
+
+    Attributes:
+        path: the shard.
+        start: first row.
+        stop: behind the last row.
+        written: when the shard was: another one of its name is not taken for it.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    written: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self) -> dict[str, Tensor]:
+        shard = _opened(self.path, self.written)
+        names = [name for name in shard.keys() if name != _LENGTHS]  # noqa: SIM118  a shard is no dict
+        return {name: shard.get_slice(name)[self.start : self.stop] for name in names}
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(path: Path, written: int) -> Any:
+    """A mapped shard, kept open: its header is parsed once a process."""
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"cache file {path} is damaged ({error}): delete it and run again")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

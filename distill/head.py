@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.losses.coarse import SomeTokens
 from distill.losses.signals import signals
 
 TokenLoss = Callable[..., Tensor]
@@ -66,7 +67,7 @@ def weighted_token_losses(
     labels: Int[Tensor, " tokens"],
     terms: Sequence[WeightedTokenLoss],
     *,
-    others: Mapping[str, Head] | None = None,
+    others: Mapping[str, Head | SomeTokens] | None = None,
     token_signals: Mapping[str, Float[Tensor, " tokens"]] | None = None,
     constants: Mapping[str, Tensor] | None = None,
     temperature: float = 1.0,
@@ -80,7 +81,8 @@ def weighted_token_losses(
         terms: what is measured, and how much it counts.
         others: heads of frozen models at the same positions, by the name of the signal that they give
             (`log_p`: the teacher's, `log_r`: the reference's); they never get a gradient. Their vocabulary
-            may be another.
+            may be another. Where only some of a model's tokens are known, a loss that asks for that model
+            is given both distributions in those buckets.
         token_signals: [tokens] whatever else a loss asks for, by name.
         constants: what a loss asks for that is the same for all tokens, by name (`shared_ids`).
         temperature: divides every model's logits before the loss; the log-probabilities are at temperature 1.
@@ -102,11 +104,16 @@ def weighted_token_losses(
     fixed = {name: value for name, value in (constants or {}).items() if name in wanted}
     if missing := wanted - heads.keys() - known.keys() - fixed.keys() - {"log_q", "labels"}:
         raise ValueError(f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}")
+    if temperature != 1.0 and any(isinstance(other, SomeTokens) for other in heads.values()):
+        raise ValueError(
+            f"temperature={temperature} must be 1 where only some tokens of a distribution are known: what "
+            f"the others would have at another temperature does not follow"
+        )
     chunks = _Chunks(
         losses=[(term.token_loss, names) for term, names in zip(terms, needed, strict=True)],
         weights=torch.stack([term.weights.detach() for term in terms]),
         labels=labels,
-        others={name: factors(head) for name, head in heads.items()},
+        others={name: factors(o) if isinstance(o, Head) else o for name, o in heads.items()},
         token_signals=known,
         constants=fixed,
         temperature=temperature,
@@ -173,23 +180,37 @@ class _Chunks:
     losses: list[tuple[TokenLoss, set[str]]]
     weights: Tensor
     labels: Tensor
-    others: dict[str, Head]
+    others: dict[str, Head | SomeTokens]
     token_signals: dict[str, Tensor]
     constants: dict[str, Tensor]
     temperature: float
     size: int
     dtype: torch.dtype
 
-    def known(self, s: slice) -> dict[str, Tensor]:
+    def known(self, s: slice) -> dict[str, Any]:
         """Every signal of one chunk but the student's."""
-        found = {name: values[s] for name, values in self.token_signals.items()}
-        for name, head in self.others.items():
-            found[name] = _log_softmax(product(head.hidden[s], head.weight.T), self.temperature)
+        found: dict[str, Any] = {name: values[s] for name, values in self.token_signals.items()}
+        for name, other in self.others.items():
+            if isinstance(other, SomeTokens):
+                found[name] = other[s]
+            else:
+                found[name] = _log_softmax(product(other.hidden[s], other.weight.T), self.temperature)
         return found | self.constants | {"labels": self.labels[s]}
 
-    def losses_of(self, log_q: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        available = {**known, "log_q": log_q}
-        return torch.stack([loss(**{name: available[name] for name in names}) for loss, names in self.losses])
+    def losses_of(self, log_q: Tensor, known: Mapping[str, Any]) -> Tensor:
+        whole = {**known, "log_q": log_q}
+        coarse = {
+            name: {name: some.to(log_q.dtype), "log_q": some.of(log_q)}
+            for name, some in known.items()
+            if isinstance(some, SomeTokens)
+        }
+        found = []
+        for loss, names in self.losses:
+            given = {name: whole[name] for name in names}
+            for name in names & coarse.keys():
+                given |= coarse[name]
+            found.append(loss(**given))
+        return torch.stack(found)
 
 
 class _HeadPass(torch.autograd.Function):

@@ -17,6 +17,7 @@ from distill.errors import NonFiniteError, UserError
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.lora import fingerprint, frozen_names
+from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
 from distill.objective import Objective
@@ -45,6 +46,7 @@ class DistillModule(lightning.LightningModule):
         expected_steps: optimizer steps that `max_tokens` will take, as far as one can tell before.
         frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
             the teacher where it compares whole distributions or scores rollouts.
+        teacher_matrix: [vocab, hidden] the teacher's output matrix, where its hidden states are cached.
         reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
         grade: judges answers, where the objective values next steps by them.
         seed: of rollouts and of the control `shuffled`.
@@ -62,6 +64,7 @@ class DistillModule(lightning.LightningModule):
         max_tokens: int | None = None,
         expected_steps: int | None = None,
         frozen: Mapping[Role, LanguageModel] | None = None,
+        teacher_matrix: Tensor | None = None,
         reader: Reader | None = None,
         grade: Grader | None = None,
         seed: int = 0,
@@ -71,6 +74,7 @@ class DistillModule(lightning.LightningModule):
         self.student = student.model
         self.student_lm = student
         self.frozen = dict(frozen or {})
+        self.teacher_matrix = teacher_matrix
         self.reader = reader
         self.grade = grade
         self._shared_ids: Tensor | None = None
@@ -102,6 +106,8 @@ class DistillModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         for lm in self.frozen.values():
             lm.model.requires_grad_(False).eval().to(self.device)
+        if self.teacher_matrix is not None:
+            self.teacher_matrix = self.teacher_matrix.to(self.device)
 
     def on_train_start(self) -> None:
         # Lightning leaves a module in the mode it finds it in, and models are loaded in eval mode.
@@ -162,7 +168,10 @@ class DistillModule(lightning.LightningModule):
             batch.mask,
             batch.labels,
             signals,
-            others={name: heads[role] for name, role in self.objective.distributions.items()},
+            others={
+                **{name: heads[role] for name, role in self.objective.live_distributions.items()},
+                **self._cached_distribution(batch),
+            },
             compared=compared,
             constants=constants,
             by_student=on_policy,
@@ -224,7 +233,7 @@ class DistillModule(lightning.LightningModule):
     @torch.no_grad()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
-        roles = set(self.objective.distributions.values())
+        roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
         heads: dict[Role, Head] = {
@@ -236,12 +245,23 @@ class DistillModule(lightning.LightningModule):
             heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
         return heads
 
+    def _cached_distribution(self, batch: Batch) -> dict[str, Head | SomeTokens]:
+        """The teacher's distribution from what the batch carries of it."""
+        if not self.objective.caches_distribution:
+            return {}
+        found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
+        if isinstance(found, Head) and batch.readings is not None:
+            found = _at_students_tokens(found, batch.readings, int(batch.mask.sum()))
+        return {"log_p": found}
+
     def _constants(self) -> dict[str, Tensor]:
         """Which tokens the two vocabularies share, found once."""
         if self._shared_ids is None:
             assert self.reader is not None
             ids = torch.from_numpy(self.reader.shared_ids())
-            sizes = torch.tensor([[self.student_lm.vocab_size], [self.frozen["teacher"].vocab_size]])
+            matrix = self.teacher_matrix
+            theirs = self.frozen["teacher"].vocab_size if matrix is None else len(matrix)
+            sizes = torch.tensor([[self.student_lm.vocab_size], [theirs]])
             self._shared_ids = ids[:, (ids < sizes).all(0)].to(self.device)
         return {"shared_ids": self._shared_ids}
 
@@ -343,7 +363,10 @@ class DistillModule(lightning.LightningModule):
 
 def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
     """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
-    head = teacher.completion_head(readings.input_ids, readings.mask)
+    return _at_students_tokens(teacher.completion_head(readings.input_ids, readings.mask), readings, tokens)
+
+
+def _at_students_tokens(head: Head, readings: Readings, tokens: int) -> Head:
     if readings.student_at is None or readings.teacher_at is None:
         return head
     hidden = head.hidden.new_zeros(tokens, head.hidden.shape[-1])

@@ -17,16 +17,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from distill.distributions import TeacherDistribution
 from distill.generation import StudentRollouts
 from distill.head import Head, TokenLoss, WeightedTokenLoss, student_signals, weighted_token_losses
 from distill.losses import controls, weights
+from distill.losses.coarse import SomeTokens
 from distill.losses.signals import (
     GIVEN,
     SIGNALS,
     Role,
+    estimate_from_samples,
     is_across_vocabularies,
     is_on_policy_only,
     signals,
+    why_not_from,
 )
 from distill.steps import StepProposals
 
@@ -108,6 +112,7 @@ class Objective:
             was before training (`initial`).
         teacher_sees: the problem (`prompt`), or its worked solution too (`solution`), under
             `data.informed_prompt`.
+        distribution: where the teacher's distribution comes from, for losses that compare with all of it.
         temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
             DCOD's τ.
         chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
@@ -124,6 +129,7 @@ class Objective:
     proposals: StepProposals | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
+    distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
     temperature: float = 1.0
     chunk_size: int | None = None
 
@@ -140,6 +146,11 @@ class Objective:
             raise ValueError(f"loss.teacher={self.teacher!r} is not one of model, initial")
         if self.teacher_sees not in ("prompt", "solution"):
             raise ValueError(f"loss.teacher_sees={self.teacher_sees!r} is not one of prompt, solution")
+        if not isinstance(self.distribution, TeacherDistribution):
+            raise ValueError(
+                f"loss.distribution={self.distribution!r} is no TeacherDistribution: name its source in "
+                f"loss.distribution.source"
+            )
         if self.scale != "mean" and not _positive(self.scale):
             raise ValueError(f"loss.scale={self.scale!r} is neither a positive number nor mean")
         if not _positive(self.temperature):
@@ -167,12 +178,23 @@ class Objective:
 
     @property
     def distributions(self) -> dict[str, Role]:
-        """Signals over the whole vocabulary that frozen models give, live: by name, whose."""
+        """Signals over the whole vocabulary that frozen models give: by name, whose."""
         return {
             name: SIGNALS[name].role
             for name in sorted(self.signals)
             if SIGNALS[name].shape == "vocab" and SIGNALS[name].role != "student"
         }
+
+    @property
+    def live_distributions(self) -> dict[str, Role]:
+        """Those that need the model beside the student."""
+        cached = {"log_p"} if self.caches_distribution else set()
+        return {name: role for name, role in self.distributions.items() if name not in cached}
+
+    @property
+    def caches_distribution(self) -> bool:
+        """Whether batches carry what is cached of the teacher's distribution."""
+        return self.distribution.cached and "log_p" in self.signals
 
     @property
     def cached_signals(self) -> dict[str, Role]:
@@ -193,7 +215,7 @@ class Objective:
     def live_roles(self) -> set[Role]:
         """Frozen models that run beside the student: for whole distributions and next steps, or to score its
         rollouts."""
-        live = set(self.distributions.values())
+        live = set(self.live_distributions.values())
         if self.compares_steps:
             live.add("teacher")
         return live | set(self.cached_signals.values()) if self.on_policy else live
@@ -229,7 +251,7 @@ class Objective:
         labels: Tensor,
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         *,
-        others: Mapping[str, Head] | None = None,
+        others: Mapping[str, Head | SomeTokens] | None = None,
         compared: Bool[Tensor, "batch seq"] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         by_student: bool = False,
@@ -243,7 +265,8 @@ class Objective:
             mask: [batch, seq] true on completion tokens.
             labels: [batch, seq] token ids.
             token_signals: cached log-probs, [batch, seq], by name.
-            others: frozen models' heads at the same positions, by the distribution that they give.
+            others: frozen models' heads at the same positions, or what is known of them, by the distribution
+                that they give.
             compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
             constants: what losses ask for that is the same for all tokens, by name.
             by_student: whether the student wrote these completions.
@@ -277,7 +300,10 @@ class Objective:
         result = weighted_token_losses(
             student,
             flat_labels,
-            [WeightedTokenLoss(term.token_loss, factor) for term, factor in zip(terms, factors, strict=True)],
+            [
+                WeightedTokenLoss(self._computed(term.token_loss), factor)
+                for term, factor in zip(terms, factors, strict=True)
+            ],
             others=others,
             token_signals={name: values[mask] for name, values in available.items()},
             constants=constants,
@@ -301,6 +327,14 @@ class Objective:
             weights=main_weights,
             mask=mask,
         )
+
+    def _computed(self, token_loss: TokenLoss) -> TokenLoss:
+        """The loss itself, or what takes its place where the teacher is known by samples."""
+        if self.distribution.source != "samples" or "log_p" not in signals(token_loss):
+            return token_loss
+        estimate = estimate_from_samples(token_loss)
+        assert estimate is not None  # refused otherwise
+        return estimate
 
     @torch.no_grad()
     def _weights(
@@ -356,11 +390,33 @@ class Objective:
                 "a teacher that is shown the solution proposes no steps of its own: set "
                 "loss.teacher_sees=prompt"
             )
+        self._refuse_the_source(function, term)
         per_token = {key for key in asked if SIGNALS[key].shape == "token"}
         if per_token and self.temperature != 1.0:
             raise ValueError(
                 f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
                 f"loss.temperature={self.temperature} must be 1 too"
+            )
+
+    def _refuse_the_source(self, function: str, term: Term) -> None:
+        source = f"loss.distribution.source={self.distribution.source}"
+        if not self.distribution.cached or "log_p" not in signals(term.token_loss):
+            return
+        if why := why_not_from(self.distribution.source, term.token_loss):
+            raise ValueError(
+                f"{function} cannot have {source}: {why}; take loss.distribution.source=hidden_states"
+            )
+        if isinstance(self.rollouts, StudentRollouts) and self.on_policy:
+            raise ValueError(
+                f"{source} is cached for the data's completions, and loss.rollouts lets the student write "
+                f"{self.rollouts.fraction:.0%} of the batches, which no cache has seen: take "
+                f"loss.distribution.source=live, or loss.rollouts=dataset"
+            )
+        if not self.distribution.whole and self.temperature != 1.0:
+            raise ValueError(
+                f"{source} keeps probabilities at temperature 1, from which those of the other tokens do not "
+                f"follow at loss.temperature={self.temperature}: set it to 1, or take "
+                f"loss.distribution.source=hidden_states"
             )
 
     def _try_out(self) -> None:

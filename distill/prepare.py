@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from distill.data import TraceRecipe
+from distill.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.errors import UserError
 from distill.generation import StudentRollouts
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
-from distill.reading import Reader, as_read
+from distill.reading import Reader, as_read, whole_reading
 from distill.teacher import LazyModel, score
 from distill.traces import Trace
 
@@ -84,7 +86,7 @@ def prepare_traces(
     cache: Path,
     say: Callable[[str], None] = print,
 ) -> list[Trace]:
-    """Traces with every per-token signal that the objective asks for, from the cache where it is there.
+    """Traces with everything that the objective asks to have cached, from the cache where it is there.
 
     Where the student writes all, they are prompts alone, also those that the teacher would get wrong.
     """
@@ -107,6 +109,11 @@ def prepare_traces(
         scored = score(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
+    if objective.caches_distribution:
+        read = [whole_reading(trace) for trace in traces]
+        rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
+        for trace, kept in zip(traces, rows, strict=True):
+            trace.distribution = kept
     return traces
 
 
@@ -128,6 +135,18 @@ def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray]
     return found
 
 
+def find_matrix(
+    objective: Objective, frozen: dict[Role, LazyModel], traces: Sequence[Trace]
+) -> Tensor | None:
+    """The teacher's output matrix, where it makes distributions of hidden states that the traces carry."""
+    if not (objective.caches_distribution and objective.distribution.whole):
+        return None
+    matrix = output_matrix(frozen["teacher"])
+    rows = [trace.distribution for trace in traces if trace.distribution is not None]
+    check_matrix(matrix, rows, [whole_reading(trace) for trace in traces], frozen["teacher"].source.name)
+    return matrix
+
+
 def _writes_all(objective: Objective) -> bool:
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
@@ -146,7 +165,7 @@ def find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
 def _why(role: Role, objective: Objective) -> str | None:
     """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
     choice = HydraConfig.get().runtime.choices.get("loss")
-    if role in objective.live_roles:
+    if role in objective.live_roles or role in objective.distributions.values():
         what = "distribution" if role in objective.distributions.values() else "log-probs of its rollouts"
         return f"loss={choice} needs the {role}'s {what}"
     if role in objective.cached_signals.values():

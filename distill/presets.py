@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from distill.generation import StudentRollouts
 from distill.losses import weights
-from distill.losses.signals import Role
+from distill.losses.signals import Role, why_not_from
 from distill.objective import Objective, Term
 
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -44,7 +44,10 @@ def papers(preset: Path) -> str:
 
 def asks(objective: Objective) -> str:
     """What frozen models must give: from the cache, or live beside the student."""
-    asked = [f"{_whose(role, objective)} distribution, live" for role in objective.distributions.values()]
+    asked = [
+        f"{_whose(role, objective)} distribution, {_how(name, objective)}"
+        for name, role in objective.distributions.items()
+    ]
     if objective.compares_steps:
         asked.append(f"{_whose('teacher', objective)} next steps, live")
     how = "live" if objective.on_policy else "cached"
@@ -54,6 +57,15 @@ def asks(objective: Objective) -> str:
     if objective.rollouts == "teacher":
         asked.append("teacher's traces, cached")
     return "; ".join(asked) or "nothing"
+
+
+def _how(distribution: str, objective: Objective) -> str:
+    """Where a distribution can come from: `loss.distribution.source` for the teacher's on offline traces."""
+    if distribution != "log_p" or objective.on_policy:
+        return "live"
+    losses = [term.token_loss for term in objective.terms.values()]
+    partly = not any(why_not_from("top_k", loss) for loss in losses)
+    return "live or cached" if partly else "live or cached hidden states"
 
 
 def _whose(role: Role, objective: Objective) -> str:

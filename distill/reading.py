@@ -121,6 +121,12 @@ def as_read(trace: Trace) -> Trace:
     return Trace(trace.example, reading.prompt_ids, reading.completion_ids)
 
 
+def whole_reading(trace: Trace) -> Trace:
+    """The trace as the teacher reads it, also where its tokens are others than the student's."""
+    reading = trace.reading
+    return trace if reading is None else Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+
+
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:
     """The end tokens are compared too, where the texts agree as far as that."""
     kept = alignment.student_at < student_at

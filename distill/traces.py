@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.alignment import Alignment
+from distill.cache import StoredRows
 from distill.errors import UserError
 
 
@@ -110,6 +111,7 @@ class Trace:
         completion_ids: int32, the end token included where there is one.
         signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
         reading: what the teacher reads in its place; None: the same tokens.
+        distribution: what is cached of the teacher's distribution, a row a completion token that it reads.
     """
 
     example: Example
@@ -117,6 +119,7 @@ class Trace:
     completion_ids: np.ndarray
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     reading: Reading | None = None
+    distribution: StoredRows | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

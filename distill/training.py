@@ -39,7 +39,7 @@ from distill.models import LanguageModel
 from distill.module import DistillModule, OptimizerFactory
 from distill.objective import Objective
 from distill.plots import plot_run
-from distill.prepare import find_models, find_reader, prepare_traces
+from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.schedule import Schedule
 from distill.teacher import LazyModel
 from distill.traces import Trace
@@ -129,6 +129,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     with _clock(seconds, "traces"):
         say = print if _first_rank() else lambda text: None
         traces = prepare_traces(objective, recipe, lm, frozen, reader, cache=Path(cfg.cache), say=say)
+        matrix = find_matrix(objective, frozen, traces)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
     said = _frozen_in_words(frozen, objective)
     for role in frozen.keys() - live.keys():
@@ -155,6 +156,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         max_tokens=cfg.max_tokens,
         expected_steps=expected,
         frozen=live,
+        teacher_matrix=matrix,
         reader=reader,
         grade=recipe.grade,
         seed=cfg.seed,
@@ -358,6 +360,8 @@ def _frozen_in_words(frozen: dict[Role, LazyModel], objective: Objective) -> dic
     said: dict[str, str] = {}
     for role, lazy in frozen.items():
         cached = [name for name, whose in objective.cached_signals.items() if whose == role]
+        if role == "teacher" and objective.caches_distribution:
+            cached.append(f"distribution as {objective.distribution.source}")
         if role in objective.live_roles:
             said[role] = f"{lazy.source.name}, live beside the student"
         else:

@@ -49,6 +49,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
         "skew_forward_kl",
         "skew_reverse_kl",
         "taid",
+        "teacher_cross_entropy",
         "todi",
         "tvd",
         "uld",

@@ -252,7 +252,14 @@ def test_cutting_the_step_into_micro_batches_changes_nothing(
     assert column(cut, "train/tokens") == column(whole, "train/tokens")
 
 
-@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd loss.rollouts.fraction=0"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "dcod",
+        "on_policy_kd loss.rollouts.fraction=0",
+        "forward_kl loss.distribution.source=hidden_states",
+    ],
+)
 def test_two_processes_train_as_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
 ) -> None:

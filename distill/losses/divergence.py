@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.losses.signals import across_vocabularies, on_policy_only
+from distill.losses.signals import across_vocabularies, from_samples, on_policy_only
 
 
 def cross_entropy(
@@ -26,6 +26,22 @@ def cross_entropy(
     return -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def teacher_cross_entropy(
+    log_q: Float[Tensor, "tokens samples"], log_p: Float[Tensor, "tokens samples"]
+) -> Float[Tensor, " tokens"]:
+    """The forward KL from tokens drawn from the teacher (2503.16870), up to the teacher's entropy, which has
+    no gradient.
+
+    l_t = -Σ_j w_j log Q(v_j),   in expectation over the draws  -Σ_v P_v log Q_v = KL(P‖Q) + H(P)
+
+    Args:
+        log_q: the student's log-probabilities of the drawn tokens.
+        log_p: log w_j, the draws' importance weights, in a distribution's place.
+    """
+    return -(log_p.exp() * log_q).sum(-1)
+
+
+@from_samples(teacher_cross_entropy)
 def forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:

@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar, get_args
 
 Role = Literal["student", "teacher", "initial", "reference", "pilot"]
 ROLES: tuple[Role, ...] = get_args(Role)
+Source = Literal["live", "hidden_states", "top_k", "samples"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _RULE, _ON_POLICY, _ACROSS = "__needs__", "__on_policy_only__", "__across_vocabularies__"
+_FROM_SAMPLES = "__from_samples__"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,38 @@ def across_vocabularies(function: Function) -> Function:
 
 def is_across_vocabularies(function: Callable[..., Any]) -> bool:
     return getattr(_unbound(function), _ACROSS, False)
+
+
+def from_samples(estimate: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Name what takes a loss's place where the teacher's distribution is known by samples alone."""
+
+    def declare(function: Function) -> Function:
+        setattr(function, _FROM_SAMPLES, estimate)
+        return function
+
+    return declare
+
+
+def estimate_from_samples(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    return getattr(_unbound(function), _FROM_SAMPLES, None)
+
+
+def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
+    """Why a loss cannot have the teacher's distribution from there, in words; None: it can, or needs none.
+
+    Live and as hidden states it is whole, which does for all. The k likeliest tokens do for what compares two
+    distributions and nothing else, samples for expectations over the teacher's tokens.
+    """
+    asked = signals(function)
+    if "log_p" not in asked or source in ("live", "hidden_states"):
+        return None
+    if is_across_vocabularies(function):
+        return "tokens of the teacher's are kept, which another vocabulary than the student's may have"
+    if source == "samples" and estimate_from_samples(function) is None:
+        return "samples estimate an expectation over the teacher's tokens, as forward_kl alone is one"
+    if others := asked & {"labels", "log_r"}:
+        return f"it asks for {' and '.join(sorted(others))} too, whose tokens need not be among those kept"
+    return None
 
 
 def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
