@@ -239,7 +239,7 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _in_words(summary: dict[str, Any], folder: Path) -> str:
-    rate = summary["new_tokens"] / summary["seconds"] if summary["new_tokens"] else 0.0
+    rate = summary["new_tokens"] / max(0.01, summary["seconds"])
     lines = [
         f"{summary['traces']} traces of {summary['problems']} problems: {summary['finished']} finished, "
         f"{summary['right']} right; {summary['solved_problems']} problems solved at least once; "

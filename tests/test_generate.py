@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -283,3 +285,49 @@ def test_a_set_of_wrong_traces_is_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "wrong.parquet", [record | {"correct": False} for record in records])
     with pytest.raises(UserError, match=r"none of the 150 traces is right and finished"):
         train(["data=traces", f"data.path={tmp_path / 'wrong.parquet'}"], tmp_path / "run")
+
+
+def test_vllm_is_asked_for_tokens_and_seeds_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a stand-in with vLLM's interface; vLLM itself needs a GPU."""
+    asked: list[Any] = []
+
+    class Parameters:
+        def __init__(self, **options: Any) -> None:
+            vars(self).update(options)
+
+    class Llm:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+            asked.append((self.options, prompts, parameters))
+            texts = [[6, 17, 8], [6, 17, 8, 1], [6] * 40]  # stopped with its token left out, with it, cut off
+            reasons = ["stop", "stop", "length"]
+            return [
+                SimpleNamespace(
+                    outputs=[SimpleNamespace(token_ids=texts[n % 3], finish_reason=reasons[n % 3])]
+                )
+                for n in range(len(prompts))
+            ]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=Parameters))
+    words = [*SMALL[:2], "data.limit=3", "samples=2", "engine=vllm", "+engine.tensor_parallel_size=2"]
+    records = run([*words, "engine.batch=3", "sampling.top_k=7"], tmp_path / "set")
+    assert [len(prompts) for _, prompts, _ in asked] == [3, 3]
+    options, prompts, parameters = asked[0]
+    assert options["tensor_parallel_size"] == 2
+    assert options["dtype"] == "float32"
+    assert prompts[0] == {"prompt_token_ids": records[0]["prompt_ids"]}
+    assert (parameters[0].temperature, parameters[0].top_p, parameters[0].top_k) == (0.7, 0.95, 7)
+    assert parameters[0].stop_token_ids == [1]
+    assert len({p.seed for _, _, many in asked for p in many}) == 6
+    assert [r["completion_ids"][-2:] for r in records[:3]] == [[8, 1], [8, 1], [6, 6]]
+    assert [r["finished"] for r in records[:3]] == [True, True, False]
+
+
+def test_without_vllm_its_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r'pip install "distill\[vllm\]", or take engine=hf'):
+        run([*SMALL, "engine=vllm"], tmp_path / "set")
