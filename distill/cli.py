@@ -36,8 +36,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         UserError: an unknown group, option or key, or a value that does not parse.
     """
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
-    groups = _groups(config_dir)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
+        root = compose(config_name)
+        groups = {name: options for name, options in _groups(config_dir).items() if name in root}
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)

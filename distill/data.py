@@ -16,7 +16,7 @@ from distill.batch import Batch, collate
 from distill.cache import hash_arrays
 from distill.errors import UserError
 from distill.generation import Sampling
-from distill.models import LanguageModel, vocabulary_mismatch
+from distill.models import LanguageModel, tokenizer_fingerprint, vocabulary_mismatch
 from distill.teacher import LazyModel, sample_completions
 from distill.traces import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
 
@@ -27,6 +27,8 @@ class TraceRecipe:
 
     Attributes:
         source: gives the examples.
+        keep: `right` leaves out completions of a trace set that were judged wrong or did not end, and says
+            how many; `all` keeps them.
         prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
         informed_prompt: the same for a teacher that is shown the worked solution, with `{solution}` too.
         completions: `dataset`: those that come with the problems; `teacher`: sampled from the teacher.
@@ -50,12 +52,15 @@ class TraceRecipe:
     max_length: int | None = None
     overlong: Literal["error", "drop"] = "error"
     seed: int = 0
+    keep: Literal["right", "all"] = "right"
 
     def __post_init__(self) -> None:
         if self.completions not in ("dataset", "teacher"):
             raise ValueError(f"data.completions={self.completions!r} is not one of dataset, teacher")
         if self.overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
+        if self.keep not in ("right", "all"):
+            raise ValueError(f"data.keep={self.keep!r} is not one of right, all")
         if "{problem}" not in self.prompt:
             raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
         if "{solution}" in self.prompt:
@@ -102,13 +107,36 @@ class TraceRecipe:
         elif self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
-            traces = [self._from_dataset(example, student) for example in examples]
+            kept = self._kept(examples, say)
+            vocabulary = tokenizer_fingerprint(student.tokenizer)
+            traces = [self._from_dataset(example, student, vocabulary) for example in kept]
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
         return self._fitting(traces, student, contexts, say)
 
-    def _from_dataset(self, example: Example, student: LanguageModel) -> Trace:
+    def _kept(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
+        """Those that nobody judged wrong."""
+        if self.keep == "all" or all(example.recorded is None for example in examples):
+            return examples
+        kept = [
+            e
+            for e in examples
+            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
+        ]
+        if len(kept) < len(examples):
+            say(
+                f"trace set: {len(kept)} of {len(examples)} traces kept, the others are wrong or have no end "
+                f"(data.keep=all takes them too)"
+            )
+        if not kept:
+            raise UserError(
+                f"none of the {len(examples)} traces is right and finished: write others, or take "
+                f"data.keep=all"
+            )
+        return kept
+
+    def _from_dataset(self, example: Example, student: LanguageModel, vocabulary: str) -> Trace:
         if example.completion is None:
             raise UserError(
                 f"problem {example.place} comes without a completion: name its field "
@@ -119,9 +147,14 @@ class TraceRecipe:
                 f"the completion of problem {example.place} is empty: there is nothing to learn from it"
             )
         prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
-        return Trace(
-            example, prompt_ids, encode_completion(student.tokenizer, example.completion, student.end_ids)
-        )
+        recorded = example.recorded
+        if recorded is None or recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
+            ids = encode_completion(student.tokenizer, example.completion, student.end_ids)
+        elif recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
+            ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
+        else:
+            ids = recorded.completion_ids
+        return Trace(example, prompt_ids, ids)
 
     def _sampled(
         self,

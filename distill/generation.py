@@ -3,9 +3,10 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.models import LanguageModel
@@ -74,6 +75,7 @@ def generate(
     *,
     seed: int,
     end_ids: Sequence[int] | None = None,
+    draws: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Completions for a batch of prompts, token ids, with the end token where the model wrote one.
 
@@ -86,6 +88,9 @@ def generate(
         sampling: how tokens are drawn.
         seed: of the draw; the same seed, batch and machine give the same completions.
         end_ids: tokens that end a completion; the model's own where None.
+        draws: [prompts, max_new_tokens] numbers in [0, 1), each of which decides one token, in place of the
+            seed: a row's completion is then its own numbers' alone, whatever batch it is in (up to what the
+            batch's shape does to the last bits of the logits).
     """
     rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
     if len(set(rooms)) > 1:
@@ -94,7 +99,12 @@ def generate(
         for group, room in enumerate(sorted(set(rooms))):
             rows = [row for row, own in enumerate(rooms) if own == room]
             part = generate(
-                lm, [prompts[row] for row in rows], sampling, seed=seed + 1_000_033 * group, end_ids=end_ids
+                lm,
+                [prompts[row] for row in rows],
+                sampling,
+                seed=seed + 1_000_033 * group,
+                end_ids=end_ids,
+                draws=None if draws is None else draws[rows],
             )
             written = [part[rows.index(row)] if row in rows else ids for row, ids in enumerate(written)]
         return written
@@ -108,6 +118,10 @@ def generate(
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
         attention[row, longest - len(prompt) :] = 1
     devices = [lm.device] if lm.device.type == "cuda" else []
+    processors = _real_tokens_only(lm)
+    if draws is not None and sampling.temperature > 0:
+        processors.append(_drawn_by_number(sampling, draws, longest, lm.device))
+        sampling = replace(sampling, temperature=0.0)  # all but the drawn tokens are ruled out
     with (
         _generation_mode(model, sampling, end_ids, pad, rooms[0]),
         _cached_casts(lm.device.type),
@@ -118,7 +132,7 @@ def generate(
         output = model.generate(
             input_ids=ids.to(lm.device),
             attention_mask=attention.to(lm.device),
-            logits_processor=_real_tokens_only(lm),
+            logits_processor=processors,
         )
     return [_up_to_end(row, end_ids) for row in output[:, longest:].tolist()]
 
@@ -142,6 +156,38 @@ def _real_tokens_only(lm: LanguageModel) -> Any:
 
     padded = lm.model.get_output_embeddings().weight.shape[0] > lm.vocab_size
     return LogitsProcessorList([RealTokensOnly()] if padded else [])
+
+
+def _drawn_by_number(sampling: Sampling, draws: np.ndarray, prompt: int, device: torch.device) -> Any:
+    """Inverse-CDF sampling: the token at which the cumulated probability passes the row's number."""
+    from transformers import LogitsProcessor
+
+    numbers = torch.from_numpy(draws).to(device, torch.float64)
+    warp = warpers(sampling)
+
+    class DrawnByNumber(LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            probabilities = torch.softmax(warp(input_ids, scores.float()).double(), -1)
+            number = numbers[:, input_ids.shape[1] - prompt, None]
+            reached = probabilities.cumsum(-1)
+            # Rounding may leave the sum below the number: then the last token that can be written.
+            number = number.clamp(max=float(np.nextafter(1.0, 0.0))) * reached[:, -1:]
+            drawn = torch.searchsorted(reached, number, right=True)
+            return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+    return DrawnByNumber()
+
+
+def warpers(sampling: Sampling) -> Any:
+    """What turns a model's logits into those that `sampling` draws from: transformers' own, in its order."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    found = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    return found
 
 
 @contextmanager

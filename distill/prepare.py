@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -32,7 +33,7 @@ def find_models(
     _refuse_what_has_no_sense(objective, recipe)
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    student = _find(cfg, "student", cfg.model.student_dtype)
+    student = find(cfg, "student", cfg.model.student_dtype)
     asked: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
     roles = objective.live_roles | asked
     if recipe.completions == "teacher":
@@ -54,7 +55,7 @@ def find_models(
         if not cfg.model[role]:
             raise UserError(_missing(role, why))
         dtype = cfg.model.teacher_dtype if role == "teacher" else cfg.model.student_dtype
-        source = _find(cfg, role, dtype)
+        source = find(cfg, role, dtype)
         comparable = role == "teacher" and objective.across_vocabularies
         if why and not comparable and (mismatch := vocabulary_mismatch(student, source)):
             raise UserError(
@@ -102,6 +103,11 @@ def prepare_traces(
     if prompts_only:
         return traces
     for signal, role in objective.cached_signals.items():
+        if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source)):
+            say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
+            for trace, values in zip(traces, scored, strict=True):
+                trace.signals[signal] = values
+            continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} scores traces"
         read = [as_read(trace) for trace in traces] if role == "teacher" else traces
@@ -114,6 +120,24 @@ def prepare_traces(
         for trace, kept in zip(traces, rows, strict=True):
             trace.distribution = kept
     return traces
+
+
+def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray] | None:
+    """The teacher's log-probs from a trace set; None unless all are there, of these very tokens and model."""
+    found = []
+    for trace in traces:
+        recorded = trace.example.recorded
+        if (
+            recorded is None
+            or recorded.teacher_logprobs is None
+            or recorded.teacher != (teacher.fingerprint, teacher.dtype)
+            or trace.reading is not None
+            or not np.array_equal(recorded.prompt_ids, trace.prompt_ids)
+            or not np.array_equal(recorded.completion_ids, trace.completion_ids)
+        ):
+            return None
+        found.append(recorded.teacher_logprobs)
+    return found
 
 
 def find_matrix(
@@ -146,7 +170,7 @@ def _writes_all(objective: Objective) -> bool:
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
 
-def _find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
+def find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
     spec: Any = cfg.model[role]
     return find_model(
         OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec,  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ import torch
 from distill.batch import by_length, collate
 from distill.cache import ShardCache, hash_arrays
 from distill.errors import UserError
-from distill.generation import Sampling, generate
+from distill.generation import Sampling, generate, warpers
 from distill.head import Head, factors, label_logprobs, product
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
@@ -181,27 +181,20 @@ def _score_part(
 def sampled_logprobs(
     head: Head, labels: torch.Tensor, sampling: Sampling, chunk_size: int = 256
 ) -> torch.Tensor:
-    """Log-probs of the labels under the distribution that `sampling` draws from: transformers' own warpers,
-    in its order (temperature, top-k, top-p). The labels were drawn from it: one at the nucleus's border that
-    rounding puts outside counts as inside."""
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
+    """Log-probs of the labels under the distribution that `sampling` draws from. They were drawn from it: one
+    at the nucleus's border that rounding puts outside counts as inside."""
     if sampling.temperature == 0:
         raise UserError(
             "loss.token_weight.behavior=sampler needs traces that were sampled, not written greedily"
         )
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
+    warp = warpers(sampling)
     parts, ready = [], factors(head)
     for start in range(0, len(labels), chunk_size):
         s = slice(start, start + chunk_size)
         logits: Any = product(ready.hidden[s], ready.weight.T)
         # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
         ids: Any = labels[s].unsqueeze(-1)
-        kept = warpers(ids, logits)
+        kept = warp(ids, logits)
         # The token was drawn, so it is in the nucleus, also where the last bits of this pass say otherwise.
         drawn = (logits / sampling.temperature).gather(-1, ids)
         warped = torch.log_softmax(kept.scatter(-1, ids, drawn), -1)

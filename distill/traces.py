@@ -7,15 +7,38 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from distill.alignment import Alignment
 from distill.cache import StoredRows
 from distill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A completion as its writer's tokens, from a trace set (`distill.records`).
+
+    Attributes:
+        tokenizer: hash of the vocabulary that the ids belong to.
+        prompt_ids: int32.
+        completion_ids: int32, the end token included where there is one.
+        finished: whether it ended by itself.
+        correct: the verdict; None where nobody judged.
+        teacher: fingerprint and dtype of who wrote.
+        teacher_logprobs: float32, of the completion's tokens at temperature 1; None where nobody scored them.
+    """
+
+    tokenizer: str
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
+    finished: bool
+    correct: bool | None
+    teacher: tuple[str, str]
+    teacher_logprobs: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,7 @@ class Example:
         messages: the conversation up to the completion, where the data has one; it then stands for the
             prompt.
         where: the file and line, or the data set and row, that it was read from.
+        recorded: the completion's own tokens, where it comes from a trace set.
     """
 
     id: str
@@ -38,6 +62,7 @@ class Example:
     completion: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
     where: str | None = field(default=None, compare=False)
+    recorded: Recorded | None = field(default=None, compare=False)
 
     @property
     def place(self) -> str:
@@ -47,10 +72,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grader read out of a completion, and whether it is right."""
+    """What a grader read out of a completion, whether it is right, and why that was decided."""
 
     answer: str | None
     correct: bool
+    reason: str = ""
 
 
 Grader = Callable[[Example, str], Verdict]
@@ -113,7 +139,7 @@ def encode_prompt(
     """
     turns: tuple[Mapping[str, str], ...] = example.messages or ({"role": "user", "content": example.problem},)
     if solution is not None or not example.messages:
-        filled = _fill(prompt, problem=turns[-1]["content"], solution=solution or "")
+        filled = fill(prompt, problem=turns[-1]["content"], solution=solution or "")
         turns = (*turns[:-1], {**turns[-1], "content": filled})
     messages = list(turns)
     if tokenizer.chat_template:
@@ -133,7 +159,7 @@ def encode_prompt(
     return np.asarray(ids, dtype=np.int32)
 
 
-def _fill(template: str, **values: str) -> str:
+def fill(template: str, **values: str) -> str:
     """The template with its names filled in; braces elsewhere, as LaTeX has them, stay."""
     return re.sub(
         "|".join(f"{{{name}}}" for name in values), lambda found: values[found.group()[1:-1]], template
@@ -189,6 +215,7 @@ def read_examples(
     split: str = "train",
     fields: Mapping[str, str | None] | None = None,
     limit: int | None = None,
+    missing: Literal["error", "drop"] = "error",
 ) -> list[Example]:
     """Problems and completions from a local file or a hub data set.
 
@@ -197,20 +224,32 @@ def read_examples(
         hub: data set id.
         subset: the hub set's configuration name.
         split: of the hub set.
-        fields: which field of a record holds what: `problem`, `completion`, `gold`, `id`, or `messages` (a
-            conversation whose last message is the completion). A dot goes into a nested field.
+        fields: which field of a record holds what: `problem`, `context` (put below the problem where it is
+            not empty, as Alpaca's input), `completion`, `gold`, `id`, or `messages` (a conversation whose
+            last message is the completion, in OpenAI's or in ShareGPT's form). A dot goes into a nested
+            field. A trace set knows its own.
         limit: read only so many records, from the start.
+        missing: what a record without the completion's field gets; `drop` leaves it out, as where not every
+            teacher of a set wrote for every problem.
 
     Raises:
         UserError: names the file, the line and the field.
     """
+    if missing not in ("error", "drop"):
+        raise ValueError(f"data.missing={missing!r} is not one of error, drop")
     wanted = {name: place for name, place in (fields or {}).items() if place}
     if "messages" in wanted:
-        wanted = {name: place for name, place in wanted.items() if name not in ("problem", "completion")}
+        own = ("problem", "context", "completion")
+        wanted = {name: place for name, place in wanted.items() if name not in own}
     examples = []
     for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
-        found = {name: _lookup(record, place, where, name) for name, place in wanted.items()}
-        examples.append(_example(found, where, fallback_id=str(len(examples))))
+        if missing == "drop" and "completion" in wanted and not _has(record, str(wanted["completion"])):
+            continue
+        recorded = _recorded(record)
+        places = dict.fromkeys(("id", "problem", "completion", "gold")) if recorded else wanted
+        found = {name: _lookup(record, place or name, where, name) for name, place in places.items()}
+        example = _example(found, where, fallback_id=str(len(examples)))
+        examples.append(replace(example, recorded=recorded) if recorded else example)
     return examples
 
 
@@ -218,7 +257,7 @@ def _example(found: Mapping[str, Any], where: str, fallback_id: str) -> Example:
     identity = str(found.get("id", fallback_id))
     gold = None if found.get("gold") is None else str(found["gold"])
     if "messages" in found:
-        messages = found["messages"]
+        messages = _openai_form(found["messages"])
         proper = isinstance(messages, Sequence) and len(messages) >= 2
         if not proper or not all(
             isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in messages
@@ -234,7 +273,48 @@ def _example(found: Mapping[str, Any], where: str, fallback_id: str) -> Example:
             raise UserError(f"{where}: the {name} is {kind}, not text")
     if "problem" not in found:
         raise UserError(f"{where}: no field is named for the problem: set data.fields.problem=<field>")
-    return Example(identity, found["problem"], gold, found.get("completion"), where=where)
+    context = found.get("context")
+    if context is not None and not isinstance(context, str):
+        raise UserError(f"{where}: the context is {type(context).__name__}, not text")
+    problem = f"{found['problem']}\n\n{context}" if context and context.strip() else found["problem"]
+    return Example(identity, problem, gold, found.get("completion"), where=where)
+
+
+_SHAREGPT = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+def _openai_form(messages: Any) -> Any:
+    """ShareGPT's {from, value} as {role, content}; everything else as it is."""
+    if (
+        isinstance(messages, Sequence)
+        and messages
+        and all(isinstance(m, Mapping) and m.get("from") in _SHAREGPT and "value" in m for m in messages)
+    ):
+        return [{"role": _SHAREGPT[m["from"]], "content": m["value"]} for m in messages]
+    return messages
+
+
+def _recorded(record: Mapping[str, Any]) -> Recorded | None:
+    """The tokens of a trace set's row; None for any other record."""
+    needed = ("completion_ids", "prompt_ids", "tokenizer", "teacher_revision", "teacher_dtype", "finished")
+    if any(record.get(name) is None for name in needed):
+        return None
+    logprobs = record.get("teacher_logprobs")
+    return Recorded(
+        str(record["tokenizer"]),
+        np.asarray(record["prompt_ids"], dtype=np.int32),
+        np.asarray(record["completion_ids"], dtype=np.int32),
+        bool(record["finished"]),
+        record.get("correct"),
+        (str(record["teacher_revision"]), str(record["teacher_dtype"])),
+        None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
+    )
 
 
 def read_records(
@@ -260,6 +340,8 @@ def read_records(
 
 
 def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+    if (path / "traces.parquet").is_file():  # a trace set's folder
+        path = path / "traces.parquet"
     if not path.is_file():
         raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     name = path.name.removesuffix(".gz")
@@ -357,6 +439,13 @@ def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any
         value = value[key]
         rest = rest[len(key) + 1 :]
     return value
+
+
+def _has(record: Mapping[str, Any], place: str) -> bool:
+    try:
+        return _lookup(record, place, "", "") is not None
+    except UserError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -91,17 +91,17 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     check_numbers(cfg)
     check_cache(cfg)
     lora = read_lora(cfg)
-    device = _device(cfg)
+    device = find_device(cfg)
     precision = check_trainer(cfg)
     torch.set_num_threads(cfg.model.threads or _THREADS)
     lightning.seed_everything(cfg.seed, verbose=False)
-    objective: Objective = _build(cfg.loss, "loss")
+    objective: Objective = build(cfg.loss, "loss")
     optimizer = _build_optimizer(cfg.optimizer)
-    schedule: Schedule = _build(cfg.schedule, "schedule")
-    recipe: TraceRecipe = _build(cfg.data.recipe, "data")
+    schedule: Schedule = build(cfg.schedule, "schedule")
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
     if objective.rollouts == "teacher":
         recipe = replace(recipe, completions="teacher")
-    benchmark: Benchmark | None = _build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
+    benchmark: Benchmark | None = build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
     student, frozen = find_models(cfg, objective, recipe, device)
     reader = find_reader(objective, recipe, student, frozen)
     if objective.compares_steps and objective.proposals is not None:
@@ -140,7 +140,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
     if _first_rank():
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
-    loggers = [_build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
+    loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     before = None
     if benchmark is not None and _first_rank():
         with _clock(seconds, "evaluation"):
@@ -260,7 +260,7 @@ def _ranks(cfg: DictConfig) -> int:
     return count * int(cfg.trainer.get("num_nodes", 1))
 
 
-def _device(cfg: DictConfig) -> str:
+def find_device(cfg: DictConfig) -> str:
     if cfg.trainer.accelerator in ("gpu", "cuda"):
         if not torch.cuda.is_available():
             raise UserError(
@@ -372,7 +372,7 @@ def _frozen_in_words(frozen: dict[Role, LazyModel], objective: Objective) -> dic
     return said
 
 
-def _build(node: Any, place: str) -> Any:
+def build(node: Any, place: str) -> Any:
     """Instantiate a config node; what it refuses is the user's to mend."""
     try:
         return hydra.utils.instantiate(node, _convert_="all")
@@ -386,7 +386,7 @@ def _build(node: Any, place: str) -> Any:
 
 
 def _build_optimizer(node: Any) -> OptimizerFactory:
-    factory = _build(node, "optimizer")
+    factory = build(node, "optimizer")
     try:
         factory(
             [torch.nn.Parameter(torch.zeros(1))]

@@ -435,3 +435,61 @@ def test_the_five_traces_of_each_gsm8k_problem_load(
             UserError, match=rf"gz, line {complete + 1}: no field 'traces\.{style}' .*has: human"
         ):
             read_examples(path=path, fields=fields)
+
+
+def test_sharegpts_conversations_are_read_as_ours(tmp_path: Path) -> None:
+    turns = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "2+2"},
+        {"from": "gpt", "value": "4"},
+    ]
+    path = write_jsonl(tmp_path / "data.jsonl", [{"conversations": turns}])
+    (example,) = read_examples(path=str(path), fields={"messages": "conversations"})
+    assert example.problem == "2+2"
+    assert example.completion == "4"
+    assert example.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2+2"},
+    )
+
+
+def test_alpacas_input_stands_below_the_instruction(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add these.", "input": "2, 3", "output": "5"},
+        {"instruction": "Say hello.", "input": "", "output": "Hello."},
+    ]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    fields = {"problem": "instruction", "context": "input", "completion": "output"}
+    examples = read_examples(path=str(path), fields=fields)
+    assert [example.problem for example in examples] == ["Add these.\n\n2, 3", "Say hello."]
+    path = write_jsonl(tmp_path / "bad.jsonl", [{"instruction": "Add", "input": [1], "output": "1"}])
+    with pytest.raises(UserError, match=r"bad.jsonl, line 1: the context is list, not text"):
+        read_examples(path=str(path), fields=fields)
+
+
+@pytest.mark.realdata
+def test_all_five_traces_of_every_gsm8k_problem_are_read(data_dir: Path) -> None:
+    path = data_dir / "traces" / "gsm8k_train_human_gemini_llama.jsonl.gz"
+    for teacher in (
+        "human",
+        *(f"{name}_L{level}" for name in ("gemini-1.5-flash", "llama-3-70b") for level in (1, 2)),
+    ):
+        fields = {"problem": "question", "completion": f"traces.{teacher}", "gold": "gold", "id": "id"}
+        examples = read_examples(path=str(path), fields=fields, missing="drop")
+        assert len(examples) == 7473 if teacher == "human" else 7000 < len(examples) < 7473
+        assert all(example.completion and example.gold for example in examples)
+    with pytest.raises(UserError, match=r"line 311: no field 'traces.llama-3-70b_L2'"):
+        read_examples(path=str(path), fields=fields)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("teacher", ["gemini", "llama", "mix"])
+@pytest.mark.parametrize("level", [2, 4])
+def test_the_traces_of_three_teachers_of_math_are_read(data_dir: Path, teacher: str, level: int) -> None:
+    path = data_dir / "traces" / f"math_train_{teacher}_level{level}.jsonl.gz"
+    (first,) = (dict(record) for _, record in read_records(path=str(path), hub=None, limit=1))
+    written = next(name for name in first if name.endswith("_output"))
+    fields = {"problem": "problem", "completion": written, "gold": "output"}
+    examples = read_examples(path=str(path), fields=fields)
+    assert 1200 < len(examples) < 1400
+    assert all((example.completion or "").strip() for example in examples)

@@ -713,10 +713,10 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) 
 import sys
 from pathlib import Path
 from distill.cli import check_overrides
-from distill.training import _build
+from distill.training import build
 for word in sys.argv[2:]:
     try:
-        _build(check_overrides(Path(sys.argv[1]), "train", [word]).loss, "loss")
+        build(check_overrides(Path(sys.argv[1]), "train", [word]).loss, "loss")
     except Exception as error:
         print(type(error).__name__, error)
 """

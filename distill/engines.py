@@ -1,0 +1,159 @@
+"""Who runs the teacher while it writes: transformers in this process, vLLM, or a server."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from distill.batch import by_length
+from distill.errors import UserError
+from distill.generation import Sampling, generate
+from distill.teacher import LazyModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion that is asked for.
+
+    Attributes:
+        prompt_ids: int32, of the teacher's tokens.
+        messages: the same as a conversation, for engines that take text.
+        seed: of this completion alone.
+    """
+
+    prompt_ids: np.ndarray
+    messages: tuple[Mapping[str, str], ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """One completion.
+
+    Attributes:
+        ids: int32, the end token included where it was written; None where the engine gives text alone.
+        text: what an engine without ids wrote.
+        finished: whether it ended by itself.
+    """
+
+    ids: np.ndarray | None
+    finished: bool
+    text: str = ""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Writes completions. The same request gets the same completion, whatever is asked beside it, as far as
+    the engine can keep that."""
+
+    name: str
+
+    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        """Each request's completion with the request's place, as soon as it is there."""
+        ...
+
+
+class HfEngine:
+    """transformers' generate, in batches of alike lengths.
+
+    Args:
+        model: who writes; loaded with the first request.
+        token_budget: tokens a batch, prompts, room for completions and padding included.
+    """
+
+    name = "hf"
+
+    def __init__(self, model: LazyModel, token_budget: int = 32_768) -> None:
+        self.model = model
+        self.token_budget = token_budget
+
+    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        lm = self.model.get()
+        lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
+        for rows in by_length(lengths, self.token_budget):
+            chosen = [requests[row] for row in rows]
+            draws = np.stack([numbers(request.seed, sampling.max_new_tokens) for request in chosen])
+            written = generate(lm, [r.prompt_ids.tolist() for r in chosen], sampling, seed=0, draws=draws)
+            for row, ids in zip(rows, written, strict=True):
+                finished = bool(ids) and ids[-1] in lm.end_ids
+                yield row, Written(np.asarray(ids, dtype=np.int32), finished)
+
+
+class VllmEngine:
+    """vLLM in this process, for large teachers: `pip install "distill[vllm]"`.
+
+    Args:
+        model: who writes; vLLM loads it itself, by name and revision.
+        batch: requests that are handed over at once; what is written of a batch is kept when it is done.
+        options: further arguments of `vllm.LLM`, such as `tensor_parallel_size`.
+    """
+
+    name = "vllm"
+
+    def __init__(self, model: LazyModel, batch: int = 1024, **options: Any) -> None:
+        self.source = model.source
+        self.batch = batch
+        self.options = options
+
+    @functools.cached_property
+    def _llm(self) -> Any:
+        try:
+            from vllm import LLM  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(
+                'engine=vllm needs vLLM: pip install "distill[vllm]", or take engine=hf'
+            ) from error
+        source = self.source
+        if source.gguf:
+            raise UserError(f"engine=vllm does not read the GGUF file {source.gguf}: take engine=hf")
+        return LLM(
+            model=source.location,
+            revision=source.revision,
+            dtype=source.dtype,
+            trust_remote_code=source.trust_remote_code,
+            **self.options,
+        )
+
+    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        llm = self._llm
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        ends = self.source.end_ids
+        for start in range(0, len(requests), self.batch):
+            part = requests[start : start + self.batch]
+            parameters = [
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k or -1,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=request.seed % 2**31,
+                    stop_token_ids=ends,
+                )
+                for request in part
+            ]
+            prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in part]
+            outputs = llm.generate(prompts, parameters, use_tqdm=False)
+            for place, output in enumerate(outputs, start=start):
+                ids = [int(token) for token in output.outputs[0].token_ids]
+                finished = output.outputs[0].finish_reason == "stop"
+                if finished and (not ids or ids[-1] not in ends):
+                    ids.append(
+                        ends[0]
+                    )  # vLLM leaves the token that stopped it out, where it was a stop token
+                yield place, Written(np.asarray(ids, dtype=np.int32), finished)
+
+
+@functools.lru_cache(maxsize=4096)
+def numbers(seed: int, count: int) -> np.ndarray:
+    """[count] numbers in [0, 1) that are this seed's alone."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+
+
+def request_seed(seed: int, problem: str, sample: int) -> int:
+    """One seed of the set's seed, the problem's text and the sample's number."""
+    digest = hashlib.blake2b(f"{seed}\0{sample}\0{problem}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")

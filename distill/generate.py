@@ -1,0 +1,264 @@
+"""`python -m distill.generate`: a teacher writes traces for a set of problems, and each is judged and kept.
+
+A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
+that was killed and resumed gives the set of one clean run."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from distill.cache import hash_arrays, write_atomically
+from distill.checking import Checks
+from distill.cli import check_overrides, one_sentence_errors
+from distill.engines import Engine, Request, Written, request_seed
+from distill.errors import UserError
+from distill.generation import Sampling
+from distill.journal import Journal
+from distill.models import ModelSource, tokenizer_fingerprint
+from distill.progress import progress_bar
+from distill.records import write_records
+from distill.teacher import LazyModel, score
+from distill.traces import Example, Trace, encode_completion, encode_prompt, fill
+
+CONFIG = Path(__file__).resolve().parents[1] / "conf"
+
+
+def generate(cfg: DictConfig) -> Path:
+    """Write a trace set.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: anything that the user can mend, before the teacher is loaded.
+    """
+    from distill.training import build, find_device
+
+    folder = Path(cfg.out)
+    device = find_device(cfg)
+    recipe = build(cfg.data.recipe, "data")
+    sampling: Sampling = build(cfg.sampling, "sampling")
+    checks = Checks.of(cfg.check, recipe.grade)
+    if not isinstance(cfg.samples, int) or cfg.samples < 1:
+        raise UserError(f"samples={cfg.samples!r} must be a whole number, at least 1")
+    if sampling.temperature == 0 and cfg.samples > 1:
+        raise UserError(
+            f"samples={cfg.samples} with sampling.temperature=0: greedy completions of a problem are all "
+            f"alike; take samples=1 or a temperature"
+        )
+    source = _teacher(cfg)
+    examples = recipe.source()
+    if not examples:
+        raise UserError("the data holds no problem: check data.path, data.limit")
+    asked = [_messages(example, cfg.prompt.system, cfg.prompt.user) for example in examples]
+    prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
+    _check_room(examples, prompts, source, sampling)
+    model = LazyModel(source, device)
+    try:
+        engine: Engine = build(cfg.engine, "engine")(model)
+    except (ValueError, TypeError) as error:  # its arguments
+        raise UserError(str(error)) from error
+    requests = [
+        Request(prompt, example.messages or (), request_seed(cfg.seed, example.problem, sample))
+        for example, prompt in zip(asked, prompts, strict=True)
+        for sample in range(cfg.samples)
+    ]
+    key = {
+        "teacher": source.fingerprint,
+        "dtype": source.dtype,
+        "tokenizer": tokenizer_fingerprint(source.tokenizer),
+        "engine": engine.name,
+        "sampling": vars(sampling) | {"samples": cfg.samples, "seed": cfg.seed},
+        "prompts": hash_arrays(iter(prompts)),
+    }
+    with _claimed(folder, key):
+        began = time.perf_counter()
+        written, new_tokens = _write(engine, requests, sampling, Journal(folder / "completions.jsonl"))
+        seconds = time.perf_counter() - began
+        ids = [_token_ids(one, source) for one in written]
+        logprobs: list[Any] = [None] * len(requests)
+        if cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"):
+            traces = [
+                Trace(asked[number // cfg.samples], request.prompt_ids, one)
+                for number, (request, one) in enumerate(zip(requests, ids, strict=True))
+            ]
+            logprobs = score(model, traces, "teacher_logprobs", cache=folder / "scores")
+        records = []
+        for place, (request, one) in enumerate(zip(requests, written, strict=True)):
+            number, sample = divmod(place, cfg.samples)
+            example = examples[number]
+            completion = (
+                one.text if one.ids is None else source.tokenizer.decode(one.ids, skip_special_tokens=True)
+            )
+            records.append(
+                {
+                    "id": f"{example.id}#{sample}",
+                    "problem": example.problem,
+                    "messages": [dict(turn) for turn in request.messages],
+                    "completion": completion,
+                    "gold": example.gold,
+                    "finished": one.finished,
+                    "prompt_ids": request.prompt_ids.tolist(),
+                    "completion_ids": ids[place].tolist(),
+                    "ids_from": "text" if one.ids is None else "engine",
+                    "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
+                    "problem_id": example.id,
+                    "sample": sample,
+                    "teacher": source.name,
+                    "teacher_revision": source.fingerprint,
+                    "teacher_dtype": source.dtype,
+                    "engine": engine.name,
+                    "tokenizer": key["tokenizer"],
+                    "template": _template(source, cfg),
+                    "sampling": vars(sampling) | {"seed": cfg.seed},
+                }
+            )
+        checks.judge(records, {example.id: example for example in examples})
+        write_records(folder / "traces.parquet", records)
+        summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
+        write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1)))
+        write_atomically(
+            folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        )
+        print(_in_words(summary, folder))
+        return folder
+
+
+def _teacher(cfg: DictConfig) -> ModelSource:
+    from distill.prepare import find
+
+    if not cfg.model.teacher:
+        raise UserError("model.teacher is not set: name who writes (a hub id, a folder or a GGUF file)")
+    return find(cfg, "teacher", cfg.model.teacher_dtype)
+
+
+def _messages(example: Example, system: str | None, user: str) -> Example:
+    """The example as the conversation that the teacher is asked to go on with."""
+    from dataclasses import replace
+
+    turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
+    if system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return replace(example, messages=tuple(turns))
+
+
+def _check_room(
+    examples: Sequence[Example], prompts: Sequence[np.ndarray], source: ModelSource, sampling: Sampling
+) -> None:
+    for example, ids in zip(examples, prompts, strict=True):
+        if len(ids) >= source.context_length:
+            raise UserError(
+                f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no room in the "
+                f"context of {source.name} ({source.context_length}): take the problem out of the data"
+            )
+
+
+@contextmanager
+def _claimed(folder: Path, key: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder, which is new or holds the same set."""
+    described = folder / "key.json"
+    text = json.dumps(key, sort_keys=True, indent=1)
+    if described.is_file() and (before := json.loads(described.read_text())) != json.loads(text):
+        differing = ", ".join(name for name in key if before.get(name) != key[name])
+        raise UserError(
+            f"out={folder} holds a trace set made with another {differing}: name another folder, or take "
+            f"that one away"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            write_atomically(described, lambda path: path.write_text(text))
+            yield
+    except Timeout as error:
+        raise UserError(f"another process is writing into {folder}: name another folder with out=") from error
+
+
+def _write(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal
+) -> tuple[list[Written], int]:
+    """Every completion, and how many tokens were written anew."""
+    found = journal.read()
+    missing = [place for place in range(len(requests)) if place not in found]
+    new = 0
+    with progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar, journal:
+        bar.update(len(requests) - len(missing))
+        began = time.perf_counter()
+        wanted = [requests[place] for place in missing]
+        for index, written in engine.write(wanted, sampling) if wanted else ():
+            journal.add(missing[index], written)
+            found[missing[index]] = written
+            new += len(written.text.split()) if written.ids is None else len(written.ids)
+            rate = new / max(1e-9, time.perf_counter() - began)
+            unit = "words" if written.ids is None else "tokens"
+            bar.set_postfix_str(f"{rate:,.0f} {unit}/s", refresh=False)
+            bar.update(1)
+    return [found[place] for place in range(len(requests))], new
+
+
+def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
+    """The engine's own, or the text in the teacher's tokens."""
+    if written.ids is not None:
+        return written.ids
+    ids = encode_completion(source.tokenizer, written.text, source.end_ids)
+    return ids if written.finished else ids[:-1]
+
+
+def _template(source: ModelSource, cfg: DictConfig) -> str:
+    text = f"{source.tokenizer.chat_template}\0{cfg.prompt.system}\0{cfg.prompt.user}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over a trace set, JSON values."""
+    reasons: dict[str, int] = {}
+    for record in records:
+        if not record["correct"]:
+            reasons[record["reason"]] = reasons.get(record["reason"], 0) + 1
+    problems = {record["problem_id"]: record["pass_rate"] for record in records}
+    judged = [rate for rate in problems.values() if rate is not None]
+    return {
+        "problems": len(problems),
+        "traces": len(records),
+        "finished": sum(record["finished"] for record in records),
+        "right": sum(bool(record["correct"]) for record in records),
+        "tokens": sum(len(record["completion_ids"]) for record in records),
+        "mean_pass_rate": sum(judged) / len(judged) if judged else None,
+        "solved_problems": sum(rate > 0 for rate in judged),
+        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+    }
+
+
+def _in_words(summary: dict[str, Any], folder: Path) -> str:
+    rate = summary["new_tokens"] / max(0.01, summary["seconds"])
+    lines = [
+        f"{summary['traces']} traces of {summary['problems']} problems: {summary['finished']} finished, "
+        f"{summary['right']} right; {summary['solved_problems']} problems solved at least once; "
+        f"{summary['tokens']:,} tokens, {summary['new_tokens']:,} of them written now"
+        + (f" at {rate:,.0f} tokens/s" if rate else ""),
+        *(f"  not right, {reason or 'not judged'}: {count}" for reason, count in summary["reasons"].items()),
+        f"{folder / 'traces.parquet'}",
+    ]
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="generate")
+def main(cfg: DictConfig) -> None:
+    with one_sentence_errors():
+        generate(cfg)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+            check_overrides(CONFIG, "generate", sys.argv[1:])
+        main()
