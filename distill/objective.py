@@ -101,8 +101,8 @@ class Objective:
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
         rows: completions that token_loss is taken on: `all`, the `dataset`'s or the `student`'s.
         extra: further terms, by name, added to the first.
-        normalize: divide by the completion tokens (`tokens`) or by their weights (`weights`) of the optimizer
-            step.
+        normalize: divide the step's sum, further terms' share of it too, by the completion tokens (`tokens`)
+            or by the main term's weights (`weights`) of the optimizer step.
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
             the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
         control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
