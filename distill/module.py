@@ -4,6 +4,7 @@ happened."""
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -270,7 +271,12 @@ class DistillModule(lightning.LightningModule):
         began = time.perf_counter()
         prompts = batch.prompts()
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
-        written = generate(self.student_lm, prompts, rollouts.sampling, seed=seed)
+        sampling = rollouts.sampling
+        if self.reader is not None and batch.readings is not None and not self.reader.foreign:
+            # Token for token the teacher reads them too, behind a prompt that may be longer.
+            room = min(self.reader.room(prompt) for prompt in batch.readings.prompts)
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        written = generate(self.student_lm, prompts, sampling, seed=seed)
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
             for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)

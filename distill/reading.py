@@ -69,13 +69,17 @@ class Reader:
             completion_ids: of the student's tokens; without an end token where it was cut off.
         """
         whole = self._read(prompt_ids, completion_ids)
-        room, alignment = self.teacher.context_length - len(prompt_ids), whole.alignment
+        room, alignment = self.room(prompt_ids), whole.alignment
         if alignment is None or len(whole.completion_ids) <= room:
             return whole
         # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
         kept = alignment.teacher_at < room
         columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
         return Reading(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
+
+    def room(self, prompt_ids: np.ndarray) -> int:
+        """How many tokens of its own the teacher can read behind a prompt."""
+        return self.teacher.context_length - len(prompt_ids)
 
     def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
         ids = [int(token) for token in completion_ids]
@@ -107,9 +111,10 @@ class Reader:
 
         Args:
             traces: of the student's tokens.
-            rollout: the longest completion that the student may write in the trace's place.
+            rollout: the longest completion that the student may write in the trace's place; where the
+                teacher's context leaves less room for it, rollouts end there (`room`), and that is said.
             overlong: `error` refuses what the teacher's context does not hold, `drop` leaves it out.
-            say: told how many were left out.
+            say: told how many were left out, and of rollouts that must be shorter.
 
         Returns:
             The traces that have a reading.
@@ -122,24 +127,27 @@ class Reader:
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
                 reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
-                needed = max(len(reading), len(reading.prompt_ids) + rollout)
-                if needed <= context:
+                if len(reading) <= context:
                     trace.reading = reading
                     fitting.append(trace)
                 elif overlong == "error":
-                    what = "its completion" if needed == len(reading) else "what the student may write"
                     raise UserError(
                         f"problem {trace.example.place} does not fit into the context of the teacher "
                         f"{self.teacher.name} ({context}): as it reads it, the prompt has "
-                        f"{len(reading.prompt_ids)} tokens and {what} {needed - len(reading.prompt_ids)}; "
-                        f"leave such problems out with data.overlong=drop, or take a smaller "
-                        f"data.max_new_tokens"
+                        f"{len(reading.prompt_ids)} tokens and its completion {len(reading.completion_ids)}; "
+                        f"leave such problems out with data.overlong=drop"
                     )
                 bar.update(1)
         if not fitting:
             raise UserError(
                 f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
-                f"({context}), with its prompt and a completion: take a smaller data.max_new_tokens"
+                f"({context}), with its prompt and a completion: choose another teacher, or shorter problems"
+            )
+        least = min(self.room(trace.reading.prompt_ids) for trace in fitting if trace.reading is not None)
+        if rollout > least and not self.foreign:
+            say(
+                f"the context of the teacher {self.teacher.name} ({context}) leaves room for rollouts of "
+                f"{least} tokens where its prompt is longest, not of {rollout}"
             )
         if len(fitting) < len(traces):
             say(

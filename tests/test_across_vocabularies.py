@@ -314,6 +314,16 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_rollouts_leave_room_for_the_solution_in_the_teachers_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded pair's own settings: its context holds no prompt with a solution and 96 tokens."""
+    words = ["loss=opsd", "data.limit=16", "data.batch_size=16", "trainer.max_steps=1", "benchmark=none"]
+    run([*words, "logger=csv"], tmp_path / "run")
+    assert "(128) leaves room for rollouts of" in capsys.readouterr().out
+    assert len(losses(tmp_path / "run")) == 1
+
+
 def test_a_teacher_that_is_to_see_a_solution_needs_one(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"problem": "1+1="}\n{"problem": "1+2="}\n')
     words = ["data=traces", f"data.path={tmp_path / 'data.jsonl'}", "data.fields.completion=null"]

@@ -428,7 +428,19 @@ def test_problems_that_the_teachers_context_does_not_hold_are_refused_or_left_ou
     kept = reader.read_all(traces, overlong="drop", say=said.append)
     assert [trace.example.id for trace in kept] == ["0", "2"]
     assert said == ["1 of 3 problems do not fit into the teacher's context of 64 tokens and are left out"]
-    with pytest.raises(UserError, match=r"problem 0 does not fit .*what the student may write 62; "):
-        reader.read_all(traces, 62)
-    with pytest.raises(UserError, match=r"none of 3 problems fits into the context of the teacher"):
-        reader.read_all(traces, 62, overlong="drop", say=said.append)
+    with pytest.raises(UserError, match=r"none of 1 problems fits into the context of the teacher"):
+        reader.read_all(traces[1:2], overlong="drop", say=said.append)
+
+
+def test_rollouts_end_where_an_informed_teachers_context_does_and_that_is_said() -> None:
+    own = source("student", TOKENIZERS["bytes"])
+    reader, said = Reader(own, own, "{solution} {problem}", informed=True), []
+    traces = traces_of(own.tokenizer, ["one", "one two"])
+    kept = reader.read_all(traces, 62, say=said.append)
+    assert len(kept) == 2
+    room = min(reader.room(trace.reading.prompt_ids) for trace in kept if trace.reading is not None)
+    assert 0 < room < 62
+    assert said == [
+        f"the context of the teacher student (64) leaves room for rollouts of {room} tokens where its "
+        f"prompt is longest, not of 62"
+    ]
