@@ -251,7 +251,9 @@ def test_a_type_that_is_no_floating_point_is_refused(tiny_pair: tuple[Path, Path
 
 def test_a_lora_adapter_alone_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds a LoRA adapter alone: merge it into its model first"):
+    with pytest.raises(
+        UserError, match=r"holds a LoRA adapter alone: give the student/ beside it, or merge it first"
+    ):
         find(str(tmp_path))
 
 
