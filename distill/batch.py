@@ -1,6 +1,6 @@
 """Traces side by side: the one layout that scoring, training and rollouts share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill.cache import hash_arrays
 from distill.traces import Example, Reading, Trace
 
 
@@ -54,6 +55,7 @@ class Batch:
         readings: the batch as the teacher reads it; None: the same tokens.
         distribution: what is cached of the teacher's distribution, by name: one row for each completion token
             that the teacher reads, trace by trace.
+        trace_weights: [batch] how much each trace's tokens count; None: all alike.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -64,6 +66,7 @@ class Batch:
     prompt_lengths: tuple[int, ...]
     readings: Readings | None = None
     distribution: Mapping[str, Tensor] = field(default_factory=dict)
+    trace_weights: Float[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         def move(tensor: Tensor) -> Tensor:
@@ -79,6 +82,7 @@ class Batch:
             signals=signals,
             readings=readings,
             distribution={name: move(values) for name, values in self.distribution.items()},
+            trace_weights=None if self.trace_weights is None else move(self.trace_weights),
         )
 
     @property
@@ -108,6 +112,7 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
     readings = [trace.reading for trace in traces if trace.reading is not None]
     kept = [trace.distribution.read() for trace in traces if trace.distribution is not None]
     input_ids = torch.from_numpy(ids)
+    weights = [trace.weight for trace in traces]
     return Batch(
         input_ids=input_ids,
         labels=input_ids[:, 1:],
@@ -117,6 +122,7 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
         readings=_collate_readings(traces, readings) if readings else None,
         distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
+        trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
     )
 
 
@@ -151,6 +157,11 @@ def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading]) -> R
     ]
     student_at, teacher_at, same_token = (torch.from_numpy(column) for column in columns)
     return replace(found, student_at=student_at, teacher_at=teacher_at, same_token=same_token)
+
+
+def hash_traces(traces: Iterable[Trace]) -> str:
+    """One hash of the tokens of all traces, in their order."""
+    return hash_arrays(ids for trace in traces for ids in (trace.prompt_ids, trace.completion_ids))
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

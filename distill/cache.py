@@ -62,6 +62,10 @@ class ShardCache:
     def missing(self) -> list[int]:
         return [index for index in range(self.shards) if not self._path(index).is_file()]
 
+    def done(self) -> list[int]:
+        missing = set(self.missing())
+        return [index for index in range(self.shards) if index not in missing]
+
     def write(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
         write_atomically(self._path(index), lambda temporary: save_file(dict(arrays), temporary))
 

@@ -66,16 +66,21 @@ class Checks:
     def _verdict(self, record: Mapping[str, Any], example: Example) -> tuple[str | None, bool | None, str]:
         judged = self.grade is not None and example.gold is not None
         verdict = self.grade(example, record["completion"]) if self.grade is not None and judged else None
-        answer = verdict.answer if verdict else None
-        tokens = len(record["completion_ids"])
-        if not record["finished"]:
-            return answer, False if judged else None, "no end"
-        if tokens < self.min_tokens:
-            return answer, False if judged else None, f"fewer than {self.min_tokens} tokens"
-        if self.max_tokens is not None and tokens > self.max_tokens:
-            return answer, False if judged else None, f"more than {self.max_tokens} tokens"
-        if self.pattern is not None and not self.pattern.search(record["completion"]):
-            return answer, False if judged else None, f"without {self.pattern.pattern}"
+        if broken := self._broken_rule(record):
+            return verdict.answer if verdict else None, False if judged else None, broken
         if verdict is None:
             return None, None, "not judged"
-        return answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")
+        return verdict.answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")
+
+    def _broken_rule(self, record: Mapping[str, Any]) -> str | None:
+        """The first rule of form that a completion breaks."""
+        tokens = len(record["completion_ids"])
+        if not record["finished"]:
+            return "no end"
+        if tokens < self.min_tokens:
+            return f"fewer than {self.min_tokens} tokens"
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return f"more than {self.max_tokens} tokens"
+        if self.pattern is not None and not self.pattern.search(record["completion"]):
+            return f"without {self.pattern.pattern}"
+        return None

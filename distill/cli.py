@@ -3,7 +3,9 @@ sentence."""
 
 import contextlib
 import difflib
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.errors import Interrupted, UserError
+from distill.errors import Interrupted, UserError, first_line
 
 failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
 
@@ -44,7 +46,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         except (HydraException, ValueError) as error:
             raise UserError(
-                f"the command line does not parse: {_first_line(error)}; a value with blanks, ~ or "
+                f"the command line does not parse: {first_line(error)}; a value with blanks, ~ or "
                 f"other special "
                 f"characters needs quotes inside quotes: \"data.path='my file.jsonl'\""
             ) from error
@@ -131,7 +133,7 @@ def _explain(
                 f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python train.py "
                 f"--cfg job shows all"
             )
-    return f"the configuration does not compose: {_first_line(error)}"
+    return f"the configuration does not compose: {first_line(error)}"
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -150,10 +152,6 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """A user's mistake prints its sentence and exits with 1; Ctrl-C exits with 130; a defect keeps its
@@ -169,3 +167,22 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; caches and checkpoints written so far are kept", file=sys.stderr)
         sys.exit(130)
+
+
+def quiet() -> None:
+    """Leave the terminal to what the run has to say."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    # Dropout is what train and eval mode differ in; DistillModule.on_train_start sets the mode itself.
+    for pattern in (
+        ".*module\\(s\\) in eval mode at the start of training.*",
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from distill.batch import Batch, collate
-from distill.cache import hash_arrays
+from distill.batch import Batch, collate, hash_traces
 from distill.errors import UserError
 from distill.generation import Sampling
-from distill.models import LanguageModel, tokenizer_fingerprint, vocabulary_mismatch
+from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint, vocabulary_mismatch
 from distill.teacher import LazyModel, sample_completions
 from distill.traces import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
 
@@ -107,9 +106,7 @@ class TraceRecipe:
         elif self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
-            kept = self._kept(examples, say)
-            vocabulary = tokenizer_fingerprint(student.tokenizer)
-            traces = [self._from_dataset(example, student, vocabulary) for example in kept]
+            traces = self.tokenize(self._kept(examples, say), student.source)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
@@ -136,7 +133,17 @@ class TraceRecipe:
             )
         return kept
 
-    def _from_dataset(self, example: Example, student: LanguageModel, vocabulary: str) -> Trace:
+    def tokenize(self, examples: Sequence[Example], student: ModelSource) -> list[Trace]:
+        """The examples' own completions in the student's tokens: those that were written, where they are the
+        same.
+
+        Raises:
+            UserError: an example has no completion; names it.
+        """
+        vocabulary = tokenizer_fingerprint(student.tokenizer)
+        return [self._from_dataset(example, student, vocabulary) for example in examples]
+
+    def _from_dataset(self, example: Example, student: ModelSource, vocabulary: str) -> Trace:
         if example.completion is None:
             raise UserError(
                 f"problem {example.place} comes without a completion: name its field "
@@ -148,13 +155,24 @@ class TraceRecipe:
             )
         prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
         recorded = example.recorded
-        if recorded is None or recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
+        if recorded is None:
+            return Trace(
+                example, prompt_ids, encode_completion(student.tokenizer, example.completion, student.end_ids)
+            )
+        if recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
+            if recorded.learn_from:
+                raise UserError(
+                    f"trace {example.place} is learned from its token {recorded.learn_from} on, of another "
+                    f"tokenizer than {student.name}'s: write it with a model of the student's family"
+                )
             ids = encode_completion(student.tokenizer, example.completion, student.end_ids)
         elif recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
             ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
         else:
             ids = recorded.completion_ids
-        return Trace(example, prompt_ids, ids)
+        # What is context only stands with the prompt.
+        prompt_ids = np.concatenate([prompt_ids, ids[: recorded.learn_from]])
+        return Trace(example, prompt_ids, ids[recorded.learn_from :], weight=recorded.weight)
 
     def _sampled(
         self,
@@ -173,15 +191,7 @@ class TraceRecipe:
         tokenizer = student.tokenizer if same_tokens else teacher.source.tokenizer
         end_ids = teacher.source.end_ids
         prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
-        context = teacher.source.context_length
-        for example, ids in zip(examples, prompts, strict=True):
-            if len(ids) >= context:
-                raise UserError(
-                    f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no "
-                    f"room in the "
-                    f"context of the teacher {teacher.source.name} ({context}): take the problem out of the "
-                    f"data, or choose another teacher"
-                )
+        check_room(examples, prompts, teacher.source)
         completions = sample_completions(
             teacher,
             prompts,
@@ -267,6 +277,22 @@ class TraceRecipe:
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
+
+
+def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teacher: ModelSource) -> None:
+    """Refuse a problem whose prompt leaves the teacher no room to write.
+
+    Raises:
+        UserError: names it.
+    """
+    context = teacher.context_length
+    for example, ids in zip(examples, prompts, strict=True):
+        if len(ids) >= context:
+            raise UserError(
+                f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no room in the "
+                f"context of the teacher {teacher.name} ({context}): take the problem out of the data, or "
+                f"choose another teacher"
+            )
 
 
 class TraceOrder:
@@ -389,7 +415,7 @@ class DistillDataModule(lightning.LightningDataModule):
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        return hash_arrays(ids for trace in self.traces for ids in (trace.prompt_ids, trace.completion_ids))
+        return hash_traces(self.traces)
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

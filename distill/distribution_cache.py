@@ -5,21 +5,20 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from distill.batch import by_length, collate
-from distill.cache import ShardCache, StoredRows, hash_arrays
+from distill.batch import by_length, collate, hash_traces
+from distill.cache import ShardCache, StoredRows
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
 from distill.head import Head, label_logprobs
-from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint, tokenizer_size
+from distill.models import LanguageModel, ModelSource, tokenizer_size
 from distill.progress import progress_bar
-from distill.teacher import LazyModel
+from distill.teacher import LazyModel, model_key
 from distill.traces import Trace
 
 _TOKENS_PER_SHARD = 1 << 15  # hidden states of a 7B model: 224 MiB
@@ -50,23 +49,19 @@ def cache_distributions(
         UserError: the disk is too small; what is cached is not what the teacher gives.
     """
     key = {
-        "model": model.source.fingerprint,
-        "dtype": model.source.dtype,
-        "tokenizer": tokenizer_fingerprint(model.source.tokenizer),
-        "traces": hash_arrays(
-            array for trace in traces for array in (trace.prompt_ids, trace.completion_ids)
-        ),
+        **model_key(model.source),
+        "traces": hash_traces(traces),
         **wanted.settings,
     }
     shards = _shards([len(trace.completion_ids) for trace in traces])
     store = ShardCache(cache, f"teacher_{wanted.source}", key, len(shards))
-    found = [n for n, missing in enumerate(_missing(store)) if not missing]
+    found = store.done()
     if not store.complete:
         with (
             store.filling(),
             progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
         ):
-            found = [n for n, missing in enumerate(_missing(store)) if not missing]
+            found = store.done()
             bar.update(sum(len(traces[i]) for n in found for i in shards[n]))
             for index in store.missing():
                 parts = _kept(model.get(), traces, shards[index], wanted, token_budget, bar.update)
@@ -134,11 +129,6 @@ def _shards(lengths: Sequence[int]) -> list[range]:
             tokens = 0
         tokens += length
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
-
-
-def _missing(store: ShardCache) -> list[bool]:
-    missing = set(store.missing())
-    return [n in missing for n in range(store.shards)]
 
 
 @torch.no_grad()
@@ -235,15 +225,10 @@ def _matrix_by_name(source: ModelSource) -> Tensor | None:
         return None
     # Whatever hinders this, loading the whole model says it better, or does it.
     with contextlib.suppress(Exception):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        where: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
-        revision = {"revision": source.revision} if source.revision else {}
-        config = AutoConfig.from_pretrained(source.location, **where, **revision)
+        empty = source.skeleton()
+        config = empty.config
         if getattr(config, "quantization_config", None) is not None:
             return None
-        with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(config, **where)
         matrix = empty.get_output_embeddings().weight
         names = {name for name, p in empty.named_parameters(remove_duplicate=False) if p is matrix}
         for name in sorted(names):

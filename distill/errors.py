@@ -16,3 +16,8 @@ class NonFiniteError(UserError):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended training, after a checkpoint, and ends a sweep. The message says how "
     "to go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: its message's first, or its kind where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

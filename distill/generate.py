@@ -7,19 +7,18 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
-from distill.cli import check_overrides, one_sentence_errors
+from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.data import check_room
 from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError
 from distill.generation import Sampling
@@ -28,6 +27,7 @@ from distill.models import ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
 from distill.records import write_records
 from distill.teacher import LazyModel, score
+from distill.trace_sets import claimed
 from distill.traces import Example, Trace, encode_completion, encode_prompt, fill
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
@@ -62,7 +62,7 @@ def generate(cfg: DictConfig) -> Path:
         raise UserError("the data holds no problem: check data.path, data.limit")
     asked = [_messages(example, cfg.prompt.system, cfg.prompt.user) for example in examples]
     prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
-    _check_room(examples, prompts, source, sampling)
+    check_room(examples, prompts, source)
     model = LazyModel(source, device)
     try:
         engine: Engine = build(cfg.engine, "engine")(model)
@@ -81,7 +81,7 @@ def generate(cfg: DictConfig) -> Path:
         "sampling": vars(sampling) | {"samples": cfg.samples, "seed": cfg.seed},
         "prompts": hash_arrays(iter(prompts)),
     }
-    with _claimed(folder, key):
+    with claimed(folder, key):
         began = time.perf_counter()
         written, new_tokens = _write(engine, requests, sampling, Journal(folder / "completions.jsonl"))
         seconds = time.perf_counter() - began
@@ -93,7 +93,7 @@ def generate(cfg: DictConfig) -> Path:
                 for number, (request, one) in enumerate(zip(requests, ids, strict=True))
             ]
             logprobs = score(model, traces, "teacher_logprobs", cache=folder / "scores")
-        records = []
+        records, template = [], _template(source, cfg)
         for place, (request, one) in enumerate(zip(requests, written, strict=True)):
             number, sample = divmod(place, cfg.samples)
             example = examples[number]
@@ -118,8 +118,10 @@ def generate(cfg: DictConfig) -> Path:
                     "teacher_revision": source.fingerprint,
                     "teacher_dtype": source.dtype,
                     "engine": engine.name,
+                    "weight": 1.0,
+                    "learn_from": 0,
                     "tokenizer": key["tokenizer"],
-                    "template": _template(source, cfg),
+                    "template": template,
                     "sampling": vars(sampling) | {"seed": cfg.seed},
                 }
             )
@@ -150,37 +152,6 @@ def _messages(example: Example, system: str | None, user: str) -> Example:
     if system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     return replace(example, messages=tuple(turns))
-
-
-def _check_room(
-    examples: Sequence[Example], prompts: Sequence[np.ndarray], source: ModelSource, sampling: Sampling
-) -> None:
-    for example, ids in zip(examples, prompts, strict=True):
-        if len(ids) >= source.context_length:
-            raise UserError(
-                f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no room in the "
-                f"context of {source.name} ({source.context_length}): take the problem out of the data"
-            )
-
-
-@contextmanager
-def _claimed(folder: Path, key: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder, which is new or holds the same set."""
-    described = folder / "key.json"
-    text = json.dumps(key, sort_keys=True, indent=1)
-    if described.is_file() and (before := json.loads(described.read_text())) != json.loads(text):
-        differing = ", ".join(name for name in key if before.get(name) != key[name])
-        raise UserError(
-            f"out={folder} holds a trace set made with another {differing}: name another folder, or take "
-            f"that one away"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            write_atomically(described, lambda path: path.write_text(text))
-            yield
-    except Timeout as error:
-        raise UserError(f"another process is writing into {folder}: name another folder with out=") from error
 
 
 def _write(
@@ -254,6 +225,7 @@ def _in_words(summary: dict[str, Any], folder: Path) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="generate")
 def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
+        quiet()
         generate(cfg)
 
 

@@ -27,6 +27,8 @@ class Sampling:
                 f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
                 f"top_k={self.top_k} >= 0, max_new_tokens={self.max_new_tokens} >= 1"
             )
+        for name in ("temperature", "top_p"):  # transformers refuses a whole number
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def warps(self) -> bool:

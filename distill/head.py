@@ -166,6 +166,25 @@ def student_signals(
     return found
 
 
+@torch.no_grad()
+def label_ranks(
+    head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
+) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """Of the labels at temperature 1, in chunks: their log-probabilities, their ranks (1 + how many
+    tokens have a higher logit), and the entropy of the whole distribution that they come from, in nats."""
+    parts, ready = [], factors(head)
+    with torch.autocast(head.hidden.device.type, enabled=False):
+        for s in _slices(len(labels), chunk_size or fitting_chunk(head)):
+            logits = product(ready.hidden[s], ready.weight.T)
+            ranks = 1 + (logits > logits.gather(-1, labels[s].unsqueeze(-1))).sum(-1)
+            logprobs = _log_softmax(logits, 1.0)
+            entropy = torch.special.entr(logprobs.exp()).sum(-1)
+            parts.append((_gather(logprobs, labels[s]), ranks, entropy))
+    found = zip(*parts, strict=True)
+    logprobs, ranks, entropy = (torch.cat(columns) for columns in found)
+    return logprobs, ranks, entropy
+
+
 def fitting_chunk(head: Head) -> int:
     """Tokens whose fp32 logits fill some 40 MiB on a CPU, 256 MiB elsewhere: few enough to save memory,
     enough to keep the matrix products efficient (64 tokens of Qwen2.5's vocabulary on a CPU)."""

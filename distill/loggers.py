@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from distill.cache import write_atomically
 from distill.errors import UserError
+from distill.runs import first_rank
 
 
 class CsvMetrics(Logger):
@@ -115,7 +116,7 @@ def wandb_logger(
 
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
-    if getattr(rank_zero_only, "rank", None) not in (0, None):
+    if not first_rank():
         return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
     # One id for one folder, so that a resumed run goes on in its W&B run.
     identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.head import Head
 
 PACKAGE_PREFIX = "package:"
@@ -61,7 +61,7 @@ class ModelSource:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
         except Exception as error:  # as for the weights
-            raise UserError(f"{self.name!r} has no tokenizer that loads: {_first_line(error)}") from error
+            raise UserError(f"{self.name!r} has no tokenizer that loads: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"the tokenizer of {self.name!r} has no end-of-sequence token: set eos_token in it"
@@ -76,7 +76,7 @@ class ModelSource:
         try:
             return _context_length(AutoConfig.from_pretrained(self.location, **self._where))
         except Exception as error:  # as for the weights
-            raise UserError(f"{self.name!r} has no configuration that loads: {_first_line(error)}") from error
+            raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     @functools.cached_property
     def end_ids(self) -> list[int]:
@@ -106,7 +106,7 @@ class ModelSource:
                     configuration, trust_remote_code=self.trust_remote_code
                 )
         except Exception as error:  # as for the weights
-            raise UserError(f"{self.name!r} has no configuration that loads: {_first_line(error)}") from error
+            raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     def load(self) -> "LanguageModel":
         """The weights, in eval mode on the CPU, and the tokenizer."""
@@ -120,7 +120,7 @@ class ModelSource:
         try:
             model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
         except Exception as error:  # damaged files raise what their readers please
-            raise UserError(f"model {self.name!r} does not load: {_first_line(error)}") from error
+            raise UserError(f"model {self.name!r} does not load: {first_line(error)}") from error
         if self.gguf:
             _forget_packing(model)
         return LanguageModel(model.eval(), self.tokenizer, self)
@@ -296,7 +296,7 @@ def _hub_commit(spec: str, key: str, revision: str | None) -> str:
         cached = try_to_load_from_cache(spec, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
-        reason = f"the hub is not reachable and the model is not in its local cache: {_first_line(error)}"
+        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
     raise UserError(
         f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
         f"give a local folder or GGUF file: {key}=/path/to/model"
@@ -395,7 +395,3 @@ def _dtype(name: str) -> torch.dtype | None:
             f"dtype {name!r} is not a floating-point type: use float32, bfloat16, float16 or auto"
         )
     return dtype
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -21,7 +21,7 @@ from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role
 from distill.models import LanguageModel
-from distill.objective import Objective
+from distill.objective import Objective, spread
 from distill.reading import Reader
 from distill.schedule import Schedule
 from distill.steps import StepValues
@@ -156,7 +156,7 @@ class DistillModule(lightning.LightningModule):
         if on_policy:
             for name, role in self.objective.cached_signals.items():
                 flat = label_logprobs(heads[role], batch.labels[batch.mask])
-                signals[name] = flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+                signals[name] = spread(flat, batch.mask)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
         if steps is not None:
             signals |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
@@ -174,6 +174,7 @@ class DistillModule(lightning.LightningModule):
                 **self._cached_distribution(batch),
             },
             compared=compared,
+            trace_weights=batch.trace_weights,
             constants=constants,
             by_student=on_policy,
             progress=self._progress(self.trainer.global_step),
@@ -389,5 +390,5 @@ def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
     flat = torch.zeros(2, int(batch.mask.sum()), device=batch.mask.device)
     flat[0, readings.student_at] = 1.0
     flat[1, readings.student_at] = readings.same_token.float()
-    compared, same = (row.new_zeros(batch.mask.shape).masked_scatter(batch.mask, row) for row in flat)
+    compared, same = (spread(row, batch.mask) for row in flat)
     return compared > 0, same

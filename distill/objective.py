@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +28,7 @@ from distill.losses.signals import (
     estimate_from_samples,
     is_across_vocabularies,
     is_on_policy_only,
+    name_of,
     signals,
     why_not_from,
 )
@@ -253,6 +253,7 @@ class Objective:
         *,
         others: Mapping[str, Head | SomeTokens] | None = None,
         compared: Bool[Tensor, "batch seq"] | None = None,
+        trace_weights: Float[Tensor, " batch"] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         by_student: bool = False,
         progress: float = 1.0,
@@ -268,6 +269,7 @@ class Objective:
             others: frozen models' heads at the same positions, or what is known of them, by the distribution
                 that they give.
             compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
+            trace_weights: [batch] factors on all weights of a trace; None: none.
             constants: what losses ask for that is the same for all tokens, by name.
             by_student: whether the student wrote these completions.
             progress: the share of training done, in [0, 1].
@@ -283,12 +285,14 @@ class Objective:
         if wanted:
             # Weights come before the loss, so that its gradient is made in one pass: see distill.head.
             found = student_signals(student, flat_labels, wanted, chunk_size=self.chunk_size)
-            available |= {name: _spread(values, mask) for name, values in found.items()}
+            available |= {name: spread(values, mask) for name, values in found.items()}
         written = "student" if by_student else "dataset"
         names = [name for name, term in self.terms.items() if term.rows in ("all", written)]
         term_weights = {name: self._weights(name, mask, available, progress, seed) for name in names}
         terms = [self.terms[name] for name in names]
         wide = torch.promote_types(student.hidden.dtype, torch.float32)
+        if trace_weights is not None:
+            term_weights = {name: w * trace_weights.unsqueeze(1) for name, w in term_weights.items()}
         if compared is not None:
             for name, term in zip(names, terms, strict=True):
                 if "log_p" in signals(term.token_loss):
@@ -313,7 +317,7 @@ class Objective:
         dtype = result.total.dtype
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         main_weights = term_weights.get("main", none)
-        main_losses = _spread(result.losses[0], mask) if "main" in names else none
+        main_losses = spread(result.losses[0], mask) if "main" in names else none
         # On rows that the main term is not taken on, those of the term that stands in its place.
         divided_by = term_weights[names[0]] if names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
@@ -325,7 +329,7 @@ class Objective:
             denominator=(divided_by.sum() if by_weight else mask.sum()).to(dtype),
             terms={name: none.sum() for name in self.terms} | dict(zip(names, shares, strict=True)),
             losses=main_losses,
-            logprobs=_spread(result.logprobs, mask),
+            logprobs=spread(result.logprobs, mask),
             weights=main_weights,
             mask=mask,
         )
@@ -337,6 +341,17 @@ class Objective:
         estimate = estimate_from_samples(token_loss)
         assert estimate is not None  # refused otherwise
         return estimate
+
+    def weights(
+        self, mask: Bool[Tensor, "batch seq"], token_signals: Mapping[str, Float[Tensor, "batch seq"]]
+    ) -> Float[Tensor, "batch seq"]:
+        """The weights that these tokens would have at the start of training.
+
+        Args:
+            mask: [batch, seq] true on completion tokens.
+            token_signals: what the weights ask for, [batch, seq], by name.
+        """
+        return self._weights("main", mask, token_signals, progress=0.0, seed=0)
 
     @torch.no_grad()
     def _weights(
@@ -373,7 +388,7 @@ class Objective:
         }
 
     def _refuse_what_has_no_sense(self, name: str, term: Term) -> None:
-        function = _name(term.token_loss)
+        function = name_of(term.token_loss)
         fraction = self.rollouts.fraction if isinstance(self.rollouts, StudentRollouts) else 0.0
         if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
             raise ValueError(
@@ -384,7 +399,7 @@ class Objective:
         asked = signals(term.token_loss) & SIGNALS.keys()
         if self.compares_steps and self.proposals is None:
             raise ValueError(
-                f"{_name(term.token_weight)} compares proposed next steps: say how in loss.proposals, as "
+                f"{name_of(term.token_weight)} compares proposed next steps: say how in loss.proposals, as "
                 f"loss=validity does"
             )
         if self.compares_steps and self.teacher_sees == "solution":
@@ -433,7 +448,7 @@ class Objective:
             ):
                 if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
                     raise ValueError(
-                        f"{_name(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
+                        f"{name_of(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
                         f"(there are: {', '.join(SIGNALS)})"
                     )
             known = {
@@ -449,7 +464,8 @@ class Objective:
             self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
 
 
-def _spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+def spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """Completion tokens' values in their places, zero elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
@@ -459,9 +475,3 @@ def _finite(value: object) -> bool:
 
 def _positive(value: object) -> bool:
     return _finite(value) and float(value) > 0  # pyright: ignore[reportArgumentType]
-
-
-def _name(function: Callable[..., Any]) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)

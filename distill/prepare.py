@@ -13,7 +13,7 @@ from distill.data import TraceRecipe
 from distill.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.errors import UserError
 from distill.generation import StudentRollouts
-from distill.losses.signals import ROLES, SIGNALS, Role
+from distill.losses.signals import ROLES, SIGNALS, Role, unbound
 from distill.losses.weights import uniform
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
@@ -225,7 +225,7 @@ def _refuse_what_has_no_sense(objective: Objective, recipe: TraceRecipe) -> None
             "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
         )
     weight = objective.token_weight
-    if objective.control in ("shuffled", "inverted") and getattr(weight, "func", weight) is uniform:
+    if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
         raise UserError(
             f"loss.control={objective.control} stands in for token weights, and loss={choice} has none but "
             f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"

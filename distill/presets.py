@@ -1,17 +1,14 @@
 """`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
 
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra.utils
 from hydra import compose, initialize_config_dir
 
 from distill.generation import StudentRollouts
 from distill.losses import weights
-from distill.losses.signals import Role, why_not_from
+from distill.losses.signals import Role, name_of, unbound, why_not_from
 from distill.objective import Objective, Term
 
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -87,24 +84,12 @@ def _terms(objective: Objective) -> str:
 
 
 def _term(term: Term) -> str:
-    text = _name(term.token_loss)
+    text = name_of(term.token_loss).lower()  # TAID's is a class
     if term.coefficient != 1:
         text = f"{term.coefficient:g} {text}"
-    weight = _plain(term.token_weight)
-    if weight is not weights.uniform:
-        text += f" × {_name(weight)}"
+    if unbound(term.token_weight) is not weights.uniform:
+        text += f" × {name_of(term.token_weight)}"
     return text + {"all": "", "dataset": " (dataset's)", "student": " (student's)"}[term.rows]
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, partial):
-        function = function.func
-    return function
-
-
-def _name(function: Callable[..., Any]) -> str:
-    function = _plain(function)
-    return getattr(function, "__name__", type(function).__name__.lower())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.alignment import Alignment, align, beginning_alike, shared_tokens, spell
 from distill.errors import UserError
-from distill.models import ModelSource, vocabulary_mismatch
+from distill.models import ModelSource, tokenizer_size, vocabulary_mismatch
 from distill.progress import progress_bar
 from distill.traces import Example, Reading, Trace, encode_prompt
 
@@ -123,6 +123,13 @@ class Reader:
             UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
         """
         self._check_spelling(traces)
+        for trace in traces:
+            if trace.example.recorded is not None and trace.example.recorded.learn_from:
+                raise UserError(
+                    f"trace {trace.example.place} begins with tokens that are not learned, which a teacher "
+                    f"with tokens or a prompt of its own cannot be shown: take a teacher of the student's "
+                    f"family, and loss.teacher_sees=prompt"
+                )
         context, fitting = self.teacher.context_length, []
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
@@ -182,8 +189,8 @@ class Reader:
         """[2, shared] int64: ids that mean the same to student (first row) and teacher, their end tokens
         included."""
         if not self.foreign:
-            size = max(self.student.tokenizer.get_vocab().values()) + 1
-            return np.stack([np.arange(size), np.arange(size)])
+            ids = np.arange(tokenizer_size(self.student.tokenizer))
+            return np.stack([ids, ids])
         ends = self.student.end_ids[0], self.teacher.end_ids[0]
         pairs = [*(pair for pair in self._names.items() if pair[0] != ends[0] and pair[1] != ends[1]), ends]
         return np.asarray(pairs, dtype=np.int64).T

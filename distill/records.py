@@ -15,6 +15,9 @@ from typing import Any
 from distill.cache import write_atomically
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
+from distill.traces import Example, recorded_tokens
+
+Record = dict[str, Any]  # one row of a trace set
 
 # Column by column: Hugging Face feature type, and what it holds.
 COLUMNS: dict[str, tuple[Any, str]] = {
@@ -38,6 +41,11 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "teacher_revision": ("string", "hub commit, or hash of the weights"),
     "teacher_dtype": ("string", "of the weights"),
     "engine": ("string", "hf, vllm or server"),
+    "weight": (
+        "float32",
+        "how much the trace counts in training: 1, unless it was weighted",
+    ),
+    "learn_from": ("int32", "the first completion token that is learned: those before it are context"),
     "tokenizer": ("string", "hash of the vocabulary that the ids belong to"),
     "template": ("string", "hash of the chat template and the prompt"),
     "sampling": (
@@ -51,6 +59,8 @@ COLUMNS: dict[str, tuple[Any, str]] = {
         "how it was drawn",
     ),
 }
+# What a trace set that lacks one of these columns is taken to hold in it.
+DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0}
 
 
 def features() -> Any:
@@ -100,12 +110,34 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.lib.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is no readable Parquet file ({error}): write it again") from error
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
+    if missing := [name for name in COLUMNS if name not in table.column_names and name not in DEFAULTS]:
         raise UserError(
             f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with data=traces "
             f"data.path={file} and a field map"
         )
-    return table.select(list(COLUMNS)).to_pylist()
+    rows = table.to_pylist()
+    return [{name: row[name] if name in row else DEFAULTS[name] for name in COLUMNS} for row in rows]
+
+
+def example_of(record: Mapping[str, Any]) -> Example:
+    """A record as the problem and completion that training reads, its tokens along with it."""
+    return Example(
+        record["id"],
+        record["problem"],
+        record["gold"],
+        record["completion"],
+        where=f"of {record['teacher']}" if record["teacher"] else None,
+        recorded=recorded_tokens(record),
+    )
+
+
+def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records that answer the same problem, in their order; the problem's text decides, since sets of several
+    writers name it each in their own way."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(" ".join(record["problem"].split()), []).append(record)
+    return found
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:

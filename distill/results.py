@@ -138,14 +138,31 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     return finished, others
 
 
-def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """Runs by what they have in common: a comparison where all but the method is the same."""
-    settings = _split(runs, lambda key: not _METHOD.match(key))
-    differing = _differing(settings, lambda key: not _METHOD.match(key))
+def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]:
+    """Runs by what they have in common: a comparison where all but the method is the same.
+
+    Args:
+        runs: finished ones.
+        across: keys that count as part of the method, such as `data.path` where sets of traces are compared.
+    """
+    besides = set(across)
+    if unknown := [key for key in besides if not any(key in run.config for run in runs)]:
+        raise UserError(
+            f"across {unknown[0]}: no run has this key; every run's config.yaml shows what there is"
+        )
+    # What follows from such a key says the same in every run.
+    said = {key: [_text(run.config.get(key)) for run in runs] for run in runs for key in run.config}
+    besides |= {key for key, values in said.items() if any(values == said[other] for other in besides)}
+
+    def of_method(key: str) -> bool:
+        return bool(_METHOD.match(key)) or key in besides
+
+    settings = _split(runs, lambda key: not of_method(key))
+    differing = _differing(settings, lambda key: not of_method(key))
     comparisons = []
     for members in settings:
         groups = _split(members, lambda key: True)
-        common = _differing(groups, lambda key: bool(_METHOD.match(key)) and not key.startswith("loss."))
+        common = _differing(groups, lambda key: of_method(key) and not key.startswith("loss."))
         rows, repeated = [], []
         for group in groups:
             same_preset = [other for other in groups if other[0].loss == group[0].loss]
@@ -165,10 +182,10 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     return comparisons
 
 
-def report(folders: Iterable[Path]) -> str:
+def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
     """All tables, in Markdown, and below them what is not in them."""
     runs, others = read_runs(folders)
-    parts = [_markdown(comparison) for comparison in compare(runs)] or ["No run is finished."]
+    parts = [_markdown(comparison) for comparison in compare(runs, across)] or ["No run is finished."]
     if others:
         lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]
         parts.append("\n".join(["Not in a table:", "", *lines]))
@@ -299,8 +316,16 @@ def main() -> None:
         prog="python -m distill.results", description="Finished runs as a table."
     )
     parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
+    parser.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that counts as part of the method, such as data.path where sets of traces are compared",
+    )
+    arguments = parser.parse_args()
     with one_sentence_errors():
-        print(report(parser.parse_args().folders))
+        print(report(arguments.folders, arguments.across))
 
 
 if __name__ == "__main__":

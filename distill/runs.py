@@ -91,14 +91,23 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
+def first_rank() -> bool:
+    """Whether this process is the one of a run that writes and prints."""
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that no two runs write into it.
+def locked(folder: Path, key: str = "dir") -> Iterator[None]:
+    """Hold a folder, so that no two processes write into it; only a run's first rank does.
+
+    Args:
+        folder: made where it is not there.
+        key: the config key that names it, for messages.
 
     Raises:
-        UserError: another process does.
+        UserError: another process does, or the folder cannot be written to.
     """
-    if (getattr(rank_zero_only, "rank", None) or 0) != 0:
+    if not first_rank():
         yield
         return
     try:
@@ -106,9 +115,9 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", blocking=False)
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"another run is writing into {folder}: name another folder with dir=") from error
+        raise UserError(f"another run is writing into {folder}: name another folder with {key}=") from error
     except OSError as error:
-        raise UserError(f"dir={folder} cannot be written to: {error.strerror or error}") from error
+        raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
     try:
         yield
     finally:

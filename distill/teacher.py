@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.batch import by_length, collate
+from distill.batch import by_length, collate, hash_traces
 from distill.cache import ShardCache, hash_arrays
 from distill.errors import UserError
 from distill.generation import Sampling, generate, warpers
@@ -43,6 +43,15 @@ class LazyModel:
         self._loaded = None
 
 
+def model_key(source: ModelSource) -> dict[str, Any]:
+    """What anything that a model computes depends on, for a cache's key."""
+    return {
+        "model": source.fingerprint,
+        "dtype": source.dtype,
+        "tokenizer": tokenizer_fingerprint(source.tokenizer),
+    }
+
+
 def sample_completions(
     model: LazyModel,
     prompts: Sequence[np.ndarray],
@@ -68,9 +77,7 @@ def sample_completions(
         label: of the progress bar.
     """
     key = {
-        "model": model.source.fingerprint,
-        "dtype": model.source.dtype,
-        "tokenizer": tokenizer_fingerprint(model.source.tokenizer),
+        **model_key(model.source),
         "sampling": vars(sampling) | {"samples": samples, "batch_size": batch_size, "seed": seed},
         "prompts": hash_arrays(iter(prompts)),
     }
@@ -83,8 +90,7 @@ def sample_completions(
             store.filling(),
             progress_bar(total=len(prompts) * samples, description=label, unit="trace") as bar,
         ):
-            done = set(range(len(batches))) - set(store.missing())
-            bar.update(sum(len(batches[index]) for index in done) * samples)
+            bar.update(sum(len(batches[index]) for index in store.done()) * samples)
             for index in store.missing():
                 rows = [prompts[row].tolist() for row in batches[index] for _ in range(samples)]
                 written = generate(model.get(), rows, sampling, seed=_mix(seed, index))
@@ -117,13 +123,9 @@ def score(
         label: of the progress bar.
     """
     key = {
-        "model": model.source.fingerprint,
-        "dtype": model.source.dtype,
-        "tokenizer": tokenizer_fingerprint(model.source.tokenizer),
+        **model_key(model.source),
         "sampling": None if sampling is None else [sampling.temperature, sampling.top_p, sampling.top_k],
-        "traces": hash_arrays(
-            array for trace in traces for array in (trace.prompt_ids, trace.completion_ids)
-        ),
+        "traces": hash_traces(traces),
     }
     shards = [
         range(start, min(start + _SCORED_PER_SHARD, len(traces)))
@@ -135,14 +137,7 @@ def score(
             store.filling(),
             progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
         ):
-            bar.update(
-                sum(
-                    len(traces[i])
-                    for n, shard in enumerate(shards)
-                    if n not in store.missing()
-                    for i in shard
-                )
-            )
+            bar.update(sum(len(traces[i]) for n in store.done() for i in shards[n]))
             for index in store.missing():
                 part = [traces[i] for i in shards[index]]
                 store.write(index, _pack(_score_part(model.get(), part, sampling, token_budget, bar.update)))

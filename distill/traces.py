@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.alignment import Alignment
 from distill.cache import StoredRows
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Recorded:
         completion_ids: int32, the end token included where there is one.
         finished: whether it ended by itself.
         correct: the verdict; None where nobody judged.
-        teacher: fingerprint and dtype of who wrote.
+        teacher: fingerprint and dtype of the model that wrote; None where that is not known.
         teacher_logprobs: float32, of the completion's tokens at temperature 1; None where nobody scored them.
+        writer: name of who wrote.
+        weight: how much the trace counts in training beside others.
+        learn_from: the first completion token that is learned; those before it are context.
     """
 
     tokenizer: str
@@ -37,8 +40,11 @@ class Recorded:
     completion_ids: np.ndarray
     finished: bool
     correct: bool | None
-    teacher: tuple[str, str]
+    teacher: tuple[str, str] | None
     teacher_logprobs: np.ndarray | None
+    writer: str | None = None
+    weight: float = 1.0
+    learn_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Trace:
         signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
         reading: what the teacher reads in its place; None: the same tokens.
         distribution: what is cached of the teacher's distribution, a row a completion token that it reads.
+        weight: how much each of its tokens counts beside other traces'.
     """
 
     example: Example
@@ -120,6 +127,7 @@ class Trace:
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     reading: Reading | None = None
     distribution: StoredRows | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -148,7 +156,7 @@ def encode_prompt(
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # templates raise what they please
             raise UserError(
-                f"the chat template refuses the conversation of {example.place} ({_first_line(error)}): "
+                f"the chat template refuses the conversation of {example.place} ({first_line(error)}): "
                 f"change its "
                 f"messages"
             ) from error
@@ -245,7 +253,7 @@ def read_examples(
     for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
         if missing == "drop" and "completion" in wanted and not _has(record, str(wanted["completion"])):
             continue
-        recorded = _recorded(record)
+        recorded = recorded_tokens(record)
         places = dict.fromkeys(("id", "problem", "completion", "gold")) if recorded else wanted
         found = {name: _lookup(record, place or name, where, name) for name, place in places.items()}
         example = _example(found, where, fallback_id=str(len(examples)))
@@ -300,20 +308,23 @@ def _openai_form(messages: Any) -> Any:
     return messages
 
 
-def _recorded(record: Mapping[str, Any]) -> Recorded | None:
+def recorded_tokens(record: Mapping[str, Any]) -> Recorded | None:
     """The tokens of a trace set's row; None for any other record."""
-    needed = ("completion_ids", "prompt_ids", "tokenizer", "teacher_revision", "teacher_dtype", "finished")
-    if any(record.get(name) is None for name in needed):
+    if any(record.get(name) is None for name in ("completion_ids", "prompt_ids", "tokenizer", "finished")):
         return None
     logprobs = record.get("teacher_logprobs")
+    by = record.get("teacher_revision"), record.get("teacher_dtype")
     return Recorded(
         str(record["tokenizer"]),
         np.asarray(record["prompt_ids"], dtype=np.int32),
         np.asarray(record["completion_ids"], dtype=np.int32),
         bool(record["finished"]),
         record.get("correct"),
-        (str(record["teacher_revision"]), str(record["teacher_dtype"])),
+        None if None in by else (str(by[0]), str(by[1])),
         None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
+        record.get("teacher"),
+        float(record.get("weight", 1.0)),
+        int(record.get("learn_from", 0)),
     )
 
 
@@ -414,7 +425,7 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
     try:
         rows = load_dataset(hub, subset, split=split)
     except Exception as error:  # the hub client's errors share no base class
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(
             f"data set {hub} is not to be had from the hub ({reason}); give a local file: data.path=<file> "
             "(benchmark.path for a benchmark)"
@@ -446,7 +457,3 @@ def _has(record: Mapping[str, Any], place: str) -> bool:
         return _lookup(record, place, "", "") is not None
     except UserError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,13 +1,11 @@
 """One run, from the configuration to the summary: find → check → traces → before → fit → after."""
 
-import logging
 import math
 import os
 import shutil
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,15 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
 from distill.callbacks import ProgressBar, StopAtBudget, StopOnSignal, StudentCheckpoints, WeightHistogram
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
-from distill.cli import failed_jobs, one_sentence_errors
+from distill.cli import failed_jobs, one_sentence_errors, quiet
 from distill.data import DistillDataModule, TraceRecipe
-from distill.errors import Interrupted, UserError
+from distill.errors import Interrupted, UserError, first_line
 from distill.evaluation import Benchmark, Score, evaluate
 from distill.generation import StudentRollouts
 from distill.loggers import CsvMetrics
@@ -85,7 +82,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig, folder: Path) -> float | None:
     """One run. Everything a user can get wrong is found before training starts."""
-    _quiet()
+    quiet()
     began = time.perf_counter()
     seconds: dict[str, float] = {}
     check_numbers(cfg)
@@ -118,7 +115,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         add_lora(lm, lora, seed=cfg.seed)
     trained, parameters = parameter_counts(lm.model)
     resumed = Path(cfg.ckpt) if cfg.ckpt else None
-    if _first_rank():
+    if runs.first_rank():
         if resumed is None:
             runs.claim(folder)
         adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if lora else ""
@@ -129,7 +126,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         )
 
     with _clock(seconds, "traces"):
-        say = print if _first_rank() else lambda text: None
+        say = print if runs.first_rank() else lambda text: None
         traces = prepare_traces(objective, recipe, lm, frozen, reader, cache=Path(cfg.cache), say=say)
         matrix = find_matrix(objective, frozen, traces)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
@@ -138,11 +135,11 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         frozen[role].release()
     lm.model.to(device)
 
-    if _first_rank():
+    if runs.first_rank():
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     before = None
-    if benchmark is not None and _first_rank():
+    if benchmark is not None and runs.first_rank():
         with _clock(seconds, "evaluation"):
             before = runs.read_score(folder, "before", problems) if resumed else None
             before = before or _benchmark(lm, benchmark, "before", folder, precision)
@@ -381,7 +378,7 @@ def build(node: Any, place: str) -> Any:
         if isinstance(cause, UserError):
             raise cause from error
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
-            raise UserError(f"{place}: {_first_line(cause)}") from error
+            raise UserError(f"{place}: {first_line(cause)}") from error
         raise
 
 
@@ -392,7 +389,7 @@ def _build_optimizer(node: Any) -> OptimizerFactory:
             [torch.nn.Parameter(torch.zeros(1))]
         )  # a bad learning rate is better found now than in training
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"optimizer: {_first_line(error)}") from error
+        raise UserError(f"optimizer: {first_line(error)}") from error
     return factory
 
 
@@ -400,35 +397,8 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _first_rank() -> bool:
-    return (getattr(rank_zero_only, "rank", None) or 0) == 0
-
-
 @contextmanager
 def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-def _quiet() -> None:
-    """Leave the terminal to what the run has to say."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    # Dropout is what train and eval mode differ in; DistillModule.on_train_start sets the mode itself.
-    for pattern in (
-        ".*module\\(s\\) in eval mode at the start of training.*",
-        ".*does not have many workers.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)

@@ -13,11 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+_COMMAND = re.compile(r"python (train\.py|-m distill\.(generate|score|curate))\b")
+
+
 def commands() -> list[str]:
-    """Every `python train.py …` in a block of shell commands, continued lines joined."""
+    """Every command that Hydra reads in a block of shell commands, continued lines joined."""
     blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.startswith("python train.py")]
+    lines = [line.strip() for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if _COMMAND.match(line)]
 
 
 def table(heading: str) -> dict[str, str]:
@@ -32,17 +35,31 @@ def options(group: str) -> set[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_composes(command: str) -> None:
-    check_overrides(ROOT / "conf", "train", shlex.split(command)[2:])
+    words = shlex.split(command)
+    if words[1] == "-m":
+        check_overrides(ROOT / "conf", words[2].removeprefix("distill."), words[3:])
+    else:
+        check_overrides(ROOT / "conf", "train", words[2:])
 
 
 def test_the_readme_shows_commands() -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 20
+    assert {command.split()[2] for command in commands() if " -m distill" in command} == {
+        "distill.generate",
+        "distill.score",
+        "distill.curate",
+    }
 
 
 @pytest.mark.parametrize("group", ["model", "data", "loss", "benchmark", "trainer"])
 def test_the_readme_lists_every_option_of_every_group(group: str) -> None:
     row = table("| group | options | what it is |")[group]
     assert {word.strip() for word in row.split("|")[2].split(",")} == options(group)
+
+
+def test_the_readme_lists_every_curation_step() -> None:
+    named = {name for cell in table("| step | paper | what it does | asks |") for name in cell.split("`, `")}
+    assert named == options("curation") - {"none"}
 
 
 def test_the_readmes_table_of_losses_is_made_from_their_files() -> None:

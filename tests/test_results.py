@@ -110,6 +110,23 @@ def test_runs_of_other_settings_get_a_table_of_their_own(
     assert f"arithmetic, 500 problems with {headings[1]}:" in results.report([tmp_path])
 
 
+def test_sets_of_traces_share_a_table_where_that_is_asked(tmp_path: Path) -> None:
+    for name, path, accuracy in (("a", "random", 0.5), ("b", "chosen", 0.6), ("c", "chosen", 0.7)):
+        seed = int(name == "c")
+        changes = {"data__path": path, "data__recipe__source__path": path}
+        made(tmp_path / name, "sft", seed, accuracy, **changes)
+    runs = results.read_runs([tmp_path])[0]
+    assert len(results.compare(runs)) == 2
+    (comparison,) = results.compare(runs, ["data.path"])
+    assert [(row.changes, len(row.runs)) for row in comparison.rows] == [
+        (["data.path=chosen"], 2),
+        (["data.path=random"], 1),
+    ]
+    assert "| `sft` data.path=chosen |" in results.report([tmp_path], ["data.path"])
+    with pytest.raises(UserError, match=r"across data\.paht: no run has this key"):
+        results.compare(runs, ["data.paht"])
+
+
 def test_a_value_that_comes_from_another_is_not_named_beside_it(tmp_path: Path) -> None:
     made(tmp_path / "a", "sft", 0, 0.5)
     made(tmp_path / "b", "sft", 0, 0.6, data__limit=8, data__recipe__source__count=8)

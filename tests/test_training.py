@@ -100,6 +100,15 @@ def launched(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+def wait_for_training(process: subprocess.Popen[str], folder: Path, run: str) -> None:
+    """Until the run, a pattern of folders, has made its first step."""
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(f"{run}/weights.jsonl")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.1)
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
 
@@ -334,11 +343,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
         tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={tmp_path / 'runs' / 'stopped'}"
     )
     with launched(words, tmp_path) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "runs" / "stopped" / "weights.jsonl").is_file():  # training is under way
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            time.sleep(0.1)
+        wait_for_training(process, tmp_path, "runs/stopped")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -549,11 +554,7 @@ def test_two_processes_stop_together(
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", f"dir={folder}")
     words += ["trainer.devices=2", "trainer.strategy=ddp"]
     with launched(words, tmp_path) as process:
-        deadline = time.monotonic() + 200
-        while not (folder / "weights.jsonl").is_file():
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            time.sleep(0.1)
+        wait_for_training(process, tmp_path, "run")
         if whom == "group":  # as a terminal's Ctrl-C
             os.killpg(process.pid, signal.SIGINT)
         else:
@@ -569,11 +570,7 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=20000", "hydra.sweep.dir=sweep")
     with launched(["-m", *words, "seed=0,1"], tmp_path) as process:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "sweep").glob("0_*/weights.jsonl")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            time.sleep(0.1)
+        wait_for_training(process, tmp_path, "sweep/0_*")
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -75,7 +75,7 @@ def on_policy_only(function: Function) -> Function:
 
 
 def is_on_policy_only(function: Callable[..., Any]) -> bool:
-    return getattr(_unbound(function), _ON_POLICY, False)
+    return getattr(unbound(function), _ON_POLICY, False)
 
 
 def across_vocabularies(function: Function) -> Function:
@@ -85,7 +85,7 @@ def across_vocabularies(function: Function) -> Function:
 
 
 def is_across_vocabularies(function: Callable[..., Any]) -> bool:
-    return getattr(_unbound(function), _ACROSS, False)
+    return getattr(unbound(function), _ACROSS, False)
 
 
 def from_samples(estimate: Callable[..., Any]) -> Callable[[Function], Function]:
@@ -99,7 +99,7 @@ def from_samples(estimate: Callable[..., Any]) -> Callable[[Function], Function]
 
 
 def estimate_from_samples(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    return getattr(_unbound(function), _FROM_SAMPLES, None)
+    return getattr(unbound(function), _FROM_SAMPLES, None)
 
 
 def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
@@ -120,10 +120,17 @@ def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
+def unbound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, behind partial applications, as Hydra makes them."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A loss's or a weight's name, also of one that is an object."""
+    function = unbound(function)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def signals(function: Callable[..., Any]) -> set[str]:

@@ -1,0 +1,236 @@
+"""DED's choice (2508.09883, steps 3 and 4): problems that the student does not solve already, and of each the
+traces that are farthest apart."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from rapidfuzz.distance import Levenshtein
+
+from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.errors import UserError
+from distill.generation import Sampling
+from distill.progress import progress_bar
+from distill.records import example_of
+from distill.teacher import sample_completions
+from distill.traces import Example, check_spelling, encode_prompt
+
+_SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
+
+
+def pass_rate(
+    records: Sequence[Record],
+    desk: Desk,
+    *,
+    above: float = 0.75,
+    samples: int = 4,
+    sampling: Sampling = _SAMPLING,
+    batch_size: int = 32,
+    from_record: bool = False,
+) -> Outcome:
+    """Leave out all traces of problems that the student itself already solves (DED, 2508.09883, step 3).
+
+    What it writes is cached; it is loaded only where something is missing.
+
+    Args:
+        records: traces.
+        desk: has the student and the judge, and the prompt under which the student is trained.
+        above: the pass rate above which a problem goes.
+        samples: answers a problem; one without an end is wrong.
+        sampling: how the student draws.
+        batch_size: problems a batch while the student writes.
+        from_record: take the records' own pass rate, that of whoever wrote them, and ask no student; the mean
+            where records of a problem differ in it.
+
+    Raises:
+        UserError: a problem without a gold answer (or without a pass rate), or whose prompt the student
+            cannot read; an option that makes no sense.
+    """
+    share("curation.pass_rate.above", above)
+    whole_number("curation.pass_rate.samples", samples, least=1)
+    whole_number("curation.pass_rate.batch_size", batch_size, least=1)
+    if sampling.temperature == 0 and samples > 1:
+        raise UserError(
+            f"curation.pass_rate.samples={samples} with sampling.temperature=0: greedy answers to a problem "
+            f"are all alike; take samples=1 or a temperature"
+        )
+    problems = by_problem(records)
+    if from_record:
+        rates = {problem: _recorded_rate(same) for problem, same in problems.items()}
+    else:
+        rates = _student_rates(problems, desk, sampling, samples, batch_size)
+    kept = in_order(
+        records, (r for problem, same in problems.items() if rates[problem] <= above for r in same)
+    )
+    easy = sum(rate > above for rate in rates.values())
+    whose = "the problem's" if from_record else "the student's"
+    left_out = {f"{whose} pass rate is above {above:g}": len(records) - len(kept)} if easy else {}
+    histogram = Counter(f"{rate:.2f}" for rate in rates.values())
+    return Outcome(
+        kept,
+        left_out,
+        {
+            "problems": len(problems),
+            "problems_left_out": easy,
+            "mean_pass_rate": sum(rates.values()) / len(rates) if rates else None,
+            "problems_by_pass_rate": dict(sorted(histogram.items())),
+        },
+    )
+
+
+def diverse(
+    records: Sequence[Record],
+    desk: Desk,
+    *,
+    keep: int = 4,
+    unit: Literal["characters", "tokens"] = "characters",
+    normalised: bool = False,
+) -> Outcome:
+    """Of each problem's traces keep those that are farthest apart in Levenshtein distance (DED, 2508.09883,
+    step 4): the pair farthest apart, then again and again the one whose nearest kept trace is farthest away.
+    Of equals the earlier.
+
+    Args:
+        records: traces.
+        desk: nothing of it is needed.
+        keep: P, most traces a problem.
+        unit: what an edit changes. Token ids are some five times faster, and must be of one vocabulary.
+        normalised: divide each distance by the longer trace's length; otherwise long traces are far from all.
+
+    Raises:
+        UserError: an option that makes no sense, or tokens of several vocabularies.
+    """
+    whole_number("curation.diverse.keep", keep, least=1)
+    if unit not in ("characters", "tokens"):
+        raise UserError(f"curation.diverse.unit={unit!r} is not one of characters, tokens")
+    kept, before, after = [], list[float](), list[float]()
+    problems = by_problem(records)
+    with progress_bar(total=len(records), description="comparing traces", unit="trace") as bar:
+        for same in problems.values():
+            if len(same) <= keep:
+                kept += same
+            else:
+                distances = _distances(_sequences(same, unit), normalised)
+                chosen = farthest_apart(distances, keep)
+                kept += [same[row] for row in chosen]
+                before.append(_mean_distance(distances))
+                after.append(_mean_distance(distances[np.ix_(chosen, chosen)]))
+            bar.update(len(same))
+    found = in_order(records, kept)
+    missing = len(records) - len(found)
+    return Outcome(
+        found,
+        {f"not among its problem's {keep} farthest apart": missing} if missing else {},
+        {
+            "problems": len(problems),
+            "problems_thinned": len(before),
+            # over those problems: between any two of their traces, and between any two of the kept
+            "mean_distance": float(np.mean(before)) if before else None,
+            "mean_distance_kept": float(np.mean(after)) if after else None,
+        },
+    )
+
+
+def farthest_apart(distances: Float[np.ndarray, "traces traces"], keep: int) -> list[int]:
+    """Rows of the traces that are kept, greedily by the largest distance to the nearest kept one.
+
+    Args:
+        distances: symmetric.
+        keep: how many, no more than there are.
+    """
+    distances = distances.copy()
+    np.fill_diagonal(distances, -1)  # so that no row is its own partner, or chosen twice
+    chosen = list(divmod(int(distances.argmax()), len(distances)))[:keep]  # argmax: the first of equals
+    while len(chosen) < keep:
+        chosen.append(int(distances[chosen].min(axis=0).argmax()))
+    return sorted(chosen)
+
+
+def _distances(
+    sequences: Sequence[str] | Sequence[list[int]], normalised: bool
+) -> Float[np.ndarray, "traces traces"]:
+    distance = Levenshtein.normalized_distance if normalised else Levenshtein.distance
+    found = np.zeros((len(sequences), len(sequences)))
+    for row, one in enumerate(sequences):
+        for column in range(row):
+            found[row, column] = found[column, row] = distance(one, sequences[column])
+    return found
+
+
+def _sequences(same: Sequence[Record], unit: str) -> list[str] | list[list[int]]:
+    if unit == "characters":
+        return [record["completion"] for record in same]
+    if len({record["tokenizer"] for record in same}) > 1:
+        raise UserError(
+            f"curation.diverse.unit=tokens, but the traces of problem {same[0]['id']} are of several "
+            f"vocabularies: take unit=characters"
+        )
+    return [record["completion_ids"] for record in same]
+
+
+def _mean_distance(distances: Float[np.ndarray, "traces traces"]) -> float:
+    pairs = distances[np.triu_indices(len(distances), k=1)]
+    return float(pairs.mean()) if len(pairs) else 0.0
+
+
+def _recorded_rate(same: Sequence[Record]) -> float:
+    if any(record["pass_rate"] is None for record in same):
+        raise UserError(
+            f"curation.pass_rate.from_record=true, but trace {same[0]['id']} has no pass rate: have it "
+            f"judged first (curation=[correct,pass_rate] curation.correct.judge=true), or take "
+            f"from_record=false"
+        )
+    return sum(record["pass_rate"] for record in same) / len(same)
+
+
+def _student_rates(
+    problems: Mapping[str, Sequence[Record]], desk: Desk, sampling: Sampling, samples: int, batch_size: int
+) -> dict[str, float]:
+    """The share of the student's own answers to each problem that are right."""
+    student, grade = desk.model("student", "pass_rate"), desk.judge("pass_rate")
+    source = student.source
+    examples = [_with_gold(same) for same in problems.values()]
+    if not examples:
+        return {}
+    check_spelling(source.tokenizer, replace(examples[0], completion=None), source.name)
+    prompts = [encode_prompt(source.tokenizer, example, desk.recipe.prompt) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if not 0 < len(prompt) < source.context_length:
+            raise UserError(
+                f"curation.pass_rate: the prompt of problem {example.place} has {len(prompt)} tokens, and "
+                f"the student {source.name} needs one at least, and less than its context of "
+                f"{source.context_length}: take the problem out of the data"
+            )
+    answers = sample_completions(
+        student,
+        prompts,
+        sampling,
+        samples=samples,
+        batch_size=batch_size,
+        seed=desk.seed,
+        cache=desk.cache,
+        label="student answers",
+    )
+    rates = {}
+    with progress_bar(total=len(prompts) * samples, description="judging", unit="answer") as bar:
+        for problem, example, written in zip(problems, examples, answers, strict=True):
+            finished = [ids for ids in written if len(ids) and ids[-1] in source.end_ids]
+            texts = [source.tokenizer.decode(ids, skip_special_tokens=True) for ids in finished]
+            rates[problem] = sum(grade(example, text).correct for text in texts) / samples
+            bar.update(samples)
+    return rates
+
+
+def _with_gold(same: Sequence[Record]) -> Example:
+    """The problem with its gold answer, which any of its records may have."""
+    known = next((record for record in same if record["gold"] is not None), None)
+    if known is None:
+        raise UserError(
+            f"curation.pass_rate cannot judge answers to problem {same[0]['id']}, which has no gold answer: "
+            f"leave such problems out first (curation=[correct,pass_rate]), or take "
+            f"curation.pass_rate.from_record=true"
+        )
+    return example_of(known)

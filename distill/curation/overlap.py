@@ -1,0 +1,214 @@
+"""Traces that are left out for what others hold: problems of a benchmark, traces that are there already."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
+from distill.errors import UserError, first_line
+from distill.traces import read_records
+
+Problem = tuple[str, str]  # its name and its text
+
+_CONFIG = Path(__file__).resolve().parents[2] / "conf"
+# Where a file's record may hold its problem.
+_FIELDS = ("problem", "question", "prompt", "Problem", "Question")
+_EXAMPLES = 3  # overlaps that the figures show of each benchmark
+
+_WORD = re.compile(r"[^\W_]+")
+_WORD_OR_SIGN = re.compile(r"[^\W_]+|[-−+*×·/÷^=<>≤≥≠%]")
+
+
+def decontaminate(
+    records: Sequence[Record],
+    desk: Desk,
+    *,
+    against: str | Sequence[str] = "all",
+    n: int = 13,
+    paths: Mapping[str, str | None] | None = None,
+) -> Outcome:
+    """Leave out all traces of a problem that shares a passage with a benchmark's problem: `n` words in a row,
+    or the whole problem where that is shorter (13-grams: GPT-3, 2005.14165, appendix C).
+
+    A changed number hides a problem only where it leaves no `n` words in a row; words around a short problem
+    hide it. A record that overlaps with several is counted in `left_out` under the first of them; the figures
+    count it with each, and show a few overlaps.
+
+    Args:
+        records: traces.
+        desk: nothing of it is needed.
+        against: `all` benchmarks of `conf/benchmark/`, or a list of their names and of files (JSON Lines,
+            Parquet, CSV) with a field `problem`, `question` or `prompt`.
+        n: words of a passage. Case, blanks and punctuation do not count (`passages`).
+        paths: by the name of a benchmark, the file to read it from in place of the hub.
+
+    Raises:
+        UserError: a name that is neither a benchmark nor a file; a benchmark that is not to be had: none is
+            passed over.
+    """
+    whole_number("curation.decontaminate.n", n, least=1)
+    problems = _problems_of(against, paths or {})
+    indices = {name: _index(found, n) for name, found in problems.items()}
+    figures: dict[str, dict[str, Any]] = {
+        name: {"problems": len(found), "left_out": 0, "examples": []} for name, found in problems.items()
+    }
+    left_out, gone = Counter[str](), set[int]()
+    for same in by_problem(records).values():
+        own = passages(same[0]["problem"], n)
+        hits = {}
+        for name, index in indices.items():
+            if (shared := next((one for one in own if one in index), None)) is not None:
+                hits[name] = shared
+                figures[name]["left_out"] += len(same)
+                if len(figures[name]["examples"]) < _EXAMPLES:
+                    example = {"record": same[0]["id"], "problem": index[shared], "shared": shared}
+                    figures[name]["examples"].append(example)
+        if hits:
+            left_out[f"overlaps with {next(iter(hits))}"] += len(same)
+            gone |= {id(record) for record in same}
+    return Outcome([record for record in records if id(record) not in gone], dict(left_out), figures)
+
+
+def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = None) -> Outcome:
+    """Keep the first of records that are alike: the same completion of the same problem, blanks aside.
+
+    Args:
+        records: traces.
+        desk: nothing of it is needed.
+        near: also leave out what is this near to a kept trace of the same problem: the Jaccard similarity of
+            their sets of five words in a row (a completion of fewer words is one such run). null: off.
+
+    Raises:
+        UserError: no similarity above 0 up to 1.
+    """
+    if near is not None:
+        share("curation.deduplicate.near", near)
+        if near == 0:
+            raise UserError(
+                "curation.deduplicate.near=0 calls any two traces alike: take a number above 0, or null for "
+                "off"
+            )
+    kept, left_out = [], Counter[str]()
+    seen: dict[str, tuple[set[str], list[set[tuple[str, ...]]]]] = {}
+    for record in records:
+        texts, shingles = seen.setdefault(" ".join(record["problem"].split()), (set(), []))
+        words = record["completion"].split()
+        runs = _runs(words, 5) if near is not None else set()
+        if (text := " ".join(words)) in texts:
+            left_out["same as an earlier trace"] += 1
+        elif near is not None and any(_jaccard(runs, other) >= near for other in shingles):
+            left_out[f"as near as {near:g} to an earlier trace"] += 1
+        else:
+            texts.add(text)
+            shingles.append(runs)
+            kept.append(record)
+    return Outcome(kept, dict(left_out))
+
+
+def passages(text: str, n: int) -> list[str]:
+    """What of a problem is compared: every run of `n` words, in their order; of a shorter problem all of its
+    words, with the signs of arithmetic between them, which there make all the difference.
+
+    Words are runs of letters and digits; case, blanks, punctuation and Unicode's variants of a letter do not
+    count.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    words = _WORD.findall(text)
+    if len(words) >= n:
+        return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
+    whole = " ".join(_WORD_OR_SIGN.findall(text))
+    return [whole] if whole else []
+
+
+def _index(problems: Sequence[Problem], n: int) -> dict[str, str]:
+    """Every passage, and the name of the first problem that has it."""
+    found: dict[str, str] = {}
+    for name, text in problems:
+        for passage in passages(text, n):
+            found.setdefault(passage, name)
+    return found
+
+
+def _problems_of(
+    against: str | Sequence[str], paths: Mapping[str, str | None]
+) -> dict[str, Sequence[Problem]]:
+    """The problems of each benchmark and file, by its name."""
+    if not against:
+        raise UserError("curation.decontaminate.against is empty: name benchmarks or files, or take all")
+    wanted = [against] if isinstance(against, str) else list(against)
+    hydra = GlobalHydra.instance()
+    # Inside a command Hydra is there, and knows configurations beside ours too (--config-dir).
+    with nullcontext() if hydra.is_initialized() else initialize_config_dir(str(_CONFIG), version_base="1.3"):
+        names = hydra.config_loader().get_group_options("benchmark")
+        if unknown := sorted(set(paths) - set(names)):
+            raise UserError(
+                f"curation.decontaminate.paths.{unknown[0]}: there is no such benchmark ({', '.join(names)})"
+            )
+        asked = names if "all" in wanted else [name for name in names if name in wanted]
+        nodes: dict[str, Any] = {name: compose("train", [f"benchmark='{name}'"]).benchmark for name in asked}
+    if "all" in wanted:  # `none` asks nothing
+        nodes = {name: node for name, node in nodes.items() if node.get("task") is not None}
+        wanted = [*nodes, *(one for one in wanted if one != "all")]
+    found: dict[str, Sequence[Problem]] = {}
+    for one in wanted:
+        found[one] = _of_benchmark(one, nodes[one], paths) if one in nodes else _of_file(one, names)
+        if not found[one]:
+            raise UserError(f"curation.decontaminate.against: {one} holds no problem: leave it out")
+    return found
+
+
+def _of_benchmark(name: str, node: Any, paths: Mapping[str, str | None]) -> list[Problem]:
+    from distill.training import build
+
+    key, path = f"curation.decontaminate.paths.{name}", paths.get(name)
+    if node.get("task") is None:
+        return []
+    if path is not None:
+        if "path" not in node:
+            raise UserError(f"{key}={path}: benchmark {name} is made and not read: leave it null")
+        node.path = path  # the source's own path refers to it
+    try:
+        examples = build(node.task.source, f"benchmark={name}")()
+    except UserError as error:
+        if path is not None:
+            raise UserError(f"{key}={path}: {error}") from error
+        # A key that the configuration does not list yet is added with a plus.
+        raise UserError(
+            f"curation.decontaminate: the problems of benchmark {name} are not to be had "
+            f"({first_line(error.__cause__ or error)}): set {'' if name in paths else '+'}{key}=<file>, or "
+            f"leave {name} out of curation.decontaminate.against"
+        ) from error
+    return [(example.id, example.problem) for example in examples]
+
+
+def _of_file(path: str, benchmarks: Sequence[str]) -> list[Problem]:
+    if not Path(path).expanduser().exists():
+        raise UserError(
+            f"curation.decontaminate.against: {path!r} is neither a benchmark ({', '.join(benchmarks)}) nor "
+            f"a file"
+        )
+    found = []
+    for where, record in read_records(path=path, hub=None):
+        field = next((name for name in _FIELDS if isinstance(record.get(name), str)), None)
+        if field is None:
+            raise UserError(
+                f"curation.decontaminate.against: {where}: none of the fields {', '.join(_FIELDS)} holds a "
+                f"problem's text (the record has: {', '.join(map(str, record))})"
+            )
+        found.append((where.rpartition(", ")[2], record[field]))
+    return found
+
+
+def _runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
+
+
+def _jaccard(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    return len(one & other) / len(one | other)

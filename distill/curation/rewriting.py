@@ -1,0 +1,167 @@
+"""Traces in the student's own words."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distill.curation.step import Desk, Outcome, Record, whole_number
+from distill.errors import UserError
+from distill.generation import Sampling
+from distill.models import ModelSource, tokenizer_fingerprint
+from distill.progress import progress_bar
+from distill.records import example_of
+from distill.teacher import sample_completions
+from distill.traces import Verdict, check_spelling, encode_prompt, fill
+
+PROMPT = (
+    "{problem}\n\nHere is a reference solution:\n{solution}\n\nWrite the solution in your own words. Come to "
+    "the same final answer and give it in the same form."
+)
+FORBIDDEN = ("reference solution", "reference answer", "own words")
+_SAMPLING = Sampling(temperature=0.7, top_p=0.95)
+
+
+def self_data(
+    records: Sequence[Record],
+    desk: Desk,
+    *,
+    prompt: str = PROMPT,
+    sampling: Sampling = _SAMPLING,
+    forbidden: Sequence[str] = FORBIDDEN,
+    batch_size: int = 32,
+) -> Outcome:
+    """Let the student, as it is before training, rewrite every target; a rewrite takes the target's place
+    where it is right (self-data distillation, 2410.09982; first as SDFT, 2402.13669). All records are kept.
+
+    Targets close to what the student would write itself change less of what it knows. That the original model
+    rewrites, shown the problem and the target, and that the target stands where the rewrite's final answer is
+    not the right one, is the papers'; the prompt's wording and the sampling are ours. SDFT's code has a list
+    of words that give away what was shown, `forbidden` here.
+
+    What the student writes is cached; killed, the step goes on behind the last whole batch.
+
+    Args:
+        records: traces, each with its gold answer.
+        desk: has the student, the judge, and the prompt under which rewrites are learned.
+        prompt: template with `{problem}` and `{solution}`.
+        sampling: how the student draws.
+        forbidden: a rewrite that says one of these speaks of a solution that nobody is shown in training.
+        batch_size: records a batch while the student writes.
+
+    Raises:
+        UserError: a record without a gold answer, nobody judges, or an option that makes no sense.
+    """
+    whole_number("curation.self_data.batch_size", batch_size, least=1)
+    if "{problem}" not in prompt or "{solution}" not in prompt:
+        raise UserError(f"curation.self_data.prompt={prompt!r} needs {{problem}} and {{solution}} in it")
+    student, grade = desk.model("student", "self_data"), desk.judge("self_data")
+    source = student.source
+    if (bare := next((record for record in records if record["gold"] is None), None)) is not None:
+        raise UserError(
+            f"curation.self_data cannot judge a rewrite of trace {bare['id']}, whose problem has no gold "
+            f"answer: name the data's (data.fields.gold), or leave such traces out "
+            f"(curation=[correct,self_data])"
+        )
+    examples = [example_of(record) for record in records]
+    for example in examples[:1]:
+        shown = fill(prompt, problem=example.problem, solution=example.completion or "")
+        check_spelling(source.tokenizer, replace(example, problem=shown, completion=None), source.name)
+    prompts = [
+        encode_prompt(source.tokenizer, example, prompt, solution=example.completion) for example in examples
+    ]
+    asked = [row for row, ids in enumerate(prompts) if len(ids) < source.context_length]
+    written = sample_completions(
+        student,
+        [prompts[row] for row in asked],
+        sampling,
+        samples=1,
+        batch_size=batch_size,
+        seed=desk.seed,
+        cache=desk.cache,
+        label="student rewrites",
+    )
+    rewrites = {row: ids for row, (ids,) in zip(asked, written, strict=True)}
+    kept, reasons = [], Counter[str]()
+    with progress_bar(total=len(records), description="judging", unit="trace") as bar:
+        for row, (record, example) in enumerate(zip(records, examples, strict=True)):
+            text = source.tokenizer.decode(rewrites.get(row, ()), skip_special_tokens=True)
+            verdict = None
+            if row not in rewrites:
+                reason = "prompt leaves no room"
+            elif rewrites[row][-1] not in source.end_ids:
+                reason = "no end"
+            elif not text.strip():
+                reason = "empty"
+            elif any(words.lower() in text.lower() for words in forbidden):
+                reason = "speaks of the reference"
+            else:
+                verdict = grade(example, text)
+                reason = verdict.reason or "wrong"
+            if verdict is not None and verdict.correct:
+                kept.append(written_anew(record, desk, rewrites[row], verdict, sampling, source, source))
+            else:
+                kept.append(record)
+                reasons[reason] += 1
+            bar.update(1)
+    rewritten = len(records) - reasons.total()
+    return Outcome(
+        kept,
+        figures={
+            "rewritten": rewritten,
+            "share_rewritten": rewritten / len(records) if records else None,
+            "own_target_by_reason": dict(reasons.most_common()),
+        },
+    )
+
+
+def written_anew(
+    record: Record,
+    desk: Desk,
+    ids: np.ndarray,
+    verdict: Verdict,
+    sampling: Sampling,
+    writer: ModelSource,
+    student: ModelSource,
+    learn_from: int = 0,
+) -> Record:
+    """A copy of the record with another completion, which ended and was judged, under the prompt that the
+    student learns it under.
+
+    Args:
+        record: gives the problem, and whatever else stays.
+        desk: has the prompt.
+        ids: the completion, of the student's tokens.
+        verdict: of the completion.
+        sampling: how it was drawn.
+        writer: who wrote.
+        student: whose tokens they are.
+        learn_from: the first token that is learned.
+    """
+    tokenizer, prompt = student.tokenizer, desk.recipe.prompt
+    example = example_of(record)
+    template = (
+        f"{tokenizer.chat_template}\0{None}\0{prompt}"  # as distill.generate writes it, no system prompt
+    )
+    return record | {
+        "messages": [{"role": "user", "content": fill(prompt, problem=example.problem)}],
+        "completion": tokenizer.decode(ids, skip_special_tokens=True),
+        "answer": verdict.answer,
+        "correct": verdict.correct,
+        "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
+        "finished": True,
+        "prompt_ids": encode_prompt(tokenizer, example, prompt).tolist(),
+        "completion_ids": [int(token) for token in ids],
+        "ids_from": "engine",
+        "teacher_logprobs": None,
+        "teacher": writer.name,
+        "teacher_revision": writer.fingerprint,
+        "teacher_dtype": writer.dtype,
+        "engine": "hf",
+        "learn_from": learn_from,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": hashlib.sha256(template.encode()).hexdigest()[:32],
+        "sampling": vars(sampling) | {"seed": desk.seed},
+    }

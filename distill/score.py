@@ -1,0 +1,222 @@
+"""`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pandas
+from omegaconf import DictConfig, OmegaConf
+
+from distill.cache import write_atomically
+from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.data import TraceRecipe
+from distill.errors import UserError
+from distill.models import ModelSource
+from distill.objective import Objective
+from distill.reading import Reader
+from distill.records import Record, by_problem, example_of
+from distill.runs import locked
+from distill.scoring import TokenScores, score_tokens
+from distill.suitability import Suitability, Support, looked_at, suitability, support_of
+from distill.suitability_report import write_report
+from distill.teacher import LazyModel
+from distill.trace_sets import collect, is_model
+from distill.traces import Trace
+
+CONFIG = Path(__file__).resolve().parents[1] / "conf"
+
+
+def score(cfg: DictConfig) -> Path:
+    """Score the traces of every teacher for a student, and write tables, JSON and a page of plots.
+
+    Returns:
+        The folder that they are in.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.training import build, find_device
+
+    folder, cache = Path(cfg.out), Path(cfg.cache)
+    _check(cfg)
+    device = find_device(cfg)
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    objective: Objective = build(cfg.loss, "loss")
+    student = _student(cfg, device)
+    with locked(folder, "out"):
+        records = collect(cfg, lambda: student.source, print)
+        found: dict[str, Suitability] = {}
+        rights = {teacher: _share_right(own) for teacher, own in _by_teacher(records).items()}
+        chosen = _by_teacher(choose(_learned(records, cfg.keep), cfg.traces, cfg.seed))
+        rows: list[dict[str, Any]] = []
+        for teacher, own in chosen.items():
+            own, traces = _fitting(own, recipe, student.source)
+            scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
+            support = _support(cfg, objective, recipe, student, teacher, own, traces, scores, device)
+            problems = [" ".join(record["problem"].split()) for record in own]
+            frame = looked_at(own, problems, scores, support, limit=cfg.rank_limit)
+            rows += frame.to_dict("records")
+            found[teacher] = suitability(frame, scores, support, right=rights[teacher])
+        report = write_report(folder, found, pandas.DataFrame(rows), cfg)
+        print(report)
+        if cfg.smoke_test:
+            from distill.smoke import smoke_test
+
+            print(smoke_test(cfg, folder, _by_teacher(records)))
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+    return folder
+
+
+def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
+    """So many traces of each teacher, at random, of the same problems where all teachers share some."""
+    teachers = [by_problem(own) for own in _by_teacher(records).values()]
+    shared = set(teachers[0]).intersection(*teachers[1:])
+    chosen: list[Record] = []
+    for own in teachers:
+        names = [name for name in own if name in shared] or list(own)
+        names.sort()  # not the set's order: the same problems of every teacher
+        order = np.random.default_rng(seed).permutation(len(names))
+        mine = [record for place in order for record in own[names[place]]]
+        chosen += mine if count is None else mine[:count]
+    return chosen
+
+
+def _check(cfg: DictConfig) -> None:
+    for key in ("traces", "rank_limit", "resamples"):
+        value = cfg[key]
+        if not (isinstance(value, int) and value >= 1) and not (key == "traces" and value is None):
+            raise UserError(f"{key}={value!r} must be a whole number, at least 1")
+    if cfg.keep not in ("right", "all"):
+        raise UserError(f"keep={cfg.keep!r} is not one of right, all")
+    if cfg.support not in ("auto", "none"):
+        raise UserError(f"support={cfg.support!r} is not one of auto, none")
+    if cfg.smoke_test and cfg.teachers is not None and len(cfg.teachers) < 2:
+        raise UserError("smoke_test=true compares teachers: name at least two, teachers=[a,b]")
+
+
+def _student(cfg: DictConfig, device: str) -> LazyModel:
+    from distill.prepare import find
+
+    if not cfg.model.student:
+        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
+    return LazyModel(find(cfg, "student", cfg.model.student_dtype), device)
+
+
+def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["teacher"] or "unknown", []).append(record)
+    return found
+
+
+def _share_right(records: Sequence[Record]) -> float | None:
+    judged = [record["correct"] for record in records if record["correct"] is not None]
+    return sum(judged) / len(judged) if judged else None
+
+
+def _learned(records: Sequence[Record], keep: str) -> list[Record]:
+    """Those that training would take."""
+    kept = [
+        record
+        for record in records
+        if (record["completion"] or "").strip()
+        and (keep == "all" or (record["finished"] and record["correct"] is not False))
+    ]
+    if len(kept) < len(records):
+        print(
+            f"{len(kept)} of {len(records)} traces are looked at, the others are empty, wrong or have no end "
+            f"(keep=all looks at wrong ones too)"
+        )
+    if not kept:
+        raise UserError(f"none of the {len(records)} traces is right and finished: take keep=all, or others")
+    return kept
+
+
+def _fitting(
+    records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
+) -> tuple[list[Record], list[Trace]]:
+    """Those that the student's context holds, as it would be trained on them."""
+    traces = recipe.tokenize([example_of(record) for record in records], student)
+    fitting = [
+        (record, trace)
+        for record, trace in zip(records, traces, strict=True)
+        if len(trace) <= student.context_length
+    ]
+    if len(fitting) < len(traces):
+        longest = max(zip(map(len, traces), traces, strict=True), key=lambda pair: pair[0])
+        if recipe.overlong == "error" or not fitting:
+            raise UserError(
+                f"trace {longest[1].example.place} has {longest[0]} tokens, more than the context of "
+                f"{student.name} ({student.context_length}): leave such traces out with data.overlong=drop"
+            )
+        print(f"{len(traces) - len(fitting)} traces are longer than the student's context and left out")
+    return [record for record, _ in fitting], [trace for _, trace in fitting]
+
+
+def _support(
+    cfg: DictConfig,
+    objective: Objective,
+    recipe: TraceRecipe,
+    student: LazyModel,
+    teacher: str,
+    records: Sequence[Record],
+    traces: Sequence[Trace],
+    scores: Sequence[TokenScores],
+    device: str,
+) -> list[Support] | None:
+    """The weights of the traces' tokens, by whoever gives the teacher's log-probs; None where nobody does."""
+    from distill.prepare import find
+
+    if cfg.support == "none":
+        return None
+    spec = cfg.model.teacher
+    entries = [] if cfg.teachers is None else [entry for entry in cfg.teachers if is_model(cfg, entry)]
+    if own := next((entry for entry in entries if entry == teacher or Path(entry).name == teacher), None):
+        spec = own
+    if spec:
+        model_cfg = cfg.copy()
+        model_cfg.model.teacher = spec
+        frozen = LazyModel(find(model_cfg, "teacher", cfg.model.teacher_dtype), device)
+        reader = Reader(student.source, frozen.source, recipe.prompt)
+        readings = [
+            reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+            if reader.foreign
+            else None
+            for trace in traces
+        ]
+        read = [
+            trace if reading is None else Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+            for trace, reading in zip(traces, readings, strict=True)
+        ]
+        theirs = score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
+        alignments = [reading.alignment if reading else None for reading in readings]
+        return support_of(objective, scores, theirs, alignments)
+    if all(record["teacher_logprobs"] is not None for record in records) and all(
+        record["completion_ids"] == trace.completion_ids.tolist()
+        for record, trace in zip(records, traces, strict=True)
+    ):
+        recorded = [np.asarray(record["teacher_logprobs"], dtype=np.float32) for record in records]
+        return support_of(objective, scores, recorded, [None] * len(traces))
+    print(
+        f"{teacher}: no teacher's log-probs, so no weights are shown: name a model that gives them, "
+        f"model.teacher="
+    )
+    return None
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="score")
+def main(cfg: DictConfig) -> None:
+    with one_sentence_errors():
+        quiet()
+        score(cfg)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+            check_overrides(CONFIG, "score", sys.argv[1:])
+        main()

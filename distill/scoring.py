@@ -1,0 +1,119 @@
+"""What a model makes of traces, token by token and trace by trace, before anything is trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.batch import by_length, collate, hash_traces
+from distill.cache import ShardCache
+from distill.head import label_ranks
+from distill.models import LanguageModel
+from distill.progress import progress_bar
+from distill.teacher import LazyModel, model_key
+from distill.traces import Trace
+
+RANK_LIMIT = 100  # r_max of the rank-surprisal ratio's authors
+_TRACES_PER_SHARD = 256
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A model's view of a trace's completion, a number a token.
+
+    Attributes:
+        logprobs: float32, at temperature 1.
+        ranks: int32, 1 of the likeliest token: one more than there are tokens of a higher logit.
+        entropy: float32, of the model's distribution there, in nats.
+    """
+
+    logprobs: np.ndarray
+    ranks: np.ndarray
+    entropy: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+    @property
+    def nll(self) -> float:
+        """Mean surprisal, nats a token."""
+        return float(-self.logprobs.mean(dtype=np.float64))
+
+    def mean_rank(self, limit: int = RANK_LIMIT) -> float:
+        """Mean rank, each no more than `limit`."""
+        return float(np.minimum(self.ranks, limit).mean(dtype=np.float64))
+
+    def rsr(self, limit: int = RANK_LIMIT) -> float:
+        """The rank-surprisal ratio (2601.14249): Σ min(rank, limit) / Σ surprisal. Lower is better:
+        tokens that are unlikely, and yet among the first that the student would think of."""
+        return self.mean_rank(limit) / max(self.nll, _LEAST_SURPRISAL)
+
+
+_LEAST_SURPRISAL = 1e-12  # the authors' own guard
+
+
+def set_rsr(scores: Sequence[TokenScores], limit: int = RANK_LIMIT) -> float:
+    """The rank-surprisal ratio of a set of traces: Σ of their mean ranks / Σ of their mean surprisals, a
+    ratio of sums and not a mean of ratios (2601.14249, appendix A.8)."""
+    surprisal = sum(one.nll for one in scores)
+    return sum(one.mean_rank(limit) for one in scores) / max(surprisal, _LEAST_SURPRISAL)
+
+
+def score_tokens(
+    model: LazyModel,
+    traces: Sequence[Trace],
+    *,
+    cache: Path,
+    token_budget: int = 8192,
+    label: str = "scoring traces",
+) -> list[TokenScores]:
+    """Log-probs, ranks and entropies of every trace's completion tokens, from the cache where they are there.
+
+    Args:
+        model: who scores; loaded only when something is missing.
+        traces: with the model's own token ids.
+        cache: folder of all caches.
+        token_budget: tokens a batch, padding included.
+        label: of the progress bar.
+    """
+    shards = [
+        range(start, min(start + _TRACES_PER_SHARD, len(traces)))
+        for start in range(0, len(traces), _TRACES_PER_SHARD)
+    ]
+    key = {**model_key(model.source), "traces": hash_traces(traces)}
+    store = ShardCache(cache, "token_scores", key, len(shards))
+    if not store.complete:
+        with (
+            store.filling(),
+            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
+        ):
+            bar.update(sum(len(traces[i]) for n in store.done() for i in shards[n]))
+            for index in store.missing():
+                part = [traces[i] for i in shards[index]]
+                store.write_rows(index, _score(model.get(), part, token_budget, bar.update))
+    rows = [part.read() for index in range(len(shards)) for part in store.rows(index)]
+    return [
+        TokenScores(row["logprobs"].numpy(), row["ranks"].numpy(), row["entropy"].numpy()) for row in rows
+    ]
+
+
+@torch.no_grad()
+def _score(
+    lm: LanguageModel, traces: Sequence[Trace], token_budget: int, progress: Callable[[int], object]
+) -> list[dict[str, torch.Tensor]]:
+    result: list[dict[str, torch.Tensor]] = [{}] * len(traces)
+    for rows in by_length([len(trace) for trace in traces], token_budget):
+        # Without what a trace carries for training: it is not asked for here.
+        bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
+        batch = collate(bare).to(lm.device)
+        head = lm.completion_head(batch.input_ids, batch.mask)
+        logprobs, ranks, entropy = label_ranks(head, batch.labels[batch.mask])
+        lengths = batch.mask.sum(-1).tolist()
+        columns = (logprobs.float().cpu(), ranks.int().cpu(), entropy.float().cpu())
+        split = zip(*(column.split(lengths) for column in columns), strict=True)
+        for row, (own, rank, spread) in zip(rows, split, strict=True):
+            result[row] = {"logprobs": own, "ranks": rank, "entropy": spread}
+        progress(sum(map(len, bare)))
+    return result
