@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.errors import Interrupted, UserError, first_line
@@ -35,8 +36,10 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         The configuration (of a sweep's first job).
 
     Raises:
-        UserError: an unknown group, option or key, or a value that does not parse.
+        UserError: an unknown group, option or key, a value that does not parse, or an output folder that
+            cannot be made.
     """
+    arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         root = compose(config_name)
@@ -64,7 +67,22 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 f"~{group}: the group {group} cannot be left out (options: {', '.join(groups[group])})"
             )
     HydraConfig.instance().set_config(cfg)
+    if not {"-c", "--cfg"} & set(arguments):
+        sweep = bool({"-m", "--multirun"} & set(arguments))
+        _check_folder(cfg, "hydra.sweep.dir" if sweep else "out" if "out" in cfg else "dir")
     return cfg
+
+
+def _check_folder(cfg: DictConfig, key: str) -> None:
+    """Refuse an output folder that cannot be made, before Hydra makes it with a traceback."""
+    folder = Path(str(OmegaConf.select(cfg, key))).expanduser()
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        Path(tempfile.mkdtemp(dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder} cannot be written to ({error.strerror}): name another folder"
+        ) from error
 
 
 def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:

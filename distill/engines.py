@@ -67,6 +67,7 @@ class HfEngine:
     name = "hf"
 
     def __init__(self, model: LazyModel, token_budget: int = 32_768) -> None:
+        _check_count("token_budget", token_budget)
         self.model = model
         self.token_budget = token_budget
 
@@ -94,6 +95,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, model: LazyModel, batch: int = 1024, **options: Any) -> None:
+        _check_count("batch", batch)
         self.source = model.source
         self.batch = batch
         self.options = options
@@ -145,6 +147,11 @@ class VllmEngine:
                         ends[0]
                     )  # vLLM leaves the token that stopped it out, where it was a stop token
                 yield place, Written(np.asarray(ids, dtype=np.int32), finished)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"engine.{name}={value!r} is not a whole number, at least 1")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -23,4 +23,6 @@ def progress_bar(*, total: int, description: str, unit: str, scaled: bool = Fals
         scaled: show thousands as k, millions as M.
     """
     interval = 0.1 if watched() else _SECONDS_IN_FILES
-    return tqdm(total=total, desc=description, unit=unit, unit_scale=scaled, mininterval=interval)
+    return tqdm(
+        total=total, desc=description, unit=unit, unit_scale=scaled, mininterval=interval, disable=total == 0
+    )

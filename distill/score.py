@@ -94,7 +94,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"keep={cfg.keep!r} is not one of right, all")
     if cfg.support not in ("auto", "none"):
         raise UserError(f"support={cfg.support!r} is not one of auto, none")
-    if cfg.smoke_test and cfg.teachers is not None and len(cfg.teachers) < 2:
+    if cfg.smoke_test and (isinstance(cfg.teachers, str) or len(cfg.teachers or [1, 2]) < 2):
         raise UserError("smoke_test=true compares teachers: name at least two, teachers=[a,b]")
 
 
@@ -174,7 +174,8 @@ def _support(
     if cfg.support == "none":
         return None
     spec = cfg.model.teacher
-    entries = [] if cfg.teachers is None else [entry for entry in cfg.teachers if is_model(cfg, entry)]
+    named = [cfg.teachers] if isinstance(cfg.teachers, str) else cfg.teachers or []
+    entries = [entry for entry in named if is_model(cfg, entry)]
     if own := next((entry for entry in entries if entry == teacher or Path(entry).name == teacher), None):
         spec = own
     if spec:

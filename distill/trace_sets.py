@@ -70,7 +70,7 @@ def collect(
         UserError: a set cannot be read; names it.
     """
     records: list[Record] = []
-    entries = [None] if cfg.teachers is None else list(cfg.teachers)
+    entries = [cfg.teachers] if cfg.teachers is None or isinstance(cfg.teachers, str) else list(cfg.teachers)
     if cfg.teachers is None and cfg.data.completions == "teacher":
         if not cfg.model.teacher:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
@@ -124,14 +124,19 @@ def _read(
     if path is not None and (file := _set_file(Path(str(path)).expanduser())) is not None:
         records = read_records(file)
         say(f"{path}: {len(records)} traces")
-        return records if data.get("limit") is None else records[: data.limit]
-    return _imported(cfg, data, entry, tokens_of(), say)
+        # data.limit bounds the data; of a set that is named beside it, all is meant.
+        return records[: data.limit] if entry is None and data.get("limit") is not None else records
+    return _imported(cfg, data, entry, tokens_of, say)
 
 
 def _imported(
-    cfg: DictConfig, data: DictConfig, entry: str | None, source: ModelSource, say: Callable[[str], None]
+    cfg: DictConfig,
+    data: DictConfig,
+    entry: str | None,
+    tokens_of: Callable[[], ModelSource],
+    say: Callable[[str], None],
 ) -> list[Record]:
-    """Problems and completions of any other file as records, in the tokens of `source`, and judged."""
+    """Problems and completions of any other file as records, and judged."""
     from distill.training import build
 
     root = OmegaConf.create({"data": OmegaConf.to_container(data, resolve=False)})
@@ -139,6 +144,7 @@ def _imported(
     examples: list[Example] = recipe.source()
     if not examples:
         raise UserError(f"{entry or 'the data'} holds no problem: check data.path, data.limit")
+    source = tokens_of()
     traces = recipe.tokenize(examples, source)
     vocabulary = tokenizer_fingerprint(source.tokenizer)
     writer = entry or Path(str(data.get("path") or data.get("hub") or cfg_name(cfg))).name

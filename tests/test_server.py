@@ -1,6 +1,11 @@
 """A teacher behind a server, against a stub that speaks the protocol and makes every fault of it."""
 
+import asyncio
+import contextlib
 import json
+import os
+import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -8,29 +13,38 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from test_generate import SMALL, run
 
-from distill.engines import Request
+from distill.engines import HfEngine, Request, VllmEngine, Written
 from distill.errors import UserError
 from distill.generation import Sampling
+from distill.journal import Journal
 from distill.models import find_model
+from distill.runs import locked
 from distill.server import ServerEngine
 from distill.teacher import LazyModel
 from distill.tiny import task
 
+DRIPS, BREAKS_OFF = -1, -2
 Fault = Callable[[int], tuple[int, dict[str, str], str] | None]
 
 
 @dataclass
 class Stub:
-    """Answers chat completions with the right solution, or as `fault` says, by the request's number."""
+    """Answers chat completions with the right solution, or as `fault` says, by the request's number.
+
+    A fault's status 0 hangs up, after `silence`; DRIPS sends the answer a byte at a time, without end;
+    BREAKS_OFF announces more than it sends. `answer` is everything's answer.
+    """
 
     fault: Fault = lambda number: None
     silence: float = 0.0
+    answer: dict[str, Any] | None = None
     token_ids: bool = False
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -55,7 +69,9 @@ def stub() -> Iterator[Stub]:
                 state.under_way += 1
                 state.most_under_way = max(state.most_under_way, state.under_way)
             answer = state.fault(number)
-            if answer is None:
+            if answer is None and state.answer is not None:
+                answer = 200, {}, json.dumps(state.answer)
+            elif answer is None:
                 text = task.write_solution(body["messages"][-1]["content"], "double")
                 choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
                 if body["max_tokens"] < len(text) + 1:
@@ -71,18 +87,22 @@ def stub() -> Iterator[Stub]:
             if code == 0:
                 self.close_connection = True
                 return
-            self.send_response(code)
+            self.send_response(code if code > 0 else 200)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("Content-Length", str(len(text.encode()) if code > 0 else 1 << 20))
             self.end_headers()
-            self.wfile.write(text.encode())
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self.wfile.write(text.encode())
+                while code == DRIPS:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield state
@@ -94,6 +114,32 @@ def stub() -> Iterator[Stub]:
 def words(stub: Stub, *more: str) -> list[str]:
     few = ["data.limit=12", "data.operations=[2,4]", "samples=2"]
     return [*SMALL[:2], *few, "engine=server", f"engine.url={stub.url}", "engine.wait=0.01", *more]
+
+
+def teacher() -> LazyModel:
+    return LazyModel(find_model("package:distill/tiny/teacher", key="model.teacher"), "cpu")
+
+
+def asked_for(*problems: str, model: LazyModel | None = None) -> list[Request]:
+    tokenizer = (model or teacher()).source.tokenizer
+    return [
+        Request(np.asarray(tokenizer(problem).input_ids), ({"role": "user", "content": problem},), seed)
+        for seed, problem in enumerate(problems)
+    ]
+
+
+def ask(stub: Stub, *problems: str, **options: Any) -> list[Written]:
+    """What the engine makes of the stub's answers, in the order of the problems."""
+    model = teacher()
+    engine = ServerEngine(model, stub.url, **{"wait": 0.0, **options})
+    sampling = Sampling(temperature=1.0, max_new_tokens=50)
+    found = dict(engine.write(asked_for(*problems, model=model), sampling))
+    return [found[place] for place in range(len(problems))]
+
+
+def completion(message: dict[str, Any], reason: str = "stop", tokens: int | None = None) -> dict[str, Any]:
+    answer = {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": reason}]}
+    return answer if tokens is None else answer | {"usage": {"completion_tokens": tokens}}
 
 
 def test_a_set_by_a_server_is_asked_for_as_it_should_be(
@@ -160,6 +206,38 @@ def test_a_fault_is_tried_again_and_nothing_is_lost_or_repeated(
     assert set(answered.values()) == {1}
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (BREAKS_OFF, {}, '{"choi'),
+        (200, {}, ""),
+        (200, {}, "null"),
+        (200, {}, '"hello"'),
+        (200, {}, "[" * 100_000),
+        (200, {}, '{"error": {"message": "out of memory"}}'),
+        (200, {}, json.dumps(completion({"content": ["a", "b"]}))),
+        (200, {}, json.dumps({"choices": [{"message": None, "finish_reason": "stop"}]})),
+        (200, {"Content-Encoding": "gzip"}, "no gzip"),
+    ],
+)
+def test_an_answer_of_another_form_is_a_fault_like_any_other(
+    fault: tuple[int, dict[str, str], str], stub: Stub
+) -> None:
+    stub.fault = lambda number: fault if number % 2 == 0 else None
+    assert [one.text for one in ask(stub, "1+2=", concurrency=1)] == ["1+2=3;#3"]
+    stub.fault = lambda number: fault
+    with pytest.raises(UserError, match=r"failed 3 times, the last with .*\(it was asked for '1\+2='\)$"):
+        ask(stub, "1+2=", retries=2)
+
+
+def test_an_answer_that_drips_is_given_up_in_time(stub: Stub) -> None:
+    stub.fault = lambda number: (DRIPS, {}, "")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"failed 2 times, the last with no answer within 0.3 s"):
+        ask(stub, "1+2=", timeout=0.3, retries=1)
+    assert time.monotonic() - began < 10
+
+
 def test_a_server_that_goes_silent_is_given_up_in_time(stub: Stub, tmp_path: Path) -> None:
     stub.fault, stub.silence = lambda number: FAULTS["hung up"], 3.0
     began = time.monotonic()
@@ -179,6 +257,40 @@ def test_what_came_before_a_failure_is_kept_and_not_asked_for_again(stub: Stub, 
     asked = {body["seed"] for body in stub.seen[before:]}
     assert len(stub.seen) - before == 14
     assert not asked & kept
+
+
+def test_those_under_way_when_one_fails_are_waited_for(stub: Stub, tmp_path: Path) -> None:
+    stub.silence = 0.5
+    refusal = (400, {}, "maximum context length is 16 tokens")
+    stub.fault = lambda number: refusal if number == 3 else (time.sleep(0.5), None)[1]
+    with pytest.raises(UserError, match=r"refuses: status 400, .*16 tokens.*or leave such problems empty"):
+        run(words(stub, "engine.concurrency=6"), tmp_path / "set")
+    assert len(stub.seen) == 6  # and no other was begun
+    assert len(Journal(tmp_path / "set" / "completions.jsonl").read()) == 5
+
+
+def test_refused_problems_may_stay_empty(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.fault = lambda number: (400, {}, "filtered") if number % 4 == 0 else None
+    records = run(words(stub, "++engine.refused=skip"), tmp_path / "set")
+    empty = [record for record in records if not record["completion"]]
+    assert len(empty) == 6
+    assert all(r["reason"] == "no end" and r["completion_ids"] == [] and not r["finished"] for r in empty)
+    assert sum(record["correct"] for record in records) == 18
+    assert "6 refused requests stand as empty completions" in capsys.readouterr().err
+
+
+def test_what_a_server_said_before_it_hung_up_is_told_too(stub: Stub) -> None:
+    stub.fault = lambda number: FAULTS["broken"] if number < 2 else FAULTS["hung up"]
+    with pytest.raises(UserError, match=r"failed 4 times, the last with \w+Error.*, before that status 500"):
+        ask(stub, "1+2=", retries=3)
+
+
+def test_a_redirect_says_where_to(stub: Stub) -> None:
+    stub.fault = lambda number: (307, {"Location": "https://else.where/v1/chat/completions"}, "")
+    with pytest.raises(UserError, match=r"status 307, moved to https://else.where/v1/chat/completions"):
+        ask(stub, "1+2=")
 
 
 @pytest.mark.parametrize("code", [400, 401, 404])
@@ -209,6 +321,33 @@ def test_a_bad_setting_is_refused_by_its_name(override: str, message: str, tmp_p
         run([*SMALL, "engine=server", override], tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "http://"}, r"engine.url='http://' is no http"),
+        ({"url": "http://[::1/v1"}, r"engine.url='http://\[::1/v1' is no http"),
+        ({"url": "http://here:999999/v1"}, r"engine.url='http://here:999999/v1': there is no port 999999"),
+        ({"url": "http://here/v1/chat/completions"}, r"goes too far: give it up to and without /chat/comp"),
+        ({"refused": "maybe"}, r"engine.refused='maybe' is not one of error, skip"),
+        ({"key_from": "ODD_KEY"}, r"the key in ODD_KEY has characters that no key has"),
+    ],
+)
+def test_so_is_one_that_nothing_can_be_asked_with(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ODD_KEY", "schlüssel")
+    with pytest.raises(ValueError, match=message):
+        ServerEngine(teacher(), **{"url": "http://localhost/v1", **options})
+
+
+@pytest.mark.parametrize("bad", [0, -1])
+def test_a_batch_holds_something(bad: int) -> None:
+    with pytest.raises(ValueError, match=rf"engine.token_budget={bad!r} is not a whole number, at least 1"):
+        HfEngine(teacher(), bad)
+    with pytest.raises(ValueError, match=rf"engine.batch={bad!r} is not a whole number, at least 1"):
+        VllmEngine(teacher(), bad)
+
+
 def test_the_engine_gives_completions_as_they_come(stub: Stub) -> None:
     model = LazyModel(find_model("package:distill/tiny/teacher", key="model.teacher"), "cpu")
     engine = ServerEngine(model, stub.url, concurrency=2, wait=0.0)
@@ -218,3 +357,238 @@ def test_the_engine_gives_completions_as_they_come(stub: Stub) -> None:
     assert sorted(found) == list(range(6))
     assert {body["top_k"] for body in stub.seen} == {5}
     assert all(found[n].text == task.write_solution(f"{n}+1=", "double") for n in range(6))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "finished"),
+    [
+        ({"content": "#3", "reasoning_content": "1+2=3;"}, "stop", "<think>\n1+2=3;\n</think>\n\n#3", True),
+        ({"content": "\n\n#3", "reasoning": "\n1+2=3;\n"}, "stop", "<think>\n1+2=3;\n</think>\n\n#3", True),
+        ({"content": "#", "reasoning": "1+2=3;"}, "length", "<think>\n1+2=3;\n</think>\n\n#", False),
+        ({"content": None, "reasoning": "1+2="}, "length", "<think>\n1+2=", False),
+        ({"content": "", "reasoning_content": "1+2="}, "length", "<think>\n1+2=", False),
+        ({"content": "1+2=3;#3", "reasoning": None}, "stop", "1+2=3;#3", True),
+        ({"content": None}, "length", "", False),
+        ({"content": None, "refusal": "no"}, "content_filter", "", False),
+        ({"content": ""}, "stop", "", True),
+    ],
+)
+def test_thinking_that_a_server_takes_out_of_a_completion_is_put_back(
+    message: dict[str, Any], reason: str, text: str, finished: bool, stub: Stub
+) -> None:
+    stub.answer = completion(message, reason)
+    (written,) = ask(stub, "1+2=", retries=0)
+    assert (written.text, written.finished, written.ids) == (text, finished, None)
+
+
+def test_thinking_that_the_template_opens_is_not_opened_twice(stub: Stub) -> None:
+    prompt = "<User>1+2=<Assistant><think>\n"
+    model = teacher()
+    vars(model.source)["tokenizer"] = SimpleNamespace(
+        decode=lambda ids: prompt if len(ids) else "", convert_ids_to_tokens=lambda ids: ["<end>"] * len(ids)
+    )
+    vars(model.source)["end_ids"] = [1]
+    engine = ServerEngine(model, stub.url, wait=0.0)
+    request = Request(np.arange(9, dtype=np.int32), ({"role": "user", "content": "1+2="},), 0)
+
+    def text() -> str:
+        ((_, written),) = engine.write([request], Sampling(max_new_tokens=50))
+        return written.text
+
+    stub.answer = completion({"content": "#3<end>", "reasoning_content": "1+2=3;"})
+    assert text() == "1+2=3;\n</think>\n\n#3"
+    # transformers serve, cut off while the model thought: the prompt up to there stands for the answer.
+    stub.answer = completion({"content": "<User>1+2=<Assistant>", "reasoning_content": "1+2"}, "length")
+    assert text() == "1+2"
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "expected"),
+    [
+        ("1+2=1+2=3;#3<eos>", 9, "1+2=3;#3"),  # transformers serve, under a template that is not the model's
+        ("1+2=3;#3<eos>", 9, "1+2=3;#3"),  # this completion begins as its prompt does
+        ("1+2=3;#3", 9, "1+2=3;#3"),
+        ("1+2=3;#3", None, "1+2=3;#3"),
+    ],
+)
+def test_a_prompt_that_a_server_repeats_is_no_part_of_the_completion(
+    text: str, tokens: int | None, expected: str, stub: Stub
+) -> None:
+    stub.answer = completion({"content": text}, tokens=tokens)
+    (written,) = ask(stub, "1+2=")
+    assert (written.text, written.finished) == (expected, True)
+
+
+def test_an_end_token_in_the_text_is_an_end(stub: Stub) -> None:
+    stub.answer = completion({"content": "1+2=3;#3<eos>"}, "length")  # it was the last that was allowed
+    (written,) = ask(stub, "1+2=")
+    assert (written.text, written.finished) == ("1+2=3;#3", True)
+
+
+def test_what_no_file_can_hold_is_replaced(stub: Stub) -> None:
+    stub.answer = completion({"content": "1+2=3;#3\ud800"})
+    assert ask(stub, "1+2=")[0].text == "1+2=3;#3?"
+
+
+def test_a_completion_ends_with_the_context(stub: Stub) -> None:
+    ask(stub, "1+2=", "1" + "+1" * 45 + "=")
+    assert sorted(body["max_tokens"] for body in stub.seen) == [128 - 92, 50]
+
+
+def test_further_fields_are_sent_and_others_left_out(stub: Stub) -> None:
+    stub.token_ids = True
+    extra = {"return_token_ids": True, "max_tokens": None, "max_completion_tokens": 40, "top_p": 0.5}
+    stub.answer = completion({"content": "1+2=3;#3"})
+    stub.answer["choices"][0]["token_ids"] = teacher().source.tokenizer("1+2=3;#3").input_ids
+    (written,) = ask(stub, "1+2=", extra=extra)
+    assert stub.seen[0]["max_completion_tokens"] == 40
+    assert (stub.seen[0]["return_token_ids"], stub.seen[0]["top_p"]) == (True, 0.5)
+    assert "max_tokens" not in stub.seen[0]
+    assert written.ids is not None
+    assert written.ids[-1] == 1  # a server that stopped there may leave it out
+
+
+def test_samples_that_are_all_copies_are_said(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [f"{n}+1=" for n in range(6)]
+    ask(stub, *problems, *problems)
+    assert "each of 6 problems got the same completion every time" in capsys.readouterr().err
+    ask(stub, *problems)
+    answer = completion({"content": "1+2=3;#3"})
+    stub.fault = lambda number: (200, {}, json.dumps(answer)) if number == 20 else None
+    ask(stub, *problems, *problems)
+    assert len(stub.seen) == 30
+    assert "same completion" not in capsys.readouterr().err
+
+
+def test_who_waits_is_told_for_what_once(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.fault = lambda number: FAULTS["busy"] if number < 4 else None
+    ask(stub, "1+2=", "2+2=", "3+2=")
+    assert capsys.readouterr().err.count("status 429 ('slow down'); it is asked again") == 1
+
+
+def test_a_server_on_this_machine_is_asked_without_the_proxy(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert ask(stub, "1+2=", retries=0)[0].finished
+
+
+def test_an_interrupt_waits_for_no_answer(stub: Stub) -> None:
+    stub.fault, stub.silence = lambda number: FAULTS["hung up"], 4.0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)  # pytest's own workers may take Ctrl-C for themselves
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    began = time.monotonic()
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            ask(stub, "1+2=", "2+2=", timeout=60)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - began < 3.5
+    assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
+
+
+def test_it_can_be_asked_where_a_loop_runs_already(stub: Stub) -> None:
+    async def notebook() -> list[Written]:
+        return ask(stub, "1+2=")
+
+    assert asyncio.run(notebook())[0].finished
+
+
+def test_a_reader_that_leaves_early_leaves_nothing_running(stub: Stub) -> None:
+    engine = ServerEngine(teacher(), stub.url, concurrency=2, wait=0.0)
+    writing = engine.write(asked_for(*["1+2="] * 200), Sampling(temperature=1.0, max_new_tokens=50))
+    assert next(writing)[1].text == "1+2=3;#3"
+    writing.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
+    assert len(stub.seen) < 200
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "garbage",
+        "",
+        "[1]",
+        '{"place": 1, "ids": [99999999999], "finished": true, "text": ""}',
+        '{"place": 1, "ids": [[1], [2]], "finished": true, "text": ""}',
+        '{"place": 1, "ids": [-1], "finished": true, "text": ""}',
+        '{"place": 1, "ids": "12", "finished": true, "text": ""}',
+        '{"place": null, "ids": null, "finished": true, "text": ""}',
+        '{"ids": null, "finished": true, "text": ""}',
+        "\udcff",
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_line_of_the_journal_is_named(damage: str, tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        for place in range(3):
+            journal.add(place, Written(np.asarray([5, 1]), True))
+    lines = (tmp_path / "journal").read_bytes().split(b"\n")
+    lines[1] = damage.encode("utf-8", "surrogateescape")
+    (tmp_path / "journal").write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=r"journal, line 2 is damaged \(\w+\): take the line out, and its"):
+        journal.read()
+    del lines[1]
+    (tmp_path / "journal").write_bytes(b"\n".join(lines))
+    assert sorted(journal.read()) == [0, 2]
+
+
+def test_a_full_disk_takes_no_half_completion(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = Written(np.arange(100), True)
+    journal = Journal(tmp_path / "journal")
+    with journal:
+        journal.add(0, written)
+        size = journal.path.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, hard))  # half a line more, then no more
+        try:
+            with pytest.raises(UserError, match=r"journal cannot be read or written \(.+\): .*is kept"):
+                journal.add(1, written)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert journal.path.stat().st_size == size
+        journal.add(2, written)
+    assert sorted(journal.read()) == [0, 2]
+
+
+def test_a_place_where_no_journal_can_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"file/journal cannot be read or written"),
+        Journal(tmp_path / "file/journal"),
+    ):
+        pass
+
+
+def test_a_set_whose_key_is_damaged_and_one_that_another_process_writes_are_refused(
+    stub: Stub, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "key.json").write_text('{"teacher": ')
+    with pytest.raises(UserError, match=r"key.json is damaged .*so nobody can tell what out=.* holds"):
+        run(words(stub), folder)
+    with (
+        locked(tmp_path / "other", "out"),
+        pytest.raises(UserError, match=r"another run is writing into .*other: name another folder with out="),
+    ):
+        run(words(stub), tmp_path / "other")
+    assert not stub.seen
+
+
+def test_a_problem_longer_than_the_context_is_named_before_anything_is_asked(
+    stub: Stub, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"problem": text}) + "\n" for text in ("1+2=", "1" + "+1" * 80 + "=")))
+    more = ["model=tiny", "data=traces", f"data.path={data}", "data.fields.completion=null", "samples=1"]
+    with pytest.raises(UserError, match=r"data.jsonl, line 2\) has 162 tokens, which leaves no room"):
+        run([*more, "engine=server", f"engine.url={stub.url}"], tmp_path / "set")
+    assert not stub.seen
