@@ -146,6 +146,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         temporary.chmod(0o666 & ~_UMASK)  # safetensors makes its files for the owner alone
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): see to it and run again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -37,12 +37,14 @@ class Checks:
         if cfg["answer"] not in ("auto", "math", "none"):
             raise UserError(f"check.answer={cfg['answer']!r} is not one of auto, math, none")
         try:
-            pattern = re.compile(cfg["pattern"]) if cfg["pattern"] is not None else None
+            pattern = re.compile(str(cfg["pattern"])) if cfg["pattern"] is not None else None
         except re.error as error:
             raise UserError(f"check.pattern={cfg['pattern']!r} is no regular expression: {error}") from error
         for key in ("min_tokens", "max_tokens"):
             if cfg[key] is not None and not (isinstance(cfg[key], int) and cfg[key] >= 0):
                 raise UserError(f"check.{key}={cfg[key]!r} is not a whole number")
+        if not isinstance(cfg["seconds"], int | float) or not cfg["seconds"] > 0:
+            raise UserError(f"check.seconds={cfg['seconds']!r} is not a number of seconds")
         math = MathJudge(seconds=float(cfg["seconds"]))
         judge = {"auto": grade or math, "math": math, "none": None}[cfg["answer"]]
         return cls(judge, pattern, cfg["min_tokens"] or 0, cfg["max_tokens"])
@@ -77,6 +79,8 @@ class Checks:
         tokens = len(record["completion_ids"])
         if not record["finished"]:
             return "no end"
+        if not record["completion"].strip():
+            return "empty"
         if tokens < self.min_tokens:
             return f"fewer than {self.min_tokens} tokens"
         if self.max_tokens is not None and tokens > self.max_tokens:

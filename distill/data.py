@@ -287,6 +287,10 @@ def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teach
     """
     context = teacher.context_length
     for example, ids in zip(examples, prompts, strict=True):
+        if len(ids) == 0:
+            raise UserError(
+                f"the prompt of problem {example.place} is empty: take the problem out of the data"
+            )
         if len(ids) >= context:
             raise UserError(
                 f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no room in the "

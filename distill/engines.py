@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,7 +51,9 @@ class Engine(Protocol):
 
     name: str
 
-    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+    def write(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Generator[tuple[int, Written], None, None]:
         """Each request's completion with the request's place, as soon as it is there."""
         ...
 
@@ -71,7 +73,9 @@ class HfEngine:
         self.model = model
         self.token_budget = token_budget
 
-    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+    def write(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Generator[tuple[int, Written], None, None]:
         lm = self.model.get()
         lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
         for rows in by_length(lengths, self.token_budget):
@@ -119,7 +123,9 @@ class VllmEngine:
             **self.options,
         )
 
-    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+    def write(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Generator[tuple[int, Written], None, None]:
         llm = self._llm
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 

@@ -7,7 +7,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from distill.progress import progress_bar
 from distill.records import write_records
 from distill.teacher import LazyModel, score
 from distill.trace_sets import claimed
-from distill.traces import Example, Trace, encode_completion, encode_prompt, fill
+from distill.traces import Example, Trace, check_spelling, encode_completion, encode_prompt, fill
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
@@ -44,12 +47,20 @@ def generate(cfg: DictConfig) -> Path:
     """
     from distill.training import build, find_device
 
+    if not cfg.out:
+        raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
     folder = Path(cfg.out)
     device = find_device(cfg)
     recipe = build(cfg.data.recipe, "data")
     sampling: Sampling = build(cfg.sampling, "sampling")
     checks = Checks.of(cfg.check, recipe.grade)
-    if not isinstance(cfg.samples, int) or cfg.samples < 1:
+    if "{problem}" not in cfg.prompt.user:
+        raise UserError(f"prompt.user={cfg.prompt.user!r} has no {{problem}} in it")
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool):
+        raise UserError(f"seed={cfg.seed!r} must be a whole number")
+    if cfg.logprobs not in (True, False, "auto"):
+        raise UserError(f"logprobs={cfg.logprobs!r} is not one of auto, true, false")
+    if not isinstance(cfg.samples, int) or isinstance(cfg.samples, bool) or cfg.samples < 1:
         raise UserError(f"samples={cfg.samples!r} must be a whole number, at least 1")
     if sampling.temperature == 0 and cfg.samples > 1:
         raise UserError(
@@ -60,6 +71,12 @@ def generate(cfg: DictConfig) -> Path:
     examples = recipe.source()
     if not examples:
         raise UserError("the data holds no problem: check data.path, data.limit")
+    # An id may stand for several problems of a file: each is judged by its own answer.
+    repeated = {name for name, count in Counter(example.id for example in examples).items() if count > 1}
+    examples = [
+        replace(example, id=f"{example.id}@{number}") if example.id in repeated else example
+        for number, example in enumerate(examples)
+    ]
     asked = [_messages(example, cfg.prompt.system, cfg.prompt.user) for example in examples]
     prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
     check_room(examples, prompts, source)
@@ -78,14 +95,23 @@ def generate(cfg: DictConfig) -> Path:
         "dtype": source.dtype,
         "tokenizer": tokenizer_fingerprint(source.tokenizer),
         "engine": engine.name,
+        **getattr(engine, "settings", {}),
         "sampling": vars(sampling) | {"samples": cfg.samples, "seed": cfg.seed},
         "prompts": hash_arrays(iter(prompts)),
     }
     with claimed(folder, key):
         began = time.perf_counter()
-        written, new_tokens = _write(engine, requests, sampling, Journal(folder / "completions.jsonl"))
+
+        def check(place: int, one: Written) -> None:
+            if one.ids is None:  # a model of another tokenizer may be behind a server
+                example = replace(asked[place // cfg.samples], completion=one.text)
+                check_spelling(source.tokenizer, example, source.name)
+
+        journal = Journal(folder / "completions.jsonl")
+        written, new = _write(engine, requests, sampling, journal, check)
         seconds = time.perf_counter() - began
         ids = [_token_ids(one, source) for one in written]
+        new_tokens = sum(len(ids[place]) for place in new)
         logprobs: list[Any] = [None] * len(requests)
         if cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"):
             traces = [
@@ -146,8 +172,6 @@ def _teacher(cfg: DictConfig) -> ModelSource:
 
 def _messages(example: Example, system: str | None, user: str) -> Example:
     """The example as the conversation that the teacher is asked to go on with."""
-    from dataclasses import replace
-
     turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
     if system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
@@ -155,17 +179,28 @@ def _messages(example: Example, system: str | None, user: str) -> Example:
 
 
 def _write(
-    engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal
-) -> tuple[list[Written], int]:
-    """Every completion, and how many tokens were written anew."""
+    engine: Engine,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    journal: Journal,
+    check: Callable[[int, Written], None],
+) -> tuple[list[Written], list[int]]:
+    """Every completion, and the places of those that were written anew."""
     found = journal.read()
     missing = [place for place in range(len(requests)) if place not in found]
     new = 0
-    with progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar, journal:
+    with (
+        progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar,
+        journal,
+        ExitStack() as stack,
+    ):
         bar.update(len(requests) - len(missing))
         began = time.perf_counter()
         wanted = [requests[place] for place in missing]
-        for index, written in engine.write(wanted, sampling) if wanted else ():
+        # Closed at once where keeping fails, with the requests that are under way.
+        writing = stack.enter_context(closing(engine.write(wanted, sampling))) if wanted else ()
+        for index, written in writing:
+            check(missing[index], written)
             journal.add(missing[index], written)
             found[missing[index]] = written
             new += len(written.text.split()) if written.ids is None else len(written.ids)
@@ -173,7 +208,7 @@ def _write(
             unit = "words" if written.ids is None else "tokens"
             bar.set_postfix_str(f"{rate:,.0f} {unit}/s", refresh=False)
             bar.update(1)
-    return [found[place] for place in range(len(requests))], new
+    return [found[place] for place in range(len(requests))], missing
 
 
 def _token_ids(written: Written, source: ModelSource) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Text by a model: one path for evaluation, for the teacher's traces and for the student's rollouts."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ class Sampling:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
+            value, whole = getattr(self, name), name in ("top_k", "max_new_tokens")
+            if not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+                raise ValueError(f"sampling: {name}={value!r} is not a {'whole ' * whole}number")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
             raise ValueError(
                 f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "

@@ -8,7 +8,7 @@ import queue
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -80,7 +80,7 @@ class ServerEngine:
         if refused not in ("error", "skip"):
             raise ValueError(f"engine.refused={refused!r} is not one of error, skip")
         if extra is not None and not isinstance(extra, Mapping):
-            raise ValueError(f"engine.extra={extra!r} is no list of fields: ++engine.extra.<field>=<value>")
+            raise ValueError(f"engine.extra={extra!r} is no list of fields: +engine.extra.<field>=<value>")
         self.source = model.source
         self.url = str(url).rstrip("/")
         self.served_as = str(served_as or model.source.name)
@@ -90,11 +90,15 @@ class ServerEngine:
         self.concurrency, self.retries, self.timeout, self.wait = concurrency, retries, timeout, wait
         self.refused = refused
         self.extra = dict(extra or {})
+        # What decides over what is written, and not only over how it is asked for.
+        self.settings = {"served_as": self.served_as, "extra": self.extra}
         # A proxy that the environment names leads away from a server on this machine.
         self._proxied = host not in _HERE
         self._said_fault, self._skipped = False, 0
 
-    def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+    def write(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Generator[tuple[int, Written], None, None]:
         found: queue.SimpleQueue[tuple[int, Written] | BaseException | None] = queue.SimpleQueue()
         self._said_fault, self._skipped = False, 0
         seen: dict[bytes, list[str]] = {}
@@ -232,7 +236,7 @@ class ServerEngine:
         # What no file can hold is not kept.
         text = text.encode("utf-8", "replace").decode("utf-8")
         ends = self.source.end_ids
-        # vLLM gives them where it is asked to: ++engine.extra.return_token_ids=true
+        # vLLM gives them where it is asked to: +engine.extra.return_token_ids=true
         if ids := choice.get("token_ids"):
             if finished and ids[-1] not in ends:
                 ids = [*ids, ends[0]]
@@ -281,7 +285,7 @@ class ServerEngine:
             said = f"moved to {answer.headers['location']}"
         key = "the key in" if self.key else "the key, of which there is none in"
         alone = (
-            ", or leave such problems empty with ++engine.refused=skip"
+            ", or leave such problems empty with engine.refused=skip"
             if answer.status_code in _OF_ONE_REQUEST
             else ""
         )

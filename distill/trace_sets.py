@@ -36,6 +36,8 @@ def claimed(folder: Path, key: dict[str, Any], config_key: str = "out") -> Itera
     if described.is_file():
         try:
             before = json.loads(described.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError(f"it holds a {type(before).__name__}")
         except ValueError as error:
             raise UserError(
                 f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
@@ -47,6 +49,11 @@ def claimed(folder: Path, key: dict[str, Any], config_key: str = "out") -> Itera
                 f"{config_key}={folder} holds a trace set made with another {differing}: name another "
                 f"folder, or take that one away"
             )
+    elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:
+        raise UserError(
+            f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
+            f"or take that one away"
+        )
     with locked(folder, config_key):
         write_atomically(described, lambda path: path.write_text(text))
         yield

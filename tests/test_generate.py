@@ -212,6 +212,12 @@ def test_a_damaged_or_foreign_file_gets_one_sentence(tmp_path: Path) -> None:
         (["check.answer=maybe"], r"check.answer='maybe' is not one of auto, math, none"),
         (["check.pattern='('"], r"check.pattern='\(' is no regular expression"),
         (["check.max_tokens=-1"], r"check.max_tokens=-1 is not a whole number"),
+        (["check.seconds=soon"], r"check.seconds='soon' is not a number of seconds"),
+        (["samples=true"], r"samples=True must be a whole number"),
+        (["seed=abc"], r"seed='abc' must be a whole number"),
+        (["logprobs=maybe"], r"logprobs='maybe' is not one of auto, true, false"),
+        (["sampling.temperature=inf"], r"temperature=inf is not a number"),
+        (["prompt.user=hello"], r"prompt.user='hello' has no \{problem\} in it"),
     ],
 )
 def test_a_mistake_gets_one_sentence_before_anything_is_written(
@@ -220,6 +226,33 @@ def test_a_mistake_gets_one_sentence_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         run([*SMALL, *words], tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_nobody_can_tell_the_content_of_is_refused(tmp_path: Path) -> None:
+    run(SMALL, tmp_path / "set")
+    key = tmp_path / "set" / "key.json"
+    key.write_text("[1]")
+    with pytest.raises(UserError, match=r"key.json is damaged \(it holds a list\), so nobody can tell what"):
+        run(SMALL, tmp_path / "set")
+    key.unlink()
+    with pytest.raises(UserError, match=r"has completions.jsonl, but no key.json that says of what"):
+        run(SMALL, tmp_path / "set")
+
+
+def test_problems_of_one_id_are_judged_each_by_its_own_answer(tmp_path: Path) -> None:
+    rows = [{"id": "x", "problem": "1+2*3=", "gold": "9"}, {"id": "x", "problem": "2+5*3=", "gold": "1"}]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = [f"data.fields.{name}={name}" for name in ("id", "gold")]
+    words = [
+        "model=tiny",
+        "data=traces",
+        f"data.path={tmp_path / 'two.jsonl'}",
+        "data.fields.completion=null",
+    ]
+    records = run([*words, *fields, "samples=1", "sampling.temperature=0"], tmp_path / "set")
+    assert [record["id"] for record in records] == ["x@0#0", "x@1#0"]
+    assert [record["gold"] for record in records] == ["9", "1"]
+    assert [record["correct"] for record in records] == [True, True]
 
 
 def test_format_and_length_rules_say_why(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_refused_problems_may_stay_empty(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub.fault = lambda number: (400, {}, "filtered") if number % 4 == 0 else None
-    records = run(words(stub, "++engine.refused=skip"), tmp_path / "set")
+    records = run(words(stub, "engine.refused=skip"), tmp_path / "set")
     empty = [record for record in records if not record["completion"]]
     assert len(empty) == 6
     assert all(r["reason"] == "no end" and r["completion_ids"] == [] and not r["finished"] for r in empty)
@@ -285,6 +285,28 @@ def test_what_a_server_said_before_it_hung_up_is_told_too(stub: Stub) -> None:
     stub.fault = lambda number: FAULTS["broken"] if number < 2 else FAULTS["hung up"]
     with pytest.raises(UserError, match=r"failed 4 times, the last with \w+Error.*, before that status 500"):
         ask(stub, "1+2=", retries=3)
+
+
+def test_text_that_the_teacher_cannot_spell_ends_the_run_before_any_is_kept(
+    stub: Stub, tmp_path: Path
+) -> None:
+    stub.answer = completion({"content": "The answer is, of course, 3."})
+    with pytest.raises(UserError, match=r"the tokenizer of package:.* cannot spell this data: "):
+        run(words(stub, "engine.concurrency=1"), tmp_path / "set")
+    assert not (tmp_path / "set" / "completions.jsonl").read_bytes()
+    assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
+
+
+def test_an_empty_completion_is_not_right(stub: Stub, tmp_path: Path) -> None:
+    stub.answer = completion({"content": " \n"})
+    records = run(words(stub, "check.answer=none"), tmp_path / "set")
+    assert {record["reason"] for record in records} == {"empty"}
+
+
+def test_a_set_of_another_served_model_is_another(stub: Stub, tmp_path: Path) -> None:
+    run(words(stub, "engine.served_as=one"), tmp_path / "set")
+    with pytest.raises(UserError, match=r"another served_as"):
+        run(words(stub, "engine.served_as=two"), tmp_path / "set")
 
 
 def test_a_redirect_says_where_to(stub: Stub) -> None:
@@ -505,7 +527,7 @@ def test_a_reader_that_leaves_early_leaves_nothing_running(stub: Stub) -> None:
     engine = ServerEngine(teacher(), stub.url, concurrency=2, wait=0.0)
     writing = engine.write(asked_for(*["1+2="] * 200), Sampling(temperature=1.0, max_new_tokens=50))
     assert next(writing)[1].text == "1+2=3;#3"
-    writing.close()  # type: ignore[attr-defined]
+    writing.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
     assert len(stub.seen) < 200
 
