@@ -60,6 +60,8 @@ class Example:
             prompt.
         where: the file and line, or the data set and row, that it was read from.
         recorded: the completion's own tokens, where it comes from a trace set.
+        details: what a benchmark's grader needs beside the gold answer, JSON values: a program's tests,
+            instructions, a numeric tolerance.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Example:
     messages: tuple[Mapping[str, str], ...] | None = None
     where: str | None = field(default=None, compare=False)
     recorded: Recorded | None = field(default=None, compare=False)
+    details: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def place(self) -> str:
@@ -78,11 +81,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grader read out of a completion, whether it is right, and why that was decided."""
+    """What a grader found in a completion.
+
+    Attributes:
+        answer: what it read out of it.
+        correct: whether that is right.
+        reason: why that was decided.
+        rule: the rule that found the answer, such as `boxed`.
+        counts: further measures by name, as (right, of so many): IFEval's instructions, a program's tests.
+    """
 
     answer: str | None
     correct: bool
     reason: str = ""
+    rule: str = ""
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 Grader = Callable[[Example, str], Verdict]
