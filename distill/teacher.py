@@ -28,6 +28,13 @@ class LazyModel:
         self.device = device
         self._loaded: LanguageModel | None = None
 
+    @classmethod
+    def of(cls, lm: LanguageModel) -> "LazyModel":
+        """A model that is there already, as it is."""
+        held = cls(lm.source, str(lm.device))
+        held._loaded = lm
+        return held
+
     @property
     def loaded(self) -> bool:
         return self._loaded is not None

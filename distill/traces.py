@@ -180,6 +180,20 @@ def encode_prompt(
     return np.asarray(ids, dtype=np.int32)
 
 
+def conversation(example: Example, user: str, system: str | None = None) -> Example:
+    """The example as the conversation that a model is asked to go on with.
+
+    Args:
+        example: its own messages are used where it has them.
+        user: template with `{problem}`.
+        system: what the conversation begins with, where the example's own does not begin so.
+    """
+    turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
+    if system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return replace(example, messages=tuple(turns))
+
+
 def fill(template: str, **values: str) -> str:
     """The template with its names filled in; braces elsewhere, as LaTeX has them, stay."""
     return re.sub(
