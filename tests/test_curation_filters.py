@@ -145,7 +145,7 @@ def test_a_second_time_nothing_more_is_left_out(
 def test_right_and_finished_traces_are_kept_and_the_others_say_why() -> None:
     records = [
         record("right"),
-        record("wrong", correct=False, reason="wrong (boxed)"),
+        record("wrong", correct=False, reason="unreadable answer"),
         record("mute", correct=False, reason=None),
         record("endless", finished=False),
         record("both", finished=False, correct=False, reason="timeout"),
@@ -155,7 +155,7 @@ def test_right_and_finished_traces_are_kept_and_the_others_say_why() -> None:
     ]
     outcome = correct(records, desk())
     assert names(outcome) == ["right"]
-    reasons = ["wrong (boxed)", "wrong", "timeout", "not judged", "without x"]
+    reasons = ["unreadable answer", "wrong", "timeout", "not judged", "without x"]
     assert outcome.left_out == dict.fromkeys(reasons, 1) | {"no end": 2}
     outcome = correct(records, desk(), unjudged="keep")
     assert names(outcome) == ["right", "open", "formless"]

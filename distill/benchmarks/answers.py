@@ -19,7 +19,9 @@ _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the 
 RULES = ("boxed", "answer is", "####", "last number")
 
 
-def extract(text: str, rules: Sequence[str] = RULES) -> tuple[str | None, str]:
+def extract(
+    text: str, rules: Sequence[str] = RULES, *, expressions: bool = False
+) -> tuple[str | None, str]:
     r"""The final answer and the rule that found it.
 
     Args:
@@ -27,6 +29,7 @@ def extract(text: str, rules: Sequence[str] = RULES) -> tuple[str | None, str]:
         rules: in the order in which they are tried: the last balanced `\boxed{}` (`boxed`), the number after
             the last "answer is" (what a calculation comes to), the number after the last `####`, the last
             number.
+        expressions: behind a marker, take the whole expression or words instead of the first number.
 
     Returns:
         (answer, rule); (None, "none") where no rule finds one.
