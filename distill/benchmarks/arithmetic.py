@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from distill.errors import UserError
 from distill.tiny import task
 from distill.traces import Example, Verdict
 
 
 def load(
-    *, split: Literal["train", "test"], count: int, operations: Sequence[int], seed: int = 0
+    *,
+    split: Literal["train", "test"],
+    count: int,
+    operations: Sequence[int],
+    seed: int = 0,
+    path: str | None = None,
+    limit: int | None = None,
 ) -> list[Example]:
     """So many distinct problems, each with its solution one operation a step; train and test share none,
     whatever their counts and seeds.
@@ -18,9 +25,20 @@ def load(
         count: how many.
         operations: fewest and most operations of a chain.
         seed: of the draw.
+        path: no file can be given: the problems are made.
+        limit: only the first so many of them.
+
+    Raises:
+        UserError: a path is given, or a limit below 1.
     """
+    if path is not None:
+        raise UserError(
+            f"path={path}: arithmetic takes no file, its problems are made, not read; leave path at null"
+        )
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves no problem of arithmetic: set it to at least 1, or to null")
     fewest, most = operations
-    texts = task.problems(count, split=split, seed=seed, operations=(fewest, most))
+    texts = task.problems(count, split=split, seed=seed, operations=(fewest, most))[:limit]
     return [
         Example(text, text, gold=task.answer(text), completion=task.write_solution(text, "single"))
         for text in texts

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from distill.benchmarks import answers
+from distill.benchmarks import answers, numeric
 from distill.errors import UserError
 from distill.traces import Example, Verdict, read_examples
 
@@ -42,7 +42,6 @@ def _clean(example: Example, where: str) -> Example:
 def grade(example: Example, completion: str) -> Verdict:
     """The final answer by `distill.benchmarks.answers`, equal to the gold as an exact number.
 
-    What stands behind `####` comes first: it is GSM8K's own mark, and "answer is" also occurs on the way to
-    it."""
-    answer, _ = answers.extract(completion, rules=("####", "boxed", "answer is", "last number"))
-    return Verdict(answer, answers.same_number(example.gold or "", answer))
+    What stands behind `####` comes before "answer is": it is GSM8K's own mark, and "answer is" also occurs on
+    the way to it."""
+    return numeric.grade(example, completion, rules=("boxed", "####", "answer is", "last number"))

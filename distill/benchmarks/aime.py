@@ -1,0 +1,51 @@
+"""AIME: the American Invitational Mathematics Examination. Every answer is an integer from 0 to 999."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.benchmarks import answers, fields
+from distill.errors import UserError
+from distill.traces import Example, read_records
+
+
+def load(
+    *,
+    path: str | None = None,
+    hub: str = "HuggingFaceH4/aime_2024",
+    subset: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+) -> list[Example]:
+    r"""Problems with their integer as gold, without leading zeros.
+
+    Args:
+        path: local file with problem and answer, or with a solution whose last `\boxed{}` is the answer.
+        hub: data set id. `math-ai/aime24` gives the answer as a boxed solution; that is read, too.
+        subset: the hub set's configuration.
+        split: of the hub set.
+        limit: only so many problems, from the start.
+
+    Raises:
+        UserError: a record has no problem, or no integer from 0 to 999 for an answer.
+    """
+    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    return [
+        Example(
+            fields.identity(record, ("id", "ID"), index),
+            fields.text(record, ("problem", "Problem", "question"), where, "problem"),
+            gold=_gold(record, where),
+            completion=fields.find(record, ("solution", "Solution")),
+            where=where,
+        )
+        for index, (where, record) in enumerate(records)
+    ]
+
+
+def _gold(record: Mapping[str, Any], where: str) -> str:
+    names = ("answer", "Answer")
+    if fields.find(record, names) is None and (solution := fields.find(record, ("solution", "Solution"))):
+        record = {"answer": answers.last_boxed(str(solution)) or str(solution)}
+    gold = fields.number(record, names, where, "answer")
+    if not gold.isdecimal() or int(gold) > 999:
+        raise UserError(f"{where}: the answer {gold} is no integer from 0 to 999, as every answer of AIME is")
+    return gold

@@ -1,0 +1,56 @@
+r"""MATH (2103.03874): competition problems with human solutions, whose last `\boxed{}` holds the answer; and
+MATH-500, the 500 of its 5,000 test problems that 2305.20050 drew."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.benchmarks import answers, fields
+from distill.errors import UserError
+from distill.traces import Example, read_records
+
+
+def load(
+    *,
+    path: str | None = None,
+    hub: str = "DigitalLearningGmbH/MATH-lighteval",
+    subset: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+) -> list[Example]:
+    r"""Problems with the human solutions as completions; gold is the field `answer` or, without one, what the
+    solution's last `\boxed{}` holds.
+
+    Args:
+        path: local file with problem and solution or answer.
+        hub: data set id; the default holds all seven subjects in one configuration.
+        subset: the hub set's configuration, such as `algebra`.
+        split: of the hub set.
+        limit: only so many problems, from the start.
+
+    Raises:
+        UserError: a record has no problem, or neither an answer nor a box in its solution.
+    """
+    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    return [
+        Example(
+            fields.identity(record, ("unique_id", "id", "idx"), index),
+            fields.text(record, ("problem", "Problem", "question"), where, "problem"),
+            gold=_gold(record, where),
+            completion=fields.find(record, ("solution", "Solution")),
+            where=where,
+            details={
+                "level": fields.find(record, ("level",)),
+                "subject": fields.find(record, ("subject", "type")),
+            },
+        )
+        for index, (where, record) in enumerate(records)
+    ]
+
+
+def _gold(record: Mapping[str, Any], where: str) -> str:
+    if fields.find(record, ("answer", "Answer")) is not None:
+        return fields.text(record, ("answer", "Answer"), where, "answer")
+    gold = answers.last_boxed(fields.text(record, ("solution", "Solution"), where, "answer or solution"))
+    if not gold:
+        raise UserError(f"{where}: the solution has no \\boxed{{}} that holds an answer")
+    return gold

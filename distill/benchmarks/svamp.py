@@ -1,0 +1,47 @@
+"""SVAMP (2103.07191): one-step word problems, varied so that guessing from the numbers does not work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.benchmarks import fields
+from distill.traces import Example, read_records
+
+
+def load(
+    *,
+    path: str | None = None,
+    hub: str = "ChilleD/SVAMP",
+    subset: str | None = None,
+    split: str = "train+test",
+    limit: int | None = None,
+) -> list[Example]:
+    """Problems, the story before the question, with their number as gold.
+
+    Args:
+        path: local file with Body, Question and Answer, or with question_concat and Answer.
+        hub: data set id; this copy divides the 1,000 problems into 700 `train` and 300 `test`.
+        subset: the hub set's configuration.
+        split: of the hub set.
+        limit: only so many problems, from the start.
+
+    Raises:
+        UserError: a record has no question, or no number for an answer.
+    """
+    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    return [
+        Example(
+            fields.identity(record, ("ID", "id"), index),
+            _problem(record, where),
+            gold=fields.number(record, ("Answer", "answer"), where, "answer"),
+            where=where,
+        )
+        for index, (where, record) in enumerate(records)
+    ]
+
+
+def _problem(record: Mapping[str, Any], where: str) -> str:
+    if fields.find(record, ("Body", "body")) is None:
+        return fields.text(record, ("question_concat", "Question", "question", "problem"), where, "question")
+    body = fields.text(record, ("Body", "body"), where, "story")
+    question = fields.text(record, ("Question", "question"), where, "question")
+    return f"{body}{'' if body[-1] in '.?!' else '.'} {question}"  # a third of the stories end without one
