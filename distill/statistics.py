@@ -1,0 +1,381 @@
+"""How sure a figure is: intervals over problems, pass@k and its kin, tests of two models on the same problems.
+
+The unit is the problem. Samples of one problem resemble each other, so they are drawn together (a cluster
+bootstrap; Miller 2411.00640, section 2.2): an interval over single samples would be too narrow.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binom, norm
+
+_BOUNDS = (0.025, 0.975)  # of every interval
+_AT_ONCE = 2**20  # numbers drawn at a time
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    def json(self) -> dict[str, float | None]:
+        """As JSON has it: null for NaN."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % interval, and how probable one as large would be without any.
+
+    Attributes:
+        value: of the two models' means over problems, second − first.
+        low: the interval's lower bound.
+        high: its upper bound.
+        p: two-sided p-value.
+        test: what gave p: `McNemar` or `sign-flip`.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Figure:
+    """Σ numerators / Σ denominators, with the 95 % percentile interval of a bootstrap over problems.
+
+    Where all problems show the same figure (0 of 30 right, or 30 of 30), a bootstrap has no width. For figures
+    between 0 and 1 the interval then says what a share of other problems that could have gone unseen would
+    change: of n problems all show the same with probability 2.5 % where a share 1 − 0.025^(1/n) shows
+    something else. At 0 and at 1 that is Clopper and Pearson's exact interval (Biometrika 26, 1934) of a
+    proportion of problems. Other figures that do not vary get no width, and no interval where there is but one
+    problem.
+
+    Args:
+        numerators: [problems] such as right answers; NaN where a problem has no figure: it is left out.
+        denominators: [problems] such as samples, not negative; where one is zero, it adds nothing.
+        resamples: how many bootstrap samples.
+        seed: of the draw.
+
+    Returns:
+        The figure; NaN where no problem has one.
+
+    Raises:
+        ValueError: no problems, two lengths, a negative denominator, an infinite number.
+    """
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if above.ndim != 1 or above.shape != below.shape or not len(above):
+        raise ValueError(
+            f"numerators {above.shape} and denominators {below.shape} must be of the same problems"
+        )
+    if (below < 0).any() or np.isinf(above).any() or np.isinf(below).any():
+        raise ValueError("denominators must not be negative, and no number infinite")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples} must be at least 1")
+    known = ~(np.isnan(above) | np.isnan(below))
+    above, below = above[known], below[known]
+    counted = below > 0
+    if not counted.any():
+        return Figure(math.nan, math.nan, math.nan)
+    value = float(above.sum() / below.sum())
+    own = above[counted] / below[counted]
+    if (above[~counted] == 0).all() and np.ptp(own) <= 1e-12 * max(1.0, abs(value)):
+        return Figure(value, *_all_alike(value, len(own)))
+    sums = _resampled(np.stack([above, below]), resamples, np.random.default_rng(seed))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = sums[0] / sums[1]
+    return Figure(value, *_percentiles(ratios[sums[1] > 0]))
+
+
+def _all_alike(value: float, problems: int) -> tuple[float, float]:
+    if not 0 <= value <= 1:
+        return (value, value) if problems > 1 else (math.nan, math.nan)
+    unseen = 1 - _BOUNDS[0] ** (1 / problems)
+    return value - unseen * value, value + unseen * (1 - value)
+
+
+def _resampled(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums over problems drawn with replacement.
+
+    Args:
+        values: [columns, problems] what is summed; the columns share their draws.
+
+    Returns:
+        [columns, resamples].
+    """
+    problems = values.shape[1]
+    # Drawn places, not multinomial counts, which take three times as long; in the fewest bytes, as half of
+    # the time goes into the draw.
+    kind = np.uint16 if problems <= 2**16 else np.int64
+    found = np.empty((len(values), resamples))
+    for rows in _chunks(resamples, problems):
+        drawn = rng.integers(0, problems, size=(rows.stop - rows.start, problems), dtype=kind)
+        for column, own in zip(found, values, strict=True):
+            column[rows] = len(own) * own[0] if (own == own[0]).all() else np.take(own, drawn).sum(axis=1)
+    return found
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    size = max(1, _AT_ONCE // width)
+    yield from (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, _BOUNDS)
+    return float(low), float(high)
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """The probability that at least one of k samples is right, from n samples of which some are.
+
+    1 − C(n − right, k) / C(n, k), unbiased, as a product that does not overflow (Chen et al. 2107.03374,
+    equation 1 and figure 3).
+
+    Raises:
+        ValueError: not 0 ≤ right ≤ n, or not 1 ≤ k ≤ n.
+    """
+    if not 0 <= right <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {right} right among {n} samples: no such thing")
+    if n - right < k:
+        return 1.0
+    return 1.0 - float(np.prod(1.0 - k / np.arange(n - right + 1, n + 1)))
+
+
+def majority(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
+    """maj@n of a problem: whether the answer that most samples give is right (Wang et al. 2203.11171).
+
+    Only samples with an answer vote. Answers with as many votes share the verdict: the mean of theirs, which is
+    what drawing one of them gives on average.
+
+    Args:
+        classes: [samples] the same number for the same answer; None: no answer.
+        correct: [samples] verdicts; the mean of its samples' is an answer's.
+
+    Returns:
+        Between 0 and 1; 0 where no sample has an answer.
+    """
+    votes: dict[int, list[bool]] = {}
+    for answer, right in zip(classes, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(bool(right))
+    most = max(map(len, votes.values()), default=0)
+    first = [sum(own) / len(own) for own in votes.values() if len(own) == most]
+    return sum(first) / len(first) if first else 0.0
+
+
+def agreement(classes: Sequence[int | None]) -> float | None:
+    """The probability that two different samples of a problem give the same answer.
+
+    Args:
+        classes: [samples] the same number for the same answer; None: no answer, which agrees with nothing.
+
+    Returns:
+        The share of pairs that agree; None for fewer than two samples.
+    """
+    n = len(classes)
+    if n < 2:
+        return None
+    counts = Counter(answer for answer in classes if answer is not None)
+    return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))
+
+
+def repetition(words: Sequence[Any], n: int = 4) -> float | None:
+    """The share of a sequence's n-grams that occurred earlier in it (1 − distinct n-grams / n-grams, as seq-rep-n
+    of Welleck et al. 1908.04319, section 6).
+
+    Args:
+        words: token ids or words.
+        n: length of the n-grams.
+
+    Returns:
+        Between 0 and 1; None where the sequence is shorter than n.
+    """
+    grams = len(words) - n + 1
+    if grams < 1:
+        return None
+    return 1 - len(set(zip(*(words[start : start + grams] for start in range(n)), strict=True))) / grams
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """McNemar's exact two-sided p-value (Psychometrika 12, 1947; the sign test of the problems that differ).
+
+    Args:
+        first_only: problems that the first model alone answers right.
+        second_only: problems that the second alone does.
+    """
+    if first_only < 0 or second_only < 0:
+        raise ValueError(f"counts of problems must not be negative: {first_only}, {second_only}")
+    differ = first_only + second_only
+    return min(1.0, 2 * float(binom.cdf(min(first_only, second_only), differ, 0.5))) if differ else 1.0
+
+
+def paired(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """How two models differ on the same problems, b − a.
+
+    Where every mean is 0 or 1 (a sample each), p is McNemar's exact one; otherwise a sign-flip test's, which
+    agrees with it there. Interval and sign-flip test: `mean_difference`.
+
+    Args:
+        a: [problems] the first model's mean verdicts.
+        b: [problems] the second's, of the same problems.
+        resamples: of the bootstrap and of the test.
+        seed: of both draws.
+
+    Raises:
+        ValueError: no problems, two lengths, or a number that is not finite.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"the first has {first.shape} problems, the second {second.shape}")
+    found = mean_difference([second - first], resamples=resamples, seed=seed)
+    if not _single(first, second):
+        return found
+    return replace(found, p=mcnemar(int((first > second).sum()), int((second > first).sum())), test="McNemar")
+
+
+def mean_difference(
+    differences: Sequence[np.ndarray], *, resamples: int = 10_000, seed: int = 0
+) -> Difference:
+    """The mean over benchmarks of their problems' mean differences: each benchmark counts alike.
+
+    The interval is a percentile bootstrap over problems within each benchmark, to which two problems were added
+    that differ by as much as others do (root mean square of the differences that are not zero), one each way.
+    So the interval has a width where no problem differs, or all do alike; for differences of −1, 0 and 1 it is
+    the bootstrap form of Bonett and Price's adjusted Wald interval, recommended for paired proportions
+    (J. Educ. Behav. Stat. 37, 2012; Fagerland, Lydersen and Laake, Stat. Med. 33, 2014).
+
+    The test flips the signs of problems' differences at random: if both models answer alike, each could as well
+    be the other's (Fisher 1935; for language Dror et al. ACL 2018, P18-1128). That is exact where both have
+    as many samples a problem, and keeps its level in the limit otherwise; a bootstrap's p-value is neither at
+    30 problems. p counts the sample itself among the draws, so it is never 0 (Phipson and Smyth 2010).
+
+    Args:
+        differences: of each benchmark [problems].
+        resamples: of the bootstrap and of the test.
+        seed: of both draws.
+
+    Raises:
+        ValueError: a benchmark without problems, or a number that is not finite.
+    """
+    strata = [np.asarray(own, dtype=np.float64) for own in differences]
+    if not strata or any(own.ndim != 1 or not len(own) or not np.isfinite(own).all() for own in strata):
+        raise ValueError("differences must be finite numbers, of one problem at least")
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for own in strata:
+        unlike = own[own != 0]
+        size = float(np.sqrt(np.mean(unlike**2))) if len(unlike) else 1.0
+        more = np.concatenate([own, [size, -size]])
+        means += _resampled(more[None], resamples, rng)[0] / len(more) / len(strata)
+    shares = np.concatenate([own / len(own) / len(strata) for own in strata])
+    low, high = _percentiles(means)
+    value = float(np.mean([own.mean() for own in strata]))
+    # With few problems the two that were added may draw the interval away from what was seen.
+    return Difference(
+        value, min(low, value), max(high, value), _sign_flip(shares, resamples, rng), "sign-flip"
+    )
+
+
+def _sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> float:
+    """Two-sided p-value of Σ values, each of which could as well have the other sign."""
+    values = values[values != 0]
+    if not len(values):
+        return 1.0
+    seen, total = abs(values.sum()), values.sum()
+    as_large = 1
+    for rows in _chunks(draws, len(values)):
+        count = (rows.stop - rows.start) * len(values)
+        bits = np.unpackbits(np.frombuffer(rng.bytes(-(-count // 8)), dtype=np.uint8))[:count]
+        sums = 2 * (bits.reshape(-1, len(values)) @ values) - total
+        # What equals the sample up to rounding is as large.
+        as_large += int((np.abs(sums) >= seen - 1e-12 * np.abs(values).sum()).sum())
+    return as_large / (1 + draws)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that all together find something where nothing is in at most 5 %
+    of cases if what is below 0.05 counts (Holm, Scand. J. Stat. 6, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def smallest_difference(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    *,
+    power: float = 0.8,
+    level: float = 0.05,
+) -> float | None:
+    """The smallest true difference that so many problems show with the probability `power`.
+
+    With a sample each: the exact power of McNemar's exact test, at the share of problems on which the two were
+    seen to differ, or at the difference itself where that is more. Otherwise the normal approximation of the
+    sign-flip test, at the standard deviation that was seen; the formula is Miettinen's (Biometrics 24, 1968),
+    with the problems' variance in place of the share of those that differ.
+
+    Args:
+        a: [problems] the first model's mean verdicts.
+        b: [problems] the second's.
+        power: the probability.
+        level: p-value from which on a difference counts; smaller where several tests share 0.05.
+
+    Returns:
+        Between 0 and 1; None where so few problems show no difference at all.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    n, deviation = len(first), float(np.std(second - first))
+
+    def lacking(difference: float) -> float:
+        if _single(first, second) or deviation < 1e-9:
+            differ = max(float(np.mean(first != second)) if _single(first, second) else 0.0, difference)
+            return _mcnemar_power(n, differ, difference, level) - power
+        spread = norm.isf(level / 2) * math.hypot(deviation, difference) + norm.ppf(power) * deviation
+        return difference - float(spread) / math.sqrt(n)
+
+    # Not even if all problems differ in the same direction, of which 2^(1 − n) is the probability.
+    if 2.0 ** (1 - n) > level or lacking(1.0) <= 0:
+        return None
+    return float(brentq(lacking, 0.0, 1.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
+
+
+def _mcnemar_power(problems: int, differ: float, difference: float, level: float) -> float:
+    """How often the exact test finds a true difference, where the two differ on a share of problems."""
+    if differ <= 0:
+        return 0.0
+    counts = np.arange(binom.ppf(1e-9, problems, differ), binom.isf(1e-9, problems, differ) + 1)
+    # The test rejects where the rarer side has at most so many of the problems that differ; -1: never.
+    most = binom.ppf(level / 2, counts, 0.5)
+    most = np.where(binom.cdf(most, counts, 0.5) <= level / 2, most, most - 1)
+    second = (1 + difference / differ) / 2  # of a problem that differs: that the second alone is right
+    found = binom.cdf(most, counts, second) + binom.cdf(most, counts, 1 - second)
+    return float(binom.pmf(counts, problems, differ) @ found)
+
+
+def _single(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether all verdicts are 0 or 1."""
+    return bool(np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all())
