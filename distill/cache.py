@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
-from safetensors.torch import save_file as save_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.progress import progress_bar
 
 FORMAT = 1
 _LENGTHS = "lengths"
@@ -66,21 +66,12 @@ class ShardCache:
         missing = set(self.missing())
         return [index for index in range(self.shards) if index not in missing]
 
-    def write(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
-        write_atomically(self._path(index), lambda temporary: save_file(dict(arrays), temporary))
-
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        try:
-            return load_file(self._path(index))
-        except SafetensorError as error:
-            raise _damaged(self._path(index), error) from error
-
     def write_rows(self, index: int, parts: Sequence[Mapping[str, Tensor]]) -> None:
         """A shard that `rows` reads part by part: every tensor of a part has as many rows as its others."""
         names = parts[0].keys()
         arrays = {name: torch.cat([part[name] for part in parts]) for name in names}
         lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
-        write_atomically(self._path(index), lambda path: save_tensors({**arrays, _LENGTHS: lengths}, path))
+        write_atomically(self._path(index), lambda path: save_file({**arrays, _LENGTHS: lengths}, path))
 
     def rows(self, index: int) -> list["StoredRows"]:
         """The shard's parts, of which nothing but their lengths is read yet."""
@@ -88,6 +79,35 @@ class ShardCache:
         written = path.stat().st_mtime_ns
         ends = _opened(path, written).get_tensor(_LENGTHS).cumsum(0).tolist()
         return [StoredRows(path, start, end, written) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def fill(
+        self,
+        shards: Sequence[range],
+        sizes: Sequence[int],
+        compute: Callable[[range, Callable[[int], object]], Sequence[Mapping[str, Tensor]]],
+        *,
+        label: str,
+        unit: str = "token",
+    ) -> list["StoredRows"]:
+        """Every item's part, after what is missing is computed: by one of several processes, for which the
+        others wait.
+
+        Args:
+            shards: which items each shard holds.
+            sizes: of every item, as the progress bar counts.
+            compute: gives a shard's parts; told its items, and what moves the bar.
+            label: of the bar.
+            unit: of the bar.
+        """
+        if not self.complete:
+            with (
+                self.filling(),
+                progress_bar(total=sum(sizes), description=label, unit=unit, scaled=unit == "token") as bar,
+            ):
+                bar.update(sum(sizes[item] for index in self.done() for item in shards[index]))
+                for index in self.missing():
+                    self.write_rows(index, compute(shards[index], bar.update))
+        return [part for index in range(self.shards) for part in self.rows(index)]
 
     @contextmanager
     def filling(self) -> Iterator[None]:

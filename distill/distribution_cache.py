@@ -11,14 +11,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from distill.batch import by_length, collate, hash_traces
+from distill.batch import hash_traces
 from distill.cache import ShardCache, StoredRows
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
 from distill.head import Head, label_logprobs
 from distill.models import LanguageModel, ModelSource, tokenizer_size
-from distill.progress import progress_bar
-from distill.teacher import LazyModel, model_key
+from distill.teacher import LazyModel, in_batches, model_key
 from distill.traces import Trace
 
 _TOKENS_PER_SHARD = 1 << 15  # hidden states of a 7B model: 224 MiB
@@ -55,25 +54,22 @@ def cache_distributions(
     }
     shards = _shards([len(trace.completion_ids) for trace in traces])
     store = ShardCache(cache, f"teacher_{wanted.source}", key, len(shards))
-    found = store.done()
-    if not store.complete:
-        with (
-            store.filling(),
-            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
-        ):
-            found = store.done()
-            bar.update(sum(len(traces[i]) for n in found for i in shards[n]))
-            for index in store.missing():
-                parts = _kept(model.get(), traces, shards[index], wanted, token_budget, bar.update)
-                _refuse_a_small_disk(store, parts, len(store.missing()))
-                store.write_rows(index, parts)
-    rows = [part for index in range(len(shards)) for part in store.rows(index)]
+    made: list[int] = []
+
+    def keep(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
+        parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
+        _refuse_a_small_disk(store, parts, len(store.missing()))
+        made.extend(part)
+        return parts
+
+    rows = store.fill(shards, [len(trace) for trace in traces], keep, label=label)
     if len(rows) != len(traces) or any(
         len(part) != len(trace.completion_ids) for part, trace in zip(rows, traces, strict=True)
     ):
         raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
+    found = sorted({*range(len(traces))} - {*made})
     if found and (wanted.verify or model.loaded):
-        _verify(model, traces, wanted, rows, [i for n in found for i in shards[n]], store.folder)
+        _verify(model, traces, wanted, rows, found, store.folder)
     return rows
 
 
@@ -131,7 +127,6 @@ def _shards(lengths: Sequence[int]) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
-@torch.no_grad()
 def _kept(
     lm: LanguageModel,
     traces: Sequence[Trace],
@@ -141,22 +136,13 @@ def _kept(
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[dict[str, Tensor]]:
     """What is kept of these traces, in their order."""
-    result: dict[int, dict[str, Tensor]] = {}
-    for places in by_length([len(traces[number]) for number in numbers], token_budget):
-        rows = [numbers[place] for place in places]
-        # Without what a trace carries already: it is not asked for here.
-        bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
-        batch = collate(bare).to(lm.device)
-        head = lm.completion_head(batch.input_ids, batch.mask)
-        lengths = batch.mask.sum(-1).tolist()
-        drawn = [wanted.uniforms(row, length) for row, length in zip(rows, lengths, strict=True)]
+
+    def keep(head: Head, labels: Tensor, rows: Sequence[int]) -> Mapping[str, Tensor]:
+        drawn = [wanted.uniforms(row, len(traces[row].completion_ids)) for row in rows]
         uniforms = [one for one in drawn if one is not None]
-        kept = wanted.keep(head, batch.labels[batch.mask], torch.cat(uniforms) if uniforms else None)
-        split = {name: values.split(lengths) for name, values in kept.items()}
-        for place, row in enumerate(rows):
-            result[row] = {name: parts[place] for name, parts in split.items()}
-        progress(sum(len(trace) for trace in bare))
-    return [result[number] for number in numbers]
+        return wanted.keep(head, labels, torch.cat(uniforms) if uniforms else None)
+
+    return in_batches(lm, traces, numbers, keep, token_budget, progress)
 
 
 def _refuse_a_small_disk(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:

@@ -1,18 +1,16 @@
 """What a model makes of traces, token by token and trace by trace, before anything is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from distill.batch import by_length, collate, hash_traces
+from distill.batch import hash_traces
 from distill.cache import ShardCache
-from distill.head import label_ranks
-from distill.models import LanguageModel
-from distill.progress import progress_bar
-from distill.teacher import LazyModel, model_key
+from distill.head import Head, label_ranks
+from distill.teacher import LazyModel, in_batches, in_shards, model_key
 from distill.traces import Trace
 
 RANK_LIMIT = 100  # r_max of the rank-surprisal ratio's authors
@@ -78,42 +76,18 @@ def score_tokens(
         token_budget: tokens a batch, padding included.
         label: of the progress bar.
     """
-    shards = [
-        range(start, min(start + _TRACES_PER_SHARD, len(traces)))
-        for start in range(0, len(traces), _TRACES_PER_SHARD)
-    ]
+    shards = in_shards(len(traces), _TRACES_PER_SHARD)
     key = {**model_key(model.source), "traces": hash_traces(traces)}
     store = ShardCache(cache, "token_scores", key, len(shards))
-    if not store.complete:
-        with (
-            store.filling(),
-            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
-        ):
-            bar.update(sum(len(traces[i]) for n in store.done() for i in shards[n]))
-            for index in store.missing():
-                part = [traces[i] for i in shards[index]]
-                store.write_rows(index, _score(model.get(), part, token_budget, bar.update))
-    rows = [part.read() for index in range(len(shards)) for part in store.rows(index)]
-    return [
-        TokenScores(row["logprobs"].numpy(), row["ranks"].numpy(), row["entropy"].numpy()) for row in rows
-    ]
+    parts = store.fill(
+        shards,
+        [len(trace) for trace in traces],
+        lambda part, progress: in_batches(model.get(), traces, part, _score, token_budget, progress),
+        label=label,
+    )
+    return [TokenScores(**{name: values.numpy() for name, values in part.read().items()}) for part in parts]
 
 
-@torch.no_grad()
-def _score(
-    lm: LanguageModel, traces: Sequence[Trace], token_budget: int, progress: Callable[[int], object]
-) -> list[dict[str, torch.Tensor]]:
-    result: list[dict[str, torch.Tensor]] = [{}] * len(traces)
-    for rows in by_length([len(trace) for trace in traces], token_budget):
-        # Without what a trace carries for training: it is not asked for here.
-        bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
-        batch = collate(bare).to(lm.device)
-        head = lm.completion_head(batch.input_ids, batch.mask)
-        logprobs, ranks, entropy = label_ranks(head, batch.labels[batch.mask])
-        lengths = batch.mask.sum(-1).tolist()
-        columns = (logprobs.float().cpu(), ranks.int().cpu(), entropy.float().cpu())
-        split = zip(*(column.split(lengths) for column in columns), strict=True)
-        for row, (own, rank, spread) in zip(rows, split, strict=True):
-            result[row] = {"logprobs": own, "ranks": rank, "entropy": spread}
-        progress(sum(map(len, bare)))
-    return result
+def _score(head: Head, labels: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    logprobs, ranks, entropy = label_ranks(head, labels)
+    return {"logprobs": logprobs.float(), "ranks": ranks.int(), "entropy": entropy.float()}

@@ -1,7 +1,7 @@
 """What the teacher gives: traces that it writes, log-probs of tokens. Computed once, cached, resumed after a
 kill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from distill.errors import UserError
 from distill.generation import Sampling, generate, warpers
 from distill.head import Head, factors, label_logprobs, product
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
-from distill.progress import progress_bar
 from distill.traces import Trace
 
 _SCORED_PER_SHARD = 512
@@ -88,22 +87,17 @@ def sample_completions(
         "sampling": vars(sampling) | {"samples": samples, "batch_size": batch_size, "seed": seed},
         "prompts": hash_arrays(iter(prompts)),
     }
-    batches = [
-        range(start, min(start + batch_size, len(prompts))) for start in range(0, len(prompts), batch_size)
-    ]
+    batches = in_shards(len(prompts), batch_size)
     store = ShardCache(cache, "completions", key, len(batches))
-    if not store.complete:
-        with (
-            store.filling(),
-            progress_bar(total=len(prompts) * samples, description=label, unit="trace") as bar,
-        ):
-            bar.update(sum(len(batches[index]) for index in store.done()) * samples)
-            for index in store.missing():
-                rows = [prompts[row].tolist() for row in batches[index] for _ in range(samples)]
-                written = generate(model.get(), rows, sampling, seed=_mix(seed, index))
-                store.write(index, _pack([np.asarray(ids, dtype=np.int32) for ids in written]))
-                bar.update(len(rows))
-    flat = [ids for index in range(len(batches)) for ids in _unpack(store.read(index))]
+
+    def write(batch: range, progress: Callable[[int], object]) -> list[dict[str, torch.Tensor]]:
+        rows = [prompts[row].tolist() for row in batch for _ in range(samples)]
+        written = generate(model.get(), rows, sampling, seed=_mix(seed, batch.start // batch_size))
+        progress(len(rows))
+        return [{"values": torch.tensor(ids, dtype=torch.int32)} for ids in written]
+
+    parts = store.fill(batches, [samples] * len(prompts), write, label=label, unit="trace")
+    flat = [part.read()["values"].numpy().copy() for part in parts]
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 
 
@@ -134,21 +128,21 @@ def score(
         "sampling": None if sampling is None else [sampling.temperature, sampling.top_p, sampling.top_k],
         "traces": hash_traces(traces),
     }
-    shards = [
-        range(start, min(start + _SCORED_PER_SHARD, len(traces)))
-        for start in range(0, len(traces), _SCORED_PER_SHARD)
-    ]
+
+    def logprobs(head: Head, labels: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        if sampling is None or not sampling.warps:
+            return {"values": label_logprobs(head, labels).float()}
+        return {"values": sampled_logprobs(head, labels, sampling).float()}
+
+    shards = in_shards(len(traces), _SCORED_PER_SHARD)
     store = ShardCache(cache, signal, key, len(shards))
-    if not store.complete:
-        with (
-            store.filling(),
-            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
-        ):
-            bar.update(sum(len(traces[i]) for n in store.done() for i in shards[n]))
-            for index in store.missing():
-                part = [traces[i] for i in shards[index]]
-                store.write(index, _pack(_score_part(model.get(), part, sampling, token_budget, bar.update)))
-    scored = [values for index in range(len(shards)) for values in _unpack(store.read(index))]
+    parts = store.fill(
+        shards,
+        [len(trace) for trace in traces],
+        lambda part, progress: in_batches(model.get(), traces, part, logprobs, token_budget, progress),
+        label=label,
+    )
+    scored = [part.read()["values"].numpy().copy() for part in parts]
     for trace, values in zip(traces, scored, strict=True):
         if len(values) != len(trace.completion_ids):
             raise UserError(
@@ -157,27 +151,44 @@ def score(
     return scored
 
 
+def in_shards(count: int, size: int) -> list[range]:
+    """So many items in shards of a size."""
+    return [range(count)[start : start + size] for start in range(0, count, size)]
+
+
 @torch.no_grad()
-def _score_part(
+def in_batches(
     lm: LanguageModel,
     traces: Sequence[Trace],
-    sampling: Sampling | None,
-    token_budget: int,
-    progress: Callable[[int], object],
-) -> list[np.ndarray]:
-    result = [np.zeros(0, dtype=np.float32)] * len(traces)
-    for rows in by_length([len(trace) for trace in traces], token_budget):
-        batch = collate([traces[row] for row in rows]).to(lm.device)
+    numbers: Sequence[int],
+    look: Callable[[Head, torch.Tensor, Sequence[int]], Mapping[str, torch.Tensor]],
+    token_budget: int = 8192,
+    progress: Callable[[int], object] = lambda tokens: None,
+) -> list[dict[str, torch.Tensor]]:
+    """What there is to see at the completion tokens of some traces, in their order, on the CPU.
+
+    Args:
+        lm: reads them.
+        traces: with the model's own token ids.
+        numbers: of those that are read.
+        look: gives tensors with a row a token, of a batch's output head, its tokens and its traces' numbers.
+        token_budget: tokens a batch, padding included.
+        progress: told the tokens that are read.
+    """
+    result: dict[int, dict[str, torch.Tensor]] = {}
+    for places in by_length([len(traces[number]) for number in numbers], token_budget):
+        rows = [numbers[place] for place in places]
+        # Without what a trace carries for training: it is not asked for here.
+        bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
+        batch = collate(bare).to(lm.device)
         head = lm.completion_head(batch.input_ids, batch.mask)
-        labels = batch.labels[batch.mask]
-        if sampling is None or not sampling.warps:
-            values = label_logprobs(head, labels)
-        else:
-            values = sampled_logprobs(head, labels, sampling)
-        for row, part in zip(rows, values.float().cpu().split(batch.mask.sum(-1).tolist()), strict=True):
-            result[row] = part.numpy()
-        progress(sum(len(traces[row]) for row in rows))
-    return result
+        found = look(head, batch.labels[batch.mask], rows)
+        lengths = [len(trace.completion_ids) for trace in bare]
+        split = {name: values.cpu().split(lengths) for name, values in found.items()}
+        for place, row in enumerate(rows):
+            result[row] = {name: parts[place] for name, parts in split.items()}
+        progress(sum(map(len, bare)))
+    return [result[number] for number in numbers]
 
 
 def sampled_logprobs(
@@ -202,17 +213,6 @@ def sampled_logprobs(
         warped = torch.log_softmax(kept.scatter(-1, ids, drawn), -1)
         parts.append(warped.gather(-1, ids).squeeze(-1))
     return torch.cat(parts)
-
-
-def _pack(arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        "values": np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.float32),
-        "lengths": np.asarray([len(array) for array in arrays], dtype=np.int64),
-    }
-
-
-def _unpack(stored: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return np.split(stored["values"], np.cumsum(stored["lengths"])[:-1]) if len(stored["lengths"]) else []
 
 
 def _mix(seed: int, index: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import distill.cache
@@ -37,16 +37,16 @@ def test_a_cache_gives_back_what_was_written_and_knows_what_is_missing(tmp_path:
     cache = ShardCache(tmp_path, "thing", {"a": 1}, 3)
     assert cache.missing() == [0, 1, 2]
     assert not cache.complete
-    arrays = {"values": np.asarray([1.5, -np.inf], dtype=np.float32), "lengths": np.asarray([2, 0])}
-    cache.write(1, arrays)
+    parts = [{"values": torch.tensor([1.5, -torch.inf])}, {"values": torch.zeros(0)}]
+    cache.write_rows(1, parts)
     assert cache.missing() == [0, 2]
     again = ShardCache(tmp_path, "thing", {"a": 1}, 3)
     assert again.missing() == [0, 2]
-    for name, array in again.read(1).items():
-        assert array.dtype == arrays[name].dtype
-        assert np.array_equal(array, arrays[name])
-    cache.write(0, arrays)
-    cache.write(2, arrays)
+    for part, found in zip(parts, again.rows(1), strict=True):
+        assert found.read()["values"].dtype == torch.float32
+        assert torch.equal(found.read()["values"], part["values"])
+    cache.write_rows(0, parts)
+    cache.write_rows(2, parts)
     assert cache.complete
     assert files(cache.folder) == {"key.json", *(f"{n:05d}.safetensors" for n in range(3))}
 
@@ -55,7 +55,7 @@ def test_a_cache_can_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> 
     ordinary = tmp_path / "ordinary"
     ordinary.write_text("")
     cache = ShardCache(tmp_path, "thing", {}, 1)
-    cache.write(0, {"values": np.zeros(1)})
+    cache.write_rows(0, [{"values": torch.zeros(1)}])
     assert (cache.folder / "00000.safetensors").stat().st_mode == ordinary.stat().st_mode
 
 
@@ -81,33 +81,33 @@ def test_a_folder_that_was_made_from_something_else_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize("damage", ["empty", "truncated", "header", "garbage"])
 def test_a_damaged_shard_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
     cache = ShardCache(tmp_path, "thing", {}, 1)
-    cache.write(0, {"values": np.arange(100.0)})
+    cache.write_rows(0, [{"values": torch.arange(100.0)}])
     (shard,) = cache.folder.glob("*.safetensors")
     whole = shard.read_bytes()
     broken = {"empty": b"", "truncated": whole[:-8], "header": whole[:20], "garbage": b"\xff" * len(whole)}
     shard.write_bytes(broken[damage])
     with pytest.raises(UserError, match=r"00000\.safetensors is damaged .*delete it and run again"):
-        cache.read(0)
+        cache.rows(0)
 
 
 def test_a_shard_that_fails_while_it_is_written_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ShardCache(tmp_path, "thing", {}, 2)
-    cache.write(0, {"values": np.arange(3.0)})
+    cache.write_rows(0, [{"values": torch.arange(3.0)}])
 
-    def full(arrays: dict[str, np.ndarray], path: Path) -> None:
+    def full(arrays: dict[str, torch.Tensor], path: Path) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(distill.cache, "save_file", full)
     with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
-        cache.write(1, {"values": np.arange(3.0)})
+        cache.write_rows(1, [{"values": torch.arange(3.0)}])
     with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
-        cache.write(0, {"values": np.arange(4.0)})
+        cache.write_rows(0, [{"values": torch.arange(4.0)}])
     assert files(cache.folder) == {"key.json", "00000.safetensors"}
     assert cache.missing() == [1]
-    assert len(cache.read(0)["values"]) == 3
+    assert [len(part) for part in cache.rows(0)] == [3]
 
 
 def test_an_interrupted_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_cache_that_does_not_fit_the_traces_is_refused(
     lengths = stored["lengths"]
     lengths[0] -= 1
     lengths[1] += 1
-    distill.cache.save_file({**stored, "lengths": lengths}, folder / "00000.safetensors")
+    save_file({**stored, "lengths": lengths}, folder / "00000.safetensors")
     with pytest.raises(UserError, match=r"teacher_logprobs-.* does not fit trace t0: delete it"):
         score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
 
