@@ -1,7 +1,8 @@
-"""How sure a figure is: intervals over problems, pass@k and its kin, tests of two models on the same problems.
+"""How sure a figure is: intervals over problems, pass@k and its kin, and tests of two models on the same
+problems.
 
 The unit is the problem. Samples of one problem resemble each other, so they are drawn together (a cluster
-bootstrap; Miller 2411.00640, section 2.2): an interval over single samples would be too narrow.
+bootstrap; Miller 2411.00640): an interval over single samples would be too narrow.
 """
 
 import math
@@ -59,12 +60,12 @@ def bootstrap_ratio(
 ) -> Figure:
     """Σ numerators / Σ denominators, with the 95 % percentile interval of a bootstrap over problems.
 
-    Where all problems show the same figure (0 of 30 right, or 30 of 30), a bootstrap has no width. For figures
-    between 0 and 1 the interval then says what a share of other problems that could have gone unseen would
-    change: of n problems all show the same with probability 2.5 % where a share 1 − 0.025^(1/n) shows
-    something else. At 0 and at 1 that is Clopper and Pearson's exact interval (Biometrika 26, 1934) of a
-    proportion of problems. Other figures that do not vary get no width, and no interval where there is but one
-    problem.
+    Where all problems show the same figure (0 of 30 right, or 30 of 30), a bootstrap has no width. For
+    figures between 0 and 1 the interval then says what a share of other problems that could have gone
+    unseen would change: n problems all show the same with probability 2.5 % where a share 1 − 0.025^(1/n)
+    would show something else. At 0 and at 1 that is Clopper and Pearson's exact interval (Biometrika 26,
+    1934) of a proportion of problems. Other figures that do not vary get no width, and no interval where
+    there is but one problem.
 
     Args:
         numerators: [problems] such as right answers; NaN where a problem has no figure: it is left out.
@@ -159,8 +160,8 @@ def pass_at_k(right: int, n: int, k: int) -> float:
 def majority(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
     """maj@n of a problem: whether the answer that most samples give is right (Wang et al. 2203.11171).
 
-    Only samples with an answer vote. Answers with as many votes share the verdict: the mean of theirs, which is
-    what drawing one of them gives on average.
+    Only samples with an answer vote. Answers with as many votes share the verdict: the mean of theirs, which
+    is what drawing one of them gives on average.
 
     Args:
         classes: [samples] the same number for the same answer; None: no answer.
@@ -195,8 +196,8 @@ def agreement(classes: Sequence[int | None]) -> float | None:
 
 
 def repetition(words: Sequence[Any], n: int = 4) -> float | None:
-    """The share of a sequence's n-grams that occurred earlier in it (1 − distinct n-grams / n-grams, as seq-rep-n
-    of Welleck et al. 1908.04319, section 6).
+    """The share of a sequence's n-grams that occurred earlier in it: 1 − distinct n-grams / n-grams
+    (seq-rep-n of Welleck et al. 1908.04319).
 
     Args:
         words: token ids or words.
@@ -259,16 +260,17 @@ def mean_difference(
 ) -> Difference:
     """The mean over benchmarks of their problems' mean differences: each benchmark counts alike.
 
-    The interval is a percentile bootstrap over problems within each benchmark, to which two problems were added
-    that differ by as much as others do (root mean square of the differences that are not zero), one each way.
-    So the interval has a width where no problem differs, or all do alike; for differences of −1, 0 and 1 it is
-    the bootstrap form of Bonett and Price's adjusted Wald interval, recommended for paired proportions
-    (J. Educ. Behav. Stat. 37, 2012; Fagerland, Lydersen and Laake, Stat. Med. 33, 2014).
+    The interval is a percentile bootstrap over problems within each benchmark, to which two problems were
+    added that differ by as much as others do (root mean square of the differences that are not zero), one
+    each way. So it has a width where no problem differs, or all do alike; for differences of −1, 0 and 1 it
+    is the bootstrap form of Bonett and Price's adjusted Wald interval, which is recommended for paired
+    proportions (J. Educ. Behav. Stat. 37, 2012; Fagerland, Lydersen and Laake, Stat. Med. 33, 2014).
 
-    The test flips the signs of problems' differences at random: if both models answer alike, each could as well
-    be the other's (Fisher 1935; for language Dror et al. ACL 2018, P18-1128). That is exact where both have
-    as many samples a problem, and keeps its level in the limit otherwise; a bootstrap's p-value is neither at
-    30 problems. p counts the sample itself among the draws, so it is never 0 (Phipson and Smyth 2010).
+    The test flips the signs of problems' differences at random: if both models answer alike, each answer
+    could as well be the other's (Fisher 1935; for language models' outputs Dror et al. ACL 2018, P18-1128).
+    That is exact where both have as many samples a problem, and holds its level in the limit otherwise; a
+    bootstrap's p-value is exact in neither case. p counts the sample itself among the draws, so it is never 0
+    (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
 
     Args:
         differences: of each benchmark [problems].
@@ -333,10 +335,10 @@ def smallest_difference(
 ) -> float | None:
     """The smallest true difference that so many problems show with the probability `power`.
 
-    With a sample each: the exact power of McNemar's exact test, at the share of problems on which the two were
-    seen to differ, or at the difference itself where that is more. Otherwise the normal approximation of the
-    sign-flip test, at the standard deviation that was seen; the formula is Miettinen's (Biometrics 24, 1968),
-    with the problems' variance in place of the share of those that differ.
+    With a sample each: the exact power of McNemar's exact test, at the share of problems on which the two
+    were seen to differ, or at the difference itself where that is more. Otherwise the normal approximation
+    of the sign-flip test, at the standard deviation that was seen; the formula is Miettinen's (Biometrics 24,
+    1968), with the problems' variance in place of the share of those that differ.
 
     Args:
         a: [problems] the first model's mean verdicts.
@@ -349,11 +351,12 @@ def smallest_difference(
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     n, deviation = len(first), float(np.std(second - first))
+    single = _single(first, second)
+    seen = float(np.mean(first != second)) if single else 0.0
 
     def lacking(difference: float) -> float:
-        if _single(first, second) or deviation < 1e-9:
-            differ = max(float(np.mean(first != second)) if _single(first, second) else 0.0, difference)
-            return _mcnemar_power(n, differ, difference, level) - power
+        if single or deviation < 1e-9:  # where nothing varies, that says nothing of how much it could
+            return _mcnemar_power(n, max(seen, difference), difference, level) - power
         spread = norm.isf(level / 2) * math.hypot(deviation, difference) + norm.ppf(power) * deviation
         return difference - float(spread) / math.sqrt(n)
 
@@ -367,7 +370,8 @@ def _mcnemar_power(problems: int, differ: float, difference: float, level: float
     """How often the exact test finds a true difference, where the two differ on a share of problems."""
     if differ <= 0:
         return 0.0
-    counts = np.arange(binom.ppf(1e-9, problems, differ), binom.isf(1e-9, problems, differ) + 1)
+    ends = binom.ppf(1e-9, problems, differ), binom.isf(1e-9, problems, differ)
+    counts = np.arange(int(ends[0]), int(ends[1]) + 1)
     # The test rejects where the rarer side has at most so many of the problems that differ; -1: never.
     most = binom.ppf(level / 2, counts, 0.5)
     most = np.where(binom.cdf(most, counts, 0.5) <= level / 2, most, most - 1)
