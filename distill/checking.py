@@ -62,8 +62,12 @@ class Checks:
         for record in records:
             verdicts = right.get(record["problem_id"])
             record["pass_rate"] = sum(verdicts) / len(verdicts) if verdicts else None
-        if isinstance(self.grade, MathJudge):
-            self.grade.close()
+        self.close()
+
+    def close(self) -> None:
+        """End what the grader holds; the next question starts it again."""
+        if close := getattr(self.grade, "close", None):
+            close()
 
     def _verdict(self, record: Mapping[str, Any], example: Example) -> tuple[str | None, bool | None, str]:
         judged = self.grade is not None and example.gold is not None

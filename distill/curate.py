@@ -16,10 +16,9 @@ from distill.checking import Checks
 from distill.cli import check_overrides, one_sentence_errors, quiet
 from distill.curation.step import Desk, Outcome, Step
 from distill.data import TraceRecipe
-from distill.errors import UserError
-from distill.judging import MathJudge
+from distill.errors import UserError, whole_number
 from distill.models import ModelSource
-from distill.records import Record, write_records
+from distill.records import Record, by_problem, teacher_of, write_records
 from distill.teacher import LazyModel
 from distill.trace_sets import claimed, collect
 
@@ -40,6 +39,7 @@ def curate(cfg: DictConfig) -> Path:
     from distill.training import build, find_device
 
     folder = Path(cfg.out)
+    whole_number("seed", cfg.seed, least=0)
     device = find_device(cfg)
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     steps = {
@@ -63,14 +63,13 @@ def curate(cfg: DictConfig) -> Path:
         try:
             kept, log = run_steps(records, steps, desk)
         finally:
-            if isinstance(desk.grade, MathJudge):
-                desk.grade.close()
+            checks.close()
         write_records(folder / "traces.parquet", kept)
         summary = {
             "steps": log,
             "traces": len(kept),
-            "problems": _problems(kept),
-            "teachers": _teachers(kept),
+            "problems": len(by_problem(kept)),
+            "teachers": dict(Counter(map(teacher_of, kept)).most_common()),
         }
         write_atomically(
             folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
@@ -90,11 +89,8 @@ def run_steps(
     Raises:
         UserError: a step leaves none.
     """
-    for (
-        name,
-        step,
-    ) in steps.items():  # a mistake in the last is better found before the first has worked for hours
-        _done(name, step, [], desk)
+    for name, step in steps.items():
+        _done(name, step, [], desk)  # a mistake in the last is better found before the first works for hours
     left, log = list(records), []
     for name, step in steps.items():
         began = time.perf_counter()
@@ -103,7 +99,7 @@ def run_steps(
             "step": name,
             "traces": len(left),
             "kept": len(outcome.kept),
-            "problems": _problems(outcome.kept),
+            "problems": len(by_problem(outcome.kept)),
             "left_out": outcome.left_out,
             "figures": outcome.figures,
             "seconds": round(time.perf_counter() - began, 2),
@@ -159,14 +155,6 @@ def _tokens_of(desk: Desk) -> ModelSource:
             "or GGUF file>"
         )
     return desk.models["student"].source
-
-
-def _problems(records: Sequence[Record]) -> int:
-    return len({" ".join(record["problem"].split()) for record in records})
-
-
-def _teachers(records: Sequence[Record]) -> dict[str, int]:
-    return dict(Counter(record["teacher"] or "unknown" for record in records).most_common())
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="curate")

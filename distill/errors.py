@@ -1,5 +1,7 @@
 """What a user's mistake raises: a sentence, no traceback."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can mend. The message names the offending value, the place and the remedy.
@@ -21,3 +23,13 @@ class Interrupted(KeyboardInterrupt):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its message's first, or its kind where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def whole_number(place: str, value: Any, *, least: int) -> None:
+    """Refuse a value that is no whole number from `least` on.
+
+    Raises:
+        UserError: names the place.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{place}={value!r} must be a whole number, at least {least}")

@@ -3,7 +3,6 @@
 A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
 that was killed and resumed gives the set of one clean run."""
 
-import hashlib
 import json
 import sys
 import time
@@ -23,15 +22,15 @@ from distill.checking import Checks
 from distill.cli import check_overrides, one_sentence_errors, quiet
 from distill.data import check_room
 from distill.engines import Engine, Request, Written, request_seed
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.generation import Sampling
 from distill.journal import Journal
 from distill.models import ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
-from distill.records import write_records
+from distill.records import template_hash, write_records
 from distill.teacher import LazyModel, score
 from distill.trace_sets import claimed
-from distill.traces import Example, Trace, check_spelling, encode_completion, encode_prompt, fill
+from distill.traces import Trace, check_spelling, conversation, encode_completion, encode_prompt
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
@@ -56,12 +55,10 @@ def generate(cfg: DictConfig) -> Path:
     checks = Checks.of(cfg.check, recipe.grade)
     if "{problem}" not in cfg.prompt.user:
         raise UserError(f"prompt.user={cfg.prompt.user!r} has no {{problem}} in it")
-    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool):
-        raise UserError(f"seed={cfg.seed!r} must be a whole number")
+    whole_number("seed", cfg.seed, least=0)
     if cfg.logprobs not in (True, False, "auto"):
         raise UserError(f"logprobs={cfg.logprobs!r} is not one of auto, true, false")
-    if not isinstance(cfg.samples, int) or isinstance(cfg.samples, bool) or cfg.samples < 1:
-        raise UserError(f"samples={cfg.samples!r} must be a whole number, at least 1")
+    whole_number("samples", cfg.samples, least=1)
     if sampling.temperature == 0 and cfg.samples > 1:
         raise UserError(
             f"samples={cfg.samples} with sampling.temperature=0: greedy completions of a problem are all "
@@ -77,7 +74,7 @@ def generate(cfg: DictConfig) -> Path:
         replace(example, id=f"{example.id}@{number}") if example.id in repeated else example
         for number, example in enumerate(examples)
     ]
-    asked = [_messages(example, cfg.prompt.system, cfg.prompt.user) for example in examples]
+    asked = [conversation(example, cfg.prompt.user, cfg.prompt.system) for example in examples]
     prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
     check_room(examples, prompts, source)
     model = LazyModel(source, device)
@@ -119,7 +116,7 @@ def generate(cfg: DictConfig) -> Path:
                 for number, (request, one) in enumerate(zip(requests, ids, strict=True))
             ]
             logprobs = score(model, traces, "teacher_logprobs", cache=folder / "scores")
-        records, template = [], _template(source, cfg)
+        records, template = [], template_hash(source.tokenizer, cfg.prompt.user, cfg.prompt.system)
         for place, (request, one) in enumerate(zip(requests, written, strict=True)):
             number, sample = divmod(place, cfg.samples)
             example = examples[number]
@@ -170,14 +167,6 @@ def _teacher(cfg: DictConfig) -> ModelSource:
     return find(cfg, "teacher", cfg.model.teacher_dtype)
 
 
-def _messages(example: Example, system: str | None, user: str) -> Example:
-    """The example as the conversation that the teacher is asked to go on with."""
-    turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
-    if system and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    return replace(example, messages=tuple(turns))
-
-
 def _write(
     engine: Engine,
     requests: Sequence[Request],
@@ -217,11 +206,6 @@ def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
         return written.ids
     ids = encode_completion(source.tokenizer, written.text, source.end_ids)
     return ids if written.finished else ids[:-1]
-
-
-def _template(source: ModelSource, cfg: DictConfig) -> str:
-    text = f"{source.tokenizer.chat_template}\0{cfg.prompt.system}\0{cfg.prompt.user}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A trace set is a folder with `traces.parquet`, one row a completion, that any Pa
 
 import argparse
 import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,8 +137,30 @@ def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
     writers name it each in their own way."""
     found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(" ".join(record["problem"].split()), []).append(record)
+        found.setdefault(problem_of(record), []).append(record)
     return found
+
+
+def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
+    """What the column `template` holds.
+
+    Args:
+        tokenizer: with its chat template.
+        user: template with `{problem}`.
+        system: what the conversation began with.
+    """
+    text = f"{tokenizer.chat_template}\0{system}\0{user}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def problem_of(record: Record) -> str:
+    """The problem's text, whatever the blanks in it."""
+    return " ".join(record["problem"].split())
+
+
+def teacher_of(record: Record) -> str:
+    """Who wrote."""
+    return record["teacher"] or "unknown"
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:

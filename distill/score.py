@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.cache import write_atomically
 from distill.cli import check_overrides, one_sentence_errors, quiet
 from distill.data import TraceRecipe
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.objective import Objective
 from distill.reading import Reader
@@ -86,10 +86,9 @@ def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Reco
 
 
 def _check(cfg: DictConfig) -> None:
-    for key in ("traces", "rank_limit", "resamples"):
-        value = cfg[key]
-        if not (isinstance(value, int) and value >= 1) and not (key == "traces" and value is None):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1")
+    for key, least in (("traces", 1), ("rank_limit", 1), ("resamples", 1), ("seed", 0)):
+        if key != "traces" or cfg.traces is not None:
+            whole_number(key, cfg[key], least=least)
     if cfg.keep not in ("right", "all"):
         raise UserError(f"keep={cfg.keep!r} is not one of right, all")
     if cfg.support not in ("auto", "none"):

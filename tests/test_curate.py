@@ -150,6 +150,7 @@ def test_the_same_command_makes_the_same_set_again_and_another_is_refused(hot: P
         (["curation=[min_rsr]"], r"step min_rsr needs the student: set model\.student="),
         (["data.path=gone.jsonl", "teachers=null"], r"data file gone\.jsonl does not exist"),
         (["out=/dev/null/set"], r"out=/dev/null/set cannot be written to \(Not a directory\)"),
+        (["seed=abc"], "seed='abc' must be a whole number, at least 0"),
         (["curation=[correct]", "check.answer=some"], r"check\.answer='some' is not one of"),
     ],
 )  # fmt: skip

@@ -184,6 +184,7 @@ def test_without_a_teacher_there_are_no_weights_and_that_is_said(
         (["teachers=[no/such/model]"], "model.teacher=no/such/model: there is no such folder"),
         (["traces=0"], "traces=0 must be a whole number, at least 1"),
         (["resamples=many"], "resamples='many' must be a whole number"),
+        (["seed=1.5"], "seed=1.5 must be a whole number, at least 0"),
         (["support=some"], "support='some' is not one of auto, none"),
         (["model.student=null"], "model.student is not set"),
         (["smoke_test=true", f"teachers=[{TEACHER}]"], "smoke_test=true compares teachers: name at"),

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, whole_number
 from distill.errors import UserError
-from distill.records import example_of
+from distill.records import example_of, teacher_of
 from distill.scoring import RANK_LIMIT, score_tokens, set_rsr
 from distill.teacher import LazyModel
 from distill.traces import Trace, encode_completion, encode_prompt
@@ -56,7 +56,7 @@ def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int 
         {
             "rsr": set_rsr(scores, limit) if scores else None,
             "rsr_kept": set_rsr(scores_left, limit) if scores_left else None,
-            "kept_by_teacher": dict(Counter(_writer(record) for record in kept)),
+            "kept_by_teacher": dict(Counter(teacher_of(record) for record in kept)),
         },
     )
 
@@ -209,9 +209,5 @@ def _by_teacher(records: Sequence[Record], values: np.ndarray) -> dict[str, floa
     """The mean of each writer's."""
     found: dict[str, list[Any]] = {}
     for record, value in zip(records, values, strict=True):
-        found.setdefault(_writer(record), []).append(value)
+        found.setdefault(teacher_of(record), []).append(value)
     return {name: float(np.mean(own)) for name, own in found.items()}
-
-
-def _writer(record: Record) -> str:
-    return str(record["teacher"] or "unknown")

@@ -1,6 +1,5 @@
 """Traces in the student's own words."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from distill.errors import UserError
 from distill.generation import Sampling
 from distill.models import ModelSource, tokenizer_fingerprint
 from distill.progress import progress_bar
-from distill.records import example_of
+from distill.records import example_of, template_hash
 from distill.teacher import sample_completions
 from distill.traces import Verdict, check_spelling, encode_prompt, fill
 
@@ -142,9 +141,6 @@ def written_anew(
     """
     tokenizer, prompt = student.tokenizer, desk.recipe.prompt
     example = example_of(record)
-    template = (
-        f"{tokenizer.chat_template}\0{None}\0{prompt}"  # as distill.generate writes it, no system prompt
-    )
     return record | {
         "messages": [{"role": "user", "content": fill(prompt, problem=example.problem)}],
         "completion": tokenizer.decode(ids, skip_special_tokens=True),
@@ -162,6 +158,6 @@ def written_anew(
         "engine": "hf",
         "learn_from": learn_from,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": hashlib.sha256(template.encode()).hexdigest()[:32],
+        "template": template_hash(tokenizer, prompt),
         "sampling": vars(sampling) | {"seed": desk.seed},
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.data import TraceRecipe
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.records import Record, by_problem, example_of
 from distill.scoring import TokenScores, score_tokens
 from distill.teacher import LazyModel
@@ -99,16 +99,6 @@ def in_order(records: Iterable[Record], kept: Iterable[Record]) -> list[Record]:
     """The kept records in the order of all."""
     chosen = {id(record) for record in kept}
     return [record for record in records if id(record) in chosen]
-
-
-def whole_number(place: str, value: Any, *, least: int) -> None:
-    """Refuse an option that is no whole number from `least` on.
-
-    Raises:
-        UserError: names the place.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{place}={value!r} must be a whole number, at least {least}")
 
 
 def share(place: str, value: Any) -> None:
