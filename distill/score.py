@@ -16,14 +16,14 @@ from distill.data import TraceRecipe
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.objective import Objective
-from distill.reading import Reader
-from distill.records import Record, by_problem, example_of
+from distill.reading import Reader, whole_reading
+from distill.records import Record, by_problem, example_of, problem_of, teacher_of
 from distill.runs import locked
 from distill.scoring import TokenScores, score_tokens
-from distill.suitability import Suitability, Support, looked_at, suitability, support_of
+from distill.suitability import Suitability, looked_at, suitability, support_of
 from distill.suitability_report import write_report
 from distill.teacher import LazyModel
-from distill.trace_sets import collect, is_model
+from distill.trace_sets import collect, listed, writing
 from distill.traces import Trace
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
@@ -55,9 +55,12 @@ def score(cfg: DictConfig) -> Path:
         for teacher, own in chosen.items():
             own, traces = _fitting(own, recipe, student.source)
             scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
-            support = _support(cfg, objective, recipe, student, teacher, own, traces, scores, device)
-            problems = [" ".join(record["problem"].split()) for record in own]
-            frame = looked_at(own, problems, scores, support, limit=cfg.rank_limit)
+            view = None
+            if cfg.support != "none":
+                view = _teachers_view(cfg, recipe, student.source, own, traces, device)
+            alignments = [trace.reading.alignment if trace.reading else None for trace in traces]
+            support = None if view is None else support_of(objective, scores, view, alignments)
+            frame = looked_at(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
             rows += frame.to_dict("records")
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
@@ -93,7 +96,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"keep={cfg.keep!r} is not one of right, all")
     if cfg.support not in ("auto", "none"):
         raise UserError(f"support={cfg.support!r} is not one of auto, none")
-    if cfg.smoke_test and (isinstance(cfg.teachers, str) or len(cfg.teachers or [1, 2]) < 2):
+    if cfg.smoke_test and (len(listed(cfg)) == 1):
         raise UserError("smoke_test=true compares teachers: name at least two, teachers=[a,b]")
 
 
@@ -108,7 +111,7 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
 def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record["teacher"] or "unknown", []).append(record)
+        found.setdefault(teacher_of(record), []).append(record)
     return found
 
 
@@ -146,61 +149,43 @@ def _fitting(
         if len(trace) <= student.context_length
     ]
     if len(fitting) < len(traces):
-        longest = max(zip(map(len, traces), traces, strict=True), key=lambda pair: pair[0])
+        longest = max(traces, key=len)
         if recipe.overlong == "error" or not fitting:
             raise UserError(
-                f"trace {longest[1].example.place} has {longest[0]} tokens, more than the context of "
+                f"trace {longest.example.place} has {len(longest)} tokens, more than the context of "
                 f"{student.name} ({student.context_length}): leave such traces out with data.overlong=drop"
             )
         print(f"{len(traces) - len(fitting)} traces are longer than the student's context and left out")
     return [record for record, _ in fitting], [trace for _, trace in fitting]
 
 
-def _support(
+def _teachers_view(
     cfg: DictConfig,
-    objective: Objective,
     recipe: TraceRecipe,
-    student: LazyModel,
-    teacher: str,
+    student: ModelSource,
     records: Sequence[Record],
     traces: Sequence[Trace],
-    scores: Sequence[TokenScores],
     device: str,
-) -> list[Support] | None:
-    """The weights of the traces' tokens, by whoever gives the teacher's log-probs; None where nobody does."""
+) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
+    """What a teacher makes of its traces, each of which gets its reading where that has other tokens, or its
+    log-probs alone; None where nobody gives them."""
     from distill.prepare import find
 
-    if cfg.support == "none":
-        return None
-    spec = cfg.model.teacher
-    named = [cfg.teachers] if isinstance(cfg.teachers, str) else cfg.teachers or []
-    entries = [entry for entry in named if is_model(cfg, entry)]
-    if own := next((entry for entry in entries if entry == teacher or Path(entry).name == teacher), None):
-        spec = own
-    if spec:
+    teacher = teacher_of(records[0])
+    if spec := writing(cfg).get(teacher, cfg.model.teacher):
         model_cfg = cfg.copy()
         model_cfg.model.teacher = spec
         frozen = LazyModel(find(model_cfg, "teacher", cfg.model.teacher_dtype), device)
-        reader = Reader(student.source, frozen.source, recipe.prompt)
-        readings = [
-            reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
-            if reader.foreign
-            else None
-            for trace in traces
-        ]
-        read = [
-            trace if reading is None else Trace(trace.example, reading.prompt_ids, reading.completion_ids)
-            for trace, reading in zip(traces, readings, strict=True)
-        ]
-        theirs = score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
-        alignments = [reading.alignment if reading else None for reading in readings]
-        return support_of(objective, scores, theirs, alignments)
+        reader = Reader(student, frozen.source, recipe.prompt)
+        for trace in traces if reader.foreign else ():
+            trace.reading = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+        read = [whole_reading(trace) for trace in traces]
+        return score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(
         record["completion_ids"] == trace.completion_ids.tolist()
         for record, trace in zip(records, traces, strict=True)
     ):
-        recorded = [np.asarray(record["teacher_logprobs"], dtype=np.float32) for record in records]
-        return support_of(objective, scores, recorded, [None] * len(traces))
+        return [np.asarray(record["teacher_logprobs"], dtype=np.float32) for record in records]
     print(
         f"{teacher}: no teacher's log-probs, so no weights are shown: name a model that gives them, "
         f"model.teacher="

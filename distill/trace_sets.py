@@ -77,7 +77,7 @@ def collect(
         UserError: a set cannot be read; names it.
     """
     records: list[Record] = []
-    entries = [cfg.teachers] if cfg.teachers is None or isinstance(cfg.teachers, str) else list(cfg.teachers)
+    entries: list[str | None] = [None] if cfg.teachers is None else [*listed(cfg)]
     if cfg.teachers is None and cfg.data.completions == "teacher":
         if not cfg.model.teacher:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
@@ -104,7 +104,19 @@ def collect(
     ]
 
 
-def is_model(cfg: DictConfig, entry: str) -> bool:
+def listed(cfg: DictConfig) -> list[str]:
+    """`teachers` as a list, empty where there is none."""
+    return [cfg.teachers] if isinstance(cfg.teachers, str) else list(cfg.teachers or [])
+
+
+def writing(cfg: DictConfig) -> dict[str, str]:
+    """Those of `teachers` that are models, by the names that their traces carry: their own, or the short one
+    beside others'."""
+    models = [entry for entry in listed(cfg) if _is_model(cfg, entry)]
+    return {name: entry for entry in models for name in (entry, _short(entry))}
+
+
+def _is_model(cfg: DictConfig, entry: str) -> bool:
     """Whether one of `teachers` is a model, which writes its traces now."""
     return _TEACHER not in _completion_field(cfg) and not _is_set(entry)
 
@@ -112,7 +124,7 @@ def is_model(cfg: DictConfig, entry: str) -> bool:
 def _read(
     cfg: DictConfig, entry: str | None, tokens_of: Callable[[], ModelSource], say: Callable[[str], None]
 ) -> list[Record]:
-    if entry is not None and is_model(cfg, entry):
+    if entry is not None and _is_model(cfg, entry):
         return _written(cfg, entry)
     data = cfg.data.copy()
     path = data.get("path")
