@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
 from distill.errors import UserError, first_line
+from distill.records import problem_of
 from distill.traces import read_records
 
 Problem = tuple[str, str]  # its name and its text
@@ -98,7 +99,7 @@ def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = N
     kept, left_out = [], Counter[str]()
     seen: dict[str, tuple[set[str], list[set[tuple[str, ...]]]]] = {}
     for record in records:
-        texts, shingles = seen.setdefault(" ".join(record["problem"].split()), (set(), []))
+        texts, shingles = seen.setdefault(problem_of(record), (set(), []))
         words = record["completion"].split()
         runs = _runs(words, 5) if near is not None else set()
         if (text := " ".join(words)) in texts:
