@@ -1,0 +1,88 @@
+"""What is shown of a text that a model wrote: all of it or its ends, with the answer marked. Pure text."""
+
+import re
+from typing import Any
+
+SHORT_ANSWER = 200  # characters; what is longer is a program
+_MINUS = str.maketrans("−–﹣－", "----")  # one for one, so that places stay
+
+Piece = str | dict[str, Any]
+
+
+def pieces(text: str, answer: str | None, rule: str, longest: int) -> list[Piece]:
+    """A text as it is shown: strings, with `{"answer": ...}` for the part that the answer was read from, and
+    `{"cut": n}` where n characters are left out.
+
+    Args:
+        text: what the model wrote.
+        answer: what was read out of it.
+        rule: the rule that found it.
+        longest: characters to show. What is left out is in the middle, beside the answer.
+    """
+    span = answer_span(text, answer, rule) if answer else None
+    if span is not None and len(text) > longest and span[1] - span[0] > longest // 3:
+        span = None  # there is no room for it
+    found: list[Piece] = []
+    at = 0
+    for start, end in _windows(len(text), span, longest):
+        if start > at:
+            found.append({"cut": start - at})
+        if span is not None and start <= span[0] and span[1] <= end:
+            found += [text[start : span[0]], {"answer": text[span[0] : span[1]]}, text[span[1] : end]]
+        else:
+            found.append(text[start:end])
+        at = end
+    return [piece for piece in found if piece != ""]
+
+
+def answer_span(text: str, answer: str, rule: str) -> tuple[int, int] | None:
+    r"""Where an answer most likely was read from.
+
+    Returns:
+        (start, end): the last `\boxed{}` with it, the first place behind the last "answer is" or `####`, or
+        the last place where it stands as a word; None where it is nowhere.
+    """
+    text, answer = text.translate(_MINUS), answer.translate(_MINUS).strip()
+    if not answer:
+        return None
+    if len(answer) > SHORT_ANSWER:  # a program
+        start = text.rfind(answer)
+        return None if start < 0 else (start, start + len(answer))
+    literal = re.escape(answer)
+    if rule == "boxed" and (boxes := list(re.finditer(rf"boxed\s*\{{\s*({literal})\s*\}}", text))):
+        return boxes[-1].span(1)
+    if re.fullmatch(r"-?\d+(\.\d+)?", answer):  # thousands may be set apart
+        literal = re.sub(r"(?<=\d)(?=\d)", r"(?:,|\\\\,|\\{,\\})?", literal)
+    # Not inside another number or word; what reads answers takes the 3 of "3rd".
+    before = r"(?<![\d.])(?<!\d,)" if answer[0].isdigit() else r"(?<!\w)" if answer[0].isalpha() else ""
+    after = r"(?!\d|[.,]\d)" if answer[-1].isdigit() else r"(?!\w)" if answer[-1].isalpha() else ""
+    word = re.compile(before + literal + after)
+    marker = {"answer is": r"(?i:answer\s*(?:is|:))", "####": "####"}.get(rule)
+    if marker and (said := list(re.finditer(marker, text))) and (found := word.search(text, said[-1].end())):
+        return found.span()
+    places = list(word.finditer(text))
+    return places[-1].span() if places else None
+
+
+def shortened(text: str, longest: int) -> str:
+    """The same, or its two ends with a note."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters are left out here …]\n{text[-half:]}"
+
+
+def _windows(length: int, span: tuple[int, int] | None, longest: int) -> list[tuple[int, int]]:
+    """The parts of a text to show: its two ends and, where it is between them, what is around the answer."""
+    if length <= longest:
+        return [(0, length)]
+    third = longest // 3
+    head, tail = third, length - third
+    if span is None or span[1] <= head or tail <= span[0]:
+        return [(0, head), (tail - third, length)]  # the end says what came of it all
+    around = (third - (span[1] - span[0])) // 2
+    start, end = max(0, span[0] - around), min(length, span[1] + around)
+    first, last = (0, head), (tail, length)
+    if start <= head:
+        return [(0, max(head, end)), last]
+    return [first, (start, length)] if end >= tail else [first, (start, end), last]
