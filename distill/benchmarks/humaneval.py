@@ -1,0 +1,65 @@
+"""HumanEval (2107.03374): 164 functions to be written from their signature and docstring, judged by running
+tests."""
+
+from typing import Any
+
+from distill import sandbox
+from distill.benchmarks import programs
+from distill.errors import UserError
+from distill.traces import Example, Verdict, read_records
+
+_FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+
+
+def load(
+    *,
+    path: str | None = None,
+    hub: str | None = "openai/openai_humaneval",
+    subset: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+) -> list[Example]:
+    """Problems, each the beginning of a program; the human's body as gold.
+
+    Args:
+        path: local file instead of the hub.
+        hub: data set id.
+        subset: its configuration.
+        split: its split; the benchmark is `test`.
+        limit: only the first so many.
+
+    Raises:
+        UserError: this machine cannot run what a model writes; a record lacks a field.
+    """
+    sandbox.check()
+    examples = []
+    for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
+        task, prompt, solution, test, entry_point = programs.texts(record, where, _FIELDS)
+        if not entry_point.isidentifier():
+            raise UserError(
+                f"{where}: the field 'entry_point' is {entry_point!r}, not the name of a function"
+            )
+        programs.check_python(f"{test}\ncheck({entry_point})\n", where, "test")
+        details: dict[str, Any] = {"test": test, "entry_point": entry_point}
+        examples.append(Example(task, prompt, gold=solution, where=where, details=details))
+    return examples
+
+
+def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
+    """Right when the function that the completion gives passes the problem's `check`.
+
+    A function that is given whole finds the prompt's imports and helper functions defined, as the field's own
+    harness appends every completion to the prompt.
+
+    Args:
+        example: of `load`.
+        completion: without its thinking.
+        limits: of the program; `distill.sandbox`'s own where None.
+    """
+    name = example.details["entry_point"]
+    program = programs.find_program(completion, name, example.problem)
+    if program is None:
+        return programs.verdict(None, None)
+    sources = [programs.helpers(example.problem, name), program.source]
+    check = f"{example.details['test']}\ncheck({name})\n"
+    return programs.verdict(program, sandbox.run(sources, [check], limits=limits))

@@ -1,0 +1,90 @@
+"""MBPP (2108.07732): short Python tasks in a sentence each, with three asserts that the model is shown."""
+
+import itertools
+import re
+from typing import Any
+
+from distill import sandbox
+from distill.benchmarks import programs
+from distill.errors import UserError
+from distill.traces import Example, Verdict, read_records
+
+# The paper's splits, by task id; the published file has them all.
+_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
+
+
+def load(
+    *,
+    path: str | None = None,
+    hub: str | None = "google-research-datasets/mbpp",
+    subset: str | None = "full",
+    split: str = "test",
+    limit: int | None = None,
+) -> list[Example]:
+    """Tasks of a split, each followed by its tests as the paper's prompt shows them; the human's program as
+    gold.
+
+    Args:
+        path: local file instead of the hub; of its tasks those with the split's ids (2108.07732, section 2.1)
+            are taken.
+        hub: data set id.
+        subset: `full`, or `sanitized` (427 tasks that were looked over, with other names of the fields).
+        split: `prompt`, `train`, `validation` or `test`.
+        limit: only the first so many of the split.
+
+    Raises:
+        UserError: this machine cannot run what a model writes; a split of another name; a record lacks a
+            field.
+    """
+    sandbox.check()
+    if split not in _SPLITS:
+        raise UserError(f"MBPP has no split {split!r}: take one of {', '.join(_SPLITS)}")
+    low, high = _SPLITS[split]
+    records = read_records(path=path, hub=hub, subset=subset, split=split)
+    found = (_example(where, record) for where, record in records)
+    examples = list(itertools.islice((each for each in found if low <= int(each.id) <= high), limit))
+    if not examples:
+        raise UserError(f"{path or hub}: no task with an id from {low} to {high}, MBPP's split {split}")
+    return examples
+
+
+def _example(where: str, record: Any) -> Example:
+    (code,) = programs.texts(record, where, ("code",))
+    (text,) = programs.texts(record, where, ("text" if "text" in record else "prompt",))
+    setup = record.get("test_setup_code") or "\n".join(record.get("test_imports") or ())
+    tests = list(record.get("test_list", ()))
+    if not tests or not all(isinstance(test, str) for test in tests):
+        raise UserError(f"{where}: the field 'test_list' is not a list of tests")
+    for test in tests:
+        programs.check_python(test, where, "test_list")
+    task = str(record.get("task_id", ""))
+    if not task.isdecimal():
+        raise UserError(f"{where}: the field 'task_id' is {task!r}, not a number")
+    problem = f"{text.strip()} Your code should pass these tests:\n\n" + "\n".join(tests)
+    details = {"tests": tests, "setup": setup, "entry_point": _entry_point(tests[0], code)}
+    return Example(task, problem, gold=code, where=where, details=details)
+
+
+def _entry_point(test: str, code: str) -> str:
+    """The function of the human's program that the test calls."""
+    called = re.findall(r"\b([^\W\d]\w*)\s*\(", test)
+    return next(
+        (name for name in called if re.search(rf"\b(?:def|class)\s+{name}\b", code)), (called or [""])[0]
+    )
+
+
+def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
+    """Right when the completion's program passes all tests; counts, as `tests`, how many it passes.
+
+    Args:
+        example: of `load`.
+        completion: without its thinking.
+        limits: of the program and all its tests together; `distill.sandbox`'s own where None.
+    """
+    details = example.details
+    program = programs.find_program(completion, details["entry_point"])
+    if program is None:
+        return programs.verdict(None, None, tests=len(details["tests"]))
+    # The setup builds on the program's classes.
+    outcome = sandbox.run([program.source, details["setup"]], details["tests"], limits=limits)
+    return programs.verdict(program, outcome, tests=len(details["tests"]))
