@@ -20,7 +20,7 @@ _WHOLE = {
     "data.workers": 0,
     "data.samples": 1,
     "data.sampling_batch_size": 1,
-    "benchmark.batch_size": 1,
+    "benchmark.token_budget": 1,
     "histogram_every": 1,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
@@ -32,6 +32,8 @@ _WHOLE_OR_NULL = (
     "data.limit",
     "data.max_length",
     "benchmark.limit",
+    "benchmark.samples",
+    "benchmark.max_new_tokens",
     "trainer.max_steps",
     "model.threads",
 )
@@ -76,7 +78,7 @@ def check_numbers(cfg: DictConfig) -> None:
     epochs: Any = cfg.data.epochs
     if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
         raise UserError(f"data.epochs={epochs!r} must be a positive number")
-    for key in ("data.operations", "benchmark.operations"):
+    for key in ("data.operations", "benchmark.arithmetic.source.operations"):
         value = _select(cfg, key, absent=[1, 1])
         if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
             1 <= value[0] <= value[1]

@@ -61,8 +61,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             raise UserError(_explain(error, overrides, known, groups)) from error
+    left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
-        if group not in cfg and group != "logger":
+        if (group not in cfg or group in left_out) and group != "logger":
             raise UserError(
                 f"~{group}: the group {group} cannot be left out (options: {', '.join(groups[group])})"
             )

@@ -1,46 +1,201 @@
-"""Run a benchmark: greedy completions, a verdict each, an accuracy with its interval."""
+"""Ask a model the problems of a benchmark: completions, a verdict each, and figures with their intervals."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
+from distill.benchmarks import answers
+from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError
-from distill.generation import Sampling, generate
-from distill.models import LanguageModel
+from distill.generation import Sampling
+from distill.journal import Journal
+from distill.models import ModelSource
 from distill.progress import progress_bar
-from distill.traces import Example, Grader, check_spelling, encode_prompt
+from distill.statistics import Figure, agreement, bootstrap_ratio, majority, pass_at_k, repetition
+from distill.traces import Example, Grader, Verdict, check_spelling, conversation, encode_prompt
+
+THINKING = ("<think>", "</think>")
+_GRADERS = 4  # completions that are judged at once; most graders wait for a child process
 
 
-@dataclass
+@dataclass(frozen=True)
 class Benchmark:
     """A set of problems, how they are asked, and how an answer is judged.
 
     Attributes:
         name: in reports and metrics.
-        source: gives the problems; each has its gold answer.
-        grade: judges a completion.
+        source: gives the problems, of `path=` and `limit=`; each has its gold answer.
+        grade: judges a completion without its thinking part; called from several threads.
         prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
+        plain_prompt: the same for models without a chat template; None: as `prompt`.
+        system: what the conversation begins with, for models with a chat template.
         sampling: how answers are drawn; greedy by default.
-        batch_size: problems a batch.
+        samples: completions a problem.
+        votes: whether samples of a problem can be counted by their answers.
+        thinking: what opens and closes a part that is not judged.
+        path: local file in place of the hub.
+        limit: only the first so many problems.
         seed: of the draw.
     """
 
     name: str
-    source: Callable[[], list[Example]]
+    source: Callable[..., list[Example]]
     grade: Grader
     prompt: str = "{problem}"
+    plain_prompt: str | None = None
+    system: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
-    batch_size: int = 32
+    samples: int = 1
+    votes: bool = True
+    thinking: Sequence[str] = THINKING
+    path: str | None = None
+    limit: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for key, least in (("samples", 1), ("limit", 1), ("seed", 0)):
+            value = getattr(self, key)
+            if key == "limit" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"benchmark.{key}={value!r} must be a whole number, at least {least}")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"benchmark.samples={self.samples}: greedy completions of a problem are all alike; set "
+                f"benchmark.temperature=0.6 or samples=1 (benchmark {self.name})"
+            )
+        for key in ("prompt", "plain_prompt"):
+            value = getattr(self, key)
+            if value is not None and "{problem}" not in str(value):
+                raise ValueError(f"benchmark.{self.name}.{key}={value!r} has no {{problem}} in it")
+        if len(self.thinking) != 2 or not all(isinstance(tag, str) and tag for tag in self.thinking):
+            raise ValueError(
+                f"benchmark.thinking={self.thinking!r} must be two texts, such as <think> and </think>"
+            )
+
     def problems(self) -> list[Example]:
-        problems = self.source()
+        """All problems, each with an id of its own."""
+        problems = self.source(path=self.path, limit=self.limit)
         if not problems:
             raise UserError(f"benchmark {self.name} has no problem: check benchmark.path, benchmark.limit")
-        return problems
+        repeated = {name for name, count in Counter(problem.id for problem in problems).items() if count > 1}
+        return [
+            replace(problem, id=f"{problem.id}@{number}") if problem.id in repeated else problem
+            for number, problem in enumerate(problems)
+        ]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a completion depends on beside the model and the problem, JSON values."""
+        return {
+            "prompt": self.prompt,
+            "plain_prompt": self.plain_prompt,
+            "system": self.system,
+            "sampling": dict(vars(self.sampling)),
+            "seed": self.seed,
+        }
+
+
+def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
+    """The benchmarks of the config node `benchmark`: one a key that has a `_target_`, each with the node's
+    own settings (`path`, `limit`, `samples`, `temperature`, …) where these are not null.
+
+    Raises:
+        UserError: a value that makes no sense; names its key.
+    """
+    from distill.training import build
+
+    nodes = {str(name): node for name, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
+    paths = _paths(cfg, list(nodes))
+    found = []
+    for name, node in nodes.items():
+        benchmark: Benchmark = build(node, f"benchmark={name}")
+        shared = {
+            key: cfg.get(key) for key in ("limit", "samples", "seed", "system") if cfg.get(key) is not None
+        }
+        sampling = {
+            key: cfg.get(key)
+            for key in ("temperature", "top_p", "top_k", "max_new_tokens")
+            if cfg.get(key) is not None
+        }
+        try:
+            found.append(
+                replace(
+                    benchmark,
+                    **shared,
+                    sampling=replace(benchmark.sampling, **sampling),
+                    path=paths.get(name, benchmark.path),
+                    thinking=list(cfg.get("thinking") or benchmark.thinking),
+                )
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+    return found
+
+
+def _paths(cfg: DictConfig, names: Sequence[str]) -> dict[str, str]:
+    """`benchmark.path`: one file where one benchmark is asked, else a file by a benchmark's name."""
+    path: Any = cfg.get("path")
+    if path is None:
+        return {}
+    if OmegaConf.is_dict(path):
+        if unknown := [str(name) for name in path if name not in names]:
+            raise UserError(
+                f"benchmark.path.{unknown[0]}: no such benchmark is asked "
+                f"(asked: {', '.join(names) or 'none'})"
+            )
+        return {str(name): str(file) for name, file in path.items() if file is not None}
+    if len(names) > 1:
+        raise UserError(
+            f"benchmark.path={path} is one file for {len(names)} benchmarks: say whose, as in "
+            f"benchmark.{names[0]}.path={path}"
+        )
+    return dict.fromkeys(names, str(path))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark's problems as a model is asked them: `benchmark.samples` requests a problem, in order."""
+
+    benchmark: Benchmark
+    problems: Sequence[Example]
+    requests: Sequence[Request]
+    opened: bool  # whether the chat template itself opens a thinking part
+
+
+def ask(benchmark: Benchmark, model: ModelSource) -> Asked:
+    """Read the problems and put them into the model's tokens; nothing is loaded.
+
+    Raises:
+        UserError: the problems are not to be had, cannot be spelled, or do not fit into the model's context.
+    """
+    problems = benchmark.problems()
+    check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
+    chat = bool(model.tokenizer.chat_template)
+    template = benchmark.prompt if chat or benchmark.plain_prompt is None else benchmark.plain_prompt
+    requests: list[Request] = []
+    for problem in problems:
+        asked = conversation(problem, template, benchmark.system if chat else None)
+        prompt = encode_prompt(model.tokenizer, asked, "{problem}")
+        if len(prompt) >= model.context_length:
+            raise UserError(
+                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, "
+                f"more than the context of {model.name} ({model.context_length})"
+            )
+        requests += [
+            Request(prompt, asked.messages or (), request_seed(benchmark.seed, problem.problem, sample))
+            for sample in range(benchmark.samples)
+        ]
+    end = model.tokenizer.decode(requests[0].prompt_ids[-16:].tolist())
+    return Asked(benchmark, problems, requests, end.rstrip().endswith(benchmark.thinking[0]))
 
 
 @dataclass(frozen=True)
@@ -48,106 +203,290 @@ class Score:
     """What a benchmark found.
 
     Attributes:
-        correct: problems with the right answer.
-        count: all problems.
-        interval: 95 % interval of the accuracy (Wilson's: it holds at 0 and 1 too).
-        unfinished: completions without an end token.
-        mean_tokens: mean length of the completions.
-        seconds: wall-clock time; None where it was measured in an earlier part of a resumed run.
-        samples: a record for each problem: id, problem, gold, completion, answer, correct, finished, tokens.
+        benchmark: its name.
+        problems: how many.
+        samples: a record for each completion, in the problems' order (README: samples.jsonl).
+        figures: by name, each with its 95 % interval.
+        settings: how it was asked, JSON values.
+        unreadable: ids of problems whose gold answer the judge cannot read.
+        seconds: wall-clock time; None where a part was measured in an earlier run.
     """
 
-    correct: int
-    count: int
-    interval: tuple[float, float]
-    unfinished: int
-    mean_tokens: float
-    seconds: float | None
+    benchmark: str
+    problems: int
     samples: list[dict[str, Any]]
+    figures: dict[str, Figure]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
+    seconds: float | None = None
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
+    def accuracy(self) -> Figure:
+        return self.figures["accuracy"]
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, JSON values."""
+        wrong = Counter(sample["reason"] for sample in self.samples if not sample["correct"])
         return {
-            "accuracy": self.accuracy,
-            "interval_95": list(self.interval),
-            "correct": self.correct,
-            "count": self.count,
-            "unfinished": self.unfinished,
-            "mean_tokens": self.mean_tokens,
-            "seconds": self.seconds,
+            "problems": self.problems,
+            "samples": len(self.samples),
+            "per_problem": len(self.samples) // self.problems,
+            "seconds": None if self.seconds is None else round(self.seconds, 2),
+            "settings": dict(self.settings),
+            "figures": {name: figure.json() for name, figure in self.figures.items()},
+            "unreadable_golds": list(self.unreadable),
+            "rules": dict(Counter(sample["rule"] or "none" for sample in self.samples).most_common()),
+            "reasons": dict(wrong.most_common()),
         }
 
 
-def evaluate(lm: LanguageModel, benchmark: Benchmark, *, label: str) -> Score:
-    """Answer every problem and judge the answers.
+def evaluate(
+    asked: Asked,
+    model: ModelSource,
+    engine: Engine,
+    *,
+    folder: Path | None = None,
+    label: str,
+) -> Score:
+    """Have every problem answered and the answers judged.
 
     Args:
-        lm: the model, on its device.
-        benchmark: what to ask.
+        asked: the problems as `model` is asked them.
+        model: who answers.
+        engine: runs it.
+        folder: where completions are kept as they are written, and found again; None: nowhere.
         label: of the progress bar.
-
-    Raises:
-        UserError: a problem's prompt does not fit into the model's context.
     """
     began = time.perf_counter()
-    problems = benchmark.problems()
-    check_spelling(lm.tokenizer, replace(problems[0], completion=None), lm.source.name)
-    prompts = [encode_prompt(lm.tokenizer, problem, benchmark.prompt).tolist() for problem in problems]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if len(prompt) >= lm.context_length:
-            raise UserError(
-                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, "
-                f"more than the "
-                f"context of {lm.source.name} ({lm.context_length})"
-            )
-    # By length, so that little of a batch is padding; the longest first, so that too large a batch fails at
-    # once.
-    order = sorted(range(len(problems)), key=lambda index: -len(prompts[index]))
-    samples: list[dict[str, Any]] = [{}] * len(problems)
-    right = 0
-    with progress_bar(total=len(problems), description=label, unit="problem") as bar:
-        for start in range(0, len(order), benchmark.batch_size):
-            rows = order[start : start + benchmark.batch_size]
-            written = generate(
-                lm, [prompts[row] for row in rows], benchmark.sampling, seed=benchmark.seed + start
-            )
-            for row, ids in zip(rows, written, strict=True):
-                samples[row] = _sample(problems[row], ids, lm, benchmark)
-                right += samples[row]["correct"]
-            bar.set_postfix_str(f"right {right / (start + len(rows)):.1%}", refresh=False)
-            bar.update(len(rows))
-    return summarize(samples, seconds=time.perf_counter() - began)
+    benchmark = asked.benchmark
+    samples: list[dict[str, Any]] = [{}] * len(asked.requests)
+    unit = "problem" if benchmark.samples == 1 else "sample"
+    resumed = folder is not None and (folder / "completions.jsonl").is_file()
+    try:
+        with (
+            progress_bar(total=len(asked.requests), description=label, unit=unit) as bar,
+            ExitStack() as stack,
+        ):
+            pool = ThreadPoolExecutor(_GRADERS, thread_name_prefix="judge")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            pending: dict[Future[dict[str, Any]], int] = {}
+            right = judged = 0
 
+            def settle(timeout: float | None) -> None:
+                nonlocal right, judged
+                done, _ = wait(pending, timeout=timeout, return_when=FIRST_COMPLETED)
+                for future in done:
+                    place = pending.pop(future)
+                    samples[place] = future.result()
+                    right, judged = right + samples[place]["correct"], judged + 1
+                bar.set_postfix_str(f"right {right / max(1, judged):.1%}", refresh=False)
+                bar.update(len(done))
 
-def summarize(samples: list[dict[str, Any]], *, seconds: float | None) -> Score:
-    """Accuracy with its interval, and what else the samples tell."""
-    right = sum(sample["correct"] for sample in samples)
-    interval = binomtest(right, len(samples)).proportion_ci(0.95, method="wilson")
-    return Score(
-        correct=right,
-        count=len(samples),
-        interval=(float(interval.low), float(interval.high)),
-        unfinished=sum(not sample["finished"] for sample in samples),
-        mean_tokens=sum(sample["tokens"] for sample in samples) / len(samples),
-        seconds=seconds,
-        samples=samples,
+            for places, one in stack.enter_context(closing(completions(asked, engine, folder))):
+                for place in places:
+                    pending[pool.submit(_sample, asked, place, one, model)] = place
+                settle(0)
+            while pending:
+                settle(None)
+        _classify(samples, benchmark)
+        unreadable = _unreadable(asked)
+    finally:
+        close = getattr(benchmark.grade, "close", None)
+        if close is not None:
+            close()
+    return score_of(
+        asked, samples, unreadable=unreadable, seconds=None if resumed else time.perf_counter() - began
     )
 
 
-def _sample(problem: Example, ids: list[int], lm: LanguageModel, benchmark: Benchmark) -> dict[str, Any]:
-    completion = lm.tokenizer.decode(ids, skip_special_tokens=True)
-    verdict = benchmark.grade(problem, completion)
+def score_of(
+    asked: Asked,
+    samples: list[dict[str, Any]],
+    *,
+    unreadable: Sequence[str] = (),
+    seconds: float | None = None,
+) -> Score:
+    """The figures of samples that were judged, in the order of the requests."""
+    benchmark = asked.benchmark
+    return Score(
+        benchmark.name,
+        len(asked.problems),
+        samples,
+        figures(samples, votes=benchmark.votes),
+        benchmark.settings | {"samples": benchmark.samples},
+        unreadable,
+        seconds,
+    )
+
+
+def completions(
+    asked: Asked, engine: Engine, folder: Path | None = None
+) -> Generator[tuple[list[int], Written], None, None]:
+    """Each completion as soon as it is there, with the places of the requests that it answers.
+
+    A completion is known by its request's seed, which is made of the problem and the sample's number: a run
+    that asks more problems, or more samples of each, goes on with what there is.
+    """
+    journal = Journal(folder / "completions.jsonl") if folder else None
+    written: dict[int, Written] = journal.read() if journal else {}
+    places: dict[int, list[int]] = {}
+    for place, request in enumerate(asked.requests):
+        places.setdefault(request.seed, []).append(place)
+    for seed, own in places.items():
+        if seed in written:
+            yield own, written[seed]
+    wanted = [asked.requests[own[0]] for seed, own in places.items() if seed not in written]
+    if not wanted:
+        return
+    with journal or nullcontext(), closing(engine.write(wanted, asked.benchmark.sampling)) as writing:
+        for index, one in writing:
+            seed = wanted[index].seed
+            if journal:
+                journal.add(seed, one)
+            yield places[seed], one
+
+
+def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
+    """A completion without its thinking part; None where that is not closed.
+
+    Args:
+        completion: as the model wrote it.
+        tags: what opens and closes it.
+        opened: whether the prompt's last words opened it already.
+    """
+    _, closed, after = completion.rpartition(tags[1])
+    if tags[0] in after or (opened and not closed):
+        return None
+    return after
+
+
+def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
+    """The record of one completion."""
+    benchmark = asked.benchmark
+    problem = asked.problems[place // benchmark.samples]
+    if one.ids is None:
+        completion, words = one.text, one.text.split()
+        tokens = len(model.tokenizer(completion, add_special_tokens=False).input_ids)
+    else:
+        completion, words = model.tokenizer.decode(one.ids, skip_special_tokens=True), one.ids.tolist()
+        tokens = len(one.ids)
+    seen = without_thinking(completion, benchmark.thinking, opened=asked.opened)
+    verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)
+    room = min(
+        benchmark.sampling.max_new_tokens, model.context_length - len(asked.requests[place].prompt_ids)
+    )
     return {
+        "benchmark": benchmark.name,
         "id": problem.id,
         "problem": problem.problem,
         "gold": problem.gold,
+        "sample": place % benchmark.samples,
         "completion": completion,
         "answer": verdict.answer,
-        "correct": verdict.correct,
-        "finished": bool(ids) and ids[-1] in lm.end_ids,
-        "tokens": len(ids),
+        "correct": bool(verdict.correct),
+        "rule": verdict.rule,
+        "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
+        "counts": {name: list(count) for name, count in verdict.counts.items()},
+        "class": None,
+        "finished": one.finished,
+        # A text's tokens are counted anew and may be some fewer than the server's.
+        "truncated": not one.finished and (one.ids is None or tokens >= room),
+        "tokens": tokens,
+        "repetition": repetition(words),
     }
+
+
+def _classify(samples: Sequence[dict[str, Any]], benchmark: Benchmark) -> None:
+    """Number the different answers of each problem, so that they can be counted. What equals the gold answer
+    is one answer; two others are the same if they are equal as text or numbers, or the judge says so."""
+    if not benchmark.votes:
+        return
+    same = getattr(benchmark.grade, "same", None)
+    for own in by_problem(samples):
+        seen: list[str] = []
+        for sample in own:
+            answer = sample["answer"]
+            if sample["correct"]:
+                sample["class"] = 0
+            elif answer is not None:
+                found = next((n for n, other in enumerate(seen) if _equal(answer, other, same)), None)
+                if found is None:
+                    seen.append(answer)
+                    found = len(seen) - 1
+                sample["class"] = found + 1
+
+
+def _equal(one: str, other: str, same: Callable[..., tuple[bool, str]] | None) -> bool:
+    if one.strip() == other.strip() or answers.same_number(one, other):
+        return True
+    if same is None or (answers.number(one) is not None and answers.number(other) is not None):
+        return False
+    return same(one, other)[0]
+
+
+def _unreadable(asked: Asked) -> list[str]:
+    """Ids of problems whose gold answer the grader cannot read; it would judge every answer wrong."""
+    readable = getattr(asked.benchmark.grade, "readable", None)
+    if readable is None:
+        return []
+    with ThreadPoolExecutor(_GRADERS, thread_name_prefix="gold") as pool:
+        found = list(
+            pool.map(lambda problem: problem.gold is not None and readable(problem.gold), asked.problems)
+        )
+    return [problem.id for problem, good in zip(asked.problems, found, strict=True) if not good]
+
+
+def by_problem(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The samples of each problem, in the problems' order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        found.setdefault(sample["id"], []).append(sample)
+    return list(found.values())
+
+
+def figures(samples: Sequence[dict[str, Any]], *, votes: bool = True) -> dict[str, Figure]:
+    """A benchmark's figures, each a mean over problems with a bootstrap interval over problems.
+
+    `accuracy` (of n samples: avg@n), `pass@k` and `maj@n` where there are several samples, `agreement` of
+    their answers, the further measures of the verdicts, and what tells how stable the model writes: shares of
+    completions that are `unfinished` (without an end), `truncated` (by the token budget or the context), that
+    give `no answer`, `repetition` (share of 4-grams that occurred before) and `tokens` (mean length).
+    """
+    groups = by_problem(samples)
+    counts = np.asarray([len(own) for own in groups], dtype=np.float64)
+
+    def mean(of: Callable[[dict[str, Any]], float]) -> Figure:
+        return bootstrap_ratio(np.asarray([sum(map(of, own)) for own in groups], dtype=np.float64), counts)
+
+    def over_problems(of: Callable[[list[dict[str, Any]]], float]) -> Figure:
+        return bootstrap_ratio(
+            np.asarray([of(own) for own in groups], dtype=np.float64), np.ones(len(groups))
+        )
+
+    n = int(counts.min())
+    found = {"accuracy": mean(lambda sample: sample["correct"])}
+    if n > 1:
+        for k in [*(2**power for power in range(1, n.bit_length()) if 2**power < n), n]:
+            found[f"pass@{k}"] = over_problems(
+                lambda own, k=k: pass_at_k(sum(sample["correct"] for sample in own), len(own), k)
+            )
+        if votes:
+            found[f"maj@{n}"] = over_problems(
+                lambda own: majority([s["class"] for s in own], [s["correct"] for s in own])
+            )
+            found["agreement"] = over_problems(lambda own: agreement([s["class"] for s in own]) or 0.0)
+    for name in dict.fromkeys(name for sample in samples for name in sample["counts"]):
+        right, of = (
+            np.asarray(
+                [sum(s["counts"].get(name, (0, 0))[part] for s in own) for own in groups], dtype=np.float64
+            )
+            for part in (0, 1)
+        )
+        found[name] = bootstrap_ratio(right, of)
+    found["unfinished"] = mean(lambda sample: not sample["finished"])
+    found["truncated"] = mean(lambda sample: sample["truncated"])
+    if votes:
+        found["no answer"] = mean(lambda sample: sample["answer"] is None)
+    found["repetition"] = mean(lambda sample: sample["repetition"] or 0.0)
+    found["tokens"] = mean(lambda sample: sample["tokens"])
+    return found

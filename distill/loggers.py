@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import json
 import netrc
 import os
 import platform
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from distill.cache import write_atomically
 from distill.errors import UserError
+from distill.evaluation import Score
 from distill.runs import first_rank
 
 
@@ -137,6 +139,37 @@ def wandb_logger(
         print(f"W&B cannot be reached ({str(error).strip().splitlines()[0]}): this run is logged offline")
         run = wandb.init(**options, mode="offline")
     return WandbLogger(experiment=run, save_dir=folder)
+
+
+def log_samples(logger: WandbLogger, scores: Mapping[str, Sequence[Score]]) -> None:
+    """Every completion of a stage's benchmarks as the table `samples`, the figures as the table `scores`.
+
+    Args:
+        logger: whose run they go to.
+        scores: by stage, such as `before`.
+    """
+    import wandb
+
+    samples: list[Any] = []
+    figures: list[Any] = []
+    columns: list[Any] = ["stage"]
+    for stage, own in scores.items():
+        for score in own:
+            for sample in score.samples:
+                columns = ["stage", *sample]
+                samples.append([stage, *({**sample, "counts": json.dumps(sample["counts"])}).values()])
+            figures += [
+                [stage, score.benchmark, name, figure.value, figure.low, figure.high]
+                for name, figure in score.figures.items()
+            ]
+    if samples:
+        of_figures: list[Any] = ["stage", "benchmark", "figure", "value", "low", "high"]
+        logger.experiment.log(
+            {
+                "samples": wandb.Table(columns=columns, data=samples),
+                "scores": wandb.Table(columns=of_figures, data=figures),
+            }
+        )
 
 
 def wandb_logged_in() -> bool:

@@ -72,16 +72,16 @@ def _plot_weights(axes: Any, path: Path) -> None:
 
 
 def _plot_accuracy(axes: Any, summary: dict[str, Any]) -> None:
-    axes.set(title=f"accuracy, {summary['benchmark']}", ylim=(0, 1))
-    stages = [(name, summary[name]) for name in ("before", "after") if summary.get(name)]
-    for position, (_, score) in enumerate(stages):
-        low, high = score["interval_95"]
-        axes.bar(position, score["accuracy"], color=(GREY, GREEN)[position], width=0.6)
-        axes.errorbar(
-            position,
-            score["accuracy"],
-            [[score["accuracy"] - low], [high - score["accuracy"]]],
-            color="black",
-            capsize=4,
-        )
-    axes.set_xticks(range(len(stages)), [name for name, _ in stages])
+    axes.set(title="accuracy before and after", ylim=(0, 1))
+    names = list(summary["benchmarks"])
+    for place, name in enumerate(names):
+        for side, (stage, color) in enumerate((("before", GREY), ("after", GREEN))):
+            if stage in summary["benchmarks"][name]:
+                found = summary["benchmarks"][name][stage]["figures"]["accuracy"]
+                position, value = place + 0.4 * side - 0.2, found["value"]
+                axes.bar(position, value, color=color, width=0.36, label=stage if place == 0 else None)
+                error = [[value - found["low"]], [found["high"] - value]]
+                axes.errorbar(position, value, error, color="black", capsize=4)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
+    if names:
+        axes.legend(frameon=False)

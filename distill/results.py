@@ -66,8 +66,12 @@ class Row:
     runs: list[Run]
 
     def accuracies(self, stage: str) -> list[float]:
-        """Of `before` or `after`, a run each; empty without a benchmark."""
-        return [run.summary[stage]["accuracy"] for run in self.runs if run.summary.get(stage)]
+        """Of `before` or `after`, a run each, the mean of its benchmarks; empty without one."""
+        return [
+            fmean(own[stage]["figures"]["accuracy"]["value"] for own in run.summary["benchmarks"].values())
+            for run in self.runs
+            if run.summary["benchmarks"]
+        ]
 
     @property
     def mean(self) -> float | None:
@@ -284,8 +288,9 @@ def _markdown(comparison: Comparison) -> str:
         if row.half_width is not None:
             cells[3] += f" ± {100 * row.half_width:.1f}"
         lines.append("| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |")
-    asked = next((run.summary for row in rows for run in row.runs if run.summary.get("after")), None)
-    heading = [f"{asked['benchmark']}, {asked['after']['count']} problems" if asked else "No benchmark"]
+    asked = next((run.summary["benchmarks"] for row in rows for run in row.runs), {})
+    said = [f"{name}, {own['after']['problems']} problems" for name, own in asked.items()]
+    heading = [("mean of " if len(said) > 1 else "") + "; ".join(said) if said else "No benchmark"]
     if comparison.differs:
         keys = [_short(word) for word in comparison.differs[:_SHOWN_KEYS]]
         more = len(comparison.differs) - len(keys)

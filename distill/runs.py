@@ -2,9 +2,10 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +21,7 @@ from rich.table import Table
 from distill.cache import write_atomically
 from distill.callbacks import checkpoints
 from distill.errors import UserError
-from distill.evaluation import Score, summarize
-from distill.traces import Example
+from distill.evaluation import Asked, Score, score_of
 
 _PACKAGES = (
     "distill",
@@ -139,6 +139,17 @@ def claim(folder: Path) -> None:
         )
     for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "completions", ignore_errors=True)
+
+
+def fresh(folder: Path, key: Mapping[str, Any]) -> None:
+    """A folder for what is made from `key`: what another key left in it goes away."""
+    described, text = folder / "key.json", json.dumps(key, sort_keys=True, indent=1)
+    if described.is_file() and described.read_text(encoding="utf-8") == text:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomically(described, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
@@ -204,36 +215,53 @@ def _first_difference(before: Any, now: Any, place: str) -> str | None:
     return None if before == now or place in _MAY_CHANGE else f"{place} was {before!r} and is {now!r}"
 
 
-def write_samples(folder: Path, stage: str, score: Score) -> None:
-    """Add the benchmark's completions to `samples.jsonl`, in place of the same stage's earlier ones."""
-    path = folder / "samples.jsonl"
-    kept = []
+def write_lines(path: Path, *parts: Iterable[str]) -> None:
+    """Lines of text, atomically; they may come from the file itself."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+            stream.writelines(f"{line}\n" for part in parts for line in part)
+
+    write_atomically(path, write)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Not splitlines, which also splits at U+2028 and its like inside a completion. No file is no line."""
     if path.is_file():
-        kept = [line for line in _lines(path) if json.loads(line)["stage"] != stage]
-    new = [json.dumps({"stage": stage, **sample}, ensure_ascii=False) for sample in score.samples]
-    write_atomically(
-        path, lambda temporary: temporary.write_text("\n".join([*kept, *new]) + "\n", encoding="utf-8")
-    )
+        with path.open(encoding="utf-8", newline="\n") as stream:
+            for line in stream:
+                if line.strip():
+                    yield line.rstrip("\n")
 
 
-def _lines(path: Path) -> list[str]:
-    """Not splitlines, which also splits at U+2028 and its like inside a completion."""
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def read_score(folder: Path, stage: str, problems: Sequence[Example]) -> Score | None:
-    """A stage's score from an earlier part of a resumed run; None where it was of other problems, or none."""
+def write_samples(folder: Path, stage: str, scores: Sequence[Score]) -> None:
+    """Add the benchmarks' completions to `samples.jsonl`, in place of the same stage's earlier ones."""
     path = folder / "samples.jsonl"
-    if not path.is_file():
-        return None
-    records = [json.loads(line) for line in _lines(path)]
-    samples = [
-        {k: v for k, v in record.items() if k != "stage"} for record in records if record["stage"] == stage
-    ]
-    asked = [(problem.id, problem.problem) for problem in problems]
-    if not samples or [(sample["id"], sample["problem"]) for sample in samples] != asked:
-        return None
-    return summarize(samples, seconds=None)
+    kept = (line for line in read_lines(path) if json.loads(line)["stage"] != stage)
+    new = (
+        json.dumps({"stage": stage, **sample}, ensure_ascii=False)
+        for score in scores
+        for sample in score.samples
+    )
+    write_lines(path, kept, new)
+
+
+def read_scores(folder: Path, stage: str, asked: Sequence[Asked]) -> list[Score] | None:
+    """A stage's scores from an earlier part of a resumed run; None where it was asked something else."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in read_lines(folder / "samples.jsonl"):
+        record = json.loads(line)
+        if record.pop("stage") == stage:
+            found.setdefault(record.get("benchmark", ""), []).append(record)
+    scores = []
+    for one in asked:
+        name, n = one.benchmark.name, one.benchmark.samples
+        samples = found.get(name, [])
+        wanted = [(problem.id, problem.problem, sample) for problem in one.problems for sample in range(n)]
+        if [(sample["id"], sample["problem"], sample["sample"]) for sample in samples] != wanted:
+            return None
+        scores.append(score_of(one, samples))
+    return scores
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -241,11 +269,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table = Table(title=f"{summary['name']}: {summary['status']}", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    before, after = summary.get("before"), summary.get("after")
-    if after:
-        name = f"{summary['benchmark']} accuracy ({after['count']} problems)"
-        change = " → ".join(_percent(score) for score in (before, after) if score)
-        table.add_row(name, change)
+    for name, stages in summary["benchmarks"].items():
+        after = stages["after"]
+        measure = "accuracy" if after["per_problem"] == 1 else f"avg@{after['per_problem']}"
+        change = " → ".join(_percent(stages[stage]) for stage in ("before", "after") if stage in stages)
+        table.add_row(f"{name} {measure} ({after['problems']} problems)", change)
     table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
     tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
     if summary.get("rollout_tokens"):
@@ -276,8 +304,8 @@ def _short(path: Path) -> str:
 
 
 def _percent(score: dict[str, Any]) -> str:
-    low, high = score["interval_95"]
-    return f"{score['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+    found = score["figures"]["accuracy"]
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
 def _duration(seconds: float) -> str:

@@ -112,8 +112,10 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
             )
             raise UserError(f"the smoke test of {teacher}, seed {seed}, failed ({reason}): see {log}")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    if not summary.get("after"):
-        raise UserError(f"{run} has no accuracy after training: name a benchmark, benchmark=gsm8k")
+    if len(summary["benchmarks"]) != 1:
+        raise UserError(
+            f"{run} asked {len(summary['benchmarks'])} benchmarks: name one, such as benchmark=gsm8k"
+        )
     return summary | {"folder": str(run)}
 
 
@@ -134,20 +136,22 @@ def quoted(value: str) -> str:
 
 
 def _row(teacher: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    after = [run["after"]["accuracy"] for run in runs]
+    stages = [next(iter(run["benchmarks"].values())) for run in runs]
+    found = [own["after"]["figures"]["accuracy"] for own in stages]
+    after = [accuracy["value"] for accuracy in found]
     mean = fmean(after)
     if len(after) > 1:
         half = float(t.ppf(0.975, len(after) - 1)) * stdev(after) / math.sqrt(len(after))
         interval, how = [mean - half, mean + half], "t over seeds"
     else:
-        interval, how = runs[0]["after"]["interval_95"], "Wilson, one seed"
+        interval, how = [found[0]["low"], found[0]["high"]], "over problems, one seed"
     return {
         "teacher": teacher,
         "mean": mean,
         "interval_95": interval,
         "interval": how,
         "after": after,
-        "before": runs[0]["before"]["accuracy"],
+        "before": stages[0]["before"]["figures"]["accuracy"]["value"],
         "tokens": fmean(run["tokens"] for run in runs),
         "folders": [run["folder"] for run in runs],
     }

@@ -25,11 +25,19 @@ _TEACHER = "{teacher}"
 
 
 @contextmanager
-def claimed(folder: Path, key: dict[str, Any], config_key: str = "out") -> Iterator[None]:
-    """Hold a trace set's folder, which is new or was begun with the same key.
+def claimed(
+    folder: Path, key: dict[str, Any], config_key: str = "out", what: str = "a trace set"
+) -> Iterator[None]:
+    """Hold a folder that is new or was begun with the same key.
+
+    Args:
+        folder: made where it is not there.
+        key: everything that its content depends on, JSON values.
+        config_key: the config key that names the folder, for messages.
+        what: it holds, for messages.
 
     Raises:
-        UserError: it holds another set, or another process holds it.
+        UserError: it holds something else, or another process holds it.
     """
     described = folder / "key.json"
     text = json.dumps(key, sort_keys=True, indent=1)
@@ -46,7 +54,7 @@ def claimed(folder: Path, key: dict[str, Any], config_key: str = "out") -> Itera
         if before != json.loads(text):
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
-                f"{config_key}={folder} holds a trace set made with another {differing}: name another "
+                f"{config_key}={folder} holds {what} made with another {differing}: name another "
                 f"folder, or take that one away"
             )
     elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:

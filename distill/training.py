@@ -6,10 +6,11 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -26,13 +27,14 @@ from distill.callbacks import ProgressBar, StopAtBudget, StopOnSignal, StudentCh
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
 from distill.cli import failed_jobs, one_sentence_errors, quiet
 from distill.data import DistillDataModule, TraceRecipe
+from distill.engines import HfEngine
 from distill.errors import Interrupted, UserError, first_line
-from distill.evaluation import Benchmark, Score, evaluate
+from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
 from distill.generation import StudentRollouts
-from distill.loggers import CsvMetrics
+from distill.loggers import CsvMetrics, log_samples
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
-from distill.models import LanguageModel
+from distill.models import LanguageModel, find_model
 from distill.module import DistillModule, OptimizerFactory
 from distill.objective import Objective
 from distill.plots import plot_run
@@ -98,7 +100,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     if objective.rollouts == "teacher":
         recipe = replace(recipe, completions="teacher")
-    benchmark: Benchmark | None = build(cfg.benchmark.task, "benchmark") if cfg.benchmark.task else None
+    benchmarks = benchmarks_of(cfg.benchmark)
     student, frozen = find_models(cfg, objective, recipe, device)
     reader = find_reader(objective, recipe, student, frozen)
     if objective.compares_steps and objective.proposals is not None:
@@ -106,7 +108,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if lora:
         check_targets(lora, student)
     # A missing file is better found now than after training.
-    problems = benchmark.problems() if benchmark is not None else []
+    asked = [ask(benchmark, student) for benchmark in benchmarks]
     lm = student.load()
     lm.check_head()
     if is_adapted(lm.model):
@@ -138,12 +140,12 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if runs.first_rank():
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
-    before = None
-    if benchmark is not None and runs.first_rank():
+    scores: dict[str, list[Score]] = {}
+    if asked and runs.first_rank():
         with _clock(seconds, "evaluation"):
-            before = runs.read_score(folder, "before", problems) if resumed else None
-            before = before or _benchmark(lm, benchmark, "before", folder, precision)
-        _log_score(loggers, benchmark.name, before, step=0)
+            kept = runs.read_scores(folder, "before", asked) if resumed else None
+            scores["before"] = kept or _evaluate(lm, asked, "before", folder, precision, cfg)
+        _log_scores(loggers, scores["before"], step=0)
 
     steps, expected = _steps(cfg, traces, objective)
     module = DistillModule(
@@ -196,21 +198,24 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     last = runs.checkpoints(folder / "checkpoints")[-1]
     for name in ("student", "adapter") if lora else ("student",):
         _keep(last / name, folder / name)
-    after = None
-    if benchmark is not None:
+    if asked:
         lm.model.to(device)
         with _clock(seconds, "evaluation"):
-            after = _benchmark(lm, benchmark, "after", folder, precision)
-        _log_score(loggers, benchmark.name, after, step=trainer.global_step)
+            # What is trained is on disk now: a run killed while it answers goes on behind its last
+            # completion.
+            trained_model = find_model(str(folder / "student"), key="student").fingerprint
+            scores["after"] = _evaluate(lm, asked, "after", folder, precision, cfg, keep_for=trained_model)
+        _log_scores(loggers, scores["after"], step=trainer.global_step)
     seconds["total"] = time.perf_counter() - began
     summary = {
         "name": cfg.name,
         "status": "finished",
         "seed": cfg.seed,
         "loss": HydraConfig.get().runtime.choices.get("loss"),
-        "benchmark": benchmark.name if benchmark else None,
-        "before": before.summary() if before else None,
-        "after": after.summary() if after else None,
+        "benchmarks": {
+            one.benchmark.name: {stage: own[place].summary() for stage, own in scores.items()}
+            for place, one in enumerate(asked)
+        },
         "steps": trainer.global_step,
         "traces": len(traces),
         "parameters": {"trained": trained, "all": parameters},
@@ -223,10 +228,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             "training": round(module.totals["seconds"], 2),
         },
     }
-    _finish(
-        folder, summary, loggers, [(stage, s) for stage, s in (("before", before), ("after", after)) if s]
-    )
-    return after.accuracy if after else None
+    _finish(folder, summary, loggers, scores)
+    return fmean(score.accuracy.value for score in scores["after"]) if asked else None
 
 
 def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
@@ -293,18 +296,40 @@ def _trainer(
     )
 
 
-def _benchmark(
-    lm: LanguageModel, benchmark: Benchmark, stage: str, folder: Path, precision: torch.dtype
-) -> Score:
-    with torch.autocast(lm.device.type, precision, enabled=precision != torch.float32):  # as in training
-        result = evaluate(lm, benchmark, label=f"{benchmark.name} {stage}")
-    runs.write_samples(folder, stage, result)
-    return result
+def _evaluate(
+    lm: LanguageModel,
+    asked: Sequence[Asked],
+    stage: str,
+    folder: Path,
+    precision: torch.dtype,
+    cfg: DictConfig,
+    keep_for: str | None = None,
+) -> list[Score]:
+    """Scores of a stage; completions are kept for the model of this fingerprint, if there is one."""
+    engine = HfEngine(LazyModel.of(lm), token_budget=cfg.benchmark.token_budget)
+    scores = []
+    for one in asked:
+        name = one.benchmark.name
+        place = None
+        if keep_for is not None:
+            place = folder / "completions" / name
+            runs.fresh(place, {"model": keep_for, "precision": str(precision), **one.benchmark.settings})
+        with torch.autocast(lm.device.type, precision, enabled=precision != torch.float32):  # as in training
+            scores.append(evaluate(one, lm.source, engine, folder=place, label=f"{name} {stage}"))
+    runs.write_samples(folder, stage, scores)
+    return scores
 
 
-def _log_score(loggers: list[Logger], name: str, score: Score, step: int) -> None:
-    low, high = score.interval
-    metrics = {f"{name}/accuracy": score.accuracy, f"{name}/accuracy_low": low, f"{name}/accuracy_high": high}
+def _log_scores(loggers: list[Logger], scores: Sequence[Score], step: int) -> None:
+    metrics = {}
+    for score in scores:
+        found = score.accuracy
+        metrics[f"{score.benchmark}/accuracy"] = found.value
+        metrics[f"{score.benchmark}/accuracy_low"] = found.low
+        metrics[f"{score.benchmark}/accuracy_high"] = found.high
+        for name, figure in score.figures.items():
+            if name != "accuracy":
+                metrics[f"{score.benchmark}/{name.replace(' ', '_')}"] = figure.value
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
 
@@ -321,20 +346,13 @@ def _rewind(loggers: list[Logger], checkpoint: Path) -> None:
 
 
 def _finish(
-    folder: Path, summary: dict[str, Any], loggers: list[Logger], scores: list[tuple[str, Score]]
+    folder: Path, summary: dict[str, Any], loggers: list[Logger], scores: Mapping[str, Sequence[Score]]
 ) -> None:
     runs.write_json(folder / "summary.json", summary)
     for logger in loggers:
         logger.save()
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            rows: list[Any] = [
-                [stage, *sample.values()] for stage, score in scores for sample in score.samples
-            ]
-            if rows:
-                columns: list[Any] = ["stage", *scores[0][1].samples[0]]
-                logger.experiment.log({"samples": wandb.Table(columns=columns, data=rows)})
+            log_samples(logger, scores)
             logger.experiment.summary.update(summary)
     plot_run(folder)
     runs.print_summary(summary, folder)

@@ -21,7 +21,7 @@ import distill.cli
 from distill.cli import check_overrides, one_sentence_errors, resume_arguments
 from distill.data import TraceRecipe
 from distill.errors import UserError
-from distill.evaluation import Benchmark
+from distill.evaluation import benchmarks_of
 from distill.loggers import CsvMetrics, wandb_logged_in, wandb_logger
 from distill.objective import Objective
 from distill.schedule import Schedule
@@ -50,7 +50,7 @@ def check(*words: str) -> DictConfig:
         ("model=qwen1.5", r"did you mean .*qwen1\.5b"),
         ("trainer=gpus", r"did you mean gpu"),
         ("data=gsm8", r"did you mean gsm8k"),
-        ("benchmark=zzz", r"there is no such benchmark \(options: arithmetic, gsm8k, none"),
+        ("benchmark=zzz", r"there is no such benchmark \(options: aime24, "),
         ("loss=sft,forward_kl,dcd", r"loss=dcd: .*did you mean dcod"),
         ("loss=choice(sft,forward_kl,dcd)", r"loss=dcd: .*did you mean dcod"),
         ("logger=[wandb,cvs]", r"logger=cvs: there is no such logger; did you mean csv"),
@@ -245,30 +245,54 @@ def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it
 
 @pytest.mark.parametrize("option", GROUPS["benchmark"])
 def test_every_benchmark_builds(option: str) -> None:
-    cfg = check(f"benchmark={option}")
-    if option == "none":
-        assert cfg.benchmark.task is None
-        return
-    benchmark = build(cfg.benchmark.task)
-    assert isinstance(benchmark, Benchmark)
-    assert benchmark.name == option
-    assert benchmark.sampling.temperature == 0
-    assert benchmark.sampling.max_new_tokens == cfg.benchmark.max_new_tokens
-    inspect.signature(benchmark.source.func).bind(**benchmark.source.keywords)
+    found = benchmarks_of(
+        check(f"benchmark={option}", "benchmark.limit=3", "benchmark.max_new_tokens=7").benchmark
+    )
+    names = [benchmark.name for benchmark in found]
+    assert names == ([] if option == "none" else [option]) or (option == "suite" and len(names) > 6)
+    for benchmark in found:
+        assert benchmark.limit == 3
+        assert benchmark.sampling.max_new_tokens == 7
+        assert (benchmark.samples > 1) == (benchmark.sampling.temperature > 0)
+        source: Any = benchmark.source
+        inspect.signature(source.func).bind(**source.keywords, path=None, limit=3)
+
+
+def test_settings_of_all_benchmarks_go_before_their_own() -> None:
+    words = [
+        "benchmark=[gsm8k,aime24]",
+        "benchmark.samples=4",
+        "benchmark.temperature=0.5",
+        "benchmark.seed=3",
+    ]
+    gsm8k, aime24 = benchmarks_of(check(*words, "benchmark.path={aime24: x.jsonl}").benchmark)
+    assert (gsm8k.name, gsm8k.samples, gsm8k.sampling.temperature, gsm8k.path) == ("gsm8k", 4, 0.5, None)
+    assert (aime24.name, aime24.samples, aime24.sampling.temperature, aime24.path) == (
+        "aime24",
+        4,
+        0.5,
+        "x.jsonl",
+    )
+    assert gsm8k.sampling.max_new_tokens < aime24.sampling.max_new_tokens  # their own
+    (alone,) = benchmarks_of(
+        check("benchmark=gsm8k", "benchmark.path=y.jsonl", "benchmark.gsm8k.limit=5").benchmark
+    )
+    assert (alone.path, alone.limit, alone.seed) == ("y.jsonl", 5, 0)
 
 
 def test_data_and_benchmark_of_one_name_ask_in_the_same_words() -> None:
     for name in sorted({*GROUPS["data"]} & {*GROUPS["benchmark"]}):
         cfg = check(f"data={name}", f"benchmark={name}")
-        assert cfg.data.prompt == cfg.benchmark.task.prompt
+        assert cfg.data.prompt == cfg.benchmark[name].prompt
 
 
 def test_the_embedded_training_and_test_problems_share_none() -> None:
     cfg = check("data=arithmetic", "benchmark=arithmetic")
     train = {example.problem for example in build(cfg.data.recipe).source()}
-    test = {example.problem for example in build(cfg.benchmark.task).source()}
+    (benchmark,) = benchmarks_of(cfg.benchmark)
+    test = {example.problem for example in benchmark.problems()}
     assert len(train) == cfg.data.limit
-    assert len(test) == cfg.benchmark.limit
+    assert len(test) == 500
     assert not train & test
 
 

@@ -391,16 +391,15 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
 ) -> None:
     (tmp_path / "mine.csv").write_text("Problem\nWhat is 3 - 4?\n")
     (conf / "benchmark" / "mine.yaml").write_text(
-        "path: null\n"
-        "task:\n"
+        "mine:\n"
         "  _target_: distill.evaluation.Benchmark\n"
         "  name: mine\n"
         "  source:\n"
         "    _target_: distill.traces.read_examples\n"
         "    _partial_: true\n"
-        "    path: ${benchmark.path}\n"
         "    fields: {problem: Problem}\n"
         "  grade: null\n"
+        "  path: null\n"
     )
     asked = arithmetic.load(split="test", count=500, operations=[4, 8], seed=1)
     learned = arithmetic.load(split="train", count=2000, operations=[4, 8])

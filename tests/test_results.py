@@ -34,15 +34,16 @@ def made(folder: Path, loss: str, seed: int, accuracy: float | None, **changes: 
     for key, value in changes.items():
         OmegaConf.update(box := OmegaConf.create(config), key.replace("__", "."), value)
         config = OmegaConf.to_container(box)  # pyright: ignore
-    score = None if accuracy is None else {"accuracy": accuracy, "count": 500}
+    stages = {"before": 0.518, "after": accuracy}
+    asked = {
+        stage: {"problems": 500, "figures": {"accuracy": {"value": value}}} for stage, value in stages.items()
+    }
     summary = {
         "name": config["name"],
         "loss": loss,
         "status": "finished",
         "seed": seed,
-        "benchmark": None if accuracy is None else "arithmetic",
-        "before": score and score | {"accuracy": 0.518},
-        "after": score,
+        "benchmarks": {} if accuracy is None else {"arithmetic": asked},
         "tokens": 20_000.0 + seed,
         "rollout_tokens": 5_000.0 if loss == "opd" else 0.0,
         "seconds": {"training": 40.0 + 2 * seed},
@@ -191,8 +192,8 @@ def test_real_runs_are_read_with_and_without_a_benchmark(
     run(asked, tmp_path / "sweep" / "0_asked")
     run(words, tmp_path / "sweep" / "1_not")
     report = results.report([tmp_path / "sweep"])
-    assert "arithmetic, 8 problems with benchmark.batch_size=512, benchmark.limit=8, " in report
-    assert "No benchmark with benchmark.batch_size=null, benchmark.limit=null, " in report
+    assert "arithmetic, 8 problems with benchmark.limit=8, benchmark.max_new_tokens=4, " in report
+    assert "No benchmark with benchmark.limit=null, benchmark.max_new_tokens=null, " in report
     for line in ("| `opd` | 0.0 | 0.0 | 0.0 |", "| `opd` | – | – | – |"):
         assert line in report
     assert report.count(" | 100 % | ") == 2

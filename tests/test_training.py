@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import pytest
 import torch
 from omegaconf import open_dict
 from safetensors.torch import load_file
+from samples import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill import runs
 from distill.callbacks import checkpoints
 from distill.cli import check_overrides, resume_arguments
 from distill.errors import UserError
-from distill.evaluation import summarize
+from distill.evaluation import Asked, Benchmark, score_of
+from distill.generation import Sampling
 from distill.tiny import task
-from distill.traces import Example
+from distill.traces import Example, Verdict
 from distill.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,20 +151,10 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["steps"] == 6
-    assert summary["before"]["count"] == summary["after"]["count"] == 8
+    assert {own["problems"] for own in summary["benchmarks"]["arithmetic"].values()} == {8}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert [sample["stage"] for sample in samples] == ["before"] * 8 + ["after"] * 8
-    assert set(samples[0]) == {
-        "stage",
-        "id",
-        "problem",
-        "gold",
-        "completion",
-        "answer",
-        "correct",
-        "finished",
-        "tokens",
-    }
+    assert [one["stage"] for one in samples] == ["before"] * 8 + ["after"] * 8
+    assert set(samples[0]) == {"stage", *sample("arithmetic")}
     assert len(rows(folder)) == 6
     assert sum(column(folder, "train/tokens")) == summary["tokens"]
     versions = json.loads((folder / "versions.json").read_text())
@@ -499,12 +492,14 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     later = [*words, "trainer.max_steps=8", f"ckpt={folder}"]
     run([*later, "benchmark.limit=6"], folder)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["before"]["count"] == summary["after"]["count"] == 6
-    assert summary["before"]["seconds"] is None  # taken over
+    stages = summary["benchmarks"]["arithmetic"]
+    assert stages["before"]["problems"] == stages["after"]["problems"] == 6
+    assert stages["before"]["seconds"] is None  # taken over
     assert summary["resumed_from_step"] == 6
     run([*words, "trainer.max_steps=9", f"ckpt={folder}", "benchmark.limit=4"], folder)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["before"]["count"] == summary["after"]["count"] == 4
+    stages = summary["benchmarks"]["arithmetic"]
+    assert stages["before"]["problems"] == stages["after"]["problems"] == 4
     assert summary["seconds"]["training"] == pytest.approx(sum(column(folder, "train/seconds")), abs=0.1)
 
 
@@ -583,14 +578,24 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
 def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Path) -> None:
     problem = Example("0", "1+1=", "2")
     text = "a\u2028b\u2029c\x85d\x0ce\nf"
-    sample = {"id": "0", "problem": "1+1=", "gold": "2", "completion": text, "answer": "2", "correct": True}
-    score = summarize([sample | {"finished": True, "tokens": 3}], seconds=1.0)
+    asked = Asked(
+        Benchmark("b", source=lambda **_: [problem], grade=lambda *_: Verdict(None, False)),
+        [problem],
+        [],
+        False,
+    )
+    score = score_of(asked, [sample("b", completion=text)])
     for stage in ("before", "after", "before"):
-        runs.write_samples(tmp_path, stage, score)
-    found = runs.read_score(tmp_path, "before", [problem])
-    assert found is not None
+        runs.write_samples(tmp_path, stage, [score])
+    (found,) = runs.read_scores(tmp_path, "before", [asked]) or []
     assert found.samples[0]["completion"] == text
-    assert runs.read_score(tmp_path, "before", [problem, problem]) is None
+    assert found.figures == score.figures
+    twice = replace(asked, problems=[problem, problem])
+    assert runs.read_scores(tmp_path, "before", [twice]) is None
+    sampled = replace(asked, benchmark=replace(asked.benchmark, samples=2, sampling=Sampling(1.0)))
+    assert runs.read_scores(tmp_path, "before", [sampled]) is None
+    other = replace(asked, benchmark=replace(asked.benchmark, name="c"))
+    assert runs.read_scores(tmp_path, "before", [other]) is None
 
 
 def test_the_threads_of_one_job_are_not_the_next_ones(
@@ -648,10 +653,20 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("data.samples=0", "data.samples=0 must be"),
         ("data.sampling_batch_size=0", "data.sampling_batch_size=0 must be"),
         ("data.max_length=0", "data.max_length=0 must be"),
-        ("benchmark=arithmetic benchmark.operations=[5]", "benchmark.operations=[5] must be two whole"),
-        ("benchmark=arithmetic benchmark.operations=[8,4]", "benchmark.operations=[8, 4] must be two whole"),
-        ("benchmark=arithmetic benchmark.operations=5", "benchmark.operations=5 must be two whole numbers"),
-        ("benchmark=arithmetic benchmark.batch_size=0", "benchmark.batch_size=0 must be"),
+        (
+            "benchmark=arithmetic benchmark.arithmetic.source.operations=[5]",
+            "source.operations=[5] must be two",
+        ),
+        (
+            "benchmark=arithmetic benchmark.arithmetic.source.operations=[8,4]",
+            "operations=[8, 4] must be two",
+        ),
+        ("benchmark=arithmetic benchmark.arithmetic.source.operations=5", "source.operations=5 must be two"),
+        ("benchmark=arithmetic benchmark.token_budget=0", "benchmark.token_budget=0 must be"),
+        ("benchmark=arithmetic benchmark.samples=2", "benchmark.samples=2: greedy completions"),
+        ("benchmark=[arithmetic,gsm8k] benchmark.path=x", "is one file for 2 benchmarks: say whose"),
+        ("benchmark=arithmetic benchmark.path={gsm8k:x}", "benchmark.path.gsm8k: no such benchmark is asked"),
+        ("benchmark=arithmetic benchmark.temperature=-1", "temperature=-1"),
         ("cache=/proc/x", "cache=/proc/x cannot be made"),
         ("loss.token_weight.behavior=sampler", "behavior=sampler needs to know how the traces were sampled"),
         ("loss=on_policy_kd loss.rollouts.fraction=2", "fraction=2 is outside"),

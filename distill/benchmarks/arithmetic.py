@@ -26,7 +26,7 @@ def load(
         operations: fewest and most operations of a chain.
         seed: of the draw.
         path: no file can be given: the problems are made.
-        limit: only the first so many of them.
+        limit: how many, in place of `count`.
 
     Raises:
         UserError: a path is given, or a limit below 1.
@@ -38,7 +38,7 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves no problem of arithmetic: set it to at least 1, or to null")
     fewest, most = operations
-    texts = task.problems(count, split=split, seed=seed, operations=(fewest, most))[:limit]
+    texts = task.problems(limit or count, split=split, seed=seed, operations=(fewest, most))
     return [
         Example(text, text, gold=task.answer(text), completion=task.write_solution(text, "single"))
         for text in texts

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
 from distill.errors import UserError, first_line
@@ -148,44 +149,65 @@ def _problems_of(
     # Inside a command Hydra is there, and knows configurations beside ours too (--config-dir).
     with nullcontext() if hydra.is_initialized() else initialize_config_dir(str(_CONFIG), version_base="1.3"):
         names = hydra.config_loader().get_group_options("benchmark")
-        if unknown := sorted(set(paths) - set(names)):
+        if unknown := sorted({name for name, path in paths.items() if path} - set(names)):
             raise UserError(
                 f"curation.decontaminate.paths.{unknown[0]}: there is no such benchmark ({', '.join(names)})"
             )
         asked = names if "all" in wanted else [name for name in names if name in wanted]
-        nodes: dict[str, Any] = {name: compose("train", [f"benchmark='{name}'"]).benchmark for name in asked}
-    if "all" in wanted:  # `none` asks nothing
-        nodes = {name: node for name, node in nodes.items() if node.get("task") is not None}
+        nodes: dict[str, Any] = {}
+        for name in asked:  # a suite is its benchmarks, `none` is nobody
+            cfg = compose("train", [f"benchmark='{name}'"]).benchmark
+            own = {key: node for key, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
+            nodes |= own
+            if name in wanted and own:
+                place = wanted.index(name)
+                wanted[place : place + 1] = own
+    if "all" in wanted:
         wanted = [*nodes, *(one for one in wanted if one != "all")]
     found: dict[str, Sequence[Problem]] = {}
-    for one in wanted:
-        found[one] = _of_benchmark(one, nodes[one], paths) if one in nodes else _of_file(one, names)
+    missing: dict[str, UserError] = {}
+    for one in dict.fromkeys(wanted):
+        try:
+            found[one] = _problems_of_one(one, nodes, names, paths)
+        except _Missing as error:
+            missing[one] = error
+    if missing:
+        first, error = next(iter(missing.items()))
+        # A key that the configuration does not list yet is added with a plus.
+        key = f"{'' if first in paths else '+'}curation.decontaminate.paths.{first}=<file>"
+        alike = f", and so for {', '.join(list(missing)[1:])}" if len(missing) > 1 else ""
+        raise UserError(
+            f"curation.decontaminate: the problems of benchmark {first} are not to be had ({error}): set "
+            f"{key}{alike}, or leave {first} out of curation.decontaminate.against"
+        ) from error
+    for one in found:
         if not found[one]:
             raise UserError(f"curation.decontaminate.against: {one} holds no problem: leave it out")
     return found
 
 
-def _of_benchmark(name: str, node: Any, paths: Mapping[str, str | None]) -> list[Problem]:
+class _Missing(UserError):
+    """A benchmark's problems are neither on the hub nor in a file that was named."""
+
+
+def _problems_of_one(
+    name: str, nodes: Mapping[str, Any], names: Sequence[str], paths: Mapping[str, str | None]
+) -> list[Problem]:
     from distill.training import build
 
-    key, path = f"curation.decontaminate.paths.{name}", paths.get(name)
-    if node.get("task") is None:
-        return []
-    if path is not None:
-        if "path" not in node:
-            raise UserError(f"{key}={path}: benchmark {name} is made and not read: leave it null")
-        node.path = path  # the source's own path refers to it
+    if name not in nodes:
+        return [] if name in names else _of_file(name, names)
+    node, path = nodes[name], paths.get(name)
+    key = f"curation.decontaminate.paths.{name}"
+    if path is not None and "path" not in node:
+        raise UserError(f"{key}={path}: benchmark {name} is made and not read: leave it null")
+    source = build(node.source, f"benchmark={name}")
     try:
-        examples = build(node.task.source, f"benchmark={name}")()
+        examples = source(path=path or node.get("path"), limit=node.get("limit"))
     except UserError as error:
         if path is not None:
             raise UserError(f"{key}={path}: {error}") from error
-        # A key that the configuration does not list yet is added with a plus.
-        raise UserError(
-            f"curation.decontaminate: the problems of benchmark {name} are not to be had "
-            f"({first_line(error.__cause__ or error)}): set {'' if name in paths else '+'}{key}=<file>, or "
-            f"leave {name} out of curation.decontaminate.against"
-        ) from error
+        raise _Missing(first_line(error.__cause__ or error)) from error
     return [(example.id, example.problem) for example in examples]
 
 

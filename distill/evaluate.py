@@ -1,0 +1,300 @@
+"""`python -m distill.evaluate`: a model on benchmarks, with intervals; or evaluations against each other.
+
+A completion that is there is never written again: a run that was killed goes on, and one that asks more
+problems, more samples or further benchmarks of the same model adds to what its folder holds."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill import runs
+from distill.cache import write_atomically
+from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.drift import Drift, measure
+from distill.drift_report import picture
+from distill.engines import Engine, HfEngine
+from distill.errors import UserError
+from distill.evaluation import Asked, Benchmark, Score, ask, benchmarks_of, completions, evaluate
+from distill.evaluation_report import write_report
+from distill.models import ModelSource, find_model, tokenizer_fingerprint, vocabulary_mismatch
+from distill.progress import progress_bar
+from distill.teacher import LazyModel
+from distill.trace_sets import claimed
+from distill.traces import Reading, Trace
+
+CONFIG = Path(__file__).resolve().parents[1] / "conf"
+
+
+def evaluate_model(cfg: DictConfig) -> Path:
+    """Ask the model every benchmark and write what came of it.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        UserError: anything that the user can mend, before the model is loaded.
+    """
+    from distill.training import build
+
+    device = _device(cfg)
+    if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads >= 1):
+        raise UserError(f"threads={cfg.threads!r} must be a whole number, at least 1, or null")
+    source = find_asked(cfg, "model.source", cfg.model.role)
+    benchmarks = benchmarks_of(cfg.benchmark)
+    if not benchmarks:
+        raise UserError(
+            "no benchmark is named: say which, such as benchmark=gsm8k or benchmark=[gsm8k,aime24]"
+        )
+    teacher = find_asked(cfg, "teacher", "teacher") if cfg.teacher else None
+    drifts = _drifts(cfg, benchmarks, source, teacher) if teacher else []
+    asked = [ask(benchmark, source) for benchmark in benchmarks]
+    model = LazyModel(source, device)
+    try:
+        engine: Engine = build(cfg.engine, "engine")(model)
+    except (ValueError, TypeError) as error:  # its arguments
+        raise UserError(str(error)) from error
+    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / _slug(cfg.model.source))
+    cfg.name = cfg.name or source.name
+    folder = Path(cfg.out)
+    loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    identity = {
+        "model": source.fingerprint,
+        "dtype": source.dtype,
+        "tokenizer": tokenizer_fingerprint(source.tokenizer),
+        "template": _hash(str(source.tokenizer.chat_template)),
+    }
+    with claimed(folder, identity, what="an evaluation"):
+        runs.describe(folder, cfg, sys.argv[1:])
+        results = Results(folder, cfg.name, source)
+        for one in asked:
+            key = {
+                "engine": engine.name,
+                **getattr(engine, "settings", {}),
+                **one.benchmark.settings,
+            }
+            place = folder / "completions" / one.benchmark.name
+            with claimed(place, key, what=f"completions of {one.benchmark.name}"):
+                score = evaluate(one, source, engine, folder=place, label=one.benchmark.name)
+            results.add(score)
+        if teacher:
+            results.keep_drift(_measure(drifts, model, LazyModel(teacher, device), folder / "drift"))
+        print(write_report(folder, results.value, results.new, loggers))
+    return folder
+
+
+class Results:
+    """What a folder holds of one model's evaluation: `results.json` and `samples.jsonl`, which grow by a
+    benchmark at a time.
+
+    Args:
+        folder: where they lie.
+        name: of the model, in titles.
+        source: the model.
+    """
+
+    def __init__(self, folder: Path, name: str, source: ModelSource) -> None:
+        self.folder, self.name = folder, name
+        self.value: dict[str, Any] = {
+            "model": source.name,
+            "fingerprint": source.fingerprint,
+            "benchmarks": {},
+        }
+        self.new: list[Score] = []
+        if (folder / "results.json").is_file():
+            try:
+                before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+                self.value["benchmarks"] = dict(before["benchmarks"])
+                if "drift" in before:
+                    self.value["drift"] = before["drift"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{folder / 'results.json'} is damaged ({error}): take it away and run the same command "
+                    f"again, the completions are kept"
+                ) from error
+
+    def keep_drift(self, drift: Drift | None) -> None:
+        """Keep a drift and its picture in place of earlier ones."""
+        if drift is None:
+            print("drift: too few problems have completions of both models to compare them along their text")
+            return
+        self.value["drift"] = drift.json()
+        runs.write_json(self.folder / "results.json", self.value)
+        drawn = picture(drift, self.value["model"])
+        write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
+
+    def add(self, score: Score) -> None:
+        """Keep a benchmark's score in place of an earlier one."""
+        path = self.folder / "samples.jsonl"
+        mark = f'{{"benchmark": {json.dumps(score.benchmark)}, '  # what its lines begin with
+        runs.write_lines(
+            path,
+            (line for line in runs.read_lines(path) if not line.startswith(mark)),
+            (json.dumps(sample, ensure_ascii=False) for sample in score.samples),
+        )
+        self.value["benchmarks"][score.benchmark] = score.summary()
+        runs.write_json(self.folder / "results.json", self.value)
+        self.new.append(score)
+
+
+def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
+    """The model that is named, by what the user wrote.
+
+    Args:
+        cfg: with `model`, and `threads`, which a pair that is named sets.
+        key: of the config, `model.source` or `teacher`.
+        role: of a pair of conf/model, whom to take.
+
+    Raises:
+        UserError: there is none; the message says what was tried.
+    """
+    named = OmegaConf.select(cfg, key)
+    wanted: Any = OmegaConf.to_container(named) if OmegaConf.is_config(named) else named
+    if wanted is None:
+        raise UserError(
+            "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "
+            "of conf/model such as model=tiny)"
+        )
+    if role not in ("student", "teacher"):
+        raise UserError(f"model.role={role!r} is not one of student, teacher")
+    pair = CONFIG / "model" / f"{wanted}.yaml"
+    if isinstance(wanted, str) and re.fullmatch(r"[\w.-]+", wanted) and pair.is_file():
+        node: Any = OmegaConf.load(pair)
+        found = OmegaConf.select(node, f"model.{role}") or node.get(role)
+        if found is None:
+            raise UserError(f"{key}={wanted}: this pair has no {role}; name a folder or a hub id")
+        wanted = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        if cfg.threads is None:
+            cfg.threads = node.get("threads")
+    elif isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
+        wanted = str(Path(wanted).expanduser() / "student")  # a run's folder
+    return find_model(
+        wanted,
+        key=key.removesuffix(".source"),
+        dtype=cfg.model.dtype,
+        revision=cfg.model.revision if key == "model.source" else None,
+        trust_remote_code=cfg.model.trust_remote_code,
+    )
+
+
+def _drifts(
+    cfg: DictConfig, benchmarks: Sequence[Benchmark], student: ModelSource, teacher: ModelSource
+) -> list[tuple[Asked, Asked]]:
+    """The problems that both models write on, as each is asked them."""
+    if mismatch := vocabulary_mismatch(student, teacher):
+        raise UserError(
+            f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a teacher "
+            f"of the student's family, or none"
+        )
+    sampling = {"temperature": cfg.drift.temperature, "top_p": 1.0, "top_k": 0}
+    try:
+        chosen = [
+            replace(
+                benchmark,
+                samples=cfg.drift.samples,
+                sampling=replace(benchmark.sampling, **sampling),
+                limit=min(filter(None, (benchmark.limit, cfg.drift.limit)), default=None),
+            )
+            for benchmark in benchmarks
+        ]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"drift: {error}") from error
+    return [(ask(benchmark, student), ask(benchmark, teacher)) for benchmark in chosen]
+
+
+def _measure(
+    drifts: Sequence[tuple[Asked, Asked]], student: LazyModel, teacher: LazyModel, folder: Path
+) -> Drift | None:
+    """Have both write at the same problems and compare them on both kinds of text."""
+    traces: dict[str, list[Trace]] = {"student": [], "teacher": []}
+    for pair in drifts:
+        by_student, by_teacher = pair
+        name = by_student.benchmark.name
+        for role, model, asked in (("student", student, by_student), ("teacher", teacher, by_teacher)):
+            place = folder / name / role
+            key = {"model": model.source.fingerprint, "dtype": model.source.dtype, **asked.benchmark.settings}
+            runs.fresh(place, key)
+            with progress_bar(
+                total=len(asked.requests), description=f"{role} writes {name}", unit="sample"
+            ) as bar:
+                for places, one in completions(asked, HfEngine(model), place):
+                    for number in places:
+                        problem = asked.problems[number // asked.benchmark.samples]
+                        example = replace(problem, id=f"{name} {problem.id}")
+                        prompts = [own.requests[number].prompt_ids for own in pair]
+                        assert one.ids is not None
+                        read = Reading(prompts[1], one.ids)
+                        traces[role].append(Trace(example, prompts[0], one.ids, reading=read))
+                    bar.update(len(places))
+    return measure(student, teacher, traces["student"], traces["teacher"], cache=folder / "cache")
+
+
+def compare_folders(cfg: DictConfig) -> Path:
+    """Test evaluations or runs against the first of them.
+
+    Raises:
+        UserError: fewer than two, or one that is none.
+    """
+    named: Any = OmegaConf.to_container(cfg.compare) if OmegaConf.is_config(cfg.compare) else cfg.compare
+    if not isinstance(named, list) or len(named) < 2:
+        raise UserError(
+            f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
+        )
+    from distill.compare import compare
+
+    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
+    with runs.locked(out, "out"):
+        print(compare([str(one) for one in named], out))
+    return out
+
+
+def _device(cfg: DictConfig) -> str:
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={cfg.device!r} is not one of auto, cpu, cuda")
+    there = torch.cuda.is_available()
+    if cfg.device == "cuda" and not there:
+        raise UserError("device=cuda, but torch sees no GPU here: take device=cpu, or a CUDA build of torch")
+    return "cuda" if there and cfg.device != "cpu" else "cpu"
+
+
+def _slug(model: Any) -> str:
+    """A folder's name for a model: the last parts of a path, all of a hub id."""
+    text = str(model[0] if isinstance(model, list) or OmegaConf.is_list(model) else model)
+    path = Path(text)
+    if path.exists():
+        parts = path.resolve().parts
+        text = "_".join(parts[-2:] if parts[-1] in ("student", "teacher", "model") else parts[-1:])
+    return re.sub(r"[^\w.-]+", "_", text).strip("_") or "model"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    with one_sentence_errors():
+        quiet()
+        if cfg.compare is not None:
+            compare_folders(cfg)
+        else:
+            evaluate_model(cfg)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        # Hydra takes model= for the group of that name.
+        sys.argv[1:] = [re.sub(r"^model=", "model.source=", word) for word in sys.argv[1:]]
+        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+            check_overrides(CONFIG, "evaluate", sys.argv[1:])
+        main()
