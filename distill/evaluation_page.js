@@ -213,7 +213,7 @@
         const known = Object.entries(counts ?? {}).sort((a, b) => b[1] - a[1]);
         if (!known.length) return null;
         const buttons = known.map(([value, n]) => {
-          const button = make("button", {type: "button", disabled: value === ""}, bdi(value || "none"), make("span", {class: "n"}, isNumber(n) ? whole(n) : n));
+          const button = make("button", {type: "button", disabled: value === ""}, bdi(value || "none"), " ", make("span", {class: "n"}, isNumber(n) ? whole(n) : n));
           button.addEventListener("click", () => {
             show({...EMPTY, benchmark: name, [key]: value});
             by("problems-title").scrollIntoView();
