@@ -7,7 +7,8 @@ from distill.benchmarks import answers
 from distill.traces import Example, Verdict
 
 # What stands around a number in a box and does not change it.
-_DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)\b|\\[,;!: ()\[\]]|\\?\$|~")
+_BOLD = re.compile(r"\\(?:text|textbf|mathbf|mathrm|bf|mbox|boldsymbol)\s*\{\s*([^{}]*?)\s*\}")
+_DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[: ()\[\]]|~")
 
 
 def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.RULES) -> Verdict:
@@ -26,11 +27,11 @@ def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.R
         return Verdict(None, False, "no answer", rule)
     found = answers.number(answer)
     if found is None:
-        # The part behind the sign is the answer that is reported, so that equal answers read alike.
-        tail = answer.rpartition("=")[2].strip()
-        found = answers.number(_DECORATION.sub("", tail))
-        if found is None:
-            return Verdict(answer, False, "unreadable answer", rule)
-        answer = tail
+        # What was read is reported, so that equal answers of several samples read alike.
+        tail = answer.rpartition("=")[2].replace("{,}", ",")
+        answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
+        found = answers.number(answer)
+    if found is None:
+        return Verdict(answer, False, "unreadable answer", rule)
     correct = found == answers.number(example.gold or "")
     return Verdict(answer, correct, "right" if correct else "wrong", rule)

@@ -121,17 +121,18 @@ class OlympiadJudge:
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
         how = {name: example.details.get(name) for name in ("multiple", "unit", "tolerances")}
-        closing = answers.closing_boxes(completion)
-        if not closing:
+        boxes = answers.closing_boxes(completion)
+        if not boxes:
             answer, rule = answers.extract(completion, self.judge.rules, expressions=True)
             if answer is None:
                 return Verdict(None, False, "no answer", rule)
             return Verdict(answer, *self.same(example.gold, answer, **how), rule)
-        answer = ", ".join(closing)
+        answer = ", ".join(boxes)
         right, reason = self.same(example.gold, answer, **how)
-        everything = ", ".join(answers.boxes(completion))
-        if not right and everything != answer and self.same(example.gold, everything, **how)[0]:
-            return Verdict(everything, True, "right", "all boxes")
+        once, everything = ", ".join(dict.fromkeys(boxes)), ", ".join(answers.boxes(completion))
+        for other, rule in ((once, "boxed"), (everything, "all boxes")):
+            if not right and other != answer and self.same(example.gold, other, **how)[0]:
+                return Verdict(other, True, "right", rule)
         return Verdict(answer, right, reason, "boxed")
 
     def same(

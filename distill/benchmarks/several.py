@@ -23,7 +23,7 @@ _PLAIN = [
     (re.compile(r"[−–]"), "-"),
     (re.compile(r",(?:\s*,)+"), ","),
 ]
-_MEMBER_OF = re.compile(r"^[^,;=]{0,30}?\\in(?![A-Za-z])\s*")
+_MEMBER_OF = re.compile(r"^(?:\([^()]*\)|[^,;=(])[^,;=(]{0,30}?\\in(?![A-Za-z])\s*")
 _EQUALS = re.compile(r"(?<![<>!=:\\])=(?!=)")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])|≈")
 _NAME = re.compile(
@@ -48,6 +48,7 @@ def split(text: str, *, spaced: bool = False) -> list[str]:
         text: as `plain` gives it; the braces of a set around all of it are taken off.
         spaced: only at separators with a space behind them: `1,024, 2,048` are two numbers.
     """
+    text = _MEMBER_OF.sub("", text)
     inner = _inside(text, r"\{", r"\}")
     parts = _split(inner if inner is not None else text, ",;", spaced)
     return [signed for part in parts for signed in _both_signs(part)]
