@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill import runs
 from distill.cache import write_atomically
 from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.compare import compare
 from distill.drift import Drift, measure
 from distill.drift_report import picture
 from distill.engines import Engine, HfEngine
@@ -193,8 +194,8 @@ def _drifts(
     """The problems that both models write on, as each is asked them."""
     if mismatch := vocabulary_mismatch(student, teacher):
         raise UserError(
-            f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a teacher "
-            f"of the student's family, or none"
+            f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a "
+            f"teacher of the student's family, or none"
         )
     sampling = {"temperature": cfg.drift.temperature, "top_p": 1.0, "top_k": 0}
     try:
@@ -250,8 +251,6 @@ def compare_folders(cfg: DictConfig) -> Path:
         raise UserError(
             f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
         )
-    from distill.compare import compare
-
     out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
     with runs.locked(out, "out"):
         print(compare([str(one) for one in named], out))
@@ -281,6 +280,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def as_keys(words: Sequence[str]) -> list[str]:
+    """The command line with `model=` spelled out, which Hydra takes for the choice of a group's option."""
+    return [re.sub(r"^model=", "model.source=", word) for word in words]
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
@@ -293,8 +297,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        # Hydra takes model= for the group of that name.
-        sys.argv[1:] = [re.sub(r"^model=", "model.source=", word) for word in sys.argv[1:]]
+        sys.argv[1:] = as_keys(sys.argv[1:])
         if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
             check_overrides(CONFIG, "evaluate", sys.argv[1:])
         main()

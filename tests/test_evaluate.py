@@ -1,0 +1,242 @@
+"""`python -m distill.evaluate`: from a folder to tables and a page, resumed, added to, compared."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from test_training import ROOT, environment
+from test_training import arguments as training_arguments
+from test_training import run as train_run
+
+from distill import evaluate as command
+from distill.cli import check_overrides
+from distill.errors import UserError
+from distill.evaluate import CONFIG, as_keys, compare_folders, evaluate_model
+from distill.tiny import task
+
+ASK = ["benchmark=arithmetic", "benchmark.limit=12", "benchmark.max_new_tokens=8"]
+
+
+def compose(words: list[str]) -> Any:
+    cfg = check_overrides(CONFIG, "evaluate", as_keys(words))
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, True)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return cfg
+
+
+def run(words: list[str], folder: Path) -> dict[str, Any]:
+    """`python -m distill.evaluate` in this process; its results.json."""
+    assert evaluate_model(compose([*words, f"out={folder}"])) == folder
+    return json.loads((folder / "results.json").read_text())
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().split("\n") if line]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    problems = task.problems(16, split="train", operations=(2, 4))
+    records = [{"problem": text, "completion": task.write_solution(text, "single")} for text in problems]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GSM8K's form in what the tiny tokenizer spells."""
+    path = tmp_path_factory.mktemp("gsm8k") / "test.jsonl"
+    records = [{"question": f"{n}+1=", "answer": f"so\n#### {n + 1}"} for n in range(5)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_an_evaluation_leaves_its_figures_samples_table_and_page(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = str(tiny_pair[0])
+    words = [f"model={student}", *ASK, "benchmark.samples=3", "benchmark.temperature=1.5"]
+    found = run(words, tmp_path / "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {
+        "results.json", "samples.jsonl", "results.md", "results.html", "completions", "config.yaml",
+        "versions.json", "key.json",
+    }  # fmt: skip
+    own = found["benchmarks"]["arithmetic"]
+    assert (own["problems"], own["samples"], own["per_problem"]) == (12, 36, 3)
+    assert {"accuracy", "pass@2", "pass@3", "maj@3", "agreement", "tokens"} <= set(own["figures"])
+    assert own["settings"]["sampling"]["temperature"] == 1.5
+    records = samples(tmp_path / "a")
+    assert [(one["benchmark"], one["sample"]) for one in records] == [
+        ("arithmetic", n % 3) for n in range(36)
+    ]
+    right = sum(one["correct"] for one in records) / 36
+    assert own["figures"]["accuracy"]["value"] == pytest.approx(right)
+    table = (tmp_path / "a" / "results.md").read_text()
+    assert re.search(rf"\| arithmetic \| 12 \| 3 \| {100 * right:.1f} \[", table)
+    assert table.strip() in capsys.readouterr().out
+    assert json.dumps(student)[1:-1] in (tmp_path / "a" / "results.html").read_text()
+
+
+def test_a_finished_evaluation_is_not_made_again_and_a_further_benchmark_joins_it(
+    tiny_pair: tuple[Path, Path], gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"model={tiny_pair[0]}"]
+    first = run([*words, *ASK], tmp_path / "a")
+    loads: list[str] = []
+    original = command.LazyModel.get
+
+    def note(self: Any) -> Any:
+        loads.append(self.source.name)
+        return original(self)
+
+    monkeypatch.setattr(command.LazyModel, "get", note)
+    again = run([*words, *ASK], tmp_path / "a")
+    assert not loads
+    figures = [one["benchmarks"]["arithmetic"]["figures"] for one in (first, again)]
+    assert figures[0] == figures[1]
+    more = ["benchmark=gsm8k", "benchmark.max_new_tokens=8", f"benchmark.path={gsm8k}"]
+    both = run([*words, *more], tmp_path / "a")
+    assert loads
+    assert list(both["benchmarks"]) == ["arithmetic", "gsm8k"]
+    assert both["benchmarks"]["arithmetic"]["figures"] == figures[0]
+    assert [one["benchmark"] for one in samples(tmp_path / "a")] == ["arithmetic"] * 12 + ["gsm8k"] * 5
+    page = (tmp_path / "a" / "results.html").read_text()
+    assert "gsm8k" in page
+    # Both at once is the same.
+    at_once = [*words, "benchmark=[arithmetic,gsm8k]", "benchmark.max_new_tokens=8"]
+    other = run([*at_once, f"benchmark.gsm8k.path={gsm8k}", "benchmark.arithmetic.limit=12"], tmp_path / "b")
+    assert {n: o["figures"] for n, o in other["benchmarks"].items()} == {
+        n: o["figures"] for n, o in both["benchmarks"].items()
+    }
+    assert samples(tmp_path / "a") == samples(tmp_path / "b")
+
+
+def test_other_settings_or_another_model_do_not_go_into_the_same_folder(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run([f"model={tiny_pair[0]}", *ASK], tmp_path / "a")
+    with pytest.raises(UserError, match=r"holds completions of arithmetic made with another sampling"):
+        run([f"model={tiny_pair[0]}", *ASK[:2], "benchmark.max_new_tokens=9"], tmp_path / "a")
+    with pytest.raises(UserError, match=r"out=.*a holds an evaluation made with another model"):
+        run([f"model={tiny_pair[1]}", *ASK], tmp_path / "a")
+    (tmp_path / "a" / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results.json is damaged .*the completions are kept"):
+        run([f"model={tiny_pair[0]}", *ASK], tmp_path / "a")
+    (tmp_path / "a" / "results.json").unlink()
+    found = run([f"model={tiny_pair[0]}", *ASK], tmp_path / "a")
+    assert len(samples(tmp_path / "a")) == found["benchmarks"]["arithmetic"]["samples"] == 12
+
+
+def test_a_run_is_evaluated_by_its_folder_with_the_figures_that_it_had(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = training_arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=2", "loss=sft", *ASK)
+    folder = train_run(words, tmp_path / "run")
+    found = run([f"model={folder}", *ASK], tmp_path / "a")
+    summary = json.loads((folder / "summary.json").read_text())
+    trained, asked = summary["benchmarks"]["arithmetic"]["after"], found["benchmarks"]["arithmetic"]
+    assert trained["figures"] == asked["figures"]
+    after = [one for one in samples(folder) if one.pop("stage") == "after"]
+    assert after == samples(tmp_path / "a")
+    # And both compare: the run's own samples, those before training, and the evaluation's.
+    out = compare_folders(
+        compose(
+            [f"compare=['{folder}@before','{folder}','{tmp_path / 'a'}']", f"out={tmp_path / 'compared'}"]
+        )
+    )
+    assert {"comparison.json", "comparison.md", "comparison.png"} <= {path.name for path in out.iterdir()}
+
+
+def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    student, teacher = map(str, tiny_pair)
+    words = [f"model={student}", f"teacher={teacher}", *ASK, "drift.limit=11", "drift.samples=2"]
+    found = run(words, tmp_path / "a")
+    assert found["drift"]["problems"] == 11
+    assert found["drift"]["completions"] == {"student": 22, "teacher": 22}
+    assert {"kl_student_written", "teacher_nll_student_written"} <= set(found["drift"]["figures"])
+    assert (tmp_path / "a" / "drift.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Drift over 11 problems" in (tmp_path / "a" / "results.md").read_text()
+    alike = run([f"model={student}", f"teacher={student}", *ASK], tmp_path / "b")
+    assert alike["drift"]["figures"]["kl_student_written"]["value"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmark=arithmetic"], "model is not set: name who is asked"),
+        (["model=/nowhere/at/all", "benchmark=arithmetic"], "model=/nowhere/at/all"),
+        (["model=tiny", "model.role=boss", "benchmark=arithmetic"], "model.role='boss' is not one of"),
+        (["model=smollm2-135m", "model.role=teacher", "benchmark=arithmetic"], "this pair has no teacher"),
+        (["model=tiny", "benchmark=none"], "no benchmark is named"),
+        (["model=tiny", "benchmark=arithmetic", "device=tpu"], "device='tpu' is not one of"),
+        (["model=tiny", "benchmark=arithmetic", "threads=0"], "threads=0 must be"),
+        (["model=tiny", "benchmark=arithmetic", "engine.token_budget=0"], "engine.token_budget=0"),
+        (["model=tiny", "benchmark=arithmetic", "benchmark.path=x"], "arithmetic takes no file"),
+        (["model=tiny", "benchmark=gsm8k", "benchmark.path=/no.jsonl"], "/no.jsonl does not exist"),
+        (["model=tiny", "benchmark=arithmetic", "teacher=tiny", "drift.samples=0"], "drift: .*samples=0"),
+        (["model=tiny", "benchmark=arithmetic", "model.dtype=int8"], "dtype 'int8' is not"),
+        (["compare=[x]"], "compare=.*name two folders or more"),
+        (["compare=[x,y]"], "x"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    cfg = compose([*words, f"out={tmp_path / 'a'}"])
+    with pytest.raises(UserError, match=message):
+        compare_folders(cfg) if cfg.compare else evaluate_model(cfg)
+    assert not (tmp_path / "a" / "results.json").exists()
+
+
+def test_a_hub_set_that_cannot_be_reached_is_named_with_its_remedy(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr("datasets.load_dataset", no_hub)
+    with pytest.raises(
+        UserError, match=r"openai/gsm8k is not to be had from the hub \(no hub here\).*benchmark.path"
+    ):
+        run([f"model={tiny_pair[0]}", "benchmark=suite"], tmp_path / "a")
+
+
+def test_the_folder_is_named_after_the_model(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_pair[0], tmp_path / "runs" / "my run" / "student")
+    folder = evaluate_model(compose(["model='runs/my run'", *ASK]))
+    assert folder == Path("outputs/evaluations/my_run")
+    folder = evaluate_model(compose(["model='runs/my run/student'", *ASK]))
+    assert folder == Path("outputs/evaluations/my_run_student")
+
+
+def test_the_command_runs_as_the_readme_says_and_a_mistake_prints_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "distill.evaluate"]
+    options: dict[str, Any] = {
+        "cwd": tmp_path,
+        "env": environment() | {"PYTHONPATH": str(ROOT)},
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+    }
+    done = subprocess.run([*command, "model=tiny", *ASK], check=False, **options)
+    assert done.returncode == 0, done.stderr
+    assert "| arithmetic | 12 | 1 |" in done.stdout
+    assert (tmp_path / "outputs" / "evaluations" / "tiny" / "results.html").is_file()
+    done = subprocess.run([*command, "modle=tiny"], check=False, **options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: modle=tiny: there is no key 'modle'; did you mean model")
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # Hydra left nothing
