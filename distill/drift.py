@@ -12,6 +12,10 @@ E at t is the mean over the completions that reach position t, the end token's o
 has ended counts no more. So far along a trace only long completions speak, of the student and of the teacher
 not always those of the same problems; curves end where few problems are left (`least_problems`). The prefixes
 should be drawn at temperature 1 by both; with any other sampling R is that of the sampler.
+
+Error that accumulates makes ExAccErr positive and lets it grow with l. It is negative where the student
+writes only some of what the teacher does (one of its styles, say) and is at home there: it then errs most on
+prefixes that it would never write.
 """
 
 import math
@@ -214,7 +218,7 @@ def compare(
         curves={"exaccerr": excess, **curves},
         reach={name: table.sum(0).astype(int) for name, table in counts.items()},
         figures={name: excess.at(at) for name, at in places.items() if defined[at - 1]} | figures,
-        notes=_notes(kinds, last, least, problems, bool(defined[-1])),
+        notes=_notes(kinds, least, excess),
     )
 
 
@@ -277,24 +281,20 @@ def _excess(
 ) -> Curve:
     """ExAccErr along the positions, from summed KL and counts [problems, positions] on either's prefixes."""
     bounds = []
-    before, risk, expected = 0, np.zeros((len(drawn), 1)), np.zeros((len(drawn), 1))
+    risk, expected = np.zeros((len(drawn), 1)), np.zeros((len(drawn), 1))
     for ours, theirs in zip(_resampled(*student, drawn), _resampled(*teacher, drawn), strict=True):
         risk, expected = risk[:, -1:] + ours.cumsum(-1), expected[:, -1:] + theirs.cumsum(-1)
-        bounds.append(_interval(_share(risk, expected, before)))
-        before += ours.shape[-1]
+        bounds.append(_interval(_share(risk, expected)))
     low, high = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
-    whole = ((sums.sum(0) / counts.sum(0)).cumsum() for sums, counts in (student, teacher))
-    value = _share(*whole, before=0)
-    undefined = np.isnan(value)
-    return Curve(value, np.where(undefined, np.nan, low), np.where(undefined, np.nan, high))
+    risk, expected = ((sums.sum(0) / counts.sum(0)).cumsum() for sums, counts in (student, teacher))
+    defined = expected > _ROUNDING * np.arange(1, len(expected) + 1)
+    return Curve(*(np.where(defined, found, np.nan) for found in (_share(risk, expected), low, high)))
 
 
-def _share(risk: np.ndarray, expected: np.ndarray, before: int) -> np.ndarray:
-    """(R(l) - l ε(l)) / (l ε(l)) in per cent at l = before + 1, …; NaN where the teacher's prefixes show no
-    error that a share could be of."""
-    floor = _ROUNDING * (before + 1 + np.arange(risk.shape[-1]))
+def _share(risk: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(R(l) - l ε(l)) / (l ε(l)) in per cent; NaN where the teacher's prefixes show no error."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(expected > floor, (risk - expected) / expected * 100, np.nan)
+        return np.where(expected > 0, (risk - expected) / expected * 100, np.nan)
 
 
 def _resampled(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Iterator[np.ndarray]:
@@ -315,21 +315,23 @@ def _interval(samples: Float[np.ndarray, "resamples positions"]) -> tuple[np.nda
     return bounds[0], bounds[1]
 
 
-def _notes(
-    kinds: Mapping[str, _Kind], last: int, least: int, problems: int, defined: bool
-) -> tuple[str, ...]:
-    notes = []
-    longest = {name: int(kind.lengths.max()) for name, kind in kinds.items()}
-    if max(longest.values()) > last:
+def _notes(kinds: Mapping[str, _Kind], least: int, excess: Curve) -> tuple[str, ...]:
+    notes, last = [], len(excess.value)
+    ours, theirs = (int(kind.lengths.max()) for kind in kinds.values())
+    if max(ours, theirs) > last:
         notes.append(
-            f"Curves end at position {last}, the last that completions of at least {least} of {problems} "
-            f"problems reach, the student's and the teacher's; the longest have "
-            f"{longest['student_written']} and {longest['teacher_written']} tokens."
+            f"Curves end at position {last}, the last that both the student's and the teacher's completions "
+            f"of at least {least} problems reach; the longest have {ours} and {theirs} tokens."
         )
-    if not defined:
+    if np.isnan(excess.value[-1]):
         notes.append(
             "ExAccErr is undefined: on the teacher's own text the student's distribution is the teacher's, "
             "as far as single precision can tell."
+        )
+    elif excess.high[-1] < 0:
+        notes.append(
+            "ExAccErr is negative: the student errs less on its own text than on the teacher's, as where it "
+            "writes only some of what the teacher does."
         )
     return tuple(notes)
 

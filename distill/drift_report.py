@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+import pandas
 
 from distill.drift import Drift
 from distill.plots import BLUE, GREEN, ORANGE
@@ -11,19 +12,26 @@ from distill.plots import BLUE, GREEN, ORANGE
 
 def picture(drift: Drift, title: str = "") -> bytes:
     """ExAccErr, the KL on both kinds of prefixes, the teacher's surprisal and how many completions are left,
-    along the positions of a completion, with 95 % bands. PNG."""
+    along the positions of a completion, with 95 % bands of each position. PNG."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     (excess, kl), (surprisal, reach) = figure.subplots(2, 2)
     positions = np.arange(1, len(drift) + 1)
+    window = max(1, len(drift) // 100)
+    smoothed = f" (mean of {window} positions)" if window > 1 else ""
     written = (("student", BLUE), ("teacher", ORANGE))
 
     def draw(axes: Any, name: str, color: str, label: str = "") -> None:
         curve = drift.curves[name]
         # One position alone is a point, which no line shows.
         style: dict[str, Any] = {"color": color, "marker": "." if len(drift) == 1 else "", "linewidth": 1.2}
-        axes.plot(positions, curve.value, label=label, **style)
+        if window > 1 and name != "exaccerr":  # which is a sum, and smooth
+            axes.plot(positions, curve.value, color=color, linewidth=0.4, alpha=0.4)
+            means = pandas.Series(curve.value).rolling(window, center=True, min_periods=1).mean()
+            axes.plot(positions, means, label=label, **style)
+        else:
+            axes.plot(positions, curve.value, label=label, **style)
         axes.fill_between(positions, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
 
     if np.isfinite(drift.curves["exaccerr"].value).any():
@@ -37,8 +45,8 @@ def picture(drift: Drift, title: str = "") -> bytes:
         draw(surprisal, f"teacher_nll_{writer}_written", color, f"{writer}'s tokens")
         reach.plot(positions, drift.reach[f"{writer}_written"], color=color, label=f"{writer}'s")
     excess.set(title="excess of accumulated error", ylabel="ExAccErr, %")
-    kl.set(title="student's error", ylabel="KL(teacher‖student), nats")
-    surprisal.set(title="teacher's surprisal", ylabel="NLL of the teacher, nats")
+    kl.set(title=f"student's error{smoothed}", ylabel="KL(teacher‖student), nats")
+    surprisal.set(title=f"teacher's surprisal{smoothed}", ylabel="NLL of the teacher, nats")
     reach.set(title="completions of this length or longer", ylabel="completions")
     reach.set_ylim(bottom=0)
     for axes in (excess, kl, surprisal, reach):
