@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks import answers
-from distill.benchmarks.equivalence import compare, readable
+from distill.benchmarks.equivalence import compare, quickly, readable
 from distill.errors import UserError
 from distill.traces import Example, Verdict
 
@@ -70,10 +70,15 @@ class MathJudge:
             return Verdict(None, False, "no gold answer")
         if "<think>" in completion and "</think>" not in completion:
             return Verdict(None, False, "unclosed thinking")
-        answer, rule = answers.extract(completion.rpartition("</think>")[2], self.rules, expressions=True)
+        said = completion.rpartition("</think>")[2]
+        answer, rule = answers.extract(said, self.rules, expressions=True)
         if answer is None:
             return Verdict(None, False, "no answer", rule)
         right, reason = self.same(example.gold, answer)
+        if not right and rule == "boxed" and len(closing := answers.closing_boxes(said)) > 1:
+            # "so x is \\boxed{1} or \\boxed{2}"
+            if self.same(example.gold, ", ".join(closing))[0]:
+                right, reason, answer = True, "right", ", ".join(closing)
         return Verdict(answer if len(answer) <= _LONGEST_ANSWER else answer[:80] + "...", right, reason, rule)
 
     def same(self, gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
@@ -88,8 +93,10 @@ class MathJudge:
         """
         if len(answer) > _LONGEST_ANSWER:
             return False, "answer too long"
-        if answer.strip() == gold.strip() or answers.same_number(gold, answer):
-            return True, "right"  # nothing to ask anyone
+        if len(gold) > _LONGEST_ANSWER:
+            return answer.strip() == gold.strip(), "unreadable gold answer"
+        if (decided := quickly(gold, answer, tolerance)) is not None:
+            return decided, "right" if decided else "wrong"
         key = gold, answer, tolerance
         if key not in self._known:
             said = self._ask({"gold": gold, "answer": answer, "tolerance": tolerance})

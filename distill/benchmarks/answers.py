@@ -4,55 +4,69 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from distill.benchmarks import extraction, notation
+
 # A number as it stands in running text: sign, dollar, thousands separators, decimals, a fraction.
 _IN_TEXT = re.compile(
     r"(?:(?<![\w.])-)?\$?(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+"
 )
 _WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
-_ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"\n|[,.;:]\s|[(;]")
-_BRACES = re.compile(r"\\boxed\{|[{}]")
 _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
 
-RULES = ("boxed", "answer is", "####", "last number")
+RULES = ("boxed", "answer is", "####", "output", "last number")
 
 
-def extract(
-    text: str, rules: Sequence[str] = RULES, *, expressions: bool = False
-) -> tuple[str | None, str]:
+def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
     r"""The final answer and the rule that found it.
+
+    What comes after the chat's end token, or after a further question that a base model makes up, is not looked
+    at.
 
     Args:
         text: a completion.
-        rules: in the order in which they are tried: the last balanced `\boxed{}` (`boxed`), the number after
-            the last "answer is" (what a calculation comes to), the number after the last `####`, the last
-            number.
-        expressions: behind a marker, take the whole expression or words instead of the first number.
+        rules: in the order in which they are tried: the last `\boxed{}` with something in it (`boxed`), what
+            stands behind the last "answer is", "Answer:" or the like, behind the last `####` that is no heading,
+            the output of a program that ends the text (`output`), the last number.
+        expressions: behind a marker take the whole expression, `$\frac{1}{2}$`, or words, `Evelyn`, and where
+            the text ends with a formula that holds the last number, this formula; otherwise the first number
+            behind a marker, or what a calculation there comes to.
 
     Returns:
         (answer, rule); (None, "none") where no rule finds one.
     """
-    text = text.translate(_MINUS)
+    text = notation.undamaged(text.translate(_MINUS))
+    if "answer is" in rules and (stated := extraction.stated(text)) is not None:
+        answer = extraction.expression(stated) if expressions else _first_number(stated)
+        if answer is not None:
+            return answer, "answer is"
+    text = extraction.answering_part(text)
+    by_rule = _EXPRESSIONS if expressions else _NUMBERS
     for rule in rules:
-        if (found := _BY_RULE[rule](text)) is not None:
+        if found := by_rule[rule](text):
             return found, rule
     return None, "none"
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last `\boxed{...}` whose braces balance, in one pass over the text."""
-    open_braces: list[tuple[bool, int]] = []
-    best: tuple[int, int] | None = None
-    for found in _BRACES.finditer(text):
-        if found.group() != "}":
-            open_braces.append((found.group() != "{", found.end()))
-        elif open_braces:
-            boxed, start = open_braces.pop()
-            if boxed and (best is None or start > best[0]):
-                best = start, found.start()
-    return None if best is None else text[best[0] : best[1]].strip()
+    r"""Contents of the last `\boxed{...}` (or `\fbox{}`, or `\boxed 5`) that is not empty."""
+    box = extraction.last_box(text)
+    return None if box is None else box.content
+
+
+def boxes(text: str) -> list[str]:
+    """Contents of all boxes of a completion, in their order; of boxes within each other, all."""
+    return [
+        box.content
+        for box in extraction.boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+    ]
+
+
+def closing_boxes(text: str) -> list[str]:
+    r"""Contents of the boxes of the sentence that holds the last one: of "so $\boxed{1}$ and $\boxed{2}$" both."""
+    return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
 
 
 def number(text: str) -> Fraction | None:
@@ -81,13 +95,17 @@ def same_number(gold: str, answer: str | None) -> bool:
     return expected is not None and expected == found
 
 
-def _after_last(text: str, marker: re.Pattern[str]) -> str | None:
-    """The first number in the paragraph behind the last marker; of a calculation ("15 * 8 = 120"), what it
-    comes to."""
-    said = list(marker.finditer(text))
-    if not said:
-        return None
-    paragraph = text[said[-1].end() :].lstrip().split("\n\n", 1)[0]
+def _number_after_marker(text: str) -> str | None:
+    """The first number behind the last marker that has one."""
+    return next(filter(None, map(_first_number, extraction.after_marker(text))), None)
+
+
+def _expression_after_marker(text: str) -> str | None:
+    return next(filter(None, map(extraction.expression, extraction.after_marker(text))), None)
+
+
+def _first_number(paragraph: str) -> str | None:
+    """The first number of a paragraph; of a calculation ("15 * 8 = 120"), what it comes to."""
     first = _IN_TEXT.search(paragraph)
     if first is None:
         return None
@@ -96,14 +114,44 @@ def _after_last(text: str, marker: re.Pattern[str]) -> str | None:
     return (result or first).group()
 
 
+def _number_after_hashes(text: str) -> str | None:
+    line = extraction.after_hashes(text)
+    return None if line is None else _first_number(line)
+
+
+def _expression_after_hashes(text: str) -> str | None:
+    line = extraction.after_hashes(text)
+    return None if line is None else extraction.expression(line)
+
+
+def _number_in_output(text: str) -> str | None:
+    printed = extraction.program_output(text)
+    return None if printed is None else _last_number(printed)
+
+
 def _last_number(text: str) -> str | None:
-    found = _IN_TEXT.findall(text)
-    return found[-1] if found else None
+    found = None
+    for found in _IN_TEXT.finditer(text):  # noqa: B007  the last one
+        pass
+    return found.group() if found else None
 
 
-_BY_RULE: dict[str, Callable[[str], str | None]] = {
+def _last_formula_or_number(text: str) -> str | None:
+    number, formula = _last_number(text), extraction.last_formula(text)
+    return formula if formula is not None and (number is None or number in formula) else number
+
+
+_NUMBERS: dict[str, Callable[[str], str | None]] = {
     "boxed": last_boxed,
-    "answer is": lambda text: _after_last(text, _ANSWER_IS),
-    "####": lambda text: _after_last(text, re.compile("####")),
+    "answer is": _number_after_marker,
+    "####": _number_after_hashes,
+    "output": _number_in_output,
     "last number": _last_number,
+}
+_EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
+    "boxed": last_boxed,
+    "answer is": _expression_after_marker,
+    "####": _expression_after_hashes,
+    "output": extraction.program_output,
+    "last number": _last_formula_or_number,
 }
