@@ -126,7 +126,7 @@
 
   function drawHead() {
     write(by("title"), about.title);
-    const facts = [["model", results.model]];
+    const facts = about.title === results.model ? [] : [["model", results.model]];
     for (const [name, value] of Object.entries(results)) {
       if (name !== "model" && name !== "date" && (value === null || typeof value !== "object") && value !== "") facts.push([name, value]);
     }
@@ -186,11 +186,15 @@
   }
 
   function drawDrift() {
+    const {figures = {}, notes = [], curves, ...rest} = results.drift ?? {};
     if (!results.drift) return;
+    const form = (x) => (isNumber(x) ? x.toLocaleString("en", {maximumSignificantDigits: 3}) : "–");
+    const rows = Object.entries(figures).flatMap(([name, {value, low, high}]) => [make("dt", {}, bdi(name)), make("dd", {}, `${form(value)} [${form(low)}, ${form(high)}]`)]);
     by("drift").hidden = false;
-    if (about.picture) by("drift").append(make("img", {src: about.picture, alt: "Drift, as a plot; its numbers are below"}));
-    const numbers = pairs(results.drift);
-    by("drift").append(flat(results.drift).length > 12 ? make("details", {}, make("summary", {}, "Numbers"), numbers) : numbers);
+    if (about.picture) by("drift").append(make("img", {src: about.picture, alt: "Drift along the text, as curves"})); // they are too long for words
+    by("drift").append(...[].concat(notes).map((note) => make("p", {}, note)));
+    if (rows.length) by("drift").append(make("dl", {class: "pairs"}, rows));
+    if (Object.keys(rest).length) by("drift").append(pairs(rest));
   }
 
   // ---- Verdicts by benchmark
@@ -210,10 +214,12 @@
       }));
       const words = kinds.map(([kind, n]) => `${whole(n)} ${kind}`).join(", ");
       const chips = (title, key, counts) => {
-        const known = Object.entries(counts ?? {}).sort((a, b) => b[1] - a[1]);
+        const known = Object.entries(counts ?? {});
+        if (key !== "verdict") known.sort((a, b) => b[1] - a[1]);
         if (!known.length) return null;
-        const buttons = known.map(([value, n]) => {
-          const button = make("button", {type: "button", disabled: value === ""}, bdi(value || "none"), " ", make("span", {class: "n"}, isNumber(n) ? whole(n) : n));
+        const buttons = known.map(([counted, n]) => {
+          const value = counted || "none"; // as samples without a rule or reason are listed
+          const button = make("button", {type: "button"}, bdi(value), " ", make("span", {class: "n"}, isNumber(n) ? whole(n) : n));
           button.addEventListener("click", () => {
             show({...EMPTY, benchmark: name, [key]: value});
             by("problems-title").scrollIntoView();
@@ -503,7 +509,7 @@
     const long = answer !== null && (answer.length > 80 || answer.includes("\n"));
     const marked = read.text.some((piece) => piece.answer !== undefined);
     facts.push(["answer", answer === null ? "none" : !long ? make("bdi", {class: "raw"}, answer) : marked ? "marked below" : "below"]);
-    facts.push(["reason", bdi(names.reason[samples.reason[sample]] || "–")], ["rule", bdi(names.rule[samples.rule[sample]] || "–")]);
+    facts.push(["reason", bdi(names.reason[samples.reason[sample]])], ["rule", bdi(names.rule[samples.rule[sample]])]);
     if (isNumber(samples.tokens[sample])) facts.push(["tokens", whole(samples.tokens[sample])]);
     facts.push(["ending", samples.truncated[sample] ? "token budget used up" : samples.finished[sample] ? "finished" : "without an end"]);
     if (isNumber(samples.repetition[sample])) facts.push(["repetition", percent(samples.repetition[sample], 0)]);
@@ -513,7 +519,7 @@
     if (long && !marked) nodes.push(make("h3", {}, "Answer"), make("div", {class: "raw extra", dir: "auto"}, read.answer ? drawPieces(read.answer, line) : answer));
     if (read.thinking) {
       const label = `Thinking, ${several(read.thinking_length, "character")}` + (read.closed ? "" : ", never closed");
-      nodes.push(make("details", {class: "think", open: !read.closed}, make("summary", {}, make("span", {class: "fold"}), label), make("div", {class: "raw", dir: "auto"}, drawPieces(read.thinking, line))));
+      nodes.push(make("details", {class: "think", open: !read.closed}, make("summary", {}, make("span", {class: "fold"}), label), make("div", {class: "raw", dir: "auto"}, drawPieces(read.thinking, line).map((piece, i) => (i === 0 && typeof piece === "string" ? piece.replace(/^\n+/, "") : piece)))));
     }
     if (read.text.length) nodes.push(make("div", {class: "raw said", dir: "auto"}, drawPieces(read.text, line)));
     else if (!read.thinking) nodes.push(make("p", {class: "hint"}, "It wrote nothing."));

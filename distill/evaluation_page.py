@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from distill.cache import write_atomically
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
+from distill.evaluation import THINKING, without_thinking
 from distill.excerpts import SHORT_ANSWER, pieces, shortened
 
 LARGEST_PAGE = 30_000_000  # bytes; browsers open it within a second or two
@@ -170,8 +171,9 @@ def _write(
     chunk: list[dict[str, Any]] = []
     size = 0
     for sample in samples:
-        detail = index.add(sample, characters)
-        chunk.append(detail)
+        index.add(sample, characters)
+        settings = results["benchmarks"].get(sample["benchmark"], {}).get("settings", {})
+        chunk.append(_detail(sample, characters, settings.get("thinking", THINKING)))
         size += min(len(sample["completion"]), characters)
         if size >= _CHUNK:
             file.write(_data(f"chunk{index.close_chunk()}", packed(chunk)))
@@ -192,8 +194,7 @@ class _Index:
         self._samples: dict[str, list[Any]] = {}
         self._chunks: list[int] = [0]  # the first sample of each
 
-    def add(self, sample: Mapping[str, Any], characters: int) -> dict[str, Any]:
-        """Take a sample in; gives what is left for its chunk."""
+    def add(self, sample: Mapping[str, Any], characters: int) -> None:
         key = str(sample["benchmark"]), str(sample["id"])
         if key not in self._numbers:
             self._numbers[key] = len(self._numbers)
@@ -206,15 +207,13 @@ class _Index:
             ):
                 self._problems[name].append(value)
         answer = sample.get("answer")
-        answer = None if answer is None else str(answer)
-        rule = str(sample.get("rule") or "")
         row = {
             "problem": self._numbers[key],
             "sample": sample.get("sample", 0),
-            "answer": None if answer is None else answer[:SHORT_ANSWER],
+            "answer": None if answer is None else str(answer)[:SHORT_ANSWER],
             "correct": int(bool(sample.get("correct"))),
-            "rule": self._number("rule", rule),
-            "reason": self._number("reason", str(sample.get("reason") or "")),
+            "rule": self._number("rule", str(sample.get("rule") or "none")),
+            "reason": self._number("reason", str(sample.get("reason") or "none")),
             "class": sample.get("class"),
             "finished": int(bool(sample.get("finished"))),
             "truncated": int(bool(sample.get("truncated"))),
@@ -223,7 +222,6 @@ class _Index:
         }
         for name, value in row.items():
             self._samples.setdefault(name, []).append(value)
-        return _detail(sample, answer, rule, characters)
 
     def close_chunk(self) -> int:
         """The number of the chunk that ends here."""
@@ -242,20 +240,23 @@ class _Index:
         return self._names[kind].setdefault(name, len(self._names[kind]))
 
 
-def _detail(sample: Mapping[str, Any], answer: str | None, rule: str, characters: int) -> dict[str, Any]:
+def _detail(sample: Mapping[str, Any], characters: int, tags: Sequence[str]) -> dict[str, Any]:
     """A completion as it is folded out. Grading saw what is behind the thinking; so does the mark."""
-    thinking, closed, said = str(sample["completion"]).rpartition("</think>")
-    if not closed and "<think>" in said:
-        thinking, said = said, ""
-    if closed:
+    completion = str(sample["completion"])
+    answer = sample.get("answer")
+    answer = None if answer is None else str(answer)
+    seen = without_thinking(completion, tags, opened=sample.get("reason") == "unclosed thinking")
+    said = "" if seen is None else seen
+    thinking = completion[: len(completion) - len(said)]
+    if thinking:
         said = said.lstrip("\n")
-    text = pieces(said, answer, rule, characters)
+    text = pieces(said, answer, str(sample.get("rule")), characters)
     detail: dict[str, Any] = {"text": text}
     if thinking:
-        thinking = thinking.lstrip().removeprefix("<think>")
+        thinking = thinking.lstrip().removeprefix(tags[0]).removesuffix(tags[1] if seen is not None else "")
         detail["thinking"] = pieces(thinking, None, "", max(characters - len(said), characters // 3))
         detail["thinking_length"] = len(thinking)
-        detail["closed"] = bool(closed)
+        detail["closed"] = seen is not None
     if (
         answer is not None
         and len(answer) > SHORT_ANSWER

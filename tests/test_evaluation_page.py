@@ -309,14 +309,31 @@ def test_thinking_is_apart_and_never_holds_the_mark(tmp_path: Path) -> None:
         sample("1", completion="<think>\nmaybe \\boxed{2}</think>\n\nIt is \\boxed{2}"),
         sample("2", completion="no tag in front, 2</think>It is 2", rule="last number"),
         sample("3", completion="<think>2 and never an end", answer=None, correct=False),
+        # The chat template had opened it.
+        sample("4", completion="2 and never an end", answer=None, reason="unclosed thinking"),
+        sample("5", completion="<think>a</think> 2 <think>b", answer=None, reason="unclosed thinking"),
     ]
     write_page(tmp_path / "results.html", RESULTS, records, title="A title")
-    first, second, third = read(tmp_path / "results.html").data("chunk0")
+    first, second, *unclosed = read(tmp_path / "results.html").data("chunk0")
     assert first["thinking"] == ["\nmaybe \\boxed{2}"]
     assert first["text"] == ["It is \\boxed{", {"answer": "2"}, "}"]
     assert second["thinking"] == ["no tag in front, 2"]
     assert second["text"] == ["It is ", {"answer": "2"}]
-    assert (third["thinking"], third["closed"], third["text"]) == (["2 and never an end"], False, [])
+    assert (first["closed"], second["closed"]) == (True, True)
+    assert [detail["thinking"] for detail in unclosed] == [
+        ["2 and never an end"],
+        ["2 and never an end"],
+        ["a</think> 2 <think>b"],
+    ]
+    assert not any(detail["closed"] or detail["text"] for detail in unclosed)
+
+
+def test_thinking_is_what_the_benchmark_says_it_is(tmp_path: Path) -> None:
+    results = {"model": "tiny", "benchmarks": {"sums": {"settings": {"thinking": ["[T]", "[/T]"]}}}}
+    records = [sample(completion="[T]hm[/T]<think>2")]
+    write_page(tmp_path / "results.html", results, records, title="A title")
+    [detail] = read(tmp_path / "results.html").data("chunk0")
+    assert (detail["thinking"], detail["text"]) == (["hm"], ["<think>", {"answer": "2"}])
 
 
 def test_long_answers_are_kept_beside_the_text_only_where_they_are_not_in_it(tmp_path: Path) -> None:

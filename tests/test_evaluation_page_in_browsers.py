@@ -1,5 +1,6 @@
 """The page in real browsers, from a file. Each is skipped where it is not on the PATH; see `browser.py`."""
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +189,35 @@ def test_settings_and_unreadable_golds_are_there(page: browser.Browser) -> None:
     page.click("#unreadable a")
     page.wait(OPEN)
     assert page.run(OPEN) == ["sums/7"]
+
+
+def test_drift_is_shown_with_its_picture_figures_and_notes(window: browser.Browser, tmp_path: Path) -> None:
+    drift = {
+        "problems": 12,
+        "completions": {"student": 48, "teacher": 48},
+        "notes": ["Few problems are left at the end."],
+        "figures": {
+            "exaccerr": {"value": 12.345, "low": -1.5, "high": 25.01},
+            "kl_student_written": {"value": 0.01234, "low": 0.01, "high": None},
+        },
+        "curves": {"position": [1, 2, 3], "exaccerr": {"value": [0.98765, 1.0, 1.0]}},
+    }
+    dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+    path = tmp_path / "results.html"
+    write_page(path, RESULTS | {"drift": drift}, RECORDS, title="Drift", drift_picture=base64.b64decode(dot))
+    window.errors()
+    show(window, path)
+    text = window.run("return document.getElementById('drift').innerText")
+    for part in (
+        "12.3 [-1.5, 25]",
+        "0.0123 [0.01, –]",
+        "Few problems are left at the end.",
+        "completions.teacher",
+    ):
+        assert part in text
+    assert "98765" not in text  # the picture shows the curves
+    assert window.wait("const image = document.images[0]; return image.complete && image.naturalWidth") == 1
+    assert window.errors() == []
 
 
 @pytest.mark.parametrize(
