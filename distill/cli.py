@@ -188,6 +188,17 @@ def one_sentence_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+@contextlib.contextmanager
+def no_empty_folder() -> Iterator[None]:
+    """A job that was refused before anything was computed leaves no folder: Hydra had made it already."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
 def quiet() -> None:
     """Leave the terminal to what the run has to say."""
     import datasets

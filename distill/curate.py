@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
-from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.curation.step import Desk, Outcome, Step
 from distill.data import TraceRecipe
 from distill.errors import UserError, whole_number
@@ -159,7 +159,7 @@ def _tokens_of(desk: Desk) -> ModelSource:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="curate")
 def main(cfg: DictConfig) -> None:
-    with one_sentence_errors():
+    with one_sentence_errors(), no_empty_folder():
         quiet()
         curate(cfg)
 

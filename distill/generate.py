@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
-from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.data import check_room
 from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError, whole_number
@@ -243,7 +243,7 @@ def _in_words(summary: dict[str, Any], folder: Path) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="generate")
 def main(cfg: DictConfig) -> None:
-    with one_sentence_errors():
+    with one_sentence_errors(), no_empty_folder():
         quiet()
         generate(cfg)
 

@@ -11,7 +11,7 @@ import pandas
 from omegaconf import DictConfig, OmegaConf
 
 from distill.cache import write_atomically
-from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.data import TraceRecipe
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
@@ -195,7 +195,7 @@ def _teachers_view(
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="score")
 def main(cfg: DictConfig) -> None:
-    with one_sentence_errors():
+    with one_sentence_errors(), no_empty_folder():
         quiet()
         score(cfg)
 

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT, environment
 from test_training import run as train_run
 
 from distill.batch import collate
-from distill.cli import check_overrides
-from distill.curate import CONFIG, curate, run_steps
+from distill.curate import curate, run_steps
 from distill.curation.step import Desk, Outcome, Record, in_order
 from distill.data import TraceRecipe
 from distill.errors import UserError
@@ -34,18 +32,11 @@ STUDENT = "package:distill/tiny/student"
 DATA = ["model=tiny", "data=arithmetic", "data.operations=[2,4]", "data.max_new_tokens=40"]
 
 
-def compose(words: list[str]) -> Any:
-    cfg = check_overrides(CONFIG, "curate", words)
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, True)
-    with open_dict(cfg):
-        cfg.pop("hydra")
-    return cfg
-
-
 def run(words: list[str], folder: Path) -> list[Record]:
     """`python -m distill.curate` in this process; the records that it leaves."""
-    return read_records(curate(compose([*words, f"out={folder}", f"cache={folder.parent / 'cache'}"])))
+    return read_records(
+        curate(compose("curate", [*words, f"out={folder}", f"cache={folder.parent / 'cache'}"]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +149,7 @@ def test_what_cannot_be_done_is_one_sentence(
     hot: Path, words: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        curate(compose([f"teachers=[{hot}]", f"out={tmp_path / 'set'}", *words]))
+        curate(compose("curate", [f"teachers=[{hot}]", f"out={tmp_path / 'set'}", *words]))
     assert not (tmp_path / "set" / "traces.parquet").exists()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from scipy.stats import chisquare
+from test_training import ROOT, environment
 from test_training import run as train_run
 
 from distill import data, engines
@@ -31,14 +32,29 @@ from distill.records import COLUMNS, read_records, write_records
 SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
 
 
-def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
-    """`python -m distill.generate` in this process; the records that it leaves."""
-    cfg = check_overrides(CONFIG, "generate", [*words, f"out={folder}"])
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, True)
+def compose(command: str, words: list[str]) -> DictConfig:
+    """What `python -m distill.<command>` is given by Hydra."""
+    cfg = check_overrides(CONFIG, command, words)
     with open_dict(cfg):
         cfg.pop("hydra")
-    return read_records(generate(cfg))
+    return cfg
+
+
+def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
+    """`python -m distill.generate` in this process; the records that it leaves."""
+    return read_records(generate(compose("generate", [*words, f"out={folder}"])))
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "curate"])
+def test_a_command_that_is_refused_leaves_no_folder(command: str, tmp_path: Path) -> None:
+    words = ["model=tiny", "data=traces", "data.path=gone.jsonl", f"out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"distill.{command}", *words],
+        capture_output=True, text=True, timeout=200, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "data file gone.jsonl does not exist" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trace_set_holds_what_was_written_and_what_was_found_of_it(tmp_path: Path) -> None:

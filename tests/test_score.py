@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf, open_dict
+from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT, environment
 
-from distill.cli import check_overrides
 from distill.errors import UserError
 from distill.records import by_problem, read_records
-from distill.score import CONFIG, choose, score
+from distill.score import choose, score
 from distill.smoke import quoted
 from distill.trace_sets import collect
 
@@ -27,18 +25,9 @@ STUDENT = "package:distill/tiny/student"
 DATA = ["model=tiny", "data=arithmetic", "data.operations=[2,4]", "data.max_new_tokens=40"]
 
 
-def compose(words: list[str]) -> Any:
-    cfg = check_overrides(CONFIG, "score", words)
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, True)
-    with open_dict(cfg):
-        cfg.pop("hydra")
-    return cfg
-
-
 def run(words: list[str], tmp_path: Path) -> dict[str, Any]:
     """`python -m distill.score` in this process; scores.json."""
-    folder = score(compose([*words, f"out={tmp_path / 'scores'}", f"cache={tmp_path / 'cache'}"]))
+    folder = score(compose("score", [*words, f"out={tmp_path / 'scores'}", f"cache={tmp_path / 'cache'}"]))
     return json.loads((folder / "scores.json").read_text())
 
 
@@ -134,7 +123,7 @@ def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     ]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = compose(["model=tiny", "data=traces", f"data.path={file}", "data.fields.gold=gold"])
+    cfg = compose("score", ["model=tiny", "data=traces", f"data.path={file}", "data.fields.gold=gold"])
     said: list[str] = []
     from distill.models import find_model
 
