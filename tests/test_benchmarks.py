@@ -241,7 +241,7 @@ def test_a_benchmarks_file_asks_the_hub_and_grades_what_comes(
         return [row]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    benchmark = instantiate(OmegaConf.load(CONF / f"{name}.yaml")[name], _convert_="object")
+    benchmark = instantiate(OmegaConf.select(OmegaConf.load(CONF / f"{name}.yaml"), name), _convert_="object")
     (example,) = benchmark.source(path=benchmark.path, limit=benchmark.limit)
     assert asked[0][0].count("/") == 1
     assert benchmark.name == name
@@ -256,7 +256,7 @@ def test_a_benchmarks_file_asks_the_hub_and_grades_what_comes(
 def test_few_problems_are_asked_often_and_drawn_many_once_and_greedily() -> None:
     for file in sorted(CONF.glob("*.yaml")):
         if file.stem in HUB_ROWS:
-            settings = OmegaConf.load(file)[file.stem]
+            settings = OmegaConf.select(OmegaConf.load(file), file.stem)
             few = file.stem in ("aime24", "aime25", "amc23")
             assert (settings.samples >= 16, settings.sampling.temperature > 0) == (few, few), file.stem
 
@@ -277,7 +277,7 @@ def rewritten(gold: str) -> str:
     """The same in another notation."""
     gold = re.sub(r"\\[td]?frac(?=\{)", r"\\dfrac", gold)
     gold = re.sub(r"(?<!\\left)\(", r"\\left(", re.sub(r"(?<!\\right)\)", r"\\right)", gold))
-    return re.sub(r"^(-?\d+)$", r"\1.0", gold).replace(",", ",\\ ")
+    return re.sub(r"^(-?\d+)$", r"\1.0", gold).replace(", ", ",\\ ")
 
 
 def wrong_ones(
@@ -347,7 +347,7 @@ def test_hardly_any_gold_of_another_problem_is_right(
 def test_golds_of_all_of_math_in_another_notation_are_right(data_dir: Path, judge: MathJudge) -> None:
     load, file, _, _ = FILES["math"]
     examples = load(path=str(data_dir / file))
-    assert len(wrong_ones(examples, judge, [rewritten(e.gold or "") for e in examples])) <= 5
+    assert len(wrong_ones(examples, judge, [rewritten(e.gold or "") for e in examples])) <= 1
 
 
 @pytest.mark.slow
