@@ -275,6 +275,16 @@ def test_the_sign_flip_test_is_the_permutation_test_by_enumeration() -> None:
     assert found.p == pytest.approx(by_scipy.pvalue, abs=0.004)
 
 
+def test_the_test_of_several_benchmarks_flips_what_counts_alike() -> None:
+    small, large = np.asarray([0.5, 1.0, 0.25]), np.asarray([-0.5, 0.25, 0.5, -0.25, -1.0, 0.5, -0.5])
+    flipped = [
+        abs(np.mean(small * signs[:3]) + np.mean(large * signs[3:]))
+        for signs in itertools.product((-1, 1), repeat=10)
+    ]
+    expected = np.mean(np.asarray(flipped) >= abs(small.mean() + large.mean()) - 1e-12)
+    assert mean_difference([small, large], resamples=50_000).p == pytest.approx(expected, abs=0.006)
+
+
 def test_the_sign_flip_test_agrees_with_mcnemar_where_both_apply() -> None:
     for b, c in ((3, 11), (2, 9), (8, 25)):
         differences = np.asarray([-1.0] * b + [1.0] * c + [0.0] * 30)
