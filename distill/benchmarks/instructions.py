@@ -285,15 +285,17 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def arguments(instruction: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(instruction: object, given: object) -> dict[str, Any]:
     """What a record says of an instruction, without its nulls, ready for the check.
 
     Raises:
         ValueError: the instruction is none of these, or something is missing, too much or of the wrong kind
             (the reference draws by chance what it does not find).
     """
-    if (check := CHECKS.get(instruction)) is None:
+    if not isinstance(instruction, str) or (check := CHECKS.get(instruction)) is None:
         raise ValueError(f"instruction {instruction!r} is none of the 25 kinds")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"instruction {instruction!r} has {type(given).__name__}, not an object")
     given = {name: value for name, value in given.items() if value is not None}
     expected = {k: kind for k, kind in get_type_hints(check).items() if k not in ("response", "return")}
     if set(given) != set(expected):
