@@ -120,6 +120,12 @@ def test_one_set_needs_no_brackets(hot: Path, tmp_path: Path) -> None:
     assert run([f"teachers={hot}", "curation=none"], tmp_path / "set") == read_records(hot)
 
 
+def test_a_limit_bounds_the_datas_own_set_and_none_that_is_named(hot: Path, tmp_path: Path) -> None:
+    words, records = ["data.limit=7", "curation=none"], read_records(hot)
+    assert run([f"data.path={hot}", *words], tmp_path / "own") == records[:7]
+    assert run([f"teachers=[{hot}]", *words], tmp_path / "named") == records
+
+
 def test_the_same_command_makes_the_same_set_again_and_another_is_refused(hot: Path, tmp_path: Path) -> None:
     words = [f"teachers=[{hot}]", "curation=[correct]"]
     first = run(words, tmp_path / "set")

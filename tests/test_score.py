@@ -147,6 +147,9 @@ def test_traces_are_chosen_of_the_same_problems_and_no_more_than_asked() -> None
     assert set(by_problem(own["a"])) == set(by_problem(own["b"])) <= {f"p{n}" for n in range(20, 30)}
     assert choose(records, 8, seed=1) == chosen != choose(records, 8, seed=2)
     assert len(choose(records, None, seed=0)) == 40
+    # Another order of a teacher's problems is no other choice of them.
+    turned = choose([r for r in records if r["teacher"] == "a"] + records[:59:-1], 8, seed=1)
+    assert {(r["teacher"], r["problem"]) for r in turned} == {(r["teacher"], r["problem"]) for r in chosen}
     apart = [record for record in records if record["teacher"] == "a" or int(record["problem"][1:]) >= 30]
     assert len(choose(apart, 8, seed=0)) == 16
 
