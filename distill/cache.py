@@ -10,7 +10,6 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,19 +100,13 @@ class ShardCache:
         """
         if not self.complete:
             with (
-                self.filling(),
+                FileLock(str(self.folder / "lock")),
                 progress_bar(total=sum(sizes), description=label, unit=unit, scaled=unit == "token") as bar,
             ):
                 bar.update(sum(sizes[item] for index in self.done() for item in shards[index]))
                 for index in self.missing():
                     self.write_rows(index, compute(shards[index], bar.update))
         return [part for index in range(self.shards) for part in self.rows(index)]
-
-    @contextmanager
-    def filling(self) -> Iterator[None]:
-        """Held while shards are computed: of several processes one computes, the others wait and read."""
-        with FileLock(str(self.folder / "lock")):
-            yield
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"

@@ -16,8 +16,7 @@ from distill.errors import UserError
 from distill.head import Head, WeightedTokenLoss, weighted_token_losses
 from distill.losses.divergence import cross_entropy, forward_kl
 from distill.models import LanguageModel, vocabulary_mismatch
-from distill.progress import progress_bar
-from distill.teacher import LazyModel, model_key
+from distill.teacher import LazyModel, in_shards, model_key
 from distill.traces import Trace
 
 _TRACES_PER_SHARD = 256
@@ -61,10 +60,7 @@ def token_drift(
     """
     _refuse_what_does_not_compare(student, teacher, traces)
     read_by_teacher = [_as_teacher_reads(trace) for trace in traces]
-    shards = [
-        range(start, min(start + _TRACES_PER_SHARD, len(traces)))
-        for start in range(0, len(traces), _TRACES_PER_SHARD)
-    ]
+    shards = in_shards(len(traces), _TRACES_PER_SHARD)
     key = {
         "student": model_key(student.source),
         "teacher": model_key(teacher.source),
@@ -72,16 +68,12 @@ def token_drift(
         "teacher_prompts": hash_arrays(trace.prompt_ids for trace in read_by_teacher),
     }
     store = ShardCache(cache, "drift", key, len(shards))
-    if not store.complete:
-        with (
-            store.filling(),
-            progress_bar(total=sum(map(len, traces)), description=label, unit="token", scaled=True) as bar,
-        ):
-            bar.update(sum(len(traces[i]) for n in store.done() for i in shards[n]))
-            for index in store.missing():
-                pairs = [(traces[i], read_by_teacher[i]) for i in shards[index]]
-                store.write_rows(index, _read(student.get(), teacher.get(), pairs, token_budget, bar.update))
-    rows = [part.read() for index in range(len(shards)) for part in store.rows(index)]
+
+    def read(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
+        pairs = [(traces[i], read_by_teacher[i]) for i in part]
+        return _read(student.get(), teacher.get(), pairs, token_budget, progress)
+
+    rows = [part.read() for part in store.fill(shards, [len(trace) for trace in traces], read, label=label)]
     return [TokenDrift(*(row[name].numpy() for name in TokenDrift._fields)) for row in rows]
 
 
