@@ -30,13 +30,13 @@ _REMEMBERED = 100_000  # comparisons: many samples of a problem give the same an
 class MathJudge:
     r"""Grader of free-form mathematical answers: numbers, fractions, intervals, sets, expressions, words.
 
-    The answer is found by `distill.benchmarks.answers.extract`: by default the last balanced `\boxed{}` of the
-    completion or, where there is none, what stands behind "answer is" or `####`, or the last number. A model's
-    thinking, up to `</think>`, is not looked at. What counts as the same answer:
-    `distill.benchmarks.equivalence`.
+    The answer is found by `distill.benchmarks.answers.extract`: by default the last balanced `\boxed{}` of
+    the completion or, where there is none, what stands behind "answer is" or `####`, or the last number;
+    where several boxes end it and all of them together are the gold answer, these. A model's thinking, up to
+    `</think>`, is not looked at. What counts as the same answer: `distill.benchmarks.equivalence`.
 
-    It may be asked from several threads at once; each question takes a free child, and waits for one where all
-    are busy.
+    It may be asked from several threads at once; each question takes a free child, and waits for one where
+    all are busy.
 
     Args:
         seconds: for one comparison; more is no match, with the reason `timeout`.
@@ -76,9 +76,9 @@ class MathJudge:
             return Verdict(None, False, "no answer", rule)
         right, reason = self.same(example.gold, answer)
         if not right and rule == "boxed" and len(closing := answers.closing_boxes(said)) > 1:
-            # "so x is \\boxed{1} or \\boxed{2}"
-            if self.same(example.gold, ", ".join(closing))[0]:
-                right, reason, answer = True, "right", ", ".join(closing)
+            several = ", ".join(closing)  # "so x is \boxed{1} or \boxed{2}"
+            if self.same(example.gold, several)[0]:
+                right, reason, answer = True, "right", several
         return Verdict(answer if len(answer) <= _LONGEST_ANSWER else answer[:80] + "...", right, reason, rule)
 
     def same(self, gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:

@@ -22,14 +22,14 @@ RULES = ("boxed", "answer is", "####", "output", "last number")
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
     r"""The final answer and the rule that found it.
 
-    What comes after the chat's end token, or after a further question that a base model makes up, is not looked
-    at.
+    What comes after the chat's end token, or after a further question that a base model makes up, is left
+    out.
 
     Args:
         text: a completion.
         rules: in the order in which they are tried: the last `\boxed{}` with something in it (`boxed`), what
-            stands behind the last "answer is", "Answer:" or the like, behind the last `####` that is no heading,
-            the output of a program that ends the text (`output`), the last number.
+            stands behind the last "answer is", "Answer:" or the like, behind the last `####` that is no
+            heading, the output of a program that ends the text (`output`), the last number.
         expressions: behind a marker take the whole expression, `$\frac{1}{2}$`, or words, `Evelyn`, and where
             the text ends with a formula that holds the last number, this formula; otherwise the first number
             behind a marker, or what a calculation there comes to.
@@ -65,7 +65,7 @@ def boxes(text: str) -> list[str]:
 
 
 def closing_boxes(text: str) -> list[str]:
-    r"""Contents of the boxes of the sentence that holds the last one: of "so $\boxed{1}$ and $\boxed{2}$" both."""
+    r"""Contents of the boxes of the sentence with the last one: of "so $\boxed{1}$ and $\boxed{2}$" both."""
     return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
 
 
@@ -101,7 +101,11 @@ def _number_after_marker(text: str) -> str | None:
 
 
 def _expression_after_marker(text: str) -> str | None:
-    return next(filter(None, map(extraction.expression, extraction.after_marker(text))), None)
+    """The last with mathematics in it, or with a word or two: "Answer: yes, it fits" is a remark."""
+    found = list(filter(None, map(extraction.expression, extraction.after_marker(text))))
+    return next(
+        (one for one in found if re.search(r"[\d\\=]", one) or one.count(" ") < 2), *found[:1] or [None]
+    )
 
 
 def _first_number(paragraph: str) -> str | None:

@@ -1,4 +1,5 @@
-r"""Where in a completion the final answer stands: boxes, markers, closing formulas. Pure text, linear in its length.
+r"""Where in a completion the final answer stands: boxes, markers, closing formulas. Pure text, in linear
+time.
 
 `distill.benchmarks.answers.extract` puts these rules in order."""
 
@@ -18,8 +19,9 @@ class Box(NamedTuple):
 # `\{` and `\}` are no groups. `\boxed 5` and `\boxed\frac{1}{2}` reach to the end of the formula.
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}])")
 _FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
+_BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
-    r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|your (?:final )?answer|(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
+    r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
 )
 # What ends an answer: the chat's own tokens, and the phrase of Minerva's prompt (2206.14858, appendix D.2).
 _REST = re.compile(
@@ -27,15 +29,21 @@ _REST = re.compile(
 )
 # A base model goes on to the next problem.
 _TURN = re.compile(
-    r"^[ \t]{0,3}(?:[#*>]{1,6}[ \t]{0,3})?(?:(?:next|new)[ \t])?(?:question|problem|exercise|q|human|user|instruction|input)"
+    r"^[ \t]{0,3}(?:[#*>]{1,6}[ \t]{0,3})?(?:(?:next|new)[ \t])?"
+    r"(?:question|problem|exercise|q|human|user|instruction|input)"
     r"(?:[ \t]{0,2}#?\d{1,4})?[ \t]?(?:\*\*)?[ \t]?:",
     re.I | re.M,
 )
+_VERB = (
+    r"(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)"
+    r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
+)
+# "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".
 _MARKER = re.compile(
     r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
-    r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,100}?)??"
-    r"(?:\s{0,3}(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?|\**[ \t]{0,3}[:=：]|\*\*[ \t]{0,3}\n)"
-    r"\**\s{0,3}[:：]?|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n",
+    r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
+    rf"(?:\s{{0,3}}{_VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
+    r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n",
     re.I,
 )
 _MINERVA = re.compile(r"final answer is:?([^\n]{1,400}?)\.?\s{0,3}I hope it is correct", re.I)
@@ -46,14 +54,9 @@ _FAILED = re.compile(r"Error\b|Traceback|Exception\b|Timeout", re.I)
 
 
 def answering_part(text: str) -> str:
-    """What of a completion answers the question: up to the chat's end token, or to the next question that a base
-    model makes up once it has answered."""
-    kept = []
-    for piece in _REST.split(text):
-        kept.append(piece)
-        if piece.strip():
-            break
-    text = kept[-1]
+    """What of a completion answers the question: up to the chat's end token, or to the next question that a
+    base model makes up once it has answered."""
+    text = next((piece for piece in _REST.split(text) if piece.strip()), text)
     turns = [found.start() for found in _TURN.finditer(text)]
     begin = 0
     for turn in turns:
@@ -94,7 +97,8 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_box(text: str) -> Box | None:
-    r"""The box that begins last; where none closes, one that ends with its formula (`$\boxed{\frac{1}{2}$`)."""
+    r"""The box that begins last; where none closes, one that ends with its formula
+    (`$\boxed{\frac{1}{2}$`)."""
     closed = boxes(text)
     if closed:
         return max(closed, key=lambda box: box.start)
@@ -119,16 +123,14 @@ def closing_boxes(text: str) -> list[str]:
     for box in reversed(outer):
         if closing:
             between = text[box.end : closing[-1].start]
-            if len(between) > 80 or re.search(
-                r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]", between
-            ):
+            if len(between) > 80 or _BREAK.search(between):
                 break
         closing.append(box)
     return [box.content for box in reversed(closing)]
 
 
 def stated(text: str) -> str | None:
-    """What Minerva's prompt asks for (2206.14858, appendix D.2): "Final Answer: The final answer is $5$. I hope it is
+    """What Minerva's prompt asks for (2206.14858, appendix D.2), "The final answer is $5$. I hope it is
     correct."; the first, as a base model goes on after it."""
     found = _MINERVA.search(text)
     return None if found is None or "boxed" in found[1] else found[1].strip().rstrip(".").strip() or None
@@ -136,16 +138,10 @@ def stated(text: str) -> str | None:
 
 def after_marker(text: str) -> Iterator[str]:
     """What stands behind "answer is" and the like, up to the end of its paragraph; the last one first."""
-    marks = list(_MARKER.finditer(text))
-    for mark in reversed(marks[-20:]):
+    for mark in reversed(list(_MARKER.finditer(text))[-20:]):
         # What a paragraph may hold: of a megabyte without a blank line no one is interested in the end.
-        rest = (
-            text[mark.end() : mark.end() + 5000]
-            .lstrip(" \t\n:*_")
-            .split("\n\n", 1)[0]
-            .split("</answer>", 1)[0]
-        )
-        if rest:
+        rest = text[mark.end() : mark.end() + 5000].lstrip(" \t\n:*_")
+        if rest := re.split(r"\n\n|</answer>", rest, maxsplit=1)[0]:
             yield rest
 
 
@@ -174,13 +170,19 @@ _MATHS = re.compile(
     re.S,
 )
 # Between the marker and its formula: words that give no answer themselves.
-_LEAD = re.compile(
-    r"[\s:*_,]*(?:(?:that|the|a|an|value|values|of|is|are|be|equal|equals|to|simply|just|therefore|thus|exactly|approximately|about|interval|set|point|points|"
-    r"expression|equation|function|number|numbers|all|real|option|choice|either|then|given|by|as|follows|in|form|simplest|matrix|vector|"
-    r"coordinates|ordered|pair|pairs|solution|solutions|polynomial|range|domain|sum|product|total|maximum|minimum|there|we|have)[\s:*_,]+)*",
-    re.I,
+_FILLERS = (
+    "that the a an value values of is are be equal equals to simply just therefore thus exactly "
+    "approximately about interval set point points expression equation function number numbers all real "
+    "option choice either then given by as follows in form simplest matrix vector coordinates ordered "
+    "pair pairs solution solutions polynomial range domain sum product total maximum minimum there we "
+    "have"
 )
+_LEAD = re.compile(rf"[\s:*_,]*(?:(?:{'|'.join(_FILLERS.split())})[\s:*_,]+)*", re.I)
+_SUBJECT = re.compile(r"[A-Za-z()|' ]{1,40}?(?:=|\bis\b|\bare\b)\s*")
+_UNIT = re.compile(r"\s?(?:\\?%|percent\b)")
 _SAYS = re.compile(r"\b(?:is|are|was|were|equals?)\s+", re.I)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
 _CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm)\s*", re.I)
 _SENTENCE_END = re.compile(
     r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
@@ -191,32 +193,25 @@ def expression(paragraph: str) -> str | None:
     r"""The answer that begins a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined where only
     commas and "and" stand between them, or else the words of its first sentence."""
     lead = _LEAD.match(paragraph)
-    begin = lead.end() if lead else 0
-    first = _MATHS.match(paragraph, begin)
-    if first is None:
-        named = re.compile(r"[A-Za-z()|' ]{1,40}?(?:=|\bis\b|\bare\b)\s*").match(paragraph, begin)
-        if named:
-            first = _MATHS.match(paragraph, named.end())
+    first = _MATHS.match(paragraph, lead.end() if lead else 0)
+    if first is None and (subject := _SUBJECT.match(paragraph, lead.end() if lead else 0)):
+        first = _MATHS.match(paragraph, subject.end())
     if first is not None:
-        pieces = [_inside(first)]
-        end = first.end()
+        pieces, end = [_inside(first)], first.end()
         while (joint := _CONNECTED.match(paragraph, end)) and (more := _MATHS.match(paragraph, joint.end())):
             pieces += [joint.group(), _inside(more)]
             end = more.end()
-        if pieces[-1].strip():
-            unit = re.compile(r"\s?(?:\\?%|percent\b)").match(paragraph, end)
-            return "".join([*pieces, "%" if unit else ""]).strip()
+        if pieces[-1]:
+            return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
     end = _SENTENCE_END.search(paragraph)
     sentence = (
         re.sub(r"\*\*|__|`", "", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
     )
-    said = list(_SAYS.finditer(sentence))
-    if said and re.search(r"[\d$]", sentence[said[-1].end() :]):  # "Final answer: the area is 12"
-        return expression(sentence[said[-1].end() :])
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", sentence)
-    if len(numbers) == 1 and re.match(
-        r"[A-Za-z]{2,} [A-Za-z]+ ", sentence
-    ):  # "Final answer: Jane began 3 hours ago"
+    says = list(_SAYS.finditer(sentence))
+    if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
+        return expression(sentence[says[-1].end() :])
+    numbers = _NUMBER.findall(sentence)
+    if len(numbers) == 1 and _TWO_WORDS.match(sentence):  # "Final answer: Jane began 3 hours ago"
         return numbers[0].rstrip(",")
     return sentence or None
 
