@@ -253,7 +253,7 @@ def compare_folders(cfg: DictConfig) -> Path:
         )
     out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
     with runs.locked(out, "out"):
-        print(compare([str(one) for one in named], out))
+        print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
     return out
 
 
