@@ -37,8 +37,8 @@ def made_records() -> list[dict[str, Any]]:
                 number + draw * (number % 3)
             ) % 5  # some problems are all right, some all wrong, some mixed
             answer = {0: str(number), 1: str(number), 2: str(number + 1), 3: None, 4: f"{number}.0"}[kind]
-            truncated = kind == 3
-            said = "and so on " * (20 + number) if truncated else f"Hence\n\n\\boxed{{{answer}}}"
+            truncated = kind == 3 and draw != 3  # the others just stop
+            said = "and so on " * (20 + number) if kind == 3 else f"Hence\n\n\\boxed{{{answer}}}"
             records.append(
                 sample(
                     str(number),
@@ -50,7 +50,7 @@ def made_records() -> list[dict[str, Any]]:
                     correct=kind in (0, 1, 4),
                     rule="boxed" if answer and draw < 3 else "last number" if answer else "none",
                     reason="right" if kind in (0, 1, 4) else "no answer" if kind == 3 else "wrong",
-                    finished=not truncated,
+                    finished=kind != 3,
                     truncated=truncated,
                     tokens=10 + 7 * ((number * 31) % 60) + draw,
                     **{"class": None if answer is None else int(kind == 2)},
@@ -230,6 +230,7 @@ def test_drift_is_shown_with_its_picture_figures_and_notes(window: browser.Brows
         ("rule", "last number", lambda records: any(record["rule"] == "last number" for record in records)),
         ("reason", "wrong", lambda records: any(record["reason"] == "wrong" for record in records)),
         ("ending", "token budget used up", lambda records: any(record["truncated"] for record in records)),
+        ("ending", "without an end", lambda records: not all(record["finished"] for record in records)),
         ("ending", "finished", lambda records: any(record["finished"] for record in records)),
         ("ending", "no answer", lambda records: any(record["answer"] is None for record in records)),
         ("q", "pears", lambda records: "Pears" in records[0]["problem"]),
@@ -358,7 +359,12 @@ def test_problem_folds_out_with_all_that_is_known_of_it(page: browser.Browser) -
         assert facts["reason"] == record["reason"]
         assert facts["rule"] == record["rule"]
         assert facts["tokens"] == str(record["tokens"])
-        assert facts["ending"] == ("token budget used up" if record["truncated"] else "finished")
+        endings = {
+            (False, True): "token budget used up",
+            (False, False): "without an end",
+            (True, False): "finished",
+        }
+        assert facts["ending"] == endings[record["finished"], record["truncated"]]
         said = page.run("return document.querySelector('.said').textContent")
         assert said == record["completion"].rpartition("</think>")[2].lstrip("\n")
         marks = page.run(
