@@ -295,7 +295,7 @@ def run(job: dict[str, Any], tokens: int, start: int) -> None:
     def say(what: str, error: BaseException) -> None:
         kind, message = "unknown", ""
         try:
-            kind = as_ascii(kind_of(error).__name__)[1:-1]
+            kind = as_ascii(kind_of(error).__name__)[1:-1].replace(" ", "_")[:100]
             if error.args and kind_of(error.args[0]) is text:
                 message = as_ascii(error.args[0][:300])[1:-1]
         except anything:

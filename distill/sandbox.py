@@ -304,8 +304,8 @@ def _read_report(said: bytes, tokens: Sequence[str]) -> tuple[tuple[bool, ...], 
     lines = said.decode("utf-8", "replace").split("\n")[:-1]
     if lines and lines[0].startswith("refused "):
         raise UserError(
-            f"this machine does not confine programs that a model wrote ({lines[0][8:]}): leave out humaneval "
-            f"and mbpp, or run where seccomp is allowed"
+            f"this machine does not confine programs that a model wrote ({lines[0][8:]}): leave out "
+            f"humaneval and mbpp, or run where seccomp is allowed"
         )
     for line in lines[1:]:
         what, _, rest = line.partition(" ")

@@ -20,6 +20,7 @@ _NEXT_STATEMENT = re.compile(r"^[^\s)\]}'\"#]")
 _TOP_LEVEL = re.compile(r"^(?:(?:(?:async[ \t]+)?def|class|import|from)\b|@|`{3}|~{3})")
 _BEGINNING = re.compile(r"^(?:(?:async )?def |class |import |from |@|\w+ *=|if |\"\"\"|''')")
 _LONGEST = 100_000  # characters; no model is asked for more
+_EFFORT = 300_000  # characters that may be parsed to find where a program begins and ends
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def _blocks(text: str) -> Iterator[str]:
             lines.append(line)
     if inside is not None:
         found.append((inside[0][3].lower(), "\n".join(inside[1])))
+    found = [(language, block) for language, block in found if block.strip()]
     ours = [block for language, block in found if language in _OUR_LANGUAGE] or [block for _, block in found]
     for block in ours:
         # Flat where it begins as a program does: else it is a body, which its indentation tells.
@@ -193,16 +195,15 @@ def _join(blocks: Sequence[str], entry_point: str, prompt: str) -> str:
     whole = [place for place in defining if _parse(blocks[place]) is not None]
     taken = {(whole or defining)[-1]}
     given = _defined(_parse(prompt))
+    names = [_defined(_parse(block)) for block in blocks]
     while True:
         source = "\n\n".join(blocks[place] for place in sorted(taken))
         missing = _unbound(_parse(source)) - given
-        for place in reversed(range(len(blocks))):
-            names = _defined(_parse(blocks[place]))
-            if place not in taken and missing & names and entry_point not in names:
-                taken.add(place)
-                break
-        else:
+        others = (place for place in reversed(range(len(blocks))) if place not in taken)
+        needed = next((p for p in others if missing & names[p] and entry_point not in names[p]), None)
+        if needed is None or len(taken) == 20:
             return source
+        taken.add(needed)
 
 
 def _defined(tree: ast.Module | None) -> set[str]:
@@ -294,22 +295,27 @@ def _program_in(text: str, entry_point: str) -> str:
     definition on, or the longest stretch that is a program."""
     lines = text.split("\n")
     starts = [number for number, line in enumerate(lines) if _BEGINNING.match(line)][:20]
-    found = ["\n".join(_longest_program(lines[start:])) for start in starts]
-    for source in found:
+    effort, best = _EFFORT, ""
+    for start in starts:
+        stretch, effort = _longest_program(lines[start:], effort)
+        source = "\n".join(stretch)
         if _mentions(source, entry_point):
             return source
+        best = max(best, source, key=len)
     for start in starts:
         if _mentions(lines[start], entry_point):
             return "\n".join(lines[start:])
-    return max(found, key=len, default="")
+    return best
 
 
-def _longest_program(lines: list[str]) -> list[str]:
-    """The lines up to the first that is no Python: an explanation below a program."""
-    for _ in range(50):
-        if not lines:
-            break
+def _longest_program(lines: list[str], effort: int) -> tuple[list[str], int]:
+    """The lines up to the first that is no Python, as an explanation below a program is; none where that
+    takes more effort than there is. And the effort that is left."""
+    while lines:
         source = "\n".join(lines)
+        effort -= len(source)
+        if effort < 0:
+            break
         tree, line = _parsed(source)
         if tree is not None:
             # A heading of one word is Python, and a NameError.
@@ -318,6 +324,6 @@ def _longest_program(lines: list[str]) -> list[str]:
                 for node in tree.body
                 if isinstance(node, ast.Expr) and isinstance(node.value, ast.Name)
             )
-            return lines[: min(words, default=len(lines) + 1) - 1]
+            return lines[: min(words, default=len(lines) + 1) - 1], effort
         lines = lines[: min(line, len(lines)) - 1]
-    return []
+    return [], effort
