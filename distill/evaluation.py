@@ -313,7 +313,7 @@ def score_of(
         len(asked.problems),
         samples,
         figures(samples, votes=benchmark.votes),
-        benchmark.settings | {"samples": benchmark.samples},
+        benchmark.settings | {"samples": benchmark.samples, "thinking": list(benchmark.thinking)},
         unreadable,
         seconds,
     )
