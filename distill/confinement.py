@@ -169,7 +169,7 @@ def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int)
     import os
 
     class Ruleset(ctypes.Structure):
-        _fields_ = (("handled", ctypes.c_uint64),)
+        _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
 
     class Beneath(ctypes.Structure):
         _pack_ = 1
@@ -183,9 +183,11 @@ def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int)
     # Rights have come bit by bit: 13 in the first version, then renames between folders, truncation, devices.
     every = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     read_file, read_folder, write_file, truncate = 1 << 2, 1 << 3, 1 << 1, 1 << 14
-    rules = libc.syscall(
-        create, ctypes.byref(Ruleset(every)), ctypes.c_size_t(ctypes.sizeof(Ruleset)), ctypes.c_uint32(0)
-    )
+    # Behind the filter a second wall, where there is one: TCP since version 4, abstract sockets and signals
+    # since version 6.
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    wanted = Ruleset(every, 3, 3)
+    rules = libc.syscall(create, ctypes.byref(wanted), ctypes.c_size_t(size), ctypes.c_uint32(0))
     # In the folder: read, write, truncate, files, folders and their removal; no sockets, pipes, devices,
     # links.
     own = read_file | read_folder | write_file | truncate | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13

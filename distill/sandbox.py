@@ -11,9 +11,9 @@ kernel and for the whole life of the child (`distill.confinement`), none by patc
   filter keeps it from taking back).
 - **Memory.** `Limits.memory` bytes of addresses (RLIMIT_AS); no shared memory, memfds or message queues
   beside it.
-- **Nobody else is touched.** It signals itself only (seccomp on kill, tgkill, and on fcntl's F_SETOWN); no
-  ptrace, no process_vm_*, no priorities or limits of others. Root's capabilities are dropped; the user stays
-  the same, because another may not be able to read the interpreter.
+- **Nobody else is touched.** It signals itself only (seccomp on kill, tgkill, and on fcntl's F_SETOWN; from
+  Linux 6.12 on Landlock, too); no ptrace, no process_vm_*, no priorities or limits of others. Root's
+  capabilities are dropped; the user stays the same, because another may not be able to read the interpreter.
 - **No network.** No sockets but the two ends of a socketpair of its own; no io_uring.
 - **Files.** Landlock (Linux 6.2 and later): it writes in its temporary folder only, which is its working
   folder and its HOME and is removed afterwards, and reads that, Python's library, the packages named here and
@@ -61,7 +61,7 @@ _LAUNCHER = str(Path(__file__).with_name("confinement.py"))
 _TICK = 0.05  # seconds between two looks at what the child takes
 _LONGEST_REPORT = 1 << 20
 _TOKEN = 32  # characters
-_LANDLOCK = 5  # newest version of its interface that is used; tests play older kernels
+_LANDLOCK = 6  # newest version of its interface that is used; tests play older kernels
 
 
 @dataclass(frozen=True)

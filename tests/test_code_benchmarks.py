@@ -96,7 +96,7 @@ RIGHT_FORMS = {
     "whole text": (WHOLE, "whole text"),
     "whole text behind a blank": (" " + WHOLE, "whole text"),
     "whole text with imports": ("import math\n\n" + WHOLE, "whole text"),
-    "whole text in prose": ("Here is the function:\n\n" + WHOLE + "\nThis function multiplies.\n", "whole text"),
+    "whole text in prose": ("Here is the function:\n\n" + WHOLE + "\nThis multiplies.\n", "whole text"),
     "whole text, then a heading": (WHOLE + "\nExplanation\n\nIt multiplies.", "whole text"),
     "prefilled fence": (WHOLE + "```\nThis multiplies.", "whole text"),
     "between the marks": (
