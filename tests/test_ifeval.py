@@ -127,17 +127,17 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "startend:quotation": ({}, ['"a"', ' "a" b"\n', '""'], ['"', "“a”", '"a".', "'a'"]),
     "change_case:capital_word_frequency": (
         {"capital_frequency": 3, "capital_relation": "at least"},
-        ["DON'T GO", "A B-C D", "THE U.S. AND x", "A,B (C)", "I CANNOT", "NASA's UN is OK."],
+        ["DON'T GO", "A B-C D", "THE U.S. AND x", "A,B (C)", "I CANNOT", "SO I'M.", "NASA's UN is OK."],
         ["TWO WORDS", "A1-B c, D", "Nasa Is Ok", "É ß 1"],
     ),
     "change_case:english_capital": (
         {},
-        ["THIS IS A VERY BEAUTIFUL DAY AND WE ARE ALL GOING TO THE MARKET TOGETHER."],
+        ["THIS IS A VERY BEAUTIFUL DAY AND WE ARE ALL GOING TO THE MARKET TOGETHER.", "A@B.COM"],
         ["This is it and we are all going.", "СЕГОДНЯ ОЧЕНЬ КРАСИВЫЙ ДЕНЬ.", "123"],
     ),
     "change_case:english_lowercase": (
         {},
-        ["this is a very beautiful day and we are all going to the market together."],
+        ["this is a very beautiful day and we are all going to the market together.", "a@b.com"],
         ["This is it and we are all going.", "heute ist ein schöner tag und wir gehen alle.", "123"],
     ),
     "punctuation:no_comma": ({}, ["none; here", "1，000"], ["a, b", ","]),

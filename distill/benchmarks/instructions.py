@@ -184,8 +184,7 @@ def title(response: str) -> bool:
     """A title in double angular brackets, `<<so>>`, within a line and not empty."""
     for line in filter(None, response.split("\n")):
         start, end = line.find("<<"), line.rfind(">>")
-        # At least a character between them; of >>> the first may be it.
-        if 0 <= start <= end - 3 and line[start : end + 2].lstrip("<").rstrip(">").strip():
+        if 0 <= start < end and line[start : end + 2].lstrip("<").rstrip(">").strip():
             return True
     return False
 
