@@ -201,6 +201,7 @@ def test_a_verdict_counts_instructions_and_names_the_first_that_is_missed() -> N
         ('**"It"**', "startend:quotation"),  # without asterisks
         ('Sure:\n*"It"*\nOkay?', "startend:quotation"),
         ('*Sure:\n"It"*', "startend:quotation"),
+        ("My answer is *yes*.", "detectable_format:constrained_response"),
     ],
 )
 def test_the_loose_reading_forgives_what_surrounds_a_response(response: str, name: str) -> None:
