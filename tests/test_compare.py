@@ -94,6 +94,14 @@ def test_what_is_established_and_what_is_not_is_said_in_sentences(tmp_path: Path
     assert "| gsm8k | 500 | 60.0 % [" in text
 
 
+def test_what_is_established_alone_may_not_be_among_several(tmp_path: Path) -> None:
+    cells = (5, 16, 40, 39)  # McNemar p 0.027
+    assert "b answers m better than a" in compare(two(tmp_path / "alone", m=cells))
+    several = compare(two(tmp_path / "several", m=cells, k=(10, 10, 40, 40)))
+    assert "Nothing is established on m: 100 problems" in several
+    assert "McNemar p = 0.053 (Holm over 2 benchmarks)" in several
+
+
 def test_one_benchmark_needs_no_adjustment_and_has_no_mean(tmp_path: Path) -> None:
     text = compare(two(tmp_path, gsm8k=(40, 80, 260, 120)), tmp_path / "out")
     assert "Holm over" not in text
@@ -155,7 +163,9 @@ def test_a_run_stands_for_its_student_after_training_and_can_be_compared_with_be
     assert "recorded" not in text
     assert result(tmp_path / "out")["first"]["stage"] == "before"
     assert [side.stage for side in read_sides([run, f"{run}@before"])] == ["after", "before"]
+    (run / "summary.json").unlink()  # whatever was asked, was asked at both stages
     backwards = compare([f"{run}@after", f"{run}@before"])
+    assert "recorded" not in backwards
     assert "- run@before answers m worse than run@after" in backwards
 
 
@@ -256,7 +266,7 @@ def replaced(name: str, content: str) -> Break:
     ("prepare", "message"),
     [
         (lambda a, b: [a], "1 folder to compare: name two at least"),
-        (lambda a, b: [a, b, a.parent / "a"], r"a is named 2 times: compare different folders"),
+        (lambda a, b: [a, b, a.parent / "b" / ".." / "a"], r"a is named 2 times: compare different folders"),
         (lambda a, b: [a, b / "nothing"], r"nothing: there is no such folder"),
         (lambda a, b: [a, f"{b}@befor"], r"b@befor: there is no such folder"),
         (lambda a, b: [a, f"{b}@before"], r"b is an evaluation, which has no stages: leave @before out"),
@@ -270,7 +280,7 @@ def replaced(name: str, content: str) -> Break:
         (changed(correct=None), r"samples\.jsonl, line 7: correct is None; the file is damaged"),
         (changed(sample="x"), r"samples\.jsonl, line 7: sample is 'x'"),
         (lambda a, b: [a, add(b, '{"benchmark": "m", "id": "9"}')], "line 7: problem is missing"),
-        (changed(id="1"), r"line 7: sample 0 of problem 1 of m is there for the second time"),
+        (changed(id="1", problem="problem 1"), r"line 7: sample 0 of problem 1 of m is there for the second"),
         (changed(id="1", problem="other", sample=1), r"line 7: sample 1 of problem 1 of m .* another text"),
         (changed(stage="after"), r"line 7: only some samples have a stage"),
     ],
