@@ -229,7 +229,8 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
     assert [row["mean"] for row in rows] == sorted((row["mean"] for row in rows), reverse=True)
     for row in rows:
         summary = json.loads((Path(row["folders"][0]) / "summary.json").read_text())
-        assert row["after"] == [summary["after"]["accuracy"]]
+        (stages,) = summary["benchmarks"].values()
+        assert row["after"] == [stages["after"]["figures"]["accuracy"]["value"]]
         assert 500 <= summary["tokens"] < 2000  # one step
     own, other = (
         read_records(tmp_path / "out" / "smoke" / "sets" / name)
