@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,18 @@ def test_reading_takes_little_of_a_threads_stack() -> None:
 
 
 def test_reading_warns_of_nothing() -> None:
-    """Invalid escapes are warnings, and warnings are errors here: it must still be found."""
-    program = find_program(
-        "Look:\n" + "import re\ndef area(s):\n    return re.sub(\"\\d\\\\\", '\\w', s)", "area"
-    )
+    """Of invalid escapes Python warns when it parses, and that can be silenced for all threads only."""
+    code = r"""import re
+def area(s):
+    return re.sub("\d\\", '\w', s)"""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        program = find_program("Look:\n" + code, "area")
+        find_program(fenced(code), "area", PROMPT)
+        find_program(code.rpartition("\n")[2], "area", PROMPT)
+    assert given == []
     assert program is not None
-    assert program.rule == "whole text"
-    assert "\\d" in program.source
+    assert (program.source, program.rule) == (code, "whole text")
 
 
 def test_helpers_are_all_of_the_prompt_but_its_function() -> None:
