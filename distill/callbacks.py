@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -86,6 +88,33 @@ class StudentCheckpoints(lightning.Callback):
             for old in checkpoints(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
         trainer.strategy.barrier("checkpoint")
+
+
+class BenchmarkEvery(lightning.Callback):
+    """Ask the benchmarks while the student trains. The time that it takes is no step's, and what is drawn for
+    it comes from numbers of its own: training goes on as if it had not been.
+
+    Args:
+        every: optimizer steps between two; the end has its own evaluation. None: never.
+        evaluate: asks and logs, given the step; on the first rank alone.
+    """
+
+    def __init__(self, every: int | None, evaluate: Callable[[int], None]) -> None:
+        self.every = every
+        self.evaluate = evaluate
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last = trainer.should_stop or step >= trainer.max_steps
+        if self.every is None or last or step % self.every or trainer.fit_loop._should_accumulate():
+            return
+        began = time.perf_counter()
+        if trainer.is_global_zero:
+            self.evaluate(step)
+        trainer.strategy.barrier("benchmark")
+        pl_module.leave_out(time.perf_counter() - began)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ _WHOLE_OR_NULL = (
     "data.limit",
     "data.max_length",
     "benchmark.limit",
+    "benchmark.every",
     "benchmark.samples",
     "benchmark.max_new_tokens",
     "trainer.max_steps",
@@ -57,7 +58,7 @@ _OURS = {
     "limit_train_batches": f"{_LENGTH}, the amount of data data.limit",
     "overfit_batches": "the amount of data is data.limit",
     "fast_dev_run": "take trainer.max_steps=2 data.limit=8 benchmark.limit=8",
-    "val_check_interval": "the benchmark is asked before and after training",
+    "val_check_interval": "benchmarks are asked before and after training, and meanwhile by benchmark.every",
     "use_distributed_sampler": "the order of traces knows its rank",
 }
 _STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")

@@ -43,11 +43,11 @@ def write_report(
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             log_samples(logger, {"evaluation": new})
-            logger.experiment.summary.update(
+            logger.log_metrics(
                 {
-                    f"{score.benchmark}/{name}": figure.value
-                    for score in new
-                    for name, figure in score.figures.items()
+                    f"{one.benchmark}/{name}": figure.value
+                    for one in new
+                    for name, figure in one.figures.items()
                 }
             )
             logger.experiment.finish()

@@ -299,6 +299,10 @@ class DistillModule(lightning.LightningModule):
         self._proposal_seconds += time.perf_counter() - began
         return found
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that passed between two steps and is neither's."""
+        self._step_began += seconds
+
     def _log_step(self, values: dict[str, float], gradient_norm: float, lr: float) -> None:
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now

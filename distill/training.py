@@ -23,7 +23,14 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
-from distill.callbacks import ProgressBar, StopAtBudget, StopOnSignal, StudentCheckpoints, WeightHistogram
+from distill.callbacks import (
+    BenchmarkEvery,
+    ProgressBar,
+    StopAtBudget,
+    StopOnSignal,
+    StudentCheckpoints,
+    WeightHistogram,
+)
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
 from distill.cli import failed_jobs, one_sentence_errors, quiet
 from distill.data import DistillDataModule, TraceRecipe
@@ -173,7 +180,14 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         workers=cfg.data.workers,
     )
     stop = StopOnSignal()
-    trainer = _trainer(cfg, folder, steps, expected, loggers, stop)
+
+    def ask_meanwhile(step: int) -> None:
+        with _clock(seconds, "evaluation"):
+            found = _evaluate(lm, asked, f"step-{step:06d}", folder, precision, cfg)
+        _log_scores(loggers, found, step=step)
+
+    meanwhile = BenchmarkEvery(cfg.benchmark.every if asked else None, ask_meanwhile)
+    trainer = _trainer(cfg, folder, steps, expected, loggers, [stop, StopAtBudget(), meanwhile])
     _log_config(loggers, cfg)
     if resumed:
         _rewind(loggers, resumed)
@@ -274,12 +288,16 @@ def find_device(cfg: DictConfig) -> str:
 
 
 def _trainer(
-    cfg: DictConfig, folder: Path, steps: int, expected: int, loggers: list[Logger], stop: StopOnSignal
+    cfg: DictConfig,
+    folder: Path,
+    steps: int,
+    expected: int,
+    loggers: list[Logger],
+    callbacks: Sequence[lightning.Callback],
 ) -> lightning.Trainer:
     options = {**trainer_options(cfg), "max_steps": steps}
     callbacks = [
-        stop,
-        StopAtBudget(),
+        *callbacks,
         WeightHistogram(folder / "weights.jsonl", cfg.histogram_every),
         StudentCheckpoints(folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.keep),
         ProgressBar(expected * cfg.trainer.accumulate_grad_batches, cfg.max_tokens),

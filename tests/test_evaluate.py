@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
-from test_training import ROOT, environment
+from test_training import ROOT, environment, wandb_keys
 from test_training import arguments as training_arguments
 from test_training import run as train_run
 
@@ -156,6 +156,28 @@ def test_a_run_is_evaluated_by_its_folder_with_the_figures_that_it_had(
         )
     )
     assert {"comparison.json", "comparison.md", "comparison.png"} <= {path.name for path in out.iterdir()}
+
+
+def test_weights_and_biases_gets_the_same_tables(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run([f"model={tiny_pair[0]}", *ASK, "logger=wandb"], tmp_path / "a")
+    import wandb
+
+    wandb.teardown()
+    assert {"samples", "scores", "arithmetic/accuracy"} <= wandb_keys(tmp_path / "a")
+    tables = [
+        json.loads(path.read_text()) for path in (tmp_path / "a").glob("wandb/*/files/media/table/*.json")
+    ]
+    by_columns = {tuple(table["columns"]): table["data"] for table in tables}
+    rows = by_columns["stage", "benchmark", "figure", "value", "low", "high"]
+    accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["benchmarks"]["arithmetic"][
+        "figures"
+    ]["accuracy"]
+    assert ["evaluation", "arithmetic", "accuracy", *accuracy.values()] in rows
+    (of_samples,) = (data for columns, data in by_columns.items() if "completion" in columns)
+    assert len(of_samples) == 12
 
 
 def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from samples import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill import runs
+from distill import runs, training
 from distill.callbacks import checkpoints
 from distill.cli import check_overrides, resume_arguments
 from distill.errors import UserError
@@ -472,6 +472,48 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(
     assert len(rows(run(words, broken))) == 6
 
 
+def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    """Also where the student writes, and where dropout draws."""
+    words = arguments(tiny_pair, traces, tmp_path, "loss=on_policy_kd", "trainer.accumulate_grad_batches=2")
+    words += ["benchmark=arithmetic", "benchmark.limit=6", "benchmark.max_new_tokens=4"]
+    words += ["benchmark.samples=2", "benchmark.temperature=1"]
+    plain = run(words, tmp_path / "plain")
+    asked = run([*words, "benchmark.every=2"], tmp_path / "asked")
+    weights = [load_file(folder / "student" / "model.safetensors") for folder in (plain, asked)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    records = [json.loads(line) for line in (asked / "samples.jsonl").read_text().split("\n") if line]
+    stages = [record["stage"] for record in records]
+    assert stages == [stage for stage in ("before", "step-000002", "step-000004", "after") for _ in range(12)]
+    found = {int(row["step"]): row["arithmetic/accuracy"] for row in rows(asked)}
+    for step in (2, 4, 6):
+        own = [
+            one["correct"]
+            for one in records
+            if one["stage"] == ("after" if step == 6 else f"step-{step:06d}")
+        ]
+        assert float(found[step]) == pytest.approx(sum(own) / 12)
+    assert not found[1]
+
+
+def test_the_time_of_benchmarks_is_no_steps(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training._evaluate
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(3)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(training, "_evaluate", slowly)
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=3", "benchmark=arithmetic")
+    run([*words, "benchmark.limit=2", "benchmark.max_new_tokens=2", "benchmark.every=1"], tmp_path / "run")
+    seconds = column(tmp_path / "run", "train/seconds")
+    assert len(seconds) == 3
+    assert max(seconds) < 3
+
+
 def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     with (
         runs.locked(tmp_path / "run"),
@@ -785,7 +827,7 @@ def test_weights_and_biases_holds_config_metrics_samples_and_histogram(
 
     wandb.teardown()  # ends the service that writes the file, which closes it only after finish() returned
     keys = wandb_keys(folder)
-    assert {"train/loss", "weights/histogram", "weights/effective_sample_size", "samples"} <= keys
+    assert {"train/loss", "weights/histogram", "weights/effective_sample_size", "samples", "scores"} <= keys
     assert {"arithmetic/accuracy", "config:loss", "config:model"} <= keys
     assert list(folder.glob("wandb/offline-run-*/files/media/table/*.json"))
 
