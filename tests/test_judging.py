@@ -1,13 +1,22 @@
 """Free-form answers: what is right, and that no answer can hang or hurt the judge."""
 
+import gc
+import gzip
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from distill.benchmarks.answers import last_boxed, number
 from distill.benchmarks.equivalence import compare
 from distill.judging import MathJudge
 from distill.traces import Example, Verdict
@@ -29,6 +38,11 @@ def verdict(judge: MathJudge, gold: str, completion: str) -> Verdict:
 @pytest.mark.parametrize(
     ("gold", "completion"),
     [
+        ("1,2", r"\boxed{1} and \boxed{2}"),  # the boxes that end it, together
+        ("x=1, x=2", r"so \[\boxed{x=2}, \quad \boxed{x=1}\]"),
+        (r"\text{Evelyn}", "Therefore the answer is Evelyn."),
+        (r"\frac{1}{2}", "**Final Answer**\n$$\\frac12$$"),
+        ("[1,2)", r"The answer is $x \in [1, 2)$."),
         ("72", r"so \boxed{72}"),
         ("0.5", r"\boxed{\frac{1}{2}}"),
         (r"\frac{3}{4}", "The answer is 0.75."),
@@ -51,7 +65,12 @@ def test_the_same_answer_written_otherwise_is_right(judge: MathJudge, gold: str,
     ("gold", "completion", "reason"),
     [
         ("72", r"\boxed{73}", "wrong"),
-        ("1,2", r"\boxed{1} and \boxed{2}", "wrong"),
+        ("1,2", r"\boxed{1} and \boxed{3}", "wrong"),
+        ("1,2", r"\boxed{2}", "wrong"),
+        ("2", r"not \boxed{2} but \boxed{3}", "wrong"),
+        ("x+1", r"\boxed{\frac{}{}+}", "unreadable answer"),
+        (r"\frac{}{}+", r"\boxed{5}", "unreadable gold answer"),
+        ("1" * 3000, r"\boxed{5}", "unreadable gold answer"),
         ("72", "I do not know", "no answer"),
         ("12", r"<think>\boxed{12}", "unclosed thinking"),
         ("12", r"\boxed{" + "1" * 3000 + "}", "answer too long"),
@@ -63,7 +82,7 @@ def test_another_answer_is_wrong_with_the_reason(
 ) -> None:
     found = verdict(judge, gold, completion)
     assert not found.correct
-    assert found.reason.startswith(reason)
+    assert found.reason == reason
 
 
 def test_the_gold_stands_first(judge: MathJudge) -> None:
@@ -72,31 +91,204 @@ def test_the_gold_stands_first(judge: MathJudge) -> None:
     assert compare("x>4", "4")[0] is False
 
 
+def test_the_verdict_names_rule_and_reason_apart(judge: MathJudge) -> None:
+    assert verdict(judge, "5", r"\boxed{5}") == Verdict("5", True, "right", "boxed")
+    assert verdict(judge, "x+1", "The answer is $1+x$.") == Verdict("1+x", True, "right", "answer is")
+    assert verdict(judge, "5", "5 or 6") == Verdict("6", False, "wrong", "last number")
+    assert verdict(judge, "5", "none") == Verdict(None, False, "no answer", "none")
+
+
+def test_the_rules_and_their_order_are_given() -> None:
+    with closing(MathJudge(rules=("####", "boxed"))) as judge:
+        assert verdict(judge, "5", "#### 5\n\\boxed{6}") == Verdict("5", True, "right", "####")
+        assert verdict(judge, "5", "The answer is 5") == Verdict(None, False, "no answer", "none")
+        assert not judge._children  # numbers need nobody
+
+
+def test_golds_are_read_and_tolerances_kept(judge: MathJudge) -> None:
+    assert judge.readable(r"\frac{1}{2}")
+    assert judge.readable(r"\text{Evelyn}")
+    assert not judge.readable(r"\frac{")
+    assert judge.same("3.14", r"\pi") == (False, "wrong")
+    assert judge.same("3.14", r"\pi", 0.01) == (True, "right")
+    assert judge.same("3.14", "3.1", 0.1) == (True, "right")
+
+
+def children(judge: MathJudge) -> list[subprocess.Popen[bytes]]:
+    return [child._process for child in judge._children]
+
+
+_SLOW = "9^{9^{9^{9}}}"
+
+
 def test_a_comparison_that_hangs_is_killed_and_the_next_one_is_answered() -> None:
-    judge = MathJudge(seconds=1.0)
-    try:
-        assert verdict(judge, "x+1", r"\boxed{1+x}").correct  # started
+    with closing(MathJudge(seconds=1.0, workers=1)) as judge:
+        assert judge.readable("x+1")  # started
+        (hanging,) = children(judge)
         began = time.monotonic()
-        found = verdict(judge, "10^{10^{10}}", r"\boxed{9^{9^{9^{9}}}}")
-        assert found == Verdict("9^{9^{9^{9}}}", False, "timeout", "boxed")
+        found = verdict(judge, "10^{10^{10}}", rf"\boxed{{{_SLOW}}}")
+        assert found == Verdict(_SLOW, False, "timeout", "boxed")
         assert time.monotonic() - began < 5
-        assert verdict(MathJudge(seconds=30.0), "x+1", r"\boxed{1+x}").correct
+        assert hanging.returncode is not None
         judge.seconds = 30.0
         assert verdict(judge, "x+1", r"\boxed{1+x}").correct
+        assert len(children(judge)) == 1
+
+
+def test_a_timeout_ends_only_its_own_child() -> None:
+    with closing(MathJudge(seconds=20.0, workers=2)) as judge, ThreadPoolExecutor(2) as pool:
+        barrier = threading.Barrier(2)
+
+        def both_at_once(_: int) -> None:
+            barrier.wait()
+            with judge._borrowed():
+                barrier.wait()
+
+        list(pool.map(both_at_once, range(2)))
+        before = children(judge)
+        assert len(before) == 2
+        judge.seconds = 1.0
+        assert judge.same(_SLOW + "+x", "y") == (False, "timeout")
+        assert [process.poll() is None for process in before].count(True) == 1
+        judge.seconds = 20.0
+        assert judge.same("x+1", "1+x") == (True, "right")
+
+
+def test_many_threads_share_a_few_children_and_each_gets_its_own_answer() -> None:
+    with closing(MathJudge(seconds=60.0, workers=2)) as judge, ThreadPoolExecutor(8) as pool:
+
+        def ask(number: int) -> bool:
+            right = judge.same(f"x+{number}", f"{number}+x")[0]
+            return right and not judge.same(f"x+{number}", f"{number + 1}+x")[0]
+
+        assert all(pool.map(ask, range(40)))
+        assert 1 <= len(children(judge)) <= 2
+
+
+def test_what_was_compared_once_is_not_asked_again(judge: MathJudge) -> None:
+    assert judge.same("x+7", "7+x")[0]
+    asked: list[object] = []
+    judge._ask, before = lambda question: asked.append(question), judge._ask  # type: ignore[method-assign]
+    try:
+        assert judge.same("x+7", "7+x") == (True, "right")
+        assert judge.same("x+7", "7+x", 0.1) == (False, "timeout")  # another question: nobody answers here
     finally:
-        judge.close()
+        judge._ask = before  # type: ignore[method-assign]
+    assert len(asked) == 1
 
 
 def test_a_child_that_died_is_started_anew() -> None:
-    judge = MathJudge(seconds=30.0)
-    try:
+    with closing(MathJudge(seconds=30.0)) as judge:
         assert verdict(judge, "x+1", r"\boxed{1+x}").correct
-        (child,) = judge._children
-        child._process.kill()
-        child._process.wait()
+        (process,) = children(judge)
+        process.kill()
+        process.wait()
         assert verdict(judge, "x+2", r"\boxed{2+x}").correct
-    finally:
-        judge.close()
+
+
+def test_close_ends_all_and_a_judge_that_nobody_holds_ends_its_own() -> None:
+    judge = MathJudge(seconds=30.0)
+    assert judge.readable("x+1")
+    (process,) = children(judge)
+    judge.close()
+    assert process.returncode is not None
+    assert judge.readable("x+1")  # another child
+    (process,) = children(judge)
+    del judge
+    gc.collect()
+    assert process.returncode is not None
+
+
+def test_an_interrupted_question_leaves_no_child_and_its_answer_reaches_nobody() -> None:
+    with closing(MathJudge(seconds=60.0, workers=1)) as judge:
+        assert judge.readable("x+1")
+        (process,) = children(judge)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(KeyboardInterrupt):
+                judge.same(_SLOW + "+x", "y")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        assert process.poll() is not None
+        assert not children(judge)
+        assert judge.same("x+3", "3+x") == (True, "right")
+
+
+def test_a_child_whose_parent_was_killed_ends_though_it_hangs() -> None:
+    """It sets itself an alarm that no Python code can miss."""
+    program = (
+        "import sys, threading, time\n"
+        "from distill.judging import MathJudge\n"
+        "judge = MathJudge(seconds=2.0, workers=1)\n"
+        "judge.readable('x+1')\n"
+        "print(next(iter(judge._children))._process.pid, flush=True)\n"
+        "judge.seconds = 0.1\n"
+        "import os, signal\n"
+        "threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
+        f"judge.same('{_SLOW}+x', 'y')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+    assert parent.wait(timeout=60) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while _is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+_BOMBS = {
+    "tower": _SLOW,
+    "power": "10^{10^{10}}",
+    "long exponent": "2^{" + "9" * 100 + "}",
+    "deep fractions": r"\frac{1}{" * 1000 + "1" + "}" * 1000,
+    "fractions": r"\frac{1}{" * 100 + "x" + "}" * 100,
+    "factorial": "99999999!",
+    "factorials": "((9!)!)!",
+    "sum": r"\sum_{n=1}^{1000000000} \sin(n)",
+    "product": r"\prod_{k=1}^{10^9} k",
+    "binomial": r"\binom{10^9}{5 \cdot 10^8}",
+    "matrix": r"\begin{pmatrix}" + (r"1&" * 39 + r"1\\") * 24 + r"\end{pmatrix}",
+    "polynomial": "(x+y+z+w)^{200}",
+    "integral": r"\int_0^1 e^{e^{e^x}} dx",
+    "parentheses": "(" * 900 + "1" + ")" * 900,
+    "braces": "{" * 900 + "1" + "}" * 900,
+    "open": "}}}}{{{{5",
+    "roots": r"\sqrt{" * 200 + "2" + "}" * 200,
+    "minus": "-(" * 600,
+    "nothing": "\0\0",
+    "half a character": "\ud800x",
+    "right to left": "\u202ex+5",
+    "list": ",".join(map(str, range(400))),
+    "megabyte": "x+" * 500_000,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _BOMBS)
+def test_no_answer_holds_the_judge_up(name: str) -> None:
+    """Each is answered in its time, and the next question properly; nothing runs on afterwards."""
+    with closing(MathJudge(seconds=2.0, workers=1)) as judge:
+        for gold, answer in (("y+1", _BOMBS[name]), (_BOMBS[name], "y+1")):
+            judge.seconds = 60.0
+            assert judge.same("x+1", f"1+x+0*{len(gold)}") == (True, "right")  # a child is there
+            judge.seconds = 2.0
+            began = time.monotonic()
+            right, reason = judge.same(gold, answer)
+            assert not right, reason
+            assert time.monotonic() - began < 2.0 + 1.5
+        running = children(judge)
+    assert all(process.returncode is not None for process in running)
 
 
 def test_without_a_gold_answer_nothing_is_right(judge: MathJudge) -> None:
@@ -125,3 +317,18 @@ def test_answers_of_math500_are_told_apart(judge: MathJudge, data_dir: Path) -> 
     ]
     bare = [(gold.strip(), other.rpartition("=")[2].strip()) for gold, other in same]  # x=5 is 5
     assert all(gold == other for gold, other in bare), same
+
+
+@pytest.mark.realdata
+def test_every_solution_of_math_gives_its_own_answer_and_hardly_ever_anothers(
+    judge: MathJudge, data_dir: Path
+) -> None:
+    with gzip.open(data_dir / "math" / "test_5000.jsonl.gz", "rt", encoding="utf-8") as lines:
+        solutions = [json.loads(line)["solution"] for line in lines]
+    golds = [last_boxed(solution) or "" for solution in solutions]
+    wrong = [g for g, s in zip(golds, solutions, strict=True) if not verdict(judge, g, s).correct]
+    assert wrong == []
+    numbers = [(g, s) for g, s in zip(golds, solutions, strict=True) if number(g) is not None]
+    shifted = [verdict(judge, g, s).correct for (g, _), (_, s) in itertools.pairwise(numbers)]
+    same = sum(number(one) == number(other) for (one, _), (other, _) in itertools.pairwise(numbers))
+    assert sum(shifted) <= same + 0.002 * len(shifted)  # 5 and 5\%

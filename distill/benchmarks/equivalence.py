@@ -96,7 +96,7 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\s", "", bare_words(text)).casefold()
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
 
 
 def _same_words(gold: str, answer: str) -> bool | None:

@@ -43,8 +43,8 @@ _MARKER = re.compile(
     r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
     r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
     rf"(?:\s{{0,3}}{_VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
-    r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n",
-    re.I,
+    r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
+    re.I | re.M,
 )
 _MINERVA = re.compile(r"final answer is:?([^\n]{1,400}?)\.?\s{0,3}I hope it is correct", re.I)
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
@@ -183,9 +183,10 @@ _UNIT = re.compile(r"\s?(?:\\?%|percent\b)")
 _SAYS = re.compile(r"\b(?:is|are|was|were|equals?)\s+", re.I)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
-_CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm)\s*", re.I)
+_CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
 _SENTENCE_END = re.compile(
     r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
+    r"|,\s+(?:as|so|for|if|thus|hence)\b|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
 )
 
 
@@ -199,8 +200,8 @@ def expression(paragraph: str) -> str | None:
     if first is not None:
         pieces, end = [_inside(first)], first.end()
         while (joint := _CONNECTED.match(paragraph, end)) and (more := _MATHS.match(paragraph, joint.end())):
-            pieces += [joint.group(), _inside(more)]
-            end = more.end()
+            named = joint.group().strip() in ("is", "are", "equals")  # "the value of $x$ is $5$"
+            pieces, end = [*([] if named else [*pieces, joint.group()]), _inside(more)], more.end()
         if pieces[-1]:
             return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
     end = _SENTENCE_END.search(paragraph)

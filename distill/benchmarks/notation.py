@@ -39,7 +39,7 @@ _PLAIN = [
         (r"\\text\s+\{", r"\\text{"),
         (r"(?<=[\w)])\*\*(?=[\w(-])", "^"),
         (r"(?<!\\)\\[()\[\]]|\*\*|`", " "),
-        (r"\\\$|\$|\\(?:pounds|euro)" + _END, ""),
+        (r"US\s?\\?\$|\\\$|\$|\\(?:pounds|euro)" + _END, ""),
         # Thousands: 1{,}000, 1,\!000, 1\,000.
         (r"(?<=\d)\s?(?:\{\s?,\s?\}|,\s?\\!|\\!,)\s?(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ","),
@@ -61,7 +61,7 @@ _PLAIN = [
         (r"<=|=<", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
-        (r"\\sqrt\s?([0-9A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\sqrt\s?(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"\\frac\s?([0-9])\s?([0-9])", r"\\frac{\1}{\2}"),
         (r"\\frac\s?([0-9A-Za-z]|\\pi" + _END + r")\s?(?=\{)", r"\\frac{\1}"),
         (r"\\frac\s?(\\pi)\s?(\d)", r"\\frac{\1}{\2}"),
@@ -96,6 +96,9 @@ def plain(text: str) -> str:
     text = undamaged(text).translate(_TRANSLATED)
     if r"\begin" not in text:  # of a text that was escaped twice; in a matrix it ends a row
         text = _TWICE.sub(r"\\", text)
+    braces = re.findall(r"(?<!\\)[{}]", text)
+    if 0 < (missing := braces.count("{") - braces.count("}")) < 4:
+        text += "}" * missing  # cut off: \text{Tuesday
     for pattern, instead in _PLAIN:
         text = pattern.sub(instead, text)
     before = None
