@@ -75,9 +75,10 @@ class ShardCache:
     def rows(self, index: int) -> list["StoredRows"]:
         """The shard's parts, of which nothing but their lengths is read yet."""
         path = self._path(index)
-        written = path.stat().st_mtime_ns
-        ends = _opened(path, written).get_tensor(_LENGTHS).cumsum(0).tolist()
-        return [StoredRows(path, start, end, written) for start, end in zip([0, *ends], ends, strict=False)]
+        described = path.stat()
+        version = described.st_ino, described.st_mtime_ns
+        ends = _opened(path, version).get_tensor(_LENGTHS).cumsum(0).tolist()
+        return [StoredRows(path, start, end, version) for start, end in zip([0, *ends], ends, strict=False)]
 
     def fill(
         self,
@@ -121,25 +122,25 @@ class StoredRows:
         path: the shard.
         start: first row.
         stop: behind the last row.
-        written: when the shard was: another one of its name is not taken for it.
+        version: the file's number and time: another one of its name is not taken for it.
     """
 
     path: Path
     start: int
     stop: int
-    written: int
+    version: tuple[int, int]
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def read(self) -> dict[str, Tensor]:
-        shard = _opened(self.path, self.written)
+        shard = _opened(self.path, self.version)
         names = [name for name in shard.keys() if name != _LENGTHS]  # noqa: SIM118  a shard is no dict
         return {name: shard.get_slice(name)[self.start : self.stop] for name in names}
 
 
 @functools.lru_cache(maxsize=256)
-def _opened(path: Path, written: int) -> Any:
+def _opened(path: Path, version: tuple[int, int]) -> Any:
     """A mapped shard, kept open: its header is parsed once a process."""
     try:
         return safe_open(path, "pt")

@@ -369,6 +369,7 @@ def test_a_cache_that_does_not_fit_the_traces_is_refused(
     lengths = stored["lengths"]
     lengths[0] -= 1
     lengths[1] += 1
+    (folder / "00000.safetensors").unlink()  # the old one is mapped still
     save_file({**stored, "lengths": lengths}, folder / "00000.safetensors")
     with pytest.raises(UserError, match=r"teacher_logprobs-.* does not fit trace t0: delete it"):
         score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
@@ -381,7 +382,9 @@ def test_a_complete_cache_with_a_damaged_shard_is_refused_with_the_remedy(
     score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
     (folder,) = tmp_path.iterdir()
     shard = folder / "00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-3])
+    whole = shard.read_bytes()
+    shard.unlink()  # the old one is mapped still
+    shard.write_bytes(whole[:-3])
     with pytest.raises(UserError, match=r"delete it and run again"):
         score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
 
