@@ -46,6 +46,8 @@ from distill.benchmarks.answers import boxes, closing_boxes, extract
         ("The answer is that the value of $x$ is $5$", "5", "answer is"),
         ("The answer is 3.5 because 7/2", "3.5", "answer is"),
         ("The answer is 37, there is likely an error of 2", "37", "answer is"),
+        ("The answer is 140 (assuming that yarn costs 0)", "140", "answer is"),
+        ("The answer is 50, not 57", "50", "answer is"),
         ("The answer is $18.", "$18", "answer is"),
         ("The answer is $18 and not $20.", "$18 and not $20", "answer is"),  # dollars, no formula
         ("The answer is 5 \\text{ cm}.", r"5 \text{ cm}", "answer is"),

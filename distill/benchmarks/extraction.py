@@ -186,7 +186,8 @@ _TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
 _CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
 _SENTENCE_END = re.compile(
     r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
-    r"|,\s+(?:as|so|for|if|thus|hence)\b|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
+    r"|,\s+(?:as|so|for|if|thus|hence|not)\b|(?<=[\d$%}])\s+\((?=[A-Za-z]{2,20}\b)"
+    r"|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
 )
 
 
