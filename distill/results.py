@@ -9,21 +9,18 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from scipy.stats import t
-from yaml import YAMLError
 
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
+from distill.run_folders import Run, find_runs, read_run
 
-_MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them is in every run's folder
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
 _BESIDE_THE_POINT = re.compile(
     r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.workers|model\.threads"
@@ -31,24 +28,6 @@ _BESIDE_THE_POINT = re.compile(
 )
 _METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, its summary, and its configuration as `{"data.limit": 4096, ...}`."""
-
-    folder: Path
-    summary: dict[str, Any]
-    config: dict[str, Any]
-
-    @property
-    def loss(self) -> str:
-        """The preset's name; of runs that do not tell it, the run's own without its seed."""
-        return self.summary.get("loss") or re.sub(r"_seed\d+$", "", self.summary["name"])
-
-    @property
-    def seed(self) -> int:
-        return self.summary["seed"]
 
 
 @dataclass(frozen=True)
@@ -124,19 +103,12 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     Raises:
         UserError: a folder is not there, or no run is in it.
     """
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder")
-        runs = list(_run_folders(folder))
-        if not runs:
-            raise UserError(f"{folder}: there is no run in it")
-        found |= {run.resolve(): run for run in runs}
     finished, others = [], {}
-    for folder in found.values():
-        run = _read(folder)
+    for folder in find_runs(folders):
+        run = read_run(folder)
         if isinstance(run, Run):
-            finished.append(run)
+            known = {key: value for key, value in run.config.items() if not _BESIDE_THE_POINT.match(key)}
+            finished.append(replace(run, config=known))
         else:
             others[folder] = run
     return finished, others
@@ -194,43 +166,6 @@ def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
         lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]
         parts.append("\n".join(["Not in a table:", "", *lines]))
     return "\n\n".join(parts)
-
-
-def _run_folders(folder: Path) -> Iterator[Path]:
-    if any((folder / mark).is_file() for mark in _MARKS):
-        yield folder
-        return
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            yield from _run_folders(child)
-
-
-def _read(folder: Path) -> Run | str:
-    """A run, or why it has none of the results of one."""
-    if not (folder / "summary.json").is_file():
-        if (folder / "error.txt").is_file():
-            reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
-            return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
-        steps = sorted(path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*"))
-        kept = f"a checkpoint after step {int(steps[-1])} is kept" if steps else "no checkpoint"
-        return f"unfinished: {kept}"
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        return f"unreadable: {str(error).strip().splitlines()[0]}"
-    if summary["status"] != "finished":
-        return str(summary["status"])
-    flat = {key: value for key, value in _flat(config) if not _BESIDE_THE_POINT.match(key)}
-    return Run(folder, summary, flat)
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _split(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[list[Run]]:

@@ -22,6 +22,7 @@ from distill.cache import write_atomically
 from distill.callbacks import checkpoints
 from distill.errors import UserError
 from distill.evaluation import Asked, Score, score_of
+from distill.loading import load as load  # for notebooks: from distill import runs; runs.load(...)
 
 _PACKAGES = (
     "distill",

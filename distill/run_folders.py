@@ -1,0 +1,174 @@
+"""A training run as its folder tells it: which folders are runs, whether they finished, what they hold."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow.csv
+import yaml
+
+from distill.errors import UserError, first_line
+
+_MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them is in every run's folder
+# The C reader takes a hundredth of OmegaConf's time; config.yaml is written resolved, by OmegaConf.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its summary, and its configuration as `{"data.limit": 4096, ...}`."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def loss(self) -> str:
+        """The preset's name; of runs that do not tell it, the run's own without its seed."""
+        return loss_of(self.summary, self.config)
+
+    @property
+    def seed(self) -> int:
+        return self.summary["seed"]
+
+
+def loss_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The preset's name; of runs that do not tell it, the run's own without its seed."""
+    name = summary.get("name") or config.get("name") or ""
+    return summary.get("loss") or re.sub(r"_seed\d+$", "", name)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """The folders of runs among these and below them, each once.
+
+    Raises:
+        UserError: a folder is not there, or no run is in it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        runs = list(run_folders(folder))
+        if not runs:
+            raise UserError(f"{folder}: there is no run in it")
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values())
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The runs in a folder or below it; nothing is sought inside a run."""
+    if any((folder / mark).is_file() for mark in _MARKS):
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            yield from run_folders(child)
+
+
+def read_run(folder: Path) -> Run | str:
+    """A finished run, or why it has none of the results of one."""
+    if not (folder / "summary.json").is_file():
+        return why_unfinished(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if "status" not in summary or "seed" not in summary:
+            return "no training run: its summary.json is of something else"
+        config = read_config(folder)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        return f"unreadable: {first_line(error)}"
+    if summary["status"] != "finished":
+        return str(summary["status"])
+    return Run(folder, summary, config)
+
+
+def why_unfinished(folder: Path) -> str:
+    """What became of a run that left no summary: how it failed, or how far it came."""
+    if (folder / "error.txt").is_file():
+        reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
+        return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
+    steps = sorted(path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*"))
+    kept = f"a checkpoint after step {int(steps[-1])} is kept" if steps else "no checkpoint"
+    return f"unfinished: {kept}"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.yaml`, flat.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: it cannot be read.
+    """
+    with (folder / "config.yaml").open(encoding="utf-8") as stream:
+        config = yaml.load(stream, _Loader)
+    if not isinstance(config, dict):
+        raise ValueError("config.yaml holds no configuration")
+    return dict(flat(config))
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of a nested mapping with dots between their parts, and their values; an empty one is a value."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_metrics(path: Path) -> pandas.DataFrame:
+    """`metrics.csv`: a row a step, which is the index; a column a metric, float64, NaN where there is none.
+
+    A run that was killed while it wrote may have left half a row at the end, which does not count.
+
+    Raises:
+        OSError, ValueError: it cannot be read; the message says why.
+    """
+    text = path.read_bytes()
+    text = text[: text.rfind(b"\n") + 1]
+    if not text:
+        return pandas.DataFrame(index=pandas.Index([], dtype="int64", name="step"))
+    names = next(csv.reader([text[: text.find(b"\n")].decode()]))
+    if "step" not in names:
+        raise ValueError("it has no column step")
+    # Arrow reads the very number that was written, not one a last bit beside it.
+    kinds = {name: pyarrow.int64() if name == "step" else pyarrow.float64() for name in names}
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(text), convert_options=pyarrow.csv.ConvertOptions(column_types=kinds)
+    )
+    return table.to_pandas().set_index("step")
+
+
+def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file, which all have these keys; none where there is no file.
+
+    A last line that was not written to its end does not count.
+
+    Raises:
+        OSError, ValueError: it cannot be read; the message names the line.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which also splits at U+2028
+    for number, line in enumerate(lines[:-1], 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from error
+            if not isinstance(record, dict) or not keys <= record.keys():
+                raise ValueError(f"line {number} is no record with {', '.join(sorted(keys))}")
+            records.append(record)
+    return records
+
+
+def number(value: Any) -> float | None:
+    """A figure as JSON may hold it, or None of anything else; W&B writes NaN and infinities as strings."""
+    if isinstance(value, str):
+        return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
