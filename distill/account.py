@@ -25,6 +25,7 @@ _SUMS = (
     "rollout_tokens",
     "truncated_rollouts",
 )
+_FLOPS = ("student_flops", "teacher_flops")  # known to the host, so they come last
 _STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 
 
@@ -44,16 +45,22 @@ class StepAccount:
         self.objective = objective
         self.end_ids = list(end_ids)
         terms = (f"loss_{name}" for name in objective.terms)
-        self.names = (*_SUMS, *terms, *(_STEP_SUMS if objective.compares_steps else ()))
+        self.names = (*_SUMS, *terms, *(_STEP_SUMS if objective.compares_steps else ()), *_FLOPS)
         self.traces: tuple[str, ...] = ()
         self._sums: Tensor | None = None
+        self._flops = dict.fromkeys(_FLOPS, 0.0)
         self._weight_counts: Tensor | None = None
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
         """This rank's share, float64."""
         assert self._sums is not None, "no micro-batch yet"
-        return self._sums
+        return torch.cat([self._sums, self._sums.new_tensor(list(self._flops.values()))])
+
+    def spend(self, *, student: float, teacher: float) -> None:
+        """Count FLOPs of a micro-batch: the student's, and those of all models beside it."""
+        self._flops["student_flops"] += student
+        self._flops["teacher_flops"] += teacher
 
     def add(
         self, result: WeightedLoss, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
@@ -93,6 +100,7 @@ class StepAccount:
     def close(self) -> None:
         """Begin the next step."""
         self._sums, self.traces = None, ()
+        self._flops = dict.fromkeys(_FLOPS, 0.0)
 
     def take_weight_counts(self) -> np.ndarray:
         """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last

@@ -15,6 +15,7 @@ from distill.batch import hash_traces
 from distill.cache import ShardCache, StoredRows
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
+from distill.flops import reading
 from distill.head import Head, label_logprobs
 from distill.models import LanguageModel, ModelSource, tokenizer_size
 from distill.teacher import LazyModel, in_batches, model_key
@@ -67,6 +68,7 @@ def cache_distributions(
         len(part) != len(trace.completion_ids) for part, trace in zip(rows, traces, strict=True)
     ):
         raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
+    model.work += reading(traces, shards, token_budget)
     found = sorted({*range(len(traces))} - {*made})
     if found and (wanted.verify or model.loaded):
         _verify(model, traces, wanted, rows, found, store.folder)

@@ -15,11 +15,12 @@ from torch import Tensor
 from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
+from distill.flops import Meter, head_flops
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
-from distill.losses.signals import ROLES, Role
+from distill.losses.signals import ROLES, SIGNALS, Role, signals
 from distill.models import LanguageModel
 from distill.objective import Objective, spread
 from distill.reading import Reader
@@ -52,6 +53,7 @@ class DistillModule(lightning.LightningModule):
         grade: judges answers, where the objective values next steps by them.
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
+        cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class DistillModule(lightning.LightningModule):
         grade: Grader | None = None,
         seed: int = 0,
         log_every: int = 1,
+        cached_flops: float = 0.0,
     ) -> None:
         super().__init__()
         self.student = student.model
@@ -88,6 +91,9 @@ class DistillModule(lightning.LightningModule):
         self.seed = seed
         self.log_every = log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
+        self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
+        self.cached_flops = cached_flops
+        self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         self.account = StepAccount(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
@@ -147,32 +153,37 @@ class DistillModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         number = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._micro_batch
         self._micro_batch += 1
+        for meter in self._meters.values():
+            meter.take()  # what evaluation spent between two steps is no part of training
         rollouts = self.objective.rollouts
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
         if isinstance(rollouts, StudentRollouts) and on_policy:
             batch = self._roll_out(batch, rollouts, number)
         heads = self._frozen_heads(batch, on_policy)
-        signals = dict(batch.signals)
+        known = dict(batch.signals)
         if on_policy:
             for name, role in self.objective.cached_signals.items():
                 flat = label_logprobs(heads[role], batch.labels[batch.mask])
-                signals[name] = spread(flat, batch.mask)
+                self._meters["teacher"].add(head_flops(heads[role]))
+                known[name] = spread(flat, batch.mask)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
         if steps is not None:
-            signals |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
+            known |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
         compared, constants = None, {}
         if batch.readings is not None or self.objective.compares_tokens:
-            compared, signals["same_token"] = _comparable(batch)
+            compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
+        student = self.student_lm.completion_head(batch.input_ids, batch.mask)
+        others = {
+            **{name: heads[role] for name, role in self.objective.live_distributions.items()},
+            **self._cached_distribution(batch),
+        }
         result = self.objective(
-            self.student_lm.completion_head(batch.input_ids, batch.mask),
+            student,
             batch.mask,
             batch.labels,
-            signals,
-            others={
-                **{name: heads[role] for name, role in self.objective.live_distributions.items()},
-                **self._cached_distribution(batch),
-            },
+            known,
+            others=others,
             compared=compared,
             trace_weights=batch.trace_weights,
             constants=constants,
@@ -181,6 +192,8 @@ class DistillModule(lightning.LightningModule):
             seed=self.seed * 1_000_003 + number,
         )
         self.account.add(result, batch, on_policy=on_policy, steps=steps)
+        self._count_heads(student, others, on_policy)
+        self.account.spend(**{name: meter.take() for name, meter in self._meters.items()})
         # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
         # Lightning's division by the number of micro-batches, which would make a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
@@ -247,6 +260,20 @@ class DistillModule(lightning.LightningModule):
             heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
         return heads
 
+    def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
+        """FLOPs of the objective's products with output matrices, its gradient's included."""
+        wanted = (SIGNALS[name] for name in self.objective.signals)
+        ahead = any(signal.role == "student" and signal.shape == "token" for signal in wanted)
+        # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
+        products = 1 + ahead + student.hidden.requires_grad + student.weight.requires_grad
+        self._meters["student"].add(products * head_flops(student))
+        rows = ("all", "student" if on_policy else "dataset")
+        terms = [term for term in self.objective.terms.values() if term.rows in rows]
+        compared = set().union(*(signals(term.token_loss) for term in terms))
+        for name, other in others.items():
+            if name in compared and isinstance(other, Head):
+                self._meters["teacher"].add(head_flops(other))
+
     def _cached_distribution(self, batch: Batch) -> dict[str, Head | SomeTokens]:
         """The teacher's distribution from what the batch carries of it."""
         if not self.objective.caches_distribution:
@@ -297,6 +324,9 @@ class DistillModule(lightning.LightningModule):
             self.student_lm, self.frozen["teacher"], batch, grade=self.grade, seed=seed
         )
         self._proposal_seconds += time.perf_counter() - began
+        teacher = self.frozen["teacher"]
+        matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]
+        self._meters["teacher"].add(2.0 * found.scored * matrix.numel())
         return found
 
     def leave_out(self, seconds: float) -> None:
@@ -310,8 +340,13 @@ class DistillModule(lightning.LightningModule):
         self.totals["seconds"] += seconds
         self.totals["rollout_tokens"] += values["rollout_tokens"]
         self.totals["rollout_seconds"] += self._rollout_seconds
+        for name in ("student_flops", "teacher_flops"):
+            self.totals[name] += values[name]
         metrics = self.account.metrics(values) | {
             "train/tokens_total": self.totals["tokens"],
+            "train/seconds_total": self.totals["seconds"],
+            "train/student_flops_total": self.totals["student_flops"],
+            "train/teacher_flops_total": self.cached_flops + self.totals["teacher_flops"],
             "train/gradient_norm": gradient_norm,
             "train/lr": lr,
             "train/seconds": seconds,
@@ -368,7 +403,8 @@ class DistillModule(lightning.LightningModule):
             whole = self.state_dict()
             checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self)}
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
-        self.totals = dict(checkpoint["totals"])
+        uncounted = dict.fromkeys(("student_flops", "teacher_flops"), math.nan)  # by earlier versions
+        self.totals = uncounted | checkpoint["totals"]
         self.objective.load_state(checkpoint["objective"])
 
 

@@ -18,7 +18,7 @@ from distill.losses.weights import uniform
 from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
 from distill.objective import Objective
 from distill.reading import Reader, as_read, whole_reading
-from distill.teacher import LazyModel, score
+from distill.teacher import LazyModel, score, scoring
 from distill.traces import Trace
 
 
@@ -107,6 +107,8 @@ def prepare_traces(
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             for trace, values in zip(traces, scored, strict=True):
                 trace.signals[signal] = values
+            # Computed when the set was written: as much as it would be here.
+            frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} scores traces"

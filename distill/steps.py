@@ -1,6 +1,7 @@
 """What student and teacher would each do next under one prefix, and what it is worth (2605.04078)."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -30,12 +31,14 @@ class StepValues:
         teacher: [batch, seq] v(a_T|s) of the teacher's.
         first: [batch, seq] true on the first token of every step.
         agreed: [batch, seq] true there where both propose the same tokens.
+        scored: proposed tokens whose likelihood the teacher gave.
     """
 
     student: Float[Tensor, "batch seq"]
     teacher: Float[Tensor, "batch seq"]
     first: Bool[Tensor, "batch seq"]
     agreed: Bool[Tensor, "batch seq"]
+    scored: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class StepProposals:
             teacher_values.masked_fill(~batch.mask, 0.0),
             first,
             agreed,
+            sum(map(len, itertools.chain(*proposals))) if self.value == "likelihood" else 0,
         )
 
     def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:

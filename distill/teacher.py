@@ -11,6 +11,7 @@ import torch
 from distill.batch import by_length, collate, hash_traces
 from distill.cache import ShardCache, hash_arrays
 from distill.errors import UserError
+from distill.flops import Work, reading, writing
 from distill.generation import Sampling, generate, warpers
 from distill.head import Head, factors, label_logprobs, product
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
@@ -20,11 +21,16 @@ _SCORED_PER_SHARD = 512
 
 
 class LazyModel:
-    """A model that is loaded when something first needs it, and put away when training does not."""
+    """A model that is loaded when something first needs it, and put away when training does not.
+
+    Attributes:
+        work: what has been asked of it that caches keep, whether it was computed now or by an earlier run.
+    """
 
     def __init__(self, source: ModelSource, device: str) -> None:
         self.source = source
         self.device = device
+        self.work = Work()
         self._loaded: LanguageModel | None = None
 
     @classmethod
@@ -98,6 +104,11 @@ def sample_completions(
 
     parts = store.fill(batches, [samples] * len(prompts), write, label=label, unit="trace")
     flat = [part.read()["values"].numpy().copy() for part in parts]
+    for batch in batches:
+        rows = [row for row in batch for _ in range(samples)]
+        written = [len(ids) for ids in flat[batch.start * samples : batch.stop * samples]]
+        lengths = [len(prompts[row]) for row in rows]
+        model.work += writing(lengths, written, sampling.max_new_tokens, model.source.context_length)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 
 
@@ -148,7 +159,13 @@ def score(
             raise UserError(
                 f"cache {store.folder} does not fit trace {trace.example.id}: delete it and run again"
             )
+    model.work += scoring(traces, token_budget)
     return scored
+
+
+def scoring(traces: Sequence[Trace], token_budget: int = 8192) -> Work:
+    """What a model computes to score traces."""
+    return reading(traces, in_shards(len(traces), _SCORED_PER_SHARD), token_budget)
 
 
 def in_shards(count: int, size: int) -> list[range]:

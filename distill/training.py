@@ -37,6 +37,7 @@ from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
 from distill.errors import Interrupted, UserError, first_line
 from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
+from distill.flops import cost_of_source
 from distill.generation import StudentRollouts
 from distill.loggers import CsvMetrics, log_samples
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
@@ -50,6 +51,7 @@ from distill.schedule import Schedule
 from distill.teacher import LazyModel
 from distill.traces import Trace
 
+_ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals with a place of their own in a summary
 _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
 
 
@@ -138,6 +140,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         say = print if runs.first_rank() else lambda text: None
         traces = prepare_traces(objective, recipe, lm, frozen, reader, cache=Path(cfg.cache), say=say)
         matrix = find_matrix(objective, frozen, traces)
+        asked_of = [lazy for lazy in frozen.values() if lazy.work.tokens]
+        cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked_of)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
     said = _frozen_in_words(frozen, objective)
     for role in frozen.keys() - live.keys():
@@ -169,6 +173,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         grade=recipe.grade,
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
+        cached_flops=cached_flops,
     )
     datamodule = DistillDataModule(
         traces,
@@ -234,7 +239,13 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "traces": len(traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": said,
-        **{name: value for name, value in module.totals.items() if name != "seconds"},
+        **{name: value for name, value in module.totals.items() if name not in _ELSEWHERE},
+        # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.
+        "flops": {
+            "student": module.totals["student_flops"],
+            "teacher_live": module.totals["teacher_flops"],
+            "teacher_cached": cached_flops,
+        },
         "resumed_from_step": int(resumed.name.removeprefix("step-")) if resumed else None,
         # Training's over the whole run, however often it was resumed; the others' of this part.
         "seconds": {
