@@ -70,6 +70,8 @@ def read_files(paths: Iterable[Path]) -> WandbRun:
         try:
             for record in _records(path.read_bytes()):
                 _take(run, record)
+            _decode(run.config)
+            _decode(run.summary)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return run
@@ -231,7 +233,7 @@ def _take(run: WandbRun, record: Any) -> None:
     if kind == "history":
         row: dict[str, Any] = {}
         _update(row, record.history.item)
-        run.history.append(row)
+        run.history.append({name: _decode(value) for name, value in row.items()})
     elif kind == "summary":
         _update(run.summary, record.summary.update)
         _remove(run.summary, record.summary.remove)
@@ -248,14 +250,36 @@ def _take(run: WandbRun, record: Any) -> None:
 
 
 def _update(node: dict[str, Any], items: Iterable[Any]) -> None:
+    """Values stay as they are sent, for `_decode`: a summary is sent anew with every row of the history."""
     for item in items:
-        *above, last = item.nested_key or [item.key]
         inner = node
-        for key in above:
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-            inner = inner[key]
-        inner[last] = json.loads(item.value_json)
+        if nested := item.nested_key:
+            for key in nested[:-1]:
+                if not isinstance(inner.get(key), dict):
+                    inner[key] = {}
+                inner = inner[key]
+            inner[nested[-1]] = _Sent(item.value_json)
+        else:
+            inner[item.key] = _Sent(item.value_json)
+
+
+class _Sent(str):
+    """JSON that was not read yet."""
+
+    __slots__ = ()
+
+
+def _decode(node: Any) -> Any:
+    """Read what was sent, in mappings in place."""
+    if isinstance(node, _Sent):
+        try:
+            return float(node) if node[:1] in "-0123456789" and "." in node else json.loads(node)
+        except ValueError as error:
+            raise ValueError(f"a value is no JSON: {node[:40]!r}") from error
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = _decode(value)
+    return node
 
 
 def _remove(node: dict[str, Any], items: Iterable[Any]) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pandas
 import pytest
 import test_training
 import wandb_stub
+from omegaconf import OmegaConf
 from pandas.testing import assert_frame_equal
 from test_training import arguments, run
 
 from distill import runs, wandb_runs
 from distill.errors import UserError
 from distill.loading import Runs
+from distill.run_folders import flat, read_config
 
 traces = test_training.traces  # the fixture
 TABLES = ("runs", "metrics", "scores", "samples", "weights")
@@ -56,7 +59,7 @@ def sweep(
         original = DistillModule.training_step
 
         def killed(self: DistillModule, batch: Any, batch_idx: int) -> Any:
-            if self.trainer.global_step == 3:
+            if self.trainer.global_step == 4:
                 raise MemoryError("the machine went away")
             return original(self, batch, batch_idx)
 
@@ -288,8 +291,13 @@ def test_a_damaged_file_of_wandb_is_told_from_one_that_was_cut(sweep: Path, tmp_
         assert found.left_out == {str(whole): "unfinished: its W&B file has no end"}
         found = runs.load(tmp_path, source="wandb", unfinished=True)
         assert found.runs["status"][0] == "unfinished: its W&B file has no end"
+    _, resumed = sorted(tmp_path.glob("compare/10_dft/wandb/offline-run-*/*.wandb"))
+    resumed.write_bytes(resumed.read_bytes()[:5000])
+    assert runs.load(tmp_path, source="wandb").left_out[str(resumed)] == "unfinished: its W&B file has no end"
+    shutil.rmtree(resumed.parent)
+    assert "failed: exit code 1" in runs.load(tmp_path, source="wandb").left_out.values()
     whole.write_bytes(b"something else")
-    assert runs.load(tmp_path, source="wandb").left_out == {str(whole): "this is no file of W&B's"}
+    assert runs.load(tmp_path, source="wandb").left_out[str(whole)] == "this is no file of W&B's"
 
 
 def test_records_over_several_blocks_of_a_file_are_put_together_again(tmp_path: Path) -> None:
@@ -310,6 +318,44 @@ def test_records_over_several_blocks_of_a_file_are_put_together_again(tmp_path: 
     assert found.ended is None
     metrics, _ = wandb_runs.read_history(found.history)
     assert metrics["a"].tolist() == [1 / (step + 1) for step in range(50)]
+
+
+@pytest.mark.parametrize("left", range(10))
+def test_a_block_of_a_file_ends_in_padding_where_no_header_fits(tmp_path: Path, left: int) -> None:
+    """Written here after LevelDB's description: blocks of 32 KiB, headers of 7 bytes, none across a block."""
+    from wandb.proto import wandb_internal_pb2
+
+    contents = []
+    for size in (0, 100, 40_000):
+        record: Any = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
+        record.summary.update.add(key=f"of {size}", value_json=json.dumps("x" * size))
+        contents.append(record.SerializeToString())
+    first = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
+    update = first.summary.update.add(key="first", value_json='""')
+    update.value_json = json.dumps("y" * (32768 - 7 - 7 - left - 30))
+    update.key += "y" * (32768 - 7 - 7 - left - len(first.SerializeToString()))
+    data = b":W&B\xe1\xbe\x00"
+    for content in [first.SerializeToString(), *contents]:
+        begun = False
+        while True:
+            room = 32768 - len(data) % 32768
+            if room < 7:
+                data += bytes(room)
+                continue
+            part, content = content[: room - 7], content[room - 7 :]
+            kind = bytes([(3 if content else 4) if begun else (2 if content else 1)])
+            data += (
+                zlib.crc32(kind + part).to_bytes(4, "little") + len(part).to_bytes(2, "little") + kind + part
+            )
+            begun = True
+            if not content:
+                break
+    path = tmp_path / "offline-run-20261121_000000-a" / "run-a.wandb"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    summary = wandb_runs.read_files([path]).summary
+    assert [len(value) for key, value in summary.items() if key[:2] == "of"] == [0, 100, 40_000]
+    assert len(summary) == 4
 
 
 def test_what_lies_behind_a_checkpoint_is_forgotten_when_the_run_is_resumed_there() -> None:
@@ -382,7 +428,7 @@ def test_what_was_spent_by_a_step_is_what_was_last_logged_before_it(sweep: Path,
 
 
 def test_two_hundred_runs_of_two_thousand_steps_load_in_seconds(sweep: Path, tmp_path: Path) -> None:
-    """2.8 million values: 3 s of one core's time on a busy machine of 2026."""
+    """2.8 million values, in processor time, which other work on the machine stretches little."""
     names = (
         [f"train/{name}" for name in ("loss", "nll", "tokens_total", "lr", "seconds")]
         + ["weights/mean"]
@@ -403,3 +449,48 @@ def test_two_hundred_runs_of_two_thousand_steps_load_in_seconds(sweep: Path, tmp
     assert len(found.metrics) == 200 * 2000 * len(names)
     assert found.metrics["run"].cat.categories[10] == "10_run"
     assert spent < 20
+
+
+def test_a_configuration_is_read_as_omegaconf_would_read_it(sweep: Path, tmp_path: Path) -> None:
+    words = [
+        "1e-5",
+        "1_000",
+        "0o10",
+        "010",
+        "0x1F",
+        "12:30",
+        "12:30:45",
+        "yes",
+        "on",
+        "~",
+        "null",
+        "2026-11-21",
+    ]
+    words += [
+        "",
+        " x ",
+        "a: b",
+        "{problem}\n\nPlease reason",
+        "1.",
+        ".5",
+        "-.inf",
+        ".nan",
+        "é",
+        "=",
+        "<<",
+        "!",
+    ]
+    tricky = {
+        "words": {f"w{place}": word for place, word in enumerate(words)},
+        "list": [*words, 1, 1.5, True, None, [1e-5, {"a": 2e30}]],
+        "floats": {"small": 1e-5, "large": 1e16, "inf": float("inf"), "whole": 2.0},
+        "none": {},
+    }
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(tricky)), encoding="utf-8")
+    for folder in (tmp_path, *sweep.iterdir()):
+        expected: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        found = read_config(folder)
+        assert found == dict(flat(expected))
+        assert [type(value) for value in found.values()] == [
+            type(value) for value in dict(flat(expected)).values()
+        ]
