@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.account import StepAccount
+from distill.account import StepAccount, asks_ahead
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
@@ -20,7 +20,7 @@ from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
-from distill.losses.signals import ROLES, SIGNALS, Role, signals
+from distill.losses.signals import ROLES, Role, signals
 from distill.models import LanguageModel
 from distill.objective import Objective, spread
 from distill.reading import Reader
@@ -262,10 +262,10 @@ class DistillModule(lightning.LightningModule):
 
     def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
         """FLOPs of the objective's products with output matrices, its gradient's included."""
-        wanted = (SIGNALS[name] for name in self.objective.signals)
-        ahead = any(signal.role == "student" and signal.shape == "token" for signal in wanted)
         # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
-        products = 1 + ahead + student.hidden.requires_grad + student.weight.requires_grad
+        products = (
+            1 + asks_ahead(self.objective) + student.hidden.requires_grad + student.weight.requires_grad
+        )
         self._meters["student"].add(products * head_flops(student))
         rows = ("all", "student" if on_policy else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]

@@ -97,6 +97,9 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     began = time.perf_counter()
     seconds: dict[str, float] = {}
     check_numbers(cfg)
+    if cfg.plan:
+        _print_plan(cfg)
+        return None
     check_cache(cfg)
     lora = read_lora(cfg)
     device = find_device(cfg)
@@ -257,9 +260,20 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     return fmean(score.accuracy.value for score in scores["after"]) if asked else None
 
 
+def _print_plan(cfg: DictConfig) -> None:
+    """What the run would take, on a machine that need not be here."""
+    from distill.plan import make_plan
+
+    objective: Objective = build(cfg.loss, "loss")
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    if objective.rollouts == "teacher":
+        recipe = replace(recipe, completions="teacher")
+    make_plan(cfg, objective, recipe, lambda traces: _steps(cfg, traces, objective)).print()
+
+
 def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
     """Optimizer steps of the run: at most, and as far as one can tell."""
-    per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * _ranks(cfg)
+    per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * ranks_of(cfg)
     if cfg.max_tokens is None:
         steps = cfg.trainer.max_steps or max(1, math.ceil(cfg.data.epochs * len(traces) / per_step))
         return steps, steps
@@ -274,7 +288,8 @@ def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[
     return steps, min(steps, math.ceil(cfg.max_tokens / (per_step * length)))
 
 
-def _ranks(cfg: DictConfig) -> int:
+def ranks_of(cfg: DictConfig) -> int:
+    """Processes that train together."""
     devices: Any = cfg.trainer.devices
     if isinstance(devices, int) and devices > 0:
         count = devices

@@ -1,0 +1,209 @@
+"""What a run would take, from configurations alone: against what models hold and runs log."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_training
+import torch
+from omegaconf import open_dict
+from test_training import ROOT, arguments, run, train_py
+from transformers import AutoModelForCausalLM
+
+from distill.cli import check_overrides
+from distill.data import TraceRecipe
+from distill.errors import UserError
+from distill.footprint import training_memory
+from distill.lora import add_lora, read_lora
+from distill.models import LanguageModel, find_model
+from distill.objective import Objective
+from distill.plan import Plan, Stage, make_plan
+from distill.training import _steps, build, train
+
+traces = test_training.traces  # the fixture
+
+
+def configured(words: list[str]) -> Any:
+    cfg = check_overrides(ROOT / "conf", "train", words)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return cfg
+
+
+def planned(words: list[str]) -> Plan:
+    cfg = configured(words)
+    objective: Objective = build(cfg.loss, "loss")
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    return make_plan(cfg, objective, recipe, lambda some: _steps(cfg, some, objective))
+
+
+def stage(plan: Plan, name: str) -> Stage:
+    return next(one for one in plan.stages if one.name.startswith(name))
+
+
+def flops(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())["flops"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("rank", ["null", "4"])
+def test_memory_is_what_a_real_step_holds(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, rank: str, precision: str
+) -> None:
+    words = [f"model.lora.rank={rank}", "optimizer.lr=1e-3", f"trainer.precision={precision}"]
+    cfg = configured(arguments(tiny_pair, traces, tmp_path, *words))
+    lora = read_lora(cfg)
+    lm = find_model(str(tiny_pair[0]), key="model.student").load()
+    if lora:
+        add_lora(lm, lora, seed=0)
+    _, found = training_memory(cfg, lm.source, rows=3, length=17)
+
+    trained = [p for p in lm.model.parameters() if p.requires_grad]
+    optimizer = build(cfg.optimizer, "optimizer")(trained)
+    own = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
+    kept: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = tensor, storage.nbytes()
+        return tensor
+
+    lm.model.train()
+    half = precision == "bf16-mixed"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        states = lm.model.base_model(input_ids=torch.zeros(3, 17, dtype=torch.long)).last_hidden_state
+    states.sum().backward()
+    optimizer.step()
+    gradients = [p.grad for p in trained if p.grad is not None]
+    state = [value for kept_of in optimizer.state.values() for value in kept_of.values()]
+    assert found["weights"] == sum(p.nbytes for p in lm.model.parameters())
+    assert found["gradients"] == sum(gradient.nbytes for gradient in gradients)
+    assert found["optimizer"] == sum(value.nbytes for value in state)
+    activations = sum(size for at, (_, size) in kept.items() if at not in own)
+    assert found["activations"] == pytest.approx(activations, rel=0.1)  # some views are copies there
+
+
+def test_another_optimizer_keeps_something_else(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = [
+        "~optimizer.betas",
+        "~optimizer.weight_decay",
+        "~optimizer.fused",
+        "optimizer._target_=torch.optim.SGD",
+    ]
+    cfg = configured(arguments(tiny_pair, traces, tmp_path, *words))
+    source = find_model(str(tiny_pair[0]), key="model.student")
+    _, found = training_memory(cfg, source, rows=1, length=4)
+    assert found["optimizer"] == 0
+    assert found["gradients"] == found["weights"] > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [
+        ("sft", []),
+        ("sft", ["model.lora.rank=2"]),
+        ("dcod", ["trainer.accumulate_grad_batches=2"]),
+        ("forward_kl", []),
+        ("forward_kl", ["loss.distribution.source=hidden_states"]),
+        ("opd", ["estimate.completion_tokens=16"]),
+    ],
+)
+def test_flops_are_those_that_a_run_logs(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, more: list[str]
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, f"loss={loss}", *more)
+    plan = planned(words)
+    logged = flops(run(words, tmp_path / "run"))
+    student = sum(one.flops for one in plan.stages if one.name.startswith(("training", "student writes")))
+    live = sum(one.flops for one in plan.stages if one.name.startswith("…"))
+    cached = sum(one.flops for one in plan.stages if one.name.startswith("teacher"))
+    assert student == pytest.approx(logged["student"], rel=0.05)
+    assert live == pytest.approx(logged["teacher_live"], rel=0.05)
+    assert cached == pytest.approx(logged["teacher_cached"], rel=0.05)
+    if loss == "opd":
+        assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
+
+
+def test_the_teachers_writing_is_a_stage(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    # The random teacher hardly ever ends, so that every batch of it goes on as long as it may.
+    words = ["loss=sft", "data.completions=teacher", "estimate.completion_tokens=16", "data.samples=2"]
+    words = arguments(tiny_pair, traces, tmp_path, *words)
+    writing = stage(planned(words), "teacher writes")
+    logged = flops(run(words, tmp_path / "run"))["teacher_cached"]
+    assert writing.flops == pytest.approx(logged, rel=0.05)
+    assert writing.disk == 4 * 16 * 192
+    # Three batches of 64 rows, 16 tokens each: the weights once a token, and no more than a full cache.
+    weights, cache = 4 * writing.parameters, 4 * 2 * 2 * 24 * 64 * (40 + 16)
+    assert 3 * 16 * weights < writing.read < 3 * 16 * (weights + cache)
+
+
+def test_a_plan_is_printed_and_nothing_is_trained(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["benchmark=arithmetic", "benchmark.limit=4", "plan=true", "loss=on_policy_kd"]
+    cfg = configured(arguments(tiny_pair, traces, tmp_path, *asked))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert train(cfg, folder) is None
+    said = capsys.readouterr().out
+    for part in ("arithmetic before", "arithmetic after", "training, 6 steps", "activations", "at the peak"):
+        assert part in said
+    assert not list(folder.iterdir())
+
+
+def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for own in tiny_pair:
+        (tmp_path / own.name).mkdir()
+        shutil.copy(own / "config.json", tmp_path / own.name)
+
+    def refuse(*arguments: Any) -> LanguageModel:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("distill.models.ModelSource.load", refuse)
+    pair = tmp_path / "student", tmp_path / "teacher"
+    words = ["loss=dcod", "trainer=gpu", "trainer.max_steps=6", "model.teacher_dtype=bfloat16"]
+    words = arguments(pair, tmp_path / "nowhere.jsonl", tmp_path, *words)
+    with pytest.raises(UserError, match=r"how many traces there are cannot be told.*estimate.traces="):
+        planned(words)
+    plan = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=10"])
+    held = AutoModelForCausalLM.from_pretrained(tiny_pair[1])
+    scoring = stage(plan, "teacher scores")
+    assert scoring.parameters == sum(p.numel() for p in held.parameters())
+    assert scoring.memory > 2 * scoring.parameters  # in bf16
+    longer = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=40"])
+    assert stage(longer, "training").flops > stage(plan, "training").flops
+    assert longer.memory["activations"] > plan.memory["activations"]
+    slower = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=10", "estimate.tflops=150"])
+    assert slower.hours(stage(slower, "training")) == 2 * plan.hours(stage(plan, "training"))
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("estimate.tflops=0", r"estimate.tflops=0 must be a positive number, or null"),
+        ("estimate.utilization=40", r"estimate.utilization=40 must be a share, in \(0, 1\]"),
+        ("model.teacher=null", r"this loss asks for a teacher, and model.teacher is not set"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, word: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        planned(arguments(tiny_pair, traces, tmp_path, "loss=dcod", word))
+
+
+def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "plan=true", "loss=dcod", f"dir={tmp_path / 'run'}")
+    done = train_py(words)
+    assert done.returncode == 0, done.stderr
+    assert "teacher scores traces" in done.stdout
+    assert not (tmp_path / "run").exists()
