@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -16,11 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distill.errors import Interrupted, UserError, first_line
+from distill.resolvers import register
 
+register()
 failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
 
 
@@ -42,8 +45,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        root = compose(config_name)
-        groups = {name: options for name, options in _groups(config_dir).items() if name in root}
+        root = compose(config_name, return_hydra_config=True)
+        known = {*root, *root.hydra.runtime.choices}  # an experiment has no key of its own
+        groups = {name: options for name, options in _groups(config_dir).items() if name in known}
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -58,20 +62,65 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         single = [_first_value(override) for override in overrides]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
+            if swept := _swept(cfg, overrides):
+                of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
+                for override in of_file:
+                    _check_group(override, groups)
+                overrides = [*of_file, *overrides]
+                single = [_first_value(override) for override in overrides]
+                for job in _jobs_to_look_at(overrides, groups):
+                    _resolve(compose(config_name, job, return_hydra_config=True))
+                cfg = compose(config_name, single, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             raise UserError(_explain(error, overrides, known, groups)) from error
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
-        if (group not in cfg or group in left_out) and group != "logger":
+        if group in left_out and group not in ("logger", "experiment"):
             raise UserError(
                 f"~{group}: the group {group} cannot be left out (options: {', '.join(groups[group])})"
             )
     HydraConfig.instance().set_config(cfg)
     if not {"-c", "--cfg"} & set(arguments):
-        sweep = bool({"-m", "--multirun"} & set(arguments))
+        sweep = _is_sweep(cfg, arguments)
         _check_folder(cfg, "hydra.sweep.dir" if sweep else "out" if "out" in cfg else "dir")
     return cfg
+
+
+def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
+    """What an experiment's file sweeps over, as words of a command line; what the user says himself goes
+    before it."""
+    said = {override.key_or_group for override in overrides}
+    params = cfg.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in said]
+
+
+def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    """One job for every option of every group that is swept over, the others at their first value."""
+    single = [_first_value(override) for override in overrides]
+    yield single
+    for place, override in enumerate(overrides):
+        if override.key_or_group in groups and override.is_sweep_override():
+            for option in override.sweep_string_iterator():
+                yield [*single[:place], f"{override.key_or_group}={option}", *single[place + 1 :]]
+
+
+def _resolve(cfg: DictConfig) -> None:
+    """Raise what a value of the configuration says when it is computed."""
+    HydraConfig.instance().set_config(cfg)
+    try:
+        for key in cfg:
+            if key != "hydra" and OmegaConf.is_config(node := cfg[key]):
+                OmegaConf.resolve(node)
+    except InterpolationResolutionError as error:
+        _, ours, sentence = first_line(error).partition("UserError raised while resolving interpolation: ")
+        if ours:
+            raise UserError(sentence) from error
+        raise
+
+
+def _is_sweep(cfg: DictConfig, arguments: Iterable[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(arguments)) or cfg.hydra.mode == RunMode.MULTIRUN
 
 
 def _check_folder(cfg: DictConfig, key: str) -> None:
@@ -91,8 +140,11 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
     in."""
     if cfg.ckpt is None:
         return []
-    if {"-m", "--multirun"} & set(arguments):
-        raise UserError(f"ckpt={cfg.ckpt} resumes one run: leave -m out")
+    if _is_sweep(cfg, arguments):
+        raise UserError(
+            f"ckpt={cfg.ckpt} resumes one run: leave -m out; a sweep goes on with the same command and its "
+            f"hydra.sweep.dir"
+        )
     from distill.runs import find_checkpoint
 
     wanted = str(cfg.ckpt)
@@ -111,6 +163,8 @@ def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
     """Every option of a sweep, also the third, is looked at before the first job runs."""
     if override.key_or_group not in groups or override.is_delete():
         return
+    if override.key_or_group == "experiment" and override.is_sweep_override():
+        raise UserError(f"{override.input_line}: an experiment is a sweep already: take one at a time")
     options = groups[override.key_or_group]
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:

@@ -39,7 +39,8 @@ _PACKAGES = (
 # What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
-_MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
+_LENGTH = {"data.epochs", "trainer.max_steps"}
+_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.token_budget"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -173,14 +174,17 @@ def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
             raise UserError(
                 f"ckpt={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
             )
-        if difference := _difference(found[-1].parent.parent, cfg):
-            raise UserError(f"ckpt={wanted} was made with another configuration: {difference}")
+        run = found[-1].parent.parent
+        if differs := difference(run, cfg):
+            raise UserError(f"ckpt={wanted} was made with another configuration: {run.name}: {differs}")
         return found[-1]
     candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
     for run in candidates:
-        if not _difference(run, cfg):
+        if not difference(run, cfg):
             return checkpoints(run / "checkpoints")[-1]
-    nearest = f"; the newest run differs: {_difference(candidates[0], cfg)}" if candidates else ""
+    nearest = ""
+    if candidates:
+        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], cfg)}"
     raise UserError(f"ckpt=last: no run in {runs} with this configuration has a checkpoint{nearest}")
 
 
@@ -191,15 +195,23 @@ def _known(runs: Path) -> str:
     )
 
 
-def _difference(run: Path, cfg: DictConfig) -> str | None:
-    """The first key in which a run's configuration differs from `cfg`, as a sentence's end."""
+def difference(run: Path, cfg: DictConfig, length_too: bool = False) -> str | None:
+    """The first key in which a run's configuration differs from `cfg`, as a sentence's end.
+
+    Args:
+        run: its folder.
+        cfg: the configuration now.
+        length_too: also compare how long the run is and what it is asked, which may change on resuming.
+    """
     described = run / "config.yaml"
     if not described.is_file():
-        return f"{run} has no config.yaml"
+        return "it has no config.yaml"
     before: Any = OmegaConf.load(described)
-    for section in _IDENTITY:
-        if found := _first_difference(_plain(before.get(section)), _plain(cfg.get(section)), section):
-            return f"{run.name}: {found}"
+    may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
+    for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
+        then, now = _plain(before.get(section)), _plain(cfg.get(section))
+        if found := _first_difference(then, now, section, may_change):
+            return found
     return None
 
 
@@ -207,13 +219,13 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _first_difference(before: Any, now: Any, place: str) -> str | None:
+def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
-            if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}"):
+            if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}", may_change):
                 return found
         return None
-    return None if before == now or place in _MAY_CHANGE else f"{place} was {before!r} and is {now!r}"
+    return None if before == now or place in may_change else f"{place} was {before!r} and is {now!r}"
 
 
 def write_lines(path: Path, *parts: Iterable[str]) -> None:

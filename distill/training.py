@@ -18,11 +18,10 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from distill import runs
+from distill import runs, sweeps
 from distill.callbacks import (
     BenchmarkEvery,
     ProgressBar,
@@ -56,32 +55,44 @@ _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a 
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Train; in a sweep, note a failure and let the next job run.
+    """Train; in a sweep, pass over what an earlier start of it has done, go on where it was broken off, note
+    a failure and let the next job run.
 
     Returns:
         The accuracy after training, which a sweeper may optimise; None without a benchmark or after a
         failure.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = sweeps.under_way()
     cfg.dir = str(folder)
     if sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
         cfg.logger.wandb.group = folder.parent.name
-    failed = True
+    began, failed = False, True
     try:
         with one_sentence_errors() if not sweep else nullcontext(), runs.locked(folder):
+            if sweep:
+                earlier = sweeps.look_up(folder, cfg)
+                if earlier.finished:
+                    print(f"{cfg.name}: finished before, in {folder}")
+                    failed = False
+                    return earlier.score
+                cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
+            began = True
             score = train(cfg, folder)
+            if sweep:
+                (folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
         failed = False
         return score
     except Exception as error:
         if not sweep:
             raise
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        (folder / "error.txt").write_text(traceback.format_exc())
         failed_jobs.append(f"{folder}: {reason}")
-        print(
-            f"error: {reason}\nthis job failed ({folder / 'error.txt'}); the sweep goes on", file=sys.stderr
-        )
+        place = ""
+        if began:  # else the folder is another run's
+            place = f" ({folder / 'error.txt'})"
+            (folder / "error.txt").write_text(traceback.format_exc())
+        print(f"error: {reason}\nthis job failed{place}; the sweep goes on", file=sys.stderr)
         return None
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
@@ -89,6 +100,8 @@ def run_job(cfg: DictConfig) -> float | None:
         if "wandb" in sys.modules:
             # Otherwise the next job of a sweep goes on in this job's run.
             sys.modules["wandb"].finish(exit_code=int(failed))
+        if sweep:
+            sweeps.give_back_memory()
 
 
 def train(cfg: DictConfig, folder: Path) -> float | None:
@@ -215,7 +228,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             done = f"step {trainer.global_step}, {module.totals['tokens']:,.0f} of {cfg.max_tokens:,} tokens"
         raise Interrupted(
             f"stopped by {stop.received} after {done}; the checkpoint {kept} is kept: the same command with "
-            f"ckpt={folder} goes on from there"
+            f"{f'hydra.sweep.dir={folder.parent}' if sweeps.under_way() else f'ckpt={folder}'} goes on from "
+            f"there"
         )
     last = runs.checkpoints(folder / "checkpoints")[-1]
     for name in ("student", "adapter") if lora else ("student",):

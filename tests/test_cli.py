@@ -33,7 +33,12 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and folder.name not in ("hydra", "engine", "prompt", "curation")  # other commands'
 }
-OPTIONS = [f"{group}={option}" for group, options in GROUPS.items() for option in options]
+OPTIONS = [
+    f"{group}={option}"
+    for group, options in GROUPS.items()
+    for option in options
+    if group != "experiment"  # test_experiments.py
+]
 
 
 def check(*words: str) -> DictConfig:

@@ -10,18 +10,18 @@ from distill.traces import Example, Verdict
 
 def load(
     *,
-    split: Literal["train", "test"],
+    split: Literal["train", "validation", "test"],
     count: int,
     operations: Sequence[int],
     seed: int = 0,
     path: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """So many distinct problems, each with its solution one operation a step; train and test share none,
-    whatever their counts and seeds.
+    """So many distinct problems, each with its solution one operation a step; no two splits share any, whatever
+    their counts and seeds.
 
     Args:
-        split: `train` or `test`.
+        split: `train`, `validation` or `test`.
         count: how many.
         operations: fewest and most operations of a chain.
         seed: of the draw.

@@ -12,17 +12,21 @@ but a model has to do two operations in its head. There are no brackets and no p
 (3+7)*2 = 20, written 0.
 """
 
+import functools
 import hashlib
 import random
 import re
 from typing import Literal
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Style = Literal["single", "double"]
 
 DEFAULT_OPERATIONS = (4, 8)
 CHARACTERS = "0123456789+-*=;#"
 TEST_ONE_IN = 8
+# A class of hashes within the test problems': one that no problem of the benchmark falls into, nor of those
+# that the embedded pair was measured on, so that both stay what they were without a validation split.
+VALIDATION_ONE_IN, VALIDATION = 2048, 1904
 
 _PROBLEM = re.compile(r"[0-9](?:[+*-][0-9])+=")
 _STEP = re.compile(r"([0-9])((?:[+*-][0-9]){1,2})=([0-9]);")
@@ -31,21 +35,27 @@ _ANSWER = re.compile(r"#([0-9])")
 
 
 def split_of(problem: str) -> Split:
-    """Which split a problem belongs to: its hash alone decides, so train and test can never overlap."""
-    digest = hashlib.blake2b(problem.encode(), digest_size=4).digest()
-    return "test" if int.from_bytes(digest, "big") % TEST_ONE_IN == 0 else "train"
+    """Which split a problem belongs to: its hash alone decides, so no two can ever overlap."""
+    number = int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=4).digest(), "big")
+    if number % VALIDATION_ONE_IN == VALIDATION:
+        return "validation"
+    return "test" if number % TEST_ONE_IN == 0 else "train"
 
 
 def sample_problem(
     rng: random.Random, operations: tuple[int, int] = DEFAULT_OPERATIONS, split: Split = "train"
 ) -> str:
-    """One random problem of the split; the number of operations is uniform over the range, ends included."""
-    while True:
+    """One random problem of the split; the number of operations is uniform over the range, ends included.
+
+    Raises ValueError where the range holds none, as that of the shortest chains may for validation.
+    """
+    for _ in range(100 * VALIDATION_ONE_IN):
         count = rng.randint(*operations)
         problem = rng.choice("0123456789")
         problem += "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(count)) + "="
         if split_of(problem) == split:
             return problem
+    raise ValueError(f"found no {split} problem with {operations[0]} to {operations[1]} operations")
 
 
 def problems(
@@ -55,20 +65,25 @@ def problems(
 
     Raises ValueError where the range of operations is empty, or does not hold that many problems.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
     low, high = operations
     if not 1 <= low <= high:
         raise ValueError(f"operations must be a range (low, high) with 1 <= low <= high, got {operations}")
+    return list(_problems(count, split, seed, low, high))
+
+
+@functools.lru_cache(maxsize=8)  # the jobs of a sweep ask for the same ones, and validation's are rare
+def _problems(count: int, split: Split, seed: int, low: int, high: int) -> tuple[str, ...]:
     # A string seed is hashed the same way by every Python.
     rng = random.Random(f"{seed}/{split}/{low}/{high}")
     found: dict[str, None] = {}  # a dict keeps the order
     for _ in range(1000 + 200 * count):
         if len(found) >= count:
-            return list(found)
-        found[sample_problem(rng, operations, split)] = None
+            return tuple(found)
+        found[sample_problem(rng, (low, high), split)] = None
     if len(found) >= count:
-        return list(found)
+        return tuple(found)
     raise ValueError(
         f"found only {len(found)} distinct {split} problems with {low} to {high} operations, not {count}"
     )

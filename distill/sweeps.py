@@ -1,0 +1,69 @@
+"""A sweep's jobs, looked up in their folders before they run: done, broken off, or another's."""
+
+import contextlib
+import ctypes
+import gc
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from distill import runs
+from distill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier start of the sweep left of a job.
+
+    Attributes:
+        finished: there is nothing left to do.
+        score: of a finished job, what it returned: the accuracy after training, if a benchmark was asked.
+        checkpoint: of a job that was broken off, where it goes on; None: from its beginning.
+    """
+
+    finished: bool = False
+    score: float | None = None
+    checkpoint: Path | None = None
+
+
+def under_way() -> bool:
+    """Whether this run is a sweep's job."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def look_up(folder: Path, cfg: DictConfig) -> Earlier:
+    """What the job of this configuration finds in its folder.
+
+    Raises:
+        UserError: a run of another configuration, which would be lost; the message says which key differs.
+    """
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = runs.checkpoints(folder / "checkpoints")
+    if not summary and not kept:
+        return Earlier()
+    if differs := runs.difference(folder, cfg, length_too=True):
+        raise UserError(
+            f"{folder} holds a run of another configuration ({differs}): name another folder with "
+            f"hydra.sweep.dir="
+        )
+    if summary.get("status") == "finished":
+        after = [own["after"]["figures"]["accuracy"]["value"] for own in summary["benchmarks"].values()]
+        return Earlier(finished=True, score=fmean(after) if after else None)
+    return Earlier(checkpoint=kept[-1] if kept else None)
+
+
+def give_back_memory() -> None:
+    """Return what a job held to the system before the next begins: the trainer and what hangs on it are
+    cycles, and glibc keeps freed pages, some 50 MB a job of the embedded pair."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

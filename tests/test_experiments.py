@@ -1,0 +1,193 @@
+"""The ready-made sweeps of `conf/experiment/`: every job composes and builds, and no learning rate is chosen
+on the test set."""
+
+import inspect
+import itertools
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from distill.benchmarks import arithmetic
+from distill.checks import check_numbers, check_trainer
+from distill.cli import check_overrides
+from distill.data import TraceRecipe
+from distill.errors import UserError
+from distill.evaluation import benchmarks_of
+from distill.objective import Objective
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")
+METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_shuffled", "dcod_inverted"]
+
+
+def check(*words: str) -> DictConfig:
+    return check_overrides(CONF, "train", words)
+
+
+def sweep(experiment: str) -> dict[str, list[str]]:
+    """What an experiment sweeps over, as Hydra's own parser reads it."""
+    params = check(f"experiment={experiment}").hydra.sweeper.params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return {
+        one.key_or_group: list(one.sweep_string_iterator()) if one.is_sweep_override() else [str(one.value())]
+        for one in parsed
+    }
+
+
+def jobs(experiment: str) -> list[list[str]]:
+    found = sweep(experiment)
+    return [
+        [f"{key}={value}" for key, value in zip(found, values, strict=True)]
+        for values in itertools.product(*found.values())
+    ]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None:
+    folders: set[str] = set()
+    rates: dict[str, set[float]] = {}
+    found = sweep(experiment)
+    every = [words for words in jobs(experiment) if f"seed={found['seed'][0]}" in words]
+    every += [
+        words for words in jobs(experiment) if f"seed={found['seed'][-1]}" in words and len(found["seed"]) > 1
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for words in every:
+            cfg = compose("train", [f"experiment={experiment}", *words], return_hydra_config=True)
+            with open_dict(cfg):
+                cfg.hydra.job.num = 0  # which Hydra knows when it runs
+            HydraConfig.instance().set_config(cfg)
+            folders.add(f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}")
+            if cfg.trainer.accelerator == "cpu":
+                check_trainer(cfg)
+            check_numbers(cfg)
+            del cfg.hydra  # what a run is given
+            OmegaConf.to_container(cfg, resolve=True)
+            loss = str(HydraConfig.get().runtime.choices["loss"])
+            rates.setdefault(loss, set()).add(cfg.model.lr)
+            if cfg.seed == int(found["seed"][0]):
+                objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
+                assert isinstance(objective, Objective)
+                recipe = hydra.utils.instantiate(cfg.data.recipe, _convert_="all")
+                assert isinstance(recipe, TraceRecipe)
+                source: Any = recipe.source
+                inspect.signature(source.func).bind(**source.keywords)
+                for benchmark in benchmarks_of(cfg.benchmark):
+                    own: Any = benchmark.source
+                    inspect.signature(own.func).bind(**{**own.keywords, "path": None, "limit": 3})
+    assert len(folders) == len(every)  # each has its own
+    assert list(rates) == METHODS
+    if experiment.startswith("tune"):
+        assert all(own == rates["sft"] and len(own) >= 3 for own in rates.values())  # one grid for all
+    else:
+        assert all(len(own) == 1 for own in rates.values())
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("compare")])
+def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(experiment: str) -> None:
+    found = sweep(experiment)
+    assert found["loss"] == METHODS
+    assert len(found["seed"]) >= 5
+    assert next(iter(found)) == "seed"  # a sweep that is broken off has compared all methods
+    tuned = sweep(experiment.replace("compare", "tune"))
+    assert tuned["loss"] == METHODS
+    assert not set(tuned["seed"]) & set(found["seed"])
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("tune")])
+def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment: str) -> None:
+    """All but what is asked, the rate and the seed is the comparison's own."""
+    tune, compare = (
+        check(f"experiment={name}") for name in (experiment, experiment.replace("tune", "compare"))
+    )
+    for key in ("data", "loss", "max_tokens", "trainer", "schedule", "optimizer"):
+        one, other = (OmegaConf.to_container(cfg, resolve=False)[key] for cfg in (tune, compare))  # pyright: ignore
+        assert one == other
+    assert {key: tune.model[key] for key in tune.model if key != "lr"} == {
+        key: compare.model[key] for key in compare.model if key != "lr"
+    }
+    for name in (benchmark.name for benchmark in benchmarks_of(tune.benchmark)):
+        splits = [cfg.benchmark[name].source.split for cfg in (tune, compare)]
+        assert splits[0] in ("validation", "train[7000:]")
+        assert splits[1] == "test"
+    if "limit" in tune.data and tune.data.limit is not None and experiment != "tune":
+        assert tune.data.limit <= 7000
+
+
+def test_validation_problems_are_neither_trained_on_nor_tested_on() -> None:
+    tune, compare = check("experiment=tune"), check("experiment=compare")
+    (asked,) = benchmarks_of(tune.benchmark)
+    (tested,) = benchmarks_of(compare.benchmark)
+    recipe = hydra.utils.instantiate(compare.data.recipe, _convert_="all")
+    validation, test, train = (
+        {example.problem for example in examples}
+        for examples in (asked.problems(), tested.problems(), recipe.source())
+    )
+    assert (len(validation), len(test), len(train)) == (300, 500, 4096)
+    assert not validation & test
+    assert not validation & train
+    for seed in range(3):  # whatever the seed and count
+        for split in ("train", "test"):
+            others = arithmetic.load(split=split, count=3000, operations=[4, 8], seed=seed)
+            assert not validation & {example.problem for example in others}
+
+
+def test_the_test_problems_are_what_they_were_before_there_was_a_validation_split() -> None:
+    """Or no measured number could be compared with the next."""
+    import hashlib
+
+    from distill.tiny import task
+
+    def in_test(problem: str) -> bool:
+        return int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=4).digest(), "big") % 8 == 0
+
+    import random
+
+    for seed in (0, 1):  # the embedded pair was measured on the one, the benchmark asks the other
+        rng, found = random.Random(f"{seed}/test/4/8"), []
+        while len(found) < 500:
+            count = rng.randint(4, 8)
+            problem = rng.choice("0123456789")
+            problem += "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(count)) + "="
+            if in_test(problem) and problem not in found:
+                found.append(problem)
+        assert task.problems(500, split="test", seed=seed) == found
+
+
+def test_a_range_without_validation_problems_is_refused() -> None:
+    from distill.tiny import task
+
+    with pytest.raises(ValueError, match="found no validation problem with 1 to 1 operations"):
+        task.problems(1, split="validation", operations=(1, 1))
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["experiment=compar"],
+            r"there is no such experiment; did you mean compare.*\(options: compare, .*tune",
+        ),
+        (["experiment=null"], r"there is no such experiment"),
+        (["experiment=compare,tune"], r"an experiment is a sweep already: take one at a time"),
+        (["experiment=compare", "loss=sft,dcd"], r"loss=dcd: there is no such loss; did you mean dcod"),
+        (["experiment=compare", "sede=1"], r"there is no key 'sede'; did you mean seed"),
+        (["scale=0.5"], r"there is no key 'scale'"),
+        (["experiment=compare", "loss=asft"], r"lrs has no learning rate of loss=asft"),
+        (["experiment=compare", "lr_from=nowhere"], r"lr_from=nowhere holds no learning_rates\.yaml"),
+        (["experiment=compare_smollm2", "scale=-1"], r"scale=-1 must be a positive number"),
+    ],
+)
+def test_a_mistake_beside_an_experiment_is_one_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        check(*words)
+    assert "\n" not in str(refused.value)
