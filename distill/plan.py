@@ -348,13 +348,13 @@ def _evaluation(cfg: DictConfig, student: _Size, traces: Sequence[Trace], notes:
     completion = round(sum(len(trace.completion_ids) for trace in traces) / len(traces))
     for benchmark in benchmarks_of(cfg.benchmark):
         try:
-            asked_here = benchmark.path is None and benchmark.limit is not None  # no need to fetch them
-            problems = benchmark.limit if asked_here and benchmark.limit else len(benchmark.problems())
+            problems = len(benchmark.problems())
         except UserError as error:
             if benchmark.limit is None:
                 notes.append(f"benchmark {benchmark.name} is not counted, its size is unknown: {error}")
                 continue
             problems = benchmark.limit
+            notes.append(f"benchmark {benchmark.name} was not read: {problems:,} problems by benchmark.limit")
         longest = benchmark.sampling.max_new_tokens
         answers = [Trace(Example("", ""), _blank(prompt), _blank(min(longest, completion)))]
         rows = max(1, cfg.benchmark.token_budget // (prompt + longest))

@@ -124,7 +124,8 @@ def test_flops_are_those_that_a_run_logs(
     student = sum(one.flops for one in plan.stages if one.name.startswith(("training", "student writes")))
     live = sum(one.flops for one in plan.stages if one.name.startswith("…"))
     cached = sum(one.flops for one in plan.stages if one.name.startswith("teacher"))
-    assert student == pytest.approx(logged["student"], rel=0.05)
+    # What is known beforehand is exact; how long the student writes is not known.
+    assert student == pytest.approx(logged["student"], rel=0.05 if loss == "opd" else 1e-9)
     assert live == pytest.approx(logged["teacher_live"], rel=0.05)
     assert cached == pytest.approx(logged["teacher_cached"], rel=0.05)
     if loss == "opd":
