@@ -20,6 +20,7 @@ from rich.table import Table
 
 from distill.cache import write_atomically
 from distill.callbacks import checkpoints
+from distill.cli import plain
 from distill.errors import UserError
 from distill.evaluation import Asked, Score, score_of
 
@@ -197,13 +198,9 @@ def _difference(run: Path, cfg: DictConfig) -> str | None:
         return f"{run} has no config.yaml"
     before: Any = OmegaConf.load(described)
     for section in _IDENTITY:
-        if found := _first_difference(_plain(before.get(section)), _plain(cfg.get(section)), section):
+        if found := _first_difference(plain(before.get(section)), plain(cfg.get(section)), section):
             return f"{run.name}: {found}"
     return None
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _first_difference(before: Any, now: Any, place: str) -> str | None:
