@@ -377,6 +377,15 @@ def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened:
     return after
 
 
+def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
+    """A completion without special tokens, but with what opens and closes its thinking, which some
+    tokenizers count among them."""
+    if not set(tags) & set(tokenizer.all_special_tokens):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    left_out = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(tags)))
+    return tokenizer.decode([token for token in ids if token not in left_out])
+
+
 def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
     """The record of one completion."""
     benchmark = asked.benchmark
@@ -385,7 +394,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         completion, words = one.text, one.text.split()
         tokens = len(model.tokenizer(completion, add_special_tokens=False).input_ids)
     else:
-        completion, words = model.tokenizer.decode(one.ids, skip_special_tokens=True), one.ids.tolist()
+        completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
         tokens = len(one.ids)
     seen = without_thinking(completion, benchmark.thinking, opened=asked.opened)
     verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)
