@@ -39,7 +39,14 @@ _PACKAGES = (
 # What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
-_MAY_CHANGE = {"data.epochs", "data.workers", "trainer.max_steps", "trainer.log_every_n_steps"}
+_MAY_CHANGE = {
+    "data.epochs",
+    "data.workers",
+    "trainer.max_steps",
+    "trainer.log_every_n_steps",
+    "benchmark.every",
+    "benchmark.token_budget",
+}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -201,6 +208,12 @@ def _difference(run: Path, cfg: DictConfig) -> str | None:
         if found := _first_difference(plain(before.get(section)), plain(cfg.get(section)), section):
             return f"{run.name}: {found}"
     return None
+
+
+def asked_alike(run: Path, cfg: DictConfig) -> bool:
+    """Whether a run that is resumed asked its benchmarks as they are asked now."""
+    before: Any = OmegaConf.load(run / "config.yaml")
+    return _first_difference(plain(before.get("benchmark")), plain(cfg.benchmark), "benchmark") is None
 
 
 def _first_difference(before: Any, now: Any, place: str) -> str | None:

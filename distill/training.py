@@ -145,6 +145,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     lm.model.to(device)
 
     if runs.first_rank():
+        if resumed and not runs.asked_alike(folder, cfg):
+            runs.write_samples(folder, "before", [])  # asked otherwise, they are no longer to compare with
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     scores: dict[str, list[Score]] = {}
