@@ -30,6 +30,7 @@ _BESIDE_THE_POINT = re.compile(
     r"|trainer\.log_every_n_steps)(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
+_OF_A_SUMMARY = ("name", "seed", "benchmarks", "tokens", "rollout_tokens", "seconds")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
 
 
@@ -219,8 +220,12 @@ def _read(folder: Path) -> Run | str:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         return f"unreadable: {str(error).strip().splitlines()[0]}"
-    if summary["status"] != "finished":
+    if not isinstance(summary, dict):
+        return f"unreadable: its summary.json is a {type(summary).__name__}"
+    if summary.get("status", "finished") != "finished":
         return str(summary["status"])
+    if missing := [name for name in _OF_A_SUMMARY if name not in summary]:
+        return f"unreadable: its summary.json has no {missing[0]}, as of another version"
     flat = {key: value for key, value in _flat(config) if not _BESIDE_THE_POINT.match(key)}
     return Run(folder, summary, flat)
 
