@@ -227,8 +227,9 @@ def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], t
     ],
 )
 def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
-    words: list[str], message: str, tmp_path: Path
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
     cfg = compose([*words, f"out={tmp_path / 'a'}"])
     with pytest.raises(UserError, match=message):
         compare_folders(cfg) if cfg.compare else evaluate_model(cfg)
@@ -279,7 +280,10 @@ def test_a_group_of_which_nothing_is_chosen_says_its_options_and_another_key_its
         compose([*TINY, "limit=3"])
 
 
-def test_an_engine_that_wrote_nothing_leaves_the_folder_to_another(tmp_path: Path) -> None:
+def test_an_engine_that_wrote_nothing_leaves_the_folder_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
     out = tmp_path / "a"
     with pytest.raises(UserError, match="engine=vllm needs vLLM"):
         run([*TINY, *ASK, "engine=vllm"], out)
