@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +110,9 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_set_of_one_clean_run(
     class Mortal(HfEngine):
         """Dies somewhere between two completions."""
 
-        def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        def write(
+            self, requests: Sequence[Request], sampling: Sampling
+        ) -> Generator[tuple[int, Written], None, None]:
             left = chance.randrange(8) if len(deaths) < 20 else len(requests)
             for place, found in super().write(requests, sampling):
                 left -= 1
