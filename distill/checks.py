@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from distill.cli import plain
 from distill.errors import UserError
 
 # Whole numbers with the least that each may be.
@@ -141,7 +142,7 @@ def _select(cfg: DictConfig, key: str, absent: Any) -> Any:
     if node is None or name not in node:
         return absent
     value = node[name]
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return plain(value)
 
 
 def _is_whole(value: object) -> bool:

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -46,7 +47,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         root = compose(config_name, return_hydra_config=True)
-        known = {*root, *root.hydra.runtime.choices}  # an experiment has no key of its own
+        # An experiment has no key of its own, and an empty logger none at all.
+        known = {*root, *root.hydra.runtime.choices, *_named_groups(config_dir / f"{config_name}.yaml")}
         groups = {name: options for name, options in _groups(config_dir).items() if name in known}
         loader = GlobalHydra.instance().config_loader()
         try:
@@ -73,7 +75,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 cfg = compose(config_name, single, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            raise UserError(_explain(error, overrides, known, groups)) from error
+            command = "train.py" if config_name == "train" else f"-m distill.{config_name}"
+            raise UserError(_explain(error, overrides, known, groups, command)) from error
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
         if group in left_out and group not in ("logger", "experiment"):
@@ -154,6 +157,13 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
     return [f"ckpt='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]
 
 
+def _named_groups(path: Path) -> set[str]:
+    """The groups of a root file's defaults, those too of which none is chosen."""
+    root: Any = OmegaConf.load(path)
+    defaults = plain(root.get("defaults", []))
+    return {name for entry in defaults if isinstance(entry, dict) for name in entry}
+
+
 def _groups(config_dir: Path) -> dict[str, list[str]]:
     folders = [path for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra"]
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
@@ -196,14 +206,18 @@ def _first_value(override: Override) -> str:
 
 
 def _explain(
-    error: Exception, overrides: list[Override], known: DictConfig, groups: dict[str, list[str]]
+    error: Exception,
+    overrides: list[Override],
+    known: DictConfig,
+    groups: dict[str, list[str]],
+    command: str,
 ) -> str:
     keys = list(dict.fromkeys(key for key in [*_keys(known), *groups] if not key.endswith("_")))
     for override in overrides:
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add()) and key not in keys:
             return (
-                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python train.py "
+                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python {command} "
                 f"--cfg job shows all"
             )
     return f"the configuration does not compose: {first_line(error)}"
@@ -223,6 +237,11 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def plain(node: Any) -> Any:
+    """A node of the configuration as lists, dicts and values; what is no node as it is."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 @contextlib.contextmanager

@@ -87,6 +87,23 @@ class HfEngine:
                 yield row, Written(np.asarray(ids, dtype=np.int32), finished)
 
 
+_VLLM_SPEED = {
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "swap_space",
+    "cpu_offload_gb",
+    "enforce_eager",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "disable_log_stats",
+    "download_dir",
+}
+
+
 class VllmEngine:
     """vLLM in this process, for large teachers: `pip install "distill[vllm]"`.
 
@@ -103,6 +120,9 @@ class VllmEngine:
         self.source = model.source
         self.batch = batch
         self.options = options
+        # What decides over what is written (a quantization, say), and not only over how fast.
+        deciding = {name: value for name, value in options.items() if name not in _VLLM_SPEED}
+        self.settings = {"options": deciding} if deciding else {}
 
     @functools.cached_property
     def _llm(self) -> Any:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
 from distill.cache import write_atomically
-from distill.cli import check_overrides, one_sentence_errors, quiet
+from distill.cli import check_overrides, one_sentence_errors, plain, quiet
 from distill.compare import compare
 from distill.drift import Drift, measure
 from distill.drift_report import picture
 from distill.engines import Engine, HfEngine
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.evaluation import Asked, Benchmark, Score, ask, benchmarks_of, completions, evaluate
-from distill.evaluation_report import write_report
+from distill.evaluation_page import SampleFile
+from distill.evaluation_report import log_report, markdown, write_report
 from distill.models import ModelSource, find_model, tokenizer_fingerprint, vocabulary_mismatch
 from distill.progress import progress_bar
 from distill.teacher import LazyModel
@@ -47,8 +50,8 @@ def evaluate_model(cfg: DictConfig) -> Path:
     from distill.training import build
 
     device = _device(cfg)
-    if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads >= 1):
-        raise UserError(f"threads={cfg.threads!r} must be a whole number, at least 1, or null")
+    if cfg.threads is not None:
+        whole_number("threads", cfg.threads, least=1)
     source = find_asked(cfg, "model.source", cfg.model.role)
     benchmarks = benchmarks_of(cfg.benchmark)
     if not benchmarks:
@@ -63,10 +66,10 @@ def evaluate_model(cfg: DictConfig) -> Path:
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:  # its arguments
         raise UserError(str(error)) from error
-    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / _slug(cfg.model.source))
-    cfg.name = cfg.name or source.name
+    whose = "_teacher" if cfg.model.role == "teacher" else ""
+    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
+    cfg.name = str(cfg.name or source.name)
     folder = Path(cfg.out)
-    loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     identity = {
@@ -75,23 +78,36 @@ def evaluate_model(cfg: DictConfig) -> Path:
         "tokenizer": tokenizer_fingerprint(source.tokenizer),
         "template": _hash(str(source.tokenizer.chat_template)),
     }
-    with claimed(folder, identity, what="an evaluation"):
-        runs.describe(folder, cfg, sys.argv[1:])
+    with ExitStack() as held:
+        held.enter_context(claimed(folder, identity, what="an evaluation"))
+        held.callback(_remove_if_empty, folder / "completions")
         results = Results(folder, cfg.name, source)
-        for one in asked:
+        places = [folder / "completions" / one.benchmark.name for one in asked]
+        for one, place in zip(asked, places, strict=True):  # what is refused is refused before the first
             key = {
                 "engine": engine.name,
                 **getattr(engine, "settings", {}),
                 **one.benchmark.settings,
             }
-            place = folder / "completions" / one.benchmark.name
-            with claimed(place, key, what=f"completions of {one.benchmark.name}"):
-                score = evaluate(one, source, engine, folder=place, label=one.benchmark.name)
-            results.add(score)
+            held.enter_context(claimed(place, key, what=f"completions of {one.benchmark.name}"))
+        runs.describe(folder, cfg, sys.argv[1:])
+        loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
+        text = ""
+        for one, place in zip(asked, places, strict=True):
+            results.add(evaluate(one, source, engine, folder=place, label=one.benchmark.name))
+            text = write_report(folder, results.value)  # a run that is killed leaves what it had found
         if teacher:
-            results.keep_drift(_measure(drifts, model, LazyModel(teacher, device), folder / "drift"))
-        print(write_report(folder, results.value, results.new, loggers))
+            found = _measure(drifts, model, LazyModel(teacher, device), folder / "drift")
+            results.keep_drift(found, teacher)
+            text = write_report(folder, results.value)
+        print(f"{text}\n\n{folder / 'results.html'}")
+        log_report(loggers, results.new)
     return folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
 
 
 class Results:
@@ -105,8 +121,9 @@ class Results:
     """
 
     def __init__(self, folder: Path, name: str, source: ModelSource) -> None:
-        self.folder, self.name = folder, name
+        self.folder = folder
         self.value: dict[str, Any] = {
+            "name": name,
             "model": source.name,
             "fingerprint": source.fingerprint,
             "benchmarks": {},
@@ -118,20 +135,33 @@ class Results:
                 self.value["benchmarks"] = dict(before["benchmarks"])
                 if "drift" in before:
                     self.value["drift"] = before["drift"]
-            except (ValueError, KeyError, TypeError) as error:
+                markdown(self.value)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{folder / 'results.json'} is damaged ({error}): take it away and run the same command "
-                    f"again, the completions are kept"
+                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): take it away "
+                    f"and run the same command again, the completions are kept"
+                ) from error
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        path = self.folder / "samples.jsonl"
+        if path.is_file():
+            try:
+                deque(SampleFile(path), maxlen=0)
+            except UserError as error:
+                raise UserError(
+                    f"{error}, after taking {path} away: the completions are kept, and other benchmarks than "
+                    f"those that are asked now join it again when they are asked"
                 ) from error
 
-    def keep_drift(self, drift: Drift | None) -> None:
-        """Keep a drift and its picture in place of earlier ones."""
+    def keep_drift(self, drift: Drift | None, teacher: ModelSource) -> None:
+        """Keep a drift from a teacher, and its picture, in place of earlier ones."""
         if drift is None:
             print("drift: too few problems have completions of both models to compare them along their text")
             return
-        self.value["drift"] = drift.json()
+        self.value["drift"] = {"teacher": teacher.name, **drift.json()}
         runs.write_json(self.folder / "results.json", self.value)
-        drawn = picture(drift, self.value["model"])
+        drawn = picture(drift, self.value["name"])
         write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
 
     def add(self, score: Score) -> None:
@@ -143,7 +173,9 @@ class Results:
             (line for line in runs.read_lines(path) if not line.startswith(mark)),
             (json.dumps(sample, ensure_ascii=False) for sample in score.samples),
         )
-        self.value["benchmarks"][score.benchmark] = score.summary()
+        before, now = self.value["benchmarks"].get(score.benchmark, {}), score.summary()
+        if {**before, "seconds": None} != now:  # the same once more: how long it took stays known
+            self.value["benchmarks"][score.benchmark] = now
         runs.write_json(self.folder / "results.json", self.value)
         self.new.append(score)
 
@@ -159,8 +191,7 @@ def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
     Raises:
         UserError: there is none; the message says what was tried.
     """
-    named = OmegaConf.select(cfg, key)
-    wanted: Any = OmegaConf.to_container(named) if OmegaConf.is_config(named) else named
+    wanted = plain(OmegaConf.select(cfg, key))
     if wanted is None:
         raise UserError(
             "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "
@@ -174,7 +205,7 @@ def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
         found = OmegaConf.select(node, f"model.{role}") or node.get(role)
         if found is None:
             raise UserError(f"{key}={wanted}: this pair has no {role}; name a folder or a hub id")
-        wanted = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        wanted = plain(found)
         if cfg.threads is None:
             cfg.threads = node.get("threads")
     elif isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
@@ -196,6 +227,14 @@ def _drifts(
         raise UserError(
             f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a "
             f"teacher of the student's family, or none"
+        )
+    whole_number("drift.samples", cfg.drift.samples, least=1)
+    if cfg.drift.limit is not None:
+        whole_number("drift.limit", cfg.drift.limit, least=1)
+    if cfg.drift.temperature == 0 and cfg.drift.samples > 1:
+        raise UserError(
+            f"drift.samples={cfg.drift.samples} with drift.temperature=0: greedy completions of a problem "
+            f"are all alike; set drift.samples=1, or a temperature"
         )
     sampling = {"temperature": cfg.drift.temperature, "top_p": 1.0, "top_k": 0}
     try:
@@ -246,14 +285,17 @@ def compare_folders(cfg: DictConfig) -> Path:
     Raises:
         UserError: fewer than two, or one that is none.
     """
-    named: Any = OmegaConf.to_container(cfg.compare) if OmegaConf.is_config(cfg.compare) else cfg.compare
+    named = plain(cfg.compare)
     if not isinstance(named, list) or len(named) < 2:
         raise UserError(
             f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
         )
     out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
-    with runs.locked(out, "out"):
-        print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
+    try:
+        with runs.locked(out, "out"):
+            print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
+    finally:
+        _remove_if_empty(out)
     return out
 
 

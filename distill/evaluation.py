@@ -1,20 +1,23 @@
 """Ask a model the problems of a benchmark: completions, a verdict each, and figures with their intervals."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from distill.benchmarks import answers
+from distill.cli import plain
 from distill.engines import Engine, Request, Written, request_seed
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.generation import Sampling
 from distill.journal import Journal
 from distill.models import ModelSource
@@ -72,18 +75,30 @@ class Benchmark:
                 f"benchmark.samples={self.samples}: greedy completions of a problem are all alike; set "
                 f"benchmark.temperature=0.6 or samples=1 (benchmark {self.name})"
             )
+        if not re.fullmatch(r"[\w-][\w.-]*", str(self.name)):
+            raise ValueError(f"name={self.name!r} is no name of a benchmark: it is a folder's, too")
+        for key in ("source", "grade"):
+            if not callable(getattr(self, key)):
+                raise ValueError(f"benchmark.{self.name}.{key}={getattr(self, key)!r} is no function")
         for key in ("prompt", "plain_prompt"):
             value = getattr(self, key)
-            if value is not None and "{problem}" not in str(value):
+            if not (value is None and key == "plain_prompt") and "{problem}" not in str(value):
                 raise ValueError(f"benchmark.{self.name}.{key}={value!r} has no {{problem}} in it")
-        if len(self.thinking) != 2 or not all(isinstance(tag, str) and tag for tag in self.thinking):
-            raise ValueError(
-                f"benchmark.thinking={self.thinking!r} must be two texts, such as <think> and </think>"
-            )
+        for key in ("system", "path"):
+            value = getattr(self, key)
+            if not (value is None or isinstance(value, str)):
+                raise ValueError(f"benchmark.{key}={value!r} is no text (benchmark {self.name})")
+        tags = self.thinking
+        both = isinstance(tags, (list, tuple)) and len(tags) == 2
+        if not both or not all(isinstance(tag, str) and tag for tag in tags):
+            raise ValueError(f"benchmark.thinking={tags!r} must be two texts, such as <think> and </think>")
 
     def problems(self) -> list[Example]:
         """All problems, each with an id of its own."""
-        problems = self.source(path=self.path, limit=self.limit)
+        try:
+            problems = self.source(path=self.path, limit=self.limit)
+        except ValueError as error:  # a setting of its source
+            raise UserError(f"benchmark {self.name}: {first_line(error)}") from error
         if not problems:
             raise UserError(f"benchmark {self.name} has no problem: check benchmark.path, benchmark.limit")
         repeated = {name for name, count in Counter(problem.id for problem in problems).items() if count > 1}
@@ -133,7 +148,7 @@ def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
                     **shared,
                     sampling=replace(benchmark.sampling, **sampling),
                     path=paths.get(name, benchmark.path),
-                    thinking=list(cfg.get("thinking") or benchmark.thinking),
+                    thinking=benchmark.thinking if cfg.get("thinking") is None else plain(cfg.thinking),
                 )
             )
         except (TypeError, ValueError) as error:
@@ -141,24 +156,24 @@ def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
     return found
 
 
-def _paths(cfg: DictConfig, names: Sequence[str]) -> dict[str, str]:
+def _paths(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
     """`benchmark.path`: one file where one benchmark is asked, else a file by a benchmark's name."""
-    path: Any = cfg.get("path")
+    path: Any = plain(cfg.get("path"))
     if path is None:
         return {}
-    if OmegaConf.is_dict(path):
+    if isinstance(path, dict):
         if unknown := [str(name) for name in path if name not in names]:
             raise UserError(
                 f"benchmark.path.{unknown[0]}: no such benchmark is asked "
                 f"(asked: {', '.join(names) or 'none'})"
             )
-        return {str(name): str(file) for name, file in path.items() if file is not None}
+        return {str(name): file for name, file in path.items() if file is not None}
     if len(names) > 1:
         raise UserError(
             f"benchmark.path={path} is one file for {len(names)} benchmarks: say whose, as in "
             f"benchmark.{names[0]}.path={path}"
         )
-    return dict.fromkeys(names, str(path))
+    return dict.fromkeys(names, path)
 
 
 @dataclass(frozen=True)
@@ -261,7 +276,8 @@ def evaluate(
     benchmark = asked.benchmark
     samples: list[dict[str, Any]] = [{}] * len(asked.requests)
     unit = "problem" if benchmark.samples == 1 else "sample"
-    resumed = folder is not None and (folder / "completions.jsonl").is_file()
+    kept = folder / "completions.jsonl" if folder else None
+    resumed = kept is not None and kept.is_file() and kept.stat().st_size > 0
     try:
         with (
             progress_bar(total=len(asked.requests), description=label, unit=unit) as bar,
@@ -269,25 +285,26 @@ def evaluate(
         ):
             pool = ThreadPoolExecutor(_GRADERS, thread_name_prefix="judge")
             stack.callback(pool.shutdown, cancel_futures=True)
-            pending: dict[Future[dict[str, Any]], int] = {}
-            right = judged = 0
+            places_of: dict[Future[dict[str, Any]], int] = {}
+            judged: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
+            right = 0
 
-            def settle(timeout: float | None) -> None:
-                nonlocal right, judged
-                done, _ = wait(pending, timeout=timeout, return_when=FIRST_COMPLETED)
-                for future in done:
-                    place = pending.pop(future)
-                    samples[place] = future.result()
-                    right, judged = right + samples[place]["correct"], judged + 1
-                bar.set_postfix_str(f"right {right / max(1, judged):.1%}", refresh=False)
-                bar.update(len(done))
+            def settle(future: Future[dict[str, Any]]) -> None:
+                nonlocal right
+                sample = samples[places_of.pop(future)] = future.result()
+                right += sample["correct"]
+                bar.set_postfix_str(f"right {right / (bar.n + 1):.1%}", refresh=False)
+                bar.update(1)
 
             for places, one in stack.enter_context(closing(completions(asked, engine, folder))):
                 for place in places:
-                    pending[pool.submit(_sample, asked, place, one, model)] = place
-                settle(0)
-            while pending:
-                settle(None)
+                    future = pool.submit(_sample, asked, place, one, model)
+                    places_of[future] = place
+                    future.add_done_callback(judged.put)
+                while not judged.empty():
+                    settle(judged.get())
+            while places_of:
+                settle(judged.get())
         _classify(samples, benchmark)
         unreadable = _unreadable(asked)
     finally:
@@ -360,6 +377,15 @@ def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened:
     return after
 
 
+def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
+    """A completion without special tokens, but with what opens and closes its thinking, which some
+    tokenizers count among them."""
+    if not set(tags) & set(tokenizer.all_special_tokens):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    left_out = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(tags)))
+    return tokenizer.decode([token for token in ids if token not in left_out])
+
+
 def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
     """The record of one completion."""
     benchmark = asked.benchmark
@@ -368,7 +394,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         completion, words = one.text, one.text.split()
         tokens = len(model.tokenizer(completion, add_special_tokens=False).input_ids)
     else:
-        completion, words = model.tokenizer.decode(one.ids, skip_special_tokens=True), one.ids.tolist()
+        completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
         tokens = len(one.ids)
     seen = without_thinking(completion, benchmark.thinking, opened=asked.opened)
     verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)

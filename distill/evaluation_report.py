@@ -10,25 +10,21 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from distill.cache import write_atomically
 from distill.evaluation import Score
 from distill.evaluation_page import SampleFile, write_page
-from distill.loggers import log_samples
+from distill.loggers import log_samples, metrics_of
 
 # Figures that are shares; the others are shown as they are.
 _PLAIN = ("tokens",)
 
 
-def write_report(
-    folder: Path, results: Mapping[str, Any], new: Sequence[Score], loggers: Sequence[Logger]
-) -> str:
-    """Write `results.md` and `results.html` beside `results.json`, and hand the tables to the loggers.
+def write_report(folder: Path, results: Mapping[str, Any]) -> str:
+    """Write `results.md` and `results.html` beside `results.json`.
 
     Args:
         folder: of the evaluation.
         results: the content of its `results.json`.
-        new: what was found now; it goes to the loggers.
-        loggers: W&B or none.
 
     Returns:
-        What to print.
+        The table, in Markdown.
     """
     text = markdown(results)
     write_atomically(folder / "results.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
@@ -37,28 +33,27 @@ def write_report(
         folder / "results.html",
         {**results, "date": datetime.now().strftime("%Y-%m-%d %H:%M")},
         SampleFile(folder / "samples.jsonl"),
-        title=str(results["model"]),
+        title=str(results["name"]),
         drift_picture=drawn.read_bytes() if drawn.is_file() else None,
     )
+    return text
+
+
+def log_report(loggers: Sequence[Logger], new: Sequence[Score]) -> None:
+    """Hand what was found now to the loggers: figures, and to W&B every sample."""
     for logger in loggers:
+        logger.log_metrics(metrics_of(new))
+        logger.save()
         if isinstance(logger, WandbLogger):
             log_samples(logger, {"evaluation": new})
-            logger.log_metrics(
-                {
-                    f"{one.benchmark}/{name}": figure.value
-                    for one in new
-                    for name, figure in one.figures.items()
-                }
-            )
             logger.experiment.finish()
-    return f"{text}\n\n{folder / 'results.html'}"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """A row a benchmark: the accuracy first, then what else is known, each with its 95 % interval."""
     benchmarks: Mapping[str, Any] = results["benchmarks"]
     lines = [
-        f"{results['model']}, in % [95 % interval]:",
+        f"{results['name']}, in % [95 % interval]:",
         "",
         "| benchmark | problems | samples each | accuracy | further figures |",
         "|---|---|---|---|---|",
@@ -81,7 +76,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             ]
     if drift := results.get("drift"):
         said = "; ".join(f"{key} {_plain(one)}" for key, one in drift["figures"].items())
-        lines += ["", f"Drift over {drift['problems']} problems and {drift['positions']} positions: {said}."]
+        teacher = f" from {drift['teacher']}" if "teacher" in drift else ""
+        lines += [
+            "",
+            f"Drift{teacher} over {drift['problems']} problems and {drift['positions']} positions: {said}.",
+        ]
         lines += [f"{note}" for note in drift["notes"]]
     return "\n".join(lines)
 

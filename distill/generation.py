@@ -25,7 +25,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
             value, whole = getattr(self, name), name in ("top_k", "max_new_tokens")
-            if not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+            right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not right or not math.isfinite(value):
                 raise ValueError(f"sampling: {name}={value!r} is not a {'whole ' * whole}number")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
             raise ValueError(

@@ -141,6 +141,17 @@ def wandb_logger(
     return WandbLogger(experiment=run, save_dir=folder)
 
 
+def metrics_of(scores: Sequence[Score]) -> dict[str, float]:
+    """Every figure as `<benchmark>/<figure>`, and the bounds of the accuracy's interval."""
+    metrics = {}
+    for score in scores:
+        for name, figure in score.figures.items():
+            metrics[f"{score.benchmark}/{name.replace(' ', '_')}"] = figure.value
+        metrics[f"{score.benchmark}/accuracy_low"] = score.accuracy.low
+        metrics[f"{score.benchmark}/accuracy_high"] = score.accuracy.high
+    return metrics
+
+
 def log_samples(logger: WandbLogger, scores: Mapping[str, Sequence[Score]]) -> None:
     """Every completion of a stage's benchmarks as the table `samples`, the figures as the table `scores`.
 

@@ -21,6 +21,9 @@ _MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_OF_A_SUMMARY = ("name", "seed", "benchmarks", "tokens", "rollout_tokens", "seconds")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run: its folder, its summary, and its configuration as `{"data.limit": 4096, ...}`."""
@@ -78,13 +81,17 @@ def read_run(folder: Path) -> Run | str:
         return why_unfinished(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        if "status" not in summary or "seed" not in summary:
+        if not isinstance(summary, dict):
+            return f"unreadable: its summary.json is a {type(summary).__name__}"
+        if "seed" not in summary:
             return "no training run: its summary.json is of something else"
         config = read_config(folder)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         return f"unreadable: {first_line(error)}"
-    if summary["status"] != "finished":
+    if summary.get("status", "finished") != "finished":
         return str(summary["status"])
+    if missing := [name for name in _OF_A_SUMMARY if name not in summary]:
+        return f"unreadable: its summary.json has no {missing[0]}, as of another version"
     return Run(folder, summary, config)
 
 

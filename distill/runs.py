@@ -20,6 +20,7 @@ from rich.table import Table
 
 from distill.cache import write_atomically
 from distill.callbacks import checkpoints
+from distill.cli import plain
 from distill.errors import UserError
 from distill.evaluation import Asked, Score, score_of
 from distill.loading import load as load  # for notebooks: from distill import runs; runs.load(...)
@@ -40,7 +41,7 @@ _PACKAGES = (
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.token_budget"}
+_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -209,14 +210,19 @@ def difference(run: Path, cfg: DictConfig, length_too: bool = False) -> str | No
     before: Any = OmegaConf.load(described)
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
     for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
-        then, now = _plain(before.get(section)), _plain(cfg.get(section))
+        then, now = plain(before.get(section)), plain(cfg.get(section))
         if found := _first_difference(then, now, section, may_change):
             return found
     return None
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+def asked_alike(run: Path, cfg: DictConfig) -> bool:
+    """Whether a run that is resumed asked its benchmarks as they are asked now."""
+    before: Any = OmegaConf.load(run / "config.yaml")
+    return (
+        _first_difference(plain(before.get("benchmark")), plain(cfg.benchmark), "benchmark", _MAY_CHANGE)
+        is None
+    )
 
 
 def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from distill.traces import Example
 
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet)(\.gz)?$")
 _TEACHER = "{teacher}"
+_SAYS = ("key.json", "config.yaml", "versions.json")
 
 
 @contextmanager
@@ -35,6 +37,8 @@ def claimed(
         key: everything that its content depends on, JSON values.
         config_key: the config key that names the folder, for messages.
         what: it holds, for messages.
+
+    On the way out the folder goes where nothing was put into it.
 
     Raises:
         UserError: it holds something else, or another process holds it.
@@ -51,7 +55,7 @@ def claimed(
                 f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
                 f"name another folder, or take that one away"
             ) from error
-        if before != json.loads(text):
+        if before != json.loads(text) and not _holds_nothing(folder):
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
@@ -62,9 +66,20 @@ def claimed(
             f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
             f"or take that one away"
         )
-    with locked(folder, config_key):
-        write_atomically(described, lambda path: path.write_text(text))
-        yield
+    try:
+        with locked(folder, config_key):
+            write_atomically(described, lambda path: path.write_text(text))
+            yield
+    finally:
+        if _holds_nothing(folder):
+            shutil.rmtree(folder)
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether a folder has nothing but what says of what it was to be made."""
+    return folder.is_dir() and all(
+        path.is_file() and (path.name in _SAYS or path.stat().st_size == 0) for path in folder.iterdir()
+    )
 
 
 def collect(

@@ -31,14 +31,14 @@ from distill.callbacks import (
     WeightHistogram,
 )
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
-from distill.cli import failed_jobs, one_sentence_errors, quiet
+from distill.cli import failed_jobs, one_sentence_errors, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
 from distill.errors import Interrupted, UserError, first_line
 from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
 from distill.flops import cost_of_source
 from distill.generation import StudentRollouts
-from distill.loggers import CsvMetrics, log_samples
+from distill.loggers import CsvMetrics, log_samples, metrics_of
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
 from distill.models import LanguageModel, find_model
@@ -165,6 +165,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     lm.model.to(device)
 
     if runs.first_rank():
+        if resumed and not runs.asked_alike(folder, cfg):
+            runs.write_samples(folder, "before", [])  # asked otherwise, they are no longer to compare with
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     scores: dict[str, list[Score]] = {}
@@ -322,7 +324,7 @@ def find_device(cfg: DictConfig) -> str:
             )
         # This process's own GPU, before Lightning moves anything there: not GPU 0 for every rank.
         rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-        chosen: Any = _plain(cfg.trainer.devices)
+        chosen: Any = plain(cfg.trainer.devices)
         return f"cuda:{chosen[rank] if isinstance(chosen, list) else rank}"
     return "cpu"
 
@@ -379,22 +381,13 @@ def _evaluate(
 
 
 def _log_scores(loggers: list[Logger], scores: Sequence[Score], step: int) -> None:
-    metrics = {}
-    for score in scores:
-        found = score.accuracy
-        metrics[f"{score.benchmark}/accuracy"] = found.value
-        metrics[f"{score.benchmark}/accuracy_low"] = found.low
-        metrics[f"{score.benchmark}/accuracy_high"] = found.high
-        for name, figure in score.figures.items():
-            if name != "accuracy":
-                metrics[f"{score.benchmark}/{name.replace(' ', '_')}"] = figure.value
     for logger in loggers:
-        logger.log_metrics(metrics, step=step)
+        logger.log_metrics(metrics_of(scores), step=step)
 
 
 def _log_config(loggers: list[Logger], cfg: DictConfig) -> None:
     for logger in loggers:
-        logger.log_hyperparams(_plain(cfg) | {"versions": runs.versions()})
+        logger.log_hyperparams(plain(cfg) | {"versions": runs.versions()})
 
 
 def _rewind(loggers: list[Logger], checkpoint: Path) -> None:
@@ -467,10 +460,6 @@ def _build_optimizer(node: Any) -> OptimizerFactory:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer: {first_line(error)}") from error
     return factory
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.evaluate import CONFIG, as_keys, compare_folders, evaluate_model
 from distill.tiny import task
 
+TINY = ["model=tiny", "benchmark=arithmetic"]
 ASK = ["benchmark=arithmetic", "benchmark.limit=12", "benchmark.max_new_tokens=8"]
 
 
@@ -188,7 +189,7 @@ def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], t
     assert found["drift"]["completions"] == {"student": 22, "teacher": 22}
     assert {"kl_student_written", "teacher_nll_student_written"} <= set(found["drift"]["figures"])
     assert (tmp_path / "a" / "drift.png").read_bytes()[:4] == b"\x89PNG"
-    assert "Drift over 11 problems" in (tmp_path / "a" / "results.md").read_text()
+    assert f"Drift from {tiny_pair[1]} over 11 problems" in (tmp_path / "a" / "results.md").read_text()
     alike = run([f"model={student}", f"teacher={student}", *ASK], tmp_path / "b")
     assert alike["drift"]["figures"]["kl_student_written"]["value"] == pytest.approx(0, abs=1e-5)
 
@@ -206,19 +207,162 @@ def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], t
         (["model=tiny", "benchmark=arithmetic", "engine.token_budget=0"], "engine.token_budget=0"),
         (["model=tiny", "benchmark=arithmetic", "benchmark.path=x"], "arithmetic takes no file"),
         (["model=tiny", "benchmark=gsm8k", "benchmark.path=/no.jsonl"], "/no.jsonl does not exist"),
-        (["model=tiny", "benchmark=arithmetic", "teacher=tiny", "drift.samples=0"], "drift: .*samples=0"),
+        ([*TINY, "teacher=tiny", "drift.samples=0"], r"drift.samples=0 must be a whole number, at least 1"),
+        ([*TINY, "teacher=tiny", "drift.limit=0"], "drift.limit=0 must be a whole number, at least 1"),
+        ([*TINY, "teacher=tiny", "drift.limit=few"], "drift.limit='few' must be a whole number"),
+        (
+            [*TINY, "teacher=tiny", "drift.samples=2", "drift.temperature=0"],
+            "drift.samples=2 with drift.temp",
+        ),
+        ([*TINY, "threads=true"], "threads=True must be a whole number"),
+        ([*TINY, "benchmark.thinking=no"], "benchmark.thinking='no' must be two texts"),
+        ([*TINY, "benchmark.thinking=[]"], r"benchmark.thinking=\[\] must be two texts"),
+        ([*TINY, "benchmark.temperature=true"], "temperature=True is not a number"),
+        ([*TINY, "benchmark.arithmetic.name=../x"], "name='../x' is no name of a benchmark"),
+        ([*TINY, "benchmark.arithmetic.source.operations=[8,4]"], "benchmark arithmetic: operations must be"),
+        ([*TINY, "engine=vllm"], "engine=vllm needs vLLM"),
         (["model=tiny", "benchmark=arithmetic", "model.dtype=int8"], "dtype 'int8' is not"),
         (["compare=[x]"], "compare=.*name two folders or more"),
         (["compare=[x,y]"], "x"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
-    words: list[str], message: str, tmp_path: Path
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
     cfg = compose([*words, f"out={tmp_path / 'a'}"])
     with pytest.raises(UserError, match=message):
         compare_folders(cfg) if cfg.compare else evaluate_model(cfg)
-    assert not (tmp_path / "a" / "results.json").exists()
+    assert not (tmp_path / "a").exists()
+
+
+def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
+    """In a process of its own: this one checks types ahead of us."""
+    gsm8k = ["model=tiny", "benchmark=gsm8k"]
+    cases = [
+        ([*TINY, "benchmark.thinking=5"], "benchmark.thinking=5 must be two texts"),
+        ([*TINY, "benchmark.system=5"], "benchmark.system=5 is no text"),
+        ([*TINY, "benchmark.arithmetic.limit=foo"], "benchmark.limit='foo' must be a whole number"),
+        ([*TINY, "benchmark.arithmetic.source=null"], "benchmark.arithmetic.source=None is no function"),
+        ([*TINY, "benchmark.arithmetic.prompt=null"], "benchmark.arithmetic.prompt=None has no {problem}"),
+        ([*TINY, "benchmark.arithmetic.source.operations=4"], "operations=4 must be two whole numbers"),
+        ([*TINY, "benchmark.arithmetic.source.count=x"], "count='x' must be a whole number"),
+        ([*gsm8k, "benchmark.path=[a]"], "benchmark.path=['a'] is no text"),
+        ([*gsm8k, "benchmark.gsm8k.path=5"], "benchmark.path=5 is no text"),
+    ]
+    asks = (
+        "import json, sys\nfrom test_evaluate import UserError, compose, evaluate_model\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try:\n        evaluate_model(compose(words))\n"
+        "    except UserError as error:\n        print(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asks, json.dumps([words for words, _ in cases])],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == len(cases), done.stdout
+    assert not [(one, wanted) for one, (_, wanted) in zip(said, cases, strict=True) if wanted not in one]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_of_which_nothing_is_chosen_says_its_options_and_another_key_its_command() -> None:
+    with pytest.raises(UserError, match=r"logger=foo: there is no such logger \(options: csv, wandb\)"):
+        compose([*TINY, "logger=foo"])
+    with pytest.raises(
+        UserError, match=r"no key 'limit'; did .*; python -m distill.evaluate --cfg job shows"
+    ):
+        compose([*TINY, "limit=3"])
+
+
+def test_an_engine_that_wrote_nothing_leaves_the_folder_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    out = tmp_path / "a"
+    with pytest.raises(UserError, match="engine=vllm needs vLLM"):
+        run([*TINY, *ASK, "engine=vllm"], out)
+    # As a process leaves it that was killed before its first completion.
+    place = out / "completions" / "arithmetic"
+    place.mkdir(parents=True)
+    (place / "key.json").write_text('{"engine": "vllm"}')
+    (place / "completions.jsonl").touch()
+    assert run([*TINY, *ASK], out)["benchmarks"]["arithmetic"]["samples"] == 12
+
+
+def test_what_one_benchmark_refuses_is_said_before_another_is_asked(gsm8k: Path, tmp_path: Path) -> None:
+    more = ["benchmark=[gsm8k,arithmetic]", f"benchmark.gsm8k.path={gsm8k}"]
+    run([*TINY, *ASK], tmp_path / "a")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").glob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds completions of arithmetic made with another sampling"):
+        run(["model=tiny", *more, "benchmark.max_new_tokens=9"], tmp_path / "a")
+    assert {path: path.read_bytes() for path in (tmp_path / "a").glob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "a" / "completions").iterdir()] == ["arithmetic"]
+
+
+def test_what_broke_off_leaves_a_report_of_what_it_had_found(
+    gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(one: Any, *rest: Any, **options: Any) -> Any:
+        if one.benchmark.name == "gsm8k":
+            raise KeyboardInterrupt
+        return original(one, *rest, **options)
+
+    original = command.evaluate
+    monkeypatch.setattr(command, "evaluate", interrupted)
+    words = ["benchmark=[arithmetic,gsm8k]", "benchmark.max_new_tokens=8", f"benchmark.gsm8k.path={gsm8k}"]
+    with pytest.raises(KeyboardInterrupt):
+        run(["model=tiny", *words, "benchmark.arithmetic.limit=12"], tmp_path / "a")
+    assert "| arithmetic | 12 | 1 |" in (tmp_path / "a" / "results.md").read_text()
+    assert (tmp_path / "a" / "results.html").is_file()
+    assert [path.name for path in (tmp_path / "a" / "completions").iterdir()] == ["arithmetic"]
+
+
+def test_the_name_is_in_the_titles_and_the_time_that_it_took_stays_known(tmp_path: Path) -> None:
+    found = run([*TINY, *ASK, "name=mine"], tmp_path / "a")
+    assert (found["name"], found["model"]) == ("mine", "package:distill/tiny/student")
+    assert (tmp_path / "a" / "results.md").read_text().startswith("mine, in %")
+    assert "<title>mine" in (tmp_path / "a" / "results.html").read_text()
+    again = run([*TINY, *ASK, "name=mine"], tmp_path / "a")
+    assert again["benchmarks"] == found["benchmarks"]
+    assert again["benchmarks"]["arithmetic"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", "{", "results.json is damaged"),
+        ("results.json", "[]", "results.json is damaged"),
+        ("results.json", '{"benchmarks": {"gsm8k": {}}}', r"results.json is damaged \(KeyError: 'figures'\)"),
+        ("results.json", '{"benchmarks": {"gsm8k": 5}}', "results.json is damaged"),
+        ("samples.jsonl", '{"benchmark": "arithm', "samples.jsonl, line 1 is no sample of an evaluation"),
+        ("samples.jsonl", b"\xff\n", "samples.jsonl cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_named_and_the_completions_are_kept(
+    name: str, content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    run([*TINY, *ASK], tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        run([*TINY, *ASK], tmp_path / "a")
+    path.unlink()
+    assert run([*TINY, *ASK], tmp_path / "a")["benchmarks"]["arithmetic"]["samples"] == 12
+
+
+def test_a_pairs_two_models_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_model(compose([*TINY, *ASK])) == Path("outputs/evaluations/tiny")
+    teacher = evaluate_model(compose([*TINY, *ASK, "model.role=teacher"]))
+    assert teacher == Path("outputs/evaluations/tiny_teacher")
 
 
 def test_a_hub_set_that_cannot_be_reached_is_named_with_its_remedy(

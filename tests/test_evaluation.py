@@ -271,6 +271,37 @@ def test_only_what_stands_behind_the_thinking_is_judged_and_the_whole_is_kept(lm
     assert score.figures["no answer"].value == pytest.approx(1 / 3)
 
 
+def test_thinking_is_left_out_where_its_tags_are_special_tokens(lm: LanguageModel) -> None:
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    opens, closes = lm.tokenizer.convert_tokens_to_ids(["[THINK]", "[/THINK]"])
+    seen: list[str] = []
+
+    def note(example: Example, completion: str) -> Verdict:
+        seen.append(completion)
+        return Verdict(completion, True)
+
+    def ids(text: str) -> list[int]:
+        return lm.tokenizer(text).input_ids
+
+    class Thinks:
+        name = "thinks"
+        said = ([opens, *ids("1+1="), closes, *ids("2"), 1], [opens, *ids("4")])
+
+        def write(
+            self, requests: Sequence[Request], sampling: Sampling
+        ) -> Generator[tuple[int, Written], None, None]:
+            for place, own in enumerate(self.said):
+                yield place, Written(np.asarray(own, dtype=np.int32), own[-1] == 1)
+
+    problems = [Example("a", "1+1=", "2"), Example("b", "2+2=", "4")]
+    asked = ask(benchmark(problems, grade=note, thinking=["[THINK]", "[/THINK]"]), lm.source)
+    score = evaluate(asked, lm.source, Thinks(), label="test")
+    assert [one["reason"] for one in score.samples] == ["right", "unclosed thinking"]
+    assert [one.strip() for one in seen] == ["2"]
+    assert "[THINK]" in score.samples[0]["completion"]
+    assert lm.tokenizer.eos_token not in score.samples[0]["completion"]
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 7, 22, 45])
 def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(
     lm: LanguageModel, tmp_path: Path, stop_after: int
@@ -289,7 +320,7 @@ def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(
     assert score.figures == whole.figures
     assert len(broken.asked) + len(rest.asked) == 46
     assert not {one.seed for one in broken.asked} & {one.seed for one in rest.asked}
-    assert score.seconds is None  # a part was measured in another process
+    assert (score.seconds is None) == (stop_after > 0)  # a part was measured in another process
     again = evaluate(asked, lm.source, Script(says, 0), folder=tmp_path, label="test")  # asks nothing
     assert again.samples == whole.samples
 

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +21,14 @@ from test_training import run as train_run
 
 from distill import data, engines
 from distill.cli import check_overrides
-from distill.engines import HfEngine, Request, Written, numbers, request_seed
+from distill.engines import HfEngine, Request, VllmEngine, Written, numbers, request_seed
 from distill.errors import UserError
 from distill.generate import CONFIG, generate
 from distill.generation import Sampling
 from distill.generation import generate as write
-from distill.models import LanguageModel
+from distill.models import LanguageModel, find_model
 from distill.records import COLUMNS, read_records, write_records
+from distill.teacher import LazyModel
 
 SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
 
@@ -109,7 +110,9 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_set_of_one_clean_run(
     class Mortal(HfEngine):
         """Dies somewhere between two completions."""
 
-        def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
+        def write(
+            self, requests: Sequence[Request], sampling: Sampling
+        ) -> Generator[tuple[int, Written], None, None]:
             left = chance.randrange(8) if len(deaths) < 20 else len(requests)
             for place, found in super().write(requests, sampling):
                 left -= 1
@@ -374,6 +377,13 @@ def test_vllm_is_asked_for_tokens_and_seeds_of_its_own(
     assert len({p.seed for _, _, many in asked for p in many}) == 6
     assert [r["completion_ids"][-2:] for r in records[:3]] == [[8, 1], [8, 1], [6, 6]]
     assert [r["finished"] for r in records[:3]] == [True, True, False]
+
+
+def test_what_vllm_writes_depends_on_its_options_but_not_on_its_speed() -> None:
+    model = LazyModel(find_model("package:distill/tiny/student", key="model"), "cpu")
+    assert VllmEngine(model, tensor_parallel_size=2, gpu_memory_utilization=0.8).settings == {}
+    options = VllmEngine(model, quantization="fp8", tensor_parallel_size=2).settings
+    assert options == {"options": {"quantization": "fp8"}}
 
 
 def test_without_vllm_its_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from distill import presets
 from distill.cli import check_overrides
+from distill.evaluate import as_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-_COMMAND = re.compile(r"python (train\.py|-m distill\.(generate|score|curate))\b")
+_COMMAND = re.compile(r"python (train\.py|-m distill\.(generate|score|curate|evaluate))\b")
 
 
 def commands() -> list[str]:
@@ -37,7 +38,8 @@ def options(group: str) -> set[str]:
 def test_every_command_of_the_readme_composes(command: str) -> None:
     words = shlex.split(command)
     if words[1] == "-m":
-        check_overrides(ROOT / "conf", words[2].removeprefix("distill."), words[3:])
+        name = words[2].removeprefix("distill.")
+        check_overrides(ROOT / "conf", name, as_keys(words[3:]) if name == "evaluate" else words[3:])
     else:
         check_overrides(ROOT / "conf", "train", words[2:])
 
@@ -48,6 +50,7 @@ def test_the_readme_shows_commands() -> None:
         "distill.generate",
         "distill.score",
         "distill.curate",
+        "distill.evaluate",
     }
 
 

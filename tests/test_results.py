@@ -157,7 +157,7 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
 
 def test_what_has_no_result_is_named_with_the_reason(tmp_path: Path) -> None:
     made(tmp_path / "0_sft", "sft", 0, 0.5)
-    for name in ("1_failed", "2_cut", "3_killed", "4_half"):
+    for name in ("1_failed", "2_cut", "3_killed", "4_half", "5_old", "6_list"):
         (tmp_path / name).mkdir()
     error = "Traceback (most recent call last):\n  ...\ndistill.errors.NonFiniteError: the loss is nan\n"
     (tmp_path / "1_failed" / "error.txt").write_text(error)
@@ -166,6 +166,11 @@ def test_what_has_no_result_is_named_with_the_reason(tmp_path: Path) -> None:
         (tmp_path / "2_cut" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     (tmp_path / "3_killed" / ".lock").touch()
     (tmp_path / "4_half" / "summary.json").write_text('{"name": ')
+    older = json.loads((tmp_path / "0_sft" / "summary.json").read_text())
+    del older["benchmarks"]
+    for name, content in (("5_old", older), ("6_list", [])):
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
     report = results.report([tmp_path])
     assert "| `sft` | 51.8 | 50.0 | 50.0 |" in report
     below = report.split("Not in a table:\n\n")[1].splitlines()
@@ -175,6 +180,10 @@ def test_what_has_no_result_is_named_with_the_reason(tmp_path: Path) -> None:
         f"- `{tmp_path / '3_killed'}`: unfinished: no checkpoint",
     ]
     assert below[3].startswith(f"- `{tmp_path / '4_half'}`: unreadable: ")
+    assert below[4:] == [
+        f"- `{tmp_path / '5_old'}`: unreadable: its summary.json has no benchmarks, as of another version",
+        f"- `{tmp_path / '6_list'}`: unreadable: its summary.json is a list",
+    ]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

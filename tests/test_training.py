@@ -542,6 +542,10 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     summary = json.loads((folder / "summary.json").read_text())
     stages = summary["benchmarks"]["arithmetic"]
     assert stages["before"]["problems"] == stages["after"]["problems"] == 4
+    otherwise = ["trainer.max_steps=10", f"ckpt={folder}", "benchmark.limit=4", "benchmark.max_new_tokens=2"]
+    run([*words, *otherwise], folder)
+    records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {(one["stage"], one["tokens"]) for one in records} == {("before", 2), ("after", 2)}
     assert summary["seconds"]["training"] == pytest.approx(sum(column(folder, "train/seconds")), abs=0.1)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.tiny import task
 from distill.traces import Example, Verdict
 
@@ -17,8 +17,8 @@ def load(
     path: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """So many distinct problems, each with its solution one operation a step; no two splits share any, whatever
-    their counts and seeds.
+    """So many distinct problems, each with its solution one operation a step; no two splits share any,
+    whatever their counts and seeds.
 
     Args:
         split: `train`, `validation` or `test`.
@@ -37,6 +37,9 @@ def load(
         )
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves no problem of arithmetic: set it to at least 1, or to null")
+    whole_number("count", count, least=1)
+    if not isinstance(operations, Sequence) or [type(number) for number in operations] != [int, int]:
+        raise UserError(f"operations={operations!r} must be two whole numbers, fewest and most, as [4,8]")
     fewest, most = operations
     texts = task.problems(limit or count, split=split, seed=seed, operations=(fewest, most))
     return [

@@ -20,8 +20,8 @@ _DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-
 def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.RULES) -> Verdict:
     r"""Whether the final answer is the gold one, as an exact number.
 
-    `025` is 25, `1,000.0` is 1000, `18\text{ eggs}` and `18 eggs a day` are 18, `\frac{1}{2}` is 0.5, `7 1/2` is
-    7.5; of `m+n = 33` what stands behind the equals sign counts.
+    `025` is 25, `1,000.0` is 1000, `18\text{ eggs}` and `18 eggs a day` are 18, `\frac{1}{2}` is 0.5, `7 1/2`
+    is 7.5; of `m+n = 33` what stands behind the equals sign counts.
 
     Args:
         example: its gold is a number.
