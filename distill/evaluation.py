@@ -392,7 +392,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
     problem = asked.problems[place // benchmark.samples]
     if one.ids is None:
         completion, words = one.text, one.text.split()
-        tokens = len(model.tokenizer(completion, add_special_tokens=False).input_ids)
+        tokens = _length(completion, model)
     else:
         completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
         tokens = len(one.ids)
@@ -418,8 +418,13 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         # A text's tokens are counted anew and may be some fewer than the server's.
         "truncated": not one.finished and (one.ids is None or tokens >= room),
         "tokens": tokens,
+        "reference_tokens": None if problem.completion is None else _length(problem.completion, model),
         "repetition": repetition(words),
     }
+
+
+def _length(text: str, model: ModelSource) -> int:
+    return len(model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _classify(samples: Sequence[dict[str, Any]], benchmark: Benchmark) -> None:

@@ -21,6 +21,7 @@ def sample(benchmark: str, **changes: Any) -> dict[str, Any]:
         "finished": True,
         "truncated": False,
         "tokens": 3,
+        "reference_tokens": None,
         "repetition": None,
     }
     return record | changes

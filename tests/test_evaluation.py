@@ -97,6 +97,7 @@ def test_samples_come_in_the_problems_order_whatever_the_batches(lm: LanguageMod
             "finished": ids[-1] == 1,
             "truncated": ids[-1] != 1,
             "tokens": len(ids),
+            "reference_tokens": None,
             "repetition": 1 - len(set(grams)) / len(grams) if grams else None,
         }
     found = score.figures
@@ -106,6 +107,21 @@ def test_samples_come_in_the_problems_order_whatever_the_batches(lm: LanguageMod
     assert 0 < found["unfinished"].value == found["truncated"].value < 1
     assert found["tokens"].value == pytest.approx(sum(one["tokens"] for one in score.samples) / 23)
     assert score.seconds is not None
+
+
+def test_a_record_says_how_long_the_problems_own_solution_is(lm: LanguageModel) -> None:
+    problems = [
+        Example("a", "1+2=", "3", completion="1+2=3;#3"),
+        Example("b", "2+2=", "4", completion=""),
+        Example("c", "3+2=", "5"),
+    ]
+    score = run(lm, benchmark(problems))
+    assert [one["reference_tokens"] for one in score.samples] == [
+        len(lm.tokenizer("1+2=3;#3", add_special_tokens=False).input_ids),
+        0,
+        None,
+    ]
+    assert score.samples[0]["reference_tokens"] > 1
 
 
 def test_the_prompt_goes_around_the_problem(lm: LanguageModel) -> None:

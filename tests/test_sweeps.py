@@ -170,6 +170,7 @@ def write_run(folder: Path, loss: str, lr: float, seed: int, accuracy: float) ->
     after = {"problems": 300, "figures": {"accuracy": {"value": accuracy, "low": 0.0, "high": 1.0}}}
     summary = {"name": f"{loss}_seed{seed}", "status": "finished", "seed": seed, "loss": loss}
     summary |= {"benchmarks": {"arithmetic": {"before": after, "after": after}}}
+    summary |= {"tokens": 100, "rollout_tokens": 0, "seconds": {"training": 1.0}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml({"model": {"lr": lr}, "seed": seed}))
     (folder / "versions.json").write_text("{}")
