@@ -1,0 +1,1 @@
+"""A sweep as a report: methods compared with a baseline, in tables, figures and examples."""
