@@ -29,6 +29,7 @@ from distill.run_folders import (
 AXES = {
     "tokens": ("train/tokens_total",),
     "seconds": ("train/seconds_total",),
+    "student_flops": ("train/student_flops_total",),
     "flops": ("train/student_flops_total", "train/teacher_flops_total"),
 }
 _KEYS = ("run", "group", "loss", "seed")  # the first columns of every table
@@ -42,7 +43,7 @@ class Runs:
         runs: a row a run: name, status, place; its summary (`tokens`, `seconds.training`, ...); its figures
             as `arithmetic/after/accuracy`, `..._low`, `..._high`; its configuration (`optimizer.lr`, ...).
         metrics: a row for each step and metric: step, metric, value, and what had been spent by that step:
-            tokens, seconds (of training), flops (the student's and the teacher's); NaN where it was not
+            tokens, seconds (of training), student_flops, flops (the teacher's, too); NaN where it was not
             logged. A value that is NaN is no row. Texts are categories: group with `observed=True`.
         scores: a row for each figure of a benchmark: benchmark, stage (`before`, `after`), figure, value, and
             its 95 % interval low, high.

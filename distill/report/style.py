@@ -1,4 +1,4 @@
-"""How the report's figures look: a paper's column wide, in vectors, told apart with any kind of colour vision."""
+"""How the report's figures look: a column wide, in vectors, told apart with any kind of colour vision."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _BASELINE = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":")
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

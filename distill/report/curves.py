@@ -1,0 +1,125 @@
+"""Learning curves against what was spent, and how the token weights moved, as means over seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas
+
+from distill.loading import AXES
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_POINTS = 60
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """A metric against what was spent, each [points]: the seeds' mean, lowest and highest."""
+
+    spent: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def accuracies(metrics: pandas.DataFrame) -> list[str]:
+    """The metrics that are a benchmark's accuracy."""
+    return sorted(name for name in metrics["metric"].unique() if name.endswith("/accuracy"))
+
+
+def learning_curves(
+    metrics: pandas.DataFrame,
+    axis: str = "tokens",
+    *,
+    metric: str | Sequence[str] | None = None,
+    by: Mapping[str, str] | None = None,
+) -> dict[str, LearningCurve]:
+    """How a metric grew with what was spent, by method.
+
+    Seeds that were measured equally often are averaged measurement by measurement, what they had spent by
+    then, too. Others are interpolated linearly at 60 amounts, as far as all seeds went.
+
+    Args:
+        metrics: `Runs.metrics` of `distill.runs.load`.
+        axis: `tokens`, `seconds`, `student_flops` or `flops`.
+        metric: its name; of several the mean where all were measured. None: every benchmark's accuracy.
+        by: method of each run (`run`); None: its `loss`.
+
+    Raises:
+        ValueError: there is no such axis.
+    """
+    if axis not in AXES:
+        raise ValueError(f"axis={axis!r} is not one of {', '.join(AXES)}")
+    wanted = accuracies(metrics) if metric is None else [metric] if isinstance(metric, str) else list(metric)
+    # W&B's and our tables hold a benchmark's accuracy once a step; a mean is of steps that have all.
+    rows: Any = metrics[metrics["metric"].isin(wanted)]
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for run, own in rows.groupby("run", sort=False, observed=True):
+        whole: Any = own.groupby("step").agg(
+            value=("value", "mean"), n=("value", "size"), spent=(axis, "max")
+        )
+        whole = whole[(whole["n"] == len(wanted)) & whole["spent"].notna()]
+        if len(whole):
+            name = str(own["loss"].iloc[0]) if by is None else by.get(str(run))
+            if name is not None:
+                curves.setdefault(name, []).append((whole["spent"].to_numpy(), whole["value"].to_numpy()))
+    return {name: _mean_curve(own) for name, own in curves.items()}
+
+
+def _mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> LearningCurve:
+    if len({len(spent) for spent, _ in seeds}) == 1:
+        values = np.asarray([value for _, value in seeds])
+        spent = np.asarray([spent for spent, _ in seeds]).mean(0)
+        return LearningCurve(spent, values.mean(0), values.min(0), values.max(0))
+    first, last = max(own[0][0] for own in seeds), min(own[0][-1] for own in seeds)
+    spent = np.linspace(first, last, _POINTS) if last > first else np.asarray([last])
+    values = np.asarray([np.interp(spent, *own) for own in seeds])
+    return LearningCurve(spent, values.mean(0), values.min(0), values.max(0))
+
+
+def weight_quantiles(weights: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
+    """Quantiles of the token weights along training: a row for each method and step, a column a quantile.
+
+    Seeds' histograms are added; within a bin tokens count as evenly spread.
+
+    Args:
+        weights: `Runs.weights` of `distill.runs.load`.
+        by: method of each run (`run`); None: its `loss`.
+    """
+    if not len(weights):
+        return pandas.DataFrame(columns=["method", "step", *QUANTILES])
+    table: Any = _named(weights, by)
+    table = table.groupby(["method", "step", "low", "high"], sort=True)["count"].sum().reset_index()
+    rows = []
+    for (method, step), bins in table.groupby(["method", "step"], sort=False):
+        total = bins["count"].sum()
+        if total:
+            edges = np.concatenate([bins["low"].to_numpy()[:1], bins["high"].to_numpy()])
+            reached = np.concatenate([[0.0], bins["count"].cumsum().to_numpy() / total])
+            rows.append((method, step, *(_quantile(edges, reached, q) for q in QUANTILES)))
+    return pandas.DataFrame(rows, columns=["method", "step", *QUANTILES])
+
+
+def _named(rows: Any, by: Mapping[str, str] | None) -> pandas.DataFrame:
+    """With a column `method`; without the runs of none."""
+    named = rows["loss"].astype(str) if by is None else rows["run"].astype(str).map(dict(by))
+    return rows.assign(method=named).dropna(subset=["method"])
+
+
+def _quantile(edges: np.ndarray, reached: np.ndarray, q: float) -> float:
+    upper = int(np.searchsorted(reached, q, side="left"))
+    below, above = reached[upper - 1], reached[upper]
+    return float(edges[upper - 1] + (edges[upper] - edges[upper - 1]) * (q - below) / (above - below))
+
+
+def effective_share(metrics: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
+    """Effective sample size of the weights, (Σw)²/Σw² as a share of a step's tokens, mean over seeds: a row
+    for each method and step.
+
+    Args:
+        metrics: `Runs.metrics` of `distill.runs.load`.
+        by: method of each run (`run`); None: its `loss`.
+    """
+    table: Any = _named(metrics[metrics["metric"] == "weights/effective_sample_size"], by)
+    return table.groupby(["method", "step"], sort=True)["value"].mean().rename("share").reset_index()

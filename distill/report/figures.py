@@ -1,0 +1,203 @@
+"""The report's figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+
+from distill.report.curves import QUANTILES, LearningCurve
+from distill.report.methods import Method, Table
+from distill.report.style import COLUMN, PAGE, new_figure, paper
+from distill.statistics import mean_over_runs
+
+Styles = Mapping[str, Mapping[str, Any]]
+
+AXIS_TITLES = {
+    "tokens": "trained completion tokens",
+    "seconds": "seconds of training",
+    "student_flops": "student FLOPs",
+    "flops": "student and teacher FLOPs",
+}
+
+
+def accuracy_figure(table: Table, styles: Styles) -> Figure:
+    """A row a method: the mean over seeds with its 95 % interval, a ring for each seed; dashed, before."""
+    methods = [method for method in table.methods if method.accuracy is not None]
+    with paper():
+        figure = new_figure(height=0.6 + 0.24 * len(methods))
+        (axes,) = figure.axes
+        before = [method.before for method in methods if method.before is not None]
+        if before:
+            axes.axvline(100 * float(np.mean(before)), color="#777777", linestyle="--", linewidth=0.8)
+        for row, method in enumerate(methods):
+            style = styles[method.name]
+            seeds = [100 * value for value in _by_seed(method)]
+            axes.plot(seeds, [row] * len(seeds), "o", markersize=3, markerfacecolor="none", color="#777777")
+            _point(axes, method, row, style)
+        axes.set_yticks(range(len(methods)), [method.name for method in methods])
+        axes.set(xlabel="accuracy after training, % (dashed: before)", ylim=(len(methods) - 0.5, -0.5))
+    return figure
+
+
+def _by_seed(method: Method) -> list[float]:
+    return [
+        float(np.mean([own["after"]["figures"]["accuracy"]["value"] for own in asked.values()]))
+        for asked in (run.summary["benchmarks"] for run in method.runs)
+    ]
+
+
+def _point(axes: Any, method: Method, row: int, style: Mapping[str, Any]) -> None:
+    found = method.accuracy
+    assert found is not None
+    # What lies beyond 0 and 100 % is Student's t, not accuracy.
+    low, high = (100 * min(1.0, max(0.0, bound)) for bound in (found.low, found.high))
+    if np.isfinite([low, high]).all():
+        axes.plot([low, high], [row, row], color=style["color"], linewidth=1.4)
+    axes.plot(100 * found.value, row, marker=style["marker"], color=style["color"], markersize=5)
+
+
+def learning_figure(
+    curves: Mapping[str, Mapping[str, LearningCurve]],
+    styles: Styles,
+    *,
+    title: str = "accuracy, %",
+    scale: float = 100.0,
+) -> Figure:
+    """A panel for each budget axis: means over seeds, at the end with a bar from the lowest seed to the
+    highest; bands along so many lines would hide them.
+
+    Args:
+        curves: of `learning_curves`, by axis.
+        styles: by method.
+        title: of the vertical axes.
+        scale: factor on the metric.
+    """
+    names = [name for name in styles if any(name in own for own in curves.values())]
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    width, height = (PAGE if columns > 1 else COLUMN), 2.1 * rows + 0.2 + 0.14 * -(-len(names) // 4)
+    with paper():
+        figure = new_figure(rows, columns, width=width, height=height)
+        for axes, (axis, own) in zip(figure.axes, curves.items(), strict=False):
+            for name in names:
+                if name in own:
+                    _curve(axes, own[name], styles[name], name, scale)
+            axes.set(xlabel=AXIS_TITLES.get(axis, axis), ylabel=title)
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+        for empty in figure.axes[len(curves) :]:
+            empty.set_axis_off()
+        _legend_below(figure, names, styles)
+    return figure
+
+
+def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str, scale: float) -> None:
+    every = max(1, len(curve.spent) // 6)
+    axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **style)
+    end = scale * np.asarray([curve.mean[-1] - curve.low[-1], curve.high[-1] - curve.mean[-1]])
+    axes.errorbar(
+        curve.spent[-1],
+        scale * curve.mean[-1],
+        end[:, None],
+        color=style["color"],
+        linewidth=0.8,
+        capsize=1.5,
+    )
+
+
+def _legend_below(figure: Figure, names: Sequence[str], styles: Styles) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=name, **styles[name]) for name in names]
+    columns = 4 if figure.get_figwidth() > COLUMN else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, max(1, len(handles))))
+
+
+def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
+    """Accuracy against the length of a problem's own solution: means over seeds with 95 % intervals over
+    seeds, in bins of about as many problems each. None where no set has solutions."""
+    found = accuracy_by_length(table, bins)
+    if found is None:
+        return None
+    centers, lines = found
+    with paper():
+        figure = new_figure(height=2.4 + 0.14 * -(-len(lines) // 3))
+        (axes,) = figure.axes
+        # Beside each other, or their bars could not be told apart.
+        step = 0.012 * (centers[-1] - centers[0]) if len(centers) > 1 else 0.0
+        for number, (name, accuracy) in enumerate(lines.items()):
+            place = centers + step * (number - (len(lines) - 1) / 2)
+            axes.plot(place, 100 * accuracy[0], label=name, **styles[name])
+            if np.isfinite(accuracy[1:]).all():
+                bars = 100 * np.clip(accuracy[1:], 0.0, 1.0)
+                axes.vlines(place, *bars, color=styles[name]["color"], linewidth=0.7)
+        axes.set(xlabel="tokens of the problem's own solution", ylabel="accuracy, %")
+        _legend_below(figure, list(lines), styles)
+    return figure
+
+
+def accuracy_by_length(table: Table, bins: int = 5) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """Accuracy in bins of solution length.
+
+    Returns:
+        Mean length in each bin [bins], and by method [3, bins] the mean over seeds and its 95 % interval;
+        None where no set has solutions, or all are of one length.
+    """
+    answers = table.answers
+    if answers is None:
+        return None
+    known = np.isfinite(answers.reference)
+    lengths = np.unique(answers.reference[known])
+    if len(lengths) < 2:
+        return None
+    if len(lengths) > bins:
+        inner = np.quantile(answers.reference[known], np.linspace(0, 1, bins + 1)[1:-1])
+        edges = np.unique(inner)
+    else:
+        edges = lengths[:-1]  # the lengths are the bins
+    place = np.searchsorted(edges, answers.reference, side="left")
+    members = [known & (place == number) for number in range(len(edges) + 1)]
+    members = [own for own in members if own.any()]
+    centers = np.asarray([answers.reference[own].mean() for own in members])
+    lines = {}
+    for method in table.methods:
+        right = table.right(method)
+        means = [mean_over_runs(right[:, own].mean(1)) for own in members]
+        lines[method.name] = np.asarray([[one.value, one.low, one.high] for one in means]).T
+    return centers, lines
+
+
+def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles: Styles) -> Figure | None:
+    """A panel for each method whose weights differ: median, middle half and middle 90 % of the token weights
+    along training; below it the effective sample size. None where all weights are alike."""
+    low, lower, middle, upper, high = QUANTILES
+    spread = quantiles[quantiles[high] - quantiles[low] > 0.05 + 1e-9]
+    names = [name for name in styles if name in set(spread["method"])]
+    if not names:
+        return None
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    with paper():
+        width = PAGE if columns > 2 else COLUMN
+        figure = new_figure(2 * rows, columns, width=width, height=(1.7 + 1.1) * rows)
+        for number, name in enumerate(names):
+            row, column = divmod(number, columns)
+            top = figure.axes[2 * row * columns + column]
+            bottom = figure.axes[(2 * row + 1) * columns + column]
+            own, color = quantiles[quantiles["method"] == name], styles[name]["color"]
+            top.fill_between(own["step"], own[low], own[high], color=color, alpha=0.18, linewidth=0)
+            top.fill_between(own["step"], own[lower], own[upper], color=color, alpha=0.35, linewidth=0)
+            top.plot(own["step"], own[middle], color=color)
+            ess = share[share["method"] == name]
+            bottom.plot(ess["step"], 100 * ess["share"], color=color)
+            top.set(title=name, ylim=(0, None))
+            bottom.set(xlabel="optimizer step", ylim=(0, 100))
+            if column == 0:
+                top.set_ylabel("token weight")
+                bottom.set_ylabel("effective\nsample, %")
+        for empty in range(len(names), rows * columns):
+            row, column = divmod(empty, columns)
+            for half in (0, 1):
+                figure.axes[(2 * row + half) * columns + column].set_axis_off()
+    return figure
