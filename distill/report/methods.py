@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from distill.loading import Runs
 from distill.report.answers import Answers, read_answers
 from distill.report.sweep import planned
 from distill.results import Comparison, Row, compare, read_runs
@@ -167,6 +168,13 @@ def tables_of(
             for run in comparison.repeated
         }
     return sorted(tables, key=lambda table: -len(table.runs)), others
+
+
+def method_of_runs(table: Table, found: Runs) -> dict[str, str]:
+    """The method's name by the name that each run has in the tables of `distill.runs.load`."""
+    names = {run.folder.resolve(): method.name for method in table.methods for run in method.runs}
+    rows = zip(found.runs["run"].tolist(), found.runs["place"].tolist(), strict=True)
+    return {str(run): names[place] for run, where in rows if (place := Path(where).resolve()) in names}
 
 
 def _table(comparison: Comparison, baseline: str, wanted: Sequence[Mapping[str, Any]]) -> Table:

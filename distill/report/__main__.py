@@ -1,0 +1,50 @@
+"""`python -m distill.report <sweep>`: methods side by side, tested against a baseline, as one page.
+
+Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF.
+"""
+
+import argparse
+from pathlib import Path
+
+from distill.cli import one_sentence_errors
+from distill.report.write import write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.report", description="A sweep's methods against a baseline, as one page."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
+    parser.add_argument("--baseline", default="sft", help="the loss that others are tested against (sft)")
+    parser.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that counts as part of the method, such as data.path where sets of traces are compared",
+    )
+    parser.add_argument(
+        "--drift",
+        type=int,
+        default=0,
+        metavar="PROBLEMS",
+        help="also have every student and its teacher write at so many problems, and show how errors add up",
+    )
+    parser.add_argument("--examples", type=int, default=3, metavar="N", help="problems to show each way (3)")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
+    arguments = parser.parse_args()
+    with one_sentence_errors():
+        print(
+            write_report(
+                arguments.folders,
+                baseline=arguments.baseline,
+                across=arguments.across,
+                drift=arguments.drift,
+                examples=arguments.examples,
+                out=arguments.out,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

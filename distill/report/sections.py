@@ -1,0 +1,217 @@
+"""The report's sections in words and tables."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from distill.report.examples import Parting
+from distill.report.methods import Gain, Method, Table
+from distill.report.page import Block, Grid, Heading, Items, Text, Written
+from distill.statistics import Difference, Figure
+
+_EXPLAINED = (
+    "Accuracies are means over seeds with Student's 95 % interval; one seed has none. A gain is the method's "
+    "accuracy minus the baseline's on the same seeds and problems. **p (seeds)** is the paired t-test over "
+    "seeds: would other runs show it? **p (problems)** is the sign-flip test over problems, each one's "
+    "difference averaged over seeds: would other problems show it? **p** is the larger of both, adjusted for "
+    "the number of methods by Holm's rule; below 0.05, and with two seeds at least, the difference is called "
+    "established."
+)
+
+
+def results(table: Table) -> Iterator[Block]:
+    """Accuracies, gains and what is established."""
+    asked = ", ".join(f"{name} ({count:,} problems)" for name, count in table.asked.items())
+    said = ("Mean of " if len(table.asked) > 1 else "") + (asked or "No benchmark was asked")
+    if table.differs:
+        said += f"; with {', '.join(table.differs[:8])}"
+    yield Text(said + ".")
+    if any(method.accuracy for method in table.methods):
+        base = table.baseline
+        head = ["method", "seeds", "before, %", "after, % [95 %]"]
+        if base:
+            head += [f"over {base}, points [95 %]", "p (seeds)", "p (problems)", "p", ""]
+        yield Grid(head, [_result(table, method) for method in table.methods])
+        if base:
+            yield from conclusions(table)
+
+
+def _result(table: Table, method: Method) -> list[str]:
+    cells = [
+        _name(method),
+        str(len(method.seeds)),
+        "" if method.before is None else _percent(method.before),
+        "" if method.accuracy is None else _figure(method.accuracy),
+    ]
+    if table.baseline is None:
+        return cells
+    gain = method.gain
+    if gain is None:
+        return [*cells, "baseline" if method.name == table.baseline else "", "", "", "", ""]
+    over = gain.over_seeds
+    return [
+        *cells,
+        _difference(over or gain.over_problems) + ("" if over else " (over problems)"),
+        "" if over is None else _p(over.p),
+        _p(gain.over_problems.p),
+        _p(gain.adjusted),
+        "established" if gain.established else "",
+    ]
+
+
+def conclusions(table: Table) -> Iterator[Block]:
+    """What the gains establish, in sentences."""
+    tested = [method for method in table.methods if method.gain is not None]
+    better = [m.name for m in tested if m.gain and m.gain.established and _gained(m.gain) > 0]
+    worse = [m.name for m in tested if m.gain and m.gain.established and _gained(m.gain) < 0]
+    rest = [m.name for m in tested if m.name not in {*better, *worse}]
+    said = []
+    if better:
+        said.append(f"Established as better than {table.baseline} here: **{', '.join(better)}**.")
+    if worse:
+        said.append(f"Established as worse than {table.baseline} here: **{', '.join(worse)}**.")
+    if rest:
+        said.append(
+            f"Neither better nor worse beyond what seeds and problems do by themselves: {', '.join(rest)}."
+        )
+    if tested and all(len(m.gain.seeds) < 2 for m in tested if m.gain):
+        said.append("One seed alone says nothing about other runs, so nothing is established.")
+    if below := [
+        m.name for m in table.methods if m.accuracy and m.before and m.accuracy.value < m.before - 0.005
+    ]:
+        said.append(f"Below where the student began: {', '.join(below)}.")
+    yield Items(said)
+    yield Text(_EXPLAINED)
+
+
+def costs(table: Table) -> Iterator[Block]:
+    """What each method spent, a run."""
+    head = ["method", "trained tokens", "by the student", "student FLOPs", "teacher FLOPs", "training, s"]
+    rows = [
+        [
+            _name(method),
+            f"{method.tokens:,.0f}",
+            f"{100 * method.by_student:.0f} %",
+            _flops(method.student_flops),
+            _flops(method.teacher_flops),
+            f"{method.seconds:,.1f}",
+        ]
+        for method in table.methods
+    ]
+    yield Grid(head, rows)
+    tokens = [method.tokens for method in table.methods]
+    if max(tokens) > 1.02 * min(tokens):
+        yield Text(
+            f"**Not at equal trained tokens:** from {min(tokens):,.0f} to {max(tokens):,.0f} a run; set "
+            f"max_tokens= to compare at one budget."
+        )
+    if any(method.settings for method in table.methods):
+        yield Items([f"{_name(m)}: {', '.join(m.settings)}" for m in table.methods if m.settings])
+
+
+def lengths(table: Table) -> Iterator[Block]:
+    """Gains on problems with short and with long solutions."""
+    if not table.lengths:
+        why = (
+            "no benchmark was asked"
+            if not table.asked
+            else "the sets have no solutions of different lengths, or the runs are of a version that did not "
+            "keep them"
+        )
+        yield Text(f"Problems are not split by length: {why}.")
+        return
+    ends = ", ".join(
+        f"{length:g} tokens" + (f" ({name})" if len(table.lengths) > 1 else "")
+        for name, length in table.lengths.items()
+    )
+    first = table.methods[0]
+    counts = (first.short.problems, first.long.problems) if first.short and first.long else (0, 0)
+    yield Text(
+        f"Short are the {counts[0]:,} problems whose own solution has no more than the median, {ends}; long "
+        f"the other {counts[1]:,}."
+    )
+    head = ["method", "short, %", "long, %"]
+    if table.baseline:
+        over = f"over {table.baseline}, points"
+        head += [f"short: {over}", "p", f"long: {over}", "p", "long − short, points [95 %]", "p (seeds)"]
+    yield Grid(head, [_length(table, method) for method in table.methods])
+    if table.baseline:
+        yield Text(
+            "p as above, for either half by itself; the last two columns test over seeds whether the gain is "
+            "larger on long problems, as the paper expects of DCOD."
+        )
+
+
+def _length(table: Table, method: Method) -> list[str]:
+    cells = [_name(method)]
+    cells += ["" if part is None else _figure(part.accuracy) for part in (method.short, method.long)]
+    if table.baseline is None:
+        return cells
+    for part in (method.short, method.long):
+        gain = None if part is None else part.gain
+        cells += ["", ""] if gain is None else [f"{100 * _gained(gain):+.1f}", _p(gain.adjusted)]
+    wide = method.widening
+    return [*cells, *(["", ""] if wide is None else [_difference(wide), _p(wide.p)])]
+
+
+def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[Block]:
+    """Problems on which two methods part, with what all of them wrote."""
+    if not found:
+        yield Text(f"{method} and {baseline} are right on the same problems equally often.")
+        return
+    yield Text(
+        f"The problems on which {method} has most over {baseline}, then those on which it lacks most: "
+        f"extremes, chosen for their difference, not typical ones."
+    )
+    for parting in found:
+        verb = "gains" if parting.gained else "loses"
+        yield Heading(f"{method} {verb}: {parting.benchmark} {parting.id}", 3)
+        yield Written(f"problem; answer {parting.gold}", parting.problem)
+        for one in parting.completions:
+            verdict = "right" if one.correct else "wrong"
+            share = parting.right[one.method]
+            yield Written(
+                f"{one.method}, seed {one.seed}: {verdict} (over its seeds {100 * share:.0f} %)", one.text
+            )
+
+
+def missing(notes: Sequence[str], others: dict[str, str]) -> Iterator[Block]:
+    """What the report lacks."""
+    if not notes and not others:
+        return
+    yield Heading("What is missing")
+    if notes:
+        yield Items(notes)
+    if others:
+        yield Items([f"`{place}`: {reason}" for place, reason in sorted(others.items())])
+
+
+def _name(method: Method) -> str:
+    return f"`{method.name}`"
+
+
+def _gained(gain: Gain) -> float:
+    return (gain.over_seeds or gain.over_problems).value
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _figure(figure: Figure) -> str:
+    if math.isnan(figure.low):
+        return _percent(figure.value)
+    # Student's t knows nothing of the ends of the scale.
+    return f"{_percent(figure.value)} [{_percent(max(0.0, figure.low))}, {_percent(min(1.0, figure.high))}]"
+
+
+def _difference(difference: Difference) -> str:
+    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _flops(flops: float) -> str:
+    return "" if math.isnan(flops) else f"{flops:.2e}"

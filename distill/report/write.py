@@ -1,0 +1,198 @@
+"""The report as files."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distill import loading
+from distill.cache import write_atomically
+from distill.errors import UserError
+from distill.loading import AXES
+from distill.report import curves, figures, sections
+from distill.report.examples import partings
+from distill.report.methods import Method, Table, method_of_runs, tables_of
+from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
+from distill.report.style import styles, written
+from distill.run_folders import Run
+
+
+def write_report(
+    folders: Sequence[Path],
+    *,
+    baseline: str = "sft",
+    across: Iterable[str] = (),
+    drift: int = 0,
+    examples: int = 3,
+    out: Path | None = None,
+) -> str:
+    """Write the report of a sweep.
+
+    Args:
+        folders: sweeps, runs, or folders that hold some.
+        baseline: the loss that the others are tested against.
+        across: keys that count as part of the method.
+        drift: problems at which students and teachers write for ExAccErr; 0: not at all.
+        examples: problems to show each way.
+        out: where to; None: `report` in the first folder.
+
+    Returns:
+        What to print: the tables of results, and where the page is.
+
+    Raises:
+        UserError: there is no finished run, or a folder is not there.
+    """
+    for name, value in (("--drift", drift), ("--examples", examples)):
+        if value < 0:
+            raise UserError(f"{name} {value}: give a number of problems, 0 or more")
+    tables, others = tables_of(folders, baseline=baseline, across=across)
+    if not tables:
+        reasons = "; ".join(f"{place}: {why}" for place, why in list(others.items())[:5])
+        raise UserError(f"{folders[0]} holds no finished run to report on ({reasons})")
+    out = out or folders[0] / "report"
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    blocks: list[Block] = [Text(_about(folders, tables))]
+    notes = [note for table in tables for note in table.notes]
+    blocks += sections.missing(notes, {str(place): reason for place, reason in others.items()})
+    for number, table in enumerate(tables, 1):
+        prefix = f"{number}_" if len(tables) > 1 else ""
+        if len(tables) > 1:
+            blocks.append(Heading(f"Comparison {number} of {len(tables)}: {', '.join(table.differs[:4])}"))
+        blocks += _sections(table, prefix, examples)
+    title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
+    for picture in (block for block in blocks if isinstance(block, Picture)):
+        for kind, data in picture.files.items():
+            place = out / "figures" / f"{picture.name}.{kind}"
+            write_atomically(place, lambda path, data=data: path.write_bytes(data))
+    _write(out / "report.md", markdown(title, blocks))
+    _write(out / "report.html", page(title, blocks))
+    value = {"baseline": baseline, "tables": [_json(table) for table in tables]}
+    value["left_out"] = {str(place): reason for place, reason in others.items()}
+    _write(out / "report.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return "\n\n".join([*_printed(tables, notes, len(others)), str(out / "report.html")])
+
+
+def _sections(table: Table, prefix: str, examples: int) -> Iterator[Block]:
+    look = styles([method.name for method in table.methods], table.baseline)
+    found = loading.load([run.folder for run in table.runs], samples=False)
+    by = method_of_runs(table, found)
+
+    def drawn(name: str, figure: Figure | None, caption: str) -> Iterator[Block]:
+        if figure is not None:
+            yield Picture(f"{prefix}{name}", caption, written(figure))
+
+    yield Heading("Results")
+    yield from sections.results(table)
+    if any(method.accuracy for method in table.methods):
+        yield from drawn(
+            "accuracy",
+            figures.accuracy_figure(table, look),
+            "Accuracy after training: mean over seeds, 95 % interval, and a ring for each seed.",
+        )
+    yield Heading("What it cost")
+    yield from sections.costs(table)
+    learned = {axis: curves.learning_curves(found.metrics, axis, by=by) for axis in AXES}
+    learned = {axis: own for axis, own in learned.items() if own}
+    if any(len(curve.spent) > 2 for own in learned.values() for curve in own.values()):
+        yield from drawn(
+            "learning",
+            figures.learning_figure(learned, look),
+            "Accuracy against what had been spent: means over seeds; the bar at the end goes from the lowest "
+            "seed to the highest. Seconds are of training alone, on a machine that may have done other work.",
+        )
+    elif table.asked:
+        yield Text("No learning curves: benchmarks were asked before and after only; set benchmark.every=.")
+    yield Heading("Short and long problems")
+    yield from sections.lengths(table)
+    yield from drawn(
+        "length",
+        figures.length_figure(table, look) if table.lengths else None,
+        "Accuracy against the length of a problem's own solution: means and 95 % intervals over seeds.",
+    )
+    yield Heading("Token weights")
+    drawing = figures.weights_figure(
+        curves.weight_quantiles(found.weights, by), curves.effective_share(found.metrics, by), look
+    )
+    if drawing is None:
+        yield Text("All tokens had the same weight.")
+    yield from drawn(
+        "weights",
+        drawing,
+        "Token weights along training: median, middle half and middle 90 % of the tokens of all seeds; "
+        "below, the effective sample size (Σw)²/Σw² as a share of the tokens.",
+    )
+    yield from _examples(table, examples)
+
+
+def _examples(table: Table, count: int) -> Iterator[Block]:
+    best = next((method for method in table.methods if method.gain is not None), None)
+    if best is None or table.baseline is None or not count:
+        return
+    yield Heading("Where methods part")
+    try:
+        yield from sections.examples(partings(table, best, count), best.name, table.baseline)
+    except ValueError as error:
+        yield Text(f"No examples: {error}.")
+
+
+def _about(folders: Sequence[Path], tables: Sequence[Table]) -> str:
+    runs = [run for table in tables for run in table.runs]
+    return (
+        f"{len(runs)} finished runs of {', '.join(f'`{folder}`' for folder in folders)}, "
+        f"{datetime.now():%Y-%m-%d %H:%M}. The figures are also files, in `figures/`; every number is in "
+        f"`report.json`."
+    )
+
+
+def _printed(tables: Sequence[Table], notes: Sequence[str], others: int) -> Iterator[str]:
+    for table in tables:
+        blocks = [block for block in sections.results(table) if isinstance(block, Grid)]
+        if table.baseline:
+            blocks += [b for b in sections.conclusions(table) if not isinstance(b, Text)]
+        yield markdown("", blocks).removeprefix("# \n\n").rstrip()
+    yield from notes
+    if others:
+        yield f"{others} folders are in no table; the page names them with the reason."
+
+
+def _json(table: Table) -> dict[str, Any]:
+    return {
+        "differs": list(table.differs),
+        "asked": dict(table.asked),
+        "baseline": table.baseline,
+        "median_solution_tokens": dict(table.lengths),
+        "notes": list(table.notes),
+        "methods": [_method(method) for method in table.methods],
+    }
+
+
+def _method(method: Method) -> dict[str, Any]:
+    value = _plain({field.name: getattr(method, field.name) for field in dataclasses.fields(method)})
+    value["runs"] = [str(run.folder) for run in method.runs]
+    value["seeds"] = list(method.seeds)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; NaN is null."""
+    if isinstance(value, Run):
+        return str(value.folder)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
