@@ -19,7 +19,9 @@ from distill.statistics import (
     majority,
     mcnemar,
     mean_difference,
+    mean_over_runs,
     paired,
+    paired_runs,
     pass_at_k,
     repetition,
     smallest_difference,
@@ -427,3 +429,32 @@ def test_five_problems_can_show_nothing_and_six_only_the_greatest_difference() -
     assert six is not None
     assert six**6 == pytest.approx(0.8, abs=0.001)  # all six must differ: 2 × 0.5⁶ = 0.03
     assert smallest_difference([0] * 6, [0] * 6, level=0.01) is None
+
+
+def test_a_mean_over_runs_has_students_interval_and_one_run_has_none() -> None:
+    values = [0.52, 0.61, 0.47, 0.55]
+    found = mean_over_runs(values)
+    error = scipy.stats.sem(values)
+    assert found.value == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx(
+        scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=error)
+    )
+    alone = mean_over_runs([0.3])
+    assert alone.value == 0.3
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+
+
+def test_runs_of_two_methods_are_paired_by_their_seeds() -> None:
+    first, second = [0.52, 0.61, 0.47, 0.55], [0.60, 0.63, 0.58, 0.57]
+    found = paired_runs(first, second)
+    expected = scipy.stats.ttest_rel(second, first)
+    assert found.value == pytest.approx(np.mean(second) - np.mean(first))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    # Pairs that differ by the very same number say nothing of how much others would.
+    assert paired_runs([0.1, 0.2], [0.3, 0.4]).p == 1.0
+    assert paired_runs([0.1, 0.2], [0.1, 0.2]).p == 1.0
+    for wrong in ([0.1], [0.1, 0.2, 0.3]):
+        with pytest.raises(ValueError, match="two at least, and as many of both"):
+            paired_runs(wrong, [0.2] * min(len(wrong), 2))
