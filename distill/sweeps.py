@@ -17,6 +17,9 @@ from omegaconf import DictConfig
 from distill import runs
 from distill.errors import UserError
 
+_HOPELESS = 3
+outcomes: list[str | None] = []  # of this process's jobs: None, or why it failed
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -58,6 +61,13 @@ def look_up(folder: Path, cfg: DictConfig) -> Earlier:
         after = [own["after"]["figures"]["accuracy"]["value"] for own in summary["benchmarks"].values()]
         return Earlier(finished=True, score=fmean(after) if after else None)
     return Earlier(checkpoint=kept[-1] if kept else None)
+
+
+def hopeless() -> str | None:
+    """Why no job of the sweep will succeed, as far as one can tell: the first ones all failed of the same."""
+    first = outcomes[:_HOPELESS]
+    alike = len(outcomes) == _HOPELESS and None not in first and len(set(first)) == 1
+    return first[0] if alike else None
 
 
 def give_back_memory() -> None:

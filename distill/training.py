@@ -75,12 +75,14 @@ def run_job(cfg: DictConfig) -> float | None:
                 if earlier.finished:
                     print(f"{cfg.name}: finished before, in {folder}")
                     failed = False
+                    sweeps.outcomes.append(None)
                     return earlier.score
                 cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
             began = True
             score = train(cfg, folder)
             if sweep:
                 (folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
+                sweeps.outcomes.append(None)
         failed = False
         return score
     except Exception as error:
@@ -88,10 +90,16 @@ def run_job(cfg: DictConfig) -> float | None:
             raise
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         failed_jobs.append(f"{folder}: {reason}")
+        sweeps.outcomes.append(reason)
         place = ""
         if began:  # else the folder is another run's
             place = f" ({folder / 'error.txt'})"
             (folder / "error.txt").write_text(traceback.format_exc())
+        if sweeps.hopeless():
+            # No exception that Hydra would take for the job's.
+            sys.exit(
+                f"error: {reason}\nthe sweep's first jobs all failed of this{place}: the sweep ends here"
+            )
         print(f"error: {reason}\nthis job failed{place}; the sweep goes on", file=sys.stderr)
         return None
     finally:

@@ -147,6 +147,32 @@ def test_a_comparison_that_was_killed_ends_as_an_unbroken_one(
     assert (names["sft_seed0"] / "summary.json").stat().st_mtime_ns == first
 
 
+def test_a_sweep_whose_first_jobs_all_fail_of_the_same_ends_there(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "seed=0,1,2,3,4,5")
+    words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "model.student=nowhere/at all"]
+    done = train_py(["-m", *words])
+    assert done.returncode == 1
+    assert done.stderr.count("this job failed") == 2
+    assert done.stderr.rstrip().endswith("the sweep ends here")
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "sweep").glob("3_*"))
+
+
+def test_a_sweep_is_given_up_only_where_the_first_three_failed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outcomes, reason in (
+        (["a", "a"], None),
+        (["a", "a", "a"], "a"),
+        (["a", "b", "a"], None),
+        ([None, "a", "a"], None),
+        (["a", "b", "a", "a"], None),
+        ([None, "a", "a", "a"], None),
+    ):
+        monkeypatch.setattr(sweeps, "outcomes", outcomes)
+        assert sweeps.hopeless() == reason
+
+
 # --- learning rates
 
 
