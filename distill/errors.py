@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Busy(UserError):
+    """Another process holds a folder."""
+
+
 class NonFiniteError(UserError):
     """A loss or a gradient that is no number: training stops before the update."""
 

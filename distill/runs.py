@@ -21,7 +21,7 @@ from rich.table import Table
 from distill.cache import write_atomically
 from distill.callbacks import checkpoints
 from distill.cli import plain
-from distill.errors import UserError
+from distill.errors import Busy, UserError
 from distill.evaluation import Asked, Score, score_of
 from distill.loading import load as load  # for notebooks: from distill import runs; runs.load(...)
 
@@ -108,7 +108,8 @@ def locked(folder: Path, key: str = "dir") -> Iterator[None]:
         key: the config key that names it, for messages.
 
     Raises:
-        UserError: another process does, or the folder cannot be written to.
+        Busy: another process does.
+        UserError: the folder cannot be written to.
     """
     if not first_rank():
         yield
@@ -118,7 +119,7 @@ def locked(folder: Path, key: str = "dir") -> Iterator[None]:
         lock = FileLock(folder / ".lock", blocking=False)
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"another run is writing into {folder}: name another folder with {key}=") from error
+        raise Busy(f"another run is writing into {folder}: name another folder with {key}=") from error
     except OSError as error:
         raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
     try:

@@ -34,7 +34,7 @@ from distill.checks import check_cache, check_numbers, check_trainer, trainer_op
 from distill.cli import failed_jobs, one_sentence_errors, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
-from distill.errors import Interrupted, UserError, first_line
+from distill.errors import Busy, Interrupted, UserError, first_line
 from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
 from distill.flops import cost_of_source
 from distill.generation import StudentRollouts
@@ -55,8 +55,8 @@ _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a 
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Train; in a sweep, pass over what an earlier start of it has done, go on where it was broken off, note
-    a failure and let the next job run.
+    """Train; in a sweep, pass over what an earlier start of it has done or another process is doing, go on
+    where it was broken off, note a failure and let the next job run.
 
     Returns:
         The accuracy after training, which a sweeper may optimise; None without a benchmark or after a
@@ -88,6 +88,10 @@ def run_job(cfg: DictConfig) -> float | None:
     except Exception as error:
         if not sweep:
             raise
+        if isinstance(error, Busy):  # one who has more processors starts a sweep more than once
+            print(f"{cfg.name}: under way in another process")
+            failed = False
+            return None
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         failed_jobs.append(f"{folder}: {reason}")
         sweeps.outcomes.append(reason)
