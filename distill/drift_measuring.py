@@ -10,6 +10,7 @@ from distill.drift import Drift, measure
 from distill.engines import HfEngine
 from distill.errors import UserError, whole_number
 from distill.evaluation import Asked, Benchmark, ask, completions
+from distill.generation import Sampling
 from distill.models import ModelSource
 from distill.progress import progress_bar
 from distill.teacher import LazyModel
@@ -40,6 +41,7 @@ def asked_for_drift(
         )
     sampling = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     try:
+        Sampling(**sampling)  # also where there is no benchmark
         return [
             replace(
                 benchmark,
@@ -98,6 +100,7 @@ def measure_drift(
         for role, model, own, place in zip(traces, (student, teacher), pair, places, strict=True):
             key = {"model": model.source.fingerprint, "dtype": model.source.dtype, **own.benchmark.settings}
             runs.fresh(place, key)
+            written: dict[int, Trace] = {}
             with progress_bar(
                 total=len(own.requests), description=f"{role} writes {name}", unit="sample"
             ) as bar:
@@ -108,6 +111,8 @@ def measure_drift(
                         prompts = [asked_of.requests[number].prompt_ids for asked_of in pair]
                         assert one.ids is not None
                         read = Reading(prompts[1], one.ids)
-                        traces[role].append(Trace(example, prompts[0], one.ids, reading=read))
+                        written[number] = Trace(example, prompts[0], one.ids, reading=read)
                     bar.update(len(numbers))
+            # In the requests' order, whatever was written first: the cache of readings knows them by it.
+            traces[role] += [written[number] for number in sorted(written)]
     return measure(student, teacher, traces["student"], traces["teacher"], cache=cache)

@@ -200,6 +200,9 @@ def test_a_teacher_of_the_family_shows_the_drift(
         reads.append(self.name)
         return original(self)
 
+    with monkeypatch.context() as patch:  # there is nothing left to write or to read
+        patch.setattr(command.LazyModel, "get", lambda self: pytest.fail(f"{self.source.name} is loaded"))
+        assert run(words, tmp_path / "a")["drift"] == found["drift"]
     monkeypatch.setattr(Benchmark, "problems", note)
     alike = run([f"model={student}", f"teacher={student}", *ASK], tmp_path / "b")
     assert reads == ["arithmetic"]  # once, for the evaluation and for both models' drift
