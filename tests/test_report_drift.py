@@ -97,7 +97,7 @@ def test_a_runs_drift_is_what_the_evaluation_of_its_student_finds(
     run, teacher = finished[0], tiny_pair[1]
     found, reasons = drift_of_runs([run], problems=PROBLEMS, samples=2, folder=tmp_path / "kept")
     assert reasons == {}
-    words = [f"model={run.folder}", "model.dtype=float32", f"teacher={teacher}", "device=cpu"]
+    words = [f"model={run.folder}", "model.dtype=float32", f"teacher={teacher}"]
     asked = ["benchmark=arithmetic", "benchmark.max_new_tokens=8"]
     drift = [f"drift.limit={PROBLEMS}", "drift.samples=2"]
     expected = evaluate_run([*words, *asked, *drift], tmp_path / "evaluation")["drift"]
