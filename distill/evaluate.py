@@ -3,14 +3,12 @@
 A completion that is there is never written again: a run that was killed goes on, and one that asks more
 problems, more samples or further benchmarks of the same model adds to what its folder holds."""
 
-import hashlib
 import json
 import re
 import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,17 @@ from distill import runs
 from distill.cache import write_atomically
 from distill.cli import check_overrides, one_sentence_errors, plain, quiet
 from distill.compare import compare
-from distill.drift import Drift, measure
+from distill.drift import Drift
+from distill.drift_measuring import ask_both, asked_for_drift, measure_drift
 from distill.drift_report import picture
-from distill.engines import Engine, HfEngine
+from distill.engines import Engine
 from distill.errors import UserError, whole_number
-from distill.evaluation import Asked, Benchmark, Score, ask, benchmarks_of, completions, evaluate
+from distill.evaluation import Benchmark, Score, ask, benchmarks_of, evaluate
 from distill.evaluation_page import SampleFile
 from distill.evaluation_report import log_report, markdown, write_report
-from distill.models import ModelSource, find_model, tokenizer_fingerprint, vocabulary_mismatch
-from distill.progress import progress_bar
-from distill.teacher import LazyModel
+from distill.models import ModelSource, find_model, vocabulary_mismatch
+from distill.teacher import LazyModel, writer_key
 from distill.trace_sets import claimed
-from distill.traces import Reading, Trace
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
@@ -59,8 +56,12 @@ def evaluate_model(cfg: DictConfig) -> Path:
             "no benchmark is named: say which, such as benchmark=gsm8k or benchmark=[gsm8k,aime24]"
         )
     teacher = find_asked(cfg, "teacher", "teacher") if cfg.teacher else None
-    drifts = _drifts(cfg, benchmarks, source, teacher) if teacher else []
-    asked = [ask(benchmark, source) for benchmark in benchmarks]
+    for_drift = _for_drift(cfg, benchmarks, source, teacher) if teacher else []
+    problems = [benchmark.problems() for benchmark in benchmarks]
+    both = []
+    if teacher:
+        both = [ask_both(*one, source, teacher) for one in zip(for_drift, problems, strict=True)]
+    asked = [ask(benchmark, source, read) for benchmark, read in zip(benchmarks, problems, strict=True)]
     model = LazyModel(source, device)
     try:
         engine: Engine = build(cfg.engine, "engine")(model)
@@ -72,14 +73,8 @@ def evaluate_model(cfg: DictConfig) -> Path:
     folder = Path(cfg.out)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    identity = {
-        "model": source.fingerprint,
-        "dtype": source.dtype,
-        "tokenizer": tokenizer_fingerprint(source.tokenizer),
-        "template": _hash(str(source.tokenizer.chat_template)),
-    }
     with ExitStack() as held:
-        held.enter_context(claimed(folder, identity, what="an evaluation"))
+        held.enter_context(claimed(folder, writer_key(source), what="an evaluation"))
         held.callback(_remove_if_empty, folder / "completions")
         results = Results(folder, cfg.name, source)
         places = [folder / "completions" / one.benchmark.name for one in asked]
@@ -97,7 +92,14 @@ def evaluate_model(cfg: DictConfig) -> Path:
             results.add(evaluate(one, source, engine, folder=place, label=one.benchmark.name))
             text = write_report(folder, results.value)  # a run that is killed leaves what it had found
         if teacher:
-            found = _measure(drifts, model, LazyModel(teacher, device), folder / "drift")
+            texts = [folder / "drift" / benchmark.name for benchmark in benchmarks]
+            found = measure_drift(
+                both,
+                model,
+                LazyModel(teacher, device),
+                kept=[(place / "student", place / "teacher") for place in texts],
+                cache=folder / "drift" / "cache",
+            )
             results.keep_drift(found, teacher)
             text = write_report(folder, results.value)
         print(f"{text}\n\n{folder / 'results.html'}")
@@ -219,64 +221,16 @@ def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
     )
 
 
-def _drifts(
+def _for_drift(
     cfg: DictConfig, benchmarks: Sequence[Benchmark], student: ModelSource, teacher: ModelSource
-) -> list[tuple[Asked, Asked]]:
-    """The problems that both models write on, as each is asked them."""
+) -> list[Benchmark]:
     if mismatch := vocabulary_mismatch(student, teacher):
         raise UserError(
             f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a "
             f"teacher of the student's family, or none"
         )
-    whole_number("drift.samples", cfg.drift.samples, least=1)
-    if cfg.drift.limit is not None:
-        whole_number("drift.limit", cfg.drift.limit, least=1)
-    if cfg.drift.temperature == 0 and cfg.drift.samples > 1:
-        raise UserError(
-            f"drift.samples={cfg.drift.samples} with drift.temperature=0: greedy completions of a problem "
-            f"are all alike; set drift.samples=1, or a temperature"
-        )
-    sampling = {"temperature": cfg.drift.temperature, "top_p": 1.0, "top_k": 0}
-    try:
-        chosen = [
-            replace(
-                benchmark,
-                samples=cfg.drift.samples,
-                sampling=replace(benchmark.sampling, **sampling),
-                limit=min(filter(None, (benchmark.limit, cfg.drift.limit)), default=None),
-            )
-            for benchmark in benchmarks
-        ]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"drift: {error}") from error
-    return [(ask(benchmark, student), ask(benchmark, teacher)) for benchmark in chosen]
-
-
-def _measure(
-    drifts: Sequence[tuple[Asked, Asked]], student: LazyModel, teacher: LazyModel, folder: Path
-) -> Drift | None:
-    """Have both write at the same problems and compare them on both kinds of text."""
-    traces: dict[str, list[Trace]] = {"student": [], "teacher": []}
-    for pair in drifts:
-        by_student, by_teacher = pair
-        name = by_student.benchmark.name
-        for role, model, asked in (("student", student, by_student), ("teacher", teacher, by_teacher)):
-            place = folder / name / role
-            key = {"model": model.source.fingerprint, "dtype": model.source.dtype, **asked.benchmark.settings}
-            runs.fresh(place, key)
-            with progress_bar(
-                total=len(asked.requests), description=f"{role} writes {name}", unit="sample"
-            ) as bar:
-                for places, one in completions(asked, HfEngine(model), place):
-                    for number in places:
-                        problem = asked.problems[number // asked.benchmark.samples]
-                        example = replace(problem, id=f"{name} {problem.id}")
-                        prompts = [own.requests[number].prompt_ids for own in pair]
-                        assert one.ids is not None
-                        read = Reading(prompts[1], one.ids)
-                        traces[role].append(Trace(example, prompts[0], one.ids, reading=read))
-                    bar.update(len(places))
-    return measure(student, teacher, traces["student"], traces["teacher"], cache=folder / "cache")
+    own = cfg.drift
+    return asked_for_drift(benchmarks, samples=own.samples, temperature=own.temperature, limit=own.limit)
 
 
 def compare_folders(cfg: DictConfig) -> Path:
@@ -316,10 +270,6 @@ def _slug(model: Any) -> str:
         parts = path.resolve().parts
         text = "_".join(parts[-2:] if parts[-1] in ("student", "teacher", "model") else parts[-1:])
     return re.sub(r"[^\w.-]+", "_", text).strip("_") or "model"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def as_keys(words: Sequence[str]) -> list[str]:

@@ -186,13 +186,18 @@ class Asked:
     opened: bool  # whether the chat template itself opens a thinking part
 
 
-def ask(benchmark: Benchmark, model: ModelSource) -> Asked:
-    """Read the problems and put them into the model's tokens; nothing is loaded.
+def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | None = None) -> Asked:
+    """Put the problems into the model's tokens; nothing is loaded.
+
+    Args:
+        benchmark: how they are asked.
+        model: who is asked.
+        problems: those that were read before; None: they are read.
 
     Raises:
         UserError: the problems are not to be had, cannot be spelled, or do not fit into the model's context.
     """
-    problems = benchmark.problems()
+    problems = benchmark.problems() if problems is None else problems
     check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
     chat = bool(model.tokenizer.chat_template)
     template = benchmark.prompt if chat or benchmark.plain_prompt is None else benchmark.plain_prompt

@@ -1,6 +1,7 @@
 """What the teacher gives: traces that it writes, log-probs of tokens. Computed once, cached, resumed after a
 kill."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def model_key(source: ModelSource) -> dict[str, Any]:
         "dtype": source.dtype,
         "tokenizer": tokenizer_fingerprint(source.tokenizer),
     }
+
+
+def writer_key(source: ModelSource) -> dict[str, Any]:
+    """What anything that a model writes when it is asked a problem depends on beside the asking: the chat
+    template, too."""
+    template = str(source.tokenizer.chat_template).encode("utf-8", "surrogatepass")
+    return {**model_key(source), "template": hashlib.sha256(template).hexdigest()[:32]}
 
 
 def sample_completions(

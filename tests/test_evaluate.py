@@ -19,6 +19,7 @@ from distill import evaluate as command
 from distill.cli import check_overrides
 from distill.errors import UserError
 from distill.evaluate import CONFIG, as_keys, compare_folders, evaluate_model
+from distill.evaluation import Benchmark
 from distill.tiny import task
 
 TINY = ["model=tiny", "benchmark=arithmetic"]
@@ -181,7 +182,9 @@ def test_weights_and_biases_gets_the_same_tables(
     assert len(of_samples) == 12
 
 
-def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_teacher_of_the_family_shows_the_drift(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, teacher = map(str, tiny_pair)
     words = [f"model={student}", f"teacher={teacher}", *ASK, "drift.limit=11", "drift.samples=2"]
     found = run(words, tmp_path / "a")
@@ -190,7 +193,19 @@ def test_a_teacher_of_the_family_shows_the_drift(tiny_pair: tuple[Path, Path], t
     assert {"kl_student_written", "teacher_nll_student_written"} <= set(found["drift"]["figures"])
     assert (tmp_path / "a" / "drift.png").read_bytes()[:4] == b"\x89PNG"
     assert f"Drift from {tiny_pair[1]} over 11 problems" in (tmp_path / "a" / "results.md").read_text()
+    reads: list[str] = []
+    original = Benchmark.problems
+
+    def note(self: Benchmark) -> Any:
+        reads.append(self.name)
+        return original(self)
+
+    with monkeypatch.context() as patch:  # there is nothing left to write or to read
+        patch.setattr(command.LazyModel, "get", lambda self: pytest.fail(f"{self.source.name} is loaded"))
+        assert run(words, tmp_path / "a")["drift"] == found["drift"]
+    monkeypatch.setattr(Benchmark, "problems", note)
     alike = run([f"model={student}", f"teacher={student}", *ASK], tmp_path / "b")
+    assert reads == ["arithmetic"]  # once, for the evaluation and for both models' drift
     assert alike["drift"]["figures"]["kl_student_written"]["value"] == pytest.approx(0, abs=1e-5)
 
 

@@ -24,6 +24,25 @@ def test_a_bar_in_a_file_shows_its_start_and_its_end_alone() -> None:
     assert "2000/2000" in states[-1]
 
 
+INSIDE = """
+from distill.progress import inside, progress_bar
+with progress_bar(total=2, description="whole", unit="run") as bar, inside():
+    for _ in range(2):
+        with progress_bar(total=9, description="part", unit="step") as part:
+            part.update(9)
+        bar.update()
+with progress_bar(total=1, description="after", unit="run") as bar:
+    bar.update()
+"""
+
+
+def test_a_part_of_a_bars_work_has_no_bar_in_a_file() -> None:
+    done = subprocess.run([sys.executable, "-c", INSIDE], capture_output=True, text=True, check=True)
+    assert "part" not in done.stderr
+    assert "whole: 100%" in done.stderr
+    assert "after: 100%" in done.stderr
+
+
 @pytest.mark.parametrize(("seen", "rate"), [(True, 1), (False, 50)])
 def test_training_draws_every_step_for_a_terminal_and_twenty_for_a_file(
     monkeypatch: pytest.MonkeyPatch, seen: bool, rate: int

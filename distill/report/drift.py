@@ -1,0 +1,204 @@
+"""Exposure bias of finished runs: each student against its teacher, on problems of the run's own benchmarks.
+
+Models write and read here, and nothing is computed twice: completions are kept under the model that wrote
+them, so that students of one teacher share its text, and what was measured under all that it depends on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from distill import sweeps
+from distill.cli import plain
+from distill.drift import Drift
+from distill.drift_measuring import ask_both, asked_for_drift, measure_drift
+from distill.errors import UserError, first_line, whole_number
+from distill.evaluation import Asked, Benchmark, benchmarks_of
+from distill.models import ModelSource, find_model, vocabulary_mismatch
+from distill.prepare import find
+from distill.progress import inside, progress_bar, watched
+from distill.report.drift_kept import read_drift, write_drift
+from distill.run_folders import Run
+from distill.teacher import LazyModel, writer_key
+from distill.traces import Example
+
+_FORMAT = 1  # of what is kept
+
+
+def drift_of_runs(
+    runs: Sequence[Run], *, problems: int, folder: Path, temperature: float = 1.0, samples: int = 1
+) -> tuple[dict[Path, Drift], dict[Path, str]]:
+    """How far each run's student drifts from the teacher that its configuration names.
+
+    Both write at the first problems of the run's benchmarks, and each reads the other's text. It is done on a
+    GPU where there is one, in the run's own types of weights. What is there from an earlier call is not done
+    again; no model is then loaded.
+
+    Args:
+        runs: finished ones.
+        problems: of each benchmark, whatever `benchmark.limit` the run had; a smaller set's are all taken.
+        folder: where completions and what was measured are kept.
+        temperature: at which both write; ExAccErr is about 1.
+        samples: completions a problem that each model writes.
+
+    Returns:
+        By the run's folder the drift, and of runs that cannot be measured the reason.
+
+    Raises:
+        UserError: a setting makes no sense, or the folder cannot be written to.
+    """
+    whole_number("problems", problems, least=1)
+    asked_for_drift([], samples=samples, temperature=temperature, limit=problems)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    measuring = _Measuring(folder, problems, temperature, samples)
+    found: dict[Path, Drift] = {}
+    reasons: dict[Path, str] = {}
+    # Another process waits, and then finds everything there.
+    with (
+        FileLock(folder / "lock"),
+        progress_bar(total=len(runs), description="drift", unit="run") as bar,
+        inside(),
+    ):
+        for run in runs:
+            bar.set_postfix_str(run.folder.name, refresh=watched())
+            try:
+                found[run.folder] = measuring.of(run)
+            except UserError as error:
+                reasons[run.folder] = str(error)
+            except Exception as error:  # as in a sweep, one run's failure is not the others'
+                reasons[run.folder] = f"{type(error).__name__}: {first_line(error)}"
+            sweeps.give_back_memory()
+            bar.update(1)
+    measuring.teachers.clear()
+    sweeps.give_back_memory()
+    return found, reasons
+
+
+class _Measuring:
+    """What runs share: their teachers, and the problems that were read."""
+
+    def __init__(self, folder: Path, problems: int, temperature: float, samples: int) -> None:
+        self.folder = folder
+        self.limit = problems
+        self.drawn = {"temperature": temperature, "samples": samples, "limit": problems}
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.teachers: dict[str, LazyModel] = {}
+        self.read: dict[str, list[tuple[Benchmark, list[Example]]]] = {}
+
+    def of(self, run: Run) -> Drift:
+        """A run's drift, as it is kept, or measured now.
+
+        Raises:
+            UserError: why it cannot be measured.
+        """
+        cfg: Any = OmegaConf.load(run.folder / "config.yaml")
+        if not (run.folder / "student" / "config.json").is_file():
+            raise UserError(f"its trained student is not there ({run.folder / 'student'})")
+        if cfg.model.get("teacher") is None:
+            raise UserError("its configuration names no teacher (model.teacher) that it could drift from")
+        student = find_model(
+            str(run.folder / "student"),
+            key="student",
+            dtype=cfg.model.student_dtype,
+            trust_remote_code=cfg.model.trust_remote_code,
+        )
+        teacher = self._teacher(cfg)
+        if mismatch := vocabulary_mismatch(student, teacher.source):
+            raise UserError(f"drift compares the models token by token, but {mismatch}")
+        asked = [ask_both(*one, student, teacher.source) for one in self._problems(cfg)]
+        if not asked:
+            raise UserError("its configuration names no benchmark whose problems both could write at")
+        key = _key(student, teacher.source, asked)
+        path = self.folder / "measured" / f"{_hash(key)}.npz"
+        found = read_drift(path, key)
+        if found is None:
+            found = self._measured(asked, LazyModel(student, self.device), teacher, cfg.model.get("threads"))
+            write_drift(path, found, key)
+        return found
+
+    def _measured(
+        self, asked: list[tuple[Asked, Asked]], student: LazyModel, teacher: LazyModel, threads: int | None
+    ) -> Drift:
+        for other in self.teachers.values():
+            if other is not teacher:  # which the next run most often has, too, and so keeps
+                other.release()
+        models = student.source, teacher.source
+        kept = [(self._written(pair[0], models[0]), self._written(pair[1], models[1])) for pair in asked]
+        with _threads(threads):
+            found = measure_drift(asked, student, teacher, kept=kept, cache=self.folder / "cache")
+        if found is None:
+            raise UserError(
+                "too few problems have completions of both models to compare them along their text"
+            )
+        return found
+
+    def _written(self, asked: Asked, model: ModelSource) -> Path:
+        """The folder of a model's completions: another writer's or another asking's are elsewhere."""
+        benchmark = asked.benchmark
+        key = {**writer_key(model), **benchmark.settings}
+        return self.folder / "written" / f"{benchmark.name}-{_hash(key)}"
+
+    def _teacher(self, cfg: DictConfig) -> LazyModel:
+        named = {
+            name: plain(cfg.model.get(name)) for name in ("teacher", "teacher_dtype", "teacher_revision")
+        }
+        key = _hash({**named, "trusted": cfg.model.trust_remote_code})
+        if key not in self.teachers:
+            self.teachers[key] = LazyModel(find(cfg, "teacher", cfg.model.teacher_dtype), self.device)
+        return self.teachers[key]
+
+    def _problems(self, cfg: DictConfig) -> list[tuple[Benchmark, list[Example]]]:
+        """The run's benchmarks as both are asked them, each with its problems."""
+        key = _hash(plain(cfg.benchmark))
+        if key not in self.read:
+            benchmarks = [replace(benchmark, limit=None) for benchmark in benchmarks_of(cfg.benchmark)]
+            self.read[key] = [(one, one.problems()) for one in asked_for_drift(benchmarks, **self.drawn)]
+        return self.read[key]
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """As the run computed: small models are slowed down by many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _key(student: ModelSource, teacher: ModelSource, asked: list[tuple[Asked, Asked]]) -> dict[str, Any]:
+    """All that a drift depends on, JSON values."""
+    return {
+        "format": _FORMAT,
+        "student": writer_key(student),
+        "teacher": writer_key(teacher),
+        "asked": [
+            {
+                "benchmark": pair[0].benchmark.name,
+                **pair[0].benchmark.settings,
+                "samples": pair[0].benchmark.samples,
+                "problems": _hash([problem.id for problem in pair[0].problems]),
+                "requests": _hash(
+                    [[request.seed, request.prompt_ids.tolist()] for own in pair for request in own.requests]
+                ),
+            }
+            for pair in asked
+        ],
+    }
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""How methods drift, as means over seeds: what their own prefixes add to their errors, along a completion."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import t
+
+from distill.drift import Curve, Drift
+from distill.report.style import new_figure, paper
+
+_MARKS = 5  # a line's markers and intervals
+_ROOM = 0.5  # of the means' span, above and below them, for intervals
+
+
+def mean_curves(
+    drifts_by_method: Mapping[str, Sequence[Drift]], name: str = "exaccerr", *, window: int = 1
+) -> dict[str, Curve]:
+    """A curve's mean over seeds by method, up to where the shortest of them ends, with the 95 % interval of
+    Student's t over seeds.
+
+    A single seed's interval is its own bootstrap's over problems: it says nothing about other seeds. Where a
+    curve is undefined in one of the seeds (ExAccErr of a student that does not err on its teacher's text), so
+    is the mean: one over the others would be of other seeds here than there.
+
+    Args:
+        drifts_by_method: a method's drifts, one a seed; methods without any are left out.
+        name: of the curve, as in `Drift.curves`.
+        window: average each seed's curve over so many positions first, as many as there are of them around a
+            position; an odd number. A single seed's bounds are averaged, too, and so rather too wide.
+    """
+    return {
+        method: _mean_curve([drift.curves[name] for drift in drifts], window)
+        for method, drifts in drifts_by_method.items()
+        if drifts
+    }
+
+
+def _mean_curve(curves: Sequence[Curve], window: int) -> Curve:
+    last = min(len(curve.value) for curve in curves)
+    if len(curves) == 1:
+        return Curve(*(_smooth(part, window) for part in (curves[0].value, curves[0].low, curves[0].high)))
+    values = np.stack([_smooth(curve.value[:last], window) for curve in curves])
+    mean = values.mean(0)
+    half = t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+    return Curve(mean, mean - half, mean + half)
+
+
+def _smooth(values: Float[np.ndarray, " positions"], window: int) -> Float[np.ndarray, " positions"]:
+    if window == 1:
+        return values
+    ones = np.ones(window)
+    counts = np.convolve(np.ones(len(values)), ones)
+    found = np.convolve(values, ones) / counts
+    return found[window // 2 : window // 2 + len(values)]
+
+
+def window_of(drifts_by_method: Mapping[str, Sequence[Drift]]) -> int:
+    """Over how many positions curves that are no sums, such as the KL, are averaged to be read as lines: an
+    eighth of the longest, an odd number."""
+    longest = max((len(drift) for drifts in drifts_by_method.values() for drift in drifts), default=1)
+    return longest // 8 | 1
+
+
+def exaccerr_figure(
+    curves: Mapping[str, Curve],
+    styles: Mapping[str, Mapping[str, Any]],
+    *,
+    kl: Mapping[str, Curve] | None = None,
+    window: int = 1,
+) -> Figure:
+    """ExAccErr along a completion, a line a method, with its 95 % interval at some positions; below it, if it
+    is given, the KL on the student's own prefixes, which tells a small excess from small errors: ExAccErr is
+    negative where a student drops one of its teacher's styles.
+
+    Intervals that reach far beyond all means are cut at the panel's border. A method whose curve is undefined
+    from end to end is in the legend alone, which says so.
+
+    Args:
+        curves: of `mean_curves`.
+        styles: of `distill.report.style.styles`, by method.
+        kl: of `mean_curves` with `kl_student_written`.
+        window: that these were averaged over.
+    """
+    names = [name for name in styles if name in curves or name in (kl or {})]
+    columns = _legend_columns(names)
+    height = 2.1 * (1 if kl is None else 2) + 0.14 * -(-len(names) // columns)
+    with paper():
+        figure = new_figure(1 if kl is None else 2, height=height)
+        top = figure.axes[0]
+        top.axhline(0, color="#777777", linewidth=0.6)
+        if not _lines(top, curves, styles):
+            words = "undefined: no error\non the teachers' own text"
+            top.text(0.5, 0.6, words, ha="center", transform=top.transAxes)
+        top.set_ylabel("ExAccErr, %")
+        if kl is not None:
+            _lines(figure.axes[1], kl, styles)
+            averaged = f"\n(mean of {window} positions)" if window > 1 else ""
+            figure.axes[1].set_ylabel(f"KL on own prefixes, nats{averaged}")
+            figure.axes[1].set_ylim(bottom=0)
+            figure.axes[1].sharex(top)
+            top.tick_params(labelbottom=False)
+        figure.axes[-1].set_xlabel("position in the completion")
+        handles = [Line2D([], [], label=_label(name, curves), **styles[name]) for name in names]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _lines(axes: Any, curves: Mapping[str, Curve], styles: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether there was any."""
+    shown = [name for name in styles if name in curves and np.isfinite(curves[name].value).any()]
+    longest = max((len(curves[name].value) for name in shown), default=1)
+    step = max(1, longest // _MARKS)
+    for number, name in enumerate(shown):
+        curve, style = curves[name], styles[name]
+        # Each line's markers stand elsewhere, or intervals would lie upon each other.
+        first = round(step * (number + 0.5) / len(shown)) % len(curve.value)
+        positions = np.arange(1, len(curve.value) + 1)
+        axes.plot(positions, curve.value, markevery=(first, step), **style)
+        marked = slice(first, None, step)
+        bars = positions[marked], curve.low[marked], curve.high[marked]
+        axes.vlines(*bars, color=style["color"], linewidth=0.8, alpha=0.6)
+    if shown:
+        means = np.concatenate([curves[name].value for name in shown])
+        lowest, highest = np.nanmin(means), np.nanmax(means)
+        room = _ROOM * (highest - lowest) or 1.0
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, lowest - room), min(high, highest + room))
+    return bool(shown)
+
+
+def _label(name: str, curves: Mapping[str, Curve]) -> str:
+    undefined = name in curves and not np.isfinite(curves[name].value).any()
+    return f"{name} (undefined)" if undefined else name
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """As many as fit a column of the paper."""
+    longest = max(map(len, names), default=0)
+    return max(1, min(len(names), 3 if longest <= 13 else 2 if longest <= 24 else 1))

@@ -1,0 +1,68 @@
+"""A drift in a file, with whole curves: what took models to measure is read back without any."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.cache import write_atomically
+from distill.drift import Curve, Drift
+from distill.statistics import Figure
+
+
+def write_drift(path: Path, drift: Drift, key: Mapping[str, Any]) -> None:
+    """Keep a drift as `.npz`, atomically.
+
+    Args:
+        path: the file.
+        drift: what was measured.
+        key: everything that it depends on, JSON values.
+    """
+    said = {
+        "key": key,
+        "problems": drift.problems,
+        "completions": drift.completions,
+        "least_problems": drift.least_problems,
+        "notes": drift.notes,
+        "figures": {name: [one.value, one.low, one.high] for name, one in drift.figures.items()},
+    }
+    arrays: dict[str, Any] = {"said": np.asarray(json.dumps(said))}
+    arrays |= {
+        f"curve {name}": np.stack([one.value, one.low, one.high]) for name, one in drift.curves.items()
+    }
+    arrays |= {f"reach {name}": counts for name, counts in drift.reach.items()}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:  # a name would get an ending of numpy's
+            np.savez_compressed(stream, **arrays)
+
+    write_atomically(path, write)
+
+
+def read_drift(path: Path, key: Mapping[str, Any]) -> Drift | None:
+    """A drift that `write_drift` kept; None where there is none of this key, or none that can be read: it is
+    then measured anew, from completions and caches that are kept elsewhere."""
+    try:
+        # Opened here, because numpy leaves a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            said = json.loads(str(arrays["said"]))
+            if said["key"] != json.loads(json.dumps(key)):
+                return None
+            return Drift(
+                problems=said["problems"],
+                completions=tuple(said["completions"]),
+                least_problems=said["least_problems"],
+                curves={name: Curve(*values) for name, values in _under("curve ", arrays)},
+                reach=dict(_under("reach ", arrays)),
+                figures={name: Figure(*values) for name, values in said["figures"].items()},
+                notes=tuple(said["notes"]),
+            )
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def _under(prefix: str, arrays: Any) -> list[tuple[str, np.ndarray]]:
+    return [(name.removeprefix(prefix), arrays[name]) for name in arrays.files if name.startswith(prefix)]
