@@ -5,8 +5,10 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -128,6 +130,19 @@ def save_student(module: DistillModule, folder: Path) -> None:
     merged = merged_state(module.student) if is_adapted(module.student) else None
     module.student.save_pretrained(folder, state_dict=merged)
     module.student_lm.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What SIGINT and SIGTERM do is afterwards what it was before: Lightning leaves a handler behind that
+    takes SIGTERM and does nothing, so that whatever follows training could not be ended."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopOnSignal(lightning.Callback):

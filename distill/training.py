@@ -29,6 +29,7 @@ from distill.callbacks import (
     StopOnSignal,
     StudentCheckpoints,
     WeightHistogram,
+    signals_kept,
 )
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
 from distill.cli import failed_jobs, one_sentence_errors, plain, quiet
@@ -226,7 +227,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     _log_config(loggers, cfg)
     if resumed:
         _rewind(loggers, resumed)
-    with _clock(seconds, "training"):
+    with _clock(seconds, "training"), signals_kept():
         trainer.fit(
             module,
             datamodule=datamodule,

@@ -621,6 +621,15 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
     assert not (job / "error.txt").is_file()
 
 
+def test_training_leaves_signals_as_it_found_them(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    """Or SIGTERM during the evaluation afterwards, or before a sweep's next job, would do nothing."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1"), tmp_path / "run")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Path) -> None:
     problem = Example("0", "1+1=", "2")
     text = "a\u2028b\u2029c\x85d\x0ce\nf"
