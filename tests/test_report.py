@@ -608,6 +608,15 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
     assert len(learned["dcod"].spent) == 3  # before, after step 2, and at the end
     value = json.loads((sweep / "report" / "report.json").read_text())
     assert [method["name"] for method in value["tables"][0]["methods"]] == [m.name for m in table.methods]
+    assert "drift" not in value["tables"][0]
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.report", str(sweep), "--drift", "6"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ExAccErr" in (sweep / "report" / "report.md").read_text()
+    assert (sweep / "report" / "figures" / "exaccerr.svg").is_file()
+    drifts = json.loads((sweep / "report" / "report.json").read_text())["tables"][0]["drift"]
+    assert {name: len(own) for name, own in drifts.items()} == {"sft": 1, "dcod": 1}
     wrong = subprocess.run(
         [sys.executable, "-m", "distill.report", str(tmp_path / "nowhere")], capture_output=True, text=True
     )

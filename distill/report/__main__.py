@@ -6,7 +6,7 @@ Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/`
 import argparse
 from pathlib import Path
 
-from distill.cli import one_sentence_errors
+from distill.cli import one_sentence_errors, quiet
 from distill.report.write import write_report
 
 
@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
     arguments = parser.parse_args()
     with one_sentence_errors():
+        if arguments.drift:
+            quiet()  # models are loaded
         print(
             write_report(
                 arguments.folders,

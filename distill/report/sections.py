@@ -1,12 +1,14 @@
 """The report's sections in words and tables."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
+from distill.drift import Drift
 from distill.report.examples import Parting
 from distill.report.methods import Gain, Method, Table
 from distill.report.page import Block, Grid, Heading, Items, Text, Written
-from distill.statistics import Difference, Figure
+from distill.statistics import Difference, Figure, mean_over_runs
 
 _EXPLAINED = (
     "Accuracies are means over seeds with Student's 95 % interval; one seed has none. A gain is the method's "
@@ -153,6 +155,46 @@ def _length(table: Table, method: Method) -> list[str]:
     return [*cells, *(["", ""] if wide is None else [_difference(wide), _p(wide.p)])]
 
 
+def drifts(
+    found: Mapping[str, Sequence[Drift]], reasons: Mapping[str, str], problems: int
+) -> Iterator[Block]:
+    """How far each method's students drift from their teacher, mean over seeds."""
+    if found:
+        yield Text(
+            f"At up to {problems:,} problems of each benchmark, at temperature 1. ExAccErr at the last "
+            f"position that enough completions reach, and the KL from the teacher, nats a token, on either's "
+            f"text. A negative ExAccErr means that a student errs less on its own text than on its "
+            f"teacher's, as one does that dropped one of the teacher's styles."
+        )
+        head = [
+            "method",
+            "seeds",
+            "ExAccErr, % [95 %]",
+            "at position",
+            "KL on its own text",
+            "on its teacher's",
+        ]
+        rows = []
+        for name, own in found.items():
+            ends = [drift.figures["exaccerr"].value for drift in own if "exaccerr" in drift.figures]
+            excess = mean_over_runs(ends) if ends else None
+            rows.append(
+                [
+                    f"`{name}`",
+                    str(len(own)),
+                    "" if excess is None else _plain(excess),
+                    "–".join(map(str, sorted({min(map(len, own)), max(map(len, own))}))),
+                    *(
+                        f"{fmean(drift.figures[f'kl_{writer}_written'].value for drift in own):.4f}"
+                        for writer in ("student", "teacher")
+                    ),
+                ]
+            )
+        yield Grid(head, rows)
+    if reasons:
+        yield Items([f"`{place}` was not measured: {reason}" for place, reason in sorted(reasons.items())])
+
+
 def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[Block]:
     """Problems on which two methods part, with what all of them wrote."""
     if not found:
@@ -202,6 +244,12 @@ def _figure(figure: Figure) -> str:
         return _percent(figure.value)
     # Student's t knows nothing of the ends of the scale.
     return f"{_percent(figure.value)} [{_percent(max(0.0, figure.low))}, {_percent(min(1.0, figure.high))}]"
+
+
+def _plain(figure: Figure) -> str:
+    if math.isnan(figure.low):
+        return f"{figure.value:+.1f}"
+    return f"{figure.value:+.1f} [{figure.low:+.1f}, {figure.high:+.1f}]"
 
 
 def _difference(difference: Difference) -> str:

@@ -13,9 +13,12 @@ from matplotlib.figure import Figure
 
 from distill import loading
 from distill.cache import write_atomically
+from distill.drift import Drift
 from distill.errors import UserError
 from distill.loading import AXES
 from distill.report import curves, figures, sections
+from distill.report.drift import drift_of_runs
+from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import partings
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
@@ -48,9 +51,9 @@ def write_report(
     Raises:
         UserError: there is no finished run, or a folder is not there.
     """
-    for name, value in (("--drift", drift), ("--examples", examples)):
-        if value < 0:
-            raise UserError(f"{name} {value}: give a number of problems, 0 or more")
+    for key, amount in (("--drift", drift), ("--examples", examples)):
+        if amount < 0:
+            raise UserError(f"{key} {amount}: give a number of problems, 0 or more")
     tables, others = tables_of(folders, baseline=baseline, across=across)
     if not tables:
         reasons = "; ".join(f"{place}: {why}" for place, why in list(others.items())[:5])
@@ -58,13 +61,16 @@ def write_report(
     out = out or folders[0] / "report"
     (out / "figures").mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Text(_about(folders, tables))]
+    values = []
     notes = [note for table in tables for note in table.notes]
     blocks += sections.missing(notes, {str(place): reason for place, reason in others.items()})
     for number, table in enumerate(tables, 1):
         prefix = f"{number}_" if len(tables) > 1 else ""
         if len(tables) > 1:
             blocks.append(Heading(f"Comparison {number} of {len(tables)}: {', '.join(table.differs[:4])}"))
-        blocks += _sections(table, prefix, examples)
+        drifts = _drifts(table, drift, out / "drift") if drift and table.asked else None
+        blocks += _sections(table, prefix, examples, drifts)
+        values.append(_json(table, drifts))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -72,13 +78,22 @@ def write_report(
             write_atomically(place, lambda path, data=data: path.write_bytes(data))
     _write(out / "report.md", markdown(title, blocks))
     _write(out / "report.html", page(title, blocks))
-    value = {"baseline": baseline, "tables": [_json(table) for table in tables]}
+    value: dict[str, Any] = {"baseline": baseline, "tables": values}
     value["left_out"] = {str(place): reason for place, reason in others.items()}
     _write(out / "report.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     return "\n\n".join([*_printed(tables, notes, len(others)), str(out / "report.html")])
 
 
-def _sections(table: Table, prefix: str, examples: int) -> Iterator[Block]:
+@dataclasses.dataclass(frozen=True)
+class _Drifts:
+    """By method the drifts of its runs, and by folder why a run has none."""
+
+    problems: int
+    found: dict[str, list[Drift]]
+    reasons: dict[str, str]
+
+
+def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
     found = loading.load([run.folder for run in table.runs], samples=False)
     by = method_of_runs(table, found)
@@ -127,7 +142,35 @@ def _sections(table: Table, prefix: str, examples: int) -> Iterator[Block]:
         "Token weights along training: median, middle half and middle 90 % of the tokens of all seeds; "
         "below, the effective sample size (Σw)²/Σw² as a share of the tokens.",
     )
+    yield Heading("Drift")
+    if drifts is None:
+        yield Text(
+            "Not measured: `--drift 200` has every student and its teacher write at 200 problems and read "
+            "each other's text."
+        )
+    else:
+        yield from sections.drifts(drifts.found, drifts.reasons, drifts.problems)
+        if drifts.found:
+            window = window_of(drifts.found)
+            kl = mean_curves(drifts.found, "kl_student_written", window=window)
+            yield from drawn(
+                "exaccerr",
+                exaccerr_figure(mean_curves(drifts.found), look, kl=kl, window=window),
+                "Above, by how much a student's errors add up faster along its own text than along its "
+                "teacher's (ExAccErr, 2204.01171); below, its KL from the teacher on its own text. Means and "
+                "95 % intervals over seeds.",
+            )
     yield from _examples(table, examples)
+
+
+def _drifts(table: Table, problems: int, folder: Path) -> _Drifts:
+    found, reasons = drift_of_runs(table.runs, problems=problems, folder=folder)
+    by_method = {
+        method.name: [found[run.folder] for run in method.runs if run.folder in found]
+        for method in table.methods
+    }
+    said = {str(place): reason for place, reason in reasons.items()}
+    return _Drifts(problems, {name: own for name, own in by_method.items() if own}, said)
 
 
 def _examples(table: Table, count: int) -> Iterator[Block]:
@@ -161,8 +204,8 @@ def _printed(tables: Sequence[Table], notes: Sequence[str], others: int) -> Iter
         yield f"{others} folders are in no table; the page names them with the reason."
 
 
-def _json(table: Table) -> dict[str, Any]:
-    return {
+def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
+    value = {
         "differs": list(table.differs),
         "asked": dict(table.asked),
         "baseline": table.baseline,
@@ -170,6 +213,9 @@ def _json(table: Table) -> dict[str, Any]:
         "notes": list(table.notes),
         "methods": [_method(method) for method in table.methods],
     }
+    if drifts is not None:
+        value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}
+    return value
 
 
 def _method(method: Method) -> dict[str, Any]:
