@@ -1,11 +1,4 @@
-"""Methods against a baseline: means over seeds, and what a difference is worth.
-
-A difference in accuracy can come from the seeds of the runs and from the problems that were drawn. Each has a
-test of its own, paired: over seeds a t-test, over problems the sign-flip test of every problem's difference,
-averaged over seeds. Only what both establish is called established, so p is the larger of the two
-(Berger, Technometrics 24, 1982: an intersection-union test keeps its level); over the methods of a table p is
-adjusted by Holm's rule.
-"""
+"""Methods side by side: which runs share a table, means over seeds, gains over a baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,52 +7,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from distill.loading import Runs
 from distill.report.answers import Answers, read_answers
+from distill.report.gains import Compared, Gain, Part, adjusted, compared
 from distill.report.sweep import planned
 from distill.results import Comparison, Row, compare, read_runs
 from distill.run_folders import Run
-from distill.statistics import Difference, Figure, holm, mean_difference, mean_over_runs, paired_runs
-
-LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A method's accuracy over the baseline's, on problems that both were asked.
-
-    Attributes:
-        seeds: those that both have, and the difference is of.
-        over_seeds: of these; None of fewer than two.
-        over_problems: of the mean over these seeds.
-        adjusted: p after Holm's rule over the methods.
-    """
-
-    seeds: tuple[int, ...]
-    over_seeds: Difference | None
-    over_problems: Difference
-    adjusted: float = 1.0
-
-    @property
-    def p(self) -> float:
-        """The larger of the two tests'."""
-        return max(self.over_problems.p, self.over_seeds.p if self.over_seeds else 0.0)
-
-    @property
-    def established(self) -> bool:
-        """Whether other seeds and other problems would show it, too. One seed never does."""
-        return self.over_seeds is not None and self.adjusted < LEVEL
-
-
-@dataclass(frozen=True)
-class Part:
-    """A method on some of the problems: accuracy over seeds, and its gain over the baseline there."""
-
-    problems: int
-    accuracy: Figure
-    gain: Gain | None
+from distill.statistics import Difference, Figure, mean_over_runs
 
 
 @dataclass(frozen=True)
@@ -201,16 +156,11 @@ def _table(comparison: Comparison, baseline: str, wanted: Sequence[Mapping[str, 
         answers = None
     base = _baseline(rows, names, baseline, bool(asked), notes)
     notes += _missing(rows, names, wanted)
-    methods, place = [], 0
-    at = {}
-    for row, name in zip(rows, names, strict=True):
-        at[name] = range(place, place + len(row.runs))
-        place += len(row.runs)
-    for row, name in zip(rows, names, strict=True):
-        other = None if base in (None, name) else rows[names.index(base)]
-        compared = _compared(answers, row, at[name], other, at[base] if base else range(0))
-        methods.append(_method(row, name, compared))
-    methods = _adjusted(methods)
+    methods = [
+        _method(row, name, _compared(answers, rows, row, rows[names.index(base)] if base else None))
+        for row, name in zip(rows, names, strict=True)
+    ]
+    methods = _with_adjusted(methods)
     lengths = {}
     if answers is not None and answers.longer() is not None:
         for name in answers.benchmarks:
@@ -272,72 +222,16 @@ def _missing(rows: Sequence[Row], names: Sequence[str], wanted: Sequence[Mapping
         yield f"The sweep also planned {', '.join(absent)}, of which no run is finished."
 
 
-@dataclass(frozen=True)
-class _Compared:
-    gain: Gain | None = None
-    short: Part | None = None
-    long: Part | None = None
-    widening: Difference | None = None
-
-
-def _compared(
-    answers: Answers | None, row: Row, mine: range, baseline: Row | None, theirs: range
-) -> _Compared:
+def _compared(answers: Answers | None, rows: Sequence[Row], row: Row, baseline: Row | None) -> Compared:
     if answers is None:
-        return _Compared()
-    seeds = [run.seed for run in row.runs]
-    shared: list[int] = []
-    a = b = np.empty((0, len(answers.problems)))
-    if baseline is not None:
-        others = [run.seed for run in baseline.runs]
-        shared = [seed for seed in seeds if seed in others]
-        a = answers.right[[theirs[others.index(seed)] for seed in shared]]
-        b = answers.right[[mine[seeds.index(seed)] for seed in shared]]
-    longer = answers.longer()
-    own = replace(answers, right=answers.right[list(mine)])
-    if longer is None:
-        return _Compared(_gain(answers, shared, a, b, None))
-    known = np.isfinite(answers.reference)
-    parts = [
-        Part(
-            int(among.sum()),
-            mean_over_runs(own.accuracy(among)),
-            _gain(answers, shared, a, b, among),
-        )
-        for among in (known & ~longer, longer)
-    ]
-    widening = None
-    if len(shared) > 1:
-        gains = [
-            replace(answers, right=b).accuracy(among) - replace(answers, right=a).accuracy(among)
-            for among in (known & ~longer, longer)
-        ]
-        widening = paired_runs(*gains)
-    return _Compared(_gain(answers, shared, a, b, None), parts[0], parts[1], widening)
+        return Compared()
+    places = iter(range(sum(len(one.runs) for one in rows)))
+    right = {id(one): {run.seed: answers.right[next(places)] for run in one.runs} for one in rows}
+    other = {} if baseline is None or baseline is row else right[id(baseline)]
+    return compared(answers, right[id(row)], other)
 
 
-def _gain(
-    answers: Answers,
-    shared: Sequence[int],
-    a: np.ndarray,
-    b: np.ndarray,
-    among: Bool[np.ndarray, " problems"] | None,
-) -> Gain | None:
-    if not len(shared):
-        return None
-    wanted = np.ones(len(answers.problems), dtype=bool) if among is None else among
-    difference = (b - a).mean(0)
-    strata = [answers.of(name) & wanted for name in answers.benchmarks]
-    over_seeds = None
-    if len(shared) > 1:
-        over_seeds = paired_runs(
-            replace(answers, right=a).accuracy(among), replace(answers, right=b).accuracy(among)
-        )
-    over_problems = mean_difference([difference[part] for part in strata if part.any()])
-    return Gain(tuple(shared), over_seeds, over_problems)
-
-
-def _method(row: Row, name: str, compared: _Compared) -> Method:
+def _method(row: Row, name: str, compared: Compared) -> Method:
     after, before = row.accuracies("after"), row.accuracies("before")
     flops = [run.summary.get("flops") or {} for run in row.runs]
     teacher = [own.get("teacher_live", np.nan) + own.get("teacher_cached", np.nan) for own in flops]
@@ -359,25 +253,19 @@ def _method(row: Row, name: str, compared: _Compared) -> Method:
     )
 
 
-def _adjusted(methods: Sequence[Method]) -> list[Method]:
-    """With Holm's p-values: the gains over all methods, and likewise those on short and on long problems."""
-
-    def gains(of: Any) -> dict[int, Gain]:
-        tested = [number for number, method in enumerate(methods) if of(method) is not None]
-        adjusted = holm([of(methods[number]).p for number in tested])
-        return {n: replace(of(methods[n]), adjusted=p) for n, p in zip(tested, adjusted, strict=True)}
-
-    whole = gains(lambda method: method.gain)
-    short = gains(lambda method: method.short and method.short.gain)
-    long = gains(lambda method: method.long and method.long.gain)
+def _with_adjusted(methods: Sequence[Method]) -> list[Method]:
+    """With Holm's p-values: over all methods, and likewise on short and on long problems."""
+    whole = adjusted([method.gain for method in methods])
+    halves = [
+        adjusted([part and part.gain for part in parts])
+        for parts in ([method.short for method in methods], [method.long for method in methods])
+    ]
     return [
         replace(
             method,
-            gain=whole.get(number, method.gain),
-            short=replace(method.short, gain=short[number])
-            if number in short and method.short
-            else method.short,
-            long=replace(method.long, gain=long[number]) if number in long and method.long else method.long,
+            gain=gain,
+            short=method.short and replace(method.short, gain=short),
+            long=method.long and replace(method.long, gain=long),
         )
-        for number, method in enumerate(methods)
+        for method, gain, short, long in zip(methods, whole, *halves, strict=True)
     ]

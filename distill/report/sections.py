@@ -6,7 +6,8 @@ from statistics import fmean
 
 from distill.drift import Drift
 from distill.report.examples import Parting
-from distill.report.methods import Gain, Method, Table
+from distill.report.gains import Gain
+from distill.report.methods import Method, Table
 from distill.report.page import Block, Grid, Heading, Items, Text, Written
 from distill.statistics import Difference, Figure, mean_over_runs
 

@@ -1,0 +1,122 @@
+"""What a method has over the baseline, and what the difference is worth.
+
+A difference in accuracy can come from the seeds of the runs and from the problems that were drawn. Each has a
+test of its own, paired: over seeds a t-test, over problems the sign-flip test of every problem's difference,
+averaged over seeds. Only what both establish is called established, so p is the larger of the two
+(Berger, Technometrics 24, 1982: an intersection-union test keeps its level); over the methods of a table p is
+adjusted by Holm's rule.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from distill.report.answers import Answers
+from distill.statistics import Difference, Figure, holm, mean_difference, mean_over_runs, paired_runs
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A method's accuracy over the baseline's, on problems that both were asked.
+
+    Attributes:
+        seeds: those that both have, and the difference is of.
+        over_seeds: of these; None of fewer than two.
+        over_problems: of the mean over these seeds.
+        adjusted: p after Holm's rule over the methods.
+    """
+
+    seeds: tuple[int, ...]
+    over_seeds: Difference | None
+    over_problems: Difference
+    adjusted: float = 1.0
+
+    @property
+    def p(self) -> float:
+        """The larger of the two tests'."""
+        return max(self.over_problems.p, self.over_seeds.p if self.over_seeds else 0.0)
+
+    @property
+    def established(self) -> bool:
+        """Whether other seeds and other problems would show it, too. One seed never does."""
+        return self.over_seeds is not None and self.adjusted < LEVEL
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method on some of the problems: accuracy over seeds, and its gain over the baseline there."""
+
+    problems: int
+    accuracy: Figure
+    gain: Gain | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Gains on all problems and on both halves; `widening`: the gain on long problems minus that on short
+    ones, over seeds."""
+
+    gain: Gain | None = None
+    short: Part | None = None
+    long: Part | None = None
+    widening: Difference | None = None
+
+
+def compared(
+    answers: Answers,
+    mine: Mapping[int, Float[np.ndarray, " problems"]],
+    baseline: Mapping[int, Float[np.ndarray, " problems"]],
+) -> Compared:
+    """A method against the baseline, on all problems and on those with short and with long solutions.
+
+    Args:
+        answers: the problems.
+        mine: the method's mean verdicts by seed.
+        baseline: the baseline's; empty without one, and of the baseline itself.
+    """
+    shared = tuple(seed for seed in mine if seed in baseline)
+    a = replace(answers, right=_stacked(baseline, shared, answers))
+    b = replace(answers, right=_stacked(mine, shared, answers))
+    longer = answers.longer()
+    if longer is None:
+        return Compared(_gain(shared, a, b, None))
+    halves = np.isfinite(answers.reference) & ~longer, longer
+    own = replace(answers, right=_stacked(mine, tuple(mine), answers))
+    short, long = (
+        Part(int(half.sum()), mean_over_runs(own.accuracy(half)), _gain(shared, a, b, half))
+        for half in halves
+    )
+    widening = None
+    if len(shared) > 1:
+        widening = paired_runs(*(b.accuracy(half) - a.accuracy(half) for half in halves))
+    return Compared(_gain(shared, a, b, None), short, long, widening)
+
+
+def _stacked(
+    right: Mapping[int, np.ndarray], seeds: Sequence[int], answers: Answers
+) -> Float[np.ndarray, "seeds problems"]:
+    return np.asarray([right[seed] for seed in seeds]).reshape(len(seeds), len(answers.problems))
+
+
+def _gain(
+    seeds: tuple[int, ...], a: Answers, b: Answers, among: Bool[np.ndarray, " problems"] | None
+) -> Gain | None:
+    """Of b over a, whose runs are the seeds."""
+    if not seeds:
+        return None
+    wanted = np.ones(len(a.problems), dtype=bool) if among is None else among
+    difference = (b.right - a.right).mean(0)
+    strata = [a.of(name) & wanted for name in a.benchmarks]
+    over_problems = mean_difference([difference[part] for part in strata if part.any()])
+    over_seeds = paired_runs(a.accuracy(among), b.accuracy(among)) if len(seeds) > 1 else None
+    return Gain(seeds, over_seeds, over_problems)
+
+
+def adjusted(gains: Sequence[Gain | None]) -> list[Gain | None]:
+    """With p-values after Holm's rule over those that there are."""
+    tested = iter(holm([gain.p for gain in gains if gain is not None]))
+    return [None if gain is None else replace(gain, adjusted=next(tested)) for gain in gains]
