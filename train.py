@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from distill.cli import check_overrides, failed_jobs, one_sentence_errors, resume_arguments
+from distill.cli import at_end, check_overrides, failed_jobs, one_sentence_errors, resume_arguments
 
 CONFIG = Path(__file__).resolve().parent / "conf"
 
@@ -24,5 +24,7 @@ if __name__ == "__main__":
         if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
             sys.argv += resume_arguments(check_overrides(CONFIG, "train", sys.argv[1:]), sys.argv[1:])
         main()
+        for say in at_end:
+            say()
         if failed_jobs:
             sys.exit("\n".join([f"{len(failed_jobs)} of the sweep's jobs failed:", *failed_jobs]))

@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill.resolvers import register
 
 register()
 failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
+at_end: list[Callable[[], None]] = []  # what is said when all jobs are done
 
 
 def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]) -> DictConfig:

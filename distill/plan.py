@@ -51,6 +51,7 @@ class Stage:
         read: bytes that the memory must give while text is written; 0 where text is read in parallel.
         memory: bytes at its peak.
         disk: bytes that it leaves.
+        shared: whether what it makes is cached, and so made once for all runs of a sweep.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     read: float = 0.0
     memory: int = 0
     disk: int = 0
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,20 @@ class Plan:
             ("model", ""),
             ("parameters", ""),
             ("FLOPs", f"{total:.3g}"),
-            ("memory", _size(peak)),
-            ("time", _time(hours)),
-            ("disk", _size(disk)),
+            ("memory", size_text(peak)),
+            ("time", time_text(hours)),
+            ("disk", size_text(disk)),
         ):
             right = heading not in ("stage", "model")
             table.add_column(heading, footer, justify="right" if right else "left", overflow="fold")
         for stage in self.stages:
             parameters, flops = f"{stage.parameters:,}", f"{stage.flops:.3g}"
-            sizes = _size(stage.memory), _time(self.hours(stage)), _size(stage.disk)
+            sizes = size_text(stage.memory), time_text(self.hours(stage)), size_text(stage.disk)
             table.add_row(stage.name, stage.model, parameters, flops, *sizes)
         console.print(table)
         held = Table(title="memory of training", title_justify="left", show_header=False)
         for name, size in self.memory.items():
-            held.add_row(name, _size(size))
+            held.add_row(name, size_text(size))
         console.print(held)
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
@@ -181,6 +183,18 @@ def make_plan(
     stages += [replace(stage, name=f"{stage.name} before") for stage in evaluation]
     trained, memory = _training(cfg, objective, student, frozen, traces, steps_of)
     stages += trained
+    if every := cfg.benchmark.get("every"):
+        times = max(0, steps_of(traces)[1] - 1) // every  # not after the last step, which has its own
+        stages += [
+            replace(
+                stage,
+                name=f"{stage.name} meanwhile, {times} ×",
+                flops=times * stage.flops,
+                read=times * stage.read,
+            )
+            for stage in evaluation
+            if times
+        ]
     stages += [replace(stage, name=f"{stage.name} after") for stage in evaluation]
     if objective.compares_steps:
         notes.append("the next steps that both models propose under every prefix are not counted")
@@ -317,7 +331,8 @@ def _written(
         peak, tokens = max(peak, len(batch) * whole), tokens + sum(lengths)
     memory = who.writing_memory(min(per_batch, len(traces)), peak / max(1, min(per_batch, len(traces))))
     disk = 4 * tokens if recipe is not None else 0
-    return Stage(name, who.source.name, who.parameters, who.cost.forward(work), read, int(memory), disk)
+    flops, shared = who.cost.forward(work), recipe is not None
+    return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
 def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace]) -> list[Stage]:
@@ -329,7 +344,8 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
         flops = who.cost.forward(work)
         memory = who.reading_memory()
         name = f"{role} scores traces ({signal})"
-        stages.append(Stage(name, who.source.name, who.parameters, flops, memory=memory, disk=4 * tokens))
+        place, disk = (who.source.name, who.parameters), 4 * tokens
+        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
         size = bytes_a_token(wanted, who.hidden, who.vocabulary)
@@ -338,7 +354,8 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
             size += (bytes_each - 2) * who.hidden
         name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(work)
         memory, disk = who.reading_memory(), size * tokens
-        stages.append(Stage(name, who.source.name, who.parameters, flops, memory=memory, disk=disk))
+        place = who.source.name, who.parameters
+        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     return stages
 
 
@@ -441,9 +458,9 @@ def _training(
     return stages, memory
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
 
 
-def _time(hours: float) -> str:
+def time_text(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min" if hours >= 1 / 60 else "< 1 min"

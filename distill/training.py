@@ -32,7 +32,7 @@ from distill.callbacks import (
     signals_kept,
 )
 from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
-from distill.cli import failed_jobs, one_sentence_errors, plain, quiet
+from distill.cli import at_end, failed_jobs, one_sentence_errors, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
 from distill.errors import Busy, Interrupted, UserError, first_line
@@ -45,6 +45,7 @@ from distill.losses.signals import Role
 from distill.models import LanguageModel, find_model
 from distill.module import DistillModule, OptimizerFactory
 from distill.objective import Objective
+from distill.plan import Plan, make_plan
 from distill.plots import plot_run
 from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.schedule import Schedule
@@ -70,8 +71,11 @@ def run_job(cfg: DictConfig) -> float | None:
         cfg.logger.wandb.group = folder.parent.name
     began, failed = False, True
     try:
-        with one_sentence_errors() if not sweep else nullcontext(), runs.locked(folder):
-            if sweep:
+        with (
+            one_sentence_errors() if not sweep else nullcontext(),
+            runs.locked(folder) if not cfg.plan else nullcontext(),
+        ):
+            if sweep and not cfg.plan:
                 earlier = sweeps.look_up(folder, cfg)
                 if earlier.finished:
                     print(f"{cfg.name}: finished before, in {folder}")
@@ -79,7 +83,7 @@ def run_job(cfg: DictConfig) -> float | None:
                     sweeps.outcomes.append(None)
                     return earlier.score
                 cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
-            began = True
+            began = not cfg.plan
             score = train(cfg, folder)
             if sweep:
                 (folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
@@ -97,7 +101,7 @@ def run_job(cfg: DictConfig) -> float | None:
         failed_jobs.append(f"{folder}: {reason}")
         sweeps.outcomes.append(reason)
         place = ""
-        if began:  # else the folder is another run's
+        if began:  # else the folder is another run's, or nobody's
             place = f" ({folder / 'error.txt'})"
             (folder / "error.txt").write_text(traceback.format_exc())
         if sweeps.hopeless():
@@ -290,14 +294,22 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
 
 def _print_plan(cfg: DictConfig) -> None:
-    """What the run would take, on a machine that need not be here."""
-    from distill.plan import make_plan
+    """What the run would take, on a machine that need not be here; of a sweep's jobs all together, when they
+    are done."""
+    if not (HydraConfig.initialized() and sweeps.under_way()):
+        _plan(cfg).print()
+        return
+    if sweeps.planned.print not in at_end:
+        at_end.append(sweeps.planned.print)
+    sweeps.planned.add(HydraConfig.get().overrides.task, lambda: _plan(cfg))
 
+
+def _plan(cfg: DictConfig) -> Plan:
     objective: Objective = build(cfg.loss, "loss")
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     if objective.rollouts == "teacher":
         recipe = replace(recipe, completions="teacher")
-    make_plan(cfg, objective, recipe, lambda traces: _steps(cfg, traces, objective)).print()
+    return make_plan(cfg, objective, recipe, lambda traces: _steps(cfg, traces, objective))
 
 
 def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from distill.lora import add_lora, read_lora
 from distill.models import LanguageModel, find_model
 from distill.objective import Objective
 from distill.plan import Plan, Stage, make_plan
+from distill.sweep_plan import SweepPlan
 from distill.training import _steps, build, train
 
 traces = test_training.traces  # the fixture
@@ -208,3 +209,42 @@ def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path
     assert done.returncode == 0, done.stderr
     assert "teacher scores traces" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=6", "benchmark=arithmetic")
+    words += ["benchmark.limit=4", "benchmark.every=2"]
+    single = {loss: planned([*words, f"loss={loss}"]) for loss in ("dcod", "on_policy_kd")}
+    whole = SweepPlan()
+    for seed in range(3):
+        for loss, plan in single.items():
+            whole.add([*words, f"loss={loss}", f"seed={seed}"], lambda plan=plan: plan)
+    assert list(whole.jobs.values()) == [3, 3]
+    (shared,) = whole.shared()
+    assert shared[0].name == "teacher scores traces (teacher_logprobs)"
+    hours = {loss: [(one.shared, plan.hours(one)) for one in plan.stages] for loss, plan in single.items()}
+    once = sum(time for own in hours.values() for cached, time in own if cached)
+    assert once > 0
+    each = sum(time for own in hours.values() for cached, time in own if not cached)
+    assert whole.hours() == pytest.approx(3 * each + once)
+    # Asked after steps 2 and 4; after step 6 is the end.
+    before, meanwhile = (stage(single["dcod"], f"arithmetic {when}") for when in ("before", "meanwhile, 2 ×"))
+    assert meanwhile.flops == 2 * before.flops
+
+
+def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "experiment=compare", "data=traces", "seed=0,1")
+    words += ["loss=sft,dcod", "plan=true", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = train_py(words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("plan of the sweep") == 1
+    rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│ loss=")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["loss=sft", "2"], ["loss=dcod", "2"]]
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["multirun.yaml"]  # Hydra's own
+    failed = train_py([*words, "model.student=nowhere"])
+    assert failed.returncode == 1
+    assert not list((tmp_path / "sweep").glob("*/error.txt"))
