@@ -36,19 +36,8 @@ def curate(cfg: DictConfig) -> Path:
     """
     import numpy as np
 
-    from distill.training import build, find_device
-
     folder = Path(cfg.out)
-    whole_number("seed", cfg.seed, least=0)
-    device = find_device(cfg)
-    recipe: TraceRecipe = build(cfg.data.recipe, "data")
-    steps = {
-        name: build(node, f"curation.{name}")
-        for name, node in (cfg.get("curation") or {}).items()
-        if node is not None
-    }
-    checks = Checks.of(cfg.check, recipe.grade)
-    desk = Desk(_models(cfg, device), recipe, checks.grade, Path(cfg.cache), cfg.seed)
+    steps, desk, checks = prepared(cfg)
     records = collect(cfg, lambda: _tokens_of(desk), print)
     key = {
         "traces": hash_arrays(np.asarray(record["completion_ids"]) for record in records),
@@ -79,6 +68,26 @@ def curate(cfg: DictConfig) -> Path:
     written_by = ", ".join(f"{name} {count}" for name, count in summary["teachers"].items())
     print(f"{len(kept)} traces of {summary['problems']} problems ({written_by})\n{folder / 'traces.parquet'}")
     return folder
+
+
+def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
+    """A configuration's steps in their order, what they work with, and the judge, which is to be closed.
+
+    Raises:
+        UserError: a value that makes no sense; names it.
+    """
+    from distill.training import build, find_device
+
+    whole_number("seed", cfg.seed, least=0)
+    device = find_device(cfg)
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    steps = {
+        name: build(node, f"curation.{name}")
+        for name, node in (cfg.get("curation") or {}).items()
+        if node is not None
+    }
+    checks = Checks.of(cfg.check, recipe.grade)
+    return steps, Desk(_models(cfg, device), recipe, checks.grade, Path(cfg.cache), cfg.seed), checks
 
 
 def run_steps(

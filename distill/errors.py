@@ -10,6 +10,10 @@ class UserError(Exception):
     because it is a defect of ours.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in a traceback's place: the sentence (IPython asks for it by this name)."""
+        return [f"error: {self}"]
+
 
 class Busy(UserError):
     """Another process holds a folder."""

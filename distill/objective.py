@@ -343,15 +343,19 @@ class Objective:
         return estimate
 
     def weights(
-        self, mask: Bool[Tensor, "batch seq"], token_signals: Mapping[str, Float[Tensor, "batch seq"]]
+        self,
+        mask: Bool[Tensor, "batch seq"],
+        token_signals: Mapping[str, Float[Tensor, "batch seq"]],
+        progress: float = 0.0,
     ) -> Float[Tensor, "batch seq"]:
-        """The weights that these tokens would have at the start of training.
+        """The weights that these tokens would have, as a micro-batch of their own.
 
         Args:
             mask: [batch, seq] true on completion tokens.
             token_signals: what the weights ask for, [batch, seq], by name.
+            progress: the share of training done, in [0, 1].
         """
-        return self._weights("main", mask, token_signals, progress=0.0, seed=0)
+        return self._weights("main", mask, token_signals, progress, seed=0)
 
     @torch.no_grad()
     def _weights(

@@ -17,7 +17,7 @@ from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.objective import Objective
 from distill.reading import Reader, whole_reading
-from distill.records import Record, by_problem, example_of, problem_of, teacher_of
+from distill.records import Record, by_problem, example_of, problem_of, teacher_of, write_records
 from distill.runs import locked
 from distill.scoring import TokenScores, score_tokens
 from distill.suitability import Suitability, looked_at, suitability, support_of
@@ -52,6 +52,7 @@ def score(cfg: DictConfig) -> Path:
         rights = {teacher: _share_right(own) for teacher, own in _by_teacher(records).items()}
         chosen = _by_teacher(choose(_learned(records, cfg.keep), cfg.traces, cfg.seed))
         rows: list[dict[str, Any]] = []
+        looked: list[Record] = []
         for teacher, own in chosen.items():
             own, traces = _fitting(own, recipe, student.source)
             scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
@@ -62,15 +63,17 @@ def score(cfg: DictConfig) -> Path:
             support = None if view is None else support_of(objective, scores, view, alignments)
             frame = looked_at(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
             rows += frame.to_dict("records")
+            looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
+        write_records(folder / "traces.parquet", looked)  # what to curate, or to train on
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
         print(report)
         if cfg.smoke_test:
             from distill.smoke import smoke_test
 
             print(smoke_test(cfg, folder, _by_teacher(records)))
-        config = OmegaConf.to_yaml(cfg, resolve=True)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
     return folder
 
 

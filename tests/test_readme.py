@@ -17,9 +17,9 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 _COMMAND = re.compile(r"python (train\.py|-m distill\.(generate|score|curate|evaluate))\b")
 
 
-def commands() -> list[str]:
+def commands(text: str = TEXT) -> list[str]:
     """Every command that Hydra reads in a block of shell commands, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.strip() for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
     return [line.split(" #")[0].strip() for line in lines if _COMMAND.match(line)]
 
