@@ -446,8 +446,9 @@ def _training(
         stages.append(replace(stage, flops=flops, read=read, memory=fixed + kv))
     peak = fixed + max(passing, kv)
     memory["at the peak"] = peak
+    # A checkpoint's weights for use and for training on, and the optimizer's; the last one's are the student.
     checkpoint = 2 * memory["weights"] + memory["optimizer"]
-    disk = (cfg.checkpoint.keep + 1) * checkpoint
+    disk = cfg.checkpoint.keep * checkpoint if cfg.checkpoint.of_finished else memory["weights"]
     name = f"training, {steps:,} steps"
     stages.append(Stage(name, student.source.name, student.parameters, own * scale, memory=peak, disk=disk))
     if live:

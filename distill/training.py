@@ -290,6 +290,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         },
     }
     _finish(folder, summary, loggers, scores)
+    if not cfg.checkpoint.of_finished:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return fmean(score.accuracy.value for score in scores["after"]) if asked else None
 
 

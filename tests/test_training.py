@@ -621,6 +621,20 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
     assert not (job / "error.txt").is_file()
 
 
+def test_a_finished_run_may_keep_its_student_alone(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=2")
+    whole, alone = (
+        run([*words, f"checkpoint.of_finished={kept}"], tmp_path / kept) for kept in ("true", "false")
+    )
+    assert checkpoints(whole / "checkpoints")
+    assert not (alone / "checkpoints").exists()
+    assert same_weights(whole, alone)
+    with pytest.raises(UserError, match="holds student already"):
+        run([*words, "checkpoint.of_finished=false"], alone)
+
+
 def test_training_leaves_signals_as_it_found_them(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
