@@ -82,7 +82,7 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
                     own: Any = benchmark.source
                     inspect.signature(own.func).bind(**{**own.keywords, "path": None, "limit": 3})
     assert len(folders) == len(every)  # each has its own
-    assert list(rates) == METHODS
+    assert list(rates) == found["loss"]
     if experiment.startswith("tune"):
         assert all(own == rates["sft"] and len(own) >= 3 for own in rates.values())  # one grid for all
     else:
@@ -112,12 +112,47 @@ def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment
     assert {key: tune.model[key] for key in tune.model if key != "lr"} == {
         key: compare.model[key] for key in compare.model if key != "lr"
     }
+    if experiment == "tune_own":
+        return  # whose files the user names
     for name in (benchmark.name for benchmark in benchmarks_of(tune.benchmark)):
         splits = [cfg.benchmark[name].source.split for cfg in (tune, compare)]
         assert splits[0] in ("validation", "train[7000:]")
         assert splits[1] == "test"
     if "limit" in tune.data and tune.data.limit is not None and experiment != "tune":
         assert tune.data.limit <= 7000
+
+
+def test_own_files_are_named_by_the_user_and_never_shared_between_choice_and_test() -> None:
+    """What is missing is asked for before anything runs; both experiments ask the file they are given."""
+    words = ["data.path=my.jsonl", "model.student=a/b", "model.teacher=c/d"]
+    for name in ("tune_own", "compare_own"):
+        (asked,) = benchmarks_of(check(f"experiment={name}", *words, "benchmark.path=x.jsonl").benchmark)
+        assert asked.path == "x.jsonl"
+    compare, tune = (
+        check(f"experiment={name}", *words, "benchmark.path=x.jsonl") for name in ("compare_own", "tune_own")
+    )
+    assert compare.max_tokens == tune.max_tokens == 1_000_000
+    small = check("experiment=compare_own", *words, "benchmark.path=x.jsonl", "scale=0.01")
+    assert (small.max_tokens, small.benchmark.limit) == (10_000, 10)
+
+
+def test_the_share_of_hard_traces_is_that_of_the_problems_solutions() -> None:
+    from distill.tiny import task
+
+    shares = {}
+    for share in (0.0, 0.25, 0.5, 1.0):
+        examples = arithmetic.load(split="train", count=2000, operations=[4, 8], double=share)
+        hard = {
+            one.problem for one in examples if task.style_of(one.problem, one.completion or "") == "double"
+        }
+        assert all(task.is_correct(one.problem, one.completion or "") for one in examples)
+        shares[share] = hard
+        assert len(hard) / 2000 == pytest.approx(share, abs=0.03)
+    assert not shares[0.0]
+    assert shares[0.25] < shares[0.5] < shares[1.0]
+    for wrong in (-0.1, 1.5, True):
+        with pytest.raises(UserError, match=r"double=.* is no share"):
+            arithmetic.load(split="train", count=5, operations=[4, 8], double=wrong)
 
 
 def test_validation_problems_are_neither_trained_on_nor_tested_on() -> None:
