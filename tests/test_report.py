@@ -565,6 +565,7 @@ def test_what_models_and_folders_say_is_text_and_nothing_else() -> None:
     assert "<img" not in outside
     assert "`````text\n" + evil + "\n`````" in said  # a longer fence than any run of backticks within
     assert "1\\|2" in said
+    assert markdown("a", [Heading("3*4-7*2=", 3)]) == "# a\n\n### 3\\*4-7\\*2=\n"  # or it is emphasis
 
 
 def test_a_table_in_markdown_has_as_many_cells_in_every_row(tmp_path: Path) -> None:

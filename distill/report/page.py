@@ -72,10 +72,10 @@ code { background: #f2f2f2; }
 
 def markdown(title: str, blocks: Iterable[Block], pictures: str = "figures") -> str:
     """The document in Markdown; figures are links to `<pictures>/<name>.svg`."""
-    parts = [f"# {_marked(title)}"]
+    parts = [f"# {_foreign(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level} {_marked(block.text)}")
+            parts.append(f"{'#' * block.level} {_foreign(block.text)}")
         elif isinstance(block, Text):
             parts.append(block.text)
         elif isinstance(block, Items):
@@ -89,7 +89,7 @@ def markdown(title: str, blocks: Iterable[Block], pictures: str = "figures") -> 
             text = shortened(block.text, _LONGEST)
             longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
             fence = "`" * max(3, longest + 1)
-            parts.append(f"{_marked(block.title)}\n\n{fence}text\n{text}\n{fence}")
+            parts.append(f"{_foreign(block.title)}\n\n{fence}text\n{text}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,7 +134,7 @@ def _html(block: Block) -> str:
             f"<figcaption>{_words(block.caption)}</figcaption></figure>"
         )
     text = shortened(block.text, _LONGEST)
-    return f"<details><summary>{_words(block.title)}</summary><pre>{_text(text)}</pre></details>"
+    return f"<details><summary>{_text(block.title)}</summary><pre>{_text(text)}</pre></details>"
 
 
 def _words(text: str) -> str:
@@ -151,6 +151,11 @@ def _text(text: str) -> str:
 def _marked(text: str) -> str:
     """One line of Markdown in which no HTML begins."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
+
+
+def _foreign(text: str) -> str:
+    """The same of words that are not ours, in which no emphasis begins either."""
+    return re.sub(r"([*`])", r"\\\1", _marked(text))
 
 
 def _cell(text: str) -> str:
