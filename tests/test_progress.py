@@ -54,6 +54,7 @@ def test_training_draws_every_step_for_a_terminal_and_twenty_for_a_file(
 
 def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have run a notebook
     assert not progress.watched()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert progress.watched()
