@@ -6,20 +6,18 @@ another benchmark, data set, model, batch size or length makes another table, wh
 
 import argparse
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
-
-from scipy.stats import t
 
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
-from distill.run_folders import Run, find_runs, read_run
+from distill.run_folders import Run, accuracy, find_runs, read_run
+from distill.statistics import mean_over_runs
 
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
 _BESIDE_THE_POINT = re.compile(
@@ -46,11 +44,8 @@ class Row:
 
     def accuracies(self, stage: str) -> list[float]:
         """Of `before` or `after`, a run each, the mean of its benchmarks; empty without one."""
-        return [
-            fmean(own[stage]["figures"]["accuracy"]["value"] for own in run.summary["benchmarks"].values())
-            for run in self.runs
-            if run.summary["benchmarks"]
-        ]
+        found = [accuracy(run.summary, stage) for run in self.runs]
+        return [value for value in found if value is not None]
 
     @property
     def mean(self) -> float | None:
@@ -64,7 +59,8 @@ class Row:
         after = self.accuracies("after")
         if len(after) < 2:
             return None
-        return float(t.ppf(0.975, len(after) - 1)) * stdev(after) / math.sqrt(len(after))
+        found = mean_over_runs(after)
+        return found.high - found.value
 
     @property
     def tokens(self) -> float:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas
@@ -46,6 +47,12 @@ def loss_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The preset's name; of runs that do not tell it, the run's own without its seed."""
     name = summary.get("name") or config.get("name") or ""
     return summary.get("loss") or re.sub(r"_seed\d+$", "", name)
+
+
+def accuracy(summary: Mapping[str, Any], stage: str = "after") -> float | None:
+    """Of a stage, `before` or `after`, the mean of the benchmarks; None where none was asked."""
+    asked = summary["benchmarks"].values()
+    return fmean(own[stage]["figures"]["accuracy"]["value"] for own in asked) if asked else None
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:

@@ -7,7 +7,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 
 from distill import runs
 from distill.errors import UserError
+from distill.run_folders import accuracy
 from distill.sweep_plan import SweepPlan
 
 _HOPELESS = 3
@@ -60,8 +60,7 @@ def look_up(folder: Path, cfg: DictConfig) -> Earlier:
             f"hydra.sweep.dir="
         )
     if summary.get("status") == "finished":
-        after = [own["after"]["figures"]["accuracy"]["value"] for own in summary["benchmarks"].values()]
-        return Earlier(finished=True, score=fmean(after) if after else None)
+        return Earlier(finished=True, score=accuracy(summary))
     return Earlier(checkpoint=kept[-1] if kept else None)
 
 

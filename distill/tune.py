@@ -14,6 +14,7 @@ from distill.cli import one_sentence_errors
 from distill.errors import UserError
 from distill.resolvers import CHOICE
 from distill.results import Run, read_runs
+from distill.run_folders import accuracy
 
 Grid = Mapping[str, Mapping[float, float]]  # loss -> learning rate -> mean accuracy over seeds
 
@@ -26,10 +27,10 @@ def grid_of(runs: Sequence[Run]) -> Grid:
     """
     found: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
-        if not run.summary["benchmarks"]:
+        after = accuracy(run.summary)
+        if after is None:
             raise UserError(f"{run.folder} asked no benchmark: there is nothing to choose by")
-        after = [own["after"]["figures"]["accuracy"]["value"] for own in run.summary["benchmarks"].values()]
-        found[run.loss][float(run.config["model.lr"])][run.seed] = fmean(after)
+        found[run.loss][float(run.config["model.lr"])][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
         for lr, seed in sorted(wanted):

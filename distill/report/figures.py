@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
 from distill.report.style import COLUMN, PAGE, new_figure, paper
+from distill.run_folders import accuracy
 from distill.statistics import mean_over_runs
 
 Styles = Mapping[str, Mapping[str, Any]]
@@ -33,19 +34,13 @@ def accuracy_figure(table: Table, styles: Styles) -> Figure:
             axes.axvline(100 * float(np.mean(before)), color="#777777", linestyle="--", linewidth=0.8)
         for row, method in enumerate(methods):
             style = styles[method.name]
-            seeds = [100 * value for value in _by_seed(method)]
+            found = [accuracy(run.summary) for run in method.runs]
+            seeds = [100 * value for value in found if value is not None]
             axes.plot(seeds, [row] * len(seeds), "o", markersize=3, markerfacecolor="none", color="#777777")
             _point(axes, method, row, style)
         axes.set_yticks(range(len(methods)), [method.name for method in methods])
         axes.set(xlabel="accuracy after training, % (dashed: before)", ylim=(len(methods) - 0.5, -0.5))
     return figure
-
-
-def _by_seed(method: Method) -> list[float]:
-    return [
-        float(np.mean([own["after"]["figures"]["accuracy"]["value"] for own in asked.values()]))
-        for asked in (run.summary["benchmarks"] for run in method.runs)
-    ]
 
 
 def _point(axes: Any, method: Method, row: int, style: Mapping[str, Any]) -> None:
@@ -126,11 +121,11 @@ def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
         (axes,) = figure.axes
         # Beside each other, or their bars could not be told apart.
         step = 0.012 * (centers[-1] - centers[0]) if len(centers) > 1 else 0.0
-        for number, (name, accuracy) in enumerate(lines.items()):
+        for number, (name, found) in enumerate(lines.items()):
             place = centers + step * (number - (len(lines) - 1) / 2)
-            axes.plot(place, 100 * accuracy[0], label=name, **styles[name])
-            if np.isfinite(accuracy[1:]).all():
-                bars = 100 * np.clip(accuracy[1:], 0.0, 1.0)
+            axes.plot(place, 100 * found[0], label=name, **styles[name])
+            if np.isfinite(found[1:]).all():
+                bars = 100 * np.clip(found[1:], 0.0, 1.0)
                 axes.vlines(place, *bars, color=styles[name]["color"], linewidth=0.7)
         axes.set(xlabel="tokens of the problem's own solution", ylabel="accuracy, %")
         _legend_below(figure, list(lines), styles)
