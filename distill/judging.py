@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from distill.benchmarks import answers
@@ -170,6 +171,13 @@ class MathJudge:
                 self._changed.notify()
 
 
+def _child_environment() -> dict[str, str]:
+    """One thread, and this very package: the checkout may be no installed one, and the user elsewhere."""
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class _Child:
     """A process that compares answers, one question at a time.
 
@@ -184,7 +192,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+            env={**os.environ, **_child_environment()},
             start_new_session=True,  # Ctrl-C is the parent's
         )
         try:

@@ -332,3 +332,22 @@ def test_every_solution_of_math_gives_its_own_answer_and_hardly_ever_anothers(
     shifted = [verdict(judge, g, s).correct for (g, _), (_, s) in itertools.pairwise(numbers)]
     same = sum(number(one) == number(other) for (one, _), (other, _) in itertools.pairwise(numbers))
     assert sum(shifted) <= same + 0.002 * len(shifted)  # 5 and 5\%
+
+
+def test_the_judge_starts_from_a_checkout_that_is_not_installed_and_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which stays, behind our own
+    seen: list[dict[str, str]] = []
+    original = subprocess.Popen
+
+    def started(*arguments: object, env: dict[str, str], **options: object) -> object:
+        seen.append(env)
+        return original(*arguments, env=env, **options)  # pyright: ignore
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with closing(MathJudge(seconds=20.0)) as judge:
+        assert verdict(judge, "1/2", r"\boxed{0.5}").correct
+    root = str(Path(__file__).resolve().parents[1])
+    assert seen[0]["PYTHONPATH"].split(":") == [root, str(tmp_path)]
