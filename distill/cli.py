@@ -70,6 +70,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 for override in of_file:
                     _check_group(override, groups)
                 overrides = [*of_file, *overrides]
+            if any(override.is_sweep_override() for override in overrides):
                 single = [_first_value(override) for override in overrides]
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))

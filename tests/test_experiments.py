@@ -219,6 +219,7 @@ def test_a_range_without_validation_problems_is_refused() -> None:
         (["scale=0.5"], r"there is no key 'scale'"),
         (["experiment=compare", "loss=asft"], r"lrs has no learning rate of loss=asft"),
         (["experiment=compare", "lr_from=nowhere"], r"lr_from=nowhere holds no learning_rates\.yaml"),
+        (["experiment=compare", "lr_from=nowhere", "loss=sft,dcod", "seed=0,1"], "lr_from=nowhere holds no"),
         (["experiment=compare_smollm2", "scale=-1"], r"scale=-1 must be a positive number"),
     ],
 )
