@@ -70,11 +70,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 for override in of_file:
                     _check_group(override, groups)
                 overrides = [*of_file, *overrides]
-            if any(override.is_sweep_override() for override in overrides):
                 single = [_first_value(override) for override in overrides]
+                cfg = compose(config_name, single, return_hydra_config=True)
+            if any(override.is_sweep_override() for override in overrides):
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
-                cfg = compose(config_name, single, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             command = "train.py" if config_name == "train" else f"-m distill.{config_name}"

@@ -172,10 +172,10 @@ class MathJudge:
 
 
 def _child_environment() -> dict[str, str]:
-    """One thread, and this very package: the checkout may be no installed one, and the user elsewhere."""
-    here = str(Path(__file__).resolve().parents[1])
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(paths)}
+    """One thread, and this very package: the checkout may not be installed, and the user elsewhere."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    return {**os.environ, **ours, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class _Child:
@@ -192,7 +192,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **_child_environment()},
+            env=_child_environment(),
             start_new_session=True,  # Ctrl-C is the parent's
         )
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
-from distill.run_folders import Run, accuracy, find_runs, read_run
+from distill.run_folders import Run, accuracies, find_runs, read_run
 from distill.statistics import mean_over_runs
 
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
@@ -44,8 +44,7 @@ class Row:
 
     def accuracies(self, stage: str) -> list[float]:
         """Of `before` or `after`, a run each, the mean of its benchmarks; empty without one."""
-        found = [accuracy(run.summary, stage) for run in self.runs]
-        return [value for value in found if value is not None]
+        return accuracies(self.runs, stage)
 
     @property
     def mean(self) -> float | None:

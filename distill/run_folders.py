@@ -55,6 +55,12 @@ def accuracy(summary: Mapping[str, Any], stage: str = "after") -> float | None:
     return fmean(own[stage]["figures"]["accuracy"]["value"] for own in asked) if asked else None
 
 
+def accuracies(runs: Iterable[Run], stage: str = "after") -> list[float]:
+    """Of those runs that asked a benchmark."""
+    found = [accuracy(run.summary, stage) for run in runs]
+    return [value for value in found if value is not None]
+
+
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """The folders of runs among these and below them, each once.
 

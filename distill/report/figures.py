@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
 from distill.report.style import COLUMN, PAGE, new_figure, paper
-from distill.run_folders import accuracy
+from distill.run_folders import accuracies
 from distill.statistics import mean_over_runs
 
 Styles = Mapping[str, Mapping[str, Any]]
@@ -34,8 +34,7 @@ def accuracy_figure(table: Table, styles: Styles) -> Figure:
             axes.axvline(100 * float(np.mean(before)), color="#777777", linestyle="--", linewidth=0.8)
         for row, method in enumerate(methods):
             style = styles[method.name]
-            found = [accuracy(run.summary) for run in method.runs]
-            seeds = [100 * value for value in found if value is not None]
+            seeds = [100 * value for value in accuracies(method.runs)]
             axes.plot(seeds, [row] * len(seeds), "o", markersize=3, markerfacecolor="none", color="#777777")
             _point(axes, method, row, style)
         axes.set_yticks(range(len(methods)), [method.name for method in methods])
