@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli import plain
 from distill.errors import UserError
+from distill.layout import BatchLayout
 
 # Whole numbers with the least that each may be.
 _WHOLE = {
     "seed": 0,
     "data.batch_size": 1,
-    "data.workers": 0,
+    "data.token_budget": 1,
     "data.samples": 1,
     "data.sampling_batch_size": 1,
     "benchmark.token_budget": 1,
@@ -119,6 +120,17 @@ def check_trainer(cfg: DictConfig) -> torch.dtype:
     except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
     return _PRECISIONS[precision]
+
+
+def check_layout(cfg: DictConfig) -> BatchLayout:
+    """How models read a batch."""
+    checkpoint = cfg.model.checkpoint_activations
+    if not isinstance(checkpoint, bool):
+        raise UserError(f"model.checkpoint_activations={checkpoint!r} is neither true nor false")
+    try:
+        return BatchLayout(cfg.data.layout, cfg.data.token_budget)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distill.flops import Meter, head_flops
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
 from distill.lora import fingerprint, frozen_names
+from distill.layout import BatchLayout
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role, signals
 from distill.models import LanguageModel
@@ -54,6 +55,7 @@ class DistillModule(lightning.LightningModule):
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
         cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
+        layout: how models read what the student wrote.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class DistillModule(lightning.LightningModule):
         seed: int = 0,
         log_every: int = 1,
         cached_flops: float = 0.0,
+        layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.student = student.model
@@ -93,6 +96,7 @@ class DistillModule(lightning.LightningModule):
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
         self.cached_flops = cached_flops
+        self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         self.account = StepAccount(objective, student.end_ids)
         self._micro_batch = 0
@@ -173,7 +177,7 @@ class DistillModule(lightning.LightningModule):
         if batch.readings is not None or self.objective.compares_tokens:
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
-        student = self.student_lm.completion_head(batch.input_ids, batch.mask)
+        student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         others = {
             **{name: heads[role] for name, role in self.objective.live_distributions.items()},
             **self._cached_distribution(batch),
@@ -252,7 +256,7 @@ class DistillModule(lightning.LightningModule):
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
         heads: dict[Role, Head] = {
-            role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
+            role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
             for role in ROLES
             if role in roles and not (role == "teacher" and batch.readings is not None)
         }
@@ -313,7 +317,8 @@ class DistillModule(lightning.LightningModule):
             for trace, teachers_prompt in zip(traces, batch.readings.prompts, strict=True):
                 trace.reading = self.reader.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
-        return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
+        pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
+        return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
         """What the next steps of student and teacher are worth under the batch's prefixes."""
@@ -410,7 +415,8 @@ class DistillModule(lightning.LightningModule):
 
 def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
     """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
-    return _at_students_tokens(teacher.completion_head(readings.input_ids, readings.mask), readings, tokens)
+    head = teacher.completion_head(readings.input_ids, readings.mask, readings.layout)
+    return _at_students_tokens(head, readings, tokens)
 
 
 def _at_students_tokens(head: Head, readings: Readings, tokens: int) -> Head:

@@ -41,7 +41,7 @@ _PACKAGES = (
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
 
 
 def write_json(path: Path, content: Any) -> None:
