@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 LayoutKind = Literal["padded", "grouped", "packed"]
-# What a pass costs beside its tokens, in tokens: its kernels' launches, and every weight's gradient once more.
+# What a pass costs beside its tokens, in tokens: launches of kernels, and every weight's gradient once more.
 _PASS = 64
 
 
@@ -100,11 +100,11 @@ class BatchLayout:
             return [list(range(len(lengths)))]
         return (_packs if self.kind == "packed" else alike)(lengths, self.token_budget)
 
-    def tokens(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Rows and length of every pass, without making it."""
+    def read_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """The traces' lengths with what each is padded by, in any order."""
         if self.kind == "packed":
-            return [(1, sum(lengths[row] for row in rows)) for rows in self.groups(lengths)]
-        return [(len(rows), max(lengths[row] for row in rows)) for rows in self.groups(lengths)]
+            return list(lengths)
+        return [max(lengths[row] for row in rows) for rows in self.groups(lengths) for _ in rows]
 
     def of(self, prompts: Sequence[int], lengths: Sequence[int]) -> Layout:
         """Lay a batch out.

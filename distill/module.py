@@ -18,8 +18,8 @@ from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
 from distill.generation import StudentRollouts, generate
 from distill.head import Head, label_logprobs
-from distill.lora import fingerprint, frozen_names
 from distill.layout import BatchLayout
+from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role, signals
 from distill.models import LanguageModel

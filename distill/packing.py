@@ -67,21 +67,7 @@ def attention(
     if torch.is_autocast_enabled(device):  # as it does for torch's own
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if _flash is not None and query.is_cuda and query.element_size() == 2 and not dropout:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        longest = max(segments.lengths)
-        found = _flash(
-            q,
-            k,
-            v,
-            segments.bounds,
-            segments.bounds,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        return found[None], None
+        return _in_one_kernel(query, key, value, segments, scaling, sliding_window), None
     parts = []
     split = (x.split(segments.lengths, dim=2) for x in (query, key, value))
     for q, k, v in zip(*split, strict=True):
@@ -93,6 +79,26 @@ def attention(
             sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=True)[0]
         )
     return torch.cat(parts, dim=1), None
+
+
+def _in_one_kernel(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
+) -> Tensor:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    longest = max(segments.lengths)
+    found = _flash(
+        q,
+        k,
+        v,
+        segments.bounds,
+        segments.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),  # the token itself is not counted there
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return found.unsqueeze(0)
 
 
 AttentionInterface.register(PACKED_ATTENTION, attention)

@@ -75,8 +75,7 @@ class ReadAhead(Generic[Item]):
         for end in tuple(self._ended):
             end()
 
-    # Lightning asks a loader for them before it resumes in the middle; the position follows from the trainer's
-    # step count.
+    # Lightning asks a loader for them before it resumes in the middle; the position follows from the step.
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -301,7 +301,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
             f"{_duration(summary['rollout_seconds'])}"
         )
-    table.add_row("trained", tokens)
+    table.add_row("trained", f"{tokens}, in {summary['precision']}")
     trained, parameters = summary["parameters"].values()
     if trained < parameters:
         table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")

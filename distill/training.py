@@ -31,7 +31,14 @@ from distill.callbacks import (
     WeightHistogram,
     signals_kept,
 )
-from distill.checks import check_cache, check_layout, check_numbers, check_trainer, trainer_options
+from distill.checks import (
+    check_cache,
+    check_layout,
+    check_numbers,
+    check_trainer,
+    precision_of,
+    trainer_options,
+)
 from distill.cli import at_end, failed_jobs, one_sentence_errors, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
@@ -285,6 +292,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "steps": trainer.global_step,
         "traces": len(traces),
         "parameters": {"trained": trained, "all": parameters},
+        "precision": precision_of(cfg),
         "frozen": said,
         **{name: value for name, value in module.totals.items() if name not in _ELSEWHERE},
         # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.
