@@ -78,6 +78,16 @@ class Batch:
         return _moved(self, lambda held: held.pin_memory())
 
     @property
+    def tokens(self) -> int:
+        """How many completion tokens there are, without asking the device."""
+        return int(self.mask.sum()) if self.places is None else len(self.places)
+
+    @property
+    def completion_labels(self) -> Int[Tensor, " tokens"]:
+        """Trace by trace."""
+        return self.labels[self.mask] if self.places is None else self.labels.flatten()[self.places]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The traces' ids, for messages."""
         return tuple(example.id for example in self.examples)

@@ -167,7 +167,7 @@ class DistillModule(lightning.LightningModule):
         known = dict(batch.signals)
         if on_policy:
             for name, role in self.objective.cached_signals.items():
-                flat = label_logprobs(heads[role], batch.labels[batch.mask])
+                flat = label_logprobs(heads[role], batch.completion_labels)
                 self._meters["teacher"].add(head_flops(heads[role]))
                 known[name] = spread(flat, batch.mask)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
@@ -249,7 +249,7 @@ class DistillModule(lightning.LightningModule):
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
         roles = set(self.objective.live_distributions.values())
@@ -261,7 +261,7 @@ class DistillModule(lightning.LightningModule):
             if role in roles and not (role == "teacher" and batch.readings is not None)
         }
         if "teacher" in roles and batch.readings is not None:
-            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
+            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, batch.tokens)
         return heads
 
     def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
@@ -284,7 +284,7 @@ class DistillModule(lightning.LightningModule):
             return {}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
         if isinstance(found, Head) and batch.readings is not None:
-            found = _at_students_tokens(found, batch.readings, int(batch.mask.sum()))
+            found = _at_students_tokens(found, batch.readings, batch.tokens)
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
@@ -370,7 +370,6 @@ class DistillModule(lightning.LightningModule):
         if step == 1 or step % self.log_every == 0 or step == self.steps or self.budget_spent:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=step)
-        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:
         what = "loss" if not math.isfinite(loss) else "gradient"
@@ -433,7 +432,7 @@ def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
     readings = batch.readings
     if readings is None or readings.student_at is None or readings.same_token is None:
         return None, batch.mask.float()
-    flat = torch.zeros(2, int(batch.mask.sum()), device=batch.mask.device)
+    flat = torch.zeros(2, batch.tokens, device=batch.mask.device)
     flat[0, readings.student_at] = 1.0
     flat[1, readings.student_at] = readings.same_token.float()
     compared, same = (spread(row, batch.mask) for row in flat)
