@@ -190,6 +190,7 @@ class DistillModule(lightning.LightningModule):
             others=others,
             compared=compared,
             trace_weights=batch.trace_weights,
+            places=batch.places,
             constants=constants,
             by_student=on_policy,
             progress=self._progress(self.trainer.global_step),
