@@ -5,7 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,8 @@ class LanguageModel:
             states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             return Head(hidden=states[:, :-1][mask], weight=weight)
         flat = input_ids.flatten()
-        parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
+        with _casts_shared(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
+            parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
         states = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Head(hidden=states.index_select(0, layout.predicting), weight=weight)
 
@@ -398,6 +399,20 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
         shown = f"{ends[0]!r} in {student.name}, {ends[1]!r} in {teacher.name}"
         return f"the end-of-sequence tokens differ ({shown})"
     return None
+
+
+@contextlib.contextmanager
+def _casts_shared(device_type: str) -> Iterator[None]:
+    """Where training has autocast on, cast each weight once for all passes: a training step's autocast keeps
+    no casts, and the backward pass would hold as many half-precision copies of the weights as passes."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    try:
+        with torch.autocast(device_type, torch.get_autocast_dtype(device_type), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # the next step changes the weights in place
 
 
 def _end_ids(tokenizer: Any, configuration: Any) -> list[int]:

@@ -264,6 +264,25 @@ def test_a_layout_holds_every_token_once_and_knows_what_it_reads(kind: LayoutKin
     )
 
 
+def test_passes_in_half_precision_share_one_copy_of_the_weights() -> None:
+    lm, some = small("qwen3", intermediate_size=2048), random_traces(6, seed=1, longest=12)
+    held, found = [], []
+    for layout in (BatchLayout("padded"), BatchLayout("grouped", 12)):
+        kept: dict[int, torch.Tensor] = {}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda t: kept.setdefault(t.data_ptr(), t) is None or t, lambda t: t
+            ),
+            torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        ):
+            loss = laid_out(lm, some, layout)
+        held.append(sum(tensor.numel() for tensor in kept.values() if tensor.dtype == torch.bfloat16))
+        found.append(gradients(lm, loss.float()))
+    assert held[1] < 1.2 * held[0]  # three passes with copies of their own: some three times as much
+    norms = [torch.cat([g.flatten() for g in one.values()]) for one in found]
+    assert float((norms[1] - norms[0]).norm() / norms[0].norm()) < 0.03
+
+
 @pytest.mark.parametrize("spread", [0.5, 0.7])
 def test_real_lengths_leave_little_padding_in_groups(spread: float) -> None:
     """Lengths of reasoning traces spread as log-normal ones of this width: side by side, eight of them are
