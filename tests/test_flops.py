@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import distill.module
+import distill.teacher
 from distill.data import TraceOrder
 from distill.errors import UserError
 from distill.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
