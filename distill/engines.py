@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.batch import by_length
 from distill.errors import UserError
-from distill.generation import Sampling, generate
+from distill.generation import Sampling, generate, numbers
 from distill.teacher import LazyModel
 
 
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
 
 class HfEngine:
-    """transformers' generate, in batches of alike lengths.
+    """transformers in this process (`distill.generation`), in batches of alike lengths.
 
     Args:
         model: who writes; loaded with the first request.
@@ -178,12 +178,6 @@ class VllmEngine:
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"engine.{name}={value!r} is not a whole number, at least 1")
-
-
-@functools.lru_cache(maxsize=4096)
-def numbers(seed: int, count: int) -> np.ndarray:
-    """[count] numbers in [0, 1) that are this seed's alone."""
-    return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
 def request_seed(seed: int, problem: str, sample: int) -> int:
