@@ -167,8 +167,8 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
 
 
 def writing(prompts: Sequence[int], written: Sequence[int]) -> Work:
-    """What it takes to write a batch of completions, as `distill.generation.generate` does: prompts are padded
-    to the longest, and a completion that has ended costs nothing more.
+    """What it takes to write a batch of completions, as `distill.generation.generate` does: prompts are
+    padded to the longest, and a completion that has ended costs nothing more.
 
     Args:
         prompts: lengths.
