@@ -248,7 +248,7 @@ def test_thinking_is_not_judged_and_an_open_thought_is_no_answer(
 class Script:
     """An engine that says what it is told, and notes what it was asked."""
 
-    name = "script"
+    name, seconds = "script", 0.0
 
     def __init__(self, says: Callable[[Request], str], stop_after: int | None = None) -> None:
         self.says, self.stop_after, self.asked = says, stop_after, list[Request]()
@@ -300,7 +300,7 @@ def test_thinking_is_left_out_where_its_tags_are_special_tokens(lm: LanguageMode
         return lm.tokenizer(text).input_ids
 
     class Thinks:
-        name = "thinks"
+        name, seconds = "thinks", 0.0
         said = ([opens, *ids("1+1="), closes, *ids("2"), 1], [opens, *ids("4")])
 
         def write(
