@@ -137,3 +137,19 @@ def test_it_writes_what_transformers_writes(family: str, sampling: Sampling) -> 
     assert len({token for ids in written for token in ids}) > 3  # it has an opinion
     if sampling.temperature > 0:
         assert len({len(ids) for ids in written}) > 1  # and rows end at different times
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_cache_that_a_model_makes_itself_keeps_all_rows_to_the_end(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny(family)
+    end_now_and_then(lm)
+    prompts = [*PROMPTS, [5] * 50]  # the context of 64 ends behind it, and rows that ended lie on
+    sampling = Sampling(1.3, max_new_tokens=40)
+    expected = generate(lm, prompts, sampling, seed=0, end_ids=[END])
+    monkeypatch.setattr(type(lm.model), "_supports_default_dynamic_cache", lambda self: False)
+    rows: set[int] = set()
+    lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: rows.add(len(args[0])))
+    assert generate(lm, prompts, sampling, seed=0, end_ids=[END]) == expected
+    assert rows == {len(prompts)}
