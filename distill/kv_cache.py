@@ -5,7 +5,7 @@ transformers' own cache (`DynamicCache`) concatenates all keys and values anew f
 that do not grow without bound (sliding windows, linear attention) are taken as they are."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -61,13 +61,11 @@ class GrowingLayer(DynamicLayer):
             holes: places below `rows`.
             fillers: places from `rows` on, one for each hole.
         """
-        length = self.get_seq_length()
-        if not self._in_buffers():  # nothing was read, or another hand changed it
-            self.keys, self.values = (
-                states if not length else states.index_copy(0, holes, states[fillers])[:rows]
-                for states in (self.keys, self.values)
-            )
+        if self.keys is None or self.values is None:  # nothing was read
             return
+        length = self.get_seq_length()
+        if not self._in_buffers():
+            self._buffers = [self.keys, self.values]
         for buffer in self._buffers:
             buffer[holes, :, :length] = buffer[fillers, :, :length]
         self._show(rows, length)
@@ -129,5 +127,5 @@ def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int
         if isinstance(layer, GrowingLayer):
             layer.keep_rows(count, into, moved)
         else:
-            layer.reorder_cache(places)  # which takes any rows, also fewer
+            layer.reorder_cache(cast(torch.LongTensor, places))  # which takes any rows, also fewer
     return places

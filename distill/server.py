@@ -8,6 +8,7 @@ import queue
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 

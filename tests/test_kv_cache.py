@@ -80,6 +80,18 @@ def test_what_transformers_does_to_a_layer_is_gone_on_from() -> None:
     same(layer, reference)
 
 
+def test_rows_leave_also_what_another_hand_has_changed() -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    for one in (layer, reference):
+        one.update(*states(4, 5, seed=0))
+        one.crop(-1)
+    places = keep_rows(Cache(layers=[layer, GrowingLayer(LIMIT)]), [1, 3], torch.device("cpu"))
+    reference.batch_select_indices(places)
+    for one in (layer, reference):
+        one.update(*states(2, 1, seed=1))
+    same(layer, reference)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_of_full_attention_grow_and_others_are_transformers_own(family: str) -> None:
     model = tiny(family).model
