@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -64,16 +65,21 @@ def arguments(pair: tuple[Path, Path], traces: Path, folder: Path, *overrides: s
     ]
 
 
-def run(words: list[str], folder: Path) -> Path:
-    """One run in this process, as train.py would do it; returns its folder, which a resumed run knows."""
+def run(words: list[str], folder: Path, picture: bool = False) -> Path:
+    """One run in this process, as train.py would do it; returns its folder, which a resumed run knows.
+
+    Its picture takes as long as its steps, so that it is drawn only where a test asks for it.
+    """
     if not any(word.startswith("ckpt=") for word in words):
         words = [*words, f"dir={folder}"]
-    words += resume_arguments(check_overrides(ROOT / "conf", "train", words), words)
     cfg = check_overrides(ROOT / "conf", "train", words)
+    if resumed := resume_arguments(cfg, words):
+        cfg = check_overrides(ROOT / "conf", "train", [*words, *resumed])
     with open_dict(cfg):
         cfg.pop("hydra")  # a task function is given the configuration without it
     Path(cfg.dir).mkdir(parents=True, exist_ok=True)
-    train(cfg, Path(cfg.dir))
+    with nullcontext() if picture else patch.object(training, "plot_run"):
+        train(cfg, Path(cfg.dir))
     return Path(cfg.dir)
 
 
@@ -144,7 +150,7 @@ def test_a_run_leaves_everything_that_its_owner_needs(
         "benchmark.limit=8",
         "benchmark.max_new_tokens=12",
     )
-    folder = run(words, tmp_path / "run")
+    folder = run(words, tmp_path / "run", picture=True)
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.csv", "samples.jsonl", "summary.json"} <= names
     assert {"weights.jsonl", "training.png", "student", "checkpoints"} <= names
