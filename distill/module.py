@@ -18,6 +18,7 @@ from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
 from distill.generation import StudentRollouts
 from distill.head import Head, label_logprobs
+from distill.layout import BatchLayout
 from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role, signals
@@ -55,6 +56,7 @@ class DistillModule(lightning.LightningModule):
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
         cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
+        layout: how models read what the student wrote.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DistillModule(lightning.LightningModule):
         seed: int = 0,
         log_every: int = 1,
         cached_flops: float = 0.0,
+        layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.student = student.model
@@ -94,6 +97,7 @@ class DistillModule(lightning.LightningModule):
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
         self.cached_flops = cached_flops
+        self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         rollouts = objective.rollouts
         self._writer = StudentWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
@@ -176,7 +180,7 @@ class DistillModule(lightning.LightningModule):
         known = dict(batch.signals)
         if on_policy:
             for name, role in self.objective.cached_signals.items():
-                flat = label_logprobs(heads[role], batch.labels[batch.mask])
+                flat = label_logprobs(heads[role], batch.completion_labels)
                 self._meters["teacher"].add(head_flops(heads[role]))
                 known[name] = spread(flat, batch.mask)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
@@ -186,7 +190,7 @@ class DistillModule(lightning.LightningModule):
         if batch.readings is not None or self.objective.compares_tokens:
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
-        student = self.student_lm.completion_head(batch.input_ids, batch.mask)
+        student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         others = {
             **{name: heads[role] for name, role in self.objective.live_distributions.items()},
             **self._cached_distribution(batch),
@@ -199,6 +203,7 @@ class DistillModule(lightning.LightningModule):
             others=others,
             compared=compared,
             trace_weights=batch.trace_weights,
+            places=batch.places,
             constants=constants,
             by_student=on_policy,
             progress=self._progress(self.trainer.global_step),
@@ -258,19 +263,19 @@ class DistillModule(lightning.LightningModule):
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
         roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
         heads: dict[Role, Head] = {
-            role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
+            role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
             for role in ROLES
             if role in roles and not (role == "teacher" and batch.readings is not None)
         }
         if "teacher" in roles and batch.readings is not None:
-            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
+            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, batch.tokens)
         return heads
 
     def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
@@ -293,7 +298,7 @@ class DistillModule(lightning.LightningModule):
             return {}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
         if isinstance(found, Head) and batch.readings is not None:
-            found = _at_students_tokens(found, batch.readings, int(batch.mask.sum()))
+            found = _at_students_tokens(found, batch.readings, batch.tokens)
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
@@ -328,7 +333,8 @@ class DistillModule(lightning.LightningModule):
             for trace, teachers_prompt in zip(traces, batch.readings.prompts, strict=True):
                 trace.reading = self.reader.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
-        return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
+        pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
+        return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
         """What the next steps of student and teacher are worth under the batch's prefixes."""
@@ -380,7 +386,6 @@ class DistillModule(lightning.LightningModule):
         if step == 1 or step % self.log_every == 0 or step == self.steps or self.budget_spent:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=step)
-        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:
         what = "loss" if not math.isfinite(loss) else "gradient"
@@ -425,7 +430,8 @@ class DistillModule(lightning.LightningModule):
 
 def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
     """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
-    return _at_students_tokens(teacher.completion_head(readings.input_ids, readings.mask), readings, tokens)
+    head = teacher.completion_head(readings.input_ids, readings.mask, readings.layout)
+    return _at_students_tokens(head, readings, tokens)
 
 
 def _at_students_tokens(head: Head, readings: Readings, tokens: int) -> Head:
@@ -442,7 +448,7 @@ def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
     readings = batch.readings
     if readings is None or readings.student_at is None or readings.same_token is None:
         return None, batch.mask.float()
-    flat = torch.zeros(2, int(batch.mask.sum()), device=batch.mask.device)
+    flat = torch.zeros(2, batch.tokens, device=batch.mask.device)
     flat[0, readings.student_at] = 1.0
     flat[1, readings.student_at] = readings.same_token.float()
     compared, same = (spread(row, batch.mask) for row in flat)

@@ -19,12 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.cachebench import bytes_a_token
+from distill.checks import precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
 from distill.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.footprint import dtype_of, head_memory, training_memory
 from distill.generation import StudentRollouts
+from distill.layout import BatchLayout
 from distill.losses.signals import ROLES
 from distill.models import ModelSource, tokenizer_size
 from distill.objective import Objective
@@ -162,7 +164,7 @@ def make_plan(
         UserError: a model's configuration does not load; how many traces there are cannot be told.
     """
     rate, bandwidth = _machine(cfg)
-    half = "bf16" in str(cfg.trainer.precision)
+    half = "bf16" in precision_of(cfg)
     student = _measure(find(cfg, "student", cfg.model.student_dtype), half)
     notes: list[str] = []
     traces = _traces(cfg, recipe, student.source, notes)
@@ -398,7 +400,7 @@ def _training(
     from distill.training import ranks_of
 
     _, steps = steps_of(traces)
-    ranks = ranks_of(cfg)
+    ranks, layout = ranks_of(cfg), BatchLayout(cfg.data.layout, cfg.data.token_budget)
     micro_batches = steps * cfg.trainer.accumulate_grad_batches * ranks
     laid_out = min(micro_batches, _MEASURED)
     order = TraceOrder(len(traces), cfg.data.batch_size, seed=cfg.seed)
@@ -413,8 +415,9 @@ def _training(
     products = 2 + bool(objective.asked_ahead) + head_trains
     own = live = 0.0
     for batch, on_policy in zip(batches, chosen, strict=True):
-        length, completions = max(map(len, batch)), sum(len(trace.completion_ids) for trace in batch)
-        tokens, pairs = len(batch) * length, len(batch) * causal_pairs(length)
+        completions = sum(len(trace.completion_ids) for trace in batch)
+        lengths = layout.read_lengths([len(trace) for trace in batch])
+        tokens, pairs = sum(lengths), sum(map(causal_pairs, lengths))
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []
