@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.account import asks_ahead
-from distill.cachebench import bytes_a_token
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
@@ -348,7 +347,7 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
-        size = bytes_a_token(wanted, who.hidden, who.vocabulary)
+        size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
