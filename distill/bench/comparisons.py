@@ -110,7 +110,7 @@ def _head(kind: str) -> Comparison:
     if kind != "sft":
         goals += [
             Goal("tokens_per_second", "ours", "liger", at_least=0.9),
-            Goal("loss_error", "ours", "liger", at_most=0.1),
+            Goal("loss_error_bf16", "ours", "liger", at_most=0.1),
         ]
     return Comparison(
         f"head_{kind}",
@@ -118,8 +118,8 @@ def _head(kind: str) -> Comparison:
         tuple(contestants),
         tuple(goals),
         {"steps": 3},
-        note="Errors are relative, against the definition in float64; peaks include the gradients of the "
-        "states and the matrix, which every way must give.",
+        note="Errors are relative, against the definition in float64 of the same inputs; those in bf16 are of "
+        "the first 256 tokens. Peaks include the gradients of states and matrix, which every way must give.",
     )
 
 

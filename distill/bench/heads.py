@@ -4,6 +4,7 @@ Beside the time and the peak stand the errors of the loss and of the states' gra
 in float64, because a saving that computes something else is none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -36,10 +37,14 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
             soon as it can be.
         exact: also compute the errors against float64.
     """
-    tensors = draw(setting)
     loss_of = _way(kind, way, meter)
+    loss_of(
+        draw(replace(setting, head_tokens=32, vocabulary=256))
+    ).backward()  # what is imported on first use
+    tensors = draw(setting)
     hidden, weight = tensors[:2]
-    needed = 4 * (hidden.numel() + weight.numel())  # the gradients, which every way must give
+    # The gradients, which every way must give.
+    needed = hidden.element_size() * (hidden.numel() + weight.numel())
     meter.begin()
     loss = torch.zeros(())
     while not meter.done:
@@ -50,12 +55,31 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
     meter.figures["workspace_bytes"] = max(1.0, meter.measurement().peak_bytes - needed)
     if exact:
         assert hidden.grad is not None
-        value, gradient = definition(kind, tensors)
-        if way == "torchtune" and kind == "forward_kl":
-            value = value + _entropy(tensors)
-        meter.figures["loss_error"] = float(abs(loss.detach().double() - value) / value)
-        distance = (hidden.grad.double() - gradient).norm() / gradient.norm()
-        meter.figures["gradient_error"] = float(distance)
+        errors = _errors(kind, way, tensors, loss, hidden.grad)
+        meter.figures |= dict(zip(("loss_error", "gradient_error"), errors, strict=True))
+        hidden, weight, *others = _in_bf16(tensors, tokens=256)
+        few: Tensors = (hidden, weight, *others)
+        loss = loss_of(few)
+        loss.backward()
+        assert hidden.grad is not None
+        errors = _errors(kind, way, few, loss, hidden.grad)
+        meter.figures |= dict(zip(("loss_error_bf16", "gradient_error_bf16"), errors, strict=True))
+
+
+def _errors(kind: Kind, way: Way, tensors: Tensors, loss: Tensor, gradient: Tensor) -> tuple[float, float]:
+    """Relative errors of the loss and of the states' gradient against float64."""
+    value, exact = definition(kind, tensors)
+    if way == "torchtune" and kind == "forward_kl":
+        value = value + _entropy(tensors)
+    distance = (gradient.double() - exact).norm() / exact.norm()
+    return float((loss.detach().double() - value).abs() / value), float(distance)
+
+
+def _in_bf16(tensors: Tensors, tokens: int) -> Tensors:
+    """The first tokens, rounded."""
+    hidden, weight, theirs, their_weight, labels = (tensor.detach() for tensor in tensors)
+    rounded = [tensor.bfloat16() for tensor in (hidden[:tokens], weight, theirs[:tokens], their_weight)]
+    return rounded[0].requires_grad_(), rounded[1].requires_grad_(), *rounded[2:], labels[:tokens]
 
 
 def draw(setting: Setting) -> Tensors:
@@ -66,8 +90,9 @@ def draw(setting: Setting) -> Tensors:
     device = torch.device(setting.device)
 
     def normal(rows: int, scale: float) -> Tensor:
-        return torch.randn(rows, shape.hidden, device=device).mul_(scale)
+        return torch.randn(rows, shape.hidden, device=device, dtype=dtype).mul_(scale)
 
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # as training computes there
     spread = 2.0 / shape.hidden**0.5
     hidden = normal(setting.head_tokens, 1.0)
     theirs = hidden + normal(setting.head_tokens, 0.5)

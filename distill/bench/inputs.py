@@ -176,7 +176,8 @@ def write_traces(setting: Setting, rows: Sequence[Row], path: Path) -> Path:
     """The rows as a file of traces: a problem and a completion each, in words."""
 
     def text(ids: Sequence[int]) -> str:
-        return " ".join(f"w{number}" for number in ids)
+        # With a blank before each, so that a completion right behind its problem begins a word.
+        return "".join(f" w{number}" for number in ids)
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as stream:

@@ -104,10 +104,10 @@ class _Memory:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        gc.collect()
         if self.device == "cuda":
             import torch
 
+            gc.collect()
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -16,7 +16,7 @@ _UNITS = {
     "seconds_per_step": "seconds a step",
     "peak_bytes": "peak",
     "workspace_bytes": "workspace",
-    "loss_error": "loss error",
+    "loss_error_bf16": "loss error in bf16",
     "mfu": "model FLOPs utilisation",
 }
 # Figures that a column shows where anyone measured them: title, unit's factor, format.
@@ -24,6 +24,8 @@ _FIGURES = {
     "workspace_bytes": ("workspace, MiB", 2.0**-20, ",.0f"),
     "loss_error": ("loss error", 1.0, ".1e"),
     "gradient_error": ("gradient error", 1.0, ".1e"),
+    "loss_error_bf16": ("loss error, bf16", 1.0, ".1e"),
+    "gradient_error_bf16": ("gradient error, bf16", 1.0, ".1e"),
     "disk_bytes_per_token": ("bytes a token on disk", 1.0, ",.0f"),
     "mfu": ("MFU", 1.0, ".1%"),
 }
