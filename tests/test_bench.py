@@ -184,7 +184,7 @@ def fake_processes(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> list[str
         return subprocess.CompletedProcess(words, 0, f"a log\n{json.dumps(asdict(measured()))}\n", "")
 
     monkeypatch.setattr(running.subprocess, "run", run)
-    monkeypatch.setattr(running, "prepare", lambda settings: None)
+    monkeypatch.setattr(running, "prepare", lambda setting: None)
     return started
 
 
@@ -301,7 +301,7 @@ def test_our_runs_train_on_the_very_tokens_that_peers_are_given(setting: Setting
     assert lm.vocab_size == lm.model.config.vocab_size == 512
     traces = recipe.build(lm, None, tmp_path)
     assert [(t.prompt_ids.tolist(), t.completion_ids.tolist()) for t in traces] == rows
-    batch = peers._collate(list(peers._dataset(rows)))
+    batch = peers.side_by_side(list(peers.dataset(rows)))
     assert batch["input_ids"].tolist() == [p + c for p, c in rows]
     assert batch["labels"].tolist() == [[-100] * len(p) + c for p, c in rows]
 
@@ -310,7 +310,7 @@ def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(setting
     """Its own model, loss and optimizer, twice on the batch."""
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder(setting, "student"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=ours.LEARNING_RATE, weight_decay=0.0)
-    batch = peers._collate(list(peers._dataset(batch_rows(setting))))
+    batch = peers.side_by_side(list(peers.dataset(batch_rows(setting))))
     expected = []
     for _ in range(2):
         loss = model(**batch).loss

@@ -154,6 +154,7 @@ class Comparison:
         axis: the field that is varied, where growth is measured.
         points: its values.
         device: the only one that it can be measured on; None: any.
+        models: whether whole models take part.
         note: below the table: how to read it.
     """
 
@@ -165,6 +166,7 @@ class Comparison:
     axis: str | None = None
     points: tuple[int, ...] = ()
     device: Literal["cpu", "cuda"] | None = None
+    models: bool = True
     note: str = ""
 
     def settings(self, base: Setting) -> list[Setting]:

@@ -57,12 +57,11 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
         assert hidden.grad is not None
         errors = _errors(kind, way, tensors, loss, hidden.grad)
         meter.figures |= dict(zip(("loss_error", "gradient_error"), errors, strict=True))
-        hidden, weight, *others = _in_bf16(tensors, tokens=256)
-        few: Tensors = (hidden, weight, *others)
+        few = _in_bf16(tensors, tokens=256)
         loss = loss_of(few)
         loss.backward()
-        assert hidden.grad is not None
-        errors = _errors(kind, way, few, loss, hidden.grad)
+        assert few[0].grad is not None
+        errors = _errors(kind, way, few, loss, few[0].grad)
         meter.figures |= dict(zip(("loss_error_bf16", "gradient_error_bf16"), errors, strict=True))
 
 
@@ -78,8 +77,13 @@ def _errors(kind: Kind, way: Way, tensors: Tensors, loss: Tensor, gradient: Tens
 def _in_bf16(tensors: Tensors, tokens: int) -> Tensors:
     """The first tokens, rounded."""
     hidden, weight, theirs, their_weight, labels = (tensor.detach() for tensor in tensors)
-    rounded = [tensor.bfloat16() for tensor in (hidden[:tokens], weight, theirs[:tokens], their_weight)]
-    return rounded[0].requires_grad_(), rounded[1].requires_grad_(), *rounded[2:], labels[:tokens]
+    return (
+        hidden[:tokens].bfloat16().requires_grad_(),
+        weight.bfloat16().requires_grad_(),
+        theirs[:tokens].bfloat16(),
+        their_weight.bfloat16(),
+        labels[:tokens],
+    )
 
 
 def draw(setting: Setting) -> Tensors:
@@ -203,4 +207,4 @@ def _entropy(tensors: Tensors, chunk: int = 64) -> Tensor:
     """The mean entropy of the teacher in float64."""
     theirs, matrix = tensors[2], tensors[3].double()
     parts = [torch.log_softmax(part.double() @ matrix.T, -1) for part in theirs.split(chunk)]
-    return -sum((part.exp() * part).sum() for part in parts) / len(theirs)
+    return -torch.stack([(part.exp() * part).sum() for part in parts]).sum() / len(theirs)

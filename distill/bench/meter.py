@@ -56,7 +56,7 @@ class Meter:
         """A step has ended.
 
         Args:
-            loss: a number, or a tensor that is not looked at before all is measured.
+            loss: a number, or a tensor that is not looked at before all is measured; None: it has none.
             tokens: completion tokens that it trained on.
         """
         if self.setting.device == "cuda":
@@ -65,7 +65,8 @@ class Meter:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         self.tokens.append(int(tokens))
-        self.losses.append(loss.detach() if hasattr(loss, "detach") else loss)
+        if loss is not None:
+            self.losses.append(loss.detach() if hasattr(loss, "detach") else loss)
         if self.done:
             self._memory.end()
 

@@ -1,7 +1,7 @@
 """Our own steps: real runs of `train.py`, from the configuration on, with a meter among the callbacks."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,15 +42,11 @@ def train(setting: Setting, meter: Meter, loss: str, overrides: Sequence[str] = 
     _run(setting, meter, words, batch_rows(setting), batch_size=setting.rows)
 
 
-def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 8) -> None:
+def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16) -> None:
     """A run over traces of real lengths, once, laid out as `data.layout` says; it counts as one step."""
     meter.packages.add("lightning")
-    rows = ragged_rows(setting)
     words = ["loss=sft", "data.epochs=1", *_layout(layout)]
-    if layout != "padded":
-        # As many tokens as a padded batch has on average without its padding.
-        words.append(f"data.token_budget={batch_size * sum(len(p) + len(c) for p, c in rows) // len(rows)}")
-    _run(setting, _WholeRun(meter), words, rows, batch_size=batch_size)
+    _run(setting, _WholeRun(meter), words, ragged_rows(setting), batch_size=batch_size)
 
 
 def _layout(name: str) -> list[str]:
@@ -66,7 +62,9 @@ def _layout(name: str) -> list[str]:
     raise UserError(f"data.layout={name} is unknown to this version, which pads every batch")
 
 
-def _run(setting: Setting, meter: Any, words: Sequence[str], rows: Sequence[Row], batch_size: int) -> None:
+def _run(
+    setting: Setting, meter: "Meter | _WholeRun", words: Sequence[str], rows: Sequence[Row], batch_size: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose(setting, words, rows, batch_size, Path(folder))
         with _metered(meter):
@@ -101,6 +99,7 @@ def compose(
             "benchmark=none",
             "logger=csv",
             f"trainer={'gpu' if setting.device == 'cuda' else 'cpu'}",
+            f"trainer.precision={'bf16-mixed' if setting.device == 'cuda' else '32-true'}",
             "trainer.accumulate_grad_batches=1",
             f"trainer.gradient_clip_val={CLIP}",
             f"optimizer.lr={LEARNING_RATE}",
@@ -118,7 +117,7 @@ def compose(
 
 
 @contextmanager
-def _metered(meter: Any) -> Iterator[None]:
+def _metered(meter: "Meter | _WholeRun") -> Iterator[None]:
     """Whatever `training` makes a trainer of has the meter among its callbacks, and writes no checkpoint."""
     made = training._trainer
 
@@ -142,7 +141,7 @@ def _callbacks(trainer: lightning.Trainer) -> list[lightning.Callback]:
 class _Steps(lightning.Callback):
     """Tells the meter of every optimizer step."""
 
-    def __init__(self, meter: Any) -> None:
+    def __init__(self, meter: "Meter | _WholeRun") -> None:
         self.meter = meter
         self.tokens = self.flops = 0.0
 
@@ -150,7 +149,9 @@ class _Steps(lightning.Callback):
         module: DistillModule = pl_module
         self.meter.begin([module.student, *(frozen.model for frozen in module.frozen.values())])
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         module: DistillModule = pl_module
         totals = module.totals
         flops = totals["student_flops"] + totals["teacher_flops"]
@@ -177,7 +178,7 @@ class _WholeRun:
         self.tokens = 0
         self.losses: list[float] = []
 
-    def begin(self, models: Sequence[Any]) -> None:
+    def begin(self, models: Iterable[Any]) -> None:
         self.meter.begin(models)
 
     def step(self, loss: float, tokens: int) -> None:
@@ -232,7 +233,7 @@ def make_cache(setting: Setting, meter: Meter, source: Source) -> None:
             cache_distributions(model, traces, TeacherDistribution(source), cache=cache)
             files = [file.stat().st_size for file in cache.rglob("*.safetensors")]
             meter.figures["disk_bytes_per_token"] = sum(files) / tokens
-            meter.step(0.0, tokens)
+            meter.step(None, tokens)
 
 
 def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
@@ -253,10 +254,15 @@ def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
                 traces, signals=(), batch_size=batch_size, steps=steps, seed=setting.seed, pad_id=0
             )
             module.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
-                global_rank=0, world_size=1, accumulate_grad_batches=1, global_step=0
+                global_rank=0,
+                world_size=1,
+                accumulate_grad_batches=1,
+                global_step=0,
+                strategy=SimpleNamespace(root_device=torch.device("cpu")),
             )
             tokens = sum(int(batch.mask.sum()) for batch in module.train_dataloader())
-            meter.step(0.0, tokens)
+            module.teardown("fit")
+            meter.step(None, tokens)
 
 
 def utilization(setting: Setting, meter: Meter, peak_tflops: float | None = None) -> None:

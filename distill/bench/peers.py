@@ -41,8 +41,8 @@ def sft_trainer(setting: Setting, meter: Meter) -> None:
             peer("trl.trainer.sft_trainer:SFTTrainer")(
                 model=_load(setting, "student"),
                 args=_arguments(peer("trl.trainer.sft_config:SFTConfig"), setting, meter, folder, TRL=True),
-                train_dataset=_dataset(rows),
-                data_collator=_collate,
+                train_dataset=dataset(rows),
+                data_collator=side_by_side,
                 processing_class=_tokenizer(setting),
             ),
             meter,
@@ -59,8 +59,8 @@ def transformers_trainer(setting: Setting, meter: Meter) -> None:
             Trainer(
                 model=_load(setting, "student"),
                 args=_arguments(TrainingArguments, setting, meter, folder),
-                train_dataset=_dataset(batch_rows(setting)),
-                data_collator=_collate,
+                train_dataset=dataset(batch_rows(setting)),
+                data_collator=side_by_side,
             ),
             meter,
         )
@@ -94,8 +94,8 @@ def gkd_trainer(setting: Setting, meter: Meter, beta: float, loss: Loss = "own")
                 args=_arguments(
                     config, setting, meter, folder, TRL=True, lmbda=0.0, beta=beta, temperature=1.0
                 ),
-                train_dataset=_dataset(batch_rows(setting)),
-                data_collator=_collate,
+                train_dataset=dataset(batch_rows(setting)),
+                data_collator=side_by_side,
                 processing_class=_tokenizer(setting),
             ),
             meter,
@@ -234,7 +234,7 @@ def _arguments(
         )
 
 
-def _dataset(rows: list[Row]) -> Any:
+def dataset(rows: list[Row]) -> Any:
     from datasets import Dataset
 
     return Dataset.from_list(
@@ -242,7 +242,7 @@ def _dataset(rows: list[Row]) -> Any:
     )
 
 
-def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Right-padded, as our own batches are."""
     width = max(row["length"] for row in rows)
 

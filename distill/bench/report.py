@@ -171,7 +171,9 @@ def _over(measurements: Sequence[Measurement], value: Callable[[Measurement], fl
 
 
 def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[str]:
-    """The first contestant's figures over this one's, round by round."""
+    """The first contestant's figures over this one's, round by round; none where this takes no steps."""
+    if not mine[0].losses:
+        return ["", ""]
     return [
         _spread(
             Spread.of(
@@ -184,6 +186,8 @@ def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[
 
 def _losses(theirs: Sequence[Measurement], mine: Sequence[Measurement], own: bool, first: bool) -> list[str]:
     """The last step's loss, and the greatest difference of any step and round from the first contestant's."""
+    if not mine[0].losses:
+        return ["", ""]
     loss = f"{mine[0].losses[-1]:.6f}"
     if first or own:
         return [loss, "another loss" if own else ""]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -54,7 +54,8 @@ def run(
         say: told of every measurement.
     """
     settings = comparison.settings(base)
-    prepare(settings)
+    if comparison.models:
+        prepare(settings[0])
     absent = {one.name: why for one in comparison.contestants if (why := missing(one))}
     found: dict[str, list[list[Measurement]]] = {one.name: [] for one in comparison.contestants}
     for number in range(rounds):
@@ -96,13 +97,12 @@ def missing(contestant: Contestant) -> str | None:
     return f"{names} not installed: make peers, or pip install --no-deps {names}"
 
 
-def prepare(settings: Sequence[Setting]) -> None:
+def prepare(setting: Setting) -> None:
     """Make the models that are not there, in a process of its own."""
-    for setting in {replace(setting, steps=1) for setting in settings}:
-        folder = Path(setting.inputs) / setting.shape
-        if not all((folder / f"{role}-{setting.seed}").is_dir() for role in ("student", "teacher")):
-            arguments = ["--prepare", json.dumps(asdict(setting))]
-            subprocess.run([sys.executable, "-m", "distill.bench.child", *arguments], check=True)
+    folder = Path(setting.inputs) / setting.shape
+    if not all((folder / f"{role}-{setting.seed}").is_dir() for role in ("student", "teacher")):
+        arguments = ["--prepare", json.dumps(asdict(setting))]
+        subprocess.run([sys.executable, "-m", "distill.bench.child", *arguments], check=True)
 
 
 def _measure(
