@@ -239,9 +239,10 @@ def _label(metric: str) -> str:
 
 
 def _plot_contestants(axes: Any, result: Result, names: list[str], metric: str, factor: float) -> None:
+    first = result.comparison.contestants[0].name
     for place, name in enumerate(names):
         values = [row[0].value(metric) * factor for row in result.rounds[name]]
-        axes.barh(place, Spread.of(values).median, color=BLUE if place == 0 else GREY, height=0.6)
+        axes.barh(place, Spread.of(values).median, color=BLUE if name == first else GREY, height=0.6)
         axes.plot(values, [place] * len(values), "|", color="black")
     axes.set_yticks(
         range(len(names)), [result.comparison.contestant(name).label for name in names], fontsize=7
