@@ -11,7 +11,6 @@ from torch import Tensor
 from distill.batch import Batch
 from distill.generation import StudentRollouts
 from distill.losses.controls import effective_sample_size
-from distill.losses.signals import SIGNALS
 from distill.objective import Objective, WeightedLoss
 from distill.steps import StepValues
 
@@ -148,10 +147,3 @@ class StepAccount:
                 "steps/agreed": values["agreed_steps"] / steps,
             }
         return metrics
-
-
-def asks_ahead(objective: Objective) -> bool:
-    """Whether weights ask for the student's own view of the tokens, which takes a product with its output
-    matrix before the loss's."""
-    asked = (SIGNALS[name] for name in objective.signals)
-    return any(signal.role == "student" and signal.shape == "token" for signal in asked)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.account import StepAccount, asks_ahead
+from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
@@ -264,7 +264,7 @@ class DistillModule(lightning.LightningModule):
         """FLOPs of the objective's products with output matrices, its gradient's included."""
         # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
         products = (
-            1 + asks_ahead(self.objective) + student.hidden.requires_grad + student.weight.requires_grad
+            1 + bool(self.objective.asked_ahead) + student.hidden.requires_grad + student.weight.requires_grad
         )
         self._meters["student"].add(products * head_flops(student))
         rows = ("all", "student" if on_policy else "dataset")

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.account import asks_ahead
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
@@ -408,7 +407,7 @@ def _training(
     model, memory = training_memory(cfg, student.source, rows=cfg.data.batch_size, length=longest)
     cost = cost_of(model, student.source.name, student.vocabulary)
     head_trains = model.get_output_embeddings().weight.requires_grad
-    products = 2 + asks_ahead(objective) + head_trains
+    products = 2 + bool(objective.asked_ahead) + head_trains
     own = live = 0.0
     for batch, on_policy in zip(batches, chosen, strict=True):
         length, completions = max(map(len, batch)), sum(len(trace.completion_ids) for trace in batch)

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except ImportError as error:
-        sys.exit(f"error: {contestant} does not import ({first_line(error)})")
+        sys.exit(f"error: an import fails: {first_line(error)}")
     print(json.dumps(asdict(found)))
 
 
