@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.cachebench import bytes_a_token
 from distill.checks import precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
@@ -351,7 +350,7 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
-        size = bytes_a_token(wanted, who.hidden, who.vocabulary)
+        size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
