@@ -16,7 +16,7 @@ from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
-from distill.generation import StudentRollouts, generate
+from distill.generation import StudentRollouts
 from distill.head import Head, label_logprobs
 from distill.layout import BatchLayout
 from distill.lora import fingerprint, frozen_names
@@ -27,6 +27,7 @@ from distill.objective import Objective, spread
 from distill.reading import Reader
 from distill.schedule import Schedule
 from distill.steps import StepValues
+from distill.student_writer import StudentWriter
 from distill.traces import Grader, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -98,6 +99,8 @@ class DistillModule(lightning.LightningModule):
         self.cached_flops = cached_flops
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
+        rollouts = objective.rollouts
+        self._writer = StudentWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self.account = StepAccount(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
@@ -115,6 +118,16 @@ class DistillModule(lightning.LightningModule):
             self.objective.proposals.check(student.source, grade)
 
     def on_fit_start(self) -> None:
+        rollouts = self.objective.rollouts
+        if (
+            isinstance(rollouts, StudentRollouts)
+            and rollouts.engine == "vllm"
+            and self.trainer.world_size > 1
+        ):
+            raise UserError(
+                f"loss.rollouts.engine=vllm writes on one device, and trainer.devices are "
+                f"{self.trainer.world_size}: take loss.rollouts.engine=hf"
+            )
         for lm in self.frozen.values():
             lm.model.requires_grad_(False).eval().to(self.device)
         if self.teacher_matrix is not None:
@@ -309,7 +322,9 @@ class DistillModule(lightning.LightningModule):
             # Token for token the teacher reads them too, behind a prompt that may be longer.
             room = min(self.reader.room(prompt) for prompt in batch.readings.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        written = generate(self.student_lm, prompts, sampling, seed=seed)
+        assert self._writer is not None
+        written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+        self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
             for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.cachebench import bytes_a_token
 from distill.checks import precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
@@ -325,10 +324,12 @@ def _written(
     for batch in in_shards(len(traces), per_batch):
         prompts = [len(traces[number].prompt_ids) for number in batch]
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
-        work += writing(prompts, lengths, longest, who.context)
-        steps, whole = max(lengths), max(prompts) + max(lengths)
-        # Each token reads all weights once, and what the cache holds by then.
-        read += steps * (who.written_in * (who.parameters + who.kv * len(batch) * (whole - steps / 2)))
+        work += writing(prompts, lengths)
+        whole = max(prompts) + max(lengths)
+        # Each step reads all weights once, and each row at it what its cache holds by then.
+        cached = sum(count * (max(prompts) + count / 2) for count in lengths)
+        read += who.written_in * (max(lengths) * who.parameters + who.kv * cached)
+        # The cache's buffers have some room ahead, and rows that have ended left some.
         peak, tokens = max(peak, len(batch) * whole), tokens + sum(lengths)
     memory = who.writing_memory(min(per_batch, len(traces)), peak / max(1, min(per_batch, len(traces))))
     disk = 4 * tokens if recipe is not None else 0
@@ -349,7 +350,7 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
-        size = bytes_a_token(wanted, who.hidden, who.vocabulary)
+        size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden

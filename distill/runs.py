@@ -293,6 +293,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         after = stages["after"]
         measure = "accuracy" if after["per_problem"] == 1 else f"avg@{after['per_problem']}"
         change = " → ".join(_percent(stages[stage]) for stage in ("before", "after") if stage in stages)
+        change += _rate(after.get("tokens_per_second"))
         table.add_row(f"{name} {measure} ({after['problems']} problems)", change)
     table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
     tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
@@ -300,6 +301,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         tokens += (
             f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
             f"{_duration(summary['rollout_seconds'])}"
+            f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
         )
     table.add_row("trained", f"{tokens}, in {summary['precision']}")
     trained, parameters = summary["parameters"].values()
@@ -321,6 +323,10 @@ def _short(path: Path) -> str:
     """Relative to where the user stands, when it lies below."""
     here = Path.cwd()
     return str(path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path)
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
 
 
 def _percent(score: dict[str, Any]) -> str:
