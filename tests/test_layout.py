@@ -269,10 +269,13 @@ def test_passes_in_half_precision_share_one_copy_of_the_weights() -> None:
     held, found = [], []
     for layout in (BatchLayout("padded"), BatchLayout("grouped", 12)):
         kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            kept.setdefault(tensor.data_ptr(), tensor)
+            return tensor
+
         with (
-            torch.autograd.graph.saved_tensors_hooks(
-                lambda t: kept.setdefault(t.data_ptr(), t) is None or t, lambda t: t
-            ),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
         ):
             loss = laid_out(lm, some, layout)
