@@ -271,7 +271,7 @@ def test_passes_in_half_precision_share_one_copy_of_the_weights() -> None:
         kept: dict[int, torch.Tensor] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
-            kept[tensor.data_ptr()] = tensor
+            kept.setdefault(tensor.data_ptr(), tensor)
             return tensor
 
         with (
