@@ -9,6 +9,7 @@ share of the two sums; `distill.module` divides, once. A few methods add a secon
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -69,7 +70,7 @@ class Term:
         if not _finite(self.coefficient):
             raise ValueError(f"coefficient={self.coefficient!r} is not a number")
 
-    @property
+    @cached_property
     def signals(self) -> set[str]:
         return signals(self.token_loss) | signals(self.token_weight)
 
@@ -184,12 +185,12 @@ class Objective:
             self._refuse_what_has_no_sense(name, term)
         self._try_out()
 
-    @property
+    @cached_property
     def signals(self) -> set[str]:
         """Everything that the terms ask of any model."""
         return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, Role]:
         """Signals over the whole vocabulary that frozen models give: by name, whose."""
         return {
@@ -198,18 +199,18 @@ class Objective:
             if SIGNALS[name].shape == "vocab" and SIGNALS[name].role != "student"
         }
 
-    @property
+    @cached_property
     def live_distributions(self) -> dict[str, Role]:
         """Those that need the model beside the student."""
         cached = {"log_p"} if self.caches_distribution else set()
         return {name: role for name, role in self.distributions.items() if name not in cached}
 
-    @property
+    @cached_property
     def caches_distribution(self) -> bool:
         """Whether batches carry what is cached of the teacher's distribution."""
         return self.distribution.cached and "log_p" in self.signals
 
-    @property
+    @cached_property
     def cached_signals(self) -> dict[str, Role]:
         """Per-token signals that the traces must carry, scored once and cached: by name, whose."""
         return {
@@ -218,13 +219,13 @@ class Objective:
             if SIGNALS[name].shape == "token" and SIGNALS[name].role != "student"
         }
 
-    @property
+    @cached_property
     def batch_signals(self) -> list[str]:
         """Per-token signals that batches of the data's traces carry: none where the student writes all."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
         return [] if writes_all else sorted(self.cached_signals)
 
-    @property
+    @cached_property
     def live_roles(self) -> set[Role]:
         """Frozen models that run beside the student: for whole distributions and next steps, or to score its
         rollouts."""
@@ -233,12 +234,12 @@ class Objective:
             live.add("teacher")
         return live | set(self.cached_signals.values()) if self.on_policy else live
 
-    @property
+    @cached_property
     def compares_tokens(self) -> bool:
         """Whether a loss asks which tokens student and teacher have in common."""
         return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
 
-    @property
+    @cached_property
     def compares_steps(self) -> bool:
         """Whether a weight asks what proposed next steps are worth."""
         return any(SIGNALS[name].shape == "step" for name in self.signals)
@@ -253,7 +254,7 @@ class Objective:
             if any(SIGNALS[name].role == "teacher" for name in signals(function) & SIGNALS.keys())
         )
 
-    @property
+    @cached_property
     def on_policy(self) -> bool:
         return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
 
@@ -397,7 +398,7 @@ class Objective:
         whole = name == "main" and self.control == "shuffled"
         return is_of_the_token(self.terms[name].token_weight) and not whole
 
-    @property
+    @cached_property
     def asked_ahead(self) -> set[str]:
         """What weights want to know of the student before the loss is made, which takes a product with its
         output matrix of its own."""
