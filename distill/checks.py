@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli import plain
 from distill.errors import UserError
-from distill.layout import BatchLayout
+from distill.layout import BatchLayout, LayoutKind
 
 # Whole numbers with the least that each may be.
 _WHOLE = {
@@ -146,10 +146,9 @@ def check_layout(cfg: DictConfig) -> BatchLayout:
     checkpoint = cfg.model.checkpoint_activations
     if not isinstance(checkpoint, bool):
         raise UserError(f"model.checkpoint_activations={checkpoint!r} is neither true nor false")
-    try:
-        return BatchLayout(cfg.data.layout, cfg.data.token_budget)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if cfg.data.layout not in get_args(LayoutKind):
+        raise UserError(f"data.layout={cfg.data.layout!r} is not one of {', '.join(get_args(LayoutKind))}")
+    return BatchLayout(cfg.data.layout, cfg.data.token_budget)
 
 
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.checks import precision_of
+from distill.checks import check_layout, precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
 from distill.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.footprint import dtype_of, head_memory, training_memory
 from distill.generation import StudentRollouts
-from distill.layout import BatchLayout
 from distill.losses.signals import ROLES
 from distill.models import ModelSource, tokenizer_size
 from distill.objective import Objective
@@ -399,7 +398,7 @@ def _training(
     from distill.training import ranks_of
 
     _, steps = steps_of(traces)
-    ranks, layout = ranks_of(cfg), BatchLayout(cfg.data.layout, cfg.data.token_budget)
+    ranks, layout = ranks_of(cfg), check_layout(cfg)
     micro_batches = steps * cfg.trainer.accumulate_grad_batches * ranks
     laid_out = min(micro_batches, _MEASURED)
     order = TraceOrder(len(traces), cfg.data.batch_size, seed=cfg.seed)
