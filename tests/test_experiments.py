@@ -59,7 +59,9 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
     every = [words for words in jobs(experiment) if f"seed={first}" in words]
     if last != first:  # with each loss once: what else a seed does is the same for all
         once = {words[list(found).index("loss")]: words for words in jobs(experiment)}
-        every += [[*(word for word in words if "seed=" not in word), f"seed={last}"] for words in once.values()]
+        every += [
+            [*(word for word in words if "seed=" not in word), f"seed={last}"] for words in once.values()
+        ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for words in every:
             cfg = compose("train", [f"experiment={experiment}", *words], return_hydra_config=True)
