@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import distill.module
+import distill.student_writer
 import distill.teacher
 from distill.data import TraceOrder
 from distill.errors import UserError
@@ -357,14 +357,14 @@ def test_rollouts_are_the_students_own_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[tuple[int, int]]] = []
-    real = distill.module.generate
+    real = distill.student_writer.generate
 
     def spy(lm: Any, prompts: Any, sampling: Any, **options: Any) -> Any:
         found = real(lm, prompts, sampling, **options)
         written.append([(len(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
-    monkeypatch.setattr(distill.module, "generate", spy)
+    monkeypatch.setattr(distill.student_writer, "generate", spy)
     words = ["loss=on_policy_kd", "trainer.max_steps=12"]
     folder = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "run")
     by_student = [float(row["rollouts/tokens"]) > 0 for row in rows(folder)]
