@@ -7,10 +7,11 @@ whole shards only and the next one goes on behind them. No pickle.
 import functools
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,20 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON has it: a dataclass by its fields, and null for a number that is not finite, which JSON
+    does not know and browsers refuse."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): as_json(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(own) for own in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def hash_arrays(arrays: Iterator[np.ndarray]) -> str:

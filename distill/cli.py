@@ -47,10 +47,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        root = compose(config_name, return_hydra_config=True)
-        # An experiment has no key of its own, and an empty logger none at all.
-        known = {*root, *root.hydra.runtime.choices, *_named_groups(config_dir / f"{config_name}.yaml")}
-        groups = {name: options for name, options in _groups(config_dir).items() if name in known}
+        groups = _groups(config_dir, config_name)
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -159,16 +156,13 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
     return [f"ckpt='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]
 
 
-def _named_groups(path: Path) -> set[str]:
-    """The groups of a root file's defaults, those too of which none is chosen."""
-    root: Any = OmegaConf.load(path)
+def _groups(config_dir: Path, config_name: str) -> dict[str, list[str]]:
+    """The groups that a root file names, among its defaults or as a key, each with its options."""
+    root: Any = OmegaConf.load(config_dir / f"{config_name}.yaml")
     defaults = plain(root.get("defaults", []))
-    return {name for entry in defaults if isinstance(entry, dict) for name in entry}
-
-
-def _groups(config_dir: Path) -> dict[str, list[str]]:
-    folders = [path for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra"]
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
+    known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
+    folders = sorted(path for path in config_dir.iterdir() if path.is_dir() and path.name in known)
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
 
 
 def _check_group(override: Override, groups: dict[str, list[str]]) -> None:

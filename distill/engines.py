@@ -3,11 +3,12 @@
 import functools
 import hashlib
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from distill.batch import by_length
 from distill.errors import UserError
@@ -133,18 +134,34 @@ class VllmEngine:
         deciding = {name: value for name, value in options.items() if name not in _VLLM_SPEED}
         self.settings = {"options": deciding} if deciding else {}
 
-    @functools.cached_property
-    def _llm(self) -> Any:
+    def check(self) -> Any:
+        """vLLM's own module.
+
+        Raises:
+            UserError: there is no vLLM, or it does not read the model's file.
+        """
         try:
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(
                 'engine=vllm needs vLLM: pip install "distill[vllm]", or take engine=hf'
             ) from error
+        if self.source.gguf:
+            raise UserError(f"engine=vllm does not read the GGUF file {self.source.gguf}: take engine=hf")
+        return vllm
+
+    def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write with other weights from now on: copied from memory to memory, by vLLM's own loader, which
+        knows which of transformers' matrices it keeps as one. Needs vLLM's worker in this process
+        (VLLM_ENABLE_V1_MULTIPROCESSING=0)."""
+        worker = self._llm.llm_engine.model_executor.driver_worker
+        worker.model_runner.model.load_weights((name, weight.detach()) for name, weight in weights)
+        self._llm.reset_prefix_cache()  # keys and values of the old weights
+
+    @functools.cached_property
+    def _llm(self) -> Any:
         source = self.source
-        if source.gguf:
-            raise UserError(f"engine=vllm does not read the GGUF file {source.gguf}: take engine=hf")
-        return LLM(
+        return self.check().LLM(
             model=source.location,
             revision=source.revision,
             dtype=source.dtype,
@@ -156,8 +173,7 @@ class VllmEngine:
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Generator[tuple[int, Written], None, None]:
         llm = self._llm
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
+        SamplingParams = self.check().SamplingParams
         ends = self.source.end_ids
         for start in range(0, len(requests), self.batch):
             part = requests[start : start + self.batch]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.benchmarks import answers
 from distill.cli import plain
 from distill.engines import Engine, Request, Written, request_seed
-from distill.errors import UserError, first_line
+from distill.errors import UserError, first_line, whole_number
 from distill.generation import Sampling
 from distill.journal import Journal
 from distill.models import ModelSource
@@ -25,7 +25,6 @@ from distill.progress import progress_bar
 from distill.statistics import Figure, agreement, bootstrap_ratio, majority, pass_at_k, repetition
 from distill.traces import Example, Grader, Verdict, check_spelling, conversation, encode_prompt
 
-THINKING = ("<think>", "</think>")
 _GRADERS = 4  # completions that are judged at once; most graders wait for a child process
 
 
@@ -58,18 +57,15 @@ class Benchmark:
     sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
     votes: bool = True
-    thinking: Sequence[str] = THINKING
+    thinking: Sequence[str] = answers.THINKING
     path: str | None = None
     limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for key, least in (("samples", 1), ("limit", 1), ("seed", 0)):
-            value = getattr(self, key)
-            if key == "limit" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"benchmark.{key}={value!r} must be a whole number, at least {least}")
+            if key != "limit" or self.limit is not None:
+                whole_number(f"benchmark.{key}", getattr(self, key), least=least)
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(
                 f"benchmark.samples={self.samples}: greedy completions of a problem are all alike; set "
@@ -375,20 +371,6 @@ def completions(
             yield places[seed], one
 
 
-def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
-    """A completion without its thinking part; None where that is not closed.
-
-    Args:
-        completion: as the model wrote it.
-        tags: what opens and closes it.
-        opened: whether the prompt's last words opened it already.
-    """
-    _, closed, after = completion.rpartition(tags[1])
-    if tags[0] in after or (opened and not closed):
-        return None
-    return after
-
-
 def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
     """A completion without special tokens, but with what opens and closes its thinking, which some
     tokenizers count among them."""
@@ -408,7 +390,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
     else:
         completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
         tokens = len(one.ids)
-    seen = without_thinking(completion, benchmark.thinking, opened=asked.opened)
+    seen = answers.without_thinking(completion, benchmark.thinking, opened=asked.opened)
     verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)
     room = min(
         benchmark.sampling.max_new_tokens, model.context_length - len(asked.requests[place].prompt_ids)

@@ -13,17 +13,16 @@ import gzip
 import hashlib
 import html
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill.cache import write_atomically
+from distill.benchmarks.answers import THINKING, without_thinking
+from distill.cache import as_json, write_atomically
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
-from distill.evaluation import THINKING, without_thinking
 from distill.excerpts import SHORT_ANSWER, pieces, shortened
 
 LARGEST_PAGE = 30_000_000  # bytes; browsers open it within a second or two
@@ -109,27 +108,18 @@ def write_page(
 def embedded(value: Any) -> str:
     """A value as JSON that may stand inside a `<script>`: ASCII alone, without `<`, `>`, `&`; null for what
     is no finite number."""
-    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(as_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def packed(value: Any) -> str:
     """A value as JSON, gzipped, in base 64."""
-    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(as_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def _kept(lengths: Sequence[int], longest: int) -> int:
     return sum(min(length, longest) for length in lengths)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity, and browsers refuse Python's."""
-    if isinstance(value, Mapping):
-        return {str(name): _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(

@@ -223,6 +223,8 @@ class _Hooks:
         past = 0 if cache is None else int(cache.get_seq_length())
         rows, length = shape[0], shape[1]
         tokens, pairs = rows * length, rows * causal_pairs(length, past)
+        if (segments := kwargs.get("segments")) is not None:  # packed: attention inside each trace
+            pairs = sum(map(causal_pairs, segments.lengths))
         if torch.is_grad_enabled():
             self.meter.add(self.cost.training(tokens, pairs))
         else:

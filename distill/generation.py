@@ -3,9 +3,9 @@
 import inspect
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,9 @@ class StudentRollouts:
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
         max_new_tokens: longest completion; one that reaches it has no end token, and none is invented.
+        engine: who runs the student while it writes: `hf`, the model in training itself; `vllm`, a copy in
+            this process that is given its weights in memory before it writes.
+        engine_options: arguments of `vllm.LLM`, such as the share of a GPU's memory that it may take.
     """
 
     fraction: float = 0.5
@@ -63,8 +66,12 @@ class StudentRollouts:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    engine: str = "hf"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.engine not in ("hf", "vllm"):
+            raise ValueError(f"rollouts.engine={self.engine!r} is not one of hf, vllm")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"rollouts.fraction={self.fraction} is outside [0, 1]")
         _ = self.sampling

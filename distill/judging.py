@@ -69,9 +69,8 @@ class MathJudge:
         """Whether a completion's final answer is the gold one, which the example must have."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
-        if "<think>" in completion and "</think>" not in completion:
+        if (said := answers.without_thinking(completion)) is None:
             return Verdict(None, False, "unclosed thinking")
-        said = completion.rpartition("</think>")[2]
         answer, rule = answers.extract(said, self.rules, expressions=True)
         if answer is None:
             return Verdict(None, False, "no answer", rule)

@@ -6,14 +6,13 @@ with both sums over the whole optimizer step, all micro-batches and ranks. This 
 share of the two sums; `distill.module` divides, once. A few methods add a second term to the first (`extra`).
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from distill.distributions import TeacherDistribution
@@ -37,6 +36,7 @@ from distill.losses.signals import (
     is_of_the_token,
     is_on_policy_only,
     name_of,
+    parameters,
     signals,
     why_not_from,
 )
@@ -267,6 +267,7 @@ class Objective:
         others: Mapping[str, Head | SomeTokens] | None = None,
         compared: Bool[Tensor, "batch seq"] | None = None,
         trace_weights: Float[Tensor, " batch"] | None = None,
+        places: Int[Tensor, " tokens"] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         by_student: bool = False,
         progress: float = 1.0,
@@ -283,12 +284,15 @@ class Objective:
                 that they give.
             compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
             trace_weights: [batch] factors on all weights of a trace; None: none.
+            places: [tokens] of the mask's true entries, in it flattened, where they are known: a mask asks
+                the device how many there are.
             constants: what losses ask for that is the same for all tokens, by name.
             by_student: whether the student wrote these completions.
             progress: the share of training done, in [0, 1].
             seed: of the control `shuffled`.
         """
-        flat_labels = labels[mask]
+        where = mask.flatten().nonzero().squeeze(-1) if places is None else places
+        flat_labels = at(labels, where)
         available = dict(token_signals)
         if ahead := self.asked_ahead:
             # Weights that look at a whole sequence come before the loss, so that its gradient is made in one
@@ -298,12 +302,12 @@ class Objective:
         written = "student" if by_student else "dataset"
         names = [name for name, term in self.terms.items() if term.rows in ("all", written)]
         terms = [self.terms[name] for name in names]
-        flat_signals = {name: values[mask] for name, values in available.items()}
+        flat_signals = {name: at(values, where) for name, values in available.items()}
         result = weighted_token_losses(
             student,
             flat_labels,
             [
-                self._weighted(name, mask, available, compared, trace_weights, progress, seed)
+                self._weighted(name, mask, where, available, compared, trace_weights, progress, seed)
                 for name in names
             ],
             others=others,
@@ -341,6 +345,7 @@ class Objective:
         self,
         name: str,
         mask: Tensor,
+        where: Tensor,
         signals_known: Mapping[str, Tensor],
         compared: Tensor | None,
         trace_weights: Tensor | None,
@@ -351,9 +356,9 @@ class Objective:
         term = self.terms[name]
         factors = []
         if trace_weights is not None:
-            factors.append(trace_weights.unsqueeze(1).expand(mask.shape)[mask])
+            factors.append(at(trace_weights.unsqueeze(1).expand(mask.shape), where))
         if compared is not None and "log_p" in signals(term.token_loss):
-            factors.append(compared[mask])
+            factors.append(at(compared, where))
         asks = self._asks_of_student(term)
 
         def times_factors(values: Tensor, s: slice) -> Tensor:
@@ -362,9 +367,9 @@ class Objective:
             return values
 
         if not (asks and self._on_the_way(name)):
-            values = self._weights(name, mask, signals_known, progress, seed)[mask]
+            values = at(self._weights(name, mask, signals_known, progress, seed), where)
             return self._term(term, times_factors(values, slice(None)))
-        flat = {key: values[mask] for key, values in signals_known.items()}
+        flat = {key: at(values, where) for key, values in signals_known.items()}
 
         def weights_on_the_way(s: slice, of_student: Mapping[str, Tensor]) -> Tensor:
             known = {key: values[s].unsqueeze(0) for key, values in flat.items()}
@@ -435,7 +440,7 @@ class Objective:
     ) -> Float[Tensor, "batch seq"]:
         available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
         function = self.terms[name].token_weight
-        accepted = inspect.signature(function).parameters
+        accepted = parameters(function)
         values = function(**{key: value for key, value in available.items() if key in accepted})
         if name != "main" or self.control == "uniform":
             return values
@@ -538,6 +543,11 @@ class Objective:
             term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
             given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
             self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
+
+
+def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:
+    """Completion tokens' values, trace by trace."""
+    return values.flatten().index_select(0, where)
 
 
 def spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from distill.checks import check_layout, precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
@@ -161,7 +162,7 @@ def make_plan(
         UserError: a model's configuration does not load; how many traces there are cannot be told.
     """
     rate, bandwidth = _machine(cfg)
-    half = "bf16" in str(cfg.trainer.precision)
+    half = "bf16" in precision_of(cfg)
     student = _measure(find(cfg, "student", cfg.model.student_dtype), half)
     notes: list[str] = []
     traces = _traces(cfg, recipe, student.source, notes)
@@ -397,7 +398,7 @@ def _training(
     from distill.training import ranks_of
 
     _, steps = steps_of(traces)
-    ranks = ranks_of(cfg)
+    ranks, layout = ranks_of(cfg), check_layout(cfg)
     micro_batches = steps * cfg.trainer.accumulate_grad_batches * ranks
     laid_out = min(micro_batches, _MEASURED)
     order = TraceOrder(len(traces), cfg.data.batch_size, seed=cfg.seed)
@@ -412,8 +413,9 @@ def _training(
     products = 2 + bool(objective.asked_ahead) + head_trains
     own = live = 0.0
     for batch, on_policy in zip(batches, chosen, strict=True):
-        length, completions = max(map(len, batch)), sum(len(trace.completion_ids) for trace in batch)
-        tokens, pairs = len(batch) * length, len(batch) * causal_pairs(length)
+        completions = sum(len(trace.completion_ids) for trace in batch)
+        lengths = layout.read_lengths([len(trace) for trace in batch])
+        tokens, pairs = sum(lengths), sum(map(causal_pairs, lengths))
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []

@@ -21,7 +21,7 @@ from distill.statistics import mean_over_runs
 
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
 _BESIDE_THE_POINT = re.compile(
-    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.workers|model\.threads"
+    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|checkpoint_activations)"
     r"|trainer\.log_every_n_steps)(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
@@ -246,10 +246,9 @@ def _short(word: str) -> str:
     return word if len(word) <= _SHOWN_CHARACTERS else f"{word[: _SHOWN_CHARACTERS - 1]}…"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m distill.results", description="Finished runs as a table."
-    )
+def arguments_of(command: str, description: str) -> argparse.ArgumentParser:
+    """What every command over sweeps takes: `folders`, and `--across`."""
+    parser = argparse.ArgumentParser(prog=f"python -m distill.{command}", description=description)
     parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
     parser.add_argument(
         "--across",
@@ -258,7 +257,11 @@ def main() -> None:
         metavar="KEY",
         help="a key that counts as part of the method, such as data.path where sets of traces are compared",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = arguments_of("results", "Finished runs as a table.").parse_args()
     with one_sentence_errors():
         print(report(arguments.folders, arguments.across))
 

@@ -41,7 +41,7 @@ _PACKAGES = (
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -303,7 +303,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"{_duration(summary['rollout_seconds'])}"
             f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
         )
-    table.add_row("trained", tokens)
+    table.add_row("trained", f"{tokens}, in {summary['precision']}")
     trained, parameters = summary["parameters"].values()
     if trained < parameters:
         table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")

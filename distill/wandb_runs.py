@@ -190,7 +190,7 @@ def _records(data: bytes) -> Iterator[Any]:
     """The protocol messages of a `.wandb` file, as far as it was written."""
     from wandb.proto import wandb_internal_pb2
 
-    if data[:4] != _MAGIC[: len(data)]:
+    if not _MAGIC.startswith(data[:4].rstrip(b"\0")):
         raise ValueError("this is no file of W&B's")
     for content in _log(data):
         record: Any = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
@@ -205,9 +205,11 @@ def _log(data: bytes) -> Iterator[bytes]:
     """The records of a LevelDB log (github.com/google/leveldb, doc/log_format.md), whose checksum is W&B's
     own: CRC-32 over the kind and the content, unmasked.
 
-    A file whose writer was killed ends within a record, or in zeros: that is its end.
+    A file whose writer was killed, or is writing still, ends within a record; there may be zeros behind it,
+    where the rest was not yet written. That is its end.
     """
     position, parts = _MAGIC_BYTES, b""
+    written = len(data.rstrip(b"\0"))
     while position + _HEADER <= len(data):
         room = _BLOCK - position % _BLOCK
         if room < _HEADER:
@@ -215,17 +217,18 @@ def _log(data: bytes) -> Iterator[bytes]:
             continue
         checksum = int.from_bytes(data[position : position + 4], "little")
         length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        content = data[position + _HEADER : position + _HEADER + length]
-        if len(content) < length or (kind == 0 and not any(data[position:])):
-            return
-        if zlib.crc32(data[position + 6 : position + _HEADER + length]) != checksum:
+        end = position + _HEADER + length
+        content = data[position + _HEADER : end]
+        if len(content) < length or zlib.crc32(data[position + 6 : end]) != checksum:
+            if written < end:
+                return
             raise ValueError(f"damaged at byte {position}: the checksum is another")
         if kind in (_FULL, _FIRST):
             parts = b""
         parts += content
         if kind in (_FULL, _LAST):
             yield parts
-        position += _HEADER + length
+        position = end
 
 
 def _take(run: WandbRun, record: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import command
 from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT, environment
@@ -187,14 +188,7 @@ def test_the_command_says_what_it_did(hot: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "correct: " in done.stdout
     assert done.stdout.rstrip().endswith("set/traces.parquet")
-    mistaken = subprocess.run(
-        [*words, "curation=[corect]"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment(),
-        cwd=ROOT,
-    )
+    mistaken = command("distill/curate.py", *words[3:], "curation=[corect]")
     assert mistaken.returncode == 1
     assert "Traceback" not in mistaken.stderr
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command as in_this_process
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from test_training import ROOT, environment, wandb_keys
@@ -404,20 +405,18 @@ def test_the_folder_is_named_after_the_model(
     assert folder == Path("outputs/evaluations/my_run_student")
 
 
-def test_the_command_runs_as_the_readme_says_and_a_mistake_prints_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "distill.evaluate"]
-    options: dict[str, Any] = {
-        "cwd": tmp_path,
-        "env": environment() | {"PYTHONPATH": str(ROOT)},
-        "capture_output": True,
-        "text": True,
-        "timeout": 300,
-    }
-    done = subprocess.run([*command, "model=tiny", *ASK], check=False, **options)
+def test_the_command_runs_as_the_readme_says_and_a_mistake_prints_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.evaluate", "model=tiny", *ASK],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| arithmetic | 12 | 1 |" in done.stdout
     assert (tmp_path / "outputs" / "evaluations" / "tiny" / "results.html").is_file()
-    done = subprocess.run([*command, "modle=tiny"], check=False, **options)
+    done = in_this_process("distill/evaluate.py", "modle=tiny")
     assert done.returncode == 1
     assert done.stderr.startswith("error: modle=tiny: there is no key 'modle'; did you mean model")
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # Hydra left nothing

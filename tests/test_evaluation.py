@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from samples import sample
 
+from distill.benchmarks.answers import without_thinking
 from distill.engines import HfEngine, Request, Written
 from distill.errors import UserError
 from distill.evaluation import (
@@ -23,7 +24,6 @@ from distill.evaluation import (
     evaluate,
     figures,
     score_of,
-    without_thinking,
 )
 from distill.generation import Sampling, generate
 from distill.journal import Journal
@@ -221,7 +221,7 @@ def test_ids_that_repeat_are_told_apart(lm: LanguageModel) -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((UserError, ValueError), match=message):
         benchmark(**options)
 
 

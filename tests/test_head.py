@@ -210,8 +210,7 @@ def test_the_log_probs_stay_at_temperature_one(token_loss: Callable[..., Tensor]
 
 
 @smooth_loss
-@pytest.mark.parametrize("chunk_size", [3, None])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("chunk_size", "temperature"), [(3, 2.0), (None, 1.0)])
 def test_the_gradient_agrees_with_finite_differences(
     token_loss: Callable[..., Tensor], chunk_size: int | None, temperature: float
 ) -> None:
@@ -465,6 +464,14 @@ class Vocabularies(TorchDispatchMode):
         self.inputs = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         self.rows = 0
         self.made: list[StorageWeakRef] = []
+
+    def __enter__(self) -> Any:
+        gc.freeze()  # or each collection looks at all that was ever imported
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        gc.unfreeze()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

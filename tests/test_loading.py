@@ -300,6 +300,36 @@ def test_a_damaged_file_of_wandb_is_told_from_one_that_was_cut(sweep: Path, tmp_
     assert runs.load(tmp_path, source="wandb").left_out[str(whole)] == "this is no file of W&B's"
 
 
+def test_a_file_of_wandb_that_ends_at_any_byte_is_unfinished_and_read_up_to_its_last_whole_record(
+    sweep: Path, tmp_path: Path
+) -> None:
+    """Whether the rest of it is missing, or zeros: at each byte of its first record and of its last ones."""
+    (path,) = sweep.glob("2_sft/wandb/offline-run-*/*.wandb")
+    data = path.read_bytes()
+    position, ends = 7, [7]
+    while position < len(data):
+        room = -position % 32768
+        begin = position + (room if room < 7 else 0)
+        position = begin + 7 + int.from_bytes(data[begin + 4 : begin + 6], "little")
+        if data[begin + 6] in (1, 4):  # a whole record, or the last part of one
+            ends.append(position)
+    whole = list(wandb_runs._records(data))
+    assert len(whole) == len(ends) - 1
+    assert {record.WhichOneof("record_type") for record in whole[-3:]} >= {"exit"}
+    for cut in (*range(ends[1]), *range(ends[-4], len(data))):
+        for rest in (b"", bytes(len(data) - cut)):
+            file = data[:cut] + rest
+            complete = sum(file[:end] == data[:end] for end in ends[1:])  # some end in a zero of their own
+            assert list(wandb_runs._records(file)) == whole[:complete], cut
+    cut = tmp_path / "run" / path.name
+    cut.parent.mkdir()
+    cut.write_bytes(data[: ends[-4] + 9] + bytes(100))
+    assert wandb_runs.read_files([cut]).ended == "unfinished: its W&B file has no end"
+    cut.write_bytes(data[: ends[-4] + 9] + bytes(ends[-3] - ends[-4] - 9) + data[ends[-3] :])
+    with pytest.raises(ValueError, match=r"damaged at byte \d+: the checksum is another"):  # more follows
+        wandb_runs.read_files([cut])
+
+
 def test_records_over_several_blocks_of_a_file_are_put_together_again(tmp_path: Path) -> None:
     """As W&B itself writes them: a table's row of 100 kB goes over four blocks of 32 KiB."""
     import wandb

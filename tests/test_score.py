@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import command
 from hypothesis import given
 from hypothesis import strategies as st
 from test_generate import compose
@@ -242,6 +243,6 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
         folder: (folder / "summary.json").stat().st_mtime_ns
         for folder in (tmp_path / "out" / "smoke" / "runs").iterdir()
     }
-    again = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), cwd=ROOT)
+    again = command("distill/score.py", *words[3:])
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "summary.json").stat().st_mtime_ns for folder in before} == before

@@ -80,11 +80,12 @@ def test_another_runs_folder_is_refused_whether_done_or_broken_off(
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     (cut / "summary.json").unlink()
+    other = configuration([*words, word])
     for place in (folder, cut):
         with pytest.raises(
             UserError, match=rf"holds a run of another configuration \({said}.*hydra\.sweep\.dir="
         ):
-            sweeps.look_up(place, configuration([*words, word]))
+            sweeps.look_up(place, other)
 
 
 @pytest.mark.slow

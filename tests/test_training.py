@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -64,16 +65,21 @@ def arguments(pair: tuple[Path, Path], traces: Path, folder: Path, *overrides: s
     ]
 
 
-def run(words: list[str], folder: Path) -> Path:
-    """One run in this process, as train.py would do it; returns its folder, which a resumed run knows."""
+def run(words: list[str], folder: Path, picture: bool = False) -> Path:
+    """One run in this process, as train.py would do it; returns its folder, which a resumed run knows.
+
+    Its picture takes as long as its steps, so that it is drawn only where a test asks for it.
+    """
     if not any(word.startswith("ckpt=") for word in words):
         words = [*words, f"dir={folder}"]
-    words += resume_arguments(check_overrides(ROOT / "conf", "train", words), words)
     cfg = check_overrides(ROOT / "conf", "train", words)
+    if resumed := resume_arguments(cfg, words):
+        cfg = check_overrides(ROOT / "conf", "train", [*words, *resumed])
     with open_dict(cfg):
         cfg.pop("hydra")  # a task function is given the configuration without it
     Path(cfg.dir).mkdir(parents=True, exist_ok=True)
-    train(cfg, Path(cfg.dir))
+    with nullcontext() if picture else patch.object(training, "plot_run"):
+        train(cfg, Path(cfg.dir))
     return Path(cfg.dir)
 
 
@@ -144,7 +150,7 @@ def test_a_run_leaves_everything_that_its_owner_needs(
         "benchmark.limit=8",
         "benchmark.max_new_tokens=12",
     )
-    folder = run(words, tmp_path / "run")
+    folder = run(words, tmp_path / "run", picture=True)
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.csv", "samples.jsonl", "summary.json"} <= names
     assert {"weights.jsonl", "training.png", "student", "checkpoints"} <= names
@@ -258,8 +264,7 @@ def test_cutting_the_step_into_micro_batches_changes_nothing(
 @pytest.mark.parametrize(
     "loss",
     [
-        "dcod",
-        "on_policy_kd loss.rollouts.fraction=0",
+        "on_policy_kd loss.rollouts.fraction=0",  # a live teacher; with tokens for a length: test_budget.py
         "forward_kl loss.distribution.source=hidden_states",
     ],
 )
@@ -500,18 +505,21 @@ def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
 def test_the_time_of_benchmarks_is_no_steps(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training._evaluate
+    original, clock, late = training._evaluate, time.perf_counter, 0.0
 
     def slowly(*arguments: Any, **options: Any) -> Any:
-        time.sleep(3)
+        nonlocal late
+        late += 1000
         return original(*arguments, **options)
 
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late)
     monkeypatch.setattr(training, "_evaluate", slowly)
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=3", "benchmark=arithmetic")
     run([*words, "benchmark.limit=2", "benchmark.max_new_tokens=2", "benchmark.every=1"], tmp_path / "run")
     seconds = column(tmp_path / "run", "train/seconds")
     assert len(seconds) == 3
-    assert max(seconds) < 3
+    assert late == 4000
+    assert max(seconds) < 1000
 
 
 def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
@@ -684,15 +692,15 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
     words = arguments(
         tiny_pair, traces, tmp_path, "logger=[wandb,csv]", "trainer.max_steps=3", "schedule.warmup=0"
     )
-    sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "loss=sft,dcod", "optimizer.lr=0.001,1e30", "seed=0"]
+    sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "loss=sft", "optimizer.lr=1e30,0.001", "seed=0"]
     done = train_py(["-m", *words, *sweep], cwd=tmp_path)
     assert done.returncode == 1
-    assert "2 of the sweep's jobs failed" in done.stderr
+    assert "1 of the sweep's jobs failed" in done.stderr
     assert "Traceback" not in done.stderr
     folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [folder.name.split("_")[0] for folder in folders] == ["0", "1", "2", "3"]
-    assert [(folder / "summary.json").is_file() for folder in folders] == [True, False, True, False]
-    assert [(folder / "error.txt").is_file() for folder in folders] == [False, True, False, True]
+    assert [folder.name.split("_")[0] for folder in folders] == ["0", "1"]
+    assert [(folder / "summary.json").is_file() for folder in folders] == [False, True]
+    assert [(folder / "error.txt").is_file() for folder in folders] == [True, False]
     assert all(len(list((folder / "wandb").glob("offline-run-*"))) == 1 for folder in folders)
 
 
@@ -806,13 +814,6 @@ for word in sys.argv[2:]:
     for sentence, line in zip(mistakes.values(), done.stdout.splitlines(), strict=True):
         assert line.startswith("UserError loss: ")
         assert sentence in line
-
-
-def test_a_mistake_on_the_command_line_prints_a_sentence_and_exits_with_one(tmp_path: Path) -> None:
-    done = train_py(["data=traces", "data.path=missing.jsonl", f"dir={tmp_path / 'run'}"], cwd=tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_vocabularies_that_differ_are_refused_for_dcod_and_fine_for_sft(

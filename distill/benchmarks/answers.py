@@ -17,6 +17,7 @@ _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
 
 RULES = ("boxed", "answer is", "####", "output", "last number")
+THINKING = ("<think>", "</think>")
 
 
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
@@ -48,6 +49,20 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
         if found := by_rule[rule](text):
             return found, rule
     return None, "none"
+
+
+def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
+    """A completion without its thinking part; None where that is not closed.
+
+    Args:
+        completion: as the model wrote it.
+        tags: what opens and closes it.
+        opened: whether the prompt's last words opened it already.
+    """
+    _, closed, after = completion.rpartition(tags[1])
+    if tags[0] in after or (opened and not closed):
+        return None
+    return after
 
 
 def last_boxed(text: str) -> str | None:

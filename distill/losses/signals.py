@@ -5,7 +5,7 @@ models are loaded, what is cached, and which combinations are refused."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -166,10 +166,18 @@ def signals(function: Callable[..., Any]) -> set[str]:
     """
     bound, function = bound_parameters(function), unbound(function)
     function = inspect.unwrap(function, stop=lambda f: hasattr(f, _RULE))
-    required = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is inspect.Parameter.empty and name not in bound
-    }
+    required = _without_default(function) - bound.keys()
     rule = getattr(function, _RULE, None)
-    return required | (rule(**bound) if rule else set())
+    return {*required, *(rule(**bound) if rule else ())}
+
+
+@functools.lru_cache(maxsize=256)
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """A function's parameters, read once: a training step asks for them some ten times."""
+    return inspect.signature(function).parameters
+
+
+@functools.lru_cache(maxsize=256)
+def _without_default(function: Callable[..., Any]) -> frozenset[str]:
+    found = parameters(function).items()
+    return frozenset(name for name, one in found if one.default is inspect.Parameter.empty)

@@ -3,26 +3,16 @@
 Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF.
 """
 
-import argparse
 from pathlib import Path
 
 from distill.cli import one_sentence_errors, quiet
 from distill.report.write import write_report
+from distill.results import arguments_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m distill.report", description="A sweep's methods against a baseline, as one page."
-    )
-    parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
+    parser = arguments_of("report", "A sweep's methods against a baseline, as one page.")
     parser.add_argument("--baseline", default="sft", help="the loss that others are tested against (sft)")
-    parser.add_argument(
-        "--across",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a key that counts as part of the method, such as data.path where sets of traces are compared",
-    )
     parser.add_argument(
         "--drift",
         type=int,

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy.stats import t
 
 from distill.drift import Curve, Drift
-from distill.report.style import new_figure, paper
+from distill.report.style import legend_below, new_figure, paper
 
 _MARKS = 5  # a line's markers and intervals
 _ROOM = 0.5  # of the means' span, above and below them, for intervals
@@ -105,9 +104,7 @@ def exaccerr_figure(
             figure.axes[1].sharex(top)
             top.tick_params(labelbottom=False)
         figure.axes[-1].set_xlabel("position in the completion")
-        handles = [Line2D([], [], label=_label(name, curves), **styles[name]) for name in names]
-        if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legend_below(figure, styles, {name: _label(name, curves) for name in names}, columns)
     return figure
 
 

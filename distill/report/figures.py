@@ -1,6 +1,6 @@
 """The report's figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
-from distill.report.style import COLUMN, PAGE, new_figure, paper
+from distill.report.style import COLUMN, PAGE, legend_below, new_figure, paper
 from distill.run_folders import accuracies
 from distill.statistics import mean_over_runs
 
@@ -82,7 +82,7 @@ def learning_figure(
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
         for empty in figure.axes[len(curves) :]:
             empty.set_axis_off()
-        _legend_below(figure, names, styles)
+        legend_below(figure, styles, {name: name for name in names}, 4 if width > COLUMN else 3)
     return figure
 
 
@@ -98,14 +98,6 @@ def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str,
         linewidth=0.8,
         capsize=1.5,
     )
-
-
-def _legend_below(figure: Figure, names: Sequence[str], styles: Styles) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], label=name, **styles[name]) for name in names]
-    columns = 4 if figure.get_figwidth() > COLUMN else 3
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, max(1, len(handles))))
 
 
 def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
@@ -127,7 +119,7 @@ def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
                 bars = 100 * np.clip(found[1:], 0.0, 1.0)
                 axes.vlines(place, *bars, color=styles[name]["color"], linewidth=0.7)
         axes.set(xlabel="tokens of the problem's own solution", ylabel="accuracy, %")
-        _legend_below(figure, list(lines), styles)
+        legend_below(figure, styles, {name: name for name in lines}, columns=3)
     return figure
 
 

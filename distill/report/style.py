@@ -1,7 +1,7 @@
 """How the report's figures look: a column wide, in vectors, told apart with any kind of colour vision."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,6 +33,24 @@ _RC: dict[Any, Any] = {
     "svg.fonttype": "path",  # the same in every browser
     "svg.hashsalt": "distill",  # the same figure is the same file
 }
+
+
+def legend_below(
+    figure: Figure, styles: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], columns: int
+) -> None:
+    """What the lines of all panels mean, under them, in no more columns than these.
+
+    Args:
+        figure: to draw on.
+        styles: of `styles`, by method.
+        labels: by method; no legend where there is none.
+        columns: at most.
+    """
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=label, **styles[name]) for name, label in labels.items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def paper() -> AbstractContextManager[None]:

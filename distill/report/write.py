@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from distill import loading
-from distill.cache import write_atomically
+from distill.cache import as_json, write_atomically
 from distill.drift import Drift
 from distill.errors import UserError
 from distill.loading import AXES
@@ -23,7 +21,6 @@ from distill.report.examples import partings
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.style import styles, written
-from distill.run_folders import Run
 
 
 def write_report(
@@ -219,24 +216,9 @@ def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
 
 
 def _method(method: Method) -> dict[str, Any]:
-    value = _plain({field.name: getattr(method, field.name) for field in dataclasses.fields(method)})
+    value = as_json(dataclasses.replace(method, runs=()))
     value["runs"] = [str(run.folder) for run in method.runs]
     value["seeds"] = list(method.seeds)
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; NaN is null."""
-    if isinstance(value, Run):
-        return str(value.folder)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(own) for key, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
     return value
 
 
