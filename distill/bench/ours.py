@@ -147,7 +147,7 @@ class _Steps(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         module: DistillModule = pl_module
-        self.meter.begin([module.student, *(frozen.model for frozen in module.frozen.values())])
+        self.meter.begin([module.student], [frozen.model for frozen in module.frozen.values()])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -178,8 +178,8 @@ class _WholeRun:
         self.tokens = 0
         self.losses: list[float] = []
 
-    def begin(self, models: Iterable[Any]) -> None:
-        self.meter.begin(models)
+    def begin(self, trained: Iterable[Any], frozen: Iterable[Any]) -> None:
+        self.meter.begin(trained, frozen)
 
     def step(self, loss: float, tokens: int) -> None:
         self.tokens += tokens
@@ -227,7 +227,7 @@ def make_cache(setting: Setting, meter: Meter, source: Source) -> None:
         data = write_traces(setting, rows, Path(folder) / "traces.jsonl")
         examples = read_examples(path=str(data), fields={"problem": "problem", "completion": "completion"})
         traces = TraceRecipe(lambda: examples).tokenize(examples, model.source)
-        meter.begin([model.get().model])
+        meter.begin(frozen=[model.get().model])
         while not meter.done:
             cache = Path(folder) / f"cache-{len(meter.ends)}"
             cache_distributions(model, traces, TeacherDistribution(source), cache=cache)

@@ -73,8 +73,8 @@ def gkd_trainer(setting: Setting, meter: Meter, beta: float, loss: Loss = "own")
         setting: what is measured.
         meter: is told of every step.
         beta: 0 is forward KL, 1 reverse KL.
-        loss: `own`: from full logits. `liger`: LigerFusedLinearJSDLoss on the hidden states, as GKDTrainer
-            itself took it with use_liger_kernel up to TRL 0.29, its cross-entropy half turned off.
+        loss: `own`: from full logits. `liger`: LigerFusedLinearJSDLoss on the hidden states, as earlier
+            releases' GKDTrainer took it with use_liger_kernel, its cross-entropy half turned off.
             `trl_chunked`: that of TRL's DistillationTrainer, which is on-policy only. `torchtune_…`: its
             chunked losses, as its distillation recipe calls them.
     """
@@ -271,7 +271,7 @@ def _fit(trainer: Any, meter: Meter, *frozen: Any) -> None:
 
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            meter.begin([trainer.model, *frozen])
+            meter.begin([trainer.model], frozen)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             meter.step(seen["loss"], seen["tokens"])
