@@ -1,8 +1,11 @@
 """Values that no constructor looks at, checked before anything is computed."""
 
 import difflib
+import importlib.util
 import inspect
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -120,6 +123,23 @@ def check_trainer(cfg: DictConfig) -> torch.dtype:
     except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
     return _PRECISIONS[precision]
+
+
+def check_compiler(wanted: bool, device: str) -> None:
+    """Refuse `loss.compile` where torch.compile has nothing to compile with."""
+    if not wanted:
+        return
+    if device == "cpu":
+        names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+        if not any(map(shutil.which, names)):
+            raise UserError(
+                f"loss.compile=true needs a C++ compiler on a CPU, and none of {', '.join(names)} is in "
+                f"PATH: install one, or take loss.compile=false"
+            )
+    elif importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "loss.compile=true needs Triton on a GPU: pip install triton, or take loss.compile=false"
+        )
 
 
 def precision_of(cfg: DictConfig) -> str:

@@ -33,6 +33,7 @@ from distill.callbacks import (
 )
 from distill.checks import (
     check_cache,
+    check_compiler,
     check_layout,
     check_numbers,
     check_trainer,
@@ -145,6 +146,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     torch.set_num_threads(cfg.model.threads or _THREADS)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective: Objective = build(cfg.loss, "loss")
+    check_compiler(objective.compile, device)
     optimizer = _build_optimizer(cfg.optimizer)
     schedule: Schedule = build(cfg.schedule, "schedule")
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
