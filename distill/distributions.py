@@ -66,6 +66,21 @@ class TeacherDistribution:
         if not isinstance(self.verify, bool):
             raise ValueError(f"{place}.verify={self.verify!r} is neither true nor false")
 
+    def bytes_a_token(self, hidden: int, vocabulary: int) -> int:
+        """What a completion token takes on the disk, beside file headers; the teacher's states in bf16.
+
+        Args:
+            hidden: the teacher's width.
+            vocabulary: rows of its output matrix.
+        """
+        if self.source == "live":
+            return 0
+        if self.source == "hidden_states":
+            return 2 * hidden + 4  # and the label's log-prob
+        if self.source == "top_k":
+            return 8 * min(self.top_k, vocabulary - 1) + 4  # and the rest's
+        return 8 * self.samples
+
     @property
     def cached(self) -> bool:
         return self.source != "live"

@@ -2,15 +2,17 @@
 
 import functools
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from distill.batch import by_length
 from distill.errors import UserError
-from distill.generation import Sampling, generate
+from distill.generation import Sampling, generate, numbers
 from distill.teacher import LazyModel
 
 
@@ -47,9 +49,13 @@ class Written:
 @runtime_checkable
 class Engine(Protocol):
     """Writes completions. The same request gets the same completion, whatever is asked beside it, as far as
-    the engine can keep that."""
+    the engine can keep that.
+
+    Attributes:
+        seconds: that went into writing so far; loading the model is not counted."""
 
     name: str
+    seconds: float
 
     def write(
         self, requests: Sequence[Request], sampling: Sampling
@@ -59,7 +65,7 @@ class Engine(Protocol):
 
 
 class HfEngine:
-    """transformers' generate, in batches of alike lengths.
+    """transformers in this process (`distill.generation`), in batches of alike lengths.
 
     Args:
         model: who writes; loaded with the first request.
@@ -72,6 +78,7 @@ class HfEngine:
         _check_count("token_budget", token_budget)
         self.model = model
         self.token_budget = token_budget
+        self.seconds = 0.0
 
     def write(
         self, requests: Sequence[Request], sampling: Sampling
@@ -81,7 +88,9 @@ class HfEngine:
         for rows in by_length(lengths, self.token_budget):
             chosen = [requests[row] for row in rows]
             draws = np.stack([numbers(request.seed, sampling.max_new_tokens) for request in chosen])
+            began = time.perf_counter()
             written = generate(lm, [r.prompt_ids.tolist() for r in chosen], sampling, seed=0, draws=draws)
+            self.seconds += time.perf_counter() - began
             for row, ids in zip(rows, written, strict=True):
                 finished = bool(ids) and ids[-1] in lm.end_ids
                 yield row, Written(np.asarray(ids, dtype=np.int32), finished)
@@ -119,23 +128,40 @@ class VllmEngine:
         _check_count("batch", batch)
         self.source = model.source
         self.batch = batch
+        self.seconds = 0.0
         self.options = options
         # What decides over what is written (a quantization, say), and not only over how fast.
         deciding = {name: value for name, value in options.items() if name not in _VLLM_SPEED}
         self.settings = {"options": deciding} if deciding else {}
 
-    @functools.cached_property
-    def _llm(self) -> Any:
+    def check(self) -> Any:
+        """vLLM's own module.
+
+        Raises:
+            UserError: there is no vLLM, or it does not read the model's file.
+        """
         try:
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(
                 'engine=vllm needs vLLM: pip install "distill[vllm]", or take engine=hf'
             ) from error
+        if self.source.gguf:
+            raise UserError(f"engine=vllm does not read the GGUF file {self.source.gguf}: take engine=hf")
+        return vllm
+
+    def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write with other weights from now on: copied from memory to memory, by vLLM's own loader, which
+        knows which of transformers' matrices it keeps as one. Needs vLLM's worker in this process
+        (VLLM_ENABLE_V1_MULTIPROCESSING=0)."""
+        worker = self._llm.llm_engine.model_executor.driver_worker
+        worker.model_runner.model.load_weights((name, weight.detach()) for name, weight in weights)
+        self._llm.reset_prefix_cache()  # keys and values of the old weights
+
+    @functools.cached_property
+    def _llm(self) -> Any:
         source = self.source
-        if source.gguf:
-            raise UserError(f"engine=vllm does not read the GGUF file {source.gguf}: take engine=hf")
-        return LLM(
+        return self.check().LLM(
             model=source.location,
             revision=source.revision,
             dtype=source.dtype,
@@ -147,8 +173,7 @@ class VllmEngine:
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Generator[tuple[int, Written], None, None]:
         llm = self._llm
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
+        SamplingParams = self.check().SamplingParams
         ends = self.source.end_ids
         for start in range(0, len(requests), self.batch):
             part = requests[start : start + self.batch]
@@ -164,7 +189,9 @@ class VllmEngine:
                 for request in part
             ]
             prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in part]
+            began = time.perf_counter()
             outputs = llm.generate(prompts, parameters, use_tqdm=False)
+            self.seconds += time.perf_counter() - began
             for place, output in enumerate(outputs, start=start):
                 ids = [int(token) for token in output.outputs[0].token_ids]
                 finished = output.outputs[0].finish_reason == "stop"
@@ -178,12 +205,6 @@ class VllmEngine:
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"engine.{name}={value!r} is not a whole number, at least 1")
-
-
-@functools.lru_cache(maxsize=4096)
-def numbers(seed: int, count: int) -> np.ndarray:
-    """[count] numbers in [0, 1) that are this seed's alone."""
-    return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
 def request_seed(seed: int, problem: str, sample: int) -> int:

@@ -176,7 +176,8 @@ class Results:
             (json.dumps(sample, ensure_ascii=False) for sample in score.samples),
         )
         before, now = self.value["benchmarks"].get(score.benchmark, {}), score.summary()
-        if {**before, "seconds": None} != now:  # the same once more: how long it took stays known
+        timeless = dict.fromkeys(("seconds", "tokens_per_second"))
+        if {**before, **timeless} != now:  # the same once more: how long it took stays known
             self.value["benchmarks"][score.benchmark] = now
         runs.write_json(self.folder / "results.json", self.value)
         self.new.append(score)

@@ -226,6 +226,7 @@ class Score:
         settings: how it was asked, JSON values.
         unreadable: ids of problems whose gold answer the judge cannot read.
         seconds: wall-clock time; None where a part was measured in an earlier run.
+        tokens_per_second: written by the model, over the time that it took to write; None as for seconds.
     """
 
     benchmark: str
@@ -235,6 +236,7 @@ class Score:
     settings: Mapping[str, Any] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     seconds: float | None = None
+    tokens_per_second: float | None = None
 
     @property
     def accuracy(self) -> Figure:
@@ -248,6 +250,7 @@ class Score:
             "samples": len(self.samples),
             "per_problem": len(self.samples) // self.problems,
             "seconds": None if self.seconds is None else round(self.seconds, 2),
+            "tokens_per_second": self.tokens_per_second and round(self.tokens_per_second, 1),
             "settings": dict(self.settings),
             "figures": {name: figure.json() for name, figure in self.figures.items()},
             "unreadable_golds": list(self.unreadable),
@@ -273,7 +276,7 @@ def evaluate(
         folder: where completions are kept as they are written, and found again; None: nowhere.
         label: of the progress bar.
     """
-    began = time.perf_counter()
+    began, wrote = time.perf_counter(), engine.seconds
     benchmark = asked.benchmark
     samples: list[dict[str, Any]] = [{}] * len(asked.requests)
     unit = "problem" if benchmark.samples == 1 else "sample"
@@ -312,9 +315,13 @@ def evaluate(
         close = getattr(benchmark.grade, "close", None)
         if close is not None:
             close()
-    return score_of(
-        asked, samples, unreadable=unreadable, seconds=None if resumed else time.perf_counter() - began
-    )
+    score = score_of(asked, samples, unreadable=unreadable)
+    if resumed:
+        return score
+    tokens = {request.seed: one["tokens"] for request, one in zip(asked.requests, samples, strict=True)}
+    writing = engine.seconds - wrote
+    rate = sum(tokens.values()) / writing if writing else None
+    return replace(score, seconds=time.perf_counter() - began, tokens_per_second=rate)
 
 
 def score_of(

@@ -55,17 +55,19 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"{results['name']}, in % [95 % interval]:",
         "",
-        "| benchmark | problems | samples each | accuracy | further figures |",
-        "|---|---|---|---|---|",
+        "| benchmark | problems | samples each | accuracy | tokens/s | further figures |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in benchmarks.items():
         figures = found["figures"]
         further = [
             f"{key} {_said(key, one)}" for key, one in figures.items() if key != "accuracy" and _tells(one)
         ]
+        rate = found.get("tokens_per_second")  # unknown of what an earlier run has written
         lines.append(
             f"| {name} | {found['problems']:,} | {found['per_problem']} | "
-            f"{_said('accuracy', figures['accuracy'])} | {'; '.join(further)} |"
+            f"{_said('accuracy', figures['accuracy'])} | {f'{rate:,.0f}' if rate else ''} | "
+            f"{'; '.join(further)} |"
         )
     for name, found in benchmarks.items():
         if golds := found["unreadable_golds"]:

@@ -166,25 +166,18 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
     return work
 
 
-def writing(prompts: Sequence[int], written: Sequence[int], max_new_tokens: int, context: int) -> Work:
-    """What it takes to write a batch of completions, as `distill.generation.generate` does: a batch goes on
-    until its last completion has ended, and its prompts are padded to the longest.
+def writing(prompts: Sequence[int], written: Sequence[int]) -> Work:
+    """What it takes to write a batch of completions, as `distill.generation.generate` does: prompts are
+    padded to the longest, and a completion that has ended costs nothing more.
 
     Args:
         prompts: lengths.
         written: lengths of the completions.
-        max_new_tokens: longest that may be written.
-        context: of the model.
     """
-    groups: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(max(1, min(max_new_tokens, context - prompt)), []).append(row)
-    work = Work()
-    for rows in groups.values():
-        steps = max(written[row] for row in rows)
-        # The last token that is written is not read again.
-        length = max(prompts[row] for row in rows) + steps - 1
-        work += Work(len(rows) * length, len(rows) * causal_pairs(length), outputs=len(rows) * steps)
+    longest, work = max(prompts), Work()
+    for count in written:
+        length = longest + count - 1  # the last token that is written is not read again
+        work += Work(length, causal_pairs(length), outputs=count)
     return work
 
 
@@ -230,6 +223,8 @@ class _Hooks:
         past = 0 if cache is None else int(cache.get_seq_length())
         rows, length = shape[0], shape[1]
         tokens, pairs = rows * length, rows * causal_pairs(length, past)
+        if (segments := kwargs.get("segments")) is not None:  # packed: attention inside each trace
+            pairs = sum(map(causal_pairs, segments.lengths))
         if torch.is_grad_enabled():
             self.meter.add(self.cost.training(tokens, pairs))
         else:

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distill.checks import precision_of
 from distill.head import Head, fitting_chunk
 from distill.lora import add_lora, read_lora
 from distill.models import LanguageModel, ModelSource
@@ -28,8 +29,8 @@ def training_memory(
 
     Returns:
         The model, without numbers; bytes by what they hold. Activations are what the backward pass keeps of
-        the body, all of it: nothing is computed anew. In mixed precision they hold a bf16 copy of the
-        weights.
+        the body, laid out side by side, without what it computes anew where activations are checkpointed. In
+        mixed precision they hold a bf16 copy of the weights.
     """
     model = source.skeleton()
     model.to(dtype_of(source, model))
@@ -37,9 +38,11 @@ def training_memory(
         lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which adapters do not ask for
         lm.model, lm.source = model, source
         add_lora(lm, lora, seed=cfg.seed)
+    if cfg.model.checkpoint_activations:
+        model.activation_checkpointing_enable()
     with FakeTensorMode():
         _pretend(model)
-        kept = _kept_for_backward(model.train(), rows, length, "bf16" in str(cfg.trainer.precision))
+        kept = _kept_for_backward(model.train(), rows, length, "bf16" in precision_of(cfg))
     trained = [p for p in model.parameters() if p.requires_grad]
     return model, {
         "weights": sum(p.numel() * p.dtype.itemsize for p in model.parameters()),

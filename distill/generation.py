@@ -1,14 +1,17 @@
 """Text by a model: one path for evaluation, for the teacher's traces and for the student's rollouts."""
 
+import inspect
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from distill.models import LanguageModel
 
@@ -53,6 +56,9 @@ class StudentRollouts:
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
         max_new_tokens: longest completion; one that reaches it has no end token, and none is invented.
+        engine: who runs the student while it writes: `hf`, the model in training itself; `vllm`, a copy in
+            this process that is given its weights in memory before it writes.
+        engine_options: arguments of `vllm.LLM`, such as the share of a GPU's memory that it may take.
     """
 
     fraction: float = 0.5
@@ -60,8 +66,12 @@ class StudentRollouts:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    engine: str = "hf"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.engine not in ("hf", "vllm"):
+            raise ValueError(f"rollouts.engine={self.engine!r} is not one of hf, vllm")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"rollouts.fraction={self.fraction} is outside [0, 1]")
         _ = self.sampling
@@ -101,89 +111,159 @@ def generate(
             batch's shape does to the last bits of the logits).
     """
     rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
-    if len(set(rooms)) > 1:
-        # Near the context's end each completion is bounded by its own prompt, not by its batch's longest.
-        written: list[list[int]] = [[]] * len(prompts)
-        for group, room in enumerate(sorted(set(rooms))):
-            rows = [row for row, own in enumerate(rooms) if own == room]
-            part = generate(
-                lm,
-                [prompts[row] for row in rows],
-                sampling,
-                seed=seed + 1_000_033 * group,
-                end_ids=end_ids,
-                draws=None if draws is None else draws[rows],
-            )
-            written = [part[rows.index(row)] if row in rows else ids for row, ids in enumerate(written)]
-        return written
-    model = lm.model
-    end_ids = list(end_ids or lm.end_ids)
-    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        attention[row, longest - len(prompt) :] = 1
-    devices = [lm.device] if lm.device.type == "cuda" else []
-    processors = _real_tokens_only(lm)
-    if draws is not None and sampling.temperature > 0:
-        processors.append(_drawn_by_number(sampling, draws, longest, lm.device))
-        sampling = replace(sampling, temperature=0.0)  # all but the drawn tokens are ruled out
-    with (
-        _generation_mode(model, sampling, end_ids, pad, rooms[0]),
-        _cached_casts(lm.device.type),
-        torch.random.fork_rng(devices),
-        torch.no_grad(),
-    ):
-        torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=ids.to(lm.device),
-            attention_mask=attention.to(lm.device),
-            logits_processor=processors,
+    if draws is None:
+        count = max(rooms) if sampling.temperature > 0 else 0
+        draws = np.stack([numbers(seed, count, row) for row in range(len(prompts))])
+    ends = frozenset(end_ids or lm.end_ids)
+    written: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
+    with _eval_mode(lm.model), _cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
+        reader, draw = _Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
+        tokens = draw(reader.read_prompts())
+        decoding.enter_context(_decoding(lm.model))
+        while True:
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                written[row].append(token)
+            staying = [
+                place
+                for place, row in enumerate(rows)
+                if written[row][-1] not in ends and len(written[row]) < rooms[row]
+            ]
+            if not staying:
+                return written
+            if len(staying) < len(rows):
+                places = reader.keep(staying)
+                rows = [rows[place] for place in places.tolist()]
+                tokens = tokens[places]
+                draw.keep(places)
+            tokens = draw(reader.read(tokens))
+
+
+class _Reader:
+    """A model that reads a batch on, token by token, and says what may come next.
+
+    Prompts are padded on the left, once; masks and positions of all tokens to come are made with them. The
+    model's own preparation picks from them what its family takes, as for transformers' own `generate`.
+
+    Args:
+        lm: who reads.
+        prompts: token ids, any lengths.
+        room: tokens that may come behind a prompt at most.
+    """
+
+    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], room: int) -> None:
+        from transformers.generation.utils import ALL_CACHE_NAMES
+
+        from distill.kv_cache import growing_cache
+
+        self._lm = lm
+        self._takes = set(inspect.signature(type(lm.model).forward).parameters)
+        self._cache_name = next((name for name in ALL_CACHE_NAMES if name in self._takes), "past_key_values")
+        self._length = max(map(len, prompts))  # of what was read, padding included
+        pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
+        ids = torch.full((len(prompts), self._length + room), pad, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, self._length - len(prompt) : self._length] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, : self._length - len(prompt)] = 0
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        positions[:, self._length :].clamp_(max=lm.context_length - 1)  # rows that ended may lie on
+        self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
+        self._padded = not bool(mask.all())
+        self._cache: Any = growing_cache(lm.model, self._length + room - 1)
+        # Rows that ended leave a cache of ours; one that a model makes itself they keep to the end.
+        self._rows_leave = self._cache is not None
+        self._places = torch.arange(len(prompts), device=lm.device)
+
+    def read_prompts(self) -> Float[Tensor, "rows vocab"]:
+        """Logits of each row's first token."""
+        return self._read(first=True)
+
+    def read(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Logits of what comes behind these tokens."""
+        self._ids[self._places, self._length] = tokens
+        self._length += 1
+        return self._read(first=False)
+
+    def keep(self, staying: Sequence[int]) -> Int[Tensor, " kept"]:
+        """Go on with some rows alone.
+
+        Args:
+            staying: their places, ascending.
+
+        Returns:
+            For each place from now on, whose row lies there.
+        """
+        from distill.kv_cache import keep_rows
+
+        if not self._rows_leave:
+            places = torch.tensor(staying, device=self._places.device)
+            self._places = self._places[places]
+            return places
+        places = keep_rows(self._cache, staying, self._places.device)
+        self._ids, self._mask, self._positions = (
+            part[places] for part in (self._ids, self._mask, self._positions)
         )
-    return [_up_to_end(row, end_ids) for row in output[:, longest:].tolist()]
+        self._padded = not bool(self._mask.all())
+        self._places = self._places[: len(places)]
+        return places
+
+    def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
+        options = {
+            # None where nothing is padded, which attention is faster with.
+            "attention_mask": self._mask[:, : self._length] if self._padded else None,
+            "position_ids": self._positions[:, : self._length],
+            "use_cache": True,
+            "logits_to_keep": 1,
+            self._cache_name: self._cache,
+        }
+        inputs = self._lm.model.prepare_inputs_for_generation(
+            self._ids[:, : self._length],
+            next_sequence_length=None if first else 1,
+            is_first_iteration=first,
+            **{name: value for name, value in options.items() if name in self._takes},
+        )
+        output = self._lm.model(**inputs, return_dict=True)
+        self._cache = output[self._cache_name]
+        logits = output.logits[:, -1, : self._lm.vocab_size]  # other rows stand for no token
+        return (logits if self._rows_leave else logits[self._places]).float()
 
 
-def _up_to_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
-    """The completion with its end token; what generate pads behind it is cut by position, never by id,
-    because the padding token may be the end token."""
-    stops = set(end_ids)
-    ends = [position for position, token in enumerate(ids) if token in stops]
-    return ids[: ends[0] + 1] if ends else ids
+class _Draw:
+    """The next token of each row: the likeliest at temperature 0, else the one at which the cumulated
+    probability passes the row's number for this position.
+
+    Args:
+        sampling: how tokens are drawn.
+        draws: [rows, tokens] numbers in [0, 1).
+        device: where the logits lie.
+    """
+
+    def __init__(self, sampling: Sampling, draws: np.ndarray, device: torch.device) -> None:
+        self._warp = warpers(sampling) if sampling.temperature > 0 else None
+        self._numbers = torch.from_numpy(draws).to(device, torch.float64)
+        self._drawn = 0
+
+    def __call__(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        if self._warp is None:
+            return logits.argmax(-1)
+        warped: Any = self._warp(torch.empty(0), logits)  # no warper of ours looks at the text
+        masses = (warped - warped.amax(-1, keepdim=True)).exp()
+        reached = masses.cumsum(-1, dtype=torch.float64)
+        numbers = self._numbers[:, self._drawn, None] * reached[:, -1:]
+        self._drawn += 1
+        # Logits that are no numbers pass no number: an id all the same, and the loss will tell.
+        return torch.searchsorted(reached, numbers, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+    def keep(self, places: Int[Tensor, " kept"]) -> None:
+        """Go on with some rows alone."""
+        self._numbers = self._numbers[places]
 
 
-def _real_tokens_only(lm: LanguageModel) -> Any:
-    """Rows of the output matrix that stand for no token are never sampled."""
-    from transformers import LogitsProcessor, LogitsProcessorList
-
-    class RealTokensOnly(LogitsProcessor):
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            scores[:, lm.vocab_size :] = -torch.inf
-            return scores
-
-    padded = lm.model.get_output_embeddings().weight.shape[0] > lm.vocab_size
-    return LogitsProcessorList([RealTokensOnly()] if padded else [])
-
-
-def _drawn_by_number(sampling: Sampling, draws: np.ndarray, prompt: int, device: torch.device) -> Any:
-    """Inverse-CDF sampling: the token at which the cumulated probability passes the row's number."""
-    from transformers import LogitsProcessor
-
-    numbers = torch.from_numpy(draws).to(device, torch.float64)
-    warp = warpers(sampling)
-
-    class DrawnByNumber(LogitsProcessor):
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            probabilities = torch.softmax(warp(input_ids, scores.float()).double(), -1)
-            number = numbers[:, input_ids.shape[1] - prompt, None]
-            reached = probabilities.cumsum(-1)
-            # Rounding may leave the sum below the number: then the last token that can be written.
-            number = number.clamp(max=float(np.nextafter(1.0, 0.0))) * reached[:, -1:]
-            drawn = torch.searchsorted(reached, number, right=True)
-            return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
-
-    return DrawnByNumber()
+def numbers(seed: int, count: int, row: int = 0) -> np.ndarray:
+    """[count] numbers in [0, 1) that are this seed's and row's alone; of fewer, the first of more."""
+    bits = np.random.Philox(key=seed % (1 << 128), counter=[0, 0, row, 0])
+    return np.random.Generator(bits).random(count)
 
 
 def warpers(sampling: Sampling) -> Any:
@@ -214,32 +294,18 @@ def _cached_casts(device_type: str) -> Iterator[None]:
 
 
 @contextmanager
-def _generation_mode(
-    model: Any, sampling: Sampling, end_ids: list[int], pad: int, max_new_tokens: int
-) -> Iterator[None]:
-    """Eval mode, KV cache on, and nothing of the checkpoint's own sampling defaults: Qwen2.5, for one, ships
-    a repetition penalty and top-k that `generate` would silently mix with ours."""
-    from transformers import GenerationConfig
-
-    options: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad, use_cache=True, **options
-    )
-    before = model.generation_config
-    # Module by module: a part that was frozen in eval mode must not be put into training.
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Eval mode, and back, module by module: a part that was frozen in eval mode must not be put into
+    training."""
     modes = [(module, module.training) for module in model.modules()]
-    model.generation_config = config
     model.eval()
     try:
         yield
     finally:
-        model.generation_config = before
         for module, training in modes:
             module.training = training
+
+
+def _decoding(model: Any) -> AbstractContextManager[Any]:
+    """transformers' own choice of how a mixture's experts compute on few tokens."""
+    return getattr(model, "_optimize_model_for_decode", nullcontext)()

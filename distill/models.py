@@ -5,19 +5,21 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.errors import UserError, first_line
 from distill.head import Head
+from distill.layout import Layout, Pass
 
 PACKAGE_PREFIX = "package:"
+PACKED_ATTENTION = "packed"  # the name under which transformers knows the attention of distill.packing
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
@@ -165,7 +167,10 @@ class LanguageModel:
         return _end_ids(self.tokenizer, self.model.generation_config)
 
     def completion_head(
-        self, input_ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch seq"]
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        mask: Bool[Tensor, "batch seq"],
+        layout: Layout | None = None,
     ) -> Head:
         """Hidden states at the positions that predict completion tokens, and the output matrix.
 
@@ -173,11 +178,37 @@ class LanguageModel:
         so `mask` has one column less than `input_ids` and its column t speaks of token t+1.
 
         Right-padded causal input needs no attention mask: no real token can see the padding behind it.
+
+        Args:
+            input_ids: right-padded.
+            mask: true on completion tokens.
+            layout: the batch's way through the body, which knows the places of the mask's true entries too;
+                None: side by side, in one pass. The states and their order are the same.
         """
-        states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return Head(
-            hidden=states[:, :-1][mask], weight=self.model.get_output_embeddings().weight[: self.vocab_size]
-        )
+        weight = self.model.get_output_embeddings().weight[: self.vocab_size]
+        if layout is None:
+            states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return Head(hidden=states[:, :-1][mask], weight=weight)
+        flat = input_ids.flatten()
+        with _casts_shared(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
+            parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
+        states = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return Head(hidden=states.index_select(0, layout.predicting), weight=weight)
+
+    def _states(self, ids: Int[Tensor, "rows length"], one: Pass) -> Float[Tensor, "rows length hidden"]:
+        if one.segments is None:
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if self.model.config._attn_implementation != PACKED_ATTENTION:
+            raise RuntimeError("a model must be made ready for packed rows by distill.packing.allow_packing")
+        # A mask of four dimensions keeps transformers from making one of all tokens by all tokens.
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+        return self.model.base_model(
+            input_ids=ids,
+            attention_mask=unread,
+            position_ids=one.positions,
+            use_cache=False,
+            segments=one.segments,
+        ).last_hidden_state
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -198,6 +229,21 @@ class LanguageModel:
                 f"scaling), "
                 "which the chunked head does not reproduce: choose another model"
             )
+
+
+def checkpoint_activations(lm: LanguageModel) -> None:
+    """Keep a layer's input alone for the backward pass while the model trains, and compute the rest of the
+    layer anew there.
+
+    Raises:
+        UserError: the model cannot.
+    """
+    try:
+        lm.model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"model.checkpoint_activations=true cannot be had with {lm.source.name}: {first_line(error)}"
+        ) from error
 
 
 def find_model(
@@ -353,6 +399,20 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
         shown = f"{ends[0]!r} in {student.name}, {ends[1]!r} in {teacher.name}"
         return f"the end-of-sequence tokens differ ({shown})"
     return None
+
+
+@contextlib.contextmanager
+def _casts_shared(device_type: str) -> Iterator[None]:
+    """Where training has autocast on, cast each weight once for all passes: a training step's autocast keeps
+    no casts, and the backward pass would hold as many half-precision copies of the weights as passes."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    try:
+        with torch.autocast(device_type, torch.get_autocast_dtype(device_type), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # the next step changes the weights in place
 
 
 def _end_ids(tokenizer: Any, configuration: Any) -> list[int]:

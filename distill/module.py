@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.account import StepAccount, asks_ahead
+from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
 from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
-from distill.generation import StudentRollouts, generate
+from distill.generation import StudentRollouts
 from distill.head import Head, label_logprobs
+from distill.layout import BatchLayout
 from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role, signals
@@ -26,6 +27,7 @@ from distill.objective import Objective, spread
 from distill.reading import Reader
 from distill.schedule import Schedule
 from distill.steps import StepValues
+from distill.student_writer import StudentWriter
 from distill.traces import Grader, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -54,6 +56,7 @@ class DistillModule(lightning.LightningModule):
         seed: of rollouts and of the control `shuffled`.
         log_every: optimizer steps between two rows of metrics.
         cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
+        layout: how models read what the student wrote.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class DistillModule(lightning.LightningModule):
         seed: int = 0,
         log_every: int = 1,
         cached_flops: float = 0.0,
+        layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.student = student.model
@@ -93,7 +97,10 @@ class DistillModule(lightning.LightningModule):
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
         self.cached_flops = cached_flops
+        self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
+        rollouts = objective.rollouts
+        self._writer = StudentWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self.account = StepAccount(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
@@ -111,6 +118,16 @@ class DistillModule(lightning.LightningModule):
             self.objective.proposals.check(student.source, grade)
 
     def on_fit_start(self) -> None:
+        rollouts = self.objective.rollouts
+        if (
+            isinstance(rollouts, StudentRollouts)
+            and rollouts.engine == "vllm"
+            and self.trainer.world_size > 1
+        ):
+            raise UserError(
+                f"loss.rollouts.engine=vllm writes on one device, and trainer.devices are "
+                f"{self.trainer.world_size}: take loss.rollouts.engine=hf"
+            )
         for lm in self.frozen.values():
             lm.model.requires_grad_(False).eval().to(self.device)
         if self.teacher_matrix is not None:
@@ -163,7 +180,7 @@ class DistillModule(lightning.LightningModule):
         known = dict(batch.signals)
         if on_policy:
             for name, role in self.objective.cached_signals.items():
-                flat = label_logprobs(heads[role], batch.labels[batch.mask])
+                flat = label_logprobs(heads[role], batch.completion_labels)
                 self._meters["teacher"].add(head_flops(heads[role]))
                 known[name] = spread(flat, batch.mask)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
@@ -173,7 +190,7 @@ class DistillModule(lightning.LightningModule):
         if batch.readings is not None or self.objective.compares_tokens:
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
-        student = self.student_lm.completion_head(batch.input_ids, batch.mask)
+        student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         others = {
             **{name: heads[role] for name, role in self.objective.live_distributions.items()},
             **self._cached_distribution(batch),
@@ -186,6 +203,7 @@ class DistillModule(lightning.LightningModule):
             others=others,
             compared=compared,
             trace_weights=batch.trace_weights,
+            places=batch.places,
             constants=constants,
             by_student=on_policy,
             progress=self._progress(self.trainer.global_step),
@@ -245,26 +263,26 @@ class DistillModule(lightning.LightningModule):
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
         roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
         heads: dict[Role, Head] = {
-            role: self.frozen[role].completion_head(batch.input_ids, batch.mask)
+            role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
             for role in ROLES
             if role in roles and not (role == "teacher" and batch.readings is not None)
         }
         if "teacher" in roles and batch.readings is not None:
-            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, int(batch.mask.sum()))
+            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, batch.tokens)
         return heads
 
     def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
         """FLOPs of the objective's products with output matrices, its gradient's included."""
         # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
         products = (
-            1 + asks_ahead(self.objective) + student.hidden.requires_grad + student.weight.requires_grad
+            1 + bool(self.objective.asked_ahead) + student.hidden.requires_grad + student.weight.requires_grad
         )
         self._meters["student"].add(products * head_flops(student))
         rows = ("all", "student" if on_policy else "dataset")
@@ -280,7 +298,7 @@ class DistillModule(lightning.LightningModule):
             return {}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
         if isinstance(found, Head) and batch.readings is not None:
-            found = _at_students_tokens(found, batch.readings, int(batch.mask.sum()))
+            found = _at_students_tokens(found, batch.readings, batch.tokens)
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
@@ -304,7 +322,9 @@ class DistillModule(lightning.LightningModule):
             # Token for token the teacher reads them too, behind a prompt that may be longer.
             room = min(self.reader.room(prompt) for prompt in batch.readings.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        written = generate(self.student_lm, prompts, sampling, seed=seed)
+        assert self._writer is not None
+        written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+        self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
             for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)
@@ -313,7 +333,8 @@ class DistillModule(lightning.LightningModule):
             for trace, teachers_prompt in zip(traces, batch.readings.prompts, strict=True):
                 trace.reading = self.reader.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
-        return collate(traces, pad_id=int(self.student_lm.tokenizer.pad_token_id or 0)).to(self.device)
+        pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
+        return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
         """What the next steps of student and teacher are worth under the batch's prefixes."""
@@ -365,7 +386,6 @@ class DistillModule(lightning.LightningModule):
         if step == 1 or step % self.log_every == 0 or step == self.steps or self.budget_spent:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=step)
-        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:
         what = "loss" if not math.isfinite(loss) else "gradient"
@@ -410,7 +430,8 @@ class DistillModule(lightning.LightningModule):
 
 def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
     """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
-    return _at_students_tokens(teacher.completion_head(readings.input_ids, readings.mask), readings, tokens)
+    head = teacher.completion_head(readings.input_ids, readings.mask, readings.layout)
+    return _at_students_tokens(head, readings, tokens)
 
 
 def _at_students_tokens(head: Head, readings: Readings, tokens: int) -> Head:
@@ -427,7 +448,7 @@ def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
     readings = batch.readings
     if readings is None or readings.student_at is None or readings.same_token is None:
         return None, batch.mask.float()
-    flat = torch.zeros(2, int(batch.mask.sum()), device=batch.mask.device)
+    flat = torch.zeros(2, batch.tokens, device=batch.mask.device)
     flat[0, readings.student_at] = 1.0
     flat[1, readings.student_at] = readings.same_token.float()
     compared, same = (spread(row, batch.mask) for row in flat)

@@ -6,19 +6,26 @@ with both sums over the whole optimizer step, all micro-batches and ranks. This 
 share of the two sums; `distill.module` divides, once. A few methods add a second term to the first (`extra`).
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from distill.distributions import TeacherDistribution
 from distill.generation import StudentRollouts
-from distill.head import Head, TokenLoss, WeightedTokenLoss, student_signals, weighted_token_losses
+from distill.head import (
+    Head,
+    TokenLoss,
+    WeightedTokenLoss,
+    WeightsOnTheWay,
+    student_signals,
+    weighted_token_losses,
+)
 from distill.losses import controls, weights
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import (
@@ -27,8 +34,10 @@ from distill.losses.signals import (
     Role,
     estimate_from_samples,
     is_across_vocabularies,
+    is_of_the_token,
     is_on_policy_only,
     name_of,
+    parameters,
     signals,
     why_not_from,
 )
@@ -61,7 +70,7 @@ class Term:
         if not _finite(self.coefficient):
             raise ValueError(f"coefficient={self.coefficient!r} is not a number")
 
-    @property
+    @cached_property
     def signals(self) -> set[str]:
         return signals(self.token_loss) | signals(self.token_weight)
 
@@ -116,6 +125,8 @@ class Objective:
         temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
             DCOD's τ.
         chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
+        compile: whether torch.compile fuses what a loss does to the logits, where its gradient is written
+            out (`distill.losses.closed_forms`).
     """
 
     rollouts: StudentRollouts | Literal["dataset", "teacher"]
@@ -132,6 +143,7 @@ class Objective:
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
     temperature: float = 1.0
     chunk_size: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not (self.rollouts in ("dataset", "teacher") or isinstance(self.rollouts, StudentRollouts)):
@@ -157,6 +169,8 @@ class Objective:
             raise ValueError(f"loss.temperature={self.temperature!r} is not a positive number")
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
             raise ValueError(f"loss.chunk_size={self.chunk_size!r} is not a positive whole number, nor null")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"loss.compile={self.compile!r} is neither true nor false")
         weight = weights.uniform if self.control == "uniform" else self.token_weight
         self.terms: dict[str, Term] = {
             "main": Term(self.token_loss, weight, rows=self.rows),
@@ -171,12 +185,12 @@ class Objective:
             self._refuse_what_has_no_sense(name, term)
         self._try_out()
 
-    @property
+    @cached_property
     def signals(self) -> set[str]:
         """Everything that the terms ask of any model."""
         return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, Role]:
         """Signals over the whole vocabulary that frozen models give: by name, whose."""
         return {
@@ -185,18 +199,18 @@ class Objective:
             if SIGNALS[name].shape == "vocab" and SIGNALS[name].role != "student"
         }
 
-    @property
+    @cached_property
     def live_distributions(self) -> dict[str, Role]:
         """Those that need the model beside the student."""
         cached = {"log_p"} if self.caches_distribution else set()
         return {name: role for name, role in self.distributions.items() if name not in cached}
 
-    @property
+    @cached_property
     def caches_distribution(self) -> bool:
         """Whether batches carry what is cached of the teacher's distribution."""
         return self.distribution.cached and "log_p" in self.signals
 
-    @property
+    @cached_property
     def cached_signals(self) -> dict[str, Role]:
         """Per-token signals that the traces must carry, scored once and cached: by name, whose."""
         return {
@@ -205,13 +219,13 @@ class Objective:
             if SIGNALS[name].shape == "token" and SIGNALS[name].role != "student"
         }
 
-    @property
+    @cached_property
     def batch_signals(self) -> list[str]:
         """Per-token signals that batches of the data's traces carry: none where the student writes all."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
         return [] if writes_all else sorted(self.cached_signals)
 
-    @property
+    @cached_property
     def live_roles(self) -> set[Role]:
         """Frozen models that run beside the student: for whole distributions and next steps, or to score its
         rollouts."""
@@ -220,12 +234,12 @@ class Objective:
             live.add("teacher")
         return live | set(self.cached_signals.values()) if self.on_policy else live
 
-    @property
+    @cached_property
     def compares_tokens(self) -> bool:
         """Whether a loss asks which tokens student and teacher have in common."""
         return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
 
-    @property
+    @cached_property
     def compares_steps(self) -> bool:
         """Whether a weight asks what proposed next steps are worth."""
         return any(SIGNALS[name].shape == "step" for name in self.signals)
@@ -240,7 +254,7 @@ class Objective:
             if any(SIGNALS[name].role == "teacher" for name in signals(function) & SIGNALS.keys())
         )
 
-    @property
+    @cached_property
     def on_policy(self) -> bool:
         return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
 
@@ -254,6 +268,7 @@ class Objective:
         others: Mapping[str, Head | SomeTokens] | None = None,
         compared: Bool[Tensor, "batch seq"] | None = None,
         trace_weights: Float[Tensor, " batch"] | None = None,
+        places: Int[Tensor, " tokens"] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         by_student: bool = False,
         progress: float = 1.0,
@@ -270,51 +285,43 @@ class Objective:
                 that they give.
             compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
             trace_weights: [batch] factors on all weights of a trace; None: none.
+            places: [tokens] of the mask's true entries, in it flattened, where they are known: a mask asks
+                the device how many there are.
             constants: what losses ask for that is the same for all tokens, by name.
             by_student: whether the student wrote these completions.
             progress: the share of training done, in [0, 1].
             seed: of the control `shuffled`.
         """
-        flat_labels = labels[mask]
+        where = mask.flatten().nonzero().squeeze(-1) if places is None else places
+        flat_labels = at(labels, where)
         available = dict(token_signals)
-        wanted = {
-            name
-            for name in self.signals
-            if SIGNALS[name].role == "student" and SIGNALS[name].shape == "token"
-        }
-        if wanted:
-            # Weights come before the loss, so that its gradient is made in one pass: see distill.head.
-            found = student_signals(student, flat_labels, wanted, chunk_size=self.chunk_size)
+        if ahead := self.asked_ahead:
+            # Weights that look at a whole sequence come before the loss, so that its gradient is made in one
+            # pass: see distill.head.
+            found = student_signals(student, flat_labels, ahead, chunk_size=self.chunk_size)
             available |= {name: spread(values, mask) for name, values in found.items()}
         written = "student" if by_student else "dataset"
         names = [name for name, term in self.terms.items() if term.rows in ("all", written)]
-        term_weights = {name: self._weights(name, mask, available, progress, seed) for name in names}
         terms = [self.terms[name] for name in names]
-        wide = torch.promote_types(student.hidden.dtype, torch.float32)
-        if trace_weights is not None:
-            term_weights = {name: w * trace_weights.unsqueeze(1) for name, w in term_weights.items()}
-        if compared is not None:
-            for name, term in zip(names, terms, strict=True):
-                if "log_p" in signals(term.token_loss):
-                    term_weights[name] = term_weights[name] * compared
-        factors = [
-            term_weights[name][mask].to(wide) * term.coefficient
-            for name, term in zip(names, terms, strict=True)
-        ]
+        flat_signals = {name: at(values, where) for name, values in available.items()}
         result = weighted_token_losses(
             student,
             flat_labels,
             [
-                WeightedTokenLoss(self._computed(term.token_loss), factor)
-                for term, factor in zip(terms, factors, strict=True)
+                self._weighted(name, mask, where, available, compared, trace_weights, progress, seed)
+                for name in names
             ],
             others=others,
-            token_signals={name: values[mask] for name, values in available.items()},
+            token_signals=flat_signals,
             constants=constants,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
+            compiled=self.compile,
         )
         dtype = result.total.dtype
+        term_weights = {
+            name: spread(values, mask) for name, values in zip(names, result.weights, strict=True)
+        }
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         main_weights = term_weights.get("main", none)
         main_losses = spread(result.losses[0], mask) if "main" in names else none
@@ -322,7 +329,8 @@ class Objective:
         divided_by = term_weights[names[0]] if names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
         shares = [
-            (factor.to(dtype) * losses).sum() for factor, losses in zip(factors, result.losses, strict=True)
+            term.coefficient * (values * losses).sum()
+            for term, values, losses in zip(terms, result.weights, result.losses, strict=True)
         ]
         return WeightedLoss(
             total=result.total,
@@ -332,6 +340,76 @@ class Objective:
             logprobs=spread(result.logprobs, mask),
             weights=main_weights,
             mask=mask,
+        )
+
+    def _weighted(
+        self,
+        name: str,
+        mask: Tensor,
+        where: Tensor,
+        signals_known: Mapping[str, Tensor],
+        compared: Tensor | None,
+        trace_weights: Tensor | None,
+        progress: float,
+        seed: int,
+    ) -> WeightedTokenLoss:
+        """A term with its weights at this micro-batch's completion tokens, or with what makes them."""
+        term = self.terms[name]
+        factors = []
+        if trace_weights is not None:
+            factors.append(at(trace_weights.unsqueeze(1).expand(mask.shape), where))
+        if compared is not None and "log_p" in signals(term.token_loss):
+            factors.append(at(compared, where))
+        asks = self._asks_of_student(term)
+
+        def times_factors(values: Tensor, s: slice) -> Tensor:
+            for factor in factors:
+                values = values * factor[s]
+            return values
+
+        if not (asks and self._on_the_way(name)):
+            values = at(self._weights(name, mask, signals_known, progress, seed), where)
+            return self._term(term, times_factors(values, slice(None)))
+        flat = {key: at(values, where) for key, values in signals_known.items()}
+
+        def weights_on_the_way(s: slice, of_student: Mapping[str, Tensor]) -> Tensor:
+            known = {key: values[s].unsqueeze(0) for key, values in flat.items()}
+            known |= {key: values.unsqueeze(0) for key, values in of_student.items()}
+            everywhere = torch.ones_like(known["student_logprobs"], dtype=torch.bool)
+            return times_factors(self._weights(name, everywhere, known, progress, seed)[0], s)
+
+        return self._term(term, weights_on_the_way, asks)
+
+    def _term(
+        self, term: Term, values: Tensor | WeightsOnTheWay, asks: frozenset[str] = frozenset()
+    ) -> WeightedTokenLoss:
+        return WeightedTokenLoss(self._computed(term.token_loss), values, asks, term.coefficient)
+
+    def _asks_of_student(self, term: Term) -> frozenset[str]:
+        """What the weight wants to know of the student in training."""
+        return frozenset(
+            name
+            for name in signals(term.token_weight) & SIGNALS.keys()
+            if SIGNALS[name].role == "student" and SIGNALS[name].shape == "token"
+        )
+
+    def _on_the_way(self, name: str) -> bool:
+        """Whether a term's weights can be made token by token, while the loss is."""
+        whole = name == "main" and self.control == "shuffled"
+        return is_of_the_token(self.terms[name].token_weight) and not whole
+
+    @cached_property
+    def asked_ahead(self) -> set[str]:
+        """What weights want to know of the student before the loss is made, which takes a product with its
+        output matrix of its own."""
+        return set().union(
+            *(self._asks_of_student(term) for name, term in self.terms.items() if not self._on_the_way(name)),
+            # A loss may ask for such a signal too.
+            *(
+                {key for key in signals(term.token_loss) & SIGNALS.keys() if SIGNALS[key].role == "student"}
+                - {"log_q"}
+                for term in self.terms.values()
+            ),
         )
 
     def _computed(self, token_loss: TokenLoss) -> TokenLoss:
@@ -363,7 +441,7 @@ class Objective:
     ) -> Float[Tensor, "batch seq"]:
         available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
         function = self.terms[name].token_weight
-        accepted = inspect.signature(function).parameters
+        accepted = parameters(function)
         values = function(**{key: value for key, value in available.items() if key in accepted})
         if name != "main" or self.control == "uniform":
             return values
@@ -466,6 +544,11 @@ class Objective:
             term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
             given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
             self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
+
+
+def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:
+    """Completion tokens' values, trace by trace."""
+    return values.flatten().index_select(0, where)
 
 
 def spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:

@@ -18,8 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.account import asks_ahead
-from distill.cachebench import bytes_a_token
+from distill.checks import check_layout, precision_of
 from distill.data import TraceOrder, TraceRecipe
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
@@ -163,7 +162,7 @@ def make_plan(
         UserError: a model's configuration does not load; how many traces there are cannot be told.
     """
     rate, bandwidth = _machine(cfg)
-    half = "bf16" in str(cfg.trainer.precision)
+    half = "bf16" in precision_of(cfg)
     student = _measure(find(cfg, "student", cfg.model.student_dtype), half)
     notes: list[str] = []
     traces = _traces(cfg, recipe, student.source, notes)
@@ -324,10 +323,12 @@ def _written(
     for batch in in_shards(len(traces), per_batch):
         prompts = [len(traces[number].prompt_ids) for number in batch]
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
-        work += writing(prompts, lengths, longest, who.context)
-        steps, whole = max(lengths), max(prompts) + max(lengths)
-        # Each token reads all weights once, and what the cache holds by then.
-        read += steps * (who.written_in * (who.parameters + who.kv * len(batch) * (whole - steps / 2)))
+        work += writing(prompts, lengths)
+        whole = max(prompts) + max(lengths)
+        # Each step reads all weights once, and each row at it what its cache holds by then.
+        cached = sum(count * (max(prompts) + count / 2) for count in lengths)
+        read += who.written_in * (max(lengths) * who.parameters + who.kv * cached)
+        # The cache's buffers have some room ahead, and rows that have ended left some.
         peak, tokens = max(peak, len(batch) * whole), tokens + sum(lengths)
     memory = who.writing_memory(min(per_batch, len(traces)), peak / max(1, min(per_batch, len(traces))))
     disk = 4 * tokens if recipe is not None else 0
@@ -348,7 +349,7 @@ def _scored(objective: Objective, frozen: dict[str, _Size], traces: list[Trace])
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
-        size = bytes_a_token(wanted, who.hidden, who.vocabulary)
+        size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
@@ -397,7 +398,7 @@ def _training(
     from distill.training import ranks_of
 
     _, steps = steps_of(traces)
-    ranks = ranks_of(cfg)
+    ranks, layout = ranks_of(cfg), check_layout(cfg)
     micro_batches = steps * cfg.trainer.accumulate_grad_batches * ranks
     laid_out = min(micro_batches, _MEASURED)
     order = TraceOrder(len(traces), cfg.data.batch_size, seed=cfg.seed)
@@ -409,11 +410,12 @@ def _training(
     model, memory = training_memory(cfg, student.source, rows=cfg.data.batch_size, length=longest)
     cost = cost_of(model, student.source.name, student.vocabulary)
     head_trains = model.get_output_embeddings().weight.requires_grad
-    products = 2 + asks_ahead(objective) + head_trains
+    products = 2 + bool(objective.asked_ahead) + head_trains
     own = live = 0.0
     for batch, on_policy in zip(batches, chosen, strict=True):
-        length, completions = max(map(len, batch)), sum(len(trace.completion_ids) for trace in batch)
-        tokens, pairs = len(batch) * length, len(batch) * causal_pairs(length)
+        completions = sum(len(trace.completion_ids) for trace in batch)
+        lengths = layout.read_lengths([len(trace) for trace in batch])
+        tokens, pairs = sum(lengths), sum(map(causal_pairs, lengths))
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []

@@ -21,7 +21,7 @@ from distill.statistics import mean_over_runs
 
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
 _BESIDE_THE_POINT = re.compile(
-    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.workers|model\.threads"
+    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|checkpoint_activations)"
     r"|trainer\.log_every_n_steps)(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")

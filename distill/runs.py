@@ -41,7 +41,7 @@ _PACKAGES = (
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"data.workers", "trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -293,6 +293,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         after = stages["after"]
         measure = "accuracy" if after["per_problem"] == 1 else f"avg@{after['per_problem']}"
         change = " → ".join(_percent(stages[stage]) for stage in ("before", "after") if stage in stages)
+        change += _rate(after.get("tokens_per_second"))
         table.add_row(f"{name} {measure} ({after['problems']} problems)", change)
     table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
     tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
@@ -300,8 +301,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         tokens += (
             f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
             f"{_duration(summary['rollout_seconds'])}"
+            f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
         )
-    table.add_row("trained", tokens)
+    table.add_row("trained", f"{tokens}, in {summary['precision']}")
     trained, parameters = summary["parameters"].values()
     if trained < parameters:
         table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")
@@ -321,6 +323,10 @@ def _short(path: Path) -> str:
     """Relative to where the user stands, when it lies below."""
     here = Path.cwd()
     return str(path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path)
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
 
 
 def _percent(score: dict[str, Any]) -> str:

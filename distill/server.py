@@ -8,6 +8,7 @@ import queue
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,7 @@ class ServerEngine:
         # A proxy that the environment names leads away from a server on this machine.
         self._proxied = host not in _HERE
         self._said_fault, self._skipped = False, 0
+        self.seconds = 0.0
 
     def write(
         self, requests: Sequence[Request], sampling: Sampling
@@ -102,6 +104,7 @@ class ServerEngine:
         found: queue.SimpleQueue[tuple[int, Written] | BaseException | None] = queue.SimpleQueue()
         self._said_fault, self._skipped = False, 0
         seen: dict[bytes, list[str]] = {}
+        began = time.perf_counter()
         # A loop in a thread of its own: requests go on while a completion is kept, it works where a loop runs
         # already (a notebook), and all that is under way can be dropped at once.
         loop = asyncio.new_event_loop()
@@ -115,6 +118,7 @@ class ServerEngine:
                 seen.setdefault(_prompt_of(requests[item[0]]), []).append(item[1].text)
                 yield item
         finally:
+            self.seconds += time.perf_counter() - began
             loop.call_soon_threadsafe(asked.cancel)
             thread.join()
             loop.close()

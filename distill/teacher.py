@@ -116,7 +116,7 @@ def sample_completions(
         rows = [row for row in batch for _ in range(samples)]
         written = [len(ids) for ids in flat[batch.start * samples : batch.stop * samples]]
         lengths = [len(prompts[row]) for row in rows]
-        model.work += writing(lengths, written, sampling.max_new_tokens, model.source.context_length)
+        model.work += writing(lengths, written)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 
 

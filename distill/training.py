@@ -31,7 +31,15 @@ from distill.callbacks import (
     WeightHistogram,
     signals_kept,
 )
-from distill.checks import check_cache, check_numbers, check_trainer, trainer_options
+from distill.checks import (
+    check_cache,
+    check_compiler,
+    check_layout,
+    check_numbers,
+    check_trainer,
+    precision_of,
+    trainer_options,
+)
 from distill.cli import at_end, failed_jobs, one_sentence_errors, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.engines import HfEngine
@@ -42,9 +50,10 @@ from distill.generation import StudentRollouts
 from distill.loggers import CsvMetrics, log_samples, metrics_of
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel, checkpoint_activations, find_model
 from distill.module import DistillModule, OptimizerFactory
 from distill.objective import Objective
+from distill.packing import allow_packing
 from distill.plan import Plan, make_plan
 from distill.plots import plot_run
 from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
@@ -137,9 +146,11 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     torch.set_num_threads(cfg.model.threads or _THREADS)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective: Objective = build(cfg.loss, "loss")
+    check_compiler(objective.compile, device)
     optimizer = _build_optimizer(cfg.optimizer)
     schedule: Schedule = build(cfg.schedule, "schedule")
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    layout = check_layout(cfg)
     if objective.rollouts == "teacher":
         recipe = replace(recipe, completions="teacher")
     benchmarks = benchmarks_of(cfg.benchmark)
@@ -180,6 +191,14 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     for role in frozen.keys() - live.keys():
         frozen[role].release()
     lm.model.to(device)
+    if layout.kind == "packed":
+        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
+        if isinstance(objective.rollouts, StudentRollouts):
+            longest += objective.rollouts.max_new_tokens
+        for one in (lm, *live.values()):
+            allow_packing(one, longest, precision)
+    if cfg.model.checkpoint_activations:
+        checkpoint_activations(lm)
 
     if runs.first_rank():
         if resumed and not runs.asked_alike(folder, cfg):
@@ -209,6 +228,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
         cached_flops=cached_flops,
+        layout=layout,
     )
     datamodule = DistillDataModule(
         traces,
@@ -217,7 +237,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         steps=steps,
         seed=cfg.seed,
         pad_id=int(lm.tokenizer.pad_token_id or 0),
-        workers=cfg.data.workers,
+        layout=layout,
     )
     stop = StopOnSignal()
 
@@ -274,6 +294,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         "steps": trainer.global_step,
         "traces": len(traces),
         "parameters": {"trained": trained, "all": parameters},
+        "precision": precision_of(cfg),
         "frozen": said,
         **{name: value for name, value in module.totals.items() if name not in _ELSEWHERE},
         # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.

@@ -156,13 +156,14 @@ def test_a_step_holds_the_same_traces_however_it_is_cut(count: int) -> None:
         ] == expected
 
 
-def data_module(traces: Sequence[Trace], **trainer: int) -> DistillDataModule:
-    module = DistillDataModule(traces, signals=SIGNALS, batch_size=4, steps=10, seed=7, pad_id=0, workers=0)
+def data_module(traces: Sequence[Trace], **trainer: Any) -> DistillDataModule:
+    module = DistillDataModule(traces, signals=SIGNALS, batch_size=4, steps=10, seed=7, pad_id=0)
     state: Any = {
         "global_rank": 0,
         "world_size": 1,
         "accumulate_grad_batches": 1,
         "global_step": 0,
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
         **trainer,
     }
     module.trainer = SimpleNamespace(**state)  # pyright: ignore[reportAttributeAccessIssue]

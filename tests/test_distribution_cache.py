@@ -118,16 +118,6 @@ def test_a_run_from_many_samples_is_near_the_live_teachers_up_to_its_entropy(
     assert metrics(again) == metrics(samples)
 
 
-def test_loader_processes_carry_the_same_batches(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
-) -> None:
-    words = arguments(
-        tiny_pair, traces, tmp_path, "loss=reverse_kl", "loss.distribution.source=hidden_states"
-    )
-    alone = run(words, tmp_path / "alone")
-    assert metrics(run([*words, "data.workers=2"], tmp_path / "workers")) == metrics(alone)
-
-
 @pytest.mark.parametrize("source", ["hidden_states", "top_k", "samples"])
 def test_the_teacher_is_not_loaded_once_all_is_cached(
     source: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loads: list[str]

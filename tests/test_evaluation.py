@@ -107,6 +107,9 @@ def test_samples_come_in_the_problems_order_whatever_the_batches(lm: LanguageMod
     assert 0 < found["unfinished"].value == found["truncated"].value < 1
     assert found["tokens"].value == pytest.approx(sum(one["tokens"] for one in score.samples) / 23)
     assert score.seconds is not None
+    assert score.tokens_per_second is not None
+    # Judging takes time too, but writes nothing.
+    assert score.tokens_per_second > sum(one["tokens"] for one in score.samples) / score.seconds
 
 
 def test_a_record_says_how_long_the_problems_own_solution_is(lm: LanguageModel) -> None:
@@ -251,6 +254,7 @@ class Script:
     name = "script"
 
     def __init__(self, says: Callable[[Request], str], stop_after: int | None = None) -> None:
+        self.seconds = 0.0
         self.says, self.stop_after, self.asked = says, stop_after, list[Request]()
 
     def write(
@@ -260,6 +264,7 @@ class Script:
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(requests[number])
+            self.seconds += 0.5
             text = self.says(requests[number])
             yield number, Written(None, not text.endswith("..."), text)
 
@@ -300,7 +305,7 @@ def test_thinking_is_left_out_where_its_tags_are_special_tokens(lm: LanguageMode
         return lm.tokenizer(text).input_ids
 
     class Thinks:
-        name = "thinks"
+        name, seconds = "thinks", 0.0
         said = ([opens, *ids("1+1="), closes, *ids("2"), 1], [opens, *ids("4")])
 
         def write(
@@ -336,7 +341,10 @@ def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(
     assert score.figures == whole.figures
     assert len(broken.asked) + len(rest.asked) == 46
     assert not {one.seed for one in broken.asked} & {one.seed for one in rest.asked}
-    assert (score.seconds is None) == (stop_after > 0)  # a part was measured in another process
+    for measure in (score.seconds, score.tokens_per_second):
+        assert (measure is None) == (stop_after > 0)  # a part was measured in another process
+    mean = whole.figures["tokens"].value
+    assert whole.tokens_per_second == pytest.approx(mean / 0.5)  # half a second each
     again = evaluate(asked, lm.source, Script(says, 0), folder=tmp_path, label="test")  # asks nothing
     assert again.samples == whole.samples
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import test_training
 import torch
-from test_training import arguments, column, rows, run
+from test_training import column, rows, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import distill.module
+import distill.student_writer
+import distill.teacher
 from distill.data import TraceOrder
 from distill.errors import UserError
 from distill.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
@@ -48,6 +49,11 @@ QWEN = {  # config.json of Qwen2.5, and the sizes that its model cards give: all
     "1.5B": (1536, 8960, 28, 12, 2, 151936, True, 1_543_714_304, 1.31e9),
     "7B": (3584, 18944, 28, 28, 4, 152064, False, 7_615_616_512, 6.53e9),
 }
+
+
+def arguments(*given: Any) -> list[str]:
+    """Batches side by side, as they are counted here."""
+    return [*test_training.arguments(*given), "data.layout=padded"]
 
 
 def small(family: str) -> Any:
@@ -120,15 +126,15 @@ def test_writing_has_the_flops_that_torch_counts(family: str) -> None:
     assert found + excess == pytest.approx(counter.get_total_flops(), rel=1e-3)
     lengths = [len(ids) for ids in written]
     assert len(set(lengths)) > 1
-    work = writing([3, 6, 1], lengths, 20, lm.context_length)
+    work = writing([3, 6, 1], lengths)
     assert cost_of(model, family, 150).forward(work) == found
 
 
-def test_completions_that_end_at_the_context_are_batches_of_their_own(student: LanguageModel) -> None:
+def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: LanguageModel) -> None:
     meter = Meter([student])
     prompts = [[5] * 120, [6] * 10, [7] * 118]  # of a context of 128
     written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
-    work = writing([120, 10, 118], [len(ids) for ids in written], 16, 128)
+    work = writing([120, 10, 118], [len(ids) for ids in written])
     assert cost_of(student.model, "student").forward(work) == meter.take()
 
 
@@ -276,6 +282,13 @@ def scored(width: int, lengths: list[tuple[int, int]], vocabulary: int) -> int:
     return body(width, len(lengths) * length, len(lengths) * triangle(length)) + head
 
 
+def written_row(width: int, batch: list[tuple[int, int]], completion: int, vocabulary: int) -> int:
+    """Of one completion of a batch: the padded prompt and all tokens but the last go through the body, and
+    each token through the whole output matrix, which has five rows more than there are tokens."""
+    length = max(prompt for prompt, _ in batch) + completion - 1
+    return body(width, length, triangle(length)) + 2 * width * (vocabulary + 5) * completion
+
+
 def flops(folder: Path) -> dict[str, float]:
     found = json.loads((folder / "summary.json").read_text())
     assert not {"student_flops", "teacher_flops"} & found.keys()
@@ -312,8 +325,8 @@ def test_dcod_spends_on_weights_and_on_scores_that_may_be_cached(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     lengths, vocabulary = all_traces(traces), real_tokens(tiny_pair)
-    # A fourth product: the student's own log-probs, which its weights are made of.
-    parts = [step_flops(32, rows, vocabulary, products=4) for rows in batches(lengths, 6)]
+    # No product more than other losses': the student's own log-probs are met on the way.
+    parts = [step_flops(32, rows, vocabulary, products=3) for rows in batches(lengths, 6)]
     expected = {
         "student": sum(3 * forward + head for forward, head in parts),
         "teacher_live": 0.0,
@@ -344,14 +357,14 @@ def test_rollouts_are_the_students_own_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[tuple[int, int]]] = []
-    real = distill.module.generate
+    real = distill.student_writer.generate
 
     def spy(lm: Any, prompts: Any, sampling: Any, **options: Any) -> Any:
         found = real(lm, prompts, sampling, **options)
         written.append([(len(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
-    monkeypatch.setattr(distill.module, "generate", spy)
+    monkeypatch.setattr(distill.student_writer, "generate", spy)
     words = ["loss=on_policy_kd", "trainer.max_steps=12"]
     folder = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "run")
     by_student = [float(row["rollouts/tokens"]) > 0 for row in rows(folder)]
@@ -361,9 +374,7 @@ def test_rollouts_are_the_students_own_expense(
     for rows_of, on_policy in zip(batches(all_traces(traces), 12), by_student, strict=True):
         batch = next(rolled) if on_policy else rows_of
         if on_policy:
-            steps = max(completion for _, completion in batch)
-            length = max(prompt for prompt, _ in batch) + steps - 1
-            student += body(32, 8 * length, 8 * triangle(length)) + 2 * 32 * (vocabulary + 5) * 8 * steps
+            student += sum(written_row(32, batch, completion, vocabulary) for _, completion in batch)
         forward, head = step_flops(32, batch, vocabulary, products=3)
         student += 3 * forward + head
         teacher += sum(step_flops(48, batch, vocabulary, products=1))
@@ -389,10 +400,7 @@ def test_traces_that_the_teacher_writes_are_its_expense(
     assert [len(batch) for batch in written] == [80, 80, 32]
     expected, vocabulary = 0, real_tokens(tiny_pair)
     for batch in written:
-        steps = max(completion for _, completion in batch)
-        length = max(prompt for prompt, _ in batch) + steps - 1
-        head = 2 * 48 * (vocabulary + 5) * len(batch) * steps
-        expected += body(48, len(batch) * length, len(batch) * triangle(length)) + head
+        expected += sum(written_row(48, batch, completion, vocabulary) for _, completion in batch)
     assert flops(first)["teacher_cached"] == expected
     again = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "again")
     assert len(written) == 3  # nothing was written anew

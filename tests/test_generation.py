@@ -1,19 +1,20 @@
 """Text by a model: the model's own distribution, nothing added by padding, batches or the checkpoint."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
-from scipy.stats import chi2
+from scipy.stats import chi2, kstest
 from test_cache_and_teacher import warped_by_hand
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from distill.generation import Sampling, StudentRollouts, generate
+from distill.generation import Sampling, StudentRollouts, generate, numbers
 from distill.models import LanguageModel
 
 PROMPTS = [
@@ -53,7 +54,7 @@ def greedy_by_hand(lm: LanguageModel, prompt: list[int], count: int) -> list[int
     return ids[len(prompt) :]
 
 
-def nudge(lm: LanguageModel, token: int, by: float) -> None:
+def nudge(lm: LanguageModel, token: int | slice, by: float) -> None:
     """Make one token likelier everywhere."""
 
     def push(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -174,22 +175,20 @@ def test_the_cache_is_on_whatever_training_had_set(lm: LanguageModel) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
 def test_the_training_mode_is_put_back_also_after_a_failure(
-    lm: LanguageModel, training: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, training: bool, fails: bool
 ) -> None:
     lm.model.train(training)
-    config = lm.model.generation_config
     if fails:
 
-        def broken(**options: Any) -> Any:
+        def broken(*args: Any) -> Any:
             raise MemoryError
 
-        monkeypatch.setattr(lm.model, "generate", broken)
+        lm.model.get_output_embeddings().register_forward_pre_hook(broken)
         with pytest.raises(MemoryError):
             generate(lm, PROMPTS, GREEDY, seed=0)
     else:
         generate(lm, PROMPTS, GREEDY, seed=0)
     assert all(module.training is training for module in lm.model.modules())
-    assert lm.model.generation_config is config
 
 
 def test_a_part_of_the_model_that_is_frozen_in_eval_mode_stays_so(lm: LanguageModel) -> None:
@@ -305,6 +304,58 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(lm: LanguageModel, 
 def test_rows_of_one_batch_are_drawn_independently(lm: LanguageModel) -> None:
     written = generate(lm, [[4, 13]] * 64, Sampling(1.0, max_new_tokens=8), seed=0)
     assert len({tuple(ids) for ids in written}) > 10
+
+
+def test_a_row_that_has_ended_is_read_no_more(lm: LanguageModel) -> None:
+    nudge(lm, 1, 1.0)
+    shapes: list[tuple[int, ...]] = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    written = generate(lm, [*PROMPTS, [2, 3] * 60], Sampling(1.0, max_new_tokens=30), seed=1)
+    lengths = [len(ids) for ids in written]
+    assert len(set(lengths)) > 3
+    assert shapes[0] == (7, 120)
+    # Every token but a row's last is read once, each in a batch of those rows alone that go on.
+    assert shapes[1:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
+
+
+def test_a_rows_text_is_its_own_numbers_whatever_is_written_beside_it(lm: LanguageModel) -> None:
+    nudge(lm, 1, 1.0)
+    sampling = Sampling(1.0, top_p=0.95, max_new_tokens=16)
+    together = generate(lm, PROMPTS, sampling, seed=3)
+    assert len({len(ids) for ids in together}) > 2
+    assert generate(lm, PROMPTS[:2], sampling, seed=3) == together[:2]
+    longer = replace(sampling, max_new_tokens=20)
+    assert [ids[:16] for ids in generate(lm, PROMPTS, longer, seed=3)] == together
+    draws = np.random.default_rng(0).random((6, 16))
+    together = generate(lm, PROMPTS, sampling, seed=0, draws=draws)
+    alone = [
+        generate(lm, [prompt], sampling, seed=9, draws=draws[row : row + 1])[0]
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert alone == together
+
+
+def test_the_numbers_of_all_rows_and_positions_are_independent_and_uniform() -> None:
+    found = np.stack([numbers(seed, 50, row) for seed in range(20) for row in range(20)])
+    assert len(np.unique(found)) == found.size
+    assert kstest(found.ravel(), "uniform").pvalue > 1e-3
+    near = np.corrcoef(found)[np.triu_indices(400, 1)]  # of 50 pairs of numbers each
+    assert abs(near).max() < 0.75
+    assert near.std() == pytest.approx(50**-0.5, rel=0.05)
+    assert (numbers(7, 5, 2) == numbers(7, 9, 2)[:5]).all()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, max_new_tokens=4), Sampling(1.0, top_p=0.9)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_write_tokens_all_the_same(
+    lm: LanguageModel, sampling: Sampling, value: float
+) -> None:
+    """A training that has diverged is told by its loss, and not by an index error of a rollout."""
+    nudge(lm, slice(None), value)
+    written = generate(lm, PROMPTS, replace(sampling, max_new_tokens=4), seed=0)
+    assert all(0 <= token < lm.vocab_size for ids in written for token in ids)
 
 
 @pytest.mark.parametrize(

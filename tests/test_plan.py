@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
+import distill.teacher
 from distill.cli import check_overrides
 from distill.data import TraceRecipe
 from distill.errors import UserError
@@ -125,21 +126,35 @@ def test_flops_are_those_that_a_run_logs(
     student = sum(one.flops for one in plan.stages if one.name.startswith(("training", "student writes")))
     live = sum(one.flops for one in plan.stages if one.name.startswith("…"))
     cached = sum(one.flops for one in plan.stages if one.name.startswith("teacher"))
-    # What is known beforehand is exact; how long the student writes is not known.
-    assert student == pytest.approx(logged["student"], rel=0.05 if loss == "opd" else 1e-9)
+    # What is known beforehand is exact; how long the student writes is not known, and some end before that.
+    assert student == pytest.approx(logged["student"], rel=0.1 if loss == "opd" else 1e-9)
+    assert student >= 0.95 * logged["student"]
     assert live == pytest.approx(logged["teacher_live"], rel=0.05)
     assert cached == pytest.approx(logged["teacher_cached"], rel=0.05)
     if loss == "opd":
         assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
 
 
-def test_the_teachers_writing_is_a_stage(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
-    # The random teacher hardly ever ends, so that every batch of it goes on as long as it may.
-    words = ["loss=sft", "data.completions=teacher", "estimate.completion_tokens=16", "data.samples=2"]
+def test_the_teachers_writing_is_a_stage(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["loss=sft", "data.completions=teacher", "data.samples=2"]
     words = arguments(tiny_pair, traces, tmp_path, *words)
-    writing = stage(planned(words), "teacher writes")
+    lengths: list[int] = []
+    real = distill.teacher.generate
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        written = real(*arguments, **options)
+        lengths.extend(map(len, written))
+        return written
+
+    monkeypatch.setattr(distill.teacher, "generate", spy)
     logged = flops(run(words, tmp_path / "run"))["teacher_cached"]
-    assert writing.flops == pytest.approx(logged, rel=0.05)
+    assert len(set(lengths)) > 5  # what ends early costs less
+    mean = f"estimate.completion_tokens={round(sum(lengths) / len(lengths))}"
+    assert stage(planned([*words, mean]), "teacher writes").flops == pytest.approx(logged, rel=0.05)
+
+    writing = stage(planned([*words, "estimate.completion_tokens=16"]), "teacher writes")
     assert writing.disk == 4 * 16 * 192
     # Three batches of 64 rows, 16 tokens each: the weights once a token, and no more than a full cache.
     weights, cache = 4 * writing.parameters, 4 * 2 * 2 * 24 * 64 * (40 + 16)

@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.losses import closed_forms
+from distill.losses.closed_forms import has_closed_form
 from distill.losses.signals import across_vocabularies, from_samples, on_policy_only
 
 
+@has_closed_form(closed_forms.cross_entropy)
 def cross_entropy(
     log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
@@ -41,6 +44,7 @@ def teacher_cross_entropy(
     return -(log_p.exp() * log_q).sum(-1)
 
 
+@has_closed_form(closed_forms.forward_kl)
 @from_samples(teacher_cross_entropy)
 def forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
@@ -52,6 +56,7 @@ def forward_kl(
     return _expected_difference(log_p, log_q)
 
 
+@has_closed_form(closed_forms.reverse_kl)
 def reverse_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -62,6 +67,7 @@ def reverse_kl(
     return _expected_difference(log_q, log_p)
 
 
+@has_closed_form(closed_forms.jsd)
 def jsd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
 ) -> Float[Tensor, " tokens"]:
@@ -84,6 +90,7 @@ def jsd(
     return beta * _expected_difference(log_p, mixture) + (1 - beta) * _expected_difference(log_q, mixture)
 
 
+@has_closed_form(closed_forms.skew_forward_kl)
 def skew_forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
@@ -98,6 +105,7 @@ def skew_forward_kl(
     return _expected_difference(log_p, _mixture(log_p, log_q, alpha) if alpha > 0 else log_q)
 
 
+@has_closed_form(closed_forms.skew_reverse_kl)
 def skew_reverse_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
@@ -112,6 +120,7 @@ def skew_reverse_kl(
     return _expected_difference(log_q, _mixture(log_q, log_p, alpha) if alpha > 0 else log_p)
 
 
+@has_closed_form(closed_forms.tvd)
 def tvd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -122,6 +131,7 @@ def tvd(
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
 
+@has_closed_form(closed_forms.todi)
 def todi(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -164,6 +174,7 @@ def akl(
     return torch.where(share > 0, share * forward, 0.0) + torch.where(share < 1, (1 - share) * reverse, 0.0)
 
 
+@has_closed_form(closed_forms.reference_kl)
 def reference_kl(
     log_q: Float[Tensor, "tokens vocab"], log_r: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -175,6 +186,7 @@ def reference_kl(
     return _expected_difference(log_r, log_q)
 
 
+@has_closed_form(closed_forms.policy_gradient)
 @on_policy_only
 def policy_gradient(
     log_q: Float[Tensor, "tokens vocab"],
@@ -279,13 +291,25 @@ class Taid:
     def __call__(
         self, log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
     ) -> Float[Tensor, " tokens"]:
+        return forward_kl(log_q, self._target(log_q, log_p))
+
+    def closed_form(
+        self, log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+    ) -> closed_forms.LossAndGradient:
+        """∂l/∂z = Q - p"""
+        return closed_forms.forward_kl(log_q, self._target(log_q, log_p))
+
+    def _target(
+        self, log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+    ) -> Float[Tensor, "tokens vocab"]:
+        """log p."""
         share = self.state["share"]
         if share == 1.0:  # not 0 · -inf
-            return forward_kl(log_q, log_p)
+            return log_p
         target = log_q.detach() * (1 - share)
         if share > 0:
             target = target + log_p * share
-        return _expected_difference(torch.log_softmax(target, -1), log_q)
+        return torch.log_softmax(target, -1)
 
     def after_step(self, loss: float, progress: float) -> None:
         """Move λ by the step's mean loss and the share of training that is done."""

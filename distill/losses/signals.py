@@ -5,7 +5,7 @@ models are loaded, what is cached, and which combinations are refused."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -14,7 +14,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 Source = Literal["live", "hidden_states", "top_k", "samples"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _RULE, _ON_POLICY, _ACROSS = "__needs__", "__on_policy_only__", "__across_vocabularies__"
-_FROM_SAMPLES = "__from_samples__"
+_FROM_SAMPLES, _OF_THE_TOKEN = "__from_samples__", "__of_the_token__"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,22 @@ def is_across_vocabularies(function: Callable[..., Any]) -> bool:
     return getattr(unbound(function), _ACROSS, False)
 
 
+def of_the_token(rule: Callable[..., bool]) -> Callable[[Function], Function]:
+    """Mark a weight that is made of its own token's signals and no other's, so that it can be made while the
+    loss is: `rule` takes the function's other parameters and says whether it is."""
+
+    def declare(function: Function) -> Function:
+        setattr(function, _OF_THE_TOKEN, rule)
+        return function
+
+    return declare
+
+
+def is_of_the_token(function: Callable[..., Any]) -> bool:
+    rule = getattr(unbound(function), _OF_THE_TOKEN, None)
+    return rule is not None and rule(**bound_parameters(function))
+
+
 def from_samples(estimate: Callable[..., Any]) -> Callable[[Function], Function]:
     """Name what takes a loss's place where the teacher's distribution is known by samples alone."""
 
@@ -127,6 +143,15 @@ def unbound(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def bound_parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """What partial applications have set."""
+    found: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        found = {**function.keywords, **found}
+        function = function.func
+    return found
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """A loss's or a weight's name, also of one that is an object."""
     function = unbound(function)
@@ -139,15 +164,20 @@ def signals(function: Callable[..., Any]) -> set[str]:
     Those are the positional parameters without a default, and what a `needs` rule adds. Partial applications,
     as Hydra makes them, are looked through.
     """
-    bound: dict[str, Any] = {}
-    while isinstance(function, functools.partial):
-        bound = {**function.keywords, **bound}
-        function = function.func
+    bound, function = bound_parameters(function), unbound(function)
     function = inspect.unwrap(function, stop=lambda f: hasattr(f, _RULE))
-    required = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is inspect.Parameter.empty and name not in bound
-    }
+    required = _without_default(function) - bound.keys()
     rule = getattr(function, _RULE, None)
-    return required | (rule(**bound) if rule else set())
+    return {*required, *(rule(**bound) if rule else ())}
+
+
+@functools.lru_cache(maxsize=256)
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """A function's parameters, read once: a training step asks for them some ten times."""
+    return inspect.signature(function).parameters
+
+
+@functools.lru_cache(maxsize=256)
+def _without_default(function: Callable[..., Any]) -> frozenset[str]:
+    found = parameters(function).items()
+    return frozenset(name for name, one in found if one.default is inspect.Parameter.empty)

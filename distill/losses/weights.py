@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.losses.ratios import Level, aggregate, check_choice, check_order, log_ratio, wide
-from distill.losses.signals import needs
+from distill.losses.signals import needs, of_the_token
 
 Transform = Literal["sigmoid", "ratio", "clip"]
 _BOUND = 60.0  # of log-ratios that are summed: e^60 is as good as infinite
@@ -21,6 +21,15 @@ Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 
 
+def _always(**_: object) -> bool:
+    return True
+
+
+def _by_token(level: str = "token", **_: object) -> bool:
+    return level == "token"
+
+
+@of_the_token(_always)
 def uniform(mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
     """Every completion token counts the same.
 
@@ -38,6 +47,7 @@ def _support_ratio_needs(ratio_from: str = "live", behavior: str = "model", **_:
     }
 
 
+@of_the_token(_by_token)
 @needs(_support_ratio_needs)
 def support_ratio(
     mask: Bool[Tensor, "batch seq"],
@@ -120,6 +130,7 @@ def support_ratio(
     return (floor + (1 - floor) * weight).masked_fill(~mask, 0.0)
 
 
+@of_the_token(_always)
 def dft(
     mask: Bool[Tensor, "batch seq"], student_logprobs: Float[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
@@ -130,6 +141,7 @@ def dft(
     return wide(student_logprobs).exp().masked_fill(~mask, 0.0)
 
 
+@of_the_token(lambda level="sequence", **_: level == "token")
 def iw_sft(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -158,6 +170,7 @@ def _tis_needs(behavior: str = "model", **_: object) -> set[str]:
     return {"teacher_logprobs" if behavior == "model" else "sampler_logprobs"}
 
 
+@of_the_token(_always)
 @needs(_tis_needs)
 def tis(
     mask: Bool[Tensor, "batch seq"],
@@ -191,6 +204,7 @@ def tis(
     return ratio.exp().clamp(max=max_ratio).masked_fill(~mask, 0.0)
 
 
+@of_the_token(_always)
 def eaft(
     mask: Bool[Tensor, "batch seq"], student_entropy: Float[Tensor, "batch seq"], *, alpha: float = 1.0
 ) -> Float[Tensor, "batch seq"]:
@@ -206,6 +220,7 @@ def eaft(
     return (wide(student_entropy).clamp(min=0.0) / 3.0).pow(alpha).masked_fill(~mask, 0.0)
 
 
+@of_the_token(_always)
 def psft(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -252,6 +267,7 @@ def rho1(
     return torch.zeros(mask.shape, dtype=excess.dtype, device=mask.device).masked_scatter(mask, chosen)
 
 
+@of_the_token(_always)
 def t3s(
     mask: Bool[Tensor, "batch seq"],
     pilot_logprobs: Float[Tensor, "batch seq"],
@@ -291,6 +307,7 @@ def iw_opd(
     return (1 + gamma * (1 - before / total.clamp(min=1e-12))).masked_fill(~mask, 0.0)
 
 
+@of_the_token(_always)
 def validity(
     mask: Bool[Tensor, "batch seq"],
     teacher_step_value: Float[Tensor, "batch seq"],

@@ -1,0 +1,124 @@
+"""`python -m distill.bench [NAME ...]`: measure, and write what was found."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from distill.bench.comparison import Comparison, Setting
+from distill.bench.comparisons import COMPARISONS
+from distill.bench.inputs import SHAPES, default_folder, read_lengths
+from distill.bench.meter import busy_processors
+from distill.bench.report import write
+from distill.bench.running import run
+from distill.cli import one_sentence_errors
+from distill.errors import UserError
+
+_SHAPES = {"cpu": ["135m"], "cuda": ["0.5b", "1.5b"]}
+_BUSY = 0.25  # processors
+# Rows, completion tokens, warm-up and timed steps: on a CPU a measurement takes some half a minute.
+_SIZES = {"cpu": (4, 384, 1, 1), "cuda": (8, 896, 3, 10)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.list:
+        for one in COMPARISONS.values():
+            print(f"{one.name:18} {one.title}{f' (--device {one.device})' if one.device else ''}")
+        return
+    chosen = [_find(name) for name in options.names] or [
+        one for one in COMPARISONS.values() if one.device in (None, options.device)
+    ]
+    for one in chosen:
+        if one.device not in (None, options.device):
+            raise UserError(f"{one.name} is measured on a GPU alone: --device {one.device}")
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds} must be at least 1")
+    _check_machine(options)
+    shapes = options.shape or _SHAPES[options.device]
+    for shape in shapes:
+        for one in chosen:
+            result = run(one, _setting(options, shape), options.rounds, options.out)
+            name = one.name if len(shapes) == 1 else f"{one.name}_{shape}"
+            print(f"\n{write(result, options.out, name)}\n")
+    print(f"written to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.bench",
+        description="Speed and memory of this package's steps beside other people's. Every measurement is a "
+        "process of its own, contestants in turn; what is measured is kept, and a broken-off bench goes on.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons; all where none is named")
+    parser.add_argument("--list", action="store_true", help="say what there is, and stop")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, in turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        choices=SHAPES,
+        help="of the models, more than once for several; by default 135m on a CPU, 0.5b and 1.5b on a GPU",
+    )
+    parser.add_argument("--rows", type=int, help="traces a batch (4 on a CPU, 8 on a GPU)")
+    parser.add_argument("--completion", type=int, help="completion tokens of each (384, 896)")
+    parser.add_argument("--steps", type=int, help="timed steps a measurement (1, 10)")
+    parser.add_argument("--head-tokens", type=int, default=1024, help="tokens of the head alone")
+    parser.add_argument("--batching-traces", type=int, default=32, help="traces an epoch of `batching`")
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        help="JSON Lines file whose traces' lengths `batching` takes, in place of GSM8K's",
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of the results")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
+    return parser
+
+
+def _setting(options: argparse.Namespace, shape: str) -> Setting:
+    rows, completion, warmup, steps = _SIZES[options.device]
+    return Setting(
+        device=options.device,
+        shape=shape,
+        rows=options.rows or rows,
+        completion=options.completion or completion,
+        warmup=warmup,
+        steps=options.steps or steps,
+        head_tokens=options.head_tokens,
+        traces=options.batching_traces,
+        lengths=None if options.traces is None else str(options.traces.resolve()),
+        inputs=str(default_folder().resolve()),
+    )
+
+
+def _find(name: str) -> Comparison:
+    if name not in COMPARISONS:
+        near = difflib.get_close_matches(name, COMPARISONS, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"there is no comparison {name!r}{hint} (--list says what there is)")
+    return COMPARISONS[name]
+
+
+def _check_machine(options: argparse.Namespace) -> None:
+    """Refuse what would be measured for nothing.
+
+    Raises:
+        UserError: there is no such device, the machine is busy, or a file is not there.
+    """
+    if options.traces is not None:
+        read_lengths(options.traces)
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda, but torch sees no GPU here: take --device cpu")
+    busy = busy_processors()
+    if busy > _BUSY and not options.force:
+        raise UserError(
+            f"other programs keep {busy:.1f} processors busy, which would be measured too: wait for them, or "
+            f"measure nevertheless with --force"
+        )
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()

@@ -1,0 +1,271 @@
+"""Who is compared with whom, and what is to be reached."""
+
+from collections.abc import Callable
+from typing import Any
+
+from distill.bench.comparison import Comparison, Contestant, Goal, Setting
+from distill.bench.meter import Meter
+
+_GKD_NOTE = (
+    "TRL 1.16's GKDTrainer has no Liger loss: Liger's is put in its place, as earlier releases' did. The "
+    "third is the loss of TRL's DistillationTrainer, which is on-policy only. Workspace: the peak without "
+    "gradients and AdamW's moments."
+)
+
+
+def ours(name: str) -> Callable[..., None]:
+    """A function of `ours.py`, imported where it runs: the list of comparisons is there without torch."""
+
+    def run(setting: Setting, meter: Meter, **options: Any) -> None:
+        from distill.bench import ours as module
+
+        getattr(module, name)(setting, meter, **options)
+
+    return run
+
+
+def peers(name: str) -> Callable[..., None]:
+    """The same of `peers.py`."""
+
+    def run(setting: Setting, meter: Meter, **options: Any) -> None:
+        from distill.bench import peers as module
+
+        getattr(module, name)(setting, meter, **options)
+
+    return run
+
+
+def head(setting: Setting, meter: Meter, **options: Any) -> None:
+    from distill.bench import heads
+
+    heads.head(setting, meter, **options)
+
+
+def _step(name: str, label: str, loss: str, *overrides: str, **more: Any) -> Contestant:
+    return Contestant(name, label, ours("train"), {"loss": loss, "overrides": overrides}, **more)
+
+
+def _gkd(name: str, label: str, beta: float, loss: str, *needs: str, **more: Any) -> Contestant:
+    options = {"beta": beta, "loss": loss}
+    return Contestant(name, label, peers("gkd_trainer"), options, ("trl", "accelerate", *needs), **more)
+
+
+def _divergence(kind: str, beta: float) -> Comparison:
+    """A step with a live teacher."""
+    # On traces alone GKD's preset is the divergence by itself.
+    loss, *overrides = ("on_policy_kd", "loss.rollouts=dataset") if kind == "jsd" else (kind,)
+    contestants = [
+        _step("ours", "distill", loss, *overrides),
+        _gkd("trl", "TRL GKDTrainer", beta, "own"),
+        _gkd("trl_liger", "TRL GKDTrainer, Liger's loss", beta, "liger", "liger_kernel"),
+        _gkd("trl_chunked", "TRL GKDTrainer, DistillationTrainer's loss", beta, "trl_chunked"),
+    ]
+    if kind != "jsd":
+        tuned = f"torchtune_{kind}"
+        contestants.append(
+            _gkd(
+                "torchtune",
+                "TRL GKDTrainer, torchtune's loss",
+                beta,
+                tuned,
+                "torchtune",
+                own_loss=kind == "forward_kl",
+            )
+        )
+    return Comparison(
+        kind,
+        f"a step with {kind.replace('_', ' ')} to a live teacher",
+        tuple(contestants),
+        (
+            Goal("tokens_per_second", "ours", "trl", at_least=1.5),
+            Goal("peak_bytes", "ours", "trl", at_most=1 / 3),
+            Goal("tokens_per_second", "ours", "trl_liger", at_least=0.9),
+        ),
+        note=_GKD_NOTE,
+    )
+
+
+def _head(kind: str) -> Comparison:
+    """The head alone."""
+    ways = [
+        ("ours", "distill, in chunks", ()),
+        ("full", "full logits, as one writes them first", ()),
+        ("freed", "full logits, each freed as early as can be", ()),
+        ("liger", "Liger, fused", ("liger_kernel", *(["triton"] if kind == "sft" else []))),
+        ("trl_chunked", "TRL, in chunks", ("trl", "accelerate")),
+    ]
+    if kind in ("forward_kl", "reverse_kl"):
+        ways.append(("torchtune", "torchtune, chunks of full logits", ("torchtune",)))
+    contestants = [
+        Contestant(
+            name,
+            label,
+            head,
+            {"kind": kind, "way": name},
+            needs,
+            own_loss=(name, kind) == ("torchtune", "forward_kl"),
+        )
+        for name, label, needs in ways
+    ]
+    goals = [Goal("peak_bytes", "ours", "full", at_most=1 / 3)]
+    if kind != "sft":
+        goals += [
+            Goal("tokens_per_second", "ours", "liger", at_least=0.9),
+            Goal("loss_error_bf16", "ours", "liger", at_most=0.1),
+        ]
+    return Comparison(
+        f"head_{kind}",
+        f"the output head alone, {kind.replace('_', ' ')}",
+        tuple(contestants),
+        tuple(goals),
+        {"steps": 3},
+        models=False,
+        note="Errors are relative, against the definition in float64 of the inputs; those in bf16 are of "
+        "the first 256 tokens. Peaks include the gradients of states and matrix, which every way gives.",
+    )
+
+
+def _growth(name: str, title: str, axis: str, points: tuple[int, ...], most: float) -> Comparison:
+    kinds = ("sft", "forward_kl")
+    return Comparison(
+        name,
+        title,
+        tuple(
+            Contestant(kind, kind.replace("_", " "), head, {"kind": kind, "way": "ours", "exact": False})
+            for kind in kinds
+        ),
+        tuple(Goal("workspace_bytes", kind, at_most=most, how="slope") for kind in kinds)
+        + tuple(Goal("seconds_per_step", kind, at_most=1.1, how="slope") for kind in kinds),
+        axis=axis,
+        points=points,
+        models=False,
+        note="Workspace: the peak without hidden states, matrices and their gradients.",
+    )
+
+
+_CACHE = Comparison(
+    "cache",
+    "forward KL from a live teacher and from what is cached of it",
+    (
+        _step("live", "teacher beside the student", "forward_kl"),
+        _step(
+            "hidden_states", "cached hidden states", "forward_kl", "loss.distribution.source=hidden_states"
+        ),
+        _step("top_k", "cached top-k", "forward_kl", "loss.distribution.source=top_k", own_loss=True),
+        _step("samples", "cached samples", "forward_kl", "loss.distribution.source=samples", own_loss=True),
+        *(
+            Contestant(
+                f"make_{source}", f"making: {source}", ours("make_cache"), {"source": source}, (), True
+            )
+            for source in ("hidden_states", "top_k", "samples")
+        ),
+    ),
+    (
+        # What the FLOPs allow: 1.3 between models of one size, 1.9 for 1.5B under 7B.
+        Goal("tokens_per_second", "hidden_states", "live", at_least=1.3),
+    ),
+    note="Teacher and student are of one size here; a larger teacher makes the cache pay sooner.",
+)
+
+_ALL = (
+    Comparison(
+        "sft",
+        "an SFT step",
+        (
+            _step("ours", "distill", "sft"),
+            Contestant("trl", "TRL SFTTrainer", peers("sft_trainer"), needs=("trl", "accelerate")),
+            Contestant(
+                "transformers", "transformers Trainer", peers("transformers_trainer"), needs=("accelerate",)
+            ),
+        ),
+        (
+            Goal("tokens_per_second", "ours", "trl", at_least=1.0),
+            Goal("peak_bytes", "ours", "trl", at_most=1.01),  # no more, as far as memory can be told
+        ),
+    ),
+    _divergence("forward_kl", 0.0),
+    _divergence("reverse_kl", 1.0),
+    _divergence("jsd", 0.5),
+    Comparison(
+        "weights",
+        "what token weights cost on top of SFT",
+        (
+            _step("sft", "SFT", "sft"),
+            _step("token", "DCOD, weights of tokens", "dcod", own_loss=True),
+            _step(
+                "sequence",
+                "DCOD, weights of sequences",
+                "dcod",
+                "loss.token_weight.level=sequence",
+                own_loss=True,
+            ),
+        ),
+        (
+            Goal("seconds_per_step", "token", "sft", at_most=1.03),
+            Goal("seconds_per_step", "sequence", "sft", at_most=1.10),
+        ),
+        {"steps": 3},
+    ),
+    _CACHE,
+    Comparison(
+        "on_policy",
+        "DCOD on given traces and KD on the student's own, per trained token",
+        (
+            _step("dcod", "DCOD, offline", "dcod"),
+            _step("on_policy", "on-policy KD", "on_policy_kd", "loss.rollouts.fraction=1.0", own_loss=True),
+        ),
+        (Goal("tokens_per_second", "dcod", "on_policy", at_least=1.0),),
+    ),
+    _growth(
+        "growth_length",
+        "the head over the number of tokens",
+        "head_tokens",
+        (512, 1024, 2048, 4096, 8192, 16384),
+        0.1,
+    ),
+    _growth(
+        "growth_vocabulary",
+        "the head over the vocabulary",
+        "vocabulary",
+        (32_768, 65_536, 131_072, 248_320),
+        0.1,
+    ),
+    Comparison(
+        "growth_traces",
+        "the data pipeline over the number of traces",
+        (Contestant("pipeline", "read, tokenise, one epoch of batches", ours("pipeline")),),
+        (Goal("seconds_per_step", "pipeline", at_least=0.9, at_most=1.1, how="slope"),),
+        {"warmup": 0},
+        axis="traces",
+        points=(1_000, 10_000, 100_000),
+    ),
+    Comparison(
+        "batching",
+        "an epoch of SFT over traces of real lengths",
+        (
+            Contestant("grouped", "grouped by length", ours("epoch"), {"layout": "grouped"}),
+            Contestant("padded", "padded", ours("epoch"), {"layout": "padded"}),
+            Contestant("packed", "packed", ours("epoch"), {"layout": "packed"}),
+        ),
+        (Goal("tokens_per_second", "grouped", "padded", at_least=1.5),),
+        {"warmup": 0},
+        note="Tokens are those of completions. An epoch counts as one step, its first steps included.",
+    ),
+    Comparison(
+        "loop",
+        "Lightning, metrics and logs around a step, and a plain loop",
+        (_step("ours", "distill", "sft"), Contestant("plain", "a plain loop", ours("loop"))),
+        (Goal("seconds_per_step", "ours", "plain", at_most=0.002, how="difference"),),
+        {"shape": "tiny", "prompt": 32, "completion": 32, "warmup": 20, "steps": 200},
+        note="A model so small that a step is mostly what is around it.",
+    ),
+    *(_head(kind) for kind in ("sft", "forward_kl", "reverse_kl", "jsd")),
+    Comparison(
+        "mfu",
+        "share of the GPU's peak that SFT reaches",
+        (Contestant("ours", "distill", ours("utilization")),),
+        (Goal("mfu", "ours", at_least=0.4, how="value", shape="1.5b"),),
+        device="cuda",
+    ),
+)
+COMPARISONS = {one.name: one for one in _ALL}

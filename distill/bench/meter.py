@@ -1,0 +1,200 @@
+"""Time and memory of the steps of one process, whoever takes them."""
+
+import contextlib
+import ctypes
+import gc
+import itertools
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from distill.bench.comparison import Measurement, Setting
+
+_STATUS = Path("/proc/self/status")
+
+
+class Measured(Exception):
+    """Raised where everything is measured, to leave a trainer that would go on to save and to report."""
+
+
+class Meter:
+    """Told by a contestant when its models are loaded and when a step has ended.
+
+    A step is timed from the end of the one before, so that a trainer's own work between steps counts.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.wanted = setting.warmup + setting.steps
+        self.ends: list[float] = []
+        self.tokens: list[int] = []
+        self.losses: list[Any] = []  # numbers or tensors without gradient, read at the end
+        self.figures: dict[str, float] = {}
+        self.needed = 0  # bytes of gradients and optimizer state, which every way to take the step must have
+        self.packages: set[str] = {"torch", "transformers"}
+        self._began = 0.0
+        self._memory = _Memory(setting.device)
+
+    def begin(self, trained: Iterable[Any] = (), frozen: Iterable[Any] = ()) -> None:
+        """Everything is loaded and the first step is next: memory counts from here on.
+
+        Args:
+            trained: models with AdamW; their gradients and its two moments are what `needed` says.
+            frozen: models beside them. All weights are read once, so that a file that lies mapped in memory
+                counts as loaded.
+        """
+        for model in trained:
+            for parameter in model.parameters():
+                parameter.detach().sum()
+                self.needed += 3 * parameter.nbytes
+        for model in frozen:
+            for parameter in model.parameters():
+                parameter.detach().sum()
+        self._memory.begin()
+        self._began = time.perf_counter()
+
+    def step(self, loss: Any, tokens: int) -> None:
+        """A step has ended.
+
+        Args:
+            loss: a number, or a tensor that is not looked at before all is measured; None: it has none.
+            tokens: completion tokens that it trained on.
+        """
+        if self.setting.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self.tokens.append(int(tokens))
+        if loss is not None:
+            self.losses.append(loss.detach() if hasattr(loss, "detach") else loss)
+        if self.done:
+            self._memory.end()
+
+    @property
+    def done(self) -> bool:
+        return len(self.ends) >= self.wanted
+
+    def measurement(self) -> Measurement:
+        if not self.done:
+            raise RuntimeError(f"{len(self.ends)} of {self.wanted} steps were taken")
+        marks = [self._began, *self.ends]
+        workspace = {"workspace_bytes": max(1.0, self._memory.peak - self.needed)} if self.needed else {}
+        seconds = [after - before for before, after in itertools.pairwise(marks)]
+        return Measurement(
+            seconds=seconds[self.setting.warmup : self.wanted],
+            tokens=self.tokens[self.setting.warmup : self.wanted],
+            peak_bytes=self._memory.peak,
+            losses=[float(loss) for loss in self.losses[: self.wanted]],
+            versions={name: _version(name) for name in sorted(self.packages)},
+            figures=self.figures | workspace,
+        )
+
+
+class _Memory:
+    """The greatest memory between `begin` and `end`, beyond what was there at `begin`.
+
+    On a GPU the allocator's; on a CPU the process's resident memory, by the kernel's own high-water mark
+    where it lets itself be reset (Linux), else by a thread that looks every few milliseconds.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.peak = 0
+        self._before = 0
+        self._exact = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return
+        give_back_memory()
+        self._exact = _reset_high_water()
+        self._before = _resident("VmHWM" if self._exact else "VmRSS")
+        if not self._exact:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            self.peak = torch.cuda.max_memory_allocated() - self._before
+        elif self._exact:
+            self.peak = _resident("VmHWM") - self._before
+        elif self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+        self.peak = max(0, self.peak)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            self.peak = max(self.peak, _resident("VmRSS") - self._before)
+
+
+def give_back_memory() -> None:
+    """What was freed while loading goes back to the system, so that it is not there for the steps to use
+    unseen."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _reset_high_water() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def _resident(name: str) -> int:
+    """Bytes; VmRSS is what is resident now, VmHWM the most it has been."""
+    if not _STATUS.is_file():  # no Linux
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def busy_processors(seconds: float = 1.0) -> float:
+    """How many processors other programs keep busy, over so long; 0 where the system does not say."""
+    before, own = busy_seconds(), sum(os.times()[:2])
+    if before is None:
+        return 0.0
+    time.sleep(seconds)
+    after = busy_seconds() or before
+    return max(0.0, (after - before - (sum(os.times()[:2]) - own)) / seconds)
+
+
+def busy_seconds() -> float | None:
+    """Processor seconds that all programs have spent since the machine started."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return None
+    user, nice, system, _, _, interrupts, soft = map(int, stat.read_text().split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "?"

@@ -1,0 +1,281 @@
+"""Our own steps: real runs of `train.py`, from the configuration on, with a meter among the callbacks."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import open_dict
+
+from distill import training
+from distill.batch import collate
+from distill.bench.comparison import Setting
+from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
+from distill.bench.meter import Measured, Meter
+from distill.callbacks import StudentCheckpoints
+from distill.cli import check_overrides, quiet
+from distill.data import DistillDataModule, TraceRecipe
+from distill.distribution_cache import cache_distributions
+from distill.distributions import TeacherDistribution
+from distill.errors import UserError
+from distill.losses.signals import Source
+from distill.models import find_model
+from distill.module import DistillModule
+from distill.objective import Objective
+from distill.smoke import quoted
+from distill.teacher import LazyModel
+from distill.traces import read_examples
+
+CONFIG = Path(__file__).resolve().parents[2] / "conf"
+LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay
+CLIP = 1.0
+
+
+def train(setting: Setting, meter: Meter, loss: str, overrides: Sequence[str] = ()) -> None:
+    """A run on one batch, again and again; `loss` is a file of `conf/loss/`."""
+    meter.packages.add("lightning")
+    words = [f"loss={loss}", f"trainer.max_steps={meter.wanted}", *_layout("padded"), *overrides]
+    _run(setting, meter, words, batch_rows(setting), batch_size=setting.rows)
+
+
+def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16) -> None:
+    """A run over traces of real lengths, once, laid out as `data.layout` says; it counts as one step."""
+    meter.packages.add("lightning")
+    words = ["loss=sft", "data.epochs=1", *_layout(layout)]
+    _run(setting, _WholeRun(meter), words, ragged_rows(setting), batch_size=batch_size)
+
+
+def _layout(name: str) -> list[str]:
+    """The override for a layout; nothing for `padded` where this version knows no other.
+
+    Raises:
+        UserError: this version does not know it.
+    """
+    if "\nlayout:" in (CONFIG / "data" / "traces.yaml").read_text(encoding="utf-8"):
+        return [f"data.layout={name}"]
+    if name == "padded":
+        return []
+    raise UserError(f"data.layout={name} is unknown to this version, which pads every batch")
+
+
+def _run(
+    setting: Setting, meter: "Meter | _WholeRun", words: Sequence[str], rows: Sequence[Row], batch_size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = compose(setting, words, rows, batch_size, Path(folder))
+        with _metered(meter):
+            try:
+                training.train(cfg, Path(cfg.dir))
+            except Measured:
+                return
+    raise RuntimeError("the run ended before its steps were measured")
+
+
+def compose(
+    setting: Setting, words: Sequence[str], rows: Sequence[Row], batch_size: int, folder: Path
+) -> Any:
+    """The configuration of a run on these rows.
+
+    Raises:
+        UserError: this version has not what the words ask for.
+    """
+    data = write_traces(setting, rows, folder / "traces.jsonl")
+    student, teacher = (model_folder(setting, role) for role in ("student", "teacher"))
+    cfg = check_overrides(
+        CONFIG,
+        "train",
+        [
+            "model=none",
+            f"model.student={quoted(str(student))}",
+            f"model.teacher={quoted(str(teacher))}",
+            "data=traces",
+            f"data.path={quoted(str(data))}",
+            f"data.batch_size={batch_size}",
+            f"data.max_new_tokens={setting.completion}",
+            "benchmark=none",
+            "logger=csv",
+            f"trainer={'gpu' if setting.device == 'cuda' else 'cpu'}",
+            f"trainer.precision={'bf16-mixed' if setting.device == 'cuda' else '32-true'}",
+            "trainer.accumulate_grad_batches=1",
+            f"trainer.gradient_clip_val={CLIP}",
+            f"optimizer.lr={LEARNING_RATE}",
+            "schedule.warmup=0",
+            "schedule.decay=constant",
+            f"seed={setting.seed}",
+            f"dir={quoted(str(folder / 'run'))}",
+            f"cache={quoted(str(Path(setting.inputs) / 'cache'))}",
+            *words,
+        ],
+    )
+    with open_dict(cfg):
+        cfg.pop("hydra")  # the run's own configuration, as Hydra would hand it over
+    return cfg
+
+
+@contextmanager
+def _metered(meter: "Meter | _WholeRun") -> Iterator[None]:
+    """Whatever `training` makes a trainer of has the meter among its callbacks, and writes no checkpoint."""
+    made = training._trainer
+
+    def with_meter(cfg: Any, folder: Path, steps: int, expected: int, loggers: Any, callbacks: Any) -> Any:
+        trainer = made(cfg, folder, steps, expected, loggers, [_Steps(meter), *callbacks])
+        kept = [one for one in _callbacks(trainer) if not isinstance(one, StudentCheckpoints)]
+        trainer.callbacks = kept  # pyright: ignore[reportAttributeAccessIssue]
+        return trainer
+
+    training._trainer = with_meter
+    try:
+        yield
+    finally:
+        training._trainer = made
+
+
+def _callbacks(trainer: lightning.Trainer) -> list[lightning.Callback]:
+    return list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Steps(lightning.Callback):
+    """Tells the meter of every optimizer step."""
+
+    def __init__(self, meter: "Meter | _WholeRun") -> None:
+        self.meter = meter
+        self.tokens = self.flops = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        module: DistillModule = pl_module
+        self.meter.begin([module.student], [frozen.model for frozen in module.frozen.values()])
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module: DistillModule = pl_module
+        totals = module.totals
+        flops = totals["student_flops"] + totals["teacher_flops"]
+        self.meter.figures["flops_per_step"] = flops - self.flops  # of the matrix products
+        self.meter.step(totals["last_loss"], round(totals["tokens"] - self.tokens))
+        self.tokens, self.flops = totals["tokens"], flops
+        if self.meter.done:
+            raise Measured
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if isinstance(self.meter, _WholeRun):
+            self.meter.end()
+        raise Measured
+
+
+class _WholeRun:
+    """A meter for which the whole run is one step."""
+
+    done = False
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.figures = meter.figures
+        self.tokens = 0
+        self.losses: list[float] = []
+
+    def begin(self, trained: Iterable[Any], frozen: Iterable[Any]) -> None:
+        self.meter.begin(trained, frozen)
+
+    def step(self, loss: float, tokens: int) -> None:
+        self.tokens += tokens
+        self.losses.append(loss * tokens)
+
+    def end(self) -> None:
+        self.meter.step(sum(self.losses) / self.tokens, self.tokens)
+
+
+def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
+    """The same steps without Lightning and without what a run writes of them: what they cost at least."""
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = batch_rows(setting)
+        cfg = compose(setting, [f"loss={loss}"], rows, setting.rows, Path(folder))
+        objective: Objective = training.build(cfg.loss, "loss")
+        recipe: TraceRecipe = training.build(cfg.data.recipe, "data")
+        lm = find_model(cfg.model.student, key="model.student").load()
+        traces = recipe.build(lm, None, Path(folder))
+    lm.model.to(setting.device).train()
+    parameters = list(lm.model.parameters())
+    optimizer = training.build(cfg.optimizer, "optimizer")(parameters)
+    cuda = setting.device == "cuda"
+    meter.begin([lm.model])
+    while not meter.done:
+        batch = collate(traces).to(setting.device)
+        with torch.autocast(setting.device, torch.bfloat16, enabled=cuda):
+            head = lm.completion_head(batch.input_ids, batch.mask)
+            found = objective(head, batch.mask, batch.labels, {}, others={})
+            mean = found.total / found.denominator
+        optimizer.zero_grad()
+        mean.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        meter.step(mean.item(), int(batch.mask.sum()))  # a look at the device, as a run has one
+
+
+def make_cache(setting: Setting, meter: Meter, source: Source) -> None:
+    """What it costs to keep the teacher's distribution at a batch's completion tokens, and its size."""
+    quiet()
+    model = LazyModel(find_model(str(model_folder(setting, "teacher")), key="model.teacher"), setting.device)
+    rows = batch_rows(setting)
+    tokens = sum(len(completion) for _, completion in rows)
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_traces(setting, rows, Path(folder) / "traces.jsonl")
+        examples = read_examples(path=str(data), fields={"problem": "problem", "completion": "completion"})
+        traces = TraceRecipe(lambda: examples).tokenize(examples, model.source)
+        meter.begin(frozen=[model.get().model])
+        while not meter.done:
+            cache = Path(folder) / f"cache-{len(meter.ends)}"
+            cache_distributions(model, traces, TeacherDistribution(source), cache=cache)
+            files = [file.stat().st_size for file in cache.rglob("*.safetensors")]
+            meter.figures["disk_bytes_per_token"] = sum(files) / tokens
+            meter.step(None, tokens)
+
+
+def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
+    """From a file of traces to the last batch of an epoch, without a model: read, tokenise, collate."""
+    quiet()
+    source = find_model(str(model_folder(setting, "student")), key="model.student")
+    lengths = [(32, 32)] * setting.traces
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_traces(setting, draw_rows(setting, lengths), Path(folder) / "traces.jsonl")
+        source.tokenizer("w2")  # loaded before the clock starts
+        meter.begin()
+        while not meter.done:
+            fields = {"problem": "problem", "completion": "completion"}
+            examples = read_examples(path=str(data), fields=fields)
+            traces = TraceRecipe(lambda e=examples: e).tokenize(examples, source)
+            steps = len(traces) // batch_size
+            module = DistillDataModule(
+                traces, signals=(), batch_size=batch_size, steps=steps, seed=setting.seed, pad_id=0
+            )
+            module.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+                global_rank=0,
+                world_size=1,
+                accumulate_grad_batches=1,
+                global_step=0,
+                strategy=SimpleNamespace(root_device=torch.device("cpu")),
+            )
+            tokens = sum(int(batch.mask.sum()) for batch in module.train_dataloader())
+            module.teardown("fit")
+            meter.step(None, tokens)
+
+
+def utilization(setting: Setting, meter: Meter, peak_tflops: float | None = None) -> None:
+    """SFT, and which share of the GPU's peak its matrix products reach."""
+    name = torch.cuda.get_device_name()
+    peak = peak_tflops or next((value for part, value in _PEAKS.items() if part in name), None)
+    if peak is None:
+        raise UserError(f"the peak of {name} in bf16 is not known: give it with --peak-tflops")
+    train(setting, meter, "sft")
+    found = meter.measurement()
+    flops = meter.figures["flops_per_step"]
+    meter.figures["mfu"] = flops * len(found.seconds) / sum(found.seconds) / (peak * 1e12)
+
+
+# Dense bf16 with fp32 sums, TFLOP/s, by the makers' data sheets.
+_PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}

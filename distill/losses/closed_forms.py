@@ -1,0 +1,158 @@
+"""Token losses with their gradients written out, for the head's pass (`distill.head`).
+
+Every function takes what the loss of the same name in `distill.losses.divergence` takes, and returns each
+row's loss and its gradient with respect to the student's logits, of which `log_q` is the log-softmax. It may
+overwrite `log_q`, and nothing else. With u = ∂l/∂Q the gradient is Q (u - Σ_v Q_v u_v).
+
+They are for whole distributions with finite log-probabilities, as a softmax of finite logits has them; what
+else a loss can be asked goes through autograd."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distill.losses.signals import Function, bound_parameters, unbound
+
+LossAndGradient = tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]
+ClosedForm = Callable[..., LossAndGradient]
+_NAME = "closed_form"  # also a method's, where the loss is an object
+_FAR = 80.0  # e^80 against 1 is nothing in fp64, and no overflow in fp32
+
+
+def has_closed_form(form: ClosedForm) -> Callable[[Function], Function]:
+    """Name what gives a loss together with its gradient."""
+
+    def declare(function: Function) -> Function:
+        setattr(function, _NAME, form)
+        return function
+
+    return declare
+
+
+def closed_form_of(function: Callable[..., Tensor]) -> ClosedForm | None:
+    """A loss's closed form, bound to the same parameters; None: it has none."""
+    form = getattr(unbound(function), _NAME, None)
+    if form is None:
+        return None
+    return functools.partial(form, **bound_parameters(function))
+
+
+def cross_entropy(log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]) -> LossAndGradient:
+    """∂l/∂z = Q - 1_y"""
+    at = labels.unsqueeze(-1)
+    losses = -log_q.gather(-1, at).squeeze(-1)
+    gradient = log_q.exp_()
+    return losses, gradient.scatter_add_(-1, at, gradient.new_full(at.shape, -1.0))
+
+
+def policy_gradient(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    teacher_logprobs: Float[Tensor, " tokens"],
+) -> LossAndGradient:
+    """∂l/∂z = (log P(y) - log Q(y)) (Q - 1_y)"""
+    nll, gradient = cross_entropy(log_q, labels)
+    advantage = teacher_logprobs + nll
+    return advantage * nll, gradient.mul_(advantage.unsqueeze(-1))
+
+
+def forward_kl(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]) -> LossAndGradient:
+    """∂l/∂z = Q - P"""
+    p = log_p.exp()
+    losses = (log_p - log_q).mul_(p).sum(-1)
+    return losses, log_q.exp_().sub_(p)
+
+
+def reference_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_r: Float[Tensor, "tokens vocab"]
+) -> LossAndGradient:
+    """∂l/∂z = Q - R"""
+    return forward_kl(log_q, log_r)
+
+
+def reverse_kl(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]) -> LossAndGradient:
+    """∂l/∂z = Q (log Q - log P - l)"""
+    difference = log_q - log_p
+    q = log_q.exp_()
+    losses = (q * difference).sum(-1)
+    return losses, difference.sub_(losses.unsqueeze(-1)).mul_(q)
+
+
+def jsd(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
+) -> LossAndGradient:
+    """u = (1-β) (log Q - log M)"""
+    if beta == 0.0:
+        return forward_kl(log_q, log_p)
+    if beta == 1.0:
+        return reverse_kl(log_q, log_p)
+    over_q, over_p = _over_mixture(log_q, log_p, 1 - beta)
+    losses = beta * over_p.mul_(log_p.exp()).sum(-1)
+    q = log_q.exp_()
+    theirs = (1 - beta) * (q * over_q).sum(-1)
+    gradient = over_q.mul_(1 - beta).sub_(theirs.unsqueeze(-1)).mul_(q)
+    return losses + theirs, gradient
+
+
+def skew_forward_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
+) -> LossAndGradient:
+    """u = -(1-α) P / M"""
+    if alpha == 0.0:
+        return forward_kl(log_q, log_p)
+    _, over_p = _over_mixture(log_q, log_p, 1 - alpha)
+    losses = (log_p.exp() * over_p).sum(-1)
+    return losses, _through_softmax(log_q.exp_(), over_p.exp_().mul_(alpha - 1))
+
+
+def skew_reverse_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
+) -> LossAndGradient:
+    """u = log Q - log M - α Q / M, up to a constant"""
+    if alpha == 0.0:
+        return reverse_kl(log_q, log_p)
+    over_q, _ = _over_mixture(log_q, log_p, alpha)
+    q = log_q.exp_()
+    losses = (q * over_q).sum(-1)
+    return losses, _through_softmax(q, over_q.sub_(over_q.exp(), alpha=alpha))
+
+
+def tvd(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]) -> LossAndGradient:
+    """u = ½ sign(Q - P)"""
+    q = log_q.exp_()
+    gap = q - log_p.exp()
+    return 0.5 * gap.abs().sum(-1), _through_softmax(q, gap.sign_().mul_(0.5))
+
+
+def todi(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]) -> LossAndGradient:
+    """∂l/∂log Q = -α P + (1-α) Q (1 + log Q - log P)"""
+    difference = log_q - log_p
+    reverse = difference.sigmoid()  # 1 - α
+    q = log_q.exp_()
+    forward = (1 - reverse).mul_(log_p.exp())
+    reverse.mul_(q)
+    losses = ((reverse - forward) * difference).sum(-1)
+    gradient = difference.add_(1).mul_(reverse).sub_(forward)
+    return losses, gradient.sub_(q.mul_(gradient.sum(-1, keepdim=True)))
+
+
+def _through_softmax(
+    q: Float[Tensor, "tokens vocab"], u: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, "tokens vocab"]:
+    """Q (u - Σ Q u), in u's place."""
+    return u.sub_((q * u).sum(-1, keepdim=True)).mul_(q)
+
+
+def _over_mixture(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], share: float
+) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens vocab"]]:
+    """log Q - log M and log P - log M, M = share·Q + (1-share)·P, exact where the two are close:
+
+    log M - log P = log(1 + share·(Q/P - 1))
+    """
+    difference = (log_q - log_p).clamp_(-_FAR, _FAR)
+    over_p = torch.expm1(difference).mul_(share).log1p_().neg_()
+    return difference.add_(over_p), over_p

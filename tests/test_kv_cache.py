@@ -1,0 +1,103 @@
+"""The cache with room ahead holds what transformers' own does, also when rows leave."""
+
+import pytest
+import torch
+from test_generation_families import FAMILIES, tiny
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from distill.kv_cache import GrowingLayer, growing_cache, keep_rows
+
+LIMIT = 400
+
+
+def states(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Keys of width 4 and values of width 3, of two heads."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = (torch.randn(rows, 2, tokens, width, generator=generator) for width in (4, 3))
+    return keys, values
+
+
+def same(layer: DynamicLayer, reference: DynamicLayer) -> None:
+    assert layer.get_seq_length() == reference.get_seq_length()
+    assert layer.get_mask_sizes(1) == reference.get_mask_sizes(1)
+    assert torch.equal(layer.keys, reference.keys)
+    assert torch.equal(layer.values, reference.values)
+
+
+def test_it_grows_as_by_concatenation_with_few_copies() -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    buffers = set()
+    for step in range(300):
+        new = states(3, 9 if step == 0 else 1, seed=step)
+        for ours, theirs in zip(layer.update(*new), reference.update(*new), strict=True):
+            assert torch.equal(ours, theirs)
+        buffers.add(layer.keys.untyped_storage().data_ptr())
+        assert layer.keys.untyped_storage().nbytes() <= 3 * 2 * LIMIT * 4 * 4
+    same(layer, reference)
+    assert len(buffers) < 8
+
+
+@pytest.mark.parametrize("staying", [[0, 1, 3, 5], [2], [4, 5], [0, 1, 2], [1, 2, 3, 4, 5]])
+def test_rows_that_stay_go_on_where_they_are_put(staying: list[int]) -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    cache = Cache(layers=[layer, DynamicLayer()])
+    for step in range(5):
+        new = states(6, 40, seed=step)
+        reference.update(*new)
+        for number in range(2):
+            cache.update(*new, number)
+    places = keep_rows(cache, staying, torch.device("cpu"))
+    assert sorted(places.tolist()) == staying
+    assert all(place == row for place, row in enumerate(places.tolist()) if row < len(staying))
+    reference.batch_select_indices(places)
+    for step in range(5, 9):
+        new = states(len(staying), 1, seed=step)
+        reference.update(*new)
+        for number in range(2):
+            cache.update(*new, number)
+    same(layer, reference)
+    assert torch.equal(cache.layers[1].keys, reference.keys)
+
+
+def test_what_transformers_does_to_a_layer_is_gone_on_from() -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    for step, change in enumerate(
+        (
+            lambda one: one.crop(-2),
+            lambda one: one.batch_repeat_interleave(2),
+            lambda one: one.reorder_cache(torch.tensor([3, 3, 0])),
+            lambda one: one.batch_select_indices(torch.tensor([2, 0, 1])),
+            lambda one: one.reset(),
+        )
+    ):
+        rows = 6 if step == 2 else 3
+        for one in (layer, reference):
+            one.update(*states(rows, 5, seed=step))
+            change(one)
+    for one in (layer, reference):
+        one.update(*states(3, 5, seed=9))
+    same(layer, reference)
+
+
+def test_rows_leave_also_what_another_hand_has_changed() -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    for one in (layer, reference):
+        one.update(*states(4, 5, seed=0))
+        one.crop(-1)
+    places = keep_rows(Cache(layers=[layer, GrowingLayer(LIMIT)]), [1, 3], torch.device("cpu"))
+    reference.batch_select_indices(places)
+    for one in (layer, reference):
+        one.update(*states(2, 1, seed=1))
+    same(layer, reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_full_attention_grow_and_others_are_transformers_own(family: str) -> None:
+    model = tiny(family).model
+    cache = growing_cache(model, LIMIT)
+    assert cache is not None
+    theirs = DynamicCache(config=model.config)
+    expected = [GrowingLayer if type(one) is DynamicLayer else type(one) for one in theirs.layers]
+    assert [type(layer) for layer in cache.layers] == expected
+    assert (GrowingLayer in expected) == (family != "mamba")
