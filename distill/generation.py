@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.models import LanguageModel
+from distill.models import LanguageModel, cached_casts
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def generate(
     ends = frozenset(end_ids or lm.end_ids)
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
-    with _eval_mode(lm.model), _cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
+    with _eval_mode(lm.model), cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
         reader, draw = _Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
         tokens = draw(reader.read_prompts())
         decoding.enter_context(_decoding(lm.model))
@@ -276,21 +276,6 @@ def warpers(sampling: Sampling) -> Any:
     if sampling.top_p < 1:
         found.append(TopPLogitsWarper(sampling.top_p))
     return found
-
-
-@contextmanager
-def _cached_casts(device_type: str) -> Iterator[None]:
-    """Where training has autocast on, cast each weight once for all tokens: a training step's autocast keeps
-    no casts, and every token written would cast all weights anew."""
-    if not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    dtype = torch.get_autocast_dtype(device_type)
-    try:
-        with torch.autocast(device_type, dtype, cache_enabled=True):
-            yield
-    finally:
-        torch.clear_autocast_cache()  # the next step changes the weights in place
 
 
 @contextmanager

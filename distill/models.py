@@ -190,7 +190,7 @@ class LanguageModel:
             states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             return Head(hidden=states[:, :-1][mask], weight=weight)
         flat = input_ids.flatten()
-        with _casts_shared(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
+        with cached_casts(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
             parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
         states = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Head(hidden=states.index_select(0, layout.predicting), weight=weight)
@@ -402,9 +402,10 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
 
 
 @contextlib.contextmanager
-def _casts_shared(device_type: str) -> Iterator[None]:
+def cached_casts(device_type: str) -> Iterator[None]:
     """Where training has autocast on, cast each weight once for all passes: a training step's autocast keeps
-    no casts, and the backward pass would hold as many half-precision copies of the weights as passes."""
+    no casts, so that every pass and every token written would cast all weights anew, and the backward pass
+    would hold as many half-precision copies of the weights as passes."""
     if not torch.is_autocast_enabled(device_type):
         yield
         return

@@ -308,7 +308,9 @@ class Objective:
             student,
             flat_labels,
             [
-                self._weighted(name, mask, where, available, compared, trace_weights, progress, seed)
+                self._weighted(
+                    name, mask, where, available, flat_signals, compared, trace_weights, progress, seed
+                )
                 for name in names
             ],
             others=others,
@@ -348,6 +350,7 @@ class Objective:
         mask: Tensor,
         where: Tensor,
         signals_known: Mapping[str, Tensor],
+        flat: Mapping[str, Tensor],
         compared: Tensor | None,
         trace_weights: Tensor | None,
         progress: float,
@@ -370,7 +373,6 @@ class Objective:
         if not (asks and self._on_the_way(name)):
             values = at(self._weights(name, mask, signals_known, progress, seed), where)
             return self._term(term, times_factors(values, slice(None)))
-        flat = {key: at(values, where) for key, values in signals_known.items()}
 
         def weights_on_the_way(s: slice, of_student: Mapping[str, Tensor]) -> Tensor:
             known = {key: values[s].unsqueeze(0) for key, values in flat.items()}

@@ -123,16 +123,8 @@ def _way(kind: Kind, way: Way, meter: Meter) -> Callable[[Tensors], Tensor]:
     if way == "trl_chunked":
         beta = _BETA[kind]
         return lambda tensors: peers.trl_divergence(*_one_row(tensors), beta=beta)
-    chunked = peers.torchtune_loss(kind)
-
-    def torchtune(tensors: Tensors) -> Tensor:
-        hidden, weight, theirs, their_weight, labels = _one_row(tensors)
-        count = chunked.num_output_chunks
-        with torch.no_grad():
-            teacher = [part @ their_weight.T for part in theirs.chunk(count, dim=1)]
-        return chunked([part @ weight.T for part in hidden.chunk(count, dim=1)], teacher, labels)
-
-    return torchtune
+    torchtune = peers.torchtune_of_states(kind)
+    return lambda tensors: torchtune(*_one_row(tensors))
 
 
 def _one_row(tensors: Tensors) -> Tensors:

@@ -141,7 +141,13 @@ def _chunked_loss(loss: Loss, beta: float) -> ChunkedLoss:
         )
     if loss == "trl_chunked":
         return lambda *tensors: trl_divergence(*tensors, beta=beta)
-    divergence = torchtune_loss(loss.removeprefix("torchtune_"))
+    return torchtune_of_states(loss.removeprefix("torchtune_"))
+
+
+def torchtune_of_states(kind: str) -> Any:
+    """torchtune's loss of hidden states, [rows, tokens, hidden], and matrices, [vocab, hidden]: the logits of
+    all its chunks, as its recipes make them."""
+    divergence = torchtune_loss(kind)
 
     def of_chunks(
         hidden: Tensor, weight: Tensor, theirs: Tensor, their_weight: Tensor, labels: Tensor
