@@ -11,8 +11,9 @@ from torch import Tensor
 from distill.batch import Batch
 from distill.generation import StudentRollouts
 from distill.losses.controls import effective_sample_size
-from distill.objective import Objective, WeightedLoss
+from distill.objective import Objective
 from distill.steps import StepValues
+from distill.terms import WeightedLoss
 
 WEIGHT_BINS = np.linspace(0.0, 2.0, 41)
 _SUMS = (
@@ -71,10 +72,6 @@ class StepAccount:
         where = result.mask.flatten().nonzero().squeeze(-1) if batch.places is None else batch.places
         weights = result.weights.flatten()[where].double()
         tokens = result.mask.sum()
-        last = (result.mask.int().cumsum(-1)).argmax(-1, keepdim=True)
-        if self._ends is None or self._ends.device != weights.device:
-            self._ends = torch.tensor(self.end_ids, device=weights.device)
-        truncated = (~torch.isin(batch.labels.gather(-1, last), self._ends)).sum()
         sums = [
             result.total.detach(),
             result.denominator,
@@ -82,8 +79,7 @@ class StepAccount:
             weights.sum(),
             weights.square().sum(),
             -result.logprobs.flatten()[where].double().sum(),
-            tokens * on_policy,
-            truncated * on_policy,
+            *self._written(result.mask, batch.labels, tokens if on_policy else None),
             *result.terms.values(),
         ]
         if steps is not None:
@@ -100,6 +96,16 @@ class StepAccount:
         counts = torch.histc(weights.clamp(low, high), len(WEIGHT_BINS) - 1, low, high)
         self._weight_counts = counts if self._weight_counts is None else self._weight_counts + counts
         self.traces += batch.names
+
+    def _written(self, mask: Tensor, labels: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens that the student wrote, and how many of its completions have no end; None: it wrote none."""
+        if tokens is None:
+            none = mask.new_zeros((), dtype=torch.float64)
+            return none, none
+        last = mask.int().cumsum(-1).argmax(-1, keepdim=True)
+        if self._ends is None or self._ends.device != mask.device:
+            self._ends = torch.tensor(self.end_ids, device=mask.device)
+        return tokens, (~torch.isin(labels.gather(-1, last), self._ends)).sum()
 
     def close(self) -> None:
         """Begin the next step."""

@@ -71,6 +71,8 @@ class Batch:
     layout: Layout | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        if self.input_ids.device == torch.device(device):
+            return self
         return _moved(self, lambda held: held.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":

@@ -31,6 +31,28 @@ _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)
 
 
+def keyed_folder(root: Path, name: str, key: Mapping[str, Any]) -> Path:
+    """The folder for what is computed from `key`, with `key.json` in it; made where it is not there.
+
+    Args:
+        root: where caches live.
+        name: what is in it.
+        key: everything that the content depends on, JSON values only. Another key is another folder.
+
+    Raises:
+        UserError: the folder was made from something else than `key` says (a copied or edited cache).
+    """
+    text = json.dumps({"format": FORMAT, **key}, sort_keys=True, indent=1)
+    folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    described = folder / "key.json"
+    if described.is_file() and described.read_text() != text:
+        raise UserError(f"cache {folder} was made from something else than its name says: delete it")
+    if not described.is_file():
+        write_atomically(described, lambda temporary: temporary.write_text(text))
+    return folder
+
+
 class ShardCache:
     """A folder of shards, `<root>/<name>-<hash of key>/00000.safetensors`, beside `key.json`.
 
@@ -46,14 +68,7 @@ class ShardCache:
 
     def __init__(self, root: Path, name: str, key: Mapping[str, Any], shards: int) -> None:
         self.shards = shards
-        text = json.dumps({"format": FORMAT, **key}, sort_keys=True, indent=1)
-        self.folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        described = self.folder / "key.json"
-        if described.is_file() and described.read_text() != text:
-            raise UserError(f"cache {self.folder} was made from something else than its name says: delete it")
-        if not described.is_file():
-            write_atomically(described, lambda temporary: temporary.write_text(text))
+        self.folder = keyed_folder(root, name, key)
 
     @property
     def complete(self) -> bool:

@@ -14,7 +14,7 @@ from distill.batch import Batch, collate, hash_traces
 from distill.errors import UserError
 from distill.generation import Sampling
 from distill.layout import BatchLayout
-from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint, vocabulary_mismatch
+from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.read_ahead import ReadAhead
 from distill.teacher import LazyModel, sample_completions
 from distill.traces import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
@@ -140,8 +140,7 @@ class TraceRecipe:
         Raises:
             UserError: an example has no completion; names it.
         """
-        vocabulary = tokenizer_fingerprint(student.tokenizer)
-        return [self._from_dataset(example, student, vocabulary) for example in examples]
+        return [self._from_dataset(example, student, student.vocabulary) for example in examples]
 
     def _from_dataset(self, example: Example, student: ModelSource, vocabulary: str) -> Trace:
         if example.completion is None:

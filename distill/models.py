@@ -71,6 +71,11 @@ class ModelSource:
         return tokenizer
 
     @functools.cached_property
+    def vocabulary(self) -> str:
+        """`tokenizer_fingerprint` of its tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @functools.cached_property
     def context_length(self) -> int:
         """Longest sequence the model was made for, read from its configuration alone."""
         from transformers import AutoConfig
@@ -387,7 +392,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
     """Why token-level signals cannot pass from teacher to student, or None when they can."""
     ours, theirs = student.tokenizer, teacher.tokenizer
-    if tokenizer_fingerprint(ours) != tokenizer_fingerprint(theirs):
+    if student.vocabulary != teacher.vocabulary:
         a, b = ours.get_vocab(), theirs.get_vocab()
         differing = sum(1 for token, index in a.items() if b.get(token) != index)
         return (

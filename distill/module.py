@@ -23,11 +23,12 @@ from distill.lora import fingerprint, frozen_names
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import ROLES, Role, signals
 from distill.models import LanguageModel
-from distill.objective import Objective, spread
+from distill.objective import Objective
 from distill.reading import Reader
 from distill.schedule import Schedule
 from distill.steps import StepValues
 from distill.student_writer import StudentWriter
+from distill.terms import spread
 from distill.traces import Grader, Trace
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]

@@ -6,14 +6,13 @@ with both sums over the whole optimizer step, all micro-batches and ranks. This 
 share of the two sums; `distill.module` divides, once. A few methods add a second term to the first (`extra`).
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.distributions import TeacherDistribution
@@ -29,73 +28,17 @@ from distill.head import (
 from distill.losses import controls, weights
 from distill.losses.coarse import SomeTokens
 from distill.losses.signals import (
-    GIVEN,
     SIGNALS,
     Role,
     estimate_from_samples,
     is_across_vocabularies,
     is_of_the_token,
-    is_on_policy_only,
-    name_of,
     parameters,
     signals,
-    why_not_from,
 )
+from distill.objective_checks import check_terms, check_values, try_out
 from distill.steps import StepProposals
-
-TokenWeight = Callable[..., Tensor]
-Control = Literal["none", "uniform", "shuffled", "inverted"]
-Rows = Literal["all", "dataset", "student"]
-
-
-@dataclass
-class Term:
-    """What is measured at a position, how much the position counts, and in whose writing.
-
-    Attributes:
-        token_loss: a function of `distill.losses.divergence`, bound to its parameters.
-        token_weight: a function of `distill.losses.weights`, bound to its parameters.
-        coefficient: factor on the whole term.
-        rows: completions it is taken on: `all`, those of the `dataset`, or those that the `student` wrote.
-    """
-
-    token_loss: TokenLoss
-    token_weight: TokenWeight = weights.uniform
-    coefficient: float = 1.0
-    rows: Rows = "all"
-
-    def __post_init__(self) -> None:
-        if self.rows not in get_args(Rows):
-            raise ValueError(f"rows={self.rows!r} is not one of {', '.join(get_args(Rows))}")
-        if not _finite(self.coefficient):
-            raise ValueError(f"coefficient={self.coefficient!r} is not a number")
-
-    @cached_property
-    def signals(self) -> set[str]:
-        return signals(self.token_loss) | signals(self.token_weight)
-
-
-@dataclass(frozen=True)
-class WeightedLoss:
-    """One micro-batch's share of the objective.
-
-    Attributes:
-        total: Σ m·w·ℓ over all terms, with gradient.
-        denominator: the micro-batch's share of what the step's sum is divided by.
-        terms: each term's share of the total, by name, detached; the first is `main`.
-        losses: [batch, seq] ℓ_t of the main term, detached.
-        logprobs: [batch, seq] log π_θ(y_t), detached.
-        weights: [batch, seq] w_t of the main term.
-        mask: [batch, seq] m_t.
-    """
-
-    total: Float[Tensor, ""]
-    denominator: Float[Tensor, ""]
-    terms: Mapping[str, Float[Tensor, ""]]
-    losses: Float[Tensor, "batch seq"]
-    logprobs: Float[Tensor, "batch seq"]
-    weights: Float[Tensor, "batch seq"]
-    mask: Bool[Tensor, "batch seq"]
+from distill.terms import Control, Rows, Term, TokenWeight, WeightedLoss, at, spread
 
 
 @dataclass
@@ -146,44 +89,14 @@ class Objective:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.rollouts in ("dataset", "teacher") or isinstance(self.rollouts, StudentRollouts)):
-            raise ValueError(
-                f"loss.rollouts={self.rollouts!r} is none of dataset, teacher, a StudentRollouts"
-            )
-        if self.normalize not in ("tokens", "weights"):
-            raise ValueError(f"loss.normalize={self.normalize!r} is not one of tokens, weights")
-        if self.control not in get_args(Control):
-            raise ValueError(f"loss.control={self.control!r} is not one of {', '.join(get_args(Control))}")
-        if self.teacher not in ("model", "initial"):
-            raise ValueError(f"loss.teacher={self.teacher!r} is not one of model, initial")
-        if self.teacher_sees not in ("prompt", "solution"):
-            raise ValueError(f"loss.teacher_sees={self.teacher_sees!r} is not one of prompt, solution")
-        if not isinstance(self.distribution, TeacherDistribution):
-            raise ValueError(
-                f"loss.distribution={self.distribution!r} is no TeacherDistribution: name its source in "
-                f"loss.distribution.source"
-            )
-        if self.scale != "mean" and not _positive(self.scale):
-            raise ValueError(f"loss.scale={self.scale!r} is neither a positive number nor mean")
-        if not _positive(self.temperature):
-            raise ValueError(f"loss.temperature={self.temperature!r} is not a positive number")
-        if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
-            raise ValueError(f"loss.chunk_size={self.chunk_size!r} is not a positive whole number, nor null")
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"loss.compile={self.compile!r} is neither true nor false")
+        check_values(self)
         weight = weights.uniform if self.control == "uniform" else self.token_weight
         self.terms: dict[str, Term] = {
             "main": Term(self.token_loss, weight, rows=self.rows),
             **dict(self.extra),
         }
-        for name, term in self.terms.items():
-            if term.rows == "student" and not self.on_policy:
-                raise ValueError(
-                    f"the term {name} is taken on what the student writes, but loss.rollouts lets it write "
-                    f"nothing"
-                )
-            self._refuse_what_has_no_sense(name, term)
-        self._try_out()
+        check_terms(self)
+        try_out(self)
 
     @cached_property
     def signals(self) -> set[str]:
@@ -470,97 +383,3 @@ class Objective:
         return {
             n: term.token_loss for n, term in self.terms.items() if hasattr(term.token_loss, "after_step")
         }
-
-    def _refuse_what_has_no_sense(self, name: str, term: Term) -> None:
-        function = name_of(term.token_loss)
-        fraction = self.rollouts.fraction if isinstance(self.rollouts, StudentRollouts) else 0.0
-        if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
-            raise ValueError(
-                f"{function} is right on the student's own completions alone, and loss.rollouts leaves "
-                f"{1 - fraction:.0%} to the data: set loss.rollouts.fraction=1, or rows=student for the "
-                f"term {name}"
-            )
-        asked = signals(term.token_loss) & SIGNALS.keys()
-        if self.compares_steps and self.proposals is None:
-            raise ValueError(
-                f"{name_of(term.token_weight)} compares proposed next steps: say how in loss.proposals, as "
-                f"loss=validity does"
-            )
-        if self.compares_steps and self.teacher_sees == "solution":
-            raise ValueError(
-                "a teacher that is shown the solution proposes no steps of its own: set "
-                "loss.teacher_sees=prompt"
-            )
-        self._refuse_the_source(function, term)
-        per_token = {key for key in asked if SIGNALS[key].shape == "token"}
-        if per_token and self.temperature != 1.0:
-            raise ValueError(
-                f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
-                f"loss.temperature={self.temperature} must be 1 too"
-            )
-
-    def _refuse_the_source(self, function: str, term: Term) -> None:
-        source = f"loss.distribution.source={self.distribution.source}"
-        if not self.distribution.cached or "log_p" not in signals(term.token_loss):
-            return
-        if why := why_not_from(self.distribution.source, term.token_loss):
-            raise ValueError(
-                f"{function} cannot have {source}: {why}; take loss.distribution.source=hidden_states"
-            )
-        if isinstance(self.rollouts, StudentRollouts) and self.on_policy:
-            raise ValueError(
-                f"{source} is cached for the data's completions, and loss.rollouts lets the student write "
-                f"{self.rollouts.fraction:.0%} of the batches, which no cache has seen: take "
-                f"loss.distribution.source=live, or loss.rollouts=dataset"
-            )
-        if not self.distribution.whole and self.temperature != 1.0:
-            raise ValueError(
-                f"{source} keeps probabilities at temperature 1, from which those of the other tokens do not "
-                f"follow at loss.temperature={self.temperature}: set it to 1, or take "
-                f"loss.distribution.source=hidden_states"
-            )
-
-    def _try_out(self) -> None:
-        """Call every function once on two tokens, so that a bad parameter is found before any model is
-        loaded."""
-        logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
-        one = torch.full((1, 2), -1.0)
-        for name, term in self.terms.items():
-            for function, refused in (
-                (term.token_loss, {"mask", "progress"}),
-                (term.token_weight, {"labels", "same_token", "shared_ids"}),
-            ):
-                if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
-                    raise ValueError(
-                        f"{name_of(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
-                        f"(there are: {', '.join(SIGNALS)})"
-                    )
-            known = {
-                key: logprobs if SIGNALS[key].shape == "vocab" else one[0]
-                for key in signals(term.token_loss) & SIGNALS.keys()
-            } | {
-                "labels": torch.tensor([0, 2]),
-                "same_token": torch.ones(2),
-                "shared_ids": torch.tensor([[0, 1, 2]] * 2),
-            }
-            term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
-            given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
-            self._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
-
-
-def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:
-    """Completion tokens' values, trace by trace."""
-    return values.flatten().index_select(0, where)
-
-
-def spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
-    """Completion tokens' values in their places, zero elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(value: object) -> bool:
-    return _finite(value) and float(value) > 0  # pyright: ignore[reportArgumentType]

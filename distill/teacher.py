@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.flops import Work, reading, writing
 from distill.generation import Sampling, generate, warpers
 from distill.head import Head, factors, label_logprobs, product
-from distill.models import LanguageModel, ModelSource, tokenizer_fingerprint
+from distill.models import LanguageModel, ModelSource
 from distill.traces import Trace
 
 _SCORED_PER_SHARD = 512
@@ -61,7 +61,7 @@ def model_key(source: ModelSource) -> dict[str, Any]:
     return {
         "model": source.fingerprint,
         "dtype": source.dtype,
-        "tokenizer": tokenizer_fingerprint(source.tokenizer),
+        "tokenizer": source.vocabulary,
     }
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distill.cache import write_atomically
 from distill.checking import Checks
 from distill.errors import UserError
-from distill.models import ModelSource, tokenizer_fingerprint
+from distill.models import ModelSource
 from distill.records import Record, read_records
 from distill.runs import locked
 from distill.traces import Example
@@ -188,7 +188,7 @@ def _imported(
         raise UserError(f"{entry or 'the data'} holds no problem: check data.path, data.limit")
     source = tokens_of()
     traces = recipe.tokenize(examples, source)
-    vocabulary = tokenizer_fingerprint(source.tokenizer)
+    vocabulary = source.vocabulary
     writer = entry or Path(str(data.get("path") or data.get("hub") or cfg_name(cfg))).name
     turns = [example.messages or ({"role": "user", "content": example.problem},) for example in examples]
     records = [

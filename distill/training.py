@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any
 import hydra
 import lightning
 import torch
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs, sweeps
+from distill.cache import keyed_folder
 from distill.callbacks import (
     BenchmarkEvery,
     ProgressBar,
@@ -58,7 +60,7 @@ from distill.plan import Plan, make_plan
 from distill.plots import plot_run
 from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.schedule import Schedule
-from distill.teacher import LazyModel
+from distill.teacher import LazyModel, writer_key
 from distill.traces import Trace
 
 _ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals with a place of their own in a summary
@@ -206,10 +208,16 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         runs.describe(folder, cfg, list(HydraConfig.get().overrides.task))
     loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
     scores: dict[str, list[Score]] = {}
+
+    def of_all_runs(name: str, key: Mapping[str, Any]) -> Path:
+        # The untrained student is the same in all runs, as in a sweep's: it is asked once.
+        asked_alike = {**writer_key(student), "device": lm.device.type, **key}
+        return keyed_folder(Path(cfg.cache), f"untrained_{name}", asked_alike)
+
     if asked and runs.first_rank():
         with _clock(seconds, "evaluation"):
             kept = runs.read_scores(folder, "before", asked) if resumed else None
-            scores["before"] = kept or _evaluate(lm, asked, "before", folder, precision, cfg)
+            scores["before"] = kept or _evaluate(lm, asked, "before", folder, precision, cfg, of_all_runs)
         _log_scores(loggers, scores["before"], step=0)
 
     steps, expected = _steps(cfg, traces, objective)
@@ -279,7 +287,13 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             # What is trained is on disk now: a run killed while it answers goes on behind its last
             # completion.
             trained_model = find_model(str(folder / "student"), key="student").fingerprint
-            scores["after"] = _evaluate(lm, asked, "after", folder, precision, cfg, keep_for=trained_model)
+
+            def of_this_run(name: str, key: Mapping[str, Any]) -> Path:
+                place = folder / "completions" / name
+                runs.fresh(place, {"model": trained_model, **key})
+                return place
+
+            scores["after"] = _evaluate(lm, asked, "after", folder, precision, cfg, of_this_run)
         _log_scores(loggers, scores["after"], step=trainer.global_step)
     seconds["total"] = time.perf_counter() - began
     summary = {
@@ -411,19 +425,20 @@ def _evaluate(
     folder: Path,
     precision: torch.dtype,
     cfg: DictConfig,
-    keep_for: str | None = None,
+    place: Callable[[str, Mapping[str, Any]], Path] | None = None,
 ) -> list[Score]:
-    """Scores of a stage; completions are kept for the model of this fingerprint, if there is one."""
+    """Scores of a stage; completions are kept in the folder that `place` names, if it is there, for a
+    benchmark and what they depend on beside the model."""
     engine = HfEngine(LazyModel.of(lm), token_budget=cfg.benchmark.token_budget)
     scores = []
     for one in asked:
         name = one.benchmark.name
-        place = None
-        if keep_for is not None:
-            place = folder / "completions" / name
-            runs.fresh(place, {"model": keep_for, "precision": str(precision), **one.benchmark.settings})
-        with torch.autocast(lm.device.type, precision, enabled=precision != torch.float32):  # as in training
-            scores.append(evaluate(one, lm.source, engine, folder=place, label=f"{name} {stage}"))
+        kept = place(name, {"precision": str(precision), **one.benchmark.settings}) if place else None
+        with (
+            FileLock(str(kept / "lock")) if kept else nullcontext(),
+            torch.autocast(lm.device.type, precision, enabled=precision != torch.float32),  # as in training
+        ):
+            scores.append(evaluate(one, lm.source, engine, folder=kept, label=f"{name} {stage}"))
     runs.write_samples(folder, stage, scores)
     return scores
 

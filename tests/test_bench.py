@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.distributions import Categorical, kl_divergence
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from distill.bench import __main__ as command
 from distill.bench import heads, ours, peers, report, running
@@ -306,8 +307,12 @@ def test_our_runs_train_on_the_very_tokens_that_peers_are_given(setting: Setting
     assert batch["labels"].tolist() == [[-100] * len(p) + c for p, c in rows]
 
 
-def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(setting: Setting) -> None:
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(
+    setting: Setting, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own model, loss and optimizer, twice on the batch."""
+    setting = replace(setting, checkpoint_activations=checkpointed)
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder(setting, "student"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=ours.LEARNING_RATE, weight_decay=0.0)
     batch = peers.side_by_side(list(peers.dataset(batch_rows(setting))))
@@ -320,11 +325,21 @@ def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(setting
         optimizer.step()
         expected.append(float(loss.detach()))
     assert expected[0] != expected[1]
+    computed = []
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        computed.append(torch.is_grad_enabled())
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     for run in (lambda meter: ours.train(setting, meter, "sft"), lambda meter: ours.loop(setting, meter)):
         meter = Meter(setting)
         run(meter)
         assert meter.losses == pytest.approx(expected, rel=1e-6)
         assert meter.tokens == [2 * 7] * 2
+        assert sum(computed) == 2 * model.config.num_hidden_layers * (2 if checkpointed else 1)
+        computed.clear()
 
 
 TRAINERS: dict[str, Callable[[Setting, Meter], None]] = {
@@ -340,8 +355,11 @@ NEEDS = {"transformers": [], "liger": ["trl", "liger_kernel"], "torchtune": ["tr
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TRAINERS)
-def test_peers_trainers_take_the_steps_that_ours_do(setting: Setting, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "checkpointed"), [*((name, False) for name in TRAINERS), ("sft", True), ("own", True)]
+)
+def test_peers_trainers_take_the_steps_that_ours_do(setting: Setting, name: str, checkpointed: bool) -> None:
+    setting = replace(setting, checkpoint_activations=checkpointed)
     needs = ("accelerate", *NEEDS.get(name, ["trl"]))
     if reason := running.missing(Contestant(name, name, nothing, needs=needs)):
         pytest.skip(reason)

@@ -782,3 +782,18 @@ def test_rows_without_the_main_term_are_divided_by_the_weights_of_the_term_in_it
         found = work.apply(objective, by_student=by_student)
         assert found.total > 0
         assert found.denominator == work.mask.sum()
+
+
+def test_functions_from_a_configuration_are_called_without_asking_hydra_anew() -> None:
+    """Hydra's partial applications check their policy at every call, which took longer than a weight does."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train", ["loss=dcod", "loss.token_weight.temperature=0.7"])
+    from_hydra = instantiate(cfg.loss.token_weight)
+    objective = instantiate(cfg.loss, _convert_="all")
+    term = objective.terms["main"]
+    assert type(term.token_weight) is type(term.token_loss) is partial
+    assert term.token_weight.func is from_hydra.func
+    assert term.token_weight.keywords == from_hydra.keywords
+    logprobs = {name: torch.randn(1, 4) for name in signals(term.token_weight) & SIGNALS.keys()}
+    known = {"mask": torch.ones(1, 4, dtype=torch.bool), **logprobs}
+    assert term.token_weight(**known).tolist() == from_hydra(**known).tolist()

@@ -502,6 +502,32 @@ def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
     assert not found[1]
 
 
+def test_the_untrained_student_is_asked_once_for_all_runs(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another run asks more problems; but not where it asks otherwise."""
+    written: list[int] = []
+
+    class Counting(training.HfEngine):
+        def write(self, requests: Any, sampling: Any) -> Any:
+            written.append(len(requests))
+            return super().write(requests, sampling)
+
+    monkeypatch.setattr(training, "HfEngine", Counting)
+    words = arguments(tiny_pair, traces, tmp_path, "benchmark=arithmetic", "trainer.max_steps=1")
+    words += ["benchmark.max_new_tokens=4", "benchmark.samples=2", "benchmark.temperature=1"]
+    run([*words, "benchmark.limit=3"], tmp_path / "first")
+    shared = run([*words, "benchmark.limit=5", "loss=dcod", "seed=3"], tmp_path / "second")
+    assert written == [6, 6, 4, 10]
+    alone = run([*words, "benchmark.limit=5", "loss=dcod", "seed=3", f"cache={tmp_path}"], tmp_path / "alone")
+    assert written[4:] == [10, 10]
+    asked = [(folder / "samples.jsonl").read_text() for folder in (shared, alone)]
+    assert asked[0] == asked[1]
+    assert same_weights(shared, alone)
+    run([*words, "benchmark.limit=3", "benchmark.temperature=0.5"], tmp_path / "otherwise")
+    assert written[6:] == [6, 6]
+
+
 def test_the_time_of_benchmarks_is_no_steps(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         for one in chosen:
             result = run(one, _setting(options, shape), options.rounds, options.out)
             name = one.name if len(shapes) == 1 else f"{one.name}_{shape}"
+            if options.checkpoint_activations and one.models:
+                name += "_checkpointed"
             print(f"\n{write(result, options.out, name)}\n")
     print(f"written to {options.out}")
 
@@ -62,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, help="traces a batch (4 on a CPU, 8 on a GPU)")
     parser.add_argument("--completion", type=int, help="completion tokens of each (384, 896)")
     parser.add_argument("--steps", type=int, help="timed steps a measurement (1, 10)")
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="all contestants compute layers anew in the backward pass, as TRL does unless told otherwise",
+    )
     parser.add_argument("--head-tokens", type=int, default=1024, help="tokens of the head alone")
     parser.add_argument("--batching-traces", type=int, default=32, help="traces an epoch of `batching`")
     parser.add_argument(
@@ -86,6 +93,7 @@ def _setting(options: argparse.Namespace, shape: str) -> Setting:
         head_tokens=options.head_tokens,
         traces=options.batching_traces,
         lengths=None if options.traces is None else str(options.traces.resolve()),
+        checkpoint_activations=options.checkpoint_activations,
         inputs=str(default_folder().resolve()),
     )
 

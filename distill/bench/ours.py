@@ -23,7 +23,7 @@ from distill.distribution_cache import cache_distributions
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
 from distill.losses.signals import Source
-from distill.models import find_model
+from distill.models import checkpoint_activations, find_model
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.smoke import quoted
@@ -92,6 +92,7 @@ def compose(
             "model=none",
             f"model.student={quoted(str(student))}",
             f"model.teacher={quoted(str(teacher))}",
+            f"model.checkpoint_activations={str(setting.checkpoint_activations).lower()}",
             "data=traces",
             f"data.path={quoted(str(data))}",
             f"data.batch_size={batch_size}",
@@ -200,6 +201,8 @@ def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
         lm = find_model(cfg.model.student, key="model.student").load()
         traces = recipe.build(lm, None, Path(folder))
     lm.model.to(setting.device).train()
+    if setting.checkpoint_activations:
+        checkpoint_activations(lm)
     parameters = list(lm.model.parameters())
     optimizer = training.build(cfg.optimizer, "optimizer")(parameters)
     cuda = setting.device == "cuda"
@@ -243,10 +246,12 @@ def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
     lengths = [(32, 32)] * setting.traces
     with tempfile.TemporaryDirectory() as folder:
         data = write_traces(setting, draw_rows(setting, lengths), Path(folder) / "traces.jsonl")
-        source.tokenizer("w2")  # loaded before the clock starts
+        fields = {"problem": "problem", "completion": "completion"}
+        # What is read once, whatever the number of traces, is read before the clock starts: the tokenizer.
+        first = read_examples(path=str(data), fields=fields)[:1]
+        TraceRecipe(lambda: first).tokenize(first, source)
         meter.begin()
         while not meter.done:
-            fields = {"problem": "problem", "completion": "completion"}
             examples = read_examples(path=str(data), fields=fields)
             traces = TraceRecipe(lambda e=examples: e).tokenize(examples, source)
             steps = len(traces) // batch_size

@@ -1,7 +1,7 @@
 """Other people's steps: on the same tokens and weights, with the same optimizer, in their own trainers.
 
-What differs from their defaults is said here, once: no gradient checkpointing (TRL turns it on), AdamW fused
-and without decay, a constant learning rate, no dropout, every step logged, nothing saved."""
+What differs from their defaults is said here, once: gradient checkpointing for all or for none (TRL turns it
+on), AdamW fused and without decay, a constant learning rate, no dropout, every step logged, nothing saved."""
 
 import importlib
 import importlib.util
@@ -226,7 +226,8 @@ def _arguments(
             optim="adamw_torch_fused",
             weight_decay=0.0,
             max_grad_norm=CLIP,
-            gradient_checkpointing=False,
+            gradient_checkpointing=setting.checkpoint_activations,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             bf16=cuda,
             use_cpu=not cuda,
             train_sampling_strategy="sequential",

@@ -119,6 +119,8 @@ def _circumstances(result: Result) -> str:
         batch = f"{setting.head_tokens:,} tokens"
     if result.comparison.name in ("growth_traces", "batching"):
         batch = f"{setting.traces:,} traces"
+    if setting.checkpoint_activations and result.comparison.models:
+        batch += ", activations checkpointed"
     return (
         f"{setting.device}, {setting.shape} shape, "
         f"{'bf16' if setting.device == 'cuda' else 'fp32'}, {batch}, "

@@ -143,6 +143,14 @@ def unbound(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def plain_partial(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A partial application as Python has it. Hydra's own (since 1.4) hashes its policy at every call, which
+    takes longer than a weight; it has asked the policy when it made it."""
+    if not isinstance(function, functools.partial) or type(function) is functools.partial:
+        return function
+    return functools.partial(plain_partial(function.func), *function.args, **function.keywords)
+
+
 def bound_parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """What partial applications have set."""
     found: dict[str, Any] = {}
