@@ -232,12 +232,28 @@ def test_a_busy_machine_is_refused_unless_forced(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "loop.md").is_file()
 
 
+def test_some_contestants_alone_are_measured_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = fake_processes(monkeypatch)
+    words = ["weights", "--only", "token", "--only", "sft", "--checkpoint-activations", "--rounds", "2"]
+    command.main([*words, "--force", "--out", str(tmp_path)])
+    assert started == ["sft", "token"] * 2
+    content = json.loads((tmp_path / "weights_checkpointed.json").read_text())
+    assert [goal["goal"] for goal in content["goals"]] == [
+        "seconds per step, DCOD, weights of tokens ÷ SFT ≤ 1.03"
+    ]
+    assert content["settings"][0]["checkpoint_activations"]
+    assert "activations checkpointed" in (tmp_path / "weights_checkpointed.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["sfft"], "there is no comparison 'sfft'; did you mean sft"),
         (["mfu"], "mfu is measured on a GPU alone: --device cuda"),
         (["sft", "--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["loop", "sft", "--only", "plain"], "--only plain: sft sets ours, trl, transformers side by side"),
         (["batching", "--traces", "nowhere.jsonl"], "--traces nowhere.jsonl does not exist"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from distill.bench.comparison import Comparison, Setting
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.list:
         for one in COMPARISONS.values():
-            print(f"{one.name:18} {one.title}{f' (--device {one.device})' if one.device else ''}")
+            names = ", ".join(contestant.name for contestant in one.contestants)
+            device = f" (--device {one.device})" if one.device else ""
+            print(f"{one.name:18} {one.title}{device}: {names}")
         return
     chosen = [_find(name) for name in options.names] or [
         one for one in COMPARISONS.values() if one.device in (None, options.device)
@@ -31,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     for one in chosen:
         if one.device not in (None, options.device):
             raise UserError(f"{one.name} is measured on a GPU alone: --device {one.device}")
+    if options.only:
+        chosen = _only(chosen, options.only)
     if options.rounds < 1:
         raise UserError(f"--rounds {options.rounds} must be at least 1")
     _check_machine(options)
@@ -53,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons; all where none is named")
     parser.add_argument("--list", action="store_true", help="say what there is, and stop")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="CONTESTANT",
+        help="leave the others out, as in --only ours --only trl; --list names them",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, in turn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
@@ -104,6 +115,26 @@ def _find(name: str) -> Comparison:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"there is no comparison {name!r}{hint} (--list says what there is)")
     return COMPARISONS[name]
+
+
+def _only(comparisons: list[Comparison], names: list[str]) -> list[Comparison]:
+    """The comparisons with some of their contestants, and the goals that can be told of these.
+
+    Raises:
+        UserError: a comparison has fewer than all the named ones.
+    """
+    for one in comparisons:
+        there = [contestant.name for contestant in one.contestants]
+        if wrong := [name for name in names if name not in there]:
+            raise UserError(f"--only {wrong[0]}: {one.name} sets {', '.join(there)} side by side")
+    return [
+        replace(
+            one,
+            contestants=tuple(contestant for contestant in one.contestants if contestant.name in names),
+            goals=tuple(goal for goal in one.goals if {goal.of, goal.over} <= {*names, None}),
+        )
+        for one in comparisons
+    ]
 
 
 def _check_machine(options: argparse.Namespace) -> None:
