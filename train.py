@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from distill.allocator import tune_allocator
 from distill.cli import at_end, check_overrides, failed_jobs, one_sentence_errors, resume_arguments
 
 CONFIG = Path(__file__).resolve().parent / "conf"
@@ -14,6 +15,7 @@ CONFIG = Path(__file__).resolve().parent / "conf"
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
+    tune_allocator()
     from distill.training import run_job  # torch and transformers, only when something runs
 
     return run_job(cfg)

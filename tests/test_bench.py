@@ -241,7 +241,7 @@ def test_some_contestants_alone_are_measured_and_judged(
     assert started == ["sft", "token"] * 2
     content = json.loads((tmp_path / "weights_checkpointed.json").read_text())
     assert [goal["goal"] for goal in content["goals"]] == [
-        "seconds per step, DCOD, weights of tokens ÷ SFT ≤ 1.03"
+        "seconds a step, DCOD, weights of tokens ÷ SFT ≤ 1.03"
     ]
     assert content["settings"][0]["checkpoint_activations"]
     assert "activations checkpointed" in (tmp_path / "weights_checkpointed.md").read_text()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from distill.allocator import tune_allocator
 from distill.bench.comparison import Comparison, Contestant, Goal, Setting
 from distill.bench.meter import Meter
 
@@ -17,6 +18,7 @@ def ours(name: str) -> Callable[..., None]:
     """A function of `ours.py`, imported where it runs: the list of comparisons is there without torch."""
 
     def run(setting: Setting, meter: Meter, **options: Any) -> None:
+        tune_allocator()  # as train.py does
         from distill.bench import ours as module
 
         getattr(module, name)(setting, meter, **options)
