@@ -119,14 +119,16 @@ class VllmEngine:
     Args:
         model: who writes; vLLM loads it itself, by name and revision.
         batch: requests that are handed over at once; what is written of a batch is kept when it is done.
+        key: of the configuration, that chose this engine.
         options: further arguments of `vllm.LLM`, such as `tensor_parallel_size`.
     """
 
     name = "vllm"
 
-    def __init__(self, model: LazyModel, batch: int = 1024, **options: Any) -> None:
+    def __init__(self, model: LazyModel, batch: int = 1024, *, key: str = "engine", **options: Any) -> None:
         _check_count("batch", batch)
         self.source = model.source
+        self.key = key
         self.batch = batch
         self.seconds = 0.0
         self.options = options
@@ -144,10 +146,12 @@ class VllmEngine:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(
-                'engine=vllm needs vLLM: pip install "distill[vllm]", or take engine=hf'
+                f'{self.key}=vllm needs vLLM: pip install "distill[vllm]", or take {self.key}=hf'
             ) from error
         if self.source.gguf:
-            raise UserError(f"engine=vllm does not read the GGUF file {self.source.gguf}: take engine=hf")
+            raise UserError(
+                f"{self.key}=vllm does not read the GGUF file {self.source.gguf}: take {self.key}=hf"
+            )
         return vllm
 
     def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -42,7 +42,8 @@ class StudentWriter:
             )
         # The worker in this process, where its weights can be reached; read by vLLM when it starts.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        self._engine = VllmEngine(LazyModel(student.source, str(student.device)), **rollouts.engine_options)
+        model = LazyModel(student.source, str(student.device))
+        self._engine = VllmEngine(model, key="loss.rollouts.engine", **rollouts.engine_options)
         self._engine.check()
         try:
             self._cost = cost_of(student.model, student.source.name, student.vocab_size)
