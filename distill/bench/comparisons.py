@@ -8,9 +8,9 @@ from distill.bench.comparison import Comparison, Contestant, Goal, Setting
 from distill.bench.meter import Meter
 
 _GKD_NOTE = (
-    "TRL 1.16's GKDTrainer has no Liger loss: Liger's is put in its place, as earlier releases' did. The "
-    "third is the loss of TRL's DistillationTrainer, which is on-policy only. Workspace: the peak without "
-    "gradients and AdamW's moments."
+    "TRL 1.16's GKDTrainer has no Liger loss: Liger's is put in its place, as earlier releases' did; so is "
+    "that of TRL's DistillationTrainer, which is on-policy only. Workspace: the peak without gradients and "
+    "AdamW's moments."
 )
 
 
