@@ -192,7 +192,8 @@ class LanguageModel:
         """
         weight = self.model.get_output_embeddings().weight[: self.vocab_size]
         if layout is None:
-            states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            with _a_trace_a_row():
+                states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             return Head(hidden=states[:, :-1][mask], weight=weight)
         flat = input_ids.flatten()
         with cached_casts(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
@@ -202,7 +203,8 @@ class LanguageModel:
 
     def _states(self, ids: Int[Tensor, "rows length"], one: Pass) -> Float[Tensor, "rows length hidden"]:
         if one.segments is None:
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            with _a_trace_a_row():
+                return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         if self.model.config._attn_implementation != PACKED_ATTENTION:
             raise RuntimeError("a model must be made ready for packed rows by distill.packing.allow_packing")
         # A mask of four dimensions keeps transformers from making one of all tokens by all tokens.
@@ -419,6 +421,23 @@ def cached_casts(device_type: str) -> Iterator[None]:
             yield
     finally:
         torch.clear_autocast_cache()  # the next step changes the weights in place
+
+
+@contextlib.contextmanager
+def _a_trace_a_row() -> Iterator[None]:
+    """Keep transformers from searching the positions of a pass for traces behind one another, which waits
+    for the device at every pass: no row has more than one."""
+    from transformers import masking_utils
+
+    search = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if search is None:  # a release that searches elsewhere, or not
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
 
 
 def _end_ids(tokenizer: Any, configuration: Any) -> list[int]:

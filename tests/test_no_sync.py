@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,13 +11,14 @@ from test_batch_and_data import random_traces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.batch import collate
-from distill.layout import BatchLayout
+from distill.layout import BatchLayout, LayoutKind
 from distill.losses import divergence, weights
 from distill.models import LanguageModel
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.packing import allow_packing
 from distill.schedule import Schedule
+from distill.traces import Trace
 
 # What gives the host a number, or a tensor whose size depends on what it holds.
 _WAITING = {
@@ -80,29 +81,49 @@ def module_of(student: LanguageModel, teacher: LanguageModel, objective: Objecti
     return module
 
 
+def traces_for(objective: Objective, weighted: bool) -> list[Trace]:
+    """With all the signals that it asks for, and weights of their own."""
+    traces = random_traces(5)
+    for trace in traces:
+        trace.weight = 0.5 if weighted else 1.0
+        for name in objective.batch_signals:
+            trace.signals.setdefault(name, np.full(len(trace.completion_ids), -1.0, dtype=np.float32))
+    return traces
+
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"token_loss": divergence.cross_entropy, "token_weight": weights.uniform},
     "dcod": {"token_loss": divergence.cross_entropy, "token_weight": weights.support_ratio},
     "forward_kl": {"token_loss": divergence.forward_kl, "token_weight": weights.uniform},
+    "rho1": {"token_loss": divergence.cross_entropy, "token_weight": weights.rho1},
+    "shuffled": {
+        "token_loss": divergence.cross_entropy,
+        "token_weight": weights.support_ratio,
+        "control": "shuffled",
+    },
 }
 
 
+@pytest.mark.parametrize("layout", get_args(LayoutKind))
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_forward_and_backward_waits_for_nothing(
-    student: LanguageModel, teacher: LanguageModel, name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch
+    student: LanguageModel,
+    teacher: LanguageModel,
+    name: str,
+    weighted: bool,
+    layout: LayoutKind,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(tensor: torch.Tensor, *given: Any) -> Any:
         raise AssertionError("the host waits for a tensor")
 
     objective = Objective(rollouts="dataset", **OBJECTIVES[name])
-    some = random_traces(5)
-    for trace in some if weighted else []:
-        trace.weight = 0.5
-    batch = collate(some, objective.batch_signals, layout=BatchLayout("packed"))
+    batch = collate(traces_for(objective, weighted), objective.batch_signals, layout=BatchLayout(layout, 40))
     for lm in (student, teacher):
         lm.model.requires_grad_(lm is student)
-        allow_packing(lm, 20)  # side by side, transformers looks once at the positions for packed rows
+        if layout == "packed":
+            allow_packing(lm, 20)
     module = module_of(student, teacher, objective)
     module.training_step(batch, 0).backward()  # what is made once is there
     expected = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}

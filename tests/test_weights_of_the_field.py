@@ -220,6 +220,8 @@ def test_rho1_takes_what_the_student_finds_impossible_first_and_what_the_referen
     assert weights.rho1(mask, student, reference, keep=0.3).tolist() == [[0.0, 1.0, 0.0]]
     assert weights.rho1(mask, student, reference, keep=0.6).tolist() == [[1.0, 1.0, 0.0]]
     assert weights.rho1(torch.zeros(1, 3, dtype=torch.bool), student, reference).tolist() == [[0.0, 0.0, 0.0]]
+    padded = torch.tensor([[False, True, True]])  # and what is no token comes behind even that
+    assert weights.rho1(padded, student, reference, keep=1.0).tolist() == [[0.0, 1.0, 1.0]]
 
 
 def test_psfts_weight_is_the_gradient_of_ppos_clipped_ratio_with_an_advantage_of_one() -> None:

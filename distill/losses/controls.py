@@ -9,9 +9,11 @@ def shuffle(
     weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], *, generator: torch.Generator
 ) -> Float[Tensor, "batch seq"]:
     """The same weights, permuted over the batch's completion tokens: the control for their spread alone."""
-    values = weights[mask]
-    order = torch.randperm(len(values), generator=generator).to(values.device)
-    return torch.zeros_like(weights).masked_scatter(mask, values[order])
+    # By random keys at all places: a mask would ask the device how many tokens there are.
+    keys = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
+    keys = keys.to(weights.device, non_blocking=True).masked_fill(~mask, 2.0)
+    order = keys.flatten().argsort()
+    return torch.zeros_like(weights).masked_scatter(mask, weights.flatten()[order])
 
 
 def invert(

@@ -241,7 +241,7 @@ def gold(
     Args:
         log_q: the student's distribution.
         log_p: the teacher's distribution, over its own vocabulary.
-        shared_ids: the student's ids over the teacher's.
+        shared_ids: the student's ids over the teacher's, each once.
         same_token: 1 where both models' tokens are the same piece of text.
         beta: β, as in `jsd`.
         shared_weight: c in [0, 1]; None: the share of the teacher's vocabulary that is shared.
@@ -334,9 +334,15 @@ def _jsd_of_parts(
 def _without(
     probabilities: Float[Tensor, "tokens vocab"], ids: Int[Tensor, " some"]
 ) -> Float[Tensor, "tokens rest"]:
-    kept = torch.ones(probabilities.shape[-1], dtype=torch.bool, device=probabilities.device)
-    kept[ids] = False
-    return probabilities[:, kept]
+    """The columns of all other ids, of which there are as many as the host can count: none of `ids` is there
+    twice."""
+    vocab = probabilities.shape[-1]
+    rest = vocab - len(ids)
+    ordinals = torch.arange(vocab, device=probabilities.device)
+    kept = torch.ones_like(ordinals, dtype=torch.bool).index_fill(0, ids, False)
+    places = torch.where(kept, kept.cumsum(0) - 1, rest)
+    columns = torch.empty(rest + 1, dtype=torch.long, device=ids.device).scatter_(0, places, ordinals)
+    return probabilities.index_select(-1, columns[:rest])
 
 
 def _sorted_distance(

@@ -261,10 +261,14 @@ def rho1(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"rho1: keep={keep} is outside (0, 1]")
-    excess = -log_ratio(student_logprobs, reference_logprobs, mask)[mask]
-    chosen = torch.zeros_like(excess)
-    chosen[excess.topk(math.ceil(keep * len(excess))).indices] = 1.0
-    return torch.zeros(mask.shape, dtype=excess.dtype, device=mask.device).masked_scatter(mask, chosen)
+    excess = -log_ratio(student_logprobs, reference_logprobs, mask)
+    # How many tokens there are is known to the device alone, so that all places are ranked: whatever is no
+    # token comes last, behind one that the reference finds impossible.
+    ranked = excess.clamp(min=torch.finfo(excess.dtype).min).masked_fill(~mask, -torch.inf).flatten()
+    order = ranked.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    kept = (keep * mask.sum().double()).ceil()
+    return ((rank < kept).view(mask.shape) & mask).to(excess.dtype)
 
 
 @of_the_token(_always)

@@ -1,0 +1,186 @@
+"""Whatever a step makes, it makes where the models are, and none of its sizes depends on what tensors hold: seen
+on torch's device without memory. It refuses tensors of two devices, as a GPU does, and whatever a GPU would have
+to be waited for."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from test_grid import LOSSES, WEIGHTS
+from test_no_sync import OBJECTIVES, module_of, traces_for
+from test_objective import Work, draw
+from torch import Tensor
+
+from distill.alignment import Alignment
+from distill.batch import Batch, collate
+from distill.distributions import TeacherDistribution
+from distill.generation import StudentRollouts
+from distill.head import Head
+from distill.layout import BatchLayout, LayoutKind
+from distill.losses import divergence, weights
+from distill.losses.signals import SIGNALS, Source, is_on_policy_only
+from distill.models import LanguageModel
+from distill.objective import Objective
+from distill.packing import allow_packing
+from distill.steps import StepProposals
+from distill.traces import Reading
+
+META = "meta"
+
+
+@pytest.fixture(autouse=True)
+def no_autocast_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch knows no autocast of that device, not even that it is off."""
+    enabled, autocast = torch.is_autocast_enabled, torch.autocast
+
+    def made(device: str, *given: Any, **named: Any) -> Any:
+        return contextlib.nullcontext() if device == META else autocast(device, *given, **named)
+
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != META and enabled(kind))
+    monkeypatch.setattr(torch, "autocast", made)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda there: there + torch.ones(3),
+        lambda there: there.sum().item(),
+        lambda there: there[there > 0],
+        lambda there: bool((there > 0).all()),
+        lambda there: there.cpu(),
+    ],
+)
+def test_such_mistakes_are_seen(mistake: Any) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        mistake(torch.ones(3, device=META))
+
+
+def elsewhere(work: Work) -> Work:
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(META).requires_grad_(tensor.requires_grad)
+
+    return Work(
+        moved(work.mask),
+        moved(work.labels),
+        moved(work.hidden),
+        moved(work.weight),
+        moved(work.teacher_hidden),
+        moved(work.teacher_weight),
+        {name: moved(values) for name, values in work.token_signals.items()},
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: str) -> None:
+    for on_policy in (False, True):
+        if is_on_policy_only(LOSSES[loss]) and not on_policy:
+            continue
+        objective = Objective(
+            StudentRollouts(1.0) if on_policy else "dataset",
+            LOSSES[loss],
+            WEIGHTS[weight],
+            proposals=StepProposals(),
+            chunk_size=4,
+        )
+        here = draw(3)
+        there = elsewhere(here)
+        places = here.mask.flatten().nonzero().squeeze(-1).to(META)
+        known = {
+            name: there.token_signals["teacher_logprobs" if signal.shape == "step" else name]
+            for name, signal in SIGNALS.items()
+            if name in objective.signals and signal.shape != "vocab" and not name.startswith("student_")
+        }
+        if objective.compares_steps:
+            known["student_step_value"] = there.token_signals["initial_logprobs"]
+        if objective.compares_tokens:
+            known["same_token"] = there.mask.double()
+        teacher = Head(there.teacher_hidden.flatten(0, 1).index_select(0, places), there.teacher_weight)
+        shared = torch.arange(len(there.weight), device=META).repeat(2, 1)
+        found = objective(
+            Head(there.hidden.flatten(0, 1).index_select(0, places), there.weight),
+            there.mask,
+            there.labels,
+            known,
+            others=dict.fromkeys(objective.distributions, teacher),
+            constants={"shared_ids": shared} if objective.compares_tokens else {},
+            places=places,
+            by_student=on_policy,
+        )
+        gradients = torch.autograd.grad(found.total, (there.hidden, there.weight))
+        made = (found.total, found.denominator, found.losses, found.logprobs, found.weights, *gradients)
+        assert {tensor.device.type for tensor in made} == {META}
+
+
+def moved_pair(student: LanguageModel, teacher: LanguageModel, layout: LayoutKind) -> None:
+    for lm in (student, teacher):
+        if layout == "packed":
+            allow_packing(lm, 20)
+        lm.model.requires_grad_(lm is student).to(META)
+
+
+def step(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    objective: Objective,
+    batch: Batch,
+    matrix: Tensor | None = None,
+) -> None:
+    module = module_of(student, teacher, objective)
+    module.teacher_matrix = matrix
+    module._shared_ids = torch.arange(student.vocab_size, device=META).repeat(2, 1)
+    module.training_step(batch.to(META), 0).backward()
+    gradients = [p.grad for p in student.model.parameters() if p.grad is not None]
+    assert gradients
+    assert {tensor.device.type for tensor in (*gradients, module.account.sums)} == {META}
+
+
+@pytest.mark.parametrize("layout", get_args(LayoutKind))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_is_made_where_the_models_are(
+    student: LanguageModel, teacher: LanguageModel, name: str, layout: LayoutKind
+) -> None:
+    objective = Objective(rollouts="dataset", **OBJECTIVES[name])
+    moved_pair(student, teacher, layout)
+    batch = collate(
+        traces_for(objective, weighted=True), objective.batch_signals, layout=BatchLayout(layout, 40)
+    )
+    step(student, teacher, objective, batch)
+
+
+@pytest.mark.parametrize("source", [source for source in get_args(Source) if source != "live"])
+def test_a_step_from_a_cache_is_made_where_the_student_is(
+    student: LanguageModel, teacher: LanguageModel, source: Source
+) -> None:
+    kept = TeacherDistribution(source, top_k=4, samples=3)
+    objective = Objective("dataset", divergence.forward_kl, weights.uniform, distribution=kept)
+    batch = collate(traces_for(objective, weighted=True), objective.batch_signals)
+    head = teacher.completion_head(batch.input_ids, batch.mask)
+    rows = kept.keep(head, batch.completion_labels, kept.uniforms(0, batch.tokens))
+    moved_pair(student, teacher, "padded")
+    step(
+        student,
+        teacher,
+        objective,
+        replace(batch, distribution=rows),
+        teacher.model.get_output_embeddings().weight[: teacher.vocab_size],
+    )
+
+
+@pytest.mark.parametrize("layout", get_args(LayoutKind))
+@pytest.mark.parametrize("loss", ["uld", "gold"])
+def test_a_step_under_a_teacher_of_other_tokens_is_made_where_the_models_are(
+    student: LanguageModel, teacher: LanguageModel, loss: str, layout: LayoutKind
+) -> None:
+    objective = Objective("dataset", LOSSES[loss], weights.uniform)
+    moved_pair(student, teacher, layout)
+    traces = traces_for(objective, weighted=True)
+    for trace in traces:
+        common = np.arange(len(trace.completion_ids))
+        longer = np.append(trace.completion_ids, np.int32(1))
+        alignment = Alignment(common, common, common % 2 == 0)
+        trace.reading = Reading(trace.prompt_ids, longer, alignment)
+    step(student, teacher, objective, collate(traces, layout=BatchLayout(layout, 40)))
