@@ -1,6 +1,6 @@
-"""Whatever a step makes, it makes where the models are, and none of its sizes depends on what tensors hold: seen
-on torch's device without memory. It refuses tensors of two devices, as a GPU does, and whatever a GPU would have
-to be waited for."""
+"""Whatever a step makes, it makes where the models are, and none of its sizes depends on what tensors hold:
+seen on torch's device without memory. It refuses tensors of two devices, as a GPU does, and
+whatever a GPU would have to be waited for."""
 
 import contextlib
 from dataclasses import replace
