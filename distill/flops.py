@@ -166,18 +166,20 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
     return work
 
 
-def writing(prompts: Sequence[int], written: Sequence[int]) -> Work:
+def writing(prompts: Sequence[int], written: Sequence[int], distinct: int | None = None) -> Work:
     """What it takes to write a batch of completions, as `distill.generation.generate` does: prompts are
-    padded to the longest, and a completion that has ended costs nothing more.
+    padded to the longest, equal ones are read once, and a completion that has ended costs nothing more.
 
     Args:
         prompts: lengths.
         written: lengths of the completions.
+        distinct: how many of the prompts differ from one another; None: all.
     """
-    longest, work = max(prompts), Work()
+    longest, read = max(prompts), len(prompts) if distinct is None else distinct
+    work = Work(read * longest, read * causal_pairs(longest), outputs=read)
     for count in written:
-        length = longest + count - 1  # the last token that is written is not read again
-        work += Work(length, causal_pairs(length), outputs=count)
+        behind = count - 1  # the last token that is written is not read again
+        work += Work(behind, causal_pairs(behind, longest), outputs=behind)
     return work
 
 

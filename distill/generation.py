@@ -142,8 +142,9 @@ def generate(
 class _Reader:
     """A model that reads a batch on, token by token, and says what may come next.
 
-    Prompts are padded on the left, once; masks and positions of all tokens to come are made with them. The
-    model's own preparation picks from them what its family takes, as for transformers' own `generate`.
+    Prompts are padded on the left, once; masks and positions of all tokens to come are made with them. A
+    prompt that several rows begin with is read for one of them. The model's own preparation picks what its
+    family takes, as for transformers' own `generate`.
 
     Args:
         lm: who reads.
@@ -160,24 +161,38 @@ class _Reader:
         self._takes = set(inspect.signature(type(lm.model).forward).parameters)
         self._cache_name = next((name for name in ALL_CACHE_NAMES if name in self._takes), "past_key_values")
         self._length = max(map(len, prompts))  # of what was read, padding included
+        self._cache: Any = growing_cache(lm.model, self._length + room - 1)
+        # Rows that ended leave a cache of ours; one that a model makes itself they keep to the end.
+        self._rows_leave = self._cache is not None
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        shared = self._rows_leave and len(places) < len(prompts)
+        begins = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=lm.device)
+        self._begins = begins if shared else None  # of a row, its prompt's place among those that are read
+        read = list(places) if shared else prompts
         pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
-        ids = torch.full((len(prompts), self._length + room), pad, dtype=torch.long)
+        ids = torch.full((len(read), self._length + room), pad, dtype=torch.long)
         mask = torch.ones_like(ids)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(read):
             ids[row, self._length - len(prompt) : self._length] = torch.tensor(prompt, dtype=torch.long)
             mask[row, : self._length - len(prompt)] = 0
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         positions[:, self._length :].clamp_(max=lm.context_length - 1)  # rows that ended may lie on
         self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
         self._padded = not bool(mask.all())
-        self._cache: Any = growing_cache(lm.model, self._length + room - 1)
-        # Rows that ended leave a cache of ours; one that a model makes itself they keep to the end.
-        self._rows_leave = self._cache is not None
         self._places = torch.arange(len(prompts), device=lm.device)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Logits of each row's first token."""
-        return self._read(first=True)
+        from distill.kv_cache import take_rows
+
+        logits = self._read(first=True)
+        if self._begins is None:
+            return logits
+        take_rows(self._cache, self._begins)
+        self._ids, self._mask, self._positions = (
+            part[self._begins] for part in (self._ids, self._mask, self._positions)
+        )
+        return logits[self._begins]
 
     def read(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Logits of what comes behind these tokens."""

@@ -172,7 +172,8 @@ def make_plan(
     stages: list[Stage] = []
     if recipe.completions == "teacher" and not prompts_only:
         per_batch = recipe.sampling_batch_size * recipe.samples
-        stages.append(_written("teacher writes traces", frozen["teacher"], traces, per_batch, recipe))
+        teacher, samples = frozen["teacher"], recipe.samples
+        stages.append(_written("teacher writes traces", teacher, traces, per_batch, recipe, samples=samples))
     if not prompts_only:
         stages += _scored(objective, frozen, traces)
     live = sum(frozen[role].weights for role in objective.live_roles)
@@ -315,15 +316,21 @@ def _frozen(cfg: DictConfig, objective: Objective, recipe: TraceRecipe, student:
 
 
 def _written(
-    name: str, who: _Size, traces: Sequence[Trace], per_batch: int, recipe: TraceRecipe | None, limit: int = 0
+    name: str,
+    who: _Size,
+    traces: Sequence[Trace],
+    per_batch: int,
+    recipe: TraceRecipe | None,
+    limit: int = 0,
+    samples: int = 1,
 ) -> Stage:
-    """Completions in batches, in the order of the traces."""
+    """Completions in batches, in the order of the traces; so many of them are of one prompt, side by side."""
     longest = limit or (recipe.sampling.max_new_tokens if recipe and recipe.sampling else 256)
     work, read, peak, tokens = Work(), 0.0, 0.0, 0
     for batch in in_shards(len(traces), per_batch):
         prompts = [len(traces[number].prompt_ids) for number in batch]
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
-        work += writing(prompts, lengths)
+        work += writing(prompts, lengths, math.ceil(len(batch) / samples))
         whole = max(prompts) + max(lengths)
         # Each step reads all weights once, and each row at it what its cache holds by then.
         cached = sum(count * (max(prompts) + count / 2) for count in lengths)
@@ -376,8 +383,10 @@ def _evaluation(cfg: DictConfig, student: _Size, traces: Sequence[Trace], notes:
         longest = benchmark.sampling.max_new_tokens
         answers = [Trace(Example("", ""), _blank(prompt), _blank(min(longest, completion)))]
         rows = max(1, cfg.benchmark.token_budget // (prompt + longest))
-        count = problems * benchmark.samples
-        stages.append(_written(benchmark.name, student, answers * count, rows, None, longest))
+        count = benchmark.samples
+        stages.append(
+            _written(benchmark.name, student, answers * problems * count, rows, None, longest, count)
+        )
     if stages:
         notes.append(
             f"answers of {completion} tokens on average, as traces; as long as they may be, benchmarks "

@@ -116,7 +116,8 @@ def sample_completions(
         rows = [row for row in batch for _ in range(samples)]
         written = [len(ids) for ids in flat[batch.start * samples : batch.stop * samples]]
         lengths = [len(prompts[row]) for row in rows]
-        model.work += writing(lengths, written)
+        distinct = len({prompts[row].tobytes() for row in batch})
+        model.work += writing(lengths, written, distinct)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 
 

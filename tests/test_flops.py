@@ -130,6 +130,14 @@ def test_writing_has_the_flops_that_torch_counts(family: str) -> None:
     assert cost_of(model, family, 150).forward(work) == found
 
 
+def test_equal_prompts_are_read_once_and_counted_once(student: LanguageModel) -> None:
+    meter = Meter([student])
+    prompts = [[5] * 12, [6] * 10, [5] * 12, [5] * 12]
+    written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
+    work = writing([12, 10, 12, 12], [len(ids) for ids in written], distinct=2)
+    assert cost_of(student.model, "student").forward(work) == meter.take()
+
+
 def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: LanguageModel) -> None:
     meter = Meter([student])
     prompts = [[5] * 120, [6] * 10, [7] * 118]  # of a context of 128
@@ -385,12 +393,12 @@ def test_rollouts_are_the_students_own_expense(
 def test_traces_that_the_teacher_writes_are_its_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[list[tuple[int, int]]] = []
+    written: list[list[tuple[tuple[int, ...], int]]] = []
     real = distill.teacher.generate
 
     def spy(lm: Any, prompts: Any, sampling: Any, **options: Any) -> Any:
         found = real(lm, prompts, sampling, **options)
-        written.append([(len(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
+        written.append([(tuple(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
     monkeypatch.setattr(distill.teacher, "generate", spy)
@@ -400,7 +408,11 @@ def test_traces_that_the_teacher_writes_are_its_expense(
     assert [len(batch) for batch in written] == [80, 80, 32]
     expected, vocabulary = 0, real_tokens(tiny_pair)
     for batch in written:
-        expected += sum(written_row(48, batch, completion, vocabulary) for _, completion in batch)
+        lengths = [(len(prompt), completion) for prompt, completion in batch]
+        expected += sum(written_row(48, lengths, completion, vocabulary) for _, completion in batch)
+        again = len(batch) - len({prompt for prompt, _ in batch})  # read along with their like
+        assert again >= len(batch) / 2
+        expected -= again * written_row(48, lengths, 1, vocabulary)
     assert flops(first)["teacher_cached"] == expected
     again = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "again")
     assert len(written) == 3  # nothing was written anew

@@ -320,6 +320,28 @@ def test_a_row_that_has_ended_is_read_no_more(lm: LanguageModel) -> None:
     assert shapes[1:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
 
 
+def test_a_prompt_that_several_rows_begin_with_is_read_once(lm: LanguageModel) -> None:
+    nudge(lm, 1, 1.0)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[2]]
+    draws = np.random.default_rng(1).random((6, 16))
+    sampling = Sampling(1.0, max_new_tokens=16)
+    alone = [
+        generate(lm, [prompt], sampling, seed=0, draws=draws[row : row + 1])[0]
+        for row, prompt in enumerate(prompts)
+    ]
+    shapes: list[tuple[int, ...]] = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    assert generate(lm, prompts, sampling, seed=0, draws=draws) == alone
+    assert len({tuple(ids) for ids in alone}) > 3
+    assert shapes[0] == (3, max(map(len, PROMPTS[:3])))
+    assert shapes[1] == (sum(len(ids) > 1 for ids in alone), 1)
+    shapes.clear()
+    generate(lm, [PROMPTS[3]] * 4, Sampling(0.0, max_new_tokens=2), seed=0)
+    assert shapes == [(1, len(PROMPTS[3])), (4, 1)]
+
+
 def test_a_rows_text_is_its_own_numbers_whatever_is_written_beside_it(lm: LanguageModel) -> None:
     nudge(lm, 1, 1.0)
     sampling = Sampling(1.0, top_p=0.95, max_new_tokens=16)

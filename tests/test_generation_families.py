@@ -139,6 +139,18 @@ def test_it_writes_what_transformers_writes(family: str, sampling: Sampling) -> 
         assert len({len(ids) for ids in written}) > 1  # and rows end at different times
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_completions_of_a_prompt_are_what_transformers_writes(family: str) -> None:
+    lm = tiny(family)
+    end_now_and_then(lm)
+    prompts = [PROMPTS[number] for number in (0, 0, 1, 0, 2, 1)]
+    sampling = Sampling(1.3, max_new_tokens=TOKENS)
+    draws = np.random.default_rng(5).random((len(prompts), TOKENS))
+    written = generate(lm, prompts, sampling, seed=0, draws=draws, end_ids=[END])
+    assert written == by_transformers(lm, prompts, sampling, draws)
+    assert len({tuple(ids) for ids in written}) > 3
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_cache_that_a_model_makes_itself_keeps_all_rows_to_the_end(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from test_generation_families import FAMILIES, tiny
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from distill.kv_cache import GrowingLayer, growing_cache, keep_rows
+from distill.kv_cache import GrowingLayer, growing_cache, keep_rows, take_rows
 
 LIMIT = 400
 
@@ -53,6 +53,29 @@ def test_rows_that_stay_go_on_where_they_are_put(staying: list[int]) -> None:
     reference.batch_select_indices(places)
     for step in range(5, 9):
         new = states(len(staying), 1, seed=step)
+        reference.update(*new)
+        for number in range(2):
+            cache.update(*new, number)
+    same(layer, reference)
+    assert torch.equal(cache.layers[1].keys, reference.keys)
+
+
+@pytest.mark.parametrize("places", [[0, 0, 0], [1, 0, 1, 2], [2]])
+@pytest.mark.parametrize("changed", [False, True])
+def test_rows_may_go_on_from_one(places: list[int], changed: bool) -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    cache = Cache(layers=[layer, DynamicLayer(), GrowingLayer(LIMIT)])
+    new = states(3, 70, seed=0)
+    reference.update(*new)
+    for number in range(2):
+        cache.update(*new, number)
+    if changed:
+        for one in (reference, *cache.layers[:2]):
+            one.crop(-5)
+    take_rows(cache, torch.tensor(places))
+    reference.reorder_cache(torch.tensor(places))
+    for step in range(1, 90):
+        new = states(len(places), 1, seed=step)
         reference.update(*new)
         for number in range(2):
             cache.update(*new, number)
