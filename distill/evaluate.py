@@ -238,9 +238,15 @@ def compare_folders(cfg: DictConfig) -> Path:
     """Test evaluations or runs against the first of them.
 
     Raises:
-        UserError: fewer than two, or one that is none.
+        UserError: fewer than two, one that is none, or a model beside them.
     """
     named = plain(cfg.compare)
+    for key, given in (("model", cfg.model.source), ("teacher", cfg.teacher)):
+        if given is not None:
+            raise UserError(
+                f"{key}={plain(given)} beside compare=: compare= tests evaluations that are there and asks "
+                f"no model; evaluate first, and compare the folders"
+            )
     if not isinstance(named, list) or len(named) < 2:
         raise UserError(
             f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"

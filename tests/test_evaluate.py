@@ -240,6 +240,8 @@ def test_a_teacher_of_the_family_shows_the_drift(
         (["model=tiny", "benchmark=arithmetic", "model.dtype=int8"], "dtype 'int8' is not"),
         (["compare=[x]"], "compare=.*name two folders or more"),
         (["compare=[x,y]"], "x"),
+        (["compare=[x,y]", "model.source=tiny"], "model=tiny beside compare=.* asks no"),
+        (["compare=[x,y]", "teacher=tiny"], "teacher=tiny beside compare="),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
