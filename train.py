@@ -16,7 +16,7 @@ CONFIG = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
-    from distill.training import run_job  # torch and transformers, only when something runs
+    from distill.jobs import run_job  # torch and transformers, only when something runs
 
     return run_job(cfg)
 

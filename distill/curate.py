@@ -11,11 +11,13 @@ from typing import Any, Literal
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from distill.building import build
 from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
 from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.curation.step import Desk, Outcome, Step
 from distill.data import TraceRecipe
+from distill.devices import find_device
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.records import Record, by_problem, teacher_of, write_records
@@ -76,8 +78,6 @@ def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
     Raises:
         UserError: a value that makes no sense; names it.
     """
-    from distill.training import build, find_device
-
     whole_number("seed", cfg.seed, least=0)
     device = find_device(cfg)
     recipe: TraceRecipe = build(cfg.data.recipe, "data")

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill import runs
+from distill.building import build
 from distill.cache import write_atomically
 from distill.cli import check_overrides, one_sentence_errors, plain, quiet
 from distill.compare import compare
@@ -44,8 +45,6 @@ def evaluate_model(cfg: DictConfig) -> Path:
     Raises:
         UserError: anything that the user can mend, before the model is loaded.
     """
-    from distill.training import build
-
     device = _device(cfg)
     if cfg.threads is not None:
         whole_number("threads", cfg.threads, least=1)

@@ -15,6 +15,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from distill.benchmarks import answers
+from distill.building import build
 from distill.cli import plain
 from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError, first_line, whole_number
@@ -122,8 +123,6 @@ def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
     Raises:
         UserError: a value that makes no sense; names its key.
     """
-    from distill.training import build
-
     nodes = {str(name): node for name, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
     paths = _paths(cfg, list(nodes))
     found = []

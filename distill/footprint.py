@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distill.building import build
 from distill.checks import precision_of
 from distill.head import Head, fitting_chunk
 from distill.lora import add_lora, read_lora
@@ -87,8 +88,6 @@ def _kept_for_backward(model: Any, rows: int, length: int, half: bool) -> int:
 
 def _optimizer_bytes(cfg: DictConfig, parameter: torch.nn.Parameter) -> int:
     """What the optimizer keeps of a parameter, after what it keeps of a small one of its type."""
-    from distill.training import build
-
     key = parameter.dtype
     if (found := _PROBED.get((str(cfg.optimizer), key))) is None:
         small = torch.nn.Parameter(torch.zeros(64, dtype=key))

@@ -17,10 +17,12 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from distill.building import build
 from distill.cache import hash_arrays, write_atomically
 from distill.checking import Checks
 from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.data import check_room
+from distill.devices import find_device
 from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError, whole_number
 from distill.generation import Sampling
@@ -44,8 +46,6 @@ def generate(cfg: DictConfig) -> Path:
     Raises:
         UserError: anything that the user can mend, before the teacher is loaded.
     """
-    from distill.training import build, find_device
-
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
     folder = Path(cfg.out)

@@ -3,7 +3,7 @@ happened."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.account import StepAccount
 from distill.batch import Batch, Readings, collate
+from distill.building import OptimizerFactory
 from distill.errors import NonFiniteError, UserError
 from distill.flops import Meter, head_flops
 from distill.generation import StudentRollouts
@@ -30,8 +31,6 @@ from distill.steps import StepValues
 from distill.student_writer import StudentWriter
 from distill.terms import spread
 from distill.traces import Grader, Trace
-
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 class DistillModule(lightning.LightningModule):

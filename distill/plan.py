@@ -20,6 +20,7 @@ from rich.table import Table
 
 from distill.checks import check_layout, precision_of
 from distill.data import TraceOrder, TraceRecipe
+from distill.devices import ranks_of
 from distill.errors import UserError
 from distill.evaluation import benchmarks_of
 from distill.flops import Cost, Work, causal_pairs, cost_of, writing
@@ -404,8 +405,6 @@ def _training(
     steps_of: Callable[[list[Trace]], tuple[int, int]],
 ) -> tuple[list[Stage], dict[str, int]]:
     """Training and what the student writes in it, and what is in memory meanwhile."""
-    from distill.training import ranks_of
-
     _, steps = steps_of(traces)
     ranks, layout = ranks_of(cfg), check_layout(cfg)
     micro_batches = steps * cfg.trainer.accumulate_grad_batches * ranks

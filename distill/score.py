@@ -10,9 +10,11 @@ import numpy as np
 import pandas
 from omegaconf import DictConfig, OmegaConf
 
+from distill.building import build
 from distill.cache import write_atomically
 from distill.cli import check_overrides, no_empty_folder, one_sentence_errors, quiet
 from distill.data import TraceRecipe
+from distill.devices import find_device
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.objective import Objective
@@ -38,8 +40,6 @@ def score(cfg: DictConfig) -> Path:
     Raises:
         UserError: anything that the user can mend.
     """
-    from distill.training import build, find_device
-
     folder, cache = Path(cfg.out), Path(cfg.cache)
     _check(cfg)
     device = find_device(cfg)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
+from distill.building import build
 from distill.errors import UserError
 from distill.losses.signals import SIGNALS, Role, name_of, signals
 from distill.models import ModelSource, find_model, vocabulary_mismatch
@@ -52,8 +53,6 @@ def token_weights(
         UserError: there is no such run, its weights ask for more than log-probs of the written tokens, a
             model is not to be had, or a trace is longer than its context.
     """
-    from distill.training import build
-
     if stage not in ("before", "after"):
         raise UserError(f"stage={stage!r} is not one of before, after")
     if not (run / "config.yaml").is_file():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from distill.building import build
 from distill.cache import write_atomically
 from distill.checking import Checks
 from distill.errors import UserError
@@ -179,8 +180,6 @@ def _imported(
     say: Callable[[str], None],
 ) -> list[Record]:
     """Problems and completions of any other file as records, and judged."""
-    from distill.training import build
-
     root = OmegaConf.create({"data": OmegaConf.to_container(data, resolve=False)})
     recipe = build(root.data.recipe, "data")
     examples: list[Example] = recipe.source()

@@ -3,9 +3,7 @@
 import math
 import os
 import shutil
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,16 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import hydra
 import lightning
 import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill import runs, sweeps
+from distill.building import build, build_optimizer
 from distill.cache import keyed_folder
 from distill.callbacks import (
     BenchmarkEvery,
@@ -42,18 +39,20 @@ from distill.checks import (
     precision_of,
     trainer_options,
 )
-from distill.cli import at_end, failed_jobs, one_sentence_errors, plain, quiet
+from distill.cli import at_end, plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
+from distill.devices import find_device, ranks_of
 from distill.engines import HfEngine
-from distill.errors import Busy, Interrupted, UserError, first_line
+from distill.errors import Interrupted, UserError
 from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
 from distill.flops import cost_of_source
 from distill.generation import StudentRollouts
+from distill.layout import BatchLayout
 from distill.loggers import CsvMetrics, log_samples, metrics_of
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
 from distill.models import LanguageModel, checkpoint_activations, find_model
-from distill.module import DistillModule, OptimizerFactory
+from distill.module import DistillModule
 from distill.objective import Objective
 from distill.packing import allow_packing
 from distill.plan import Plan, make_plan
@@ -65,71 +64,6 @@ from distill.traces import Trace
 
 _ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals with a place of their own in a summary
 _THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
-
-
-def run_job(cfg: DictConfig) -> float | None:
-    """Train; in a sweep, pass over what an earlier start of it has done or another process is doing, go on
-    where it was broken off, note a failure and let the next job run.
-
-    Returns:
-        The accuracy after training, which a sweeper may optimise; None without a benchmark or after a
-        failure.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    sweep = sweeps.under_way()
-    cfg.dir = str(folder)
-    if sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
-        cfg.logger.wandb.group = folder.parent.name
-    began, failed = False, True
-    try:
-        with (
-            one_sentence_errors() if not sweep else nullcontext(),
-            runs.locked(folder) if not cfg.plan else nullcontext(),
-        ):
-            if sweep and not cfg.plan:
-                earlier = sweeps.look_up(folder, cfg)
-                if earlier.finished:
-                    print(f"{cfg.name}: finished before, in {folder}")
-                    failed = False
-                    sweeps.outcomes.append(None)
-                    return earlier.score
-                cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
-            began = not cfg.plan
-            score = train(cfg, folder)
-            if sweep:
-                (folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
-                sweeps.outcomes.append(None)
-        failed = False
-        return score
-    except Exception as error:
-        if not sweep:
-            raise
-        if isinstance(error, Busy):  # one who has more processors starts a sweep more than once
-            print(f"{cfg.name}: under way in another process")
-            failed = False
-            return None
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        failed_jobs.append(f"{folder}: {reason}")
-        sweeps.outcomes.append(reason)
-        place = ""
-        if began:  # else the folder is another run's, or nobody's
-            place = f" ({folder / 'error.txt'})"
-            (folder / "error.txt").write_text(traceback.format_exc())
-        if sweeps.hopeless():
-            # No exception that Hydra would take for the job's.
-            sys.exit(
-                f"error: {reason}\nthe sweep's first jobs all failed of this{place}: the sweep ends here"
-            )
-        print(f"error: {reason}\nthis job failed{place}; the sweep goes on", file=sys.stderr)
-        return None
-    finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # refused before anything was computed: Hydra had made the folder already
-        if "wandb" in sys.modules:
-            # Otherwise the next job of a sweep goes on in this job's run.
-            sys.modules["wandb"].finish(exit_code=int(failed))
-        if sweep:
-            sweeps.give_back_memory()
 
 
 def train(cfg: DictConfig, folder: Path) -> float | None:
@@ -149,7 +83,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     lightning.seed_everything(cfg.seed, verbose=False)
     objective: Objective = build(cfg.loss, "loss")
     check_compiler(objective.compile, device)
-    optimizer = _build_optimizer(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer)
     schedule: Schedule = build(cfg.schedule, "schedule")
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     layout = check_layout(cfg)
@@ -192,15 +126,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     said = _frozen_in_words(frozen, objective)
     for role in frozen.keys() - live.keys():
         frozen[role].release()
-    lm.model.to(device)
-    if layout.kind == "packed":
-        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
-        if isinstance(objective.rollouts, StudentRollouts):
-            longest += objective.rollouts.max_new_tokens
-        for one in (lm, *live.values()):
-            allow_packing(one, longest, precision)
-    if cfg.model.checkpoint_activations:
-        checkpoint_activations(lm)
+    _place(cfg, lm, live, traces, objective, layout, device, precision)
 
     if runs.first_rank():
         if resumed and not runs.asked_alike(folder, cfg):
@@ -269,15 +195,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if not trainer.is_global_zero:
         return None
     if module.stopping:
-        kept = runs.checkpoints(folder / "checkpoints")[-1]
-        done = f"step {trainer.global_step} of {steps}"
-        if cfg.max_tokens is not None:
-            done = f"step {trainer.global_step}, {module.totals['tokens']:,.0f} of {cfg.max_tokens:,} tokens"
-        raise Interrupted(
-            f"stopped by {stop.received} after {done}; the checkpoint {kept} is kept: the same command with "
-            f"{f'hydra.sweep.dir={folder.parent}' if sweeps.under_way() else f'ckpt={folder}'} goes on from "
-            f"there"
-        )
+        raise _interrupted(cfg, folder, module, steps, stop)
     last = runs.checkpoints(folder / "checkpoints")[-1]
     for name in ("student", "adapter") if lora else ("student",):
         _keep(last / name, folder / name)
@@ -297,37 +215,88 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         _log_scores(loggers, scores["after"], step=trainer.global_step)
     seconds["total"] = time.perf_counter() - began
     summary = {
-        "name": cfg.name,
-        "status": "finished",
-        "seed": cfg.seed,
-        "loss": HydraConfig.get().runtime.choices.get("loss"),
-        "benchmarks": {
-            one.benchmark.name: {stage: own[place].summary() for stage, own in scores.items()}
-            for place, one in enumerate(asked)
-        },
-        "steps": trainer.global_step,
+        **_summary(cfg, module, scores, seconds),
         "traces": len(traces),
         "parameters": {"trained": trained, "all": parameters},
-        "precision": precision_of(cfg),
         "frozen": said,
-        **{name: value for name, value in module.totals.items() if name not in _ELSEWHERE},
-        # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.
-        "flops": {
-            "student": module.totals["student_flops"],
-            "teacher_live": module.totals["teacher_flops"],
-            "teacher_cached": cached_flops,
-        },
         "resumed_from_step": int(resumed.name.removeprefix("step-")) if resumed else None,
-        # Training's over the whole run, however often it was resumed; the others' of this part.
-        "seconds": {
-            **{name: round(value, 2) for name, value in seconds.items()},
-            "training": round(module.totals["seconds"], 2),
-        },
     }
     _finish(folder, summary, loggers, scores)
     if not cfg.checkpoint.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return fmean(score.accuracy.value for score in scores["after"]) if asked else None
+
+
+def _place(
+    cfg: DictConfig,
+    student: LanguageModel,
+    live: Mapping[Role, LanguageModel],
+    traces: Sequence[Trace],
+    objective: Objective,
+    layout: BatchLayout,
+    device: str,
+    precision: torch.dtype,
+) -> None:
+    """Move the student to its device and make the models ready for batches as they are laid out."""
+    student.model.to(device)
+    if layout.kind == "packed":
+        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
+        if isinstance(objective.rollouts, StudentRollouts):
+            longest += objective.rollouts.max_new_tokens
+        for one in (student, *live.values()):
+            allow_packing(one, longest, precision)
+    if cfg.model.checkpoint_activations:
+        checkpoint_activations(student)
+
+
+def _interrupted(
+    cfg: DictConfig, folder: Path, module: DistillModule, steps: int, stop: StopOnSignal
+) -> Interrupted:
+    """How far the run came, and what goes on from there."""
+    step = module.trainer.global_step
+    done = f"step {step} of {steps}"
+    if cfg.max_tokens is not None:
+        done = f"step {step}, {module.totals['tokens']:,.0f} of {cfg.max_tokens:,} tokens"
+    onward = f"hydra.sweep.dir={folder.parent}" if sweeps.under_way() else f"ckpt={folder}"
+    return Interrupted(
+        f"stopped by {stop.received} after {done}; the checkpoint "
+        f"{runs.checkpoints(folder / 'checkpoints')[-1]} is kept: the same command with {onward} goes on "
+        f"from there"
+    )
+
+
+def _summary(
+    cfg: DictConfig,
+    module: DistillModule,
+    scores: Mapping[str, Sequence[Score]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What a finished run was and found, as far as its module, its benchmarks and its clocks tell."""
+    totals = module.totals
+    return {
+        "name": cfg.name,
+        "status": "finished",
+        "seed": cfg.seed,
+        "loss": HydraConfig.get().runtime.choices.get("loss"),
+        "benchmarks": {
+            after.benchmark: {stage: own[place].summary() for stage, own in scores.items()}
+            for place, after in enumerate(scores.get("after", ()))
+        },
+        "steps": module.trainer.global_step,
+        "precision": precision_of(cfg),
+        **{name: value for name, value in totals.items() if name not in _ELSEWHERE},
+        # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.
+        "flops": {
+            "student": totals["student_flops"],
+            "teacher_live": totals["teacher_flops"],
+            "teacher_cached": module.cached_flops,
+        },
+        # Training's over the whole run, however often it was resumed; the others' of this part.
+        "seconds": {
+            **{name: round(value, 2) for name, value in seconds.items()},
+            "training": round(totals["seconds"], 2),
+        },
+    }
 
 
 def _print_plan(cfg: DictConfig) -> None:
@@ -364,31 +333,6 @@ def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[
     else:
         length = sum(len(trace.completion_ids) for trace in traces) / len(traces)
     return steps, min(steps, math.ceil(cfg.max_tokens / (per_step * length)))
-
-
-def ranks_of(cfg: DictConfig) -> int:
-    """Processes that train together."""
-    devices: Any = cfg.trainer.devices
-    if isinstance(devices, int) and devices > 0:
-        count = devices
-    elif OmegaConf.is_list(devices):
-        count = len(cfg.trainer.devices)
-    else:
-        count = max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("gpu", "cuda") else 1
-    return count * int(cfg.trainer.get("num_nodes", 1))
-
-
-def find_device(cfg: DictConfig) -> str:
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(
-                "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
-            )
-        # This process's own GPU, before Lightning moves anything there: not GPU 0 for every rank.
-        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-        chosen: Any = plain(cfg.trainer.devices)
-        return f"cuda:{chosen[rank] if isinstance(chosen, list) else rank}"
-    return "cpu"
 
 
 def _trainer(
@@ -499,30 +443,6 @@ def _frozen_in_words(frozen: dict[Role, LazyModel], objective: Objective) -> dic
             use = f"cached {', '.join(cached)}" if cached else "cached traces only"
             said[role] = f"{lazy.source.name}, not in memory while training ({use})"
     return said
-
-
-def build(node: Any, place: str) -> Any:
-    """Instantiate a config node; what it refuses is the user's to mend."""
-    try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from error
-        if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
-            raise UserError(f"{place}: {first_line(cause)}") from error
-        raise
-
-
-def _build_optimizer(node: Any) -> OptimizerFactory:
-    factory = build(node, "optimizer")
-    try:
-        factory(
-            [torch.nn.Parameter(torch.zeros(1))]
-        )  # a bad learning rate is better found now than in training
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"optimizer: {first_line(error)}") from error
-    return factory
 
 
 @contextmanager

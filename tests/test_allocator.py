@@ -15,7 +15,7 @@ import sys, types
 import train
 def run_job(cfg):
     {ALIGNED}
-sys.modules["distill.training"] = types.SimpleNamespace(run_job=run_job)
+sys.modules["distill.jobs"] = types.SimpleNamespace(run_job=run_job)
 assert "torch" not in sys.modules
 train.main.__wrapped__(None)
 """

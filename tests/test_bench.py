@@ -35,13 +35,13 @@ from distill.bench.comparison import (
 from distill.bench.comparisons import COMPARISONS
 from distill.bench.inputs import batch_rows, model_folder, read_lengths, trace_lengths
 from distill.bench.meter import Meter
+from distill.building import build
 from distill.data import TraceRecipe
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
 from distill.losses.signals import Source
 from distill.models import find_model
 from distill.objective import Objective
-from distill.training import build
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
 import distill.teacher
+from distill.building import build
 from distill.cli import check_overrides
 from distill.data import TraceRecipe
 from distill.errors import UserError
@@ -22,7 +23,7 @@ from distill.models import LanguageModel, find_model
 from distill.objective import Objective
 from distill.plan import Plan, Stage, make_plan
 from distill.sweep_plan import SweepPlan
-from distill.training import _steps, build, train
+from distill.training import _steps, train
 
 traces = test_training.traces  # the fixture
 

@@ -580,6 +580,7 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     run([*words, *otherwise], folder)
     records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {(one["stage"], one["tokens"]) for one in records} == {("before", 2), ("after", 2)}
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["seconds"]["training"] == pytest.approx(sum(column(folder, "train/seconds")), abs=0.1)
 
 
@@ -828,7 +829,7 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) 
 import sys
 from pathlib import Path
 from distill.cli import check_overrides
-from distill.training import build
+from distill.building import build
 for word in sys.argv[2:]:
     try:
         build(check_overrides(Path(sys.argv[1]), "train", [word]).loss, "loss")

@@ -11,11 +11,11 @@ from test_objective import CONF, VOCAB, WIDTH
 from torch import Tensor
 
 from distill import objective as objectives
+from distill.building import build
 from distill.head import Head
 from distill.losses import weights
 from distill.losses.signals import is_of_the_token, signals
 from distill.objective import Objective, WeightedLoss
-from distill.training import build
 
 BY_TOKEN = {
     "uniform": weights.uniform,

@@ -16,6 +16,7 @@ from distill.batch import collate
 from distill.bench.comparison import Setting
 from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
 from distill.bench.meter import Measured, Meter
+from distill.building import build
 from distill.callbacks import StudentCheckpoints
 from distill.cli import check_overrides, quiet
 from distill.data import DistillDataModule, TraceRecipe
@@ -196,15 +197,15 @@ def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = batch_rows(setting)
         cfg = compose(setting, [f"loss={loss}"], rows, setting.rows, Path(folder))
-        objective: Objective = training.build(cfg.loss, "loss")
-        recipe: TraceRecipe = training.build(cfg.data.recipe, "data")
+        objective: Objective = build(cfg.loss, "loss")
+        recipe: TraceRecipe = build(cfg.data.recipe, "data")
         lm = find_model(cfg.model.student, key="model.student").load()
         traces = recipe.build(lm, None, Path(folder))
     lm.model.to(setting.device).train()
     if setting.checkpoint_activations:
         checkpoint_activations(lm)
     parameters = list(lm.model.parameters())
-    optimizer = training.build(cfg.optimizer, "optimizer")(parameters)
+    optimizer = build(cfg.optimizer, "optimizer")(parameters)
     cuda = setting.device == "cuda"
     meter.begin([lm.model])
     while not meter.done:

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from distill.building import build
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
 from distill.errors import UserError, first_line
 from distill.records import problem_of
@@ -193,8 +194,6 @@ class _Missing(UserError):
 def _problems_of_one(
     name: str, nodes: Mapping[str, Any], names: Sequence[str], paths: Mapping[str, str | None]
 ) -> list[Problem]:
-    from distill.training import build
-
     if name not in nodes:
         return [] if name in names else _of_file(name, names)
     node, path = nodes[name], paths.get(name)
