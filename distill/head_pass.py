@@ -55,9 +55,9 @@ class WeightedTokenLoss:
 
 
 def fitting_chunk(head: Head) -> int:
-    """Tokens whose fp32 logits fill some 64 MiB on a CPU, 256 MiB elsewhere: few enough to save memory, enough
-    to keep the matrix products efficient. On a CPU each chunk reads the whole matrix several times: of a
-    vocabulary of 248,000, 32 tokens at a time take 1.4 times as long as 64."""
+    """Tokens whose fp32 logits fill some 64 MiB on a CPU, 256 MiB elsewhere: few enough to save memory,
+    enough to keep the matrix products efficient. On a CPU each chunk reads the whole matrix several times:
+    of a vocabulary of 248,000, 32 tokens at a time take 1.4 times as long as 64."""
     budget = 64 << 20 if head.hidden.device.type == "cpu" else 256 << 20
     return max(32, min(8192, budget // (4 * head.weight.shape[0]) // 16 * 16))
 
