@@ -9,10 +9,12 @@ def shuffle(
     weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], *, generator: torch.Generator
 ) -> Float[Tensor, "batch seq"]:
     """The same weights, permuted over the batch's completion tokens: the control for their spread alone."""
-    # By random keys at all places: a mask would ask the device how many tokens there are.
-    keys = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
-    keys = keys.to(weights.device, non_blocking=True).masked_fill(~mask, 2.0)
-    order = keys.flatten().argsort()
+    # By a random key for each token, of which there are as many as places at most: a mask would ask the
+    # device for their number.
+    keys = torch.rand(mask.numel(), generator=generator, dtype=torch.float64)
+    keys = keys.to(weights.device, non_blocking=True)
+    numbers = (mask.flatten().cumsum(0) - 1).clamp(min=0)  # padding before a token changes nothing of its key
+    order = keys[numbers].masked_fill(~mask.flatten(), 2.0).argsort()
     return torch.zeros_like(weights).masked_scatter(mask, weights.flatten()[order])
 
 
