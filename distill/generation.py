@@ -183,15 +183,11 @@ class _Reader:
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Logits of each row's first token."""
-        from distill.kv_cache import take_rows
-
         logits = self._read(first=True)
         if self._begins is None:
             return logits
-        take_rows(self._cache, self._begins)
-        self._ids, self._mask, self._positions = (
-            part[self._begins] for part in (self._ids, self._mask, self._positions)
-        )
+        self._cache.reorder_cache(self._begins)
+        self._take(self._begins)
         return logits[self._begins]
 
     def read(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
@@ -216,12 +212,15 @@ class _Reader:
             self._places = self._places[places]
             return places
         places = keep_rows(self._cache, staying, self._places.device)
-        self._ids, self._mask, self._positions = (
-            part[places] for part in (self._ids, self._mask, self._positions)
-        )
+        self._take(places)
         self._padded = not bool(self._mask.all())
         self._places = self._places[: len(places)]
         return places
+
+    def _take(self, places: Int[Tensor, " kept"]) -> None:
+        self._ids, self._mask, self._positions = (
+            part[places] for part in (self._ids, self._mask, self._positions)
+        )
 
     def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
         options = {

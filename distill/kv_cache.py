@@ -64,21 +64,26 @@ class GrowingLayer(DynamicLayer):
         if self.keys is None or self.values is None:  # nothing was read
             return
         length = self.get_seq_length()
-        if not self._in_buffers():
-            self._buffers = [self.keys, self.values]
-        for buffer in self._buffers:
+        for buffer in self._held():
             buffer[holes, :, :length] = buffer[fillers, :, :length]
         self._show(rows, length)
 
-    def take_rows(self, places: Int[Tensor, " rows"]) -> None:
-        """Rows made of those at these places, of which one may be taken several times."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows made of those at these places, of which one may be taken several times; their room goes
+        along, which transformers' own would have made anew for the next token."""
         if self.keys is None or self.values is None:  # nothing was read
             return
         length = self.get_seq_length()
+        self._buffers = [buffer[beam_idx] for buffer in self._held()]
+        self._show(len(beam_idx), length)
+
+    def _held(self) -> list[Tensor]:
+        """The buffers, or what another hand has put in their place."""
         if not self._in_buffers():
+            assert self.keys is not None
+            assert self.values is not None
             self._buffers = [self.keys, self.values]
-        self._buffers = [buffer[places] for buffer in self._buffers]  # with their room
-        self._show(len(places), length)
+        return self._buffers
 
     def _in_buffers(self) -> bool:
         """Whether the keys and values are what was shown last: transformers' methods put others in place."""
@@ -139,17 +144,3 @@ def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int
         else:
             layer.reorder_cache(cast(torch.LongTensor, places))  # which takes any rows, also fewer
     return places
-
-
-def take_rows(cache: Cache, places: Int[Tensor, " rows"]) -> None:
-    """Make a batch of other rows: each goes on from the row at its place, where others may go on from, too.
-
-    Args:
-        cache: of `growing_cache`.
-        places: of the rows that there are.
-    """
-    for layer in cache.layers:
-        if isinstance(layer, GrowingLayer):
-            layer.take_rows(places)
-        else:
-            layer.reorder_cache(cast(torch.LongTensor, places))

@@ -192,19 +192,20 @@ class LanguageModel:
         """
         weight = self.model.get_output_embeddings().weight[: self.vocab_size]
         if layout is None:
-            with _a_trace_a_row():
-                states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            return Head(hidden=states[:, :-1][mask], weight=weight)
+            return Head(hidden=self._rows(input_ids)[:, :-1][mask], weight=weight)
         flat = input_ids.flatten()
         with cached_casts(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
             parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
         states = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Head(hidden=states.index_select(0, layout.predicting), weight=weight)
 
+    def _rows(self, ids: Int[Tensor, "rows length"]) -> Float[Tensor, "rows length hidden"]:
+        with _a_trace_a_row():
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
     def _states(self, ids: Int[Tensor, "rows length"], one: Pass) -> Float[Tensor, "rows length hidden"]:
         if one.segments is None:
-            with _a_trace_a_row():
-                return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return self._rows(ids)
         if self.model.config._attn_implementation != PACKED_ATTENTION:
             raise RuntimeError("a model must be made ready for packed rows by distill.packing.allow_packing")
         # A mask of four dimensions keeps transformers from making one of all tokens by all tokens.

@@ -9,19 +9,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from test_grid import LOSSES, WEIGHTS
+from test_grid import LOSSES, WEIGHTS, apply, changed
 from test_no_sync import OBJECTIVES, module_of, traces_for
-from test_objective import Work, draw
+from test_objective import draw
 from torch import Tensor
 
 from distill.alignment import Alignment
 from distill.batch import Batch, collate
 from distill.distributions import TeacherDistribution
 from distill.generation import StudentRollouts
-from distill.head import Head
 from distill.layout import BatchLayout, LayoutKind
 from distill.losses import divergence, weights
-from distill.losses.signals import SIGNALS, Source, is_on_policy_only
+from distill.losses.signals import Source, is_on_policy_only
 from distill.models import LanguageModel
 from distill.objective import Objective
 from distill.packing import allow_packing
@@ -58,21 +57,6 @@ def test_such_mistakes_are_seen(mistake: Any) -> None:
         mistake(torch.ones(3, device=META))
 
 
-def elsewhere(work: Work) -> Work:
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(META).requires_grad_(tensor.requires_grad)
-
-    return Work(
-        moved(work.mask),
-        moved(work.labels),
-        moved(work.hidden),
-        moved(work.weight),
-        moved(work.teacher_hidden),
-        moved(work.teacher_weight),
-        {name: moved(values) for name, values in work.token_signals.items()},
-    )
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: str) -> None:
@@ -87,29 +71,9 @@ def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: 
             chunk_size=4,
         )
         here = draw(3)
-        there = elsewhere(here)
+        there = changed(here, lambda tensor: tensor.to(META))
         places = here.mask.flatten().nonzero().squeeze(-1).to(META)
-        known = {
-            name: there.token_signals["teacher_logprobs" if signal.shape == "step" else name]
-            for name, signal in SIGNALS.items()
-            if name in objective.signals and signal.shape != "vocab" and not name.startswith("student_")
-        }
-        if objective.compares_steps:
-            known["student_step_value"] = there.token_signals["initial_logprobs"]
-        if objective.compares_tokens:
-            known["same_token"] = there.mask.double()
-        teacher = Head(there.teacher_hidden.flatten(0, 1).index_select(0, places), there.teacher_weight)
-        shared = torch.arange(len(there.weight), device=META).repeat(2, 1)
-        found = objective(
-            Head(there.hidden.flatten(0, 1).index_select(0, places), there.weight),
-            there.mask,
-            there.labels,
-            known,
-            others=dict.fromkeys(objective.distributions, teacher),
-            constants={"shared_ids": shared} if objective.compares_tokens else {},
-            places=places,
-            by_student=on_policy,
-        )
+        found = apply(objective, there, on_policy, places)
         gradients = torch.autograd.grad(found.total, (there.hidden, there.weight))
         made = (found.total, found.denominator, found.losses, found.logprobs, found.weights, *gradients)
         assert {tensor.device.type for tensor in made} == {META}

@@ -4,7 +4,6 @@ precision and in bf16; and what is refused."""
 import inspect
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -70,7 +69,12 @@ def test_the_grid_is_as_large_as_the_field() -> None:
     }
 
 
-def apply(objective: Objective, work: Work, on_policy: bool) -> WeightedLoss:
+def apply(objective: Objective, work: Work, on_policy: bool, places: Tensor | None = None) -> WeightedLoss:
+    """The loss of some work; `places` are those of its mask, where they are known."""
+
+    def tokens(states: Tensor) -> Tensor:
+        return states[work.mask] if places is None else states.flatten(0, 1).index_select(0, places)
+
     given = {
         name: work.token_signals["teacher_logprobs" if signal.shape == "step" else name]
         for name, signal in SIGNALS.items()
@@ -80,36 +84,41 @@ def apply(objective: Objective, work: Work, on_policy: bool) -> WeightedLoss:
         given["student_step_value"] = work.token_signals["initial_logprobs"]
     if objective.compares_tokens:
         given["same_token"] = work.mask.to(work.hidden.dtype)
-    ids = torch.arange(len(work.weight)).repeat(2, 1)
+    ids = torch.arange(len(work.weight), device=work.weight.device).repeat(2, 1)
     return objective(
-        Head(work.hidden[work.mask], work.weight),
+        Head(tokens(work.hidden), work.weight),
         work.mask,
         work.labels,
         given,
         others={
-            name: Head(work.teacher_hidden[work.mask], work.teacher_weight)
-            for name in objective.distributions
+            name: Head(tokens(work.teacher_hidden), work.teacher_weight) for name in objective.distributions
         },
         constants={"shared_ids": ids} if objective.compares_tokens else {},
         by_student=on_policy,
+        places=places,
+    )
+
+
+def changed(work: Work, change: Callable[[Tensor], Tensor]) -> Work:
+    """The same work with every tensor changed, and those that train training still."""
+
+    def one(tensor: Tensor) -> Tensor:
+        return change(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+    return Work(
+        one(work.mask),
+        one(work.labels),
+        one(work.hidden),
+        one(work.weight),
+        one(work.teacher_hidden),
+        one(work.teacher_weight),
+        {name: one(values) for name, values in work.token_signals.items()},
     )
 
 
 def exact(work: Work) -> Work:
     """The same numbers in double precision."""
-
-    def widen(values: Any) -> Any:
-        return values.detach().double().requires_grad_(values.requires_grad)
-
-    return Work(
-        work.mask,
-        work.labels,
-        widen(work.hidden),
-        widen(work.weight),
-        widen(work.teacher_hidden),
-        widen(work.teacher_weight),
-        {name: widen(values) for name, values in work.token_signals.items()},
-    )
+    return changed(work, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -6,7 +6,7 @@ from test_generation_families import FAMILIES, tiny
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from distill.kv_cache import GrowingLayer, growing_cache, keep_rows, take_rows
+from distill.kv_cache import GrowingLayer, growing_cache, keep_rows
 
 LIMIT = 400
 
@@ -23,6 +23,19 @@ def same(layer: DynamicLayer, reference: DynamicLayer) -> None:
     assert layer.get_mask_sizes(1) == reference.get_mask_sizes(1)
     assert torch.equal(layer.keys, reference.keys)
     assert torch.equal(layer.values, reference.values)
+
+
+def go_on(cache: Cache, reference: DynamicLayer, rows: int, steps: range) -> None:
+    """A token a step, in both layers of the cache: one of ours and one of transformers'."""
+    for step in steps:
+        new = states(rows, 1, seed=step)
+        reference.update(*new)
+        for number in range(2):
+            cache.update(*new, number)
+    layer = cache.layers[0]
+    assert isinstance(layer, GrowingLayer)
+    same(layer, reference)
+    assert torch.equal(cache.layers[1].keys, reference.keys)
 
 
 def test_it_grows_as_by_concatenation_with_few_copies() -> None:
@@ -51,13 +64,7 @@ def test_rows_that_stay_go_on_where_they_are_put(staying: list[int]) -> None:
     assert sorted(places.tolist()) == staying
     assert all(place == row for place, row in enumerate(places.tolist()) if row < len(staying))
     reference.batch_select_indices(places)
-    for step in range(5, 9):
-        new = states(len(staying), 1, seed=step)
-        reference.update(*new)
-        for number in range(2):
-            cache.update(*new, number)
-    same(layer, reference)
-    assert torch.equal(cache.layers[1].keys, reference.keys)
+    go_on(cache, reference, len(staying), range(5, 9))
 
 
 @pytest.mark.parametrize("places", [[0, 0, 0], [1, 0, 1, 2], [2]])
@@ -72,15 +79,9 @@ def test_rows_may_go_on_from_one(places: list[int], changed: bool) -> None:
     if changed:
         for one in (reference, *cache.layers[:2]):
             one.crop(-5)
-    take_rows(cache, torch.tensor(places))
-    reference.reorder_cache(torch.tensor(places))
-    for step in range(1, 90):
-        new = states(len(places), 1, seed=step)
-        reference.update(*new)
-        for number in range(2):
-            cache.update(*new, number)
-    same(layer, reference)
-    assert torch.equal(cache.layers[1].keys, reference.keys)
+    for one in (cache, reference):
+        one.reorder_cache(torch.tensor(places))
+    go_on(cache, reference, len(places), range(1, 90))
 
 
 def test_what_transformers_does_to_a_layer_is_gone_on_from() -> None:
