@@ -1,6 +1,7 @@
 """Where models come from: hub id, local folder, GGUF file, or a file inside an installed package."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -78,10 +79,8 @@ class ModelSource:
     @functools.cached_property
     def context_length(self) -> int:
         """Longest sequence the model was made for, read from its configuration alone."""
-        from transformers import AutoConfig
-
         try:
-            return _context_length(AutoConfig.from_pretrained(self.location, **self._where))
+            return _context_length(self._configuration)
         except Exception as error:  # as for the weights
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
@@ -92,11 +91,11 @@ class ModelSource:
         That is what the chat template puts behind an answer, where it is one of them (Gemma closes a turn
         with another token than its end of sequence), else the tokenizer's end of sequence.
         """
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         configuration: Any = None
         with contextlib.suppress(OSError, ValueError):  # not every model says; the tokenizer does
-            configuration = AutoConfig.from_pretrained(self.location, **self._where)
+            configuration = self._configuration
         with contextlib.suppress(OSError):
             revision = self.revision or "main"
             configuration = GenerationConfig.from_pretrained(self.location, revision=revision)
@@ -104,10 +103,10 @@ class ModelSource:
 
     def skeleton(self) -> Any:
         """The model's modules by its configuration alone: names and shapes, without any weights."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         try:
-            configuration = AutoConfig.from_pretrained(self.location, **self._where)
+            configuration = copy.deepcopy(self._configuration)  # the model writes into it
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(
                     configuration, trust_remote_code=self.trust_remote_code
@@ -125,12 +124,20 @@ class ModelSource:
             options["quantization_config"] = GgufConfig(dequantize=True)
         dtype = self.dtype if self.dtype == "auto" else _dtype(self.dtype)
         try:
+            if self.gguf:  # whose head takes seconds to read
+                options["config"] = copy.deepcopy(self._configuration)
             model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
         except Exception as error:  # damaged files raise what their readers please
             raise UserError(f"model {self.name!r} does not load: {first_line(error)}") from error
         if self.gguf:
             _forget_packing(model)
         return LanguageModel(model.eval(), self.tokenizer, self)
+
+    @functools.cached_property
+    def _configuration(self) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.location, **self._where)
 
     @property
     def _where(self) -> dict[str, Any]:

