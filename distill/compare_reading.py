@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.traces import read_records
+from distill.examples import read_records
 
 _STAGES = ("before", "after")
 

@@ -17,9 +17,10 @@ from distill.distributions import TeacherDistribution
 from distill.errors import UserError
 from distill.flops import reading
 from distill.head import Head, label_logprobs
-from distill.models import LanguageModel, ModelSource, tokenizer_size
+from distill.models import LanguageModel, ModelSource
 from distill.teacher import LazyModel, in_batches, model_key
 from distill.traces import Trace
+from distill.vocabularies import tokenizer_size
 
 _TOKENS_PER_SHARD = 1 << 15  # hidden states of a 7B model: 224 MiB
 _VERIFIED_TRACES, _VERIFIED_TOKENS = 8, 64

@@ -26,10 +26,12 @@ from distill.drift_measuring import ask_both, asked_for_drift, measure_drift
 from distill.drift_report import picture
 from distill.engines import Engine
 from distill.errors import UserError, whole_number
-from distill.evaluation import Benchmark, Score, ask, benchmarks_of, evaluate
+from distill.evaluation import Benchmark, ask, benchmarks_of, evaluate
 from distill.evaluation_page import SampleFile
 from distill.evaluation_report import log_report, markdown, write_report
-from distill.models import ModelSource, find_model, vocabulary_mismatch
+from distill.finding import find_model
+from distill.models import ModelSource, vocabulary_mismatch
+from distill.scores import Score
 from distill.teacher import LazyModel, writer_key
 from distill.trace_sets import claimed
 

@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill.cache import write_atomically
-from distill.evaluation import Score
 from distill.evaluation_page import SampleFile, write_page
 from distill.loggers import log_samples, metrics_of
+from distill.scores import Score
 
 # Figures that are shares; the others are shown as they are.
 _PLAIN = ("tokens",)

@@ -22,8 +22,9 @@ from torch import nn
 from distill.batch import by_length
 from distill.errors import UserError
 from distill.head import Head
-from distill.models import LanguageModel, ModelSource, tokenizer_size
+from distill.models import LanguageModel, ModelSource
 from distill.traces import Trace
+from distill.vocabularies import tokenizer_size
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

@@ -27,12 +27,13 @@ from distill.engines import Engine, Request, Written, request_seed
 from distill.errors import UserError, whole_number
 from distill.generation import Sampling
 from distill.journal import Journal
-from distill.models import ModelSource, tokenizer_fingerprint
+from distill.models import ModelSource
 from distill.progress import progress_bar
 from distill.records import template_hash, write_records
 from distill.teacher import LazyModel, score
 from distill.trace_sets import claimed
 from distill.traces import Trace, check_spelling, conversation, encode_completion, encode_prompt
+from distill.vocabularies import tokenizer_fingerprint
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"
 

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from distill.cache import write_atomically
 from distill.errors import UserError
-from distill.evaluation import Score
 from distill.runs import first_rank
+from distill.scores import Score
 
 
 class CsvMetrics(Logger):

@@ -1,12 +1,9 @@
-"""Where models come from: hub id, local folder, GGUF file, or a file inside an installed package."""
+"""A language model: found but not loaded, and loaded, with the one way in which its predictions are read."""
 
 import contextlib
 import copy
 import functools
-import hashlib
-import importlib.util
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,10 @@ from torch import Tensor, nn
 from distill.errors import UserError, first_line
 from distill.head import Head
 from distill.layout import Layout, Pass
+from distill.vocabularies import end_ids, tokenizer_fingerprint, tokenizer_size
 
-PACKAGE_PREFIX = "package:"
 PACKED_ATTENTION = "packed"  # the name under which transformers knows the attention of distill.packing
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class ModelSource:
         with contextlib.suppress(OSError):
             revision = self.revision or "main"
             configuration = GenerationConfig.from_pretrained(self.location, revision=revision)
-        return _end_ids(self.tokenizer, configuration)
+        return end_ids(self.tokenizer, configuration)
 
     def skeleton(self) -> Any:
         """The model's modules by its configuration alone: names and shapes, without any weights."""
@@ -122,7 +117,7 @@ class ModelSource:
         if self.gguf:
             # Otherwise the weights stay packed and can be neither trained nor saved.
             options["quantization_config"] = GgufConfig(dequantize=True)
-        dtype = self.dtype if self.dtype == "auto" else _dtype(self.dtype)
+        dtype = self.dtype if self.dtype == "auto" else find_dtype(self.dtype)
         try:
             if self.gguf:  # whose head takes seconds to read
                 options["config"] = copy.deepcopy(self._configuration)
@@ -176,7 +171,7 @@ class LanguageModel:
     @property
     def end_ids(self) -> list[int]:
         """As `ModelSource.end_ids`, by the loaded model's own generation settings."""
-        return _end_ids(self.tokenizer, self.model.generation_config)
+        return end_ids(self.tokenizer, self.model.generation_config)
 
     def completion_head(
         self,
@@ -261,144 +256,6 @@ def checkpoint_activations(lm: LanguageModel) -> None:
         ) from error
 
 
-def find_model(
-    spec: str | Sequence[str],
-    *,
-    key: str,
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> ModelSource:
-    """Find a model by what the user wrote, without loading its weights.
-
-    Args:
-        spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or
-            folder that an installed package ships, or a list of these, tried in order.
-        key: the config key it stands under, for messages.
-
-    Raises:
-        UserError: nothing is there; the message says what was tried.
-    """
-    if isinstance(spec, str):
-        return _find_one(spec, key, dtype, revision, trust_remote_code)
-    if not isinstance(spec, Sequence):
-        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
-    failures = []
-    for one in spec:
-        try:
-            return _find_one(one, key, dtype, revision, trust_remote_code)
-        except UserError as error:
-            failures.append(str(error))
-    raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
-
-
-def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
-    _dtype(dtype)
-    if not isinstance(spec, str) or not spec.strip():
-        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
-    if len(spec) > 1000:
-        raise UserError(f"{key}={spec[:60]}... is no model: it has {len(spec)} characters")
-    path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
-    source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return source(location=str(path), fingerprint=_hash_files(path))
-        if (path / "adapter_config.json").is_file():
-            raise UserError(
-                f"{key}={spec} holds a LoRA adapter alone: give the student/ beside it, or merge it first"
-            )
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) != 1:
-            raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")
-        path = ggufs[0]
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"{key}={spec}: there is no such GGUF file")
-        return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
-    if path.is_file():
-        raise UserError(f"{key}={spec} is a file, but no GGUF file: give the model's folder")
-    if not _HUB_ID.fullmatch(spec):
-        raise UserError(f"{key}={spec}: there is no such folder, and it is no hub id (owner/name)")
-    commit = _hub_commit(spec, key, revision)
-    return source(location=spec, revision=commit, fingerprint=commit)
-
-
-def _in_package(spec: str, key: str) -> Path:
-    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
-    if not package.isidentifier() or not inside:
-        raise UserError(f"{key}={spec}: write package:NAME/PATH, with the package's import name")
-    # find_spec on a top-level name imports nothing.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"{key}={spec}: the package is not installed (pip install {package.replace('_', '-')})"
-        )
-    path = Path(next(iter(found.submodule_search_locations))) / inside
-    if not path.exists():
-        raise UserError(f"{key}={spec}: the installed package {package} has no {inside}")
-    return path
-
-
-def _hub_commit(spec: str, key: str, revision: str | None) -> str:
-    """The commit that the hub has for this id or, without a network, the one in the local hub cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    reason = "the hub has no such model, or it is private or gated"
-    try:
-        # Asked directly, because from_pretrained retries for half a minute before it says that there is no
-        # network.
-        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
-    except RevisionNotFoundError:
-        reason = f"the hub's model has no revision {revision!r}"
-    except RepositoryNotFoundError:
-        pass
-    except Exception as error:  # whichever HTTP library the hub client uses, its errors share no base class
-        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
-    raise UserError(
-        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
-        f"give a local folder or GGUF file: {key}=/path/to/model"
-    )
-
-
-def _hash_files(path: Path) -> str:
-    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the
-    size."""
-    digest = hashlib.sha256()
-    names = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
-    )
-    for file in names:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as stream:
-            if size <= _SAMPLED_BLOCK * _SAMPLED_BLOCKS:
-                digest.update(stream.read())
-                continue
-            for block in range(_SAMPLED_BLOCKS):
-                stream.seek(block * (size - _SAMPLED_BLOCK) // (_SAMPLED_BLOCKS - 1))
-                digest.update(stream.read(_SAMPLED_BLOCK))
-    return digest.hexdigest()[:32]
-
-
-def tokenizer_size(tokenizer: Any) -> int:
-    """Number of ids that stand for a token (the output matrix may have more rows)."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of the vocabulary: equal where, and only where, ids mean the same tokens."""
-    digest = hashlib.sha256()
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
-        digest.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
-
-
 def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
     """Why token-level signals cannot pass from teacher to student, or None when they can."""
     ours, theirs = student.tokenizer, teacher.tokenizer
@@ -448,28 +305,6 @@ def _a_trace_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = search
 
 
-def _end_ids(tokenizer: Any, configuration: Any) -> list[int]:
-    configured = getattr(configuration, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
-    closing = _closing_token(tokenizer)
-    return sorted(ends, key=lambda token: token != closing)
-
-
-def _closing_token(tokenizer: Any) -> int | None:
-    """The token that the chat template puts behind an answer, if it has a template that takes one."""
-    if not tokenizer.chat_template:
-        return None
-    marker = "ANSWER"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates raise what they please
-        return None
-    behind = tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids
-    return behind[0] if behind else None
-
-
 def _context_length(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
@@ -481,7 +316,7 @@ def _forget_packing(model: Any) -> None:
         model.__dict__.pop(name, None)
 
 
-def _dtype(name: str) -> torch.dtype | None:
+def find_dtype(name: str) -> torch.dtype | None:
     dtype = getattr(torch, name, None)
     if name != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UserError(

@@ -27,11 +27,12 @@ from distill.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.footprint import dtype_of, head_memory, training_memory
 from distill.generation import StudentRollouts
 from distill.losses.signals import ROLES
-from distill.models import ModelSource, tokenizer_size
+from distill.models import ModelSource
 from distill.objective import Objective
 from distill.prepare import find
 from distill.teacher import in_shards, scoring
 from distill.traces import Example, Trace
+from distill.vocabularies import tokenizer_size
 
 _MACHINES = {"gpu": (300.0, 2000.0), "cpu": (0.2, 20.0)}  # TFLOP/s, GB/s: an A100 and a few cores
 _MEASURED = 2000  # traces whose lengths are looked at, and micro-batches that are laid out

@@ -12,10 +12,11 @@ from torch import Tensor
 from distill.data import TraceRecipe
 from distill.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
 from distill.losses.weights import uniform
-from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
+from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.objective import Objective
 from distill.reading import Reader, as_read, whole_reading
 from distill.teacher import LazyModel, score, scoring

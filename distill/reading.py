@@ -9,9 +9,10 @@ import numpy as np
 
 from distill.alignment import Alignment, align, beginning_alike, shared_tokens, spell
 from distill.errors import UserError
-from distill.models import ModelSource, tokenizer_size, vocabulary_mismatch
+from distill.models import ModelSource, vocabulary_mismatch
 from distill.progress import progress_bar
 from distill.traces import Example, Reading, Trace, encode_prompt
+from distill.vocabularies import tokenizer_size
 
 _LOOKED_AT = 100  # traces, for whether a tokenizer can spell them
 

@@ -16,7 +16,8 @@ from typing import Any
 from distill.cache import write_atomically
 from distill.cli import one_sentence_errors
 from distill.errors import UserError
-from distill.traces import Example, recorded_tokens
+from distill.examples import recorded_tokens
+from distill.traces import Example
 
 Record = dict[str, Any]  # one row of a trace set
 

@@ -22,8 +22,9 @@ from distill.cache import write_atomically
 from distill.callbacks import checkpoints
 from distill.cli import plain
 from distill.errors import Busy, UserError
-from distill.evaluation import Asked, Score, score_of
+from distill.evaluation import Asked, score_of
 from distill.loading import load as load  # for notebooks: from distill import runs; runs.load(...)
+from distill.scores import Score
 
 _PACKAGES = (
     "distill",

@@ -12,8 +12,9 @@ from scipy.stats import spearmanr
 
 from distill.building import build
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.losses.signals import SIGNALS, Role, name_of, signals
-from distill.models import ModelSource, find_model, vocabulary_mismatch
+from distill.models import ModelSource, vocabulary_mismatch
 from distill.objective import Objective
 from distill.records import Record, example_of, problem_of
 from distill.scoring import score_tokens

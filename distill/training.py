@@ -44,14 +44,15 @@ from distill.data import DistillDataModule, TraceRecipe
 from distill.devices import find_device, ranks_of
 from distill.engines import HfEngine
 from distill.errors import Interrupted, UserError
-from distill.evaluation import Asked, Score, ask, benchmarks_of, evaluate
+from distill.evaluation import Asked, ask, benchmarks_of, evaluate
+from distill.finding import find_model
 from distill.flops import cost_of_source
 from distill.generation import StudentRollouts
 from distill.layout import BatchLayout
 from distill.loggers import CsvMetrics, log_samples, metrics_of
 from distill.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.losses.signals import Role
-from distill.models import LanguageModel, checkpoint_activations, find_model
+from distill.models import LanguageModel, checkpoint_activations
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.packing import allow_packing
@@ -59,6 +60,7 @@ from distill.plan import Plan, make_plan
 from distill.plots import plot_run
 from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.schedule import Schedule
+from distill.scores import Score
 from distill.teacher import LazyModel, writer_key
 from distill.traces import Trace
 

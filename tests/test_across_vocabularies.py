@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.head import Head, WeightedTokenLoss, weighted_token_losses
 from distill.losses.divergence import gold, jsd, uld
 from distill.losses.weights import support_ratio, uniform
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.objective import Objective, Term
 from distill.tiny import task
 

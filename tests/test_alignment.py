@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from distill.alignment import align, shared_tokens, spell
 from distill.batch import collate
 from distill.errors import UserError
-from distill.models import LanguageModel, ModelSource, find_model, vocabulary_mismatch
+from distill.finding import find_model
+from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.reading import Reader
 from distill.tiny import task
 from distill.traces import Example, Reading, Trace, encode_completion, encode_prompt

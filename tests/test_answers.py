@@ -149,11 +149,11 @@ def test_equality_is_exact() -> None:
 
 
 def test_a_huge_exponent_is_no_number_and_costs_nothing() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in ("9e999999999", "-9E+999999999", "9" * 1_000_000, "1/" + "9" * 1_000_000, "." * 1_000_000):
         assert number(text) is None
         assert not same_number("9", text)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 _PIECES = st.sampled_from(
@@ -170,7 +170,7 @@ GARBAGE = st.one_of(
 )
 
 
-@settings(max_examples=400, derandomize=True, deadline=1000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, derandomize=True, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
 @given(GARBAGE)
 def test_garbage_never_raises_and_what_is_found_stands_in_the_text(text: str) -> None:
     answer, rule = extract(text)
@@ -183,7 +183,7 @@ def test_garbage_never_raises_and_what_is_found_stands_in_the_text(text: str) ->
     assert verdict.correct == (verdict.answer is not None and number(verdict.answer) == 72)
 
 
-@settings(max_examples=300, derandomize=True, deadline=1000)
+@settings(max_examples=300, derandomize=True, deadline=5000)
 @given(st.integers(-(10**12), 10**12), st.sampled_from([0, 1, 2, 3]), st.booleans(), st.booleans(), GARBAGE)
 def test_a_written_number_is_read_back_whatever_stands_before_it(
     value: int, places: int, commas: bool, dollar: bool, before: str
@@ -209,19 +209,19 @@ def test_a_megabyte_of_one_thing_takes_no_time(piece: str) -> None:
     """A model in a loop writes such text; a grader that is quadratic in it stops the run."""
     size = 1_000_000 if piece != "\\boxed{" else 20_000  # so that a quadratic one fails in seconds, not days
     text = piece * (size // len(piece))
-    began = time.perf_counter()
+    began = time.process_time()
     extract(text)
     number(text)
-    assert time.perf_counter() - began < size / 1_000_000 * 5 + 0.2
+    assert time.process_time() - began < size / 1_000_000 * 5 + 0.2
 
 
 def test_a_megabyte_before_and_behind_the_answer_changes_nothing() -> None:
     noise = "blah {3} \n" * 100_000
-    began = time.perf_counter()
+    began = time.process_time()
     assert extract(noise + r"\boxed{72}" + noise) == ("72", "boxed")
     assert extract(noise + "The answer is 72.\n\n" + noise) == ("72", "answer is")
     assert extract(noise + "\n#### 72") == ("72", "####")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

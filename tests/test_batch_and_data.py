@@ -18,8 +18,9 @@ import distill.teacher
 from distill.batch import by_length, collate
 from distill.data import DistillDataModule, TraceOrder, TraceRecipe
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.teacher import LazyModel
 from distill.tiny import task
 from distill.traces import Example, Trace, Verdict

@@ -39,8 +39,8 @@ from distill.building import build
 from distill.data import TraceRecipe
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.losses.signals import Source
-from distill.models import find_model
 from distill.objective import Objective
 
 

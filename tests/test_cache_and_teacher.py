@@ -15,9 +15,10 @@ import distill.cache
 import distill.teacher
 from distill.cache import ShardCache, hash_arrays, write_atomically
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling, generate
 from distill.head import Head
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.teacher import LazyModel, sample_completions, sampled_logprobs, score
 from distill.traces import Example, Trace
 

@@ -4,9 +4,9 @@ import contextlib
 import csv
 import inspect
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,9 +163,9 @@ def train_py(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_prints_every_group_with_its_options_in_no_time(tmp_path: Path) -> None:
-    began = time.perf_counter()
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = train_py("--help", cwd=tmp_path)
-    assert time.perf_counter() - began < 5
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 4  # torch alone takes longer
     assert done.returncode == 0, done.stderr
     for group, options in GROUPS.items():
         assert f"\n{group}: {', '.join(options)}\n" in done.stdout

@@ -209,7 +209,7 @@ def tokens(student: LanguageModel, text: str) -> list[int]:
 
 
 def in_students_tokens(student: LanguageModel, **changes: Any) -> Record:
-    from distill.models import tokenizer_fingerprint
+    from distill.vocabularies import tokenizer_fingerprint
 
     ids = [*tokens(student, "1+1=2;#2"), student.end_ids[0]]
     return a_record(tokenizer=tokenizer_fingerprint(student.tokenizer), completion_ids=ids, **changes)

@@ -35,8 +35,9 @@ from distill.curation.overlap import decontaminate, deduplicate, passages
 from distill.curation.step import Desk, Outcome, Record, share, whole_number
 from distill.data import TraceRecipe
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.records import COLUMNS
 from distill.teacher import LazyModel, sample_completions
 from distill.tiny import task
@@ -395,7 +396,7 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
         "  _target_: distill.evaluation.Benchmark\n"
         "  name: mine\n"
         "  source:\n"
-        "    _target_: distill.traces.read_examples\n"
+        "    _target_: distill.examples.read_examples\n"
         "    _partial_: true\n"
         "    fields: {problem: Problem}\n"
         "  grade: null\n"

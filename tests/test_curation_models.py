@@ -27,13 +27,15 @@ from distill.curation.rewriting import self_data
 from distill.curation.step import Desk, Outcome, Record
 from distill.data import TraceRecipe
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling
-from distill.models import LanguageModel, find_model, tokenizer_fingerprint
+from distill.models import LanguageModel
 from distill.records import COLUMNS, example_of, read_records, write_records
 from distill.scoring import TokenScores, set_rsr
 from distill.teacher import LazyModel
 from distill.tiny import task
 from distill.traces import Example, Verdict
+from distill.vocabularies import tokenizer_fingerprint
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "curation"
 GREEDY = Sampling(max_new_tokens=48)

@@ -16,7 +16,8 @@ import distill.token_drift
 from distill.drift import Drift, compare, measure
 from distill.drift_report import picture
 from distill.errors import UserError
-from distill.models import LanguageModel, find_model
+from distill.finding import find_model
+from distill.models import LanguageModel
 from distill.suitability import draw
 from distill.teacher import LazyModel
 from distill.tiny.build import make_tokenizer

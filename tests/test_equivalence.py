@@ -219,7 +219,7 @@ def test_fractions_are_equal_when_their_cross_products_are(a: int, b: int, c: in
         assert quickly(rf"{'-' if a < 0 else ''}{whole}\frac{{{part}}}{{{b}}}", f"{a}/{b}") is True
 
 
-@settings(max_examples=300, derandomize=True, deadline=2000)
+@settings(max_examples=300, derandomize=True, deadline=5000)
 @given(
     st.one_of(
         st.text(max_size=120),

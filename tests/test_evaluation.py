@@ -15,19 +15,11 @@ from samples import sample
 from distill.benchmarks.answers import without_thinking
 from distill.engines import HfEngine, Request, Written
 from distill.errors import UserError
-from distill.evaluation import (
-    Asked,
-    Benchmark,
-    Score,
-    ask,
-    by_problem,
-    evaluate,
-    figures,
-    score_of,
-)
+from distill.evaluation import Asked, Benchmark, ask, evaluate, score_of
 from distill.generation import Sampling, generate
 from distill.journal import Journal
 from distill.models import LanguageModel
+from distill.scores import Score, by_problem, figures
 from distill.teacher import LazyModel
 from distill.traces import Example, Verdict
 

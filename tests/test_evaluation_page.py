@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from distill.benchmarks import answers
 from distill.errors import UserError
 from distill.evaluation_page import SampleFile, embedded, main, packed, write_page
+from distill.examples import read_records
 from distill.excerpts import answer_span, pieces, shortened
-from distill.traces import read_records
 
 HOSTILE = (
     "</script><script>window.__pwned = 1</script><img src=x onerror='window.__pwned = 1'><!-- <b>&amp;"

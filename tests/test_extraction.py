@@ -158,7 +158,7 @@ _GARBAGE = st.one_of(
 )
 
 
-@settings(max_examples=500, derandomize=True, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, derandomize=True, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
 @given(_GARBAGE)
 def test_garbage_never_raises_and_an_answer_is_never_empty(text: str) -> None:
     for expressions in (False, True):

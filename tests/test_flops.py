@@ -18,12 +18,13 @@ import distill.student_writer
 import distill.teacher
 from distill.data import TraceOrder
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
 from distill.generation import Sampling, generate
 from distill.head import WeightedTokenLoss, weighted_token_losses
 from distill.lora import Lora, add_lora
 from distill.losses.divergence import cross_entropy
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.traces import Example, Trace
 
 traces = test_training.traces  # the fixture

@@ -24,10 +24,11 @@ from distill import data, engines
 from distill.cli import check_overrides
 from distill.engines import HfEngine, Request, VllmEngine, Written, numbers, request_seed
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generate import CONFIG, generate
 from distill.generation import Sampling
 from distill.generation import generate as write
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.records import COLUMNS, read_records, write_records
 from distill.teacher import LazyModel
 

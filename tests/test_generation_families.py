@@ -15,8 +15,9 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from distill.finding import find_model
 from distill.generation import Sampling, generate
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 
 VOCABULARY, END, TOKENS = 40, 1, 24
 SMALL = {

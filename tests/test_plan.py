@@ -17,9 +17,10 @@ from distill.building import build
 from distill.cli import check_overrides
 from distill.data import TraceRecipe
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.footprint import training_memory
 from distill.lora import add_lora, read_lora
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.objective import Objective
 from distill.plan import Plan, Stage, make_plan
 from distill.sweep_plan import SweepPlan

@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_training import run
 
+from distill.finding import find_model
 from distill.generation import Sampling, generate
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.presets import papers
 from distill.tiny import task
 

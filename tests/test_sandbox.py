@@ -520,7 +520,9 @@ def test_it_dies_with_its_parent(nothing_is_left: Path) -> None:
     time.sleep(0.5)  # until it is confined
     parent.kill()
     parent.wait()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 20
+    while processes_that_know(str(nothing_is_left)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert processes_that_know(str(nothing_is_left)) == []
     for folder in nothing_is_left.iterdir():  # nobody was left to remove it
         shutil.rmtree(folder)

@@ -126,7 +126,7 @@ def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = compose("score", ["model=tiny", "data=traces", f"data.path={file}", "data.fields.gold=gold"])
     said: list[str] = []
-    from distill.models import find_model
+    from distill.finding import find_model
 
     records = collect(cfg, lambda: find_model(STUDENT, key="model.student"), said.append)
     assert [record["correct"] for record in records] == [True, False]

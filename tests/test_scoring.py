@@ -18,10 +18,11 @@ from test_alignment import same_model_with
 
 from distill.alignment import Alignment
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.head import Head, label_ranks
 from distill.losses.divergence import cross_entropy
 from distill.losses.weights import dft, eaft, support_ratio
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.objective import Objective
 from distill.reading import Reader
 from distill.scoring import TokenScores, score_tokens, set_rsr

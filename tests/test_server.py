@@ -22,9 +22,9 @@ from test_generate import SMALL, run
 
 from distill.engines import HfEngine, Request, VllmEngine, Written
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling
 from distill.journal import Journal
-from distill.models import find_model
 from distill.runs import locked
 from distill.server import ServerEngine
 from distill.teacher import LazyModel
@@ -497,7 +497,7 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(
 
 
 def test_an_interrupt_waits_for_no_answer(stub: Stub) -> None:
-    stub.fault, stub.silence = lambda number: FAULTS["hung up"], 4.0
+    stub.fault, stub.silence = lambda number: FAULTS["hung up"], 20.0
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -512,7 +512,7 @@ def test_an_interrupt_waits_for_no_answer(stub: Stub) -> None:
     finally:
         timer.join()
         signal.signal(signal.SIGUSR1, before)
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 12
     assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
 
 

@@ -12,9 +12,10 @@ from test_training import run
 from distill.batch import Batch, collate
 from distill.benchmarks.arithmetic import grade
 from distill.errors import UserError
+from distill.finding import find_model
 from distill.generation import Sampling
 from distill.losses.weights import uniform, validity
-from distill.models import LanguageModel, find_model
+from distill.models import LanguageModel
 from distill.objective import Objective
 from distill.steps import StepProposals
 from distill.tiny import task

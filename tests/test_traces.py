@@ -15,16 +15,10 @@ from tokenizers import processors
 
 from distill.benchmarks import answers, gsm8k
 from distill.errors import UserError
-from distill.models import find_model
+from distill.examples import read_examples, read_records
+from distill.finding import find_model
 from distill.tiny.build import make_tokenizer
-from distill.traces import (
-    Example,
-    check_spelling,
-    encode_completion,
-    encode_prompt,
-    read_examples,
-    read_records,
-)
+from distill.traces import Example, check_spelling, encode_completion, encode_prompt
 
 ROWS = [
     {"question": "3+4=", "answer": "3+4=7;#7", "result": "7"},

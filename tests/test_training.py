@@ -924,9 +924,9 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
 ) -> None:
     from functools import partial
 
+    from distill.finding import find_model
     from distill.losses.divergence import forward_kl
     from distill.losses.weights import uniform
-    from distill.models import find_model
     from distill.module import DistillModule
     from distill.objective import Objective
     from distill.schedule import Schedule

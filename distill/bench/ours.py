@@ -23,13 +23,14 @@ from distill.data import DistillDataModule, TraceRecipe
 from distill.distribution_cache import cache_distributions
 from distill.distributions import TeacherDistribution
 from distill.errors import UserError
+from distill.examples import read_examples
+from distill.finding import find_model
 from distill.losses.signals import Source
-from distill.models import checkpoint_activations, find_model
+from distill.models import checkpoint_activations
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.smoke import quoted
 from distill.teacher import LazyModel
-from distill.traces import read_examples
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay

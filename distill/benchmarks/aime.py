@@ -5,7 +5,8 @@ from typing import Any
 
 from distill.benchmarks import answers, fields
 from distill.errors import UserError
-from distill.traces import Example, read_records
+from distill.examples import read_records
+from distill.traces import Example
 
 
 def load(

@@ -1,7 +1,8 @@
 """AMC: problems of the American Mathematics Competitions 10 and 12, asked without their five choices."""
 
 from distill.benchmarks import fields
-from distill.traces import Example, read_records
+from distill.examples import read_records
+from distill.traces import Example
 
 
 def load(

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from distill.benchmarks import answers, numeric
 from distill.errors import UserError
-from distill.traces import Example, Verdict, read_examples
+from distill.examples import read_examples
+from distill.traces import Example, Verdict
 
 # The solutions carry calculator annotations, <<48/2=24>>, that no one wants written.
 _ANNOTATION = re.compile(r"<<[^<>]*>>")

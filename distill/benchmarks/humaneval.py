@@ -6,7 +6,8 @@ from typing import Any
 from distill import sandbox
 from distill.benchmarks import programs
 from distill.errors import UserError
-from distill.traces import Example, Verdict, read_records
+from distill.examples import read_records
+from distill.traces import Example, Verdict
 
 _FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 

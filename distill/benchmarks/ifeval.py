@@ -10,7 +10,8 @@ from typing import Any
 from distill.benchmarks import fields
 from distill.benchmarks.instructions import CHECKS, arguments
 from distill.errors import UserError
-from distill.traces import Example, Verdict, read_records
+from distill.examples import read_records
+from distill.traces import Example, Verdict
 
 
 def load(

@@ -7,7 +7,8 @@ from typing import Any
 from distill import sandbox
 from distill.benchmarks import programs
 from distill.errors import UserError
-from distill.traces import Example, Verdict, read_records
+from distill.examples import read_records
+from distill.traces import Example, Verdict
 
 # The paper's splits, by task id; the published file has them all.
 _SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}

@@ -11,8 +11,9 @@ from typing import Any
 
 from distill.benchmarks import answers, fields, several
 from distill.errors import UserError
+from distill.examples import read_records
 from distill.judging import MathJudge
-from distill.traces import Example, Verdict, read_records
+from distill.traces import Example, Verdict
 
 
 def load(

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
-from distill.traces import Example, read_records
+from distill.examples import read_records
+from distill.traces import Example
 
 
 def load(

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from distill.building import build
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
 from distill.errors import UserError, first_line
+from distill.examples import read_records
 from distill.records import problem_of
-from distill.traces import read_records
 
 Problem = tuple[str, str]  # its name and its text
 

@@ -9,11 +9,12 @@ import numpy as np
 from distill.curation.step import Desk, Outcome, Record, whole_number
 from distill.errors import UserError
 from distill.generation import Sampling
-from distill.models import ModelSource, tokenizer_fingerprint
+from distill.models import ModelSource
 from distill.progress import progress_bar
 from distill.records import example_of, template_hash
 from distill.teacher import sample_completions
 from distill.traces import Verdict, check_spelling, encode_prompt, fill
+from distill.vocabularies import tokenizer_fingerprint
 
 PROMPT = (
     "{problem}\n\nHere is a reference solution:\n{solution}\n\nWrite the solution in your own words. Come to "

@@ -22,7 +22,8 @@ from distill.drift import Drift
 from distill.drift_measuring import ask_both, asked_for_drift, measure_drift
 from distill.errors import UserError, first_line, whole_number
 from distill.evaluation import Asked, Benchmark, benchmarks_of
-from distill.models import ModelSource, find_model, vocabulary_mismatch
+from distill.finding import find_model
+from distill.models import ModelSource, vocabulary_mismatch
 from distill.prepare import find
 from distill.progress import inside, progress_bar, watched
 from distill.report.drift_kept import read_drift, write_drift
