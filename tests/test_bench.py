@@ -247,6 +247,19 @@ def test_some_contestants_alone_are_measured_and_judged(
     assert "activations checkpointed" in (tmp_path / "weights_checkpointed.md").read_text()
 
 
+def test_who_keeps_activations_is_measured_where_the_others_compute_them_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = fake_processes(monkeypatch)
+    words = ["jsd", "--rounds", "1", "--force", "--out", str(tmp_path)]
+    command.main(words)
+    assert "ours" in started
+    assert "ours_kept" not in started
+    started.clear()
+    command.main([*words, "--checkpoint-activations", "--only", "ours", "--only", "ours_kept"])
+    assert started == ["ours", "ours_kept"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -356,6 +369,9 @@ def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(
         assert meter.tokens == [2 * 7] * 2
         assert sum(computed) == 2 * model.config.num_hidden_layers * (2 if checkpointed else 1)
         computed.clear()
+    (kept,) = (one for one in COMPARISONS["forward_kl"].contestants if one.keeps_activations)
+    ours.train(setting, Meter(setting), "sft", overrides=kept.options["overrides"])
+    assert sum(computed) == 2 * model.config.num_hidden_layers
 
 
 TRAINERS: dict[str, Callable[[Setting, Meter], None]] = {

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
     for one in chosen:
         if one.device not in (None, options.device):
             raise UserError(f"{one.name} is measured on a GPU alone: --device {one.device}")
+    if not options.checkpoint_activations:
+        chosen = [
+            _some(one, [who.name for who in one.contestants if not who.keeps_activations]) for one in chosen
+        ]
     if options.only:
         chosen = _only(chosen, options.only)
     if options.rounds < 1:
@@ -78,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="all contestants compute layers anew in the backward pass, as TRL does unless told otherwise",
+        help="contestants compute layers anew in the backward pass, as TRL does unless told otherwise",
     )
     parser.add_argument("--head-tokens", type=int, default=1024, help="tokens of the head alone")
     parser.add_argument("--batching-traces", type=int, default=32, help="traces an epoch of `batching`")
@@ -118,7 +123,7 @@ def _find(name: str) -> Comparison:
 
 
 def _only(comparisons: list[Comparison], names: list[str]) -> list[Comparison]:
-    """The comparisons with some of their contestants, and the goals that can be told of these.
+    """The comparisons with the named contestants alone, and the goals that can be told of these.
 
     Raises:
         UserError: a comparison has fewer than all the named ones.
@@ -127,14 +132,15 @@ def _only(comparisons: list[Comparison], names: list[str]) -> list[Comparison]:
         there = [contestant.name for contestant in one.contestants]
         if wrong := [name for name in names if name not in there]:
             raise UserError(f"--only {wrong[0]}: {one.name} sets {', '.join(there)} side by side")
-    return [
-        replace(
-            one,
-            contestants=tuple(contestant for contestant in one.contestants if contestant.name in names),
-            goals=tuple(goal for goal in one.goals if {goal.of, goal.over} <= {*names, None}),
-        )
-        for one in comparisons
-    ]
+    return [_some(one, names) for one in comparisons]
+
+
+def _some(comparison: Comparison, names: Collection[str]) -> Comparison:
+    return replace(
+        comparison,
+        contestants=tuple(one for one in comparison.contestants if one.name in names),
+        goals=tuple(goal for goal in comparison.goals if {goal.of, goal.over} <= {*names, None}),
+    )
 
 
 def _check_machine(options: argparse.Namespace) -> None:

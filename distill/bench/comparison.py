@@ -26,7 +26,8 @@ class Setting:
         vocabulary: rows of the output matrix there; None: the shape's.
         traces: how many, where the data pipeline or a batch layout is measured.
         lengths: file of traces whose lengths are taken there; None: as GSM8K's solutions are.
-        checkpoint_activations: whether layers are computed anew in the backward pass, by everybody.
+        checkpoint_activations: whether layers are computed anew in the backward pass, unless a contestant keeps
+            activations.
         seed: of weights, tokens and lengths.
         inputs: folder of models and tokens, made once.
     """
@@ -102,6 +103,7 @@ class Contestant:
             `meter.begin()`, and `meter.step(…)` after each step.
         needs: packages that must be installed.
         own_loss: its loss is another function than the first contestant's, and not compared with it.
+        keeps_activations: where the others compute their layers anew; elsewhere it is left out.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Contestant:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     own_loss: bool = False
+    keeps_activations: bool = False
 
     def __call__(self, setting: Setting, meter: "Meter") -> None:
         self.run(setting, meter, **self.options)
