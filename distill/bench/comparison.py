@@ -26,8 +26,8 @@ class Setting:
         vocabulary: rows of the output matrix there; None: the shape's.
         traces: how many, where the data pipeline or a batch layout is measured.
         lengths: file of traces whose lengths are taken there; None: as GSM8K's solutions are.
-        checkpoint_activations: whether layers are computed anew in the backward pass, unless a contestant keeps
-            activations.
+        checkpoint_activations: whether layers are computed anew in the backward pass, by all but those who
+            keep activations.
         seed: of weights, tokens and lengths.
         inputs: folder of models and tokens, made once.
     """
