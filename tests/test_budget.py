@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import test_training
 import torch
-from test_training import arguments, column, rows, run, same_weights, train_py
+from test_training import arguments, column, rows, run, same_weights, train_py, unbroken_and_resumed
 
 from distill.callbacks import checkpoints
 from distill.errors import Interrupted, UserError
@@ -130,27 +130,8 @@ def test_a_resumed_run_with_a_budget_repeats_an_unbroken_one_bit_for_bit(
 ) -> None:
     changes = [*loss.replace("+", "").split(), "trainer.accumulate_grad_batches=2", "checkpoint.every=2"]
     words = budget(tiny_pair, traces, tmp_path, 2000, f"loss={changes[0]}", *changes[1:])
-    whole = run(words, tmp_path / "runs" / "0_whole")
+    whole, resumed = unbroken_and_resumed(words, tmp_path, monkeypatch)
     assert len(rows(whole)) > 4
-    original = DistillModule.training_step
-
-    def killed(self: DistillModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.trainer.global_step == 3 and self._micro_batch == 1:  # in the middle of the fourth step
-            raise MemoryError("the machine went away")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(DistillModule, "training_step", killed)
-    with pytest.raises(MemoryError):
-        run(words, tmp_path / "runs" / "1_cut")
-    monkeypatch.setattr(DistillModule, "training_step", original)
-    torch.manual_seed(123)  # a new process has another random state
-    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
-
-    assert resumed == (tmp_path / "runs" / "1_cut")
-    assert [row["step"] for row in rows(resumed)] == [row["step"] for row in rows(whole)]
-    for name in ("train/loss", "train/tokens", "train/tokens_total", "train/lr", "weights/mean"):
-        assert column(resumed, name) == column(whole, name)
-    assert same_weights(resumed, whole)
     assert summary(resumed)["resumed_from_step"] == 2
 
 

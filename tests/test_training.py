@@ -185,17 +185,13 @@ def test_the_student_loads_with_plain_from_pretrained(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd", "taid", "asft"])
-def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = arguments(
-        tiny_pair, traces, tmp_path, f"loss={loss}", "trainer.accumulate_grad_batches=2", "checkpoint.every=2"
-    )
-    whole = run(words, tmp_path / "runs" / "0_whole")
-
+def unbroken_and_resumed(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Two runs that agree in every bit: one is killed in the middle of its fourth step, and resumed."""
     from distill.module import DistillModule
 
+    whole = run(words, folder / "runs" / "0_whole")
     original = DistillModule.training_step
 
     def killed(self: DistillModule, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -205,16 +201,27 @@ def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
 
     monkeypatch.setattr(DistillModule, "training_step", killed)
     with pytest.raises(MemoryError):
-        run(words, tmp_path / "runs" / "1_cut")
+        run(words, folder / "runs" / "1_cut")
     monkeypatch.setattr(DistillModule, "training_step", original)
     torch.manual_seed(123)  # a new process has another random state
-    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+    resumed = run([*words, "ckpt=last"], folder / "elsewhere")
 
-    assert resumed == (tmp_path / "runs" / "1_cut")
+    assert resumed == (folder / "runs" / "1_cut")
     assert [row["step"] for row in rows(resumed)] == [row["step"] for row in rows(whole)]
     for name in ("train/loss", "train/tokens", "train/tokens_total", "train/lr", "weights/mean"):
         assert column(resumed, name) == column(whole, name)
     assert same_weights(resumed, whole)
+    return whole, resumed
+
+
+@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd", "taid", "asft"])
+def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(
+        tiny_pair, traces, tmp_path, f"loss={loss}", "trainer.accumulate_grad_batches=2", "checkpoint.every=2"
+    )
+    unbroken_and_resumed(words, tmp_path, monkeypatch)
 
 
 def test_dropout_draws_the_same_after_resuming(
