@@ -370,7 +370,7 @@ def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(
         assert sum(computed) == 2 * model.config.num_hidden_layers * (2 if checkpointed else 1)
         computed.clear()
     (kept,) = (one for one in COMPARISONS["forward_kl"].contestants if one.keeps_activations)
-    ours.train(setting, Meter(setting), "sft", overrides=kept.options["overrides"])
+    replace(kept, run=ours.train, options={"loss": "sft"})(setting, Meter(setting))
     assert sum(computed) == 2 * model.config.num_hidden_layers
 
 

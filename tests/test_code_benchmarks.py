@@ -382,8 +382,8 @@ def test_every_canonical_solution_of_humaneval_passes(functions: list[Example]) 
 @pytest.mark.realdata
 def test_every_program_of_mbpp_passes(tasks: list[Example]) -> None:
     assert share(mbpp.grade, [(task, str(task.gold)) for task in tasks]) == (500, [])
-    marked = [(task, f"{task.gold}\n[DONE]\n\nYou are an expert\n[BEGIN]\nx") for task in tasks[::5]]
-    assert share(mbpp.grade, marked) == (100, [])
+    marked = [(task, f"{task.gold}\n[DONE]\n\nYou are an expert\n[BEGIN]\nx") for task in tasks]
+    assert share(mbpp.grade, marked) == (500, [])
 
 
 @pytest.mark.slow

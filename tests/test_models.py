@@ -1,6 +1,5 @@
 """Finding models, telling vocabularies apart, and the one alignment of predictions with tokens."""
 
-import importlib
 import importlib.util
 import json
 import random

@@ -103,7 +103,8 @@ class Contestant:
             `meter.begin()`, and `meter.step(…)` after each step.
         needs: packages that must be installed.
         own_loss: its loss is another function than the first contestant's, and not compared with it.
-        keeps_activations: where the others compute their layers anew; elsewhere it is left out.
+        keeps_activations: it is given a setting without `checkpoint_activations`, and left out where the
+            others' is so, too.
     """
 
     name: str
@@ -115,6 +116,8 @@ class Contestant:
     keeps_activations: bool = False
 
     def __call__(self, setting: Setting, meter: "Meter") -> None:
+        if self.keeps_activations:
+            setting = replace(setting, checkpoint_activations=False)
         self.run(setting, meter, **self.options)
 
 

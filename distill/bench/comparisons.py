@@ -64,7 +64,6 @@ def _divergence(kind: str, beta: float) -> Comparison:
             "distill, activations kept",
             loss,
             *overrides,
-            "model.checkpoint_activations=false",
             keeps_activations=True,
         ),
         _gkd("trl", "TRL GKDTrainer", beta, "own"),
