@@ -2,23 +2,28 @@
 rest."""
 
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from distill.allocator import tune_allocator
 from distill.cli import at_end, check_overrides, failed_jobs, one_sentence_errors, resume_arguments
-
-CONFIG = Path(__file__).resolve().parent / "conf"
+from distill.paths import CONFIG
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
-    from distill.jobs import run_job  # torch and transformers, only when something runs
+    # torch and transformers, only when something runs
+    from distill.jobs import run_job
 
-    return run_job(cfg)
+    if cfg.plan:
+        from distill.planning import print_plan
+
+        return run_job(cfg, print_plan)
+    from distill.training import train
+
+    return run_job(cfg, train)
 
 
 if __name__ == "__main__":

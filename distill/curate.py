@@ -20,11 +20,10 @@ from distill.data import TraceRecipe
 from distill.devices import find_device
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
+from distill.paths import CONFIG
 from distill.records import Record, by_problem, teacher_of, write_records
 from distill.teacher import LazyModel
 from distill.trace_sets import claimed, collect
-
-CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
 
 def curate(cfg: DictConfig) -> Path:

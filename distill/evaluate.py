@@ -31,11 +31,10 @@ from distill.evaluation_page import SampleFile
 from distill.evaluation_report import log_report, markdown, write_report
 from distill.finding import find_model
 from distill.models import ModelSource, vocabulary_mismatch
+from distill.paths import CONFIG
 from distill.scores import Score
 from distill.teacher import LazyModel, writer_key
 from distill.trace_sets import claimed
-
-CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
 
 def evaluate_model(cfg: DictConfig) -> Path:

@@ -28,14 +28,13 @@ from distill.errors import UserError, whole_number
 from distill.generation import Sampling
 from distill.journal import Journal
 from distill.models import ModelSource
+from distill.paths import CONFIG
 from distill.progress import progress_bar
 from distill.records import template_hash, write_records
 from distill.teacher import LazyModel, score
 from distill.trace_sets import claimed
 from distill.traces import Trace, check_spelling, conversation, encode_completion, encode_prompt
 from distill.vocabularies import tokenizer_fingerprint
-
-CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
 
 def generate(cfg: DictConfig) -> Path:

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from omegaconf import DictConfig
 from distill import runs, sweeps
 from distill.cli import failed_jobs, one_sentence_errors
 from distill.errors import Busy, UserError
-from distill.training import train
 
 
-def run_job(cfg: DictConfig) -> float | None:
-    """Train; in a sweep, pass over what an earlier start of it has done or another process is doing, go on
-    where it was broken off, note a failure and let the next job run.
+def run_job(cfg: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float | None:
+    """Run, or plan, a job; in a sweep, pass over what an earlier start of it has done or another process is
+    doing, go on where it was broken off, note a failure and let the next job run.
+
+    Args:
+        cfg: the job's configuration.
+        run: what does it, given the configuration and the folder.
 
     Returns:
         The accuracy after training, which a sweeper may optimise; None without a benchmark or after a
@@ -42,7 +46,7 @@ def run_job(cfg: DictConfig) -> float | None:
                     return earlier.score
                 cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
             began = not cfg.plan
-            score = train(cfg, folder)
+            score = run(cfg, folder)
             if sweep:
                 (folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
                 sweeps.outcomes.append(None)

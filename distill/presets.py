@@ -10,12 +10,13 @@ from distill.generation import StudentRollouts
 from distill.losses import weights
 from distill.losses.signals import Role, name_of, unbound, why_not_from
 from distill.objective import Objective, Term
+from distill.paths import CONFIG
 
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
 
 
 def main() -> None:
-    print(table(Path(__file__).resolve().parents[1] / "conf"))
+    print(table(CONFIG))
 
 
 def table(config_dir: Path) -> str:

@@ -18,6 +18,7 @@ from distill.devices import find_device
 from distill.errors import UserError, whole_number
 from distill.models import ModelSource
 from distill.objective import Objective
+from distill.paths import CONFIG
 from distill.reading import Reader, whole_reading
 from distill.records import Record, by_problem, example_of, problem_of, teacher_of, write_records
 from distill.runs import locked
@@ -27,8 +28,6 @@ from distill.suitability_report import write_report
 from distill.teacher import LazyModel
 from distill.trace_sets import collect, listed, writing
 from distill.traces import Trace
-
-CONFIG = Path(__file__).resolve().parents[1] / "conf"
 
 
 def score(cfg: DictConfig) -> Path:

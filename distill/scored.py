@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
 from distill.cli import check_overrides
-from distill.curate import CONFIG, prepared, run_steps
+from distill.curate import prepared, run_steps
 from distill.errors import UserError, first_line
+from distill.paths import CONFIG
 from distill.records import Record, read_records
 
 

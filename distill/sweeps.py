@@ -16,11 +16,9 @@ from omegaconf import DictConfig
 from distill import runs
 from distill.errors import UserError
 from distill.run_folders import accuracy
-from distill.sweep_plan import SweepPlan
 
 _HOPELESS = 3
 outcomes: list[str | None] = []  # of this process's jobs: None, or why it failed
-planned = SweepPlan()
 
 
 @dataclass(frozen=True)

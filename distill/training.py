@@ -39,7 +39,7 @@ from distill.checks import (
     precision_of,
     trainer_options,
 )
-from distill.cli import at_end, plain, quiet
+from distill.cli import plain, quiet
 from distill.data import DistillDataModule, TraceRecipe
 from distill.devices import find_device, ranks_of
 from distill.engines import HfEngine
@@ -56,7 +56,6 @@ from distill.models import LanguageModel, checkpoint_activations
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.packing import allow_packing
-from distill.plan import Plan, make_plan
 from distill.plots import plot_run
 from distill.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.schedule import Schedule
@@ -74,9 +73,6 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     began = time.perf_counter()
     seconds: dict[str, float] = {}
     check_numbers(cfg)
-    if cfg.plan:
-        _print_plan(cfg)
-        return None
     check_cache(cfg)
     lora = read_lora(cfg)
     device = find_device(cfg)
@@ -148,7 +144,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             scores["before"] = kept or _evaluate(lm, asked, "before", folder, precision, cfg, of_all_runs)
         _log_scores(loggers, scores["before"], step=0)
 
-    steps, expected = _steps(cfg, traces, objective)
+    steps, expected = steps_of(cfg, traces, objective)
     module = DistillModule(
         lm,
         objective,
@@ -301,26 +297,7 @@ def _summary(
     }
 
 
-def _print_plan(cfg: DictConfig) -> None:
-    """What the run would take, on a machine that need not be here; of a sweep's jobs all together, when they
-    are done."""
-    if not (HydraConfig.initialized() and sweeps.under_way()):
-        _plan(cfg).print()
-        return
-    if sweeps.planned.print not in at_end:
-        at_end.append(sweeps.planned.print)
-    sweeps.planned.add(HydraConfig.get().overrides.task, lambda: _plan(cfg))
-
-
-def _plan(cfg: DictConfig) -> Plan:
-    objective: Objective = build(cfg.loss, "loss")
-    recipe: TraceRecipe = build(cfg.data.recipe, "data")
-    if objective.rollouts == "teacher":
-        recipe = replace(recipe, completions="teacher")
-    return make_plan(cfg, objective, recipe, lambda traces: _steps(cfg, traces, objective))
-
-
-def _steps(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
+def steps_of(cfg: DictConfig, traces: list[Trace], objective: Objective) -> tuple[int, int]:
     """Optimizer steps of the run: at most, and as far as one can tell."""
     per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * ranks_of(cfg)
     if cfg.max_tokens is None:

@@ -13,11 +13,12 @@ ALIGNED = "import torch; print(all(torch.empty(3 * 2**20 + n).data_ptr() % 4096 
 BY_TRAIN = f"""
 import sys, types
 import train
-def run_job(cfg):
+def run_job(cfg, run):
     {ALIGNED}
 sys.modules["distill.jobs"] = types.SimpleNamespace(run_job=run_job)
+sys.modules["distill.training"] = types.SimpleNamespace(train=None)
 assert "torch" not in sys.modules
-train.main.__wrapped__(None)
+train.main.__wrapped__(types.SimpleNamespace(plan=False))
 """
 # Layers that each leave a small tensor behind, between larger ones that live shortly.
 LAYERS = """

@@ -29,10 +29,10 @@ from distill.losses.signals import Source
 from distill.models import checkpoint_activations
 from distill.module import DistillModule
 from distill.objective import Objective
+from distill.paths import CONFIG
 from distill.smoke import quoted
 from distill.teacher import LazyModel
 
-CONFIG = Path(__file__).resolve().parents[2] / "conf"
 LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay
 CLIP = 1.0
 

@@ -16,11 +16,11 @@ from distill.building import build
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
 from distill.errors import UserError, first_line
 from distill.examples import read_records
+from distill.paths import CONFIG
 from distill.records import problem_of
 
 Problem = tuple[str, str]  # its name and its text
 
-_CONFIG = Path(__file__).resolve().parents[2] / "conf"
 # Where a file's record may hold its problem.
 _FIELDS = ("problem", "question", "prompt", "Problem", "Question")
 _EXAMPLES = 3  # overlaps that the figures show of each benchmark
@@ -148,7 +148,7 @@ def _problems_of(
     wanted = [against] if isinstance(against, str) else list(against)
     hydra = GlobalHydra.instance()
     # Inside a command Hydra is there, and knows configurations beside ours too (--config-dir).
-    with nullcontext() if hydra.is_initialized() else initialize_config_dir(str(_CONFIG), version_base="1.3"):
+    with nullcontext() if hydra.is_initialized() else initialize_config_dir(str(CONFIG), version_base="1.3"):
         names = hydra.config_loader().get_group_options("benchmark")
         if unknown := sorted({name for name, path in paths.items() if path} - set(names)):
             raise UserError(
