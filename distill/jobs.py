@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -65,6 +65,7 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig, Path], float | None]) ->
         place = ""
         if began:  # else the folder is another run's, or nobody's
             place = f" ({folder / 'error.txt'})"
+            folder.mkdir(parents=True, exist_ok=True)  # gone with its lock where nothing was in it
             (folder / "error.txt").write_text(traceback.format_exc())
         if sweeps.hopeless():
             # No exception that Hydra would take for the job's.
@@ -74,7 +75,7 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig, Path], float | None]) ->
         print(f"error: {reason}\nthis job failed{place}; the sweep goes on", file=sys.stderr)
         return None
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # it is not empty
             folder.rmdir()  # refused before anything was computed: Hydra had made the folder already
         if "wandb" in sys.modules:
             # Otherwise the next job of a sweep goes on in this job's run.

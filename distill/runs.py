@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _PACKAGES = (
 # resuming.
 _IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
+_ATTEMPTS, _PATIENCE = 20, 0.2  # to lock a folder; seconds
 _MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
 
 
@@ -104,6 +105,8 @@ def first_rank() -> bool:
 def locked(folder: Path, key: str = "dir") -> Iterator[None]:
     """Hold a folder, so that no two processes write into it; only a run's first rank does.
 
+    On the way out the folder goes where nothing is in it.
+
     Args:
         folder: made where it is not there.
         key: the config key that names it, for messages.
@@ -115,19 +118,35 @@ def locked(folder: Path, key: str = "dir") -> Iterator[None]:
     if not first_rank():
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False)
-        lock.acquire()
-    except Timeout as error:
-        raise Busy(f"another run is writing into {folder}: name another folder with {key}=") from error
-    except OSError as error:
-        raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
+    lock = _acquired(folder, key)
     try:
         yield
     finally:
+        # While the lock is still held: whoever opened this file before then sees, when it gets the lock, that
+        # the file is gone, and begins again. After a release it would be the next one's lock that goes away.
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty: what was written, or the next one's lock
+            folder.rmdir()
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+
+
+def _acquired(folder: Path, key: str) -> FileLock:
+    """A folder's lock, held."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # For a moment, not at once: a lock file that its holder has just taken away is tried again.
+            lock = FileLock(folder / ".lock", timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
+            lock.acquire()
+            return lock
+        except Timeout as error:
+            raise Busy(f"another run is writing into {folder}: name another folder with {key}=") from error
+        except OSError as error:
+            # One who leaves takes an empty folder away, maybe just between two looks at it.
+            if not isinstance(error, FileNotFoundError | FileExistsError) or attempt == _ATTEMPTS - 1:
+                raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
+    raise AssertionError("unreachable")
 
 
 def claim(folder: Path) -> None:

@@ -2,10 +2,9 @@
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from distill.checking import Checks
 from distill.errors import UserError
 from distill.models import ModelSource
 from distill.records import Record, read_records
-from distill.runs import locked
+from distill.runs import first_rank, locked
 from distill.traces import Example
 
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet)(\.gz)?$")
@@ -44,8 +43,28 @@ def claimed(
     Raises:
         UserError: it holds something else, or another process holds it.
     """
+    with locked(folder, config_key):
+        # Under the lock: what another process is about to write into the folder would not be seen before.
+        described = folder / "key.json"
+        text = json.dumps(key, sort_keys=True, indent=1)
+        _check_same(folder, key, config_key, what)
+        try:
+            write_atomically(described, lambda path: path.write_text(text))
+            yield
+        finally:
+            # Only here, where the folder is ours: whom the lock refuses must touch nothing of its holder's.
+            if first_rank() and (said := _only_said(folder)) is not None:
+                with suppress(OSError):
+                    for path in said:
+                        path.unlink()  # `locked` takes the empty folder away
+
+
+def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -> None:
+    """
+    Raises:
+        UserError: the folder holds something that was made with another key.
+    """
     described = folder / "key.json"
-    text = json.dumps(key, sort_keys=True, indent=1)
     if described.is_file():
         try:
             before = json.loads(described.read_text(encoding="utf-8"))
@@ -56,7 +75,7 @@ def claimed(
                 f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
                 f"name another folder, or take that one away"
             ) from error
-        if before != json.loads(text) and not _holds_nothing(folder):
+        if before != json.loads(json.dumps(key)) and _only_said(folder) is None:
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
@@ -67,20 +86,20 @@ def claimed(
             f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
             f"or take that one away"
         )
-    try:
-        with locked(folder, config_key):
-            write_atomically(described, lambda path: path.write_text(text))
-            yield
-    finally:
-        if _holds_nothing(folder):
-            shutil.rmtree(folder)
 
 
-def _holds_nothing(folder: Path) -> bool:
-    """Whether a folder has nothing but what says of what it was to be made."""
-    return folder.is_dir() and all(
-        path.is_file() and (path.name in _SAYS or path.stat().st_size == 0) for path in folder.iterdir()
+def _only_said(folder: Path) -> list[Path] | None:
+    """The files that say of what a folder was to be made, and an empty journal; None where it holds anything
+    else."""
+    if not folder.is_dir():
+        return None
+    found = [path for path in folder.iterdir() if path.name != ".lock"]
+    ours = all(
+        path.is_file()
+        and (path.name in _SAYS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
+        for path in found
     )
+    return found if ours else None
 
 
 def collect(
