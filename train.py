@@ -6,22 +6,24 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from distill.allocator import tune_allocator
-from distill.cli import at_end, check_overrides, failed_jobs, one_sentence_errors, resume_arguments
-from distill.paths import CONFIG
+from distill.config.allocator import tune_allocator
+from distill.config.console import at_end, failed_jobs, one_sentence_errors
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
+from distill.training.resume import resume_arguments
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
     # torch and transformers, only when something runs
-    from distill.jobs import run_job
+    from distill.training.job import run_job
 
     if cfg.plan:
-        from distill.planning import print_plan
+        from distill.planning.command import print_plan
 
         return run_job(cfg, print_plan)
-    from distill.training import train
+    from distill.training.run import train
 
     return run_job(cfg, train)
 

@@ -1,96 +1,11 @@
 """`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
 
-import re
-from pathlib import Path
-
-import hydra.utils
-from hydra import compose, initialize_config_dir
-
-from distill.generation import StudentRollouts
-from distill.losses import weights
-from distill.losses.signals import Role, name_of, unbound, why_not_from
-from distill.objective import Objective, Term
-from distill.paths import CONFIG
-
-_PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
+from distill.config.paths import CONFIG
+from distill.objective.preset_table import table
 
 
 def main() -> None:
     print(table(CONFIG))
-
-
-def table(config_dir: Path) -> str:
-    """One row a preset, in Markdown."""
-    lines = [
-        "| loss | paper | rollouts | token loss × token weight | asks of other models |",
-        "|---|---|---|---|---|",
-    ]
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        for path in sorted((config_dir / "loss").glob("*.yaml")):
-            cfg = compose("train", [f"loss={path.stem}", "logger=csv"])
-            objective: Objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
-            cells = [f"`{path.stem}`", papers(path), _rollouts(objective), _terms(objective), asks(objective)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def papers(preset: Path) -> str:
-    """arXiv numbers in the comment that a preset's file begins with, as links."""
-    head = preset.read_text(encoding="utf-8").split("\ndefaults:")[0]
-    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in _PAPER.findall(head))
-
-
-def asks(objective: Objective) -> str:
-    """What frozen models must give: from the cache, or live beside the student."""
-    asked = [
-        f"{_whose(role, objective)} distribution, {_how(name, objective)}"
-        for name, role in objective.distributions.items()
-    ]
-    if objective.compares_steps:
-        asked.append(f"{_whose('teacher', objective)} next steps, live")
-    how = "live" if objective.on_policy else "cached"
-    for name, role in objective.cached_signals.items():
-        what = "sampling log-probs" if name == "sampler_logprobs" else "log-probs"
-        asked.append(f"{_whose(role, objective)} {what}, {how}")
-    if objective.rollouts == "teacher":
-        asked.append("teacher's traces, cached")
-    return "; ".join(asked) or "nothing"
-
-
-def _how(distribution: str, objective: Objective) -> str:
-    """Where a distribution can come from: `loss.distribution.source` for the teacher's on offline traces."""
-    if distribution != "log_p" or objective.on_policy:
-        return "live"
-    losses = [term.token_loss for term in objective.terms.values()]
-    partly = not any(why_not_from("top_k", loss) for loss in losses)
-    return "live or cached" if partly else "live or cached hidden states"
-
-
-def _whose(role: Role, objective: Objective) -> str:
-    if role != "teacher":
-        return f"{role}'s"
-    who = "the untrained student's" if objective.teacher == "initial" else "teacher's"
-    return f"{who} (shown the solution)" if objective.teacher_sees == "solution" else who
-
-
-def _rollouts(objective: Objective) -> str:
-    if not isinstance(objective.rollouts, StudentRollouts):
-        return objective.rollouts
-    share = objective.rollouts.fraction
-    return "student" if share == 1 else f"student {share:.0%}, dataset {1 - share:.0%}"
-
-
-def _terms(objective: Objective) -> str:
-    return " + ".join(_term(term) for term in objective.terms.values())
-
-
-def _term(term: Term) -> str:
-    text = name_of(term.token_loss).lower()  # TAID's is a class
-    if term.coefficient != 1:
-        text = f"{term.coefficient:g} {text}"
-    if unbound(term.token_weight) is not weights.uniform:
-        text += f" × {name_of(term.token_weight)}"
-    return text + {"all": "", "dataset": " (dataset's)", "student": " (student's)"}[term.rows]
 
 
 if __name__ == "__main__":

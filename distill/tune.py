@@ -4,101 +4,10 @@ It prints the grid and writes `learning_rates.yaml` into the sweep's folder, whi
 """
 
 import argparse
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
-from distill.cache import write_atomically
-from distill.cli import one_sentence_errors
-from distill.errors import UserError
-from distill.resolvers import CHOICE
-from distill.results import Run, read_runs
-from distill.run_folders import accuracy
-
-Grid = Mapping[str, Mapping[float, float]]  # loss -> learning rate -> mean accuracy over seeds
-
-
-def grid_of(runs: Sequence[Run]) -> Grid:
-    """Mean accuracy after training, by loss and learning rate.
-
-    Raises:
-        UserError: the methods do not share one grid of rates and seeds, or no benchmark was asked.
-    """
-    found: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for run in runs:
-        after = accuracy(run.summary)
-        if after is None:
-            raise UserError(f"{run.folder} asked no benchmark: there is nothing to choose by")
-        found[run.loss][float(run.config["model.lr"])][run.seed] = after
-    wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
-    for loss, own in found.items():
-        for lr, seed in sorted(wanted):
-            if seed not in own.get(lr, {}):
-                raise UserError(
-                    f"loss={loss} has no finished run with model.lr={lr:g} seed={seed}, and others have: "
-                    f"start the sweep again, which finishes it"
-                )
-    return {loss: {lr: fmean(own[lr].values()) for lr in sorted(own)} for loss, own in found.items()}
-
-
-def choose(grid: Grid) -> dict[str, float]:
-    """The rate with the highest accuracy, by loss; of several the lowest."""
-    return {loss: max(own, key=lambda lr: (own[lr], -lr)) for loss, own in grid.items()}
-
-
-def table(grid: Grid) -> str:
-    """One row a method, in Markdown; what is chosen is bold."""
-    rates = list(next(iter(grid.values())))
-    chosen = choose(grid)
-    lines = [
-        "| loss | " + " | ".join(f"{lr:g}" for lr in rates) + " |",
-        "|---" * (len(rates) + 1) + "|",
-    ]
-    for loss, own in grid.items():
-        cells = [f"{100 * own[lr]:.1f}" for lr in rates]
-        cells[rates.index(chosen[loss])] = f"**{cells[rates.index(chosen[loss])]}**"
-        lines.append(f"| `{loss}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def at_the_edge(grid: Grid) -> list[str]:
-    """Losses whose best rate is the grid's lowest or highest, so that a better one may lie outside."""
-    return [loss for loss, lr in choose(grid).items() if len(grid[loss]) > 1 and lr in _ends(grid[loss])]
-
-
-def _ends(own: Mapping[float, float]) -> tuple[float, float]:
-    return min(own), max(own)
-
-
-def tune(folder: Path) -> str:
-    """Choose, write the choice into the sweep's folder, and say what was found.
-
-    Raises:
-        UserError: the sweep is not finished, or not one over learning rates.
-    """
-    runs, others = read_runs([folder])
-    if others:
-        place, reason = next(iter(others.items()))
-        raise UserError(f"{place}: {reason}; start the sweep again, which finishes it")
-    asked = {
-        (name, own["after"]["problems"]) for run in runs for name, own in run.summary["benchmarks"].items()
-    }
-    seeds = sorted({run.seed for run in runs})
-    grid = grid_of(runs)
-    whereof = ", ".join(f"{count} problems of {name}" for name, count in sorted(asked))
-    said = (
-        f"Accuracy after training, %, by learning rate: {whereof}, "
-        f"mean of seeds {', '.join(map(str, seeds))}."
-    )
-    lines = [*(f"# {line}" for line in [said, *table(grid).splitlines()]), "lrs:"]
-    lines += [f"  {loss}: {lr!r}" for loss, lr in choose(grid).items()]
-    text = "\n".join(lines) + "\n"
-    write_atomically(folder / CHOICE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    parts = [said, table(grid)]
-    if edge := at_the_edge(grid):
-        parts.append(f"At the grid's edge, so that a better rate may lie outside: {', '.join(edge)}.")
-    return "\n\n".join([*parts, f"{folder / CHOICE} is written: experiment=compare lr_from={folder}"])
+from distill.config.console import one_sentence_errors
+from distill.runs.tuning import tune
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from distill.finding import find_model
-from distill.models import LanguageModel
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
 from distill.tiny.build import make_tokenizer
 
 torch.set_num_threads(1)

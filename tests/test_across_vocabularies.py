@@ -17,12 +17,15 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.head import Head, WeightedTokenLoss, weighted_token_losses
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import gold, jsd, uld
 from distill.losses.weights import support_ratio, uniform
-from distill.models import LanguageModel
-from distill.objective import Objective, Term
+from distill.models.find import find_model
+from distill.models.head import Head
+from distill.models.language_model import LanguageModel
+from distill.objective.objective import Objective
+from distill.objective.terms import Term
 from distill.tiny import task
 
 
@@ -289,10 +292,10 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     student: LanguageModel, tmp_path: Path
 ) -> None:
     """OPSD's distributions against two plain passes over the same completion under the two prompts."""
-    from distill.batch import collate
-    from distill.module import _read
-    from distill.reading import Reader
-    from distill.traces import Example, Trace, encode_completion, encode_prompt
+    from distill.data.batch import collate
+    from distill.data.trace import Example, Trace, encode_completion, encode_prompt
+    from distill.teacher.retokenize import Reader
+    from distill.training.module import _read
 
     reader = Reader(student.source, student.source, "{solution};{problem}", informed=True)
     traces = []

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from distill.alignment import align, shared_tokens, spell
-from distill.batch import collate
+from distill.data.alignment import align, shared_tokens, spell
+from distill.data.batch import collate
+from distill.data.trace import Example, Reading, Trace, encode_completion, encode_prompt
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
-from distill.reading import Reader
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
+from distill.teacher.retokenize import Reader
 from distill.tiny import task
-from distill.traces import Example, Reading, Trace, encode_completion, encode_prompt
 
 TEXTS = [
     "Natalia sold 48/2 = 24 clips in May.\nAltogether she sold 48+24 = 72.",

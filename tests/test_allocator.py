@@ -15,8 +15,8 @@ import sys, types
 import train
 def run_job(cfg, run):
     {ALIGNED}
-sys.modules["distill.jobs"] = types.SimpleNamespace(run_job=run_job)
-sys.modules["distill.training"] = types.SimpleNamespace(train=None)
+sys.modules["distill.training.job"] = types.SimpleNamespace(run_job=run_job)
+sys.modules["distill.training.run"] = types.SimpleNamespace(train=None)
 assert "torch" not in sys.modules
 train.main.__wrapped__(types.SimpleNamespace(plan=False))
 """
@@ -66,6 +66,6 @@ def test_what_the_environment_says_has_the_last_word() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks the kernel for the peak: Linux")
 def test_what_layers_leave_behind_takes_little_more_than_its_size() -> None:
-    tune = "from distill.allocator import tune_allocator; tune_allocator()\n"
+    tune = "from distill.config.allocator import tune_allocator; tune_allocator()\n"
     tensors = 40 * 4 + 4 + 4 * 12
     assert int(said_by(tune + LAYERS)) < 1.4 * tensors

@@ -14,18 +14,18 @@ from test_no_sync import OBJECTIVES, module_of, traces_for
 from test_objective import draw
 from torch import Tensor
 
-from distill.alignment import Alignment
-from distill.batch import Batch, collate
-from distill.distributions import TeacherDistribution
-from distill.generation import StudentRollouts
-from distill.layout import BatchLayout, LayoutKind
+from distill.data.alignment import Alignment
+from distill.data.batch import Batch, collate
+from distill.data.layout import BatchLayout, LayoutKind
+from distill.data.trace import Reading
+from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
 from distill.losses.signals import Source, is_on_policy_only
-from distill.models import LanguageModel
-from distill.objective import Objective
-from distill.packing import allow_packing
-from distill.steps import StepProposals
-from distill.traces import Reading
+from distill.models.language_model import LanguageModel
+from distill.models.packing import allow_packing
+from distill.objective.objective import Objective
+from distill.objective.step_values import StepProposals
+from distill.teacher.distribution import TeacherDistribution
 
 META = "meta"
 

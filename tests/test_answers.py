@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.benchmarks import gsm8k
-from distill.benchmarks.answers import extract, last_boxed, number, same_number
-from distill.benchmarks.notation import undamaged
+from distill.benchmarks.grading.answers import extract, last_boxed, number, same_number
+from distill.benchmarks.grading.notation import undamaged
+from distill.data.trace import Example
 from distill.errors import UserError
-from distill.traces import Example
 
 
 @pytest.mark.parametrize(

@@ -21,27 +21,18 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from distill.bench import __main__ as command
 from distill.bench import heads, ours, peers, report, running
-from distill.bench.comparison import (
-    Comparison,
-    Contestant,
-    Goal,
-    Measurement,
-    Rounds,
-    Setting,
-    Spread,
-    outcome,
-    slope,
-)
+from distill.bench.comparison import Comparison, Contestant, Goal, Rounds, Spread, outcome, slope
 from distill.bench.comparisons import COMPARISONS
 from distill.bench.inputs import batch_rows, model_folder, read_lengths, trace_lengths
+from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import Meter
-from distill.building import build
-from distill.data import TraceRecipe
-from distill.distributions import TeacherDistribution
+from distill.config.instantiate import build
 from distill.errors import UserError
-from distill.finding import find_model
 from distill.losses.signals import Source
-from distill.objective import Objective
+from distill.models.find import find_model
+from distill.objective.objective import Objective
+from distill.teacher.distribution import TeacherDistribution
+from distill.training.recipe import TraceRecipe
 
 
 @pytest.fixture(scope="module")

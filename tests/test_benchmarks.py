@@ -12,10 +12,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from distill.benchmarks import aime, amc, arithmetic, gsm8k, math, numeric, olympiadbench, several, svamp
+from distill.benchmarks import aime, amc, arithmetic, gsm8k, math, olympiadbench, svamp
+from distill.benchmarks.grading import numeric, several
+from distill.benchmarks.grading.judge import MathJudge
+from distill.data.trace import Example, Grader
 from distill.errors import UserError
-from distill.judging import MathJudge
-from distill.traces import Example, Grader
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "benchmark"
 # Loader, file, problems, and golds that were checked by hand against the problem.

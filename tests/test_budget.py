@@ -11,12 +11,12 @@ import test_training
 import torch
 from test_training import arguments, column, rows, run, same_weights, train_py, unbroken_and_resumed
 
-from distill.callbacks import checkpoints
 from distill.errors import Interrupted, UserError
-from distill.models import ModelSource
-from distill.module import DistillModule
-from distill.objective import Objective
-from distill.schedule import Schedule
+from distill.models.language_model import ModelSource
+from distill.objective.objective import Objective
+from distill.runs.folder import checkpoints
+from distill.training.module import DistillModule
+from distill.training.schedule import Schedule
 
 traces = test_training.traces  # the fixture
 

@@ -5,22 +5,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import distill.cache
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import distill.cache
 import distill.teacher
-from distill.cache import ShardCache, hash_arrays, write_atomically
+from distill.data.trace import Example, Trace
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling, generate
-from distill.head import Head
-from distill.models import LanguageModel
-from distill.teacher import LazyModel, sample_completions, sampled_logprobs, score
-from distill.traces import Example, Trace
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.io.cache import ShardCache
+from distill.io.files import hash_arrays, write_atomically
+from distill.models.find import find_model
+from distill.models.head import Head
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
+from distill.teacher.completions import sample_completions
+from distill.teacher.logprobs import sampled_logprobs, score
 
 
 def lazy(folder: Path, **options: Any) -> LazyModel:
@@ -101,7 +105,7 @@ def test_a_shard_that_fails_while_it_is_written_is_not_there(
         Path(path).write_bytes(b"half of it")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(distill.cache, "save_file", full)
+    monkeypatch.setattr(distill.io.cache, "save_file", full)
     with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
         cache.write_rows(1, [{"values": torch.arange(3.0)}])
     with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
@@ -209,11 +213,11 @@ def test_sampling_that_was_killed_goes_on_and_gives_the_same(
 ) -> None:
     clean = written(lazy(tiny_pair[1]), tmp_path / "clean")
     killed, _ = failing_after(after, generate)
-    monkeypatch.setattr(distill.teacher, "generate", killed)
+    monkeypatch.setattr(distill.teacher.logprobs, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         written(lazy(tiny_pair[1]), tmp_path / "cut")
     counted, calls = failing_after(99, generate)
-    monkeypatch.setattr(distill.teacher, "generate", counted)
+    monkeypatch.setattr(distill.teacher.logprobs, "generate", counted)
     torch.manual_seed(1234)  # a new process has another random state
     assert written(lazy(tiny_pair[1]), tmp_path / "cut") == clean
     assert len(calls) == 3 - after  # five prompts in batches of two are three shards
@@ -266,7 +270,7 @@ def test_a_cache_of_completions_that_lost_a_shard_writes_that_one_anew(
     (folder,) = tmp_path.iterdir()
     (folder / "00001.safetensors").unlink()
     counted, calls = failing_after(99, generate)
-    monkeypatch.setattr(distill.teacher, "generate", counted)
+    monkeypatch.setattr(distill.teacher.logprobs, "generate", counted)
     assert written(lazy(tiny_pair[1]), tmp_path) == clean
     assert len(calls) == 1
 
@@ -320,7 +324,7 @@ def test_scores_are_the_models_own_log_probabilities_whatever_the_batches(
 def test_scoring_that_was_killed_goes_on_and_gives_the_same(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    monkeypatch.setattr(distill.teacher, "_SCORED_PER_SHARD", 4)
+    monkeypatch.setattr(distill.teacher.logprobs, "_SCORED_PER_SHARD", 4)
     traces = traces_of(tiny_pair[1], 14)
     original = distill.teacher.label_logprobs
 
@@ -329,11 +333,11 @@ def test_scoring_that_was_killed_goes_on_and_gives_the_same(
 
     clean = scored("clean")
     killed, _ = failing_after(after, original)
-    monkeypatch.setattr(distill.teacher, "label_logprobs", killed)
+    monkeypatch.setattr(distill.teacher.logprobs, "label_logprobs", killed)
     with pytest.raises(KeyboardInterrupt):
         scored("cut")
     counted, calls = failing_after(99, original)
-    monkeypatch.setattr(distill.teacher, "label_logprobs", counted)
+    monkeypatch.setattr(distill.teacher.logprobs, "label_logprobs", counted)
     resumed = scored("cut")
     assert len(calls) == 4 - after
     assert all(np.array_equal(one, other) for one, other in zip(resumed, clean, strict=True))

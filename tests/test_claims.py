@@ -14,13 +14,13 @@ import test_curate
 import test_generate
 from test_training import ROOT, environment
 
-from distill import curate, runs
-from distill.engines import HfEngine
+from distill.curation import run as curate
+from distill.data.trace_set import read_records
 from distill.errors import Busy, UserError
-from distill.journal import Journal
-from distill.records import read_records
-from distill.runs import locked
-from distill.trace_sets import claimed
+from distill.generation.completion_log import Journal
+from distill.generation.engines import HfEngine
+from distill.io.locks import claimed, locked
+from distill.runs import folder as runs
 
 KEY = {"teacher": "x"}
 

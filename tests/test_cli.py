@@ -11,20 +11,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import distill.cli
 import hydra.utils
 import lightning
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import distill.cli
-from distill.cli import check_overrides, one_sentence_errors, resume_arguments
-from distill.data import TraceRecipe
+from distill.config.console import one_sentence_errors
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
-from distill.evaluation import benchmarks_of
-from distill.loggers import CsvMetrics, wandb_logged_in, wandb_logger
-from distill.objective import Objective
-from distill.schedule import Schedule
+from distill.evaluation.benchmark import benchmarks_of
+from distill.objective.objective import Objective
+from distill.runs.loggers import CsvMetrics, wandb_logged_in, wandb_logger
+from distill.training.recipe import TraceRecipe
+from distill.training.resume import resume_arguments
+from distill.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -540,4 +542,4 @@ def test_a_logger_asks_nothing_over_the_network(
 
 
 def test_failed_jobs_are_none_before_a_sweep() -> None:
-    assert distill.cli.failed_jobs == []
+    assert distill.config.console.failed_jobs == []

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import head_pass
-from distill.head import Head, WeightedTokenLoss, divergence, token_logprobs, weighted_token_losses
+from distill.losses import chunk_loop as head_pass
 from distill.losses import divergence as losses
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import divergence, token_logprobs, weighted_token_losses
 from distill.losses.closed_forms import closed_form_of
 from distill.losses.signals import signals
+from distill.models.head import Head
 
 ROWS, VOCAB, WIDTH = 6, 13, 4
 FORMS: dict[str, Callable[..., Tensor]] = {

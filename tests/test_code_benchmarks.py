@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from distill.benchmarks import humaneval, mbpp, programs
-from distill.benchmarks.programs import find_program
+from distill.benchmarks import humaneval, mbpp
+from distill.benchmarks.grading import programs
+from distill.benchmarks.grading.programs import find_program
+from distill.benchmarks.grading.sandbox import Limits
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.sandbox import Limits
-from distill.traces import Example, Verdict
 
 PROMPT = '''import math
 from typing import List

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from distill.compare import compare
-from distill.compare_reading import read_sides
 from distill.errors import UserError
+from distill.evaluation.comparison_report import compare
+from distill.evaluation.comparison_sides import read_sides
 
 SETTINGS = {"prompt": "{problem}", "sampling": {"temperature": 0.0, "max_new_tokens": 256}, "seed": 0}
 

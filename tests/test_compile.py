@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.checks import check_compiler
 from distill.errors import UserError
+from distill.training.checks import check_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 # In a process without the tests' type checks, which the compiler would look into.

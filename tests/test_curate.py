@@ -18,17 +18,17 @@ from test_generate import run as generate_run
 from test_training import ROOT, environment
 from test_training import run as train_run
 
-from distill.batch import collate
-from distill.curate import curate, run_steps
+from distill.curation.run import curate, run_steps
 from distill.curation.step import Desk, Outcome, Record, in_order
-from distill.data import TraceRecipe
+from distill.data.batch import collate
+from distill.data.trace_set import COLUMNS, DEFAULTS, by_problem, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.losses.divergence import cross_entropy
 from distill.losses.weights import uniform
-from distill.models import LanguageModel
-from distill.objective import Objective
-from distill.reading import Reader
-from distill.records import COLUMNS, DEFAULTS, by_problem, example_of, read_records, write_records
+from distill.models.language_model import LanguageModel
+from distill.objective.objective import Objective
+from distill.teacher.retokenize import Reader
+from distill.training.recipe import TraceRecipe
 
 STUDENT = "package:distill/tiny/student"
 DATA = ["model=tiny", "data=arithmetic", "data.operations=[2,4]", "data.max_new_tokens=40"]
@@ -209,7 +209,7 @@ def tokens(student: LanguageModel, text: str) -> list[int]:
 
 
 def in_students_tokens(student: LanguageModel, **changes: Any) -> Record:
-    from distill.vocabularies import tokenizer_fingerprint
+    from distill.data.tokenizers import tokenizer_fingerprint
 
     ids = [*tokens(student, "1+1=2;#2"), student.end_ids[0]]
     return a_record(tokenizer=tokenizer_fingerprint(student.tokenizer), completion_ids=ids, **changes)

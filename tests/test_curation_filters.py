@@ -33,15 +33,16 @@ from distill.curation.filters import (
 )
 from distill.curation.overlap import decontaminate, deduplicate, passages
 from distill.curation.step import Desk, Outcome, Record, share, whole_number
-from distill.data import TraceRecipe
+from distill.data.trace import Example, Grader, Verdict, encode_prompt
+from distill.data.trace_set import COLUMNS
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling
-from distill.models import LanguageModel
-from distill.records import COLUMNS
-from distill.teacher import LazyModel, sample_completions
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
+from distill.teacher.completions import sample_completions
 from distill.tiny import task
-from distill.traces import Example, Grader, Verdict, encode_prompt
+from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -393,10 +394,10 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
     (tmp_path / "mine.csv").write_text("Problem\nWhat is 3 - 4?\n")
     (conf / "benchmark" / "mine.yaml").write_text(
         "mine:\n"
-        "  _target_: distill.evaluation.Benchmark\n"
+        "  _target_: distill.evaluation.benchmark.Benchmark\n"
         "  name: mine\n"
         "  source:\n"
-        "    _target_: distill.examples.read_examples\n"
+        "    _target_: distill.data.readers.read_examples\n"
         "    _partial_: true\n"
         "    fields: {problem: Problem}\n"
         "  grade: null\n"

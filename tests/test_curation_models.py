@@ -19,23 +19,24 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from distill import teacher as teachers
 from distill.benchmarks import arithmetic
 from distill.curation.backtracking import Boundary, motab, step_starts
 from distill.curation.fit import answer_tokens, compact, min_rsr
 from distill.curation.rewriting import self_data
 from distill.curation.step import Desk, Outcome, Record
-from distill.data import TraceRecipe
+from distill.data.tokenizers import tokenizer_fingerprint
+from distill.data.trace import Example, Verdict
+from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling
-from distill.models import LanguageModel
-from distill.records import COLUMNS, example_of, read_records, write_records
-from distill.scoring import TokenScores, set_rsr
-from distill.teacher import LazyModel
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
+from distill.teacher import logprobs as teachers
+from distill.teacher.token_stats import TokenScores, set_rsr
 from distill.tiny import task
-from distill.traces import Example, Verdict
-from distill.vocabularies import tokenizer_fingerprint
+from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "curation"
 GREEDY = Sampling(max_new_tokens=48)
@@ -551,7 +552,7 @@ def test_backtracking_killed_between_batches_goes_on_behind_them(
     options: Any = {"separator": ";", "batch_size": 3, "samples": 2}
     options |= {"sampling": Sampling(1.0, max_new_tokens=48), "correction": Sampling(0.8, max_new_tokens=48)}
     records = several(8)
-    write = teachers.generate
+    write = generate
     asked: list[int] = []
 
     def mortal(*args: Any, **more: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import distill.distribution_cache
 import numpy as np
 import pytest
 import torch
@@ -18,15 +19,14 @@ from test_training import arguments, column, run
 from test_training import traces as traces
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import distill.distribution_cache
-from distill.batch import collate
-from distill.cache import ShardCache, StoredRows
-from distill.distribution_cache import cache_distributions, check_matrix, output_matrix
-from distill.distributions import TeacherDistribution
+from distill.data.batch import collate
+from distill.data.trace import Trace
 from distill.errors import UserError
-from distill.models import ModelSource
-from distill.teacher import LazyModel
-from distill.traces import Trace
+from distill.io.cache import ShardCache, StoredRows
+from distill.models.language_model import ModelSource
+from distill.models.lazy import LazyModel
+from distill.teacher.distribution import TeacherDistribution
+from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 
 METRICS = ("train/loss", "train/gradient_norm", "train/nll", "weights/mean")
 LOSSES = {
@@ -267,10 +267,10 @@ def test_caching_that_was_killed_goes_on_and_gives_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distill.distribution_cache, "_TOKENS_PER_SHARD", 60)
+    monkeypatch.setattr(distill.teacher.distribution_cache, "_TOKENS_PER_SHARD", 60)
     found = traces_of(tiny_pair[1], 14)
     clean = kept(lazy(tiny_pair[1]), found, source, tmp_path / "clean")
-    original, calls = distill.distribution_cache._kept, []
+    original, calls = distill.teacher.distribution_cache._kept, []
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -281,14 +281,14 @@ def test_caching_that_was_killed_goes_on_and_gives_the_same(
             raise KeyboardInterrupt
         return counted(*arguments)
 
-    monkeypatch.setattr(distill.distribution_cache, "_kept", killed)
+    monkeypatch.setattr(distill.teacher.distribution_cache, "_kept", killed)
     with pytest.raises(KeyboardInterrupt):
         kept(lazy(tiny_pair[1]), found, source, tmp_path / "cut")
     (folder,) = (tmp_path / "cut").iterdir()
     assert len(list(folder.glob("*.safetensors"))) == after
     assert not list(folder.glob("*.tmp"))
     calls.clear()
-    monkeypatch.setattr(distill.distribution_cache, "_kept", counted)
+    monkeypatch.setattr(distill.teacher.distribution_cache, "_kept", counted)
     resumed = kept(lazy(tiny_pair[1]), found, source, tmp_path / "cut")
     shards = len(list(folder.glob("*.safetensors")))
     assert shards > 3
@@ -431,7 +431,7 @@ def test_a_batch_lays_the_traces_rows_one_behind_the_other(tmp_path: Path) -> No
 
 
 def traces_of_any(count: int) -> list[Trace]:
-    from distill.traces import Example
+    from distill.data.trace import Example
 
     ids = np.asarray([1, 2], dtype=np.int32)
     return [Trace(Example(str(n), ""), ids, ids) for n in range(count)]

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.distributions import TeacherDistribution, drawn_tokens, likeliest_tokens
-from distill.generation import StudentRollouts
-from distill.head import Head, WeightedTokenLoss, weighted_token_losses
-from distill.losses.coarse import SomeTokens, log_rest
+from distill.generation.sampling import StudentRollouts
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import (
     Taid,
     akl,
@@ -33,8 +32,12 @@ from distill.losses.divergence import (
     uld,
 )
 from distill.losses.signals import why_not_from
+from distill.losses.sparse import SomeTokens, log_rest
 from distill.losses.weights import uniform
-from distill.objective import Objective, Term
+from distill.models.head import Head
+from distill.objective.objective import Objective
+from distill.objective.terms import Term
+from distill.teacher.distribution import TeacherDistribution, drawn_tokens, likeliest_tokens
 
 VOCAB = 7
 # Those that the data-processing inequality holds for: ToDi's value is Σ(P - Q)(log P - log Q).

@@ -6,23 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import distill.drift
+import distill.token_drift
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-import distill.drift
-import distill.token_drift
-from distill.drift import Drift, compare, measure
-from distill.drift_report import picture
+from distill.analysis.drift import Drift, compare, measure
+from distill.analysis.drift_figure import picture
+from distill.analysis.suitability import draw
+from distill.analysis.token_divergence import TokenDrift, token_drift
+from distill.data.trace import Example, Reading, Trace, encode_completion
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.models import LanguageModel
-from distill.suitability import draw
-from distill.teacher import LazyModel
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
 from distill.tiny.build import make_tokenizer
-from distill.token_drift import TokenDrift, token_drift
-from distill.traces import Example, Reading, Trace, encode_completion
 
 STUDENT_WROTE = {"3+4=": "3+4=7;#7", "2*5-1=": "2*5=0;0-1=9;#9", "9=": "#9", "8-2+6*3=": "8-2+6*3=4;#4;;;1"}
 TEACHER_WROTE = {"3+4=": "#7", "2*5-1=": "2*5-1=9;#9", "9=": "9=9;#9", "8-2+6*3=": "8-2=6;6+6=2;2*3=6;#6"}
@@ -277,7 +277,7 @@ def test_curves_and_intervals_are_the_definition_drawn_anew(monkeypatch: pytest.
         np.testing.assert_allclose(curve.high[:last], bounds[1], rtol=1e-6)
     assert undefined > 0
     # In blocks of positions it is the same, also across their borders.
-    monkeypatch.setattr(distill.drift, "_BLOCK", 4)
+    monkeypatch.setattr(distill.analysis.drift, "_BLOCK", 4)
     again = some(compare(kinds[0][0], kinds[1][0], kinds[0][1], kinds[1][1], **options))
     for name, curve in found.curves.items():
         for part, expected in vars(curve).items():
@@ -417,11 +417,11 @@ def test_json_keeps_the_ends_and_no_more_than_200_points_of_a_curve() -> None:
 def test_a_run_that_is_killed_goes_on_where_it_was(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill.token_drift, "_TRACES_PER_SHARD", 1)
+    monkeypatch.setattr(distill.analysis.token_divergence, "_TRACES_PER_SHARD", 1)
     student, teacher = map(lazy, tiny_pair)
     own = traces(student.get(), STUDENT_WROTE)
     whole = token_drift(student, teacher, own, cache=tmp_path / "whole")
-    read, reads = distill.token_drift._read, []
+    read, reads = distill.analysis.token_divergence._read, []
 
     def dies(*args: Any) -> Any:
         reads.append(args)
@@ -429,7 +429,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             raise KeyboardInterrupt
         return read(*args)
 
-    monkeypatch.setattr(distill.token_drift, "_read", dies)
+    monkeypatch.setattr(distill.analysis.token_divergence, "_read", dies)
     with pytest.raises(KeyboardInterrupt):
         token_drift(student, teacher, own, cache=tmp_path / "parts")
     again = token_drift(student, teacher, own, cache=tmp_path / "parts")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.benchmarks.equivalence import compare, quickly, readable
-from distill.benchmarks.notation import expanded, group, plain, split, without_unit, words
-from distill.benchmarks.values import exact
+from distill.benchmarks.grading.equivalence import compare, quickly, readable
+from distill.benchmarks.grading.notation import expanded, group, plain, split, without_unit, words
+from distill.benchmarks.grading.values import exact
 
 pytest.importorskip("math_verify")
 

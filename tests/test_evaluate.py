@@ -16,11 +16,14 @@ from test_training import ROOT, environment, wandb_keys
 from test_training import arguments as training_arguments
 from test_training import run as train_run
 
-from distill import evaluate as command
-from distill.cli import check_overrides
+from distill.analysis import evaluate_model as command
+from distill.analysis.evaluate_model import as_keys, compare_folders, evaluate_model
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
 from distill.errors import UserError
-from distill.evaluate import CONFIG, as_keys, compare_folders, evaluate_model
-from distill.evaluation import Benchmark
+from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.run import evaluate
+from distill.models.lazy import LazyModel
 from distill.tiny import task
 
 TINY = ["model=tiny", "benchmark=arithmetic"]
@@ -97,13 +100,13 @@ def test_a_finished_evaluation_is_not_made_again_and_a_further_benchmark_joins_i
     words = [f"model={tiny_pair[0]}"]
     first = run([*words, *ASK], tmp_path / "a")
     loads: list[str] = []
-    original = command.LazyModel.get
+    original = LazyModel.get
 
     def note(self: Any) -> Any:
         loads.append(self.source.name)
         return original(self)
 
-    monkeypatch.setattr(command.LazyModel, "get", note)
+    monkeypatch.setattr(LazyModel, "get", note)
     again = run([*words, *ASK], tmp_path / "a")
     assert not loads
     figures = [one["benchmarks"]["arithmetic"]["figures"] for one in (first, again)]
@@ -202,7 +205,7 @@ def test_a_teacher_of_the_family_shows_the_drift(
         return original(self)
 
     with monkeypatch.context() as patch:  # there is nothing left to write or to read
-        patch.setattr(command.LazyModel, "get", lambda self: pytest.fail(f"{self.source.name} is loaded"))
+        patch.setattr(LazyModel, "get", lambda self: pytest.fail(f"{self.source.name} is loaded"))
         assert run(words, tmp_path / "a")["drift"] == found["drift"]
     monkeypatch.setattr(Benchmark, "problems", note)
     alike = run([f"model={student}", f"teacher={student}", *ASK], tmp_path / "b")
@@ -331,7 +334,7 @@ def test_what_broke_off_leaves_a_report_of_what_it_had_found(
             raise KeyboardInterrupt
         return original(one, *rest, **options)
 
-    original = command.evaluate
+    original = evaluate
     monkeypatch.setattr(command, "evaluate", interrupted)
     words = ["benchmark=[arithmetic,gsm8k]", "benchmark.max_new_tokens=8", f"benchmark.gsm8k.path={gsm8k}"]
     with pytest.raises(KeyboardInterrupt):

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 from samples import sample
 
-from distill.benchmarks.answers import without_thinking
-from distill.engines import HfEngine, Request, Written
+from distill.benchmarks.grading.answers import without_thinking
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.evaluation import Asked, Benchmark, ask, evaluate, score_of
-from distill.generation import Sampling, generate
-from distill.journal import Journal
-from distill.models import LanguageModel
-from distill.scores import Score, by_problem, figures
-from distill.teacher import LazyModel
-from distill.traces import Example, Verdict
+from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.result import Score, by_problem, figures
+from distill.evaluation.run import Asked, ask, evaluate, score_of
+from distill.generation.completion_log import Journal
+from distill.generation.decode import generate
+from distill.generation.engine import Request, Written
+from distill.generation.engines import HfEngine
+from distill.generation.sampling import Sampling
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
 
 # Of many lengths, so that sorting by length moves them about.
 PROBLEMS = [Example(f"p{n}", "1+2="[: 1 + n % 4] * (1 + n * 7 % 5) + str(n), str(n % 10)) for n in range(23)]

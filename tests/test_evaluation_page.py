@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.benchmarks import answers
+from distill.benchmarks.grading import answers
+from distill.data.readers import read_records
 from distill.errors import UserError
-from distill.evaluation_page import SampleFile, embedded, main, packed, write_page
-from distill.examples import read_records
-from distill.excerpts import answer_span, pieces, shortened
+from distill.evaluation.excerpts import answer_span, pieces, shortened
+from distill.evaluation.page import SampleFile, embedded, main, packed, write_page
 
 HOSTILE = (
     "</script><script>window.__pwned = 1</script><img src=x onerror='window.__pwned = 1'><!-- <b>&amp;"

@@ -10,7 +10,7 @@ import browser
 import pytest
 from test_evaluation_page import HOSTILE, sample
 
-from distill.evaluation_page import write_page
+from distill.evaluation.page import write_page
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,12 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
-from distill.checks import check_numbers, check_trainer
-from distill.cli import check_overrides
-from distill.data import TraceRecipe
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
-from distill.evaluation import benchmarks_of
-from distill.objective import Objective
+from distill.evaluation.benchmark import benchmarks_of
+from distill.objective.objective import Objective
+from distill.training.checks import check_numbers, check_trainer
+from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.benchmarks import answers
-from distill.benchmarks.answers import boxes, closing_boxes, extract
+from distill.benchmarks.grading import answers
+from distill.benchmarks.grading.answers import boxes, closing_boxes, extract
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import distill.student_writer
 import numpy as np
 import pytest
 import test_training
@@ -14,18 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import distill.student_writer
 import distill.teacher
-from distill.data import TraceOrder
+from distill.data.trace import Example, Trace
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
-from distill.generation import Sampling, generate
-from distill.head import WeightedTokenLoss, weighted_token_losses
-from distill.lora import Lora, add_lora
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy
-from distill.models import LanguageModel
-from distill.traces import Example, Trace
+from distill.models.find import find_model
+from distill.models.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
+from distill.models.language_model import LanguageModel
+from distill.models.lora import Lora, add_lora
+from distill.training.datamodule import TraceOrder
 
 traces = test_training.traces  # the fixture
 
@@ -373,7 +375,7 @@ def test_rollouts_are_the_students_own_expense(
         written.append([(len(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
-    monkeypatch.setattr(distill.student_writer, "generate", spy)
+    monkeypatch.setattr(distill.training.rollouts, "generate", spy)
     words = ["loss=on_policy_kd", "trainer.max_steps=12"]
     folder = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "run")
     by_student = [float(row["rollouts/tokens"]) > 0 for row in rows(folder)]
@@ -402,7 +404,7 @@ def test_traces_that_the_teacher_writes_are_its_expense(
         written.append([(tuple(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
-    monkeypatch.setattr(distill.teacher, "generate", spy)
+    monkeypatch.setattr(distill.teacher.logprobs, "generate", spy)
     words = ["data.completions=teacher", "data.sampling_batch_size=40", "data.samples=2", "loss=sft"]
     words += ["data.max_new_tokens=60"]
     first = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "first")
@@ -447,7 +449,7 @@ def test_a_model_that_cannot_be_counted_has_no_number(
     def refuse(*arguments: Any) -> Any:
         raise UserError("what a model")
 
-    monkeypatch.setattr("distill.flops.cost_of", refuse)
+    monkeypatch.setattr("distill.models.flops.cost_of", refuse)
     folder = run(arguments(tiny_pair, traces, tmp_path, "loss=dcod"), tmp_path / "run")
     found = flops(folder)
     assert math.isnan(found["student"])

@@ -20,17 +20,21 @@ from scipy.stats import chisquare
 from test_training import ROOT, environment
 from test_training import run as train_run
 
-from distill import data, engines
-from distill.cli import check_overrides
-from distill.engines import HfEngine, Request, VllmEngine, Written, numbers, request_seed
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
+from distill.data.trace_set import COLUMNS, read_records, write_records
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generate import CONFIG, generate
-from distill.generation import Sampling
-from distill.generation import generate as write
-from distill.models import LanguageModel
-from distill.records import COLUMNS, read_records, write_records
-from distill.teacher import LazyModel
+from distill.generation import engines
+from distill.generation.decode import generate as write
+from distill.generation.decode import numbers
+from distill.generation.engine import Request, Written, request_seed
+from distill.generation.engines import HfEngine, VllmEngine
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
+from distill.teacher.write_traces import generate
+from distill.training import recipe as data
 
 SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
 

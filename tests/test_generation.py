@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from distill.generation import Sampling, StudentRollouts, generate, numbers
-from distill.models import LanguageModel
+from distill.generation.decode import generate, numbers
+from distill.generation.sampling import Sampling, StudentRollouts
+from distill.models.language_model import LanguageModel
 
 PROMPTS = [
     [2, 12, 5],

@@ -15,9 +15,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from distill.finding import find_model
-from distill.generation import Sampling, generate
-from distill.models import LanguageModel
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
 
 VOCABULARY, END, TOKENS = 40, 1, 24
 SMALL = {

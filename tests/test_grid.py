@@ -10,13 +10,14 @@ import torch
 from test_objective import Work, draw
 from torch import Tensor
 
-from distill.generation import StudentRollouts
-from distill.head import Head
+from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
 from distill.losses.divergence import Taid
 from distill.losses.signals import SIGNALS, is_on_policy_only, signals
-from distill.objective import Objective, WeightedLoss
-from distill.steps import StepProposals
+from distill.models.head import Head
+from distill.objective.objective import Objective
+from distill.objective.step_values import StepProposals
+from distill.objective.terms import WeightedLoss
 
 
 def functions_of(module: ModuleType, argument: str) -> dict[str, Callable[..., Tensor]]:

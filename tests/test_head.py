@@ -13,14 +13,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.head import (
-    Head,
-    WeightedTokenLoss,
-    fitting_chunk,
-    label_logprobs,
-    student_signals,
-    weighted_token_losses,
-)
+from distill.losses.chunk_loop import WeightedTokenLoss, fitting_chunk
+from distill.losses.chunked import label_logprobs, student_signals, weighted_token_losses
 from distill.losses.divergence import (
     Taid,
     akl,
@@ -36,6 +30,7 @@ from distill.losses.divergence import (
     tvd,
 )
 from distill.losses.signals import signals
+from distill.models.head import Head
 
 TOKENS, VOCAB, WIDTH, TEACHER_WIDTH = 7, 11, 5, 8
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.benchmarks import ifeval, sentences
-from distill.benchmarks.instructions import CHECKS, arguments
+from distill.benchmarks import ifeval
+from distill.benchmarks.grading import sentences
+from distill.benchmarks.grading.instructions import CHECKS, arguments
+from distill.data.trace import Example
 from distill.errors import UserError
-from distill.traces import Example
 
 # Each kind with what a record says of it, responses that follow it and responses that do not.
 CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.benchmarks.answers import last_boxed, number
-from distill.benchmarks.equivalence import compare
-from distill.judging import MathJudge
-from distill.traces import Example, Verdict
+from distill.benchmarks.grading.answers import last_boxed, number
+from distill.benchmarks.grading.equivalence import compare
+from distill.benchmarks.grading.judge import MathJudge
+from distill.data.trace import Example, Verdict
 
 pytest.importorskip("math_verify")
 
@@ -221,7 +221,7 @@ def test_a_child_whose_parent_was_killed_ends_though_it_hangs() -> None:
     """It sets itself an alarm that no Python code can miss."""
     program = (
         "import sys, threading, time\n"
-        "from distill.judging import MathJudge\n"
+        "from distill.benchmarks.grading.judge import MathJudge\n"
         "judge = MathJudge(seconds=2.0, workers=1)\n"
         "judge.readable('x+1')\n"
         "print(next(iter(judge._children))._process.pid, flush=True)\n"

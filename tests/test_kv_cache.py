@@ -6,7 +6,7 @@ from test_generation_families import FAMILIES, tiny
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from distill.kv_cache import GrowingLayer, growing_cache, keep_rows
+from distill.generation.kv_cache import GrowingLayer, growing_cache, keep_rows
 
 LIMIT = 400
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from test_batch_and_data import random_traces
 from test_training import arguments, column, run
 
-from distill import packing
-from distill.batch import collate
+from distill.data.batch import collate
+from distill.data.layout import BatchLayout, LayoutKind, Segments, alike
+from distill.data.trace import Trace
 from distill.errors import UserError
-from distill.layout import BatchLayout, LayoutKind, Segments, alike
-from distill.models import LanguageModel, checkpoint_activations
-from distill.packing import allow_packing
-from distill.traces import Trace
+from distill.models import packing
+from distill.models.language_model import LanguageModel, checkpoint_activations
+from distill.models.packing import allow_packing
 
 traces = test_training.traces  # the fixture
 

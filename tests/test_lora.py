@@ -16,15 +16,16 @@ from test_training import arguments, column, run, same_weights, train_py
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from distill.callbacks import checkpoints
-from distill.cli import check_overrides
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
-from distill.generation import Sampling, generate
-from distill.lora import Lora, add_lora, fingerprint, merged_state, parameter_counts, read_lora
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
 from distill.losses.divergence import forward_kl
 from distill.losses.weights import support_ratio
-from distill.models import LanguageModel, ModelSource
-from distill.objective import Objective
+from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.lora import Lora, add_lora, fingerprint, merged_state, parameter_counts, read_lora
+from distill.objective.objective import Objective
+from distill.runs.folder import checkpoints
 from distill.tiny import task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +130,7 @@ def test_named_layers_alone_get_an_adapter(student: LanguageModel) -> None:
 
 @needs_peft
 def test_adapters_begin_with_their_seed_and_draw_nothing_from_the_rest(tiny_pair: tuple[Path, Path]) -> None:
-    from distill.finding import find_model
+    from distill.models.find import find_model
 
     found = []
     for seed, drawn in ((3, 0), (3, 1), (4, 0)):
@@ -297,7 +298,7 @@ def test_a_resumed_run_with_dropout_repeats_an_unbroken_one_bit_for_bit(
     )
     whole = run(words, tmp_path / "runs" / "0_whole")
 
-    from distill.callbacks import StudentCheckpoints
+    from distill.training.checkpoints import StudentCheckpoints
 
     original = StudentCheckpoints.save
 

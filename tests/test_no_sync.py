@@ -10,15 +10,15 @@ import torch
 from test_batch_and_data import random_traces
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.batch import collate
-from distill.layout import BatchLayout, LayoutKind
+from distill.data.batch import collate
+from distill.data.layout import BatchLayout, LayoutKind
+from distill.data.trace import Trace
 from distill.losses import divergence, weights
-from distill.models import LanguageModel
-from distill.module import DistillModule
-from distill.objective import Objective
-from distill.packing import allow_packing
-from distill.schedule import Schedule
-from distill.traces import Trace
+from distill.models.language_model import LanguageModel
+from distill.models.packing import allow_packing
+from distill.objective.objective import Objective
+from distill.training.module import DistillModule
+from distill.training.schedule import Schedule
 
 # What gives the host a number, or a tensor whose size depends on what it holds.
 _WAITING = {

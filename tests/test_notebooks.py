@@ -18,13 +18,13 @@ from test_readme import commands
 from test_training import ROOT, environment
 from test_training import run as train_run
 
-from distill.cli import check_overrides
+from distill.analysis.score_traces import score
+from distill.analysis.scores_file import read_scores
+from distill.analysis.smoke_test import _row
+from distill.analysis.token_weights import by_trace, length_correlation, token_weights
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.report.methods import tables_of
-from distill.score import score
-from distill.scored import read_scores
-from distill.smoke import _row
-from distill.token_weights import by_trace, length_correlation, token_weights
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 INPUTS = {  # the variable that names a notebook's input

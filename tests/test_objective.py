@@ -25,13 +25,14 @@ from test_divergence import (
 from test_weights import support_ratio_by_loops
 from torch import Tensor
 
-from distill.generation import StudentRollouts
-from distill.head import Head
+from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence
 from distill.losses.divergence import cross_entropy, forward_kl, policy_gradient, reference_kl, reverse_kl
 from distill.losses.signals import SIGNALS, signals
 from distill.losses.weights import support_ratio, uniform
-from distill.objective import Objective, Term, WeightedLoss
+from distill.models.head import Head
+from distill.objective.objective import Objective
+from distill.objective.terms import Term, WeightedLoss
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 5, 7

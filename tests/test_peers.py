@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill.generation import StudentRollouts
-from distill.head import Head, WeightedTokenLoss, label_logprobs, student_signals, weighted_token_losses
+from distill.generation.sampling import StudentRollouts
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import label_logprobs, student_signals, weighted_token_losses
 from distill.losses.divergence import (
     cross_entropy,
     forward_kl,
@@ -44,7 +45,9 @@ from distill.losses.divergence import (
 )
 from distill.losses.signals import signals
 from distill.losses.weights import dft, eaft, iw_opd, iw_sft, psft, tis, uniform
-from distill.objective import Objective, Term, WeightedLoss
+from distill.models.head import Head
+from distill.objective.objective import Objective
+from distill.objective.terms import Term, WeightedLoss
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,19 +13,19 @@ from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
 import distill.teacher
-from distill.building import build
-from distill.cli import check_overrides
-from distill.data import TraceRecipe
+from distill.config.instantiate import build
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.footprint import training_memory
-from distill.lora import add_lora, read_lora
-from distill.models import LanguageModel
-from distill.objective import Objective
-from distill.plan import Plan, Stage, make_plan
-from distill.planning import print_plan
-from distill.sweep_plan import SweepPlan
-from distill.training import steps_of
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.models.lora import add_lora, read_lora
+from distill.objective.objective import Objective
+from distill.planning.command import print_plan
+from distill.planning.memory import training_memory
+from distill.planning.plan import Plan, Stage, make_plan
+from distill.planning.sweep import SweepPlan
+from distill.training.recipe import TraceRecipe
+from distill.training.run import steps_of
 
 traces = test_training.traces  # the fixture
 
@@ -151,7 +151,7 @@ def test_the_teachers_writing_is_a_stage(
         lengths.extend(map(len, written))
         return written
 
-    monkeypatch.setattr(distill.teacher, "generate", spy)
+    monkeypatch.setattr(distill.teacher.logprobs, "generate", spy)
     logged = flops(run(words, tmp_path / "run"))["teacher_cached"]
     assert len(set(lengths)) > 5  # what ends early costs less
     mean = f"estimate.completion_tokens={round(sum(lengths) / len(lengths))}"
@@ -188,7 +188,7 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
     def refuse(*arguments: Any) -> LanguageModel:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("distill.models.ModelSource.load", refuse)
+    monkeypatch.setattr("distill.models.language_model.ModelSource.load", refuse)
     pair = tmp_path / "student", tmp_path / "teacher"
     words = ["loss=dcod", "trainer=gpu", "trainer.max_steps=6", "model.teacher_dtype=bfloat16"]
     words = arguments(pair, tmp_path / "nowhere.jsonl", tmp_path, *words)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from distill import checks
-from distill.checks import check_layout, check_trainer, precision_of
-from distill.cli import check_overrides
+from distill.config.overrides import check_overrides
 from distill.errors import UserError
+from distill.training import checks
+from distill.training.checks import check_layout, check_trainer, precision_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

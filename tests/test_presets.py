@@ -7,10 +7,11 @@ import pytest
 import torch
 from test_training import run
 
-from distill.finding import find_model
-from distill.generation import Sampling, generate
-from distill.models import LanguageModel
-from distill.presets import papers
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.objective.preset_table import papers
 from distill.tiny import task
 
 ROOT = Path(__file__).resolve().parents[1]

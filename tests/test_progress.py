@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from distill import progress
-from distill.callbacks import ProgressBar
+from distill.io import progress
+from distill.training.callbacks import ProgressBar
 
 SCRIPT = """
 from distill.progress import progress_bar

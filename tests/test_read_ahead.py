@@ -8,8 +8,8 @@ import pytest
 import test_training
 from test_training import arguments, run
 
-from distill.module import DistillModule
-from distill.read_ahead import ReadAhead
+from distill.data.prefetch import ReadAhead
+from distill.training.module import DistillModule
 
 traces = test_training.traces  # the fixture
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distill import presets
-from distill.cli import check_overrides
-from distill.evaluate import as_keys
+from distill.analysis.evaluate_model import as_keys
+from distill.config.overrides import check_overrides
+from distill.objective import preset_table as presets
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,16 +17,16 @@ from test_training import arguments
 from test_training import run as train_run
 from transformers import AutoModelForCausalLM
 
-from distill.drift import Curve, Drift, compare
-from distill.engines import HfEngine
+from distill.analysis.drift import Curve, Drift, compare
 from distill.errors import UserError
+from distill.generation.engines import HfEngine
+from distill.models.lazy import LazyModel
 from distill.report import drift as report
 from distill.report.drift import drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.drift_kept import read_drift, write_drift
 from distill.report.style import styles, written
-from distill.run_folders import Run, read_run
-from distill.teacher import LazyModel
+from distill.runs.read import Run, read_run
 from distill.tiny import task
 
 PROBLEMS = 12

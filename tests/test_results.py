@@ -10,8 +10,8 @@ import test_training
 from omegaconf import OmegaConf
 from test_training import arguments, run
 
-from distill import results
 from distill.errors import UserError
+from distill.runs import table as results
 
 traces = test_training.traces  # the fixture
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from distill import confinement, sandbox
+from distill.benchmarks.grading import sandbox
+from distill.benchmarks.grading import sandbox_child as confinement
+from distill.benchmarks.grading.sandbox import Limits, Outcome, run
 from distill.errors import UserError
-from distill.sandbox import Limits, Outcome, run
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
@@ -510,7 +511,7 @@ def test_many_threads_run_programs_at_once() -> None:
 
 
 def test_it_dies_with_its_parent(nothing_is_left: Path) -> None:
-    code = "from distill.sandbox import run; run(['import time; time.sleep(60)'])"
+    code = "from distill.benchmarks.grading.sandbox import run; run(['import time; time.sleep(60)'])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "TMPDIR": str(nothing_is_left)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     deadline = time.monotonic() + 30
@@ -562,7 +563,7 @@ def test_an_ordinary_user_is_confined_as_well() -> None:
             "x = bytearray(10 << 30)",
         ]
         (folder / "main.py").write_text(
-            f"from distill.sandbox import run\nfor source in {sources!r}:\n"
+            f"from distill.benchmarks.grading.sandbox import run\nfor source in {sources!r}:\n"
             f"    print(run([source], ['assert 1'], packages=()).reason)\n"
         )
         for path in (folder, folder / "distill"):

@@ -15,11 +15,11 @@ from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT, environment
 
+from distill.analysis.score_traces import choose, score
+from distill.analysis.smoke_test import quoted
+from distill.curation.collect import collect
+from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError
-from distill.records import by_problem, read_records
-from distill.score import choose, score
-from distill.smoke import quoted
-from distill.trace_sets import collect
 
 TEACHER = "package:distill/tiny/teacher"
 STUDENT = "package:distill/tiny/student"
@@ -126,7 +126,7 @@ def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = compose("score", ["model=tiny", "data=traces", f"data.path={file}", "data.fields.gold=gold"])
     said: list[str] = []
-    from distill.finding import find_model
+    from distill.models.find import find_model
 
     records = collect(cfg, lambda: find_model(STUDENT, key="model.student"), said.append)
     assert [record["correct"] for record in records] == [True, False]

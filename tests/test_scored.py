@@ -10,12 +10,12 @@ from test_curate import run as curate_run
 from test_generate import compose
 from test_generate import run as generate_run
 
+from distill.analysis.score_traces import score
+from distill.analysis.scores_file import read_scores, select
+from distill.analysis.smoke_test import _row
+from distill.analysis.token_weights import by_trace, token_weights
+from distill.data.trace_set import read_records
 from distill.errors import UserError
-from distill.records import read_records
-from distill.score import score
-from distill.scored import read_scores, select
-from distill.smoke import _row
-from distill.token_weights import by_trace, token_weights
 
 TEACHER = "package:distill/tiny/teacher"
 DATA = ["model=tiny", "data=arithmetic", "data.operations=[2,4]", "data.max_new_tokens=40"]

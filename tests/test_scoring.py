@@ -16,17 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from test_alignment import same_model_with
 
-from distill.alignment import Alignment
-from distill.errors import UserError
-from distill.finding import find_model
-from distill.head import Head, label_ranks
-from distill.losses.divergence import cross_entropy
-from distill.losses.weights import dft, eaft, support_ratio
-from distill.models import LanguageModel
-from distill.objective import Objective
-from distill.reading import Reader
-from distill.scoring import TokenScores, score_tokens, set_rsr
-from distill.suitability import (
+from distill.analysis.suitability import (
     RATIO_EDGES,
     Support,
     at_students_tokens,
@@ -36,8 +26,19 @@ from distill.suitability import (
     suitability,
     support_of,
 )
-from distill.teacher import LazyModel
-from distill.traces import Example, Trace, encode_completion
+from distill.data.alignment import Alignment
+from distill.data.trace import Example, Trace, encode_completion
+from distill.errors import UserError
+from distill.losses.chunked import label_ranks
+from distill.losses.divergence import cross_entropy
+from distill.losses.weights import dft, eaft, support_ratio
+from distill.models.find import find_model
+from distill.models.head import Head
+from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
+from distill.objective.objective import Objective
+from distill.teacher.retokenize import Reader
+from distill.teacher.token_stats import TokenScores, score_tokens, set_rsr
 
 PROBLEMS = {"3+4=": "3+4=7;#7", "2*5-1=": "2*5=0;0-1=9;#9", "9=": "#9", "8-2+6*3=": "8-2+6*3=4;#4"}
 
@@ -131,7 +132,7 @@ def test_scores_are_computed_once_and_not_taken_for_another_models(
 def test_a_scoring_that_was_killed_goes_on_where_it_was(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.scoring._TRACES_PER_SHARD", 1)
+    monkeypatch.setattr("distill.teacher.token_stats._TRACES_PER_SHARD", 1)
     model = lazy(tiny_pair[0])
     own = traces(model.get())
     whole = score_tokens(model, own, cache=tmp_path / "whole")

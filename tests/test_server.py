@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 from test_generate import SMALL, run
 
-from distill.engines import HfEngine, Request, VllmEngine, Written
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling
-from distill.journal import Journal
-from distill.runs import locked
-from distill.server import ServerEngine
-from distill.teacher import LazyModel
+from distill.generation.completion_log import Journal
+from distill.generation.engine import Request, Written
+from distill.generation.engines import HfEngine, VllmEngine
+from distill.generation.sampling import Sampling
+from distill.generation.server import ServerEngine
+from distill.io.locks import locked
+from distill.models.find import find_model
+from distill.models.lazy import LazyModel
 from distill.tiny import task
 
 DRIPS, BREAKS_OFF = -1, -2

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from test_generate import run
 
-from distill import journal
-from distill.engines import Written
 from distill.errors import UserError
-from distill.journal import Journal
+from distill.generation import completion_log as journal
+from distill.generation.completion_log import Journal
+from distill.generation.engine import Written
 
 # What transformers[serving] asks for beyond what this package needs anyway.
 MISSING = [name for name in ("accelerate", "fastapi", "openai", "pydantic", "uvicorn") if not find_spec(name)]

@@ -9,17 +9,17 @@ import pytest
 import torch
 from test_training import run
 
-from distill.batch import Batch, collate
 from distill.benchmarks.arithmetic import grade
+from distill.data.batch import Batch, collate
+from distill.data.trace import Example, Trace, Verdict
 from distill.errors import UserError
-from distill.finding import find_model
-from distill.generation import Sampling
+from distill.generation.sampling import Sampling
 from distill.losses.weights import uniform, validity
-from distill.models import LanguageModel
-from distill.objective import Objective
-from distill.steps import StepProposals
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.objective.objective import Objective
+from distill.objective.step_values import StepProposals
 from distill.tiny import task
-from distill.traces import Example, Trace, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,10 @@ def uniform_loss(log_q: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("words", [[], ["loss.proposals.value=success", "loss.proposals.continuations=1"]])
 @pytest.mark.parametrize("rollouts", ["dataset", "student"])
 def test_a_run_logs_what_the_steps_are_worth(tmp_path: Path, words: list[str], rollouts: str) -> None:
-    own = ["loss.rollouts={_target_: distill.generation.StudentRollouts, fraction: 1.0, max_new_tokens: 32}"]
+    own = [
+        "loss.rollouts={_target_: distill.generation.sampling.StudentRollouts,"
+        " fraction: 1.0, max_new_tokens: 32}"
+    ]
     common = ["benchmark=none", "logger=csv", "data.limit=8", "data.batch_size=8", "data.operations=[2,3]"]
     common += ["trainer.max_steps=2", "data.max_new_tokens=32", "data.completions=dataset"]
     if rollouts == "student":

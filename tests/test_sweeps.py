@@ -13,11 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from test_training import ROOT, arguments, column, launched, rows, run, same_weights, traces, train_py
 
-from distill import sweeps
-from distill.cli import check_overrides
+from distill.config.overrides import check_overrides
+from distill.config.resolvers import CHOICE, chosen_lr, scaled
 from distill.errors import UserError
-from distill.resolvers import CHOICE, chosen_lr, scaled
-from distill.tune import at_the_edge, choose, tune
+from distill.runs.tuning import at_the_edge, choose, tune
+from distill.training import sweeps
 
 __all__ = ["traces"]  # a fixture
 

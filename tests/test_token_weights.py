@@ -12,9 +12,9 @@ from test_generate import run as generate_run
 from test_training import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distill.analysis.token_weights import by_trace, length_correlation, right_minus_wrong, token_weights
+from distill.data.trace_set import read_records, write_records
 from distill.errors import UserError
-from distill.records import read_records, write_records
-from distill.token_weights import by_trace, length_correlation, right_minus_wrong, token_weights
 
 traces = test_training.traces  # the fixture
 

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import processors
 
-from distill.benchmarks import answers, gsm8k
+from distill.benchmarks import gsm8k
+from distill.benchmarks.grading import answers
+from distill.data.readers import read_examples, read_records
+from distill.data.trace import Example, check_spelling, encode_completion, encode_prompt
 from distill.errors import UserError
-from distill.examples import read_examples, read_records
-from distill.finding import find_model
+from distill.models.find import find_model
 from distill.tiny.build import make_tokenizer
-from distill.traces import Example, check_spelling, encode_completion, encode_prompt
 
 ROWS = [
     {"question": "3+4=", "answer": "3+4=7;#7", "result": "7"},

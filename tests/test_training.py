@@ -23,15 +23,19 @@ from safetensors.torch import load_file
 from samples import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill import runs, training
-from distill.callbacks import checkpoints
-from distill.cli import check_overrides, resume_arguments
+from distill.config.overrides import check_overrides
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.evaluation import Asked, Benchmark, score_of
-from distill.generation import Sampling
+from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.run import Asked, score_of
+from distill.evaluation.stored import read_scores, write_samples
+from distill.generation.sampling import Sampling
+from distill.io.locks import locked
+from distill.runs.folder import checkpoints
 from distill.tiny import task
-from distill.traces import Example, Verdict
-from distill.training import train
+from distill.training import run as training
+from distill.training.resume import resume_arguments
+from distill.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -189,7 +193,7 @@ def unbroken_and_resumed(
     words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
     """Two runs that agree in every bit: one is killed in the middle of its fourth step, and resumed."""
-    from distill.module import DistillModule
+    from distill.training.module import DistillModule
 
     whole = run(words, folder / "runs" / "0_whole")
     original = DistillModule.training_step
@@ -237,7 +241,7 @@ def test_dropout_draws_the_same_after_resuming(
     undropped = run(arguments(tiny_pair, traces, tmp_path, "loss=sft"), tmp_path / "undropped")
     assert column(whole, "train/loss") != column(undropped, "train/loss")
 
-    from distill.callbacks import StudentCheckpoints
+    from distill.training.checkpoints import StudentCheckpoints
 
     original = StudentCheckpoints.save
 
@@ -306,7 +310,7 @@ def test_a_cached_teacher_is_not_loaded_again(
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path)
     first = run(words, tmp_path / "first")
-    from distill.models import ModelSource
+    from distill.models.language_model import ModelSource
 
     loaded: list[str] = []
     original = ModelSource.load
@@ -557,12 +561,12 @@ def test_the_time_of_benchmarks_is_no_steps(
 
 def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     with (
-        runs.locked(tmp_path / "run"),
+        locked(tmp_path / "run"),
         pytest.raises(UserError, match=r"another run is writing into .*run"),
-        runs.locked(tmp_path / "run"),
+        locked(tmp_path / "run"),
     ):
         pass
-    with runs.locked(tmp_path / "run"):  # and is free again afterwards
+    with locked(tmp_path / "run"):  # and is free again afterwards
         pass
 
 
@@ -697,22 +701,22 @@ def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Pa
     )
     score = score_of(asked, [sample("b", completion=text)])
     for stage in ("before", "after", "before"):
-        runs.write_samples(tmp_path, stage, [score])
-    (found,) = runs.read_scores(tmp_path, "before", [asked]) or []
+        write_samples(tmp_path, stage, [score])
+    (found,) = read_scores(tmp_path, "before", [asked]) or []
     assert found.samples[0]["completion"] == text
     assert found.figures == score.figures
     twice = replace(asked, problems=[problem, problem])
-    assert runs.read_scores(tmp_path, "before", [twice]) is None
+    assert read_scores(tmp_path, "before", [twice]) is None
     sampled = replace(asked, benchmark=replace(asked.benchmark, samples=2, sampling=Sampling(1.0)))
-    assert runs.read_scores(tmp_path, "before", [sampled]) is None
+    assert read_scores(tmp_path, "before", [sampled]) is None
     other = replace(asked, benchmark=replace(asked.benchmark, name="c"))
-    assert runs.read_scores(tmp_path, "before", [other]) is None
+    assert read_scores(tmp_path, "before", [other]) is None
 
 
 def test_the_threads_of_one_job_are_not_the_next_ones(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.training._THREADS", 1)
+    monkeypatch.setattr("distill.training.run._THREADS", 1)
     for threads, expected in (("2", 2), ("null", 1)):
         words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "schedule.warmup=0")
         folder = run([*words, f"model.threads={threads}"], tmp_path / threads)
@@ -931,12 +935,12 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
 ) -> None:
     from functools import partial
 
-    from distill.finding import find_model
     from distill.losses.divergence import forward_kl
     from distill.losses.weights import uniform
-    from distill.module import DistillModule
-    from distill.objective import Objective
-    from distill.schedule import Schedule
+    from distill.models.find import find_model
+    from distill.objective.objective import Objective
+    from distill.training.module import DistillModule
+    from distill.training.schedule import Schedule
 
     student, teacher = (find_model(str(folder), key="model").load() for folder in tiny_pair)
     objective = Objective("dataset", partial(forward_kl), partial(uniform))

@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 from test_objective import CONF, VOCAB, WIDTH
 from torch import Tensor
 
-from distill import objective as objectives
-from distill.building import build
-from distill.head import Head
+from distill.config.instantiate import build
 from distill.losses import weights
 from distill.losses.signals import is_of_the_token, signals
-from distill.objective import Objective, WeightedLoss
+from distill.models.head import Head
+from distill.objective import objective as objectives
+from distill.objective.objective import Objective
+from distill.objective.terms import WeightedLoss
 
 BY_TOKEN = {
     "uniform": weights.uniform,

@@ -6,13 +6,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from distill.bench.comparison import Comparison, Setting
+from distill.bench.comparison import Comparison
 from distill.bench.comparisons import COMPARISONS
 from distill.bench.inputs import SHAPES, default_folder, read_lengths
+from distill.bench.measurement import Setting
 from distill.bench.meter import busy_processors
 from distill.bench.report import write
 from distill.bench.running import run
-from distill.cli import one_sentence_errors
+from distill.config.console import one_sentence_errors
 from distill.errors import UserError
 
 _SHAPES = {"cpu": ["135m"], "cuda": ["0.5b", "1.5b"]}

@@ -6,9 +6,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from distill.bench.comparison import Measurement, Setting
 from distill.bench.comparisons import COMPARISONS
 from distill.bench.inputs import model_folder
+from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import Meter
 from distill.errors import UserError, first_line
 

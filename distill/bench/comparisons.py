@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from distill.allocator import tune_allocator
-from distill.bench.comparison import Comparison, Contestant, Goal, Setting
+from distill.bench.comparison import Comparison, Contestant, Goal
+from distill.bench.measurement import Setting
 from distill.bench.meter import Meter
+from distill.config.allocator import tune_allocator
 
 _GKD_NOTE = (
     "TRL 1.16's GKDTrainer has no Liger loss: Liger's is put in its place, as earlier releases' did; so is "

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.bench.comparison import Setting
 from distill.bench.inputs import shape_of
+from distill.bench.measurement import Setting
 from distill.bench.meter import Meter
-from distill.head import Head, WeightedTokenLoss, weighted_token_losses
+from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from distill.models.head import Head
 
 Kind = Literal["sft", "forward_kl", "reverse_kl", "jsd"]
 Way = Literal["ours", "full", "freed", "liger", "trl_chunked", "torchtune"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.bench.comparison import Setting
-from distill.cache import write_atomically
+from distill.bench.measurement import Setting
 from distill.errors import UserError
+from distill.io.files import write_atomically
 
 
 @dataclass(frozen=True)

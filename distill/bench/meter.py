@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from distill.bench.comparison import Measurement, Setting
+from distill.bench.measurement import Measurement, Setting
 
 _STATUS = Path("/proc/self/status")
 

@@ -11,27 +11,29 @@ import lightning
 import torch
 from omegaconf import open_dict
 
-from distill import training
-from distill.batch import collate
-from distill.bench.comparison import Setting
+from distill.analysis.smoke_test import quoted
 from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
+from distill.bench.measurement import Setting
 from distill.bench.meter import Measured, Meter
-from distill.building import build
-from distill.callbacks import StudentCheckpoints
-from distill.cli import check_overrides, quiet
-from distill.data import DistillDataModule, TraceRecipe
-from distill.distribution_cache import cache_distributions
-from distill.distributions import TeacherDistribution
+from distill.config.console import quiet
+from distill.config.instantiate import build
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
+from distill.data.batch import collate
+from distill.data.readers import read_examples
 from distill.errors import UserError
-from distill.examples import read_examples
-from distill.finding import find_model
 from distill.losses.signals import Source
-from distill.models import checkpoint_activations
-from distill.module import DistillModule
-from distill.objective import Objective
-from distill.paths import CONFIG
-from distill.smoke import quoted
-from distill.teacher import LazyModel
+from distill.models.find import find_model
+from distill.models.language_model import checkpoint_activations
+from distill.models.lazy import LazyModel
+from distill.objective.objective import Objective
+from distill.teacher.distribution import TeacherDistribution
+from distill.teacher.distribution_cache import cache_distributions
+from distill.training import run as training
+from distill.training.checkpoints import StudentCheckpoints
+from distill.training.datamodule import DistillDataModule
+from distill.training.module import DistillModule
+from distill.training.recipe import TraceRecipe
 
 LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay
 CLIP = 1.0

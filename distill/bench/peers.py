@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from distill.bench.comparison import Setting
 from distill.bench.inputs import Row, batch_rows, model_folder
+from distill.bench.measurement import Setting
 from distill.bench.meter import Measured, Meter
 from distill.bench.ours import CLIP, LEARNING_RATE
 

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill.bench.comparison import Goal, Measurement, Spread, outcome
+from distill.bench.comparison import Goal, Spread, outcome
+from distill.bench.measurement import Measurement
 from distill.bench.running import Result
-from distill.cache import write_atomically
-from distill.plots import BLUE, GREEN, GREY, ORANGE
+from distill.io.files import write_atomically
+from distill.runs.plot import BLUE, GREEN, GREY, ORANGE
 
 _UNITS = {
     "tokens_per_second": "tokens/s",

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from distill.bench.comparison import Comparison, Contestant, Measurement, Rounds, Setting
+from distill.bench.comparison import Comparison, Contestant, Rounds
+from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import busy_seconds
-from distill.cache import write_atomically
+from distill.io.files import write_atomically
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_AS = {"liger_kernel": "liger-kernel"}

@@ -1,8 +1,8 @@
 """AMC: problems of the American Mathematics Competitions 10 and 12, asked without their five choices."""
 
 from distill.benchmarks import fields
-from distill.examples import read_records
-from distill.traces import Example
+from distill.data.readers import read_records
+from distill.data.trace import Example
 
 
 def load(

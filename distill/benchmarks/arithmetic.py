@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError, whole_number
 from distill.tiny import task
-from distill.traces import Example, Verdict
 
 
 def load(

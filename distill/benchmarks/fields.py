@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.benchmarks import answers
+from distill.benchmarks.grading import answers
 from distill.errors import UserError
 
 

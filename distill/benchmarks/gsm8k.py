@@ -3,10 +3,10 @@
 import re
 from dataclasses import replace
 
-from distill.benchmarks import answers, numeric
+from distill.benchmarks.grading import answers, numeric
+from distill.data.readers import read_examples
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.examples import read_examples
-from distill.traces import Example, Verdict
 
 # The solutions carry calculator annotations, <<48/2=24>>, that no one wants written.
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
@@ -41,7 +41,7 @@ def _clean(example: Example, where: str) -> Example:
 
 
 def grade(example: Example, completion: str) -> Verdict:
-    """The final answer by `distill.benchmarks.answers`, equal to the gold as an exact number.
+    """The final answer by `distill.benchmarks.grading.answers`, equal to the gold as an exact number.
 
     What stands behind `####` comes before "answer is": it is GSM8K's own mark, and "answer is" also occurs on
     the way to it."""

@@ -3,11 +3,10 @@ tests."""
 
 from typing import Any
 
-from distill import sandbox
-from distill.benchmarks import programs
+from distill.benchmarks.grading import programs, sandbox
+from distill.data.readers import read_records
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.examples import read_records
-from distill.traces import Example, Verdict
 
 _FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
@@ -55,7 +54,7 @@ def grade(example: Example, completion: str, limits: sandbox.Limits | None = Non
     Args:
         example: of `load`.
         completion: without its thinking.
-        limits: of the program; `distill.sandbox`'s own where None.
+        limits: of the program; `distill.benchmarks.grading.sandbox`'s own where None.
     """
     name = example.details["entry_point"]
     program = programs.find_program(completion, name, example.problem)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
-from distill.benchmarks.instructions import CHECKS, arguments
+from distill.benchmarks.grading.instructions import CHECKS, arguments
+from distill.data.readers import read_records
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.examples import read_records
-from distill.traces import Example, Verdict
 
 
 def load(

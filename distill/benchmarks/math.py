@@ -4,10 +4,11 @@ MATH-500, the 500 of its 5,000 test problems that 2305.20050 drew."""
 from collections.abc import Mapping
 from typing import Any
 
-from distill.benchmarks import answers, fields
+from distill.benchmarks import fields
+from distill.benchmarks.grading import answers
+from distill.data.readers import read_records
+from distill.data.trace import Example
 from distill.errors import UserError
-from distill.examples import read_records
-from distill.traces import Example
 
 
 def load(

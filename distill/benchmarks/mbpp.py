@@ -4,11 +4,10 @@ import itertools
 import re
 from typing import Any
 
-from distill import sandbox
-from distill.benchmarks import programs
+from distill.benchmarks.grading import programs, sandbox
+from distill.data.readers import read_records
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.examples import read_records
-from distill.traces import Example, Verdict
 
 # The paper's splits, by task id; the published file has them all.
 _SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
@@ -80,7 +79,7 @@ def grade(example: Example, completion: str, limits: sandbox.Limits | None = Non
     Args:
         example: of `load`.
         completion: without its thinking.
-        limits: of the program and all its tests together; `distill.sandbox`'s own where None.
+        limits: of the program and all its tests together; `grading.sandbox`'s own where None.
     """
     details = example.details
     program = programs.find_program(completion, details["entry_point"])

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.benchmarks import answers, fields, several
+from distill.benchmarks import fields
+from distill.benchmarks.grading import answers, several
+from distill.benchmarks.grading.judge import MathJudge
+from distill.data.readers import read_records
+from distill.data.trace import Example, Verdict
 from distill.errors import UserError
-from distill.examples import read_records
-from distill.judging import MathJudge
-from distill.traces import Example, Verdict
 
 
 def load(

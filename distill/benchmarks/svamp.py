@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
-from distill.examples import read_records
-from distill.traces import Example
+from distill.data.readers import read_records
+from distill.data.trace import Example
 
 
 def load(

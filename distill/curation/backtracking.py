@@ -12,15 +12,15 @@ import numpy as np
 
 from distill.curation.rewriting import written_anew
 from distill.curation.step import Desk, Outcome, Record, by_problem, whole_number
+from distill.data.trace import Grader, Trace, Verdict, check_spelling, encode_prompt
+from distill.data.trace_set import example_of
 from distill.errors import UserError
-from distill.generation import Sampling
-from distill.models import ModelSource, vocabulary_mismatch
-from distill.progress import progress_bar
-from distill.records import example_of
-from distill.scoring import TokenScores, score_tokens
-from distill.steps import StepProposals
-from distill.teacher import sample_completions
-from distill.traces import Grader, Trace, Verdict, check_spelling, encode_prompt
+from distill.generation.sampling import Sampling
+from distill.io.progress import progress_bar
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.objective.step_values import StepProposals
+from distill.teacher.completions import sample_completions
+from distill.teacher.token_stats import TokenScores, score_tokens
 
 _SAMPLING = Sampling(temperature=0.6)  # of the authors' script, for both models
 _Writing = Callable[..., list[list[np.ndarray]]]  # of `prompts`, as sample_completions

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from rapidfuzz.distance import Levenshtein
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.data.trace import Example, check_spelling, encode_prompt
+from distill.data.trace_set import example_of
 from distill.errors import UserError
-from distill.generation import Sampling
-from distill.progress import progress_bar
-from distill.records import example_of
-from distill.teacher import sample_completions
-from distill.traces import Example, check_spelling, encode_prompt
+from distill.generation.sampling import Sampling
+from distill.io.progress import progress_bar
+from distill.teacher.completions import sample_completions
 
 _SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
 

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.data.trace_set import example_of
 from distill.errors import UserError
-from distill.progress import progress_bar
-from distill.records import example_of
+from distill.io.progress import progress_bar
 
 
 def correct(

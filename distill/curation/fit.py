@@ -11,11 +11,11 @@ from jaxtyping import Float
 from scipy.special import softmax
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, whole_number
+from distill.data.trace import Trace, encode_completion, encode_prompt
+from distill.data.trace_set import example_of, teacher_of
 from distill.errors import UserError
-from distill.records import example_of, teacher_of
-from distill.scoring import RANK_LIMIT, score_tokens, set_rsr
-from distill.teacher import LazyModel
-from distill.traces import Trace, encode_completion, encode_prompt
+from distill.models.lazy import LazyModel
+from distill.teacher.token_stats import RANK_LIMIT, score_tokens, set_rsr
 
 # Log-probs of one text differ by some 1e-5 with the batch that it is in: no difference between candidates.
 _ROUNDING = 1e-4

@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from distill.building import build
+from distill.config.instantiate import build
+from distill.config.paths import CONFIG
 from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
+from distill.data.readers import read_records
+from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
-from distill.examples import read_records
-from distill.paths import CONFIG
-from distill.records import problem_of
 
 Problem = tuple[str, str]  # its name and its text
 

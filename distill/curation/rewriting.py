@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from distill.curation.step import Desk, Outcome, Record, whole_number
+from distill.data.tokenizers import tokenizer_fingerprint
+from distill.data.trace import Verdict, check_spelling, encode_prompt, fill
+from distill.data.trace_set import example_of, template_hash
 from distill.errors import UserError
-from distill.generation import Sampling
-from distill.models import ModelSource
-from distill.progress import progress_bar
-from distill.records import example_of, template_hash
-from distill.teacher import sample_completions
-from distill.traces import Verdict, check_spelling, encode_prompt, fill
-from distill.vocabularies import tokenizer_fingerprint
+from distill.generation.sampling import Sampling
+from distill.io.progress import progress_bar
+from distill.models.language_model import ModelSource
+from distill.teacher.completions import sample_completions
 
 PROMPT = (
     "{problem}\n\nHere is a reference solution:\n{solution}\n\nWrite the solution in your own words. Come to "

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.data import TraceRecipe
+from distill.data.trace import Grader, Trace
+from distill.data.trace_set import Record, by_problem, example_of
 from distill.errors import UserError, whole_number
-from distill.records import Record, by_problem, example_of
-from distill.scoring import TokenScores, score_tokens
-from distill.teacher import LazyModel
-from distill.traces import Grader, Trace
+from distill.models.lazy import LazyModel
+from distill.teacher.token_stats import TokenScores, score_tokens
+from distill.training.recipe import TraceRecipe
 
 __all__ = ["Desk", "Outcome", "Record", "Step", "by_problem", "in_order", "share", "whole_number"]
 

@@ -1,4 +1,4 @@
-"""Token losses with their gradients written out, for the head's pass (`distill.head`).
+"""Token losses with their gradients written out, for the head's pass (`distill.losses.chunked`).
 
 Every function takes what the loss of the same name in `distill.losses.divergence` takes, and returns each
 row's loss and its gradient with respect to the student's logits, of which `log_q` is the log-softmax. It may

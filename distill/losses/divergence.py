@@ -212,7 +212,7 @@ def uld(
     l_t = Σ_i |Q_(i) - P_(i)|,   (i): the i-th greatest, 0 behind the smaller vocabulary's last
 
     The paper pairs the two models' tokens by their position; here a student's token has a counterpart where
-    both tokenisations have a boundary (`distill.alignment`), and no weight where they have none.
+    both tokenisations have a boundary (`distill.data.alignment`), and no weight where they have none.
     """
     return _sorted_distance(log_q.exp(), log_p.exp())
 

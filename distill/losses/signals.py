@@ -26,7 +26,7 @@ class Signal:
             models of their own (`model.reference`, `model.pilot`).
         shape: `vocab`: log-probabilities over the vocabulary, which exist chunk by chunk only; `token`: one
             number a token, which can be cached; `step`: one number a reasoning step, which needs proposals
-            while the student trains (`distill.steps`).
+            while the student trains (`distill.objective.step_values`).
         meaning: in words.
     """
 

@@ -5,9 +5,9 @@ Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/`
 
 from pathlib import Path
 
-from distill.cli import one_sentence_errors, quiet
+from distill.config.console import one_sentence_errors, quiet
 from distill.report.write import write_report
-from distill.results import arguments_of
+from distill.runs.table import arguments_of
 
 
 def main() -> None:

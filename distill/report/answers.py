@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from distill.run_folders import Run
-from distill.runs import read_lines
+from distill.io.files import read_lines
+from distill.runs.read import Run
 
 Key = tuple[str, str, str]  # a problem: its benchmark, its id, the hash of its text
 

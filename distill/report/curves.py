@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from distill.loading import AXES
+from distill.runs.load import AXES
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _POINTS = 60

@@ -16,20 +16,21 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from distill import sweeps
-from distill.cli import plain
-from distill.drift import Drift
-from distill.drift_measuring import ask_both, asked_for_drift, measure_drift
+from distill.analysis.drift import Drift
+from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
+from distill.config.instantiate import plain
+from distill.data.trace import Example
 from distill.errors import UserError, first_line, whole_number
-from distill.evaluation import Asked, Benchmark, benchmarks_of
-from distill.finding import find_model
-from distill.models import ModelSource, vocabulary_mismatch
-from distill.prepare import find
-from distill.progress import inside, progress_bar, watched
+from distill.evaluation.benchmark import Benchmark, benchmarks_of
+from distill.evaluation.run import Asked
+from distill.io.progress import inside, progress_bar, watched
+from distill.models.find import find, find_model
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.lazy import LazyModel
 from distill.report.drift_kept import read_drift, write_drift
-from distill.run_folders import Run
-from distill.teacher import LazyModel, writer_key
-from distill.traces import Example
+from distill.runs.read import Run
+from distill.teacher.completions import writer_key
+from distill.training import sweeps
 
 _FORMAT = 1  # of what is kept
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.cache import write_atomically
-from distill.drift import Curve, Drift
+from distill.analysis.drift import Curve, Drift
+from distill.io.files import write_atomically
 from distill.statistics import Figure
 
 

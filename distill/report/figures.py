@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
 from distill.report.style import COLUMN, PAGE, legend_below, new_figure, paper
-from distill.run_folders import accuracies
+from distill.runs.read import accuracies
 from distill.statistics import mean_over_runs
 
 Styles = Mapping[str, Mapping[str, Any]]

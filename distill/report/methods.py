@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from distill.loading import Runs
 from distill.report.answers import Answers, read_answers
 from distill.report.gains import Compared, Gain, Part, adjusted, compared
 from distill.report.sweep import planned
-from distill.results import Comparison, Row, compare, read_runs
-from distill.run_folders import Run
+from distill.runs.load import Runs
+from distill.runs.read import Run
+from distill.runs.table import Comparison, Row, compare, read_runs
 from distill.statistics import Difference, Figure, mean_over_runs
 
 

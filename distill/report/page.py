@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from distill.excerpts import shortened
+from distill.evaluation.excerpts import shortened
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from distill.drift import Drift
+from distill.analysis.drift import Drift
 from distill.report.examples import Parting
 from distill.report.gains import Gain
 from distill.report.methods import Method, Table

@@ -9,11 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from distill import loading
-from distill.cache import as_json, write_atomically
-from distill.drift import Drift
+from distill.analysis.drift import Drift
 from distill.errors import UserError
-from distill.loading import AXES
+from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
 from distill.report.drift import drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
@@ -21,6 +19,8 @@ from distill.report.examples import partings
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.style import styles, written
+from distill.runs import load as loading
+from distill.runs.load import AXES
 
 
 def write_report(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.progress import progress_bar
+from distill.io.progress import progress_bar
 from distill.tiny import task
 
 CONTEXT = 128

@@ -1,0 +1,1 @@
+"""Drift, suitability and token weights."""

@@ -1,0 +1,284 @@
+"""`python -m distill.evaluate`: a model on benchmarks, with intervals; or evaluations against each other.
+
+A completion that is there is never written again: a run that was killed goes on, and one that asks more
+problems, more samples or further benchmarks of the same model adds to what its folder holds."""
+
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill.analysis.drift import Drift
+from distill.analysis.drift_figure import picture
+from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
+from distill.config.instantiate import build, plain
+from distill.config.paths import CONFIG
+from distill.errors import UserError, whole_number
+from distill.evaluation.benchmark import Benchmark, benchmarks_of
+from distill.evaluation.comparison_report import compare
+from distill.evaluation.page import SampleFile
+from distill.evaluation.report import log_report, markdown, write_report
+from distill.evaluation.result import Score
+from distill.evaluation.run import ask, evaluate
+from distill.generation.engine import Engine
+from distill.io.files import read_lines, write_atomically, write_json, write_lines
+from distill.io.locks import claimed, locked
+from distill.models.find import find_model
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.lazy import LazyModel
+from distill.runs.folder import describe
+from distill.teacher.completions import writer_key
+
+
+def evaluate_model(cfg: DictConfig) -> Path:
+    """Ask the model every benchmark and write what came of it.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        UserError: anything that the user can mend, before the model is loaded.
+    """
+    device = _device(cfg)
+    if cfg.threads is not None:
+        whole_number("threads", cfg.threads, least=1)
+    source = find_asked(cfg, "model.source", cfg.model.role)
+    benchmarks = benchmarks_of(cfg.benchmark)
+    if not benchmarks:
+        raise UserError(
+            "no benchmark is named: say which, such as benchmark=gsm8k or benchmark=[gsm8k,aime24]"
+        )
+    teacher = find_asked(cfg, "teacher", "teacher") if cfg.teacher else None
+    for_drift = _for_drift(cfg, benchmarks, source, teacher) if teacher else []
+    problems = [benchmark.problems() for benchmark in benchmarks]
+    both = []
+    if teacher:
+        both = [ask_both(*one, source, teacher) for one in zip(for_drift, problems, strict=True)]
+    asked = [ask(benchmark, source, read) for benchmark, read in zip(benchmarks, problems, strict=True)]
+    model = LazyModel(source, device)
+    try:
+        engine: Engine = build(cfg.engine, "engine")(model)
+    except (ValueError, TypeError) as error:  # its arguments
+        raise UserError(str(error)) from error
+    whose = "_teacher" if cfg.model.role == "teacher" else ""
+    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
+    cfg.name = str(cfg.name or source.name)
+    folder = Path(cfg.out)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    with ExitStack() as held:
+        held.enter_context(claimed(folder, writer_key(source), what="an evaluation"))
+        held.callback(_remove_if_empty, folder / "completions")
+        results = Results(folder, cfg.name, source)
+        places = [folder / "completions" / one.benchmark.name for one in asked]
+        for one, place in zip(asked, places, strict=True):  # what is refused is refused before the first
+            key = {
+                "engine": engine.name,
+                **getattr(engine, "settings", {}),
+                **one.benchmark.settings,
+            }
+            held.enter_context(claimed(place, key, what=f"completions of {one.benchmark.name}"))
+        describe(folder, cfg, sys.argv[1:])
+        loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
+        text = ""
+        for one, place in zip(asked, places, strict=True):
+            results.add(evaluate(one, source, engine, folder=place, label=one.benchmark.name))
+            text = write_report(folder, results.value)  # a run that is killed leaves what it had found
+        if teacher:
+            texts = [folder / "drift" / benchmark.name for benchmark in benchmarks]
+            found = measure_drift(
+                both,
+                model,
+                LazyModel(teacher, device),
+                kept=[(place / "student", place / "teacher") for place in texts],
+                cache=folder / "drift" / "cache",
+            )
+            results.keep_drift(found, teacher)
+            text = write_report(folder, results.value)
+        print(f"{text}\n\n{folder / 'results.html'}")
+        log_report(loggers, results.new)
+    return folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
+
+
+class Results:
+    """What a folder holds of one model's evaluation: `results.json` and `samples.jsonl`, which grow by a
+    benchmark at a time.
+
+    Args:
+        folder: where they lie.
+        name: of the model, in titles.
+        source: the model.
+    """
+
+    def __init__(self, folder: Path, name: str, source: ModelSource) -> None:
+        self.folder = folder
+        self.value: dict[str, Any] = {
+            "name": name,
+            "model": source.name,
+            "fingerprint": source.fingerprint,
+            "benchmarks": {},
+        }
+        self.new: list[Score] = []
+        if (folder / "results.json").is_file():
+            try:
+                before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+                self.value["benchmarks"] = dict(before["benchmarks"])
+                if "drift" in before:
+                    self.value["drift"] = before["drift"]
+                markdown(self.value)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): take it away "
+                    f"and run the same command again, the completions are kept"
+                ) from error
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        path = self.folder / "samples.jsonl"
+        if path.is_file():
+            try:
+                deque(SampleFile(path), maxlen=0)
+            except UserError as error:
+                raise UserError(
+                    f"{error}, after taking {path} away: the completions are kept, and other benchmarks than "
+                    f"those that are asked now join it again when they are asked"
+                ) from error
+
+    def keep_drift(self, drift: Drift | None, teacher: ModelSource) -> None:
+        """Keep a drift from a teacher, and its picture, in place of earlier ones."""
+        if drift is None:
+            print("drift: too few problems have completions of both models to compare them along their text")
+            return
+        self.value["drift"] = {"teacher": teacher.name, **drift.json()}
+        write_json(self.folder / "results.json", self.value)
+        drawn = picture(drift, self.value["name"])
+        write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
+
+    def add(self, score: Score) -> None:
+        """Keep a benchmark's score in place of an earlier one."""
+        path = self.folder / "samples.jsonl"
+        mark = f'{{"benchmark": {json.dumps(score.benchmark)}, '  # what its lines begin with
+        write_lines(
+            path,
+            (line for line in read_lines(path) if not line.startswith(mark)),
+            (json.dumps(sample, ensure_ascii=False) for sample in score.samples),
+        )
+        before, now = self.value["benchmarks"].get(score.benchmark, {}), score.summary()
+        timeless = dict.fromkeys(("seconds", "tokens_per_second"))
+        if {**before, **timeless} != now:  # the same once more: how long it took stays known
+            self.value["benchmarks"][score.benchmark] = now
+        write_json(self.folder / "results.json", self.value)
+        self.new.append(score)
+
+
+def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
+    """The model that is named, by what the user wrote.
+
+    Args:
+        cfg: with `model`, and `threads`, which a pair that is named sets.
+        key: of the config, `model.source` or `teacher`.
+        role: of a pair of conf/model, whom to take.
+
+    Raises:
+        UserError: there is none; the message says what was tried.
+    """
+    wanted = plain(OmegaConf.select(cfg, key))
+    if wanted is None:
+        raise UserError(
+            "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "
+            "of conf/model such as model=tiny)"
+        )
+    if role not in ("student", "teacher"):
+        raise UserError(f"model.role={role!r} is not one of student, teacher")
+    pair = CONFIG / "model" / f"{wanted}.yaml"
+    if isinstance(wanted, str) and re.fullmatch(r"[\w.-]+", wanted) and pair.is_file():
+        node: Any = OmegaConf.load(pair)
+        found = OmegaConf.select(node, f"model.{role}") or node.get(role)
+        if found is None:
+            raise UserError(f"{key}={wanted}: this pair has no {role}; name a folder or a hub id")
+        wanted = plain(found)
+        if cfg.threads is None:
+            cfg.threads = node.get("threads")
+    elif isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
+        wanted = str(Path(wanted).expanduser() / "student")  # a run's folder
+    return find_model(
+        wanted,
+        key=key.removesuffix(".source"),
+        dtype=cfg.model.dtype,
+        revision=cfg.model.revision if key == "model.source" else None,
+        trust_remote_code=cfg.model.trust_remote_code,
+    )
+
+
+def _for_drift(
+    cfg: DictConfig, benchmarks: Sequence[Benchmark], student: ModelSource, teacher: ModelSource
+) -> list[Benchmark]:
+    if mismatch := vocabulary_mismatch(student, teacher):
+        raise UserError(
+            f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a "
+            f"teacher of the student's family, or none"
+        )
+    own = cfg.drift
+    return asked_for_drift(benchmarks, samples=own.samples, temperature=own.temperature, limit=own.limit)
+
+
+def compare_folders(cfg: DictConfig) -> Path:
+    """Test evaluations or runs against the first of them.
+
+    Raises:
+        UserError: fewer than two, one that is none, or a model beside them.
+    """
+    named = plain(cfg.compare)
+    for key, given in (("model", cfg.model.source), ("teacher", cfg.teacher)):
+        if given is not None:
+            raise UserError(
+                f"{key}={plain(given)} beside compare=: compare= tests evaluations that are there and asks "
+                f"no model; evaluate first, and compare the folders"
+            )
+    if not isinstance(named, list) or len(named) < 2:
+        raise UserError(
+            f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
+        )
+    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
+    try:
+        with locked(out, "out"):
+            print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
+    finally:
+        _remove_if_empty(out)
+    return out
+
+
+def _device(cfg: DictConfig) -> str:
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={cfg.device!r} is not one of auto, cpu, cuda")
+    there = torch.cuda.is_available()
+    if cfg.device == "cuda" and not there:
+        raise UserError("device=cuda, but torch sees no GPU here: take device=cpu, or a CUDA build of torch")
+    return "cuda" if there and cfg.device != "cpu" else "cpu"
+
+
+def _slug(model: Any) -> str:
+    """A folder's name for a model: the last parts of a path, all of a hub id."""
+    text = str(model[0] if isinstance(model, list) or OmegaConf.is_list(model) else model)
+    path = Path(text)
+    if path.exists():
+        parts = path.resolve().parts
+        text = "_".join(parts[-2:] if parts[-1] in ("student", "teacher", "model") else parts[-1:])
+    return re.sub(r"[^\w.-]+", "_", text).strip("_") or "model"
+
+
+def as_keys(words: Sequence[str]) -> list[str]:
+    """The command line with `model=` spelled out, which Hydra takes for the choice of a group's option."""
+    return [re.sub(r"^model=", "model.source=", word) for word in words]

@@ -1,0 +1,191 @@
+"""`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from omegaconf import DictConfig, OmegaConf
+
+from distill.analysis.suitability import Suitability, looked_at, suitability, support_of
+from distill.analysis.suitability_report import write_report
+from distill.config.instantiate import build
+from distill.curation.collect import collect, listed, writing
+from distill.data.trace import Trace
+from distill.data.trace_set import Record, by_problem, example_of, problem_of, teacher_of, write_records
+from distill.errors import UserError, whole_number
+from distill.io.files import write_atomically
+from distill.io.locks import locked
+from distill.models.devices import find_device
+from distill.models.language_model import ModelSource
+from distill.models.lazy import LazyModel
+from distill.objective.objective import Objective
+from distill.teacher.retokenize import Reader, whole_reading
+from distill.teacher.token_stats import TokenScores, score_tokens
+from distill.training.recipe import TraceRecipe
+
+
+def score(cfg: DictConfig) -> Path:
+    """Score the traces of every teacher for a student, and write tables, JSON and a page of plots.
+
+    Returns:
+        The folder that they are in.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    folder, cache = Path(cfg.out), Path(cfg.cache)
+    _check(cfg)
+    device = find_device(cfg)
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    objective: Objective = build(cfg.loss, "loss")
+    student = _student(cfg, device)
+    with locked(folder, "out"):
+        records = collect(cfg, lambda: student.source, print)
+        found: dict[str, Suitability] = {}
+        rights = {teacher: _share_right(own) for teacher, own in _by_teacher(records).items()}
+        chosen = _by_teacher(choose(_learned(records, cfg.keep), cfg.traces, cfg.seed))
+        rows: list[dict[str, Any]] = []
+        looked: list[Record] = []
+        for teacher, own in chosen.items():
+            own, traces = _fitting(own, recipe, student.source)
+            scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
+            view = None
+            if cfg.support != "none":
+                view = _teachers_view(cfg, recipe, student.source, own, traces, device)
+            alignments = [trace.reading.alignment if trace.reading else None for trace in traces]
+            support = None if view is None else support_of(objective, scores, view, alignments)
+            frame = looked_at(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
+            rows += frame.to_dict("records")
+            looked += own
+            found[teacher] = suitability(frame, scores, support, right=rights[teacher])
+        report = write_report(folder, found, pandas.DataFrame(rows), cfg)
+        write_records(folder / "traces.parquet", looked)  # what to curate, or to train on
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        print(report)
+        if cfg.smoke_test:
+            from distill.analysis.smoke_test import smoke_test
+
+            print(smoke_test(cfg, folder, _by_teacher(records)))
+    return folder
+
+
+def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
+    """So many traces of each teacher, at random, of the same problems where all teachers share some."""
+    teachers = [by_problem(own) for own in _by_teacher(records).values()]
+    shared = set(teachers[0]).intersection(*teachers[1:])
+    chosen: list[Record] = []
+    for own in teachers:
+        names = [name for name in own if name in shared] or list(own)
+        names.sort()  # not the set's order: the same problems of every teacher
+        order = np.random.default_rng(seed).permutation(len(names))
+        mine = [record for place in order for record in own[names[place]]]
+        chosen += mine if count is None else mine[:count]
+    return chosen
+
+
+def _check(cfg: DictConfig) -> None:
+    for key, least in (("traces", 1), ("rank_limit", 1), ("resamples", 1), ("seed", 0)):
+        if key != "traces" or cfg.traces is not None:
+            whole_number(key, cfg[key], least=least)
+    if cfg.keep not in ("right", "all"):
+        raise UserError(f"keep={cfg.keep!r} is not one of right, all")
+    if cfg.support not in ("auto", "none"):
+        raise UserError(f"support={cfg.support!r} is not one of auto, none")
+    if cfg.smoke_test and (len(listed(cfg)) == 1):
+        raise UserError("smoke_test=true compares teachers: name at least two, teachers=[a,b]")
+
+
+def _student(cfg: DictConfig, device: str) -> LazyModel:
+    from distill.models.find import find
+
+    if not cfg.model.student:
+        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
+    return LazyModel(find(cfg, "student", cfg.model.student_dtype), device)
+
+
+def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(teacher_of(record), []).append(record)
+    return found
+
+
+def _share_right(records: Sequence[Record]) -> float | None:
+    judged = [record["correct"] for record in records if record["correct"] is not None]
+    return sum(judged) / len(judged) if judged else None
+
+
+def _learned(records: Sequence[Record], keep: str) -> list[Record]:
+    """Those that training would take."""
+    kept = [
+        record
+        for record in records
+        if (record["completion"] or "").strip()
+        and (keep == "all" or (record["finished"] and record["correct"] is not False))
+    ]
+    if len(kept) < len(records):
+        print(
+            f"{len(kept)} of {len(records)} traces are looked at, the others are empty, wrong or have no end "
+            f"(keep=all looks at wrong ones too)"
+        )
+    if not kept:
+        raise UserError(f"none of the {len(records)} traces is right and finished: take keep=all, or others")
+    return kept
+
+
+def _fitting(
+    records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
+) -> tuple[list[Record], list[Trace]]:
+    """Those that the student's context holds, as it would be trained on them."""
+    traces = recipe.tokenize([example_of(record) for record in records], student)
+    fitting = [
+        (record, trace)
+        for record, trace in zip(records, traces, strict=True)
+        if len(trace) <= student.context_length
+    ]
+    if len(fitting) < len(traces):
+        longest = max(traces, key=len)
+        if recipe.overlong == "error" or not fitting:
+            raise UserError(
+                f"trace {longest.example.place} has {len(longest)} tokens, more than the context of "
+                f"{student.name} ({student.context_length}): leave such traces out with data.overlong=drop"
+            )
+        print(f"{len(traces) - len(fitting)} traces are longer than the student's context and left out")
+    return [record for record, _ in fitting], [trace for _, trace in fitting]
+
+
+def _teachers_view(
+    cfg: DictConfig,
+    recipe: TraceRecipe,
+    student: ModelSource,
+    records: Sequence[Record],
+    traces: Sequence[Trace],
+    device: str,
+) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
+    """What a teacher makes of its traces, each of which gets its reading where that has other tokens, or its
+    log-probs alone; None where nobody gives them."""
+    from distill.models.find import find
+
+    teacher = teacher_of(records[0])
+    if spec := writing(cfg).get(teacher, cfg.model.teacher):
+        model_cfg = cfg.copy()
+        model_cfg.model.teacher = spec
+        frozen = LazyModel(find(model_cfg, "teacher", cfg.model.teacher_dtype), device)
+        reader = Reader(student, frozen.source, recipe.prompt)
+        for trace in traces if reader.foreign else ():
+            trace.reading = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+        read = [whole_reading(trace) for trace in traces]
+        return score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
+    if all(record["teacher_logprobs"] is not None for record in records) and all(
+        record["completion_ids"] == trace.completion_ids.tolist()
+        for record, trace in zip(records, traces, strict=True)
+    ):
+        return [np.asarray(record["teacher_logprobs"], dtype=np.float32) for record in records]
+    print(
+        f"{teacher}: no teacher's log-probs, so no weights are shown: name a model that gives them, "
+        f"model.teacher="
+    )
+    return None

@@ -1,0 +1,181 @@
+"""A teacher's smoke test (DED, 2508.09883, step 1): train the student on each teacher's traces for a while,
+and see which student is best. The teacher with the best benchmark need not be the best teacher."""
+
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from scipy.stats import t
+
+from distill.data.trace_set import Record, by_problem, write_records
+from distill.errors import UserError
+from distill.io.files import write_atomically
+from distill.io.progress import progress_bar
+
+_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+
+def smoke_test(cfg: DictConfig, folder: Path, teachers: Mapping[str, Sequence[Record]]) -> str:
+    """Train the student on each teacher's traces of the same problems, once a seed, and rank the teachers.
+
+    Every run is `train.py` in a process of its own, kept in `smoke/`; one that is there is not made again,
+    and one that was killed goes on.
+
+    Args:
+        cfg: the configuration of `distill.score`.
+        folder: where to.
+        teachers: all traces by teacher.
+
+    Returns:
+        What to print.
+
+    Raises:
+        UserError: there is no benchmark, too little to compare, or a run fails.
+    """
+    benchmark = HydraConfig.get().runtime.choices.get("benchmark")
+    if benchmark in (None, "none"):
+        raise UserError("smoke_test=true needs a benchmark to ask: name one, such as benchmark=gsm8k")
+    if len(teachers) < 2:
+        raise UserError("smoke_test=true compares teachers, and these traces are of one: teachers=[a,b]")
+    sets = _sets(folder / "smoke", teachers)
+    jobs = [(teacher, seed) for seed in cfg.smoke.seeds for teacher in sets]
+    runs: dict[str, list[dict[str, Any]]] = {teacher: [] for teacher in sets}
+    with progress_bar(total=len(jobs), description="smoke test", unit="run") as bar:
+        for teacher, seed in jobs:
+            runs[teacher].append(_run(cfg, folder / "smoke", teacher, sets[teacher], seed))
+            bar.update(1)
+    rows = sorted((_row(teacher, own) for teacher, own in runs.items()), key=lambda row: -row["mean"])
+    write_atomically(folder / "smoke.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
+    text = _markdown(rows)
+    write_atomically(folder / "smoke.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    return "\n" + text
+
+
+def _sets(folder: Path, teachers: Mapping[str, Sequence[Record]]) -> dict[str, Path]:
+    """A trace set a teacher, of the problems that all of them answered."""
+    problems = [by_problem(records) for records in teachers.values()]
+    shared = set(problems[0]).intersection(*problems[1:])
+    if not shared:
+        raise UserError(
+            "the teachers share no problem, so their students could not be compared: let them answer the same"
+        )
+    sets = {}
+    for (teacher, records), own in zip(teachers.items(), problems, strict=True):
+        kept = {id(record) for name in shared for record in own[name]}
+        sets[teacher] = folder / "sets" / _slug(teacher)
+        write_records(sets[teacher] / "traces.parquet", [record for record in records if id(record) in kept])
+    return sets
+
+
+def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -> dict[str, Any]:
+    """One finished run's summary."""
+    words = [
+        *_words(cfg),
+        f"seed={seed}",
+        "data=traces",
+        f"data.path={quoted(str(traces.resolve()))}",
+        f"data.prompt={quoted(cfg.data.prompt)}",
+        f"data.keep={cfg.keep}",
+        f"data.batch_size={cfg.data.batch_size}",
+        f"max_tokens={cfg.smoke.max_tokens}",
+        f"loss={cfg.smoke.loss}",
+        "logger=csv",
+        f"cache={quoted(str(Path(cfg.cache).resolve()))}",
+        *cfg.smoke.overrides,
+    ]
+    content = (traces / "traces.parquet").read_bytes()
+    key = hashlib.sha256("\0".join(words).encode() + content).hexdigest()[:8]
+    run = folder / "runs" / f"{_slug(teacher)}_seed{seed}_{key}"
+    if not (run / "summary.json").is_file():
+        if list(run.glob("checkpoints/step-*")):
+            words.append(f"ckpt={quoted(str(run.resolve()))}")
+        log = folder / "logs" / f"{run.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            command = [sys.executable, str(_TRAIN), *words, f"dir={quoted(str(run.resolve()))}"]
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code != 0 or not (run / "summary.json").is_file():
+            lines = log.read_text(errors="replace").strip().splitlines()
+            reason = next(
+                (line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else ""
+            )
+            raise UserError(f"the smoke test of {teacher}, seed {seed}, failed ({reason}): see {log}")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    if len(summary["benchmarks"]) != 1:
+        raise UserError(
+            f"{run} asked {len(summary['benchmarks'])} benchmarks: name one, such as benchmark=gsm8k"
+        )
+    return summary | {"folder": str(run)}
+
+
+def _words(cfg: DictConfig) -> list[str]:
+    """The groups that were chosen and what was set in them, as train.py takes them."""
+    choices = HydraConfig.get().runtime.choices
+    words = [f"{group}={choices[group]}" for group in ("model", "trainer", "benchmark")]
+    task = HydraConfig.get().overrides.task
+    return words + [word for word in task if re.match(r"(model|trainer|benchmark)\.", word)]
+
+
+def quoted(value: str) -> str:
+    """A text as a value on Hydra's command line, whatever is in it."""
+    # Backslashes count only before a quote, the closing one too: there each is doubled.
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    closing = len(escaped) - len(escaped.rstrip("\\"))
+    return '"' + escaped + "\\" * closing + '"'
+
+
+def _row(teacher: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    stages = [next(iter(run["benchmarks"].values())) for run in runs]
+    found = [own["after"]["figures"]["accuracy"] for own in stages]
+    after = [accuracy["value"] for accuracy in found]
+    mean = fmean(after)
+    if len(after) > 1:
+        half = float(t.ppf(0.975, len(after) - 1)) * stdev(after) / math.sqrt(len(after))
+        interval, how = [mean - half, mean + half], "t over seeds"
+    else:
+        interval, how = [found[0]["low"], found[0]["high"]], "over problems, one seed"
+    return {
+        "teacher": teacher,
+        "mean": mean,
+        "interval_95": interval,
+        "interval": how,
+        "after": after,
+        "before": stages[0]["before"]["figures"]["accuracy"]["value"],
+        "tokens": fmean(run["tokens"] for run in runs),
+        "folders": [run["folder"] for run in runs],
+    }
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| teacher | student before, % | after, a seed each, % | mean, % | 95 % interval | trained tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        after = ", ".join(f"{100 * value:.1f}" for value in row["after"])
+        low, high = (100 * bound for bound in row["interval_95"])
+        lines.append(
+            f"| {row['teacher']} | {100 * row['before']:.1f} | {after} | {100 * row['mean']:.1f} | "
+            f"{low:.1f} to {high:.1f} ({row['interval']}) | {row['tokens']:,.0f} |"
+        )
+    first = rows[0]
+    chance = [row["teacher"] for row in rows[1:] if row["interval_95"][1] >= first["interval_95"][0]]
+    said = f"Smoke test: the student is best after {first['teacher']}"
+    said += ", though worse than before training" if first["mean"] < first["before"] else ""
+    said += f"; {', '.join(chance)} may be as good: the intervals overlap." if chance else "."
+    return "\n".join([*lines, "", said])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).strip("_")

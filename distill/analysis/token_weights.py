@@ -1,0 +1,208 @@
+"""What a run's loss weighs single tokens of any traces: by its student as it was, or as it became."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from omegaconf import OmegaConf
+from scipy.stats import spearmanr
+
+from distill.analysis.suitability import draw
+from distill.config.instantiate import build
+from distill.data.trace import Trace
+from distill.data.trace_set import Record, example_of, problem_of
+from distill.errors import UserError
+from distill.losses.signals import SIGNALS, Role, name_of, signals
+from distill.models.find import find_model
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.lazy import LazyModel
+from distill.objective.objective import Objective
+from distill.statistics import Figure
+from distill.teacher.token_stats import score_tokens
+
+_ROUNDING = 1e-6  # of weights, which are computed in single precision
+
+
+def token_weights(
+    run: Path,
+    records: Sequence[Record],
+    stage: str = "before",
+    *,
+    cache: Path,
+    device: str | None = None,
+) -> pandas.DataFrame:
+    """The weights that a run's loss gives the tokens of traces, whether it was trained on them or not.
+
+    Every trace counts as a micro-batch of its own, which only matters where weights compare tokens
+    (`loss=rho1`, `loss.control=shuffled`).
+
+    Args:
+        run: a training run's folder.
+        records: a trace set, right traces or wrong; of empty ones there is no row.
+        stage: by the student `before` training, or `after` it.
+        cache: folder of all caches.
+        device: where models compute; None: on a GPU where there is one.
+
+    Returns:
+        A row a token: `trace` (the record's id), `problem`, `correct`, `tokens` (of the trace), `position`
+        (from 0), `token` (its text), `weight`, and what the weight is made of: `student_logprobs`, ...
+
+    Raises:
+        UserError: there is no such run, its weights ask for more than log-probs of the written tokens, a
+            model is not to be had, or a trace is longer than its context.
+    """
+    if stage not in ("before", "after"):
+        raise UserError(f"stage={stage!r} is not one of before, after")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} holds no run: there is no config.yaml")
+    records = [record for record in records if (record["completion"] or "").strip()]
+    if not records:
+        raise UserError("there is no trace to read: all are empty")
+    cfg: Any = OmegaConf.load(run / "config.yaml")
+    objective: Objective = build(cfg.loss, "loss")
+    asked = _asked(objective)
+    student = _source(cfg, run, "student", stage, objective)
+    sources = {signal: _source(cfg, run, role, stage, objective) for signal, role in asked.items()}
+    traces = build(cfg.data.recipe, "data").tokenize([example_of(record) for record in records], student)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    logprobs: dict[str, list[np.ndarray]] = {}
+    for signal, source in sources.items():
+        _check(source, student, traces)
+        read = score_tokens(
+            LazyModel(source, device), traces, cache=cache, label=f"{asked[signal]} reads traces"
+        )
+        logprobs[signal] = [one.logprobs for one in read]
+    progress = 0.0 if stage == "before" else 1.0
+    ids = np.concatenate([trace.completion_ids for trace in traces])
+    texts = {token: student.tokenizer.decode([token]) for token in np.unique(ids).tolist()}
+    lengths = [len(trace.completion_ids) for trace in traces]
+    of = np.repeat(np.arange(len(records)), lengths)
+    weights = []
+    for place, length in enumerate(lengths):
+        known = {signal: torch.from_numpy(own[place])[None] for signal, own in logprobs.items()}
+        mask = torch.ones(1, length, dtype=torch.bool)
+        weights.append(objective.weights(mask, known, progress)[0].double().numpy())
+    return pandas.DataFrame(
+        {
+            "trace": np.asarray([record["id"] for record in records], dtype=object)[of],
+            "problem": np.asarray([problem_of(record) for record in records], dtype=object)[of],
+            "correct": np.asarray([record["correct"] for record in records], dtype=object)[of],
+            "tokens": np.asarray(lengths)[of],
+            "position": np.concatenate([np.arange(length) for length in lengths]),
+            "token": [texts[token] for token in ids.tolist()],
+            "weight": np.concatenate(weights),
+            **{signal: np.concatenate(own).astype(np.float64) for signal, own in logprobs.items()},
+        }
+    )
+
+
+def _asked(objective: Objective) -> dict[str, Role]:
+    """The log-probs that the weights are made of, and whose they are.
+
+    Raises:
+        UserError: they are made of something else, too.
+    """
+    asked = sorted(signals(objective.token_weight) & SIGNALS.keys())
+    # Of the sampler's, the student's entropy and steps only training knows.
+    if unknown := [name for name in asked if name != f"{SIGNALS[name].role}_logprobs"]:
+        raise UserError(
+            f"the weights of {name_of(objective.token_weight)} ask for {', '.join(unknown)}, which training "
+            f"alone knows: look at a run of another loss, such as dcod"
+        )
+    if "teacher_logprobs" in asked and objective.teacher_sees != "prompt":
+        raise UserError(
+            f"loss.teacher_sees={objective.teacher_sees}: its weights are for problems with a worked "
+            f"solution, and cannot be had for any traces: look at a run with loss.teacher_sees=prompt"
+        )
+    return {name: SIGNALS[name].role for name in asked}
+
+
+def _source(cfg: Any, run: Path, role: Role, stage: str, objective: Objective) -> ModelSource:
+    from distill.models.find import find
+
+    if role == "student" and stage == "after":
+        if not (run / "student").is_dir():
+            raise UserError(f"{run} holds no trained student: there is no student/ in it")
+        return find_model(str(run / "student"), key="run", dtype=cfg.model.student_dtype)
+    if role == "teacher" and objective.teacher == "model":
+        return find(cfg, "teacher", cfg.model.teacher_dtype)
+    own = role if role == "pilot" or (role == "reference" and cfg.model.reference) else "student"
+    return find(cfg, own, cfg.model.student_dtype)
+
+
+def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -> None:
+    if why := vocabulary_mismatch(student, source):
+        raise UserError(f"weights are of the student's own tokens, but {why}")
+    for trace in traces:
+        if len(trace) > source.context_length:
+            raise UserError(
+                f"trace {trace.example.place} has {len(trace)} tokens, more than the context of "
+                f"{source.name} ({source.context_length}): leave such traces out with python -m "
+                f"distill.curate curation=[length] curation.length.max_tokens="
+            )
+
+
+def by_trace(tokens: pandas.DataFrame) -> pandas.DataFrame:
+    """A row a trace of `token_weights`: `trace`, `problem`, `correct`, `tokens`, `weight` (its tokens' mean)
+    and `effective_share`, (Σw)²/Σw² as a share of its tokens; NaN where no token has a weight."""
+    sums: Any = tokens.assign(square=tokens["weight"] ** 2).groupby("trace", sort=False)
+    found = sums.agg(
+        problem=("problem", "first"),
+        correct=("correct", "first"),
+        tokens=("tokens", "first"),
+        weight=("weight", "mean"),
+        square=("square", "mean"),
+    ).reset_index()
+    squares = found.pop("square")
+    return found.assign(effective_share=found["weight"] ** 2 / squares.where(squares > 0))
+
+
+def length_correlation(traces: pandas.DataFrame, *, resamples: int = 500, seed: int = 0) -> Figure | None:
+    """Spearman's correlation of mean weight and length over traces (`by_trace`), with a 95 % bootstrap
+    interval over problems; None where one of them does not vary."""
+    pair = traces[["weight", "tokens"]].to_numpy(dtype=np.float64)
+    if _alike(pair):
+        return None
+    again = (np.repeat(pair, drawn, axis=0) for drawn in _drawn(traces, resamples, seed))
+    return _figure(_spearman(pair), [_spearman(one) for one in again if not _alike(one)])
+
+
+def right_minus_wrong(traces: pandas.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Figure | None:
+    """How much more right traces weigh than wrong ones, in means over traces (`by_trace`), with a 95 %
+    bootstrap interval over problems; None where there are not both. Traces that nobody judged do not count.
+    """
+    judged: Any = traces[traces["correct"].notna()]
+    right = judged["correct"].to_numpy(dtype=bool)
+    if not len(right) or right.all() or not right.any():
+        return None
+    weight = judged["weight"].to_numpy(dtype=np.float64)
+    drawn = _drawn(judged, resamples, seed)
+    counted = (drawn[:, right].sum(1) > 0) & (drawn[:, ~right].sum(1) > 0)
+    drawn = drawn[counted]
+    means = [drawn[:, of] @ weight[of] / drawn[:, of].sum(1) for of in (right, ~right)]
+    return _figure(float(weight[right].mean() - weight[~right].mean()), means[0] - means[1])
+
+
+def _alike(pair: np.ndarray) -> bool:
+    """Whether a column does not vary."""
+    return bool((np.ptp(pair, axis=0) <= _ROUNDING).any())
+
+
+def _spearman(pair: np.ndarray) -> float:
+    found: Any = spearmanr(pair)
+    return float(found.statistic)
+
+
+def _drawn(traces: pandas.DataFrame, resamples: int, seed: int) -> np.ndarray:
+    """[resamples, traces] how often each is drawn: all traces of a problem together. None of one problem."""
+    place, problems = pandas.factorize(traces["problem"])
+    return draw(len(problems), resamples if len(problems) > 1 else 0, seed)[:, place]
+
+
+def _figure(value: float, samples: Sequence[float] | np.ndarray) -> Figure:
+    """NaN for bounds where there are no samples."""
+    low, high = np.percentile(samples, [2.5, 97.5]) if len(samples) else (np.nan, np.nan)
+    return Figure(value, float(low), float(high))

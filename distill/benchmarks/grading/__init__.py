@@ -1,0 +1,1 @@
+"""Judge answers and programs."""

@@ -1,0 +1,176 @@
+"""The final answer in a completion, and whether two numbers are the same. Pure text, no model."""
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from distill.benchmarks.grading import extraction, notation
+
+# A number as it stands in running text: sign, dollar, thousands separators, decimals, a fraction.
+_IN_TEXT = re.compile(
+    r"(?:(?<![\w.])-)?\$?(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+"
+)
+_WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
+_SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
+_CLAUSE_END = re.compile(r"\n|[,.;:]\s|[(;]")
+_DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
+_MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
+
+RULES = ("boxed", "answer is", "####", "output", "last number")
+THINKING = ("<think>", "</think>")
+
+
+def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
+    r"""The final answer and the rule that found it.
+
+    What comes after the chat's end token, or after a further question that a base model makes up, is left
+    out.
+
+    Args:
+        text: a completion.
+        rules: in the order in which they are tried: the last `\boxed{}` with something in it (`boxed`), what
+            stands behind the last "answer is", "Answer:" or the like, behind the last `####` that is no
+            heading, the output of a program that ends the text (`output`), the last number.
+        expressions: behind a marker take the whole expression, `$\frac{1}{2}$`, or words, `Evelyn`, and where
+            the text ends with a formula that holds the last number, this formula; otherwise the first number
+            behind a marker, or what a calculation there comes to.
+
+    Returns:
+        (answer, rule); (None, "none") where no rule finds one.
+    """
+    text = notation.undamaged(text.translate(_MINUS))
+    if "answer is" in rules and (stated := extraction.stated(text)) is not None:
+        answer = extraction.expression(stated) if expressions else _first_number(stated)
+        if answer is not None:
+            return answer, "answer is"
+    text = extraction.answering_part(text)
+    by_rule = _EXPRESSIONS if expressions else _NUMBERS
+    for rule in rules:
+        if found := by_rule[rule](text):
+            return found, rule
+    return None, "none"
+
+
+def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
+    """A completion without its thinking part; None where that is not closed.
+
+    Args:
+        completion: as the model wrote it.
+        tags: what opens and closes it.
+        opened: whether the prompt's last words opened it already.
+    """
+    _, closed, after = completion.rpartition(tags[1])
+    if tags[0] in after or (opened and not closed):
+        return None
+    return after
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Contents of the last `\boxed{...}` (or `\fbox{}`, or `\boxed 5`) that is not empty."""
+    box = extraction.last_box(text)
+    return None if box is None else box.content
+
+
+def boxes(text: str) -> list[str]:
+    """Contents of all boxes of a completion, in their order; of boxes within each other, all."""
+    return [
+        box.content
+        for box in extraction.boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+    ]
+
+
+def closing_boxes(text: str) -> list[str]:
+    r"""Contents of the boxes of the sentence with the last one: of "so $\boxed{1}$ and $\boxed{2}$" both."""
+    return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+
+
+def number(text: str) -> Fraction | None:
+    r"""The exact value of one number as people write it: `$1,234.50`, `-3/4`, `72.`, `18\text{ eggs}`, `5%`
+    (as 5).
+
+    Returns:
+        None for anything else, several numbers included.
+    """
+    bare = _DECORATION.sub("", text.translate(_MINUS)).strip().rstrip(".")
+    bare = _SPACED_THOUSANDS.sub("", bare).replace(" /", "/").replace("/ ", "/")
+    # No exponents: "9e999999999" is a number to Fraction, and the end of the machine's memory.
+    if len(bare) > 200 or not any(c.isdigit() for c in bare) or not _WHOLE.fullmatch(bare):
+        return None
+    try:
+        return Fraction(bare.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def same_number(gold: str, answer: str | None) -> bool:
+    """Whether both are numbers and equal, exactly."""
+    if answer is None:
+        return False
+    expected, found = number(gold), number(answer)
+    return expected is not None and expected == found
+
+
+def _number_after_marker(text: str) -> str | None:
+    """The first number behind the last marker that has one."""
+    return next(filter(None, map(_first_number, extraction.after_marker(text))), None)
+
+
+def _expression_after_marker(text: str) -> str | None:
+    """The last with mathematics in it, or with a word or two: "Answer: yes, it fits" is a remark."""
+    found = list(filter(None, map(extraction.expression, extraction.after_marker(text))))
+    return next(
+        (one for one in found if re.search(r"[\d\\=]", one) or one.count(" ") < 2), *found[:1] or [None]
+    )
+
+
+def _first_number(paragraph: str) -> str | None:
+    """The first number of a paragraph; of a calculation ("15 * 8 = 120"), what it comes to."""
+    first = _IN_TEXT.search(paragraph)
+    if first is None:
+        return None
+    calculation = _CLAUSE_END.split(paragraph[first.end() :], maxsplit=1)[0]
+    result = _IN_TEXT.search(calculation.rpartition("=")[2]) if "=" in calculation else None
+    return (result or first).group()
+
+
+def _number_after_hashes(text: str) -> str | None:
+    line = extraction.after_hashes(text)
+    return None if line is None else _first_number(line)
+
+
+def _expression_after_hashes(text: str) -> str | None:
+    line = extraction.after_hashes(text)
+    return None if line is None else extraction.expression(line)
+
+
+def _number_in_output(text: str) -> str | None:
+    printed = extraction.program_output(text)
+    return None if printed is None else _last_number(printed)
+
+
+def _last_number(text: str) -> str | None:
+    found = None
+    for found in _IN_TEXT.finditer(text):  # noqa: B007  the last one
+        pass
+    return found.group() if found else None
+
+
+def _last_formula_or_number(text: str) -> str | None:
+    number, formula = _last_number(text), extraction.last_formula(text)
+    return formula if formula is not None and (number is None or number in formula) else number
+
+
+_NUMBERS: dict[str, Callable[[str], str | None]] = {
+    "boxed": last_boxed,
+    "answer is": _number_after_marker,
+    "####": _number_after_hashes,
+    "output": _number_in_output,
+    "last number": _last_number,
+}
+_EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
+    "boxed": last_boxed,
+    "answer is": _expression_after_marker,
+    "####": _expression_after_hashes,
+    "output": extraction.program_output,
+    "last number": _last_formula_or_number,
+}

@@ -1,0 +1,268 @@
+r"""Whether two mathematical answers mean the same.
+
+Plain numbers and words are compared exactly; lists, sets, tuples, intervals, matrices and named values are
+taken apart and compared piece by piece; what is left, single expressions and equations, goes to math-verify.
+`compare` must run where it can be killed: in a child of `distill.benchmarks.grading.judge`.
+
+- Numbers are exact: 3.14 is not \pi, 0.333 not 1/3. Decimals that agree in 6 places are the same where one of
+  them has that many (floating-point output; math-verify does so with expressions).
+- 50\% is 50 and is 0.5; but the gold 0.5 is not answered by 50.
+- Units, degrees and currencies are not looked at: `5\text{ cm}` is 5.
+- A list and a set hold their elements in any order; tuples and intervals in theirs, and (1,2] is not [1,2].
+- `x=5` and `x \in [1,2]` are 5 and [1,2] where the other side has no name.
+- Words are the same whatever their case; so are `(C)`, `C` and `\text{C}`. 1011 and 1011_2 are the same.
+"""
+
+import re
+
+from distill.benchmarks.grading import answers, symbolic
+from distill.benchmarks.grading.notation import (
+    bare_words,
+    expanded,
+    group,
+    plain,
+    rows,
+    split,
+    without_unit,
+    words,
+)
+from distill.benchmarks.grading.values import same_numbers, same_numerals, same_times
+
+_MOST_ELEMENTS = 100  # of a list or set; in any order they are compared each with each
+_EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
+_RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
+_ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
+_MEMBER = re.compile(r"^[^=,]{1,20}?\\in(?![A-Za-z])\s*")
+_NAME = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\?[A-Za-z][A-Za-z' ]{0,30})"
+    r"(?:_\{?[\w\\]{1,9}\}?)?\s?(?:\^\{?(?:-1|\\prime|')\}?)?'?"
+    r"\s?(?:\([^()=]{0,20}\))?|\\angle\s?\w+"
+)
+_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
+
+
+def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
+    """Whether two answers mean the same, and why it was decided; without any limit of time.
+
+    Args:
+        gold: the right answer, as LaTeX or plain text.
+        answer: what is judged.
+        tolerance: the largest absolute difference between numbers; None: as the module says.
+
+    Returns:
+        (right, reason); the reason is `right`, `wrong`, `unreadable gold answer` or `unreadable answer`.
+    """
+    expected, found = plain(gold), plain(answer)
+    if _same(expected, found, tolerance):
+        return True, "right"
+    if not readable(expected):
+        return False, "unreadable gold answer"
+    return False, "wrong" if readable(found) else "unreadable answer"
+
+
+def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | None:
+    """What can be decided without math-verify, in microseconds: equal texts, two numbers. None: not
+    decided."""
+    expected, found = plain(gold), plain(answer)
+    if expected and _bare(expected) == _bare(found):
+        return True
+    return same_numbers(expected, found, tolerance)
+
+
+def readable(text: str) -> bool:
+    """Whether an answer can be read, as number, word or mathematics."""
+    text = plain(text)
+    if not text:
+        return False
+    if answers.number(text) is not None or words(text) is not None or symbolic.parsed(text):
+        return True
+    bare, sides = without_unit(text), _sides(text)
+    if bare != text or len(sides) > 1:
+        return readable(bare if bare != text else _value(sides))
+    brackets, inside = group(text)
+    parts = expanded(inside if brackets else split(text))
+    return len(parts) > 1 and all(map(readable, parts))
+
+
+def _same(gold: str, answer: str, tolerance: float | None) -> bool:
+    """Two plain texts; the pieces of a structure come here too."""
+    if not gold or not answer:
+        return False
+    if _bare(gold) == _bare(answer):
+        return True
+    if (decided := same_numbers(gold, answer, tolerance)) is not None:
+        return decided
+    for simple in (_same_words, same_times, same_numerals):
+        if (decided := simple(gold, answer)) is not None:
+            return decided
+    for structured in (_same_tables, _same_groups, _same_lists, _same_named):
+        if (decided := structured(gold, answer, tolerance)) is not None:
+            return decided
+    bare_gold, bare_answer = without_unit(gold), without_unit(answer)
+    if (bare_gold, bare_answer) != (gold, answer):
+        return _same(bare_gold, bare_answer, tolerance)
+    return symbolic.same_expressions(gold, answer, tolerance)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
+
+
+def _same_words(gold: str, answer: str) -> bool | None:
+    """None where the gold is no word, or the answer may be mathematics for it."""
+    expected, found = words(gold), words(answer)
+    if expected is None:
+        return None
+    if len(expected) > 1:
+        if found is not None:
+            listed = len(split(gold)) > 1 and len(split(answer)) > 1  # "red and blue"
+            return expected == found or (None if listed else False)
+        said = bare_words(answer)
+        return _same_words(gold, re.split(r"=|\\in", said)[-1].strip()) if _RELATION.search(said) else None
+    if found is not None and len(found) == 1:
+        return expected == found
+    # (C) and \text{C} are choices, `x` is a variable.
+    if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
+        return None
+    choice = _CHOICE.fullmatch(bare_words(answer))
+    return None if choice is None else choice[1].casefold() == expected
+
+
+def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
+    return len(gold) == len(answer) and all(
+        _same(one, other, tolerance) for one, other in zip(gold, answer, strict=True)
+    )
+
+
+def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
+    """Whether each element of the one is an element of the other, and the only one that it is taken for."""
+    if len(gold) != len(answer) or len(gold) > _MOST_ELEMENTS:
+        return False
+    left = list(answer)
+    for one in gold:
+        fitting = next((i for i, other in enumerate(left) if _same(one, other, tolerance)), None)
+        if fitting is None:
+            return False
+        del left[fitting]
+    return True
+
+
+def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    """Matrices; a column or row may be written as a tuple, a matrix as [[1, 2], [3, 4]]. None where neither
+    side is one, or the other side is no table."""
+    one, other = rows(gold), rows(answer)
+    if one is None and other is not None:
+        one = _as_table(gold, other)
+    elif other is None and one is not None:
+        other = _as_table(answer, one)
+    if one is None or other is None:
+        return None
+    return len(one) == len(other) and all(
+        _in_order(row, its, tolerance) for row, its in zip(one, other, strict=True)
+    )
+
+
+def _as_table(text: str, table: list[list[str]]) -> list[list[str]] | None:
+    """A tuple or nested lists as the cells of a matrix of this form."""
+    brackets, entries = group(text)
+    nested = [group(entry) for entry in entries]
+    if entries and all(inner for inner, _ in nested):
+        return [row for _, row in nested]
+    if brackets not in ("()", "[]") or len(entries) < 2:
+        return None
+    return [[entry] for entry in entries] if all(len(row) == 1 for row in table) else [entries]
+
+
+def _same_groups(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    """Unions, and two texts that are each in brackets. None where either is not."""
+    pieces, others = (split(_MEMBER.sub("", text), r"\cup") for text in (gold, answer))
+    if len(pieces) > 1 and len(pieces) == len(others):
+        return _in_any_order(pieces, others, tolerance) or None  # math-verify knows [1,2] and [2,3] together
+    (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
+    if brackets == "()" and len(inside) == 1 and r"\pm" not in gold:
+        return _same(inside[0], answer, tolerance)
+    if its_brackets == "()" and len(its_inside) == 1 and r"\pm" not in answer:
+        return _same(gold, its_inside[0], tolerance)
+    inside, its_inside = expanded(inside), expanded(its_inside)
+    if brackets == "set" == its_brackets:
+        return _in_any_order(inside, its_inside, tolerance)
+    if not brackets or not its_brackets or max(len(inside), len(its_inside)) < 2:
+        return None
+    if "set" in (brackets, its_brackets) or (len(inside) == 2 and brackets != its_brackets):
+        return False
+    return _in_order(inside, its_inside, tolerance)
+
+
+def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    """`1, 2`, `x=1 or x=2`, beside each other or a set, a tuple, a list of Python's. None where neither is a
+    list."""
+    parts, its_parts = expanded(split(gold)), expanded(split(answer))
+    (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
+    if len(parts) > 1 and len(its_parts) > 1:
+        if len(parts) != len(its_parts):
+            return False
+        if _in_any_order(parts, its_parts, tolerance):
+            return True
+        return _in_any_order(_all_named(parts), _all_named(its_parts), tolerance)
+    if len(parts) > 1 and its_brackets:
+        order = _in_any_order if its_brackets in ("set", "[]") else _in_order
+        return order(parts, expanded(its_inside), tolerance)
+    if len(its_parts) > 1 and brackets:
+        order = _in_any_order if brackets == "set" else _in_order
+        return order(expanded(inside), its_parts, tolerance)
+    if brackets == "set" and len(inside) == 1:
+        return _same(inside[0], answer, tolerance)
+    if its_brackets == "set" and len(its_inside) == 1:
+        return _same(gold, its_inside[0], tolerance)
+    if (len(parts) > 1) != (len(its_parts) > 1) and not _RELATION.search(gold + answer):
+        return False
+    return None
+
+
+def _all_named(parts: list[str]) -> list[str]:
+    """`x=1, 2` as `x=1`, `x=2`: a name holds for what follows without one."""
+    name, named = "", []
+    for part in parts:
+        sides = _EQUALS.split(part)
+        name = sides[0] if len(sides) == 2 else name
+        named.append(part if len(sides) == 2 or not name else f"{name}={part}")
+    return named
+
+
+def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    r"""`x = 5`, `x \in S` and `\sqrt{10} \approx 3.16` beside 5, S and either number; None where both sides
+    have a name that is not the same, or none has."""
+    if _MEMBER.match(gold) or _MEMBER.match(answer):
+        return _same(_MEMBER.sub("", gold), _MEMBER.sub("", answer), tolerance)
+    about, its_about = _readings(gold), _readings(answer)
+    if (len(about) > 1) != (len(its_about) > 1):
+        return any(_same(one, other, tolerance) for one in about for other in its_about)
+    sides, its_sides = _sides(gold), _sides(answer)
+    if len(sides) == 1 and len(its_sides) > 1:
+        return _same(gold, _value(its_sides), tolerance)
+    if len(its_sides) == 1 and len(sides) > 1:
+        named = _NAME.fullmatch(sides[0]) or _NAME.fullmatch(sides[-1]) or len(sides) > 2
+        return _same(_value(sides), answer, tolerance) if named else None
+    if len(sides) > 1 and _bare(sides[0]) == _bare(its_sides[0]) and _NAME.fullmatch(sides[0]):
+        return _same(sides[-1], its_sides[-1], tolerance) or None
+    return None
+
+
+def _readings(text: str) -> list[str]:
+    r"""Both sides of `\approx`, but for a name; or the text."""
+    about = [side.strip() for side in _ABOUT.split(text, maxsplit=1)]
+    if len(about) == 1:
+        return about
+    return [about[0] if not _NAME.fullmatch(about[0]) else about[1], about[1]]
+
+
+def _sides(text: str) -> list[str]:
+    """What stands around the equals signs of one equation; of a list the text itself."""
+    return [text] if len(split(text)) > 1 else [side.strip() for side in _EQUALS.split(text)]
+
+
+def _value(sides: list[str]) -> str:
+    """What `x = 4 = 8/2`, or `5 = x`, gives."""
+    if len(sides) == 2 and _NAME.fullmatch(sides[1]) and not _NAME.fullmatch(sides[0]):
+        return sides[0]
+    return sides[-1]

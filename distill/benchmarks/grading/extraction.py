@@ -1,0 +1,233 @@
+r"""Where in a completion the final answer stands: boxes, markers, closing formulas. Pure text, in linear
+time.
+
+`distill.benchmarks.grading.answers.extract` puts these rules in order."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Box(NamedTuple):
+    r"""A `\boxed{...}`: its content, from its backslash to behind its closing brace."""
+
+    content: str
+    start: int
+    end: int
+
+
+# `\{` and `\}` are no groups. `\boxed 5` and `\boxed\frac{1}{2}` reach to the end of the formula.
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}])")
+_FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
+_BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
+)
+# What ends an answer: the chat's own tokens, and the phrase of Minerva's prompt (2206.14858, appendix D.2).
+_REST = re.compile(
+    r"<\|[a-z_]{2,20}\|>|<｜[^｜\n]{2,40}｜>|</s>|<eos>|<end_of_turn>|I hope it is correct", re.I
+)
+# A base model goes on to the next problem.
+_TURN = re.compile(
+    r"^[ \t]{0,3}(?:[#*>]{1,6}[ \t]{0,3})?(?:(?:next|new)[ \t])?"
+    r"(?:question|problem|exercise|q|human|user|instruction|input)"
+    r"(?:[ \t]{0,2}#?\d{1,4})?[ \t]?(?:\*\*)?[ \t]?:",
+    re.I | re.M,
+)
+_VERB = (
+    r"(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)"
+    r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
+)
+# "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".
+_MARKER = re.compile(
+    r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
+    r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
+    rf"(?:\s{{0,3}}{_VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
+    r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
+    re.I | re.M,
+)
+_MINERVA = re.compile(r"final answer is:?([^\n]{1,400}?)\.?\s{0,3}I hope it is correct", re.I)
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
+_HEADING = re.compile(r"(?:\*\*)?(?:\d{1,3}[.):][ \t]+\S|(?:step|part|case|solution|method)\b)", re.I)
+_OUTPUT = re.compile(r"```output[ \t]{0,9}\n([^`]{0,10000})```\s*\Z")
+_FAILED = re.compile(r"Error\b|Traceback|Exception\b|Timeout", re.I)
+
+
+def answering_part(text: str) -> str:
+    """What of a completion answers the question: up to the chat's end token, or to the next question that a
+    base model makes up once it has answered."""
+    text = next((piece for piece in _REST.split(text) if piece.strip()), text)
+    turns = [found.start() for found in _TURN.finditer(text)]
+    begin = 0
+    for turn in turns:
+        if _answers(text[begin:turn]):
+            return text[:turn]
+        begin = turn
+    return text
+
+
+def _answers(part: str) -> bool:
+    """Whether a turn holds an answer: a mark, or failing that a sentence that closes with a number."""
+    if boxes(part) or _MARKER.search(part) or after_hashes(part) is not None:
+        return True
+    # A sentence with a number at its end, then a blank line; not the text of a problem.
+    closed = re.search(r"\d[^\n\d?:]{0,30}\n[ \t]{0,9}\n\s{0,20}\Z", part[-100:])
+    return closed is not None and _TURN.match(part.lstrip()) is None
+
+
+def boxes(text: str) -> list[Box]:
+    r"""All boxes that close, in the order of their ends, each without what is nothing (`\boxed{}`) or a mere
+    placeholder (`\boxed{...}`). Of boxes within each other, all."""
+    found: list[Box] = []
+    open_braces: list[tuple[int, int]] = []  # where the box starts, or -1, and where its content does
+    for brace in _BRACES.finditer(text):
+        if brace[2] == "{":
+            open_braces.append((-1, brace.end()))
+        elif brace[2] == "}":
+            start, content = open_braces.pop() if open_braces else (-1, -1)
+            if start >= 0:
+                found.append(Box(text[content : brace.start()].strip(), start, brace.end()))
+        elif brace[1]:
+            open_braces.append((brace.start(), brace.end()))
+        elif brace[0].startswith(("\\boxed", "\\fbox")):
+            end = _FORMULA_END.search(text, brace.end(), brace.end() + 200)
+            stop = end.start() if end else min(len(text), brace.end() + 200)
+            found.append(Box(text[brace.end() : stop].strip().rstrip("."), brace.start(), stop))
+    return [box for box in found if not _PLACEHOLDER.fullmatch(box.content[:40]) or len(box.content) > 40]
+
+
+def last_box(text: str) -> Box | None:
+    r"""The box that begins last; where none closes, one that ends with its formula
+    (`$\boxed{\frac{1}{2}$`)."""
+    closed = boxes(text)
+    if closed:
+        return max(closed, key=lambda box: box.start)
+    begun = text.rfind("\\boxed{")
+    if begun < 0:
+        return None
+    content = begun + len("\\boxed{")
+    end = re.compile(r"\$|\\[\])]").search(text, content, content + 300)
+    if end is None or "\n" in text[content : end.start()]:
+        return None
+    return Box(text[content : end.start()].strip(), begun, end.start())
+
+
+def closing_boxes(text: str) -> list[str]:
+    r"""The contents of the boxes of the sentence that holds the last box, in order: of "so $\boxed{1}$ and
+    $\boxed{2}$" both. A box within a box does not count."""
+    outer: list[Box] = []
+    for box in sorted(boxes(text), key=lambda box: box.start):
+        if not outer or box.start >= outer[-1].end:
+            outer.append(box)
+    closing: list[Box] = []
+    for box in reversed(outer):
+        if closing:
+            between = text[box.end : closing[-1].start]
+            if len(between) > 80 or _BREAK.search(between):
+                break
+        closing.append(box)
+    return [box.content for box in reversed(closing)]
+
+
+def stated(text: str) -> str | None:
+    """What Minerva's prompt asks for (2206.14858, appendix D.2), "The final answer is $5$. I hope it is
+    correct."; the first, as a base model goes on after it."""
+    found = _MINERVA.search(text)
+    return None if found is None or "boxed" in found[1] else found[1].strip().rstrip(".").strip() or None
+
+
+def after_marker(text: str) -> Iterator[str]:
+    """What stands behind "answer is" and the like, up to the end of its paragraph; the last one first."""
+    for mark in reversed(list(_MARKER.finditer(text))[-20:]):
+        # What a paragraph may hold: of a megabyte without a blank line no one is interested in the end.
+        rest = text[mark.end() : mark.end() + 5000].lstrip(" \t\n:*_")
+        if rest := re.split(r"\n\n|</answer>", rest, maxsplit=1)[0]:
+            yield rest
+
+
+def after_hashes(text: str) -> str | None:
+    """The rest of the line behind the last `####` that is no heading."""
+    for mark in reversed(list(_HASHES.finditer(text))[-50:]):
+        line = text[mark.end() : mark.end() + 5000].split("\n", 1)[0].strip()
+        if line and not _HEADING.match(line) and not line.endswith(":"):
+            return line
+    return None
+
+
+def program_output(text: str) -> str | None:
+    """The last line that a program printed, where a completion ends with its output (ToRA, 2309.17452)."""
+    found = _OUTPUT.search(text, max(0, len(text) - 12_000))
+    lines = found[1].strip().splitlines() if found else []
+    return lines[-1].strip() if lines and not _FAILED.search(lines[-1]) else None
+
+
+_MATHS = re.compile(
+    r"\$\$(?P<display>(?:[^$\\]|\\.){1,2000}?)\$\$"
+    r"|\\\[(?P<bracket>(?:[^\\]|\\[^\]]){1,2000}?)\\\]"
+    r"|\\\((?P<round>(?:[^\\]|\\[^)]){1,2000}?)\\\)"
+    r"|(?<![\\$])\$(?P<inline>(?:[^$\\\n]|\\.){1,500}?)(?<=\S)\$(?![\d$])"
+    r"|(?<![\\$])\$ (?P<spaced>(?:[^$\\\n]|\\.){1,500}?) \$(?![\d$])",
+    re.S,
+)
+# Between the marker and its formula: words that give no answer themselves.
+_FILLERS = (
+    "that the a an value values of is are be equal equals to simply just therefore thus exactly "
+    "approximately about interval set point points expression equation function number numbers all real "
+    "option choice either then given by as follows in form simplest matrix vector coordinates ordered "
+    "pair pairs solution solutions polynomial range domain sum product total maximum minimum there we "
+    "have"
+)
+_LEAD = re.compile(rf"[\s:*_,]*(?:(?:{'|'.join(_FILLERS.split())})[\s:*_,]+)*", re.I)
+_SUBJECT = re.compile(r"[A-Za-z()|' ]{1,40}?(?:=|\bis\b|\bare\b)\s*")
+_UNIT = re.compile(r"\s?(?:\\?%|percent\b)")
+_SAYS = re.compile(r"\b(?:is|are|was|were|equals?)\s+", re.I)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
+_CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
+_SENTENCE_END = re.compile(
+    r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
+    r"|,\s+(?:as|so|for|if|thus|hence|not)\b|(?<=[\d$%}])\s+\((?=[A-Za-z]{2,20}\b)"
+    r"|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
+)
+
+
+def expression(paragraph: str) -> str | None:
+    r"""The answer that begins a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined where only
+    commas and "and" stand between them, or else the words of its first sentence."""
+    lead = _LEAD.match(paragraph)
+    first = _MATHS.match(paragraph, lead.end() if lead else 0)
+    if first is None and (subject := _SUBJECT.match(paragraph, lead.end() if lead else 0)):
+        first = _MATHS.match(paragraph, subject.end())
+    if first is not None:
+        pieces, end = [_inside(first)], first.end()
+        while (joint := _CONNECTED.match(paragraph, end)) and (more := _MATHS.match(paragraph, joint.end())):
+            named = joint.group().strip() in ("is", "are", "equals")  # "the value of $x$ is $5$"
+            pieces, end = [*([] if named else [*pieces, joint.group()]), _inside(more)], more.end()
+        if pieces[-1]:
+            return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
+    end = _SENTENCE_END.search(paragraph)
+    sentence = (
+        re.sub(r"\*\*|__|`", "", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
+    )
+    says = list(_SAYS.finditer(sentence))
+    if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
+        return expression(sentence[says[-1].end() :])
+    numbers = _NUMBER.findall(sentence)
+    if len(numbers) == 1 and _TWO_WORDS.match(sentence):  # "Final answer: Jane began 3 hours ago"
+        return numbers[0].rstrip(",")
+    return sentence or None
+
+
+def last_formula(text: str) -> str | None:
+    """The formula that the text ends with, but for a few words; None where it ends otherwise."""
+    tail = text.rstrip()[-2500:]
+    last = None
+    for last in _MATHS.finditer(tail):  # noqa: B007
+        pass
+    if last is None or not re.fullmatch(r"[^\d$\n]{0,40}", tail[last.end() :]):
+        return None
+    return _inside(last).strip() or None
+
+
+def _inside(maths: re.Match[str]) -> str:
+    return next(group for group in maths.groups() if group is not None).strip().rstrip(".,;")

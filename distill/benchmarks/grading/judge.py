@@ -1,0 +1,285 @@
+r"""Mathematical answers judged by math-verify, in child processes that can be killed.
+
+A comparison may hang, take all memory, or fail inside a thread; so a child answers one question at a time, as
+lines of JSON, with a memory limit, and is killed and started anew when it takes too long.
+`python -m distill.benchmarks.grading.judge` is that child."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.benchmarks.grading import answers
+from distill.benchmarks.grading.equivalence import compare, quickly, readable
+from distill.data.trace import Example, Verdict
+from distill.errors import UserError
+
+_START_SECONDS = 120.0  # a busy machine may take long over the first import
+_LONGEST_ANSWER = 2_000  # characters; what is longer is no final answer
+_REMEMBERED = 100_000  # comparisons: many samples of a problem give the same answer
+
+
+class MathJudge:
+    r"""Grader of free-form mathematical answers: numbers, fractions, intervals, sets, expressions, words.
+
+    The answer is found by `grading.answers.extract`: by default the last balanced `\boxed{}` of
+    the completion or, where there is none, what stands behind "answer is" or `####`, or the last number;
+    where several boxes end it and all of them together are the gold answer, these. A model's thinking, up to
+    `</think>`, is not looked at. What counts as the same answer: `distill.benchmarks.grading.equivalence`.
+
+    It may be asked from several threads at once; each question takes a free child, and waits for one where
+    all are busy.
+
+    Args:
+        seconds: for one comparison; more is no match, with the reason `timeout`.
+        memory: bytes that a child may take.
+        workers: most children, each started when it is first needed; None: 4, or as many as there are
+            processors.
+        rules: of the extraction, in the order in which they are tried.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 5.0,
+        memory: int = 4 << 30,
+        workers: int | None = None,
+        rules: Sequence[str] = answers.RULES,
+    ) -> None:
+        self.seconds = seconds
+        self.memory = memory
+        self.workers = workers if workers is not None else min(4, os.cpu_count() or 1)
+        self.rules = tuple(rules)
+        self._children: set[_Child] = set()
+        self._free: list[_Child] = []
+        self._starting = 0
+        self._changed = threading.Condition()
+        self._known: dict[tuple[str, str, float | None], tuple[bool, str]] = {}
+        weakref.finalize(self, _end, self._children)  # when nobody holds it any more, and at exit
+
+    def __call__(self, example: Example, completion: str) -> Verdict:
+        """Whether a completion's final answer is the gold one, which the example must have."""
+        if example.gold is None:
+            return Verdict(None, False, "no gold answer")
+        if (said := answers.without_thinking(completion)) is None:
+            return Verdict(None, False, "unclosed thinking")
+        answer, rule = answers.extract(said, self.rules, expressions=True)
+        if answer is None:
+            return Verdict(None, False, "no answer", rule)
+        right, reason = self.same(example.gold, answer)
+        if not right and rule == "boxed" and len(closing := answers.closing_boxes(said)) > 1:
+            several = ", ".join(closing)  # "so x is \boxed{1} or \boxed{2}"
+            if self.same(example.gold, several)[0]:
+                right, reason, answer = True, "right", several
+        return Verdict(answer if len(answer) <= _LONGEST_ANSWER else answer[:80] + "...", right, reason, rule)
+
+    def same(self, gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
+        """Whether two answers mean the same, and the reason: `right`, `wrong`, `timeout`, `answer too long`,
+        `unreadable answer`, `unreadable gold answer`.
+
+        Args:
+            gold: the right answer, as LaTeX or plain text.
+            answer: what is to be judged.
+            tolerance: the largest absolute difference between numbers; None: see
+                `distill.benchmarks.grading.equivalence`.
+        """
+        if len(answer) > _LONGEST_ANSWER:
+            return False, "answer too long"
+        if len(gold) > _LONGEST_ANSWER:
+            return answer.strip() == gold.strip(), "unreadable gold answer"
+        if (decided := quickly(gold, answer, tolerance)) is not None:
+            return decided, "right" if decided else "wrong"
+        key = gold, answer, tolerance
+        if key not in self._known:
+            said = self._ask({"gold": gold, "answer": answer, "tolerance": tolerance})
+            if said is None:
+                return False, "timeout"  # not remembered: the machine may have been busy
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = bool(said["correct"]), str(said["reason"])
+        return self._known[key]
+
+    def readable(self, gold: str) -> bool:
+        """Whether an answer can be read as mathematics or words at all, so that others can be compared with
+        it."""
+        said = self._ask({"gold": gold})
+        return bool(said and said["correct"])
+
+    def close(self) -> None:
+        """End all children; the next question starts another."""
+        with self._changed:
+            children, self._free = list(self._children), []
+            self._children.clear()
+            self._changed.notify_all()
+        for child in children:
+            child.close()
+
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        """A child's answer; None where it took too long or died over it."""
+        with self._borrowed() as child:
+            said = child.ask({**question, "seconds": self.seconds})
+        return said
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator["_Child"]:
+        """A child that nobody else asks meanwhile. It is ended where it failed, or where the caller did."""
+        child = self._take()
+        try:
+            yield child
+        except BaseException:  # Ctrl-C too: its answer to an abandoned question must not reach the next one
+            child.close()
+            raise
+        finally:
+            with self._changed:
+                if child.running and child in self._children:
+                    self._free.append(child)
+                else:
+                    self._children.discard(child)
+                self._changed.notify()
+
+    def _take(self) -> "_Child":
+        with self._changed:
+            while True:
+                while self._free:
+                    child = self._free.pop()
+                    if child.running:
+                        return child
+                    self._children.discard(child)
+                    child.close()
+                if len(self._children) + self._starting < self.workers:
+                    self._starting += 1
+                    break
+                self._changed.wait()
+        child = None
+        try:
+            child = _Child(self.memory)
+            return child
+        finally:
+            with self._changed:
+                self._starting -= 1
+                if child is not None:
+                    self._children.add(child)
+                self._changed.notify()
+
+
+def _child_environment() -> dict[str, str]:
+    """One thread, and this very package: the checkout may not be installed, and the user elsewhere."""
+    paths = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH")]
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    return {**os.environ, **ours, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class _Child:
+    """A process that compares answers, one question at a time.
+
+    Raises:
+        UserError: it does not start.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "distill.benchmarks.grading.judge", str(memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_child_environment(),
+            start_new_session=True,  # Ctrl-C is the parent's
+        )
+        try:
+            ready = self._line(time.monotonic() + _START_SECONDS) == b'"ready"'
+        except BaseException:
+            self.close()
+            raise
+        if not ready:
+            self.close()
+            raise UserError(
+                "the judge of mathematical answers does not start: is math-verify installed? "
+                "(pip install math-verify)"
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, question: Mapping[str, Any]) -> Any:
+        """Its answer; None where it took longer than the question's `seconds` or died, and is now ended."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(question).encode() + b"\n")
+            stdin.flush()
+            line = self._line(time.monotonic() + question["seconds"])
+            said = None if line is None else json.loads(line)
+        except (OSError, ValueError):  # ValueError: its pipes were closed by another thread
+            said = None
+        if said is None:
+            self.close()
+        return said
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()
+
+    def _line(self, deadline: float) -> bytes | None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                part = os.read(stdout.fileno(), 1 << 16) if ready else b""
+                if not part:
+                    return None
+                self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _end(children: set[_Child]) -> None:
+    for child in list(children):
+        child.close()
+
+
+def _serve(memory: int) -> None:
+    import logging
+    import resource
+
+    import math_verify  # noqa: F401  before the limit: what it needs to load is not an answer's fault
+
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is not an answer
+    print('"ready"', file=out, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        # A parent that was killed cannot kill: the child then ends itself.
+        signal.setitimer(signal.ITIMER_REAL, question["seconds"] + 5.0)
+        try:
+            if "answer" in question:
+                correct, reason = compare(question["gold"], question["answer"], question["tolerance"])
+            else:
+                correct, reason = readable(question["gold"]), ""
+        except (Exception, RecursionError) as error:  # sympy raises what it pleases
+            correct, reason = False, f"unreadable answer: {type(error).__name__}"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps({"correct": bool(correct), "reason": reason}), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,280 @@
+r"""Mathematical notation brought into one form, and taken apart: units, words, lists, brackets. Pure text.
+
+`distill.benchmarks.grading.equivalence` compares what comes out."""
+
+import re
+
+_SIGNS = {
+    "−": "-", "–": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "—": "-",
+    "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "±": r"\pm ", "∓": r"\mp ",
+    "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ℝ": r"\mathbb{R}", "∞": r"\infty ",
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ", "²": "^{2}", "³": "^{3}",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+    "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "。": ".",
+    "％": r"\%", "°": "", "º": "", "˚": "", "€": "", "£": "", "¥": "", "₹": "", "\0": "",
+    # Spaces, and marks that nobody sees:
+    "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2002": " ", "\u2003": " ", "\u3000": " ",
+    "\u200b": "", "\u200e": "", "\u200f": "", "\u202a": "", "\u202b": "", "\u202c": "",
+    "\u202d": "", "\u202e": "",
+    "\ufeff": "",
+}  # fmt: skip
+_TRANSLATED = str.maketrans(_SIGNS)
+_END = r"(?![A-Za-z])"  # of a command
+_STYLES = (
+    "displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|Large|large|boldsymbol|bm|mathbf|mathit"
+)
+_FONTS = r"mathrm|textrm|textbf|textit|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathsf|emph"
+# Pattern and what stands in its place, applied in turn.
+_PLAIN = [
+    (re.compile(pattern), instead)
+    for pattern, instead in [
+        (r"\s+", " "),
+        (r"\\(?:d|t|c)frac" + _END, r"\\frac"),
+        (r"\\d?binom" + _END, r"\\binom"),
+        (r"\\(?:left|right|[bB]igg?[lr]?)\s?\.", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-z])\s?", ""),
+        (r"\\(?:boxed|fbox|" + _STYLES + ")" + _END, ""),
+        (r"\\(?:" + _FONTS + r")\s?(?=\{)", r"\\text"),
+        (r"\\text\s+\{", r"\\text{"),
+        (r"(?<=[\w)])\*\*(?=[\w(-])", "^"),
+        (r"(?<!\\)\\[()\[\]]|\*\*|`", " "),
+        (r"US\s?\\?\$|\\\$|\$|\\(?:pounds|euro)" + _END, ""),
+        # Thousands: 1{,}000, 1,\!000, 1\,000.
+        (r"(?<=\d)\s?(?:\{\s?,\s?\}|,\s?\\!|\\!,)\s?(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ","),
+        (r"\{\s?,\s?\}", ","),
+        (r"\\[hv]?phantom\s?(?:\{[^{}]{0,20}\}|-)", " "),
+        (r"(?<!\\)\\[,;:> ]|\\q?quad" + _END + r"|~|\\[hv]space\*?\{[^{}]{0,20}\}", " "),
+        (r"\\!", ""),
+        (r"\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ" + _END + r")|\\(?:degrees?|textdegree)" + _END, ""),
+        (r"\\(le|ge|n)(?:q?slant|q)" + _END, r"\\\1"),
+        (r"\\neq?" + _END, r"\\ne"),
+        (r"\\lbrace" + _END, r"\\{"),
+        (r"\\rbrace" + _END, r"\\}"),
+        (r"\\(?:lvert|rvert|vert|mid)" + _END, "|"),
+        (r"\\(?:varnothing|O)" + _END, r"\\emptyset"),
+        (r"\\infin" + _END, r"\\infty"),
+        (r"(?i)(?<![\\A-Za-z])(?:infinity|oo|inf)(?![A-Za-z])", r"\\infty "),
+        (r"(?<![\\A-Za-z])sqrt\s?\(([^()]{1,60})\)", r"\\sqrt{\1}"),
+        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        (r"<=|=<", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
+        (r"\\sqrt\s?(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\frac\s?([0-9])\s?([0-9])", r"\\frac{\1}{\2}"),
+        (r"\\frac\s?([0-9A-Za-z]|\\pi" + _END + r")\s?(?=\{)", r"\\frac{\1}"),
+        (r"\\frac\s?(\\pi)\s?(\d)", r"\\frac{\1}{\2}"),
+        (r"(\\frac\s?\{[^{}]{1,200}\})\s?([0-9A-Za-z])", r"\1{\2}"),
+        (r"\\frac\s+\{", r"\\frac{"),
+        (r"(?<=\})\s+(?=\{)", ""),
+        (r"(?<=\d)\s?\*\s?(?=[\dA-Za-z\\(])", r"\\cdot "),
+        (r"\\tag\{[^{}]{0,20}\}|\\label\{[^{}]{0,40}\}|\\(?:no)?newline" + _END, ""),
+        (r"\\text\{\s{0,5}\}", " "),
+        (
+            r"(?i)</?answer>|^\s*(?:\\approx" + _END + r"|(?:approximately|about|roughly|around|exactly)\s)",
+            " ",
+        ),
+        (r"\s+", " "),
+    ]
+]
+
+
+def undamaged(text: str) -> str:
+    r"""LaTeX whose backslashes were read as escapes: a form feed and "rac" is `\frac`, a backspace and "oxed"
+    `\boxed`, a tab and "imes" `\times`."""
+    return _TAB.sub(r"\\t", text.replace("\f", r"\f").replace("\b", r"\b")).replace("\right", r"\right")
+
+
+_TAB = re.compile(r"\t(?=ext|imes|frac|heta|an\b|au\b)")
+_TWICE = re.compile(r"\\\\(?=[A-Za-z!,:%${}])")
+
+
+def plain(text: str) -> str:
+    r"""The text in one notation: no `$`, sizes of brackets, fonts, spacing, degrees; `\frac` with braces;
+    signs as LaTeX spells them; no full stop at the end."""
+    text = undamaged(text).translate(_TRANSLATED)
+    if r"\begin" not in text:  # of a text that was escaped twice; in a matrix it ends a row
+        text = _TWICE.sub(r"\\", text)
+    braces = re.findall(r"(?<!\\)[{}]", text)
+    if 0 < (missing := braces.count("{") - braces.count("}")) < 4:
+        text += "}" * missing  # cut off: \text{Tuesday
+    for pattern, instead in _PLAIN:
+        text = pattern.sub(instead, text)
+    before = None
+    while before != text:
+        before = text
+        text = text.strip().lstrip(":=").rstrip(".,;:").strip()
+        text = re.sub(r"\\+$", "", text).strip()
+        if len(text) > 1 and text[0] == text[-1] == '"':
+            text = text[1:-1]
+    text = _without_braces(text)
+    whole = _TEXT.fullmatch(text)
+    return whole[1].strip() if whole and re.search(r"[\d,]", whole[1]) else text
+
+
+def _without_braces(text: str) -> str:
+    """`{5}` is 5; braces around all of it only."""
+    while len(text) > 1 and text[0] == "{" and _closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the brace at `start` is closed; -1 where it is not."""
+    depth = 0
+    for brace in re.compile(r"(?<!\\)[{}]").finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return brace.start()
+    return -1
+
+
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+
+
+def bare_words(text: str) -> str:
+    r"""The text with what `\text{}` holds in its place."""
+    return _TEXT.sub(r" \1 ", text).strip()
+
+
+_WORDS = re.compile(r"[A-Za-z][A-Za-z.'\- ]*[A-Za-z.]|[A-Za-z]")
+_ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
+
+
+def words(text: str) -> str | None:
+    r"""The words that an answer consists of, in small letters: of `\text{Evelyn}`, `(C)`, `\text{(C)}`,
+    "odd". None for mathematics, such as `xy` or `a`+`b`; a single letter counts as a word."""
+    bare = bare_words(text)
+    marked = bare != text
+    while len(bare) > 2 and bare[0] == "(" and bare[-1] == ")" and bare.count("(") == 1:
+        bare, marked = bare[1:-1].strip(), True
+    if len(bare) == 2 and bare[1] in ").":
+        bare = bare[0]
+    bare = re.sub(r"\s+", " ", bare)
+    if not _WORDS.fullmatch(bare):
+        return None
+    letters = re.sub("[^A-Za-z]", "", bare)
+    # xy is a product, "no" a word; without a mark, three letters and a vowel make a word.
+    if len(letters) > 1 and not marked:
+        if len(letters) < 3 and bare.casefold() not in ("no", "up"):
+            return None
+        if not re.search("[aeiouyAEIOUY]", letters):
+            return None
+    return _ARTICLE.sub("", bare.casefold()).rstrip(".")
+
+
+_UNIT_TEXT = re.compile(r"\s?\\text\{[^{}]*\}\s?(?:\^\s?\{?\s?\d\s?\}?)?$|\s?/\s?\\text\{[^{}]*\}$")
+_UNIT_WORDS = re.compile(
+    r"(?:(?<=[\d})])|(?<=\\pi))(\s?)([A-Za-z]{1,20})"
+    r"(?:\.?[ /][A-Za-z]{1,20}|\.){0,6}\s?(?:\^\s?\{?\s?\d\s?\}?)?$"
+)
+# After a number, with or without a space between; single letters and other words need the space.
+_UNITS = frozenset((
+    "mm", "cm", "km", "in", "ft", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "mph", "kmh", "secs", "min", "hr",
+    "hrs", "deg", "rad", "sq", "dollars", "cents", "degrees",
+))  # fmt: skip
+_LETTERS = frozenset("mgshLlNJWVAKC")
+_NO_UNIT = re.compile(
+    r"(?:a?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|sqrt|mod|and|or|if|for|where|when|with)", re.I
+)
+_CURRENCY = re.compile(r"^(?:US)?(?:Rs\.?|USD|dollars?)\s?|\s?(?:USD|dollars?)$")
+
+
+def without_unit(text: str) -> str:
+    r"""The number or expression before its unit: of `5\text{ cm}^2`, `18 eggs`, `5 cm`. All of it where there
+    is none."""
+    text = _CURRENCY.sub("", text)
+    for _ in range(4):
+        found = _UNIT_TEXT.search(text)
+        if found is None or found.start() == 0 or re.search(r"\b(?:and|or|if|mod)\b", found.group()):
+            break
+        text = re.sub(r"(?:/|\\cdot)\s?$", "", text[: found.start()]).strip()
+    found = _UNIT_WORDS.search(text)
+    if found is None or _NO_UNIT.fullmatch(found[2]):
+        return text
+    spaced, word = bool(found[1]), found[2]
+    if word in _UNITS or (spaced and (len(word) > 2 or word in _LETTERS or word in ("of", "pm", "am"))):
+        return text[: found.start()].strip()
+    return text
+
+
+_OPENING = re.compile(r"\\\{|\\langle|[(\[{]")
+_BRACKET = re.compile(r"\\[{}]|\\[lr]angle|[()\[\]{}]")
+_JOINT = re.compile(
+    r"\\text\{\s?,?\s?(?:and|or)\s?\}|(?<=[\s)\]}\d])\b(?:and|or)\b(?=[\s\\(\[])|[,;]"
+    r"|\\(?:cup|lor|vee|land)" + _END + r"|\\[{}]|\\[lr]angle|[()\[\]{}]"
+)
+
+
+def split(text: str, joint: str = ",") -> list[str]:
+    r"""The parts of a text outside all brackets: at commas, semicolons, "and", "or", or at `\cup`. Of a
+    thousand, `1,000`, no part."""
+    if joint == "," and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+        return [text]
+    parts, depth, begin = [], 0, 0
+    for found in _JOINT.finditer(text):
+        token = found.group()
+        if _BRACKET.fullmatch(token):
+            depth += 1 if _OPENING.fullmatch(token) else -1
+        elif depth <= 0 and (token == r"\cup") == (joint == r"\cup"):
+            parts.append(text[begin : found.start()])
+            begin = found.end()
+    return [part for part in (one.strip() for one in (*parts, text[begin:])) if part]
+
+
+def group(text: str) -> tuple[str, list[str]]:
+    r"""The kind of brackets around the whole text, `()`, `[]`, `[)`, `(]`, `<>` or `set`, and the parts
+    inside; ("", []) where no one pair spans it."""
+    first = _OPENING.match(text)
+    if first is None or text[0] == "{":
+        return "", []
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += 1 if _OPENING.fullmatch(found.group()) else -1
+        if depth == 0:
+            break
+    else:
+        return "", []
+    if found.end() != len(text):
+        return "", []
+    inside = text[first.end() : found.start()].strip()
+    opening, closing = first.group(), found.group()
+    kind = {r"\{": "set", r"\langle": "<>"}.get(opening, opening + closing)
+    if len(kind) == 2 and kind not in ("()", "[]", "[)", "(]", "<>"):
+        return "", []
+    if kind == "set" and re.search(r"\||:|\\mid", inside):  # {x | x > 1}
+        return "", []
+    return "()" if kind == "<>" else kind, split(inside)
+
+
+def expanded(parts: list[str]) -> list[str]:
+    r"""Parts with `\pm` as two of them."""
+    found = []
+    for part in parts:
+        if r"\pm" not in part:
+            found.append(part)
+            continue
+        for sign, other in (("+", "-"), ("-", "+")):
+            one = re.sub(r"\\pm" + _END, sign, re.sub(r"\\mp" + _END, other, part))
+            found.append(re.sub(r"(^|=)\s?\+\s?", r"\1", one).strip())
+    return found
+
+
+_MATRIX = re.compile(
+    r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr| ]{1,60}\})?"
+    r"((?:(?!\\begin).){0,3000}?)\\end\{\1\}",
+    re.S,
+)
+_ROW_END = re.compile(r"\\\\(?:\[[^\]]{0,9}\])?")
+
+
+def rows(text: str) -> list[list[str]] | None:
+    """The cells of a matrix or an array, brackets around it or not; None for a determinant and anything
+    else."""
+    brackets, inside = group(text)
+    found = _MATRIX.fullmatch(inside[0] if brackets in ("()", "[]") and len(inside) == 1 else text)
+    if found is None or found[1] in ("vmatrix", "Vmatrix"):
+        return None
+    cells = found[2].replace(r"\hline", "")
+    return [[cell.strip() for cell in row.split("&")] for row in _ROW_END.split(cells) if row.strip()]

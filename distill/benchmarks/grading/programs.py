@@ -1,0 +1,329 @@
+"""The program in a completion: found as text, never run here. Shared by HumanEval and MBPP."""
+
+import ast
+import builtins
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.benchmarks.grading.sandbox import Outcome
+from distill.data.trace import Verdict
+from distill.errors import UserError
+
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+_OUR_LANGUAGE = ("", "python", "py", "python3", "python2", "{.python}")
+# A continuation ends where its function does: at what stands in the first column, but not at a bracket or a
+# string that closes there, nor at a comment.
+_NEXT_STATEMENT = re.compile(r"^[^\s)\]}'\"#]")
+_TOP_LEVEL = re.compile(r"^(?:(?:(?:async[ \t]+)?def|class|import|from)\b|@|`{3}|~{3})")
+_BEGINNING = re.compile(r"^(?:(?:async )?def |class |import |from |@|\w+ *=|if |\"\"\"|''')")
+_LONGEST = 100_000  # characters; no model is asked for more
+_EFFORT = 300_000  # characters that may be parsed to find where a program begins and ends
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and the rule that found it: `fence`, `continuation` (of the prompt's function), `whole
+    text`."""
+
+    source: str
+    rule: str
+
+
+def find_program(completion: str, entry_point: str, prompt: str | None = None) -> Program | None:
+    """The program that a completion gives.
+
+    What stands between `[BEGIN]` and the first `[DONE]` is the completion, where there are such marks (MBPP's
+    prompt has them). Then, in this order:
+
+    1. `continuation`, where there is a prompt to continue: a completion that begins with a function's body,
+       indented, or not and with a `return`; up to the next statement in the first column.
+    2. `fence`: the last block of Python that defines the entry point, with those blocks that define what it
+       uses and does not define itself; the last block where none does. A fence that is not closed ends with
+       the text. A block with a body only continues the prompt.
+    3. `whole text`: from the first line that begins a program that defines the entry point, up to
+       what is no Python.
+
+    Args:
+        completion: without its thinking.
+        entry_point: the function that the tests call.
+        prompt: the beginning of a program, up to the function's docstring.
+
+    Returns:
+        None where there is nothing like a program.
+    """
+    text = completion.replace("\r\n", "\n").replace("\r", "\n")[:_LONGEST]
+    text = text.partition("[DONE]")[0].rpartition("[BEGIN]")[2]
+    text = re.sub(r"\A (?=(?:def|class|import|from) |@)", "", text)  # a blank that belongs to the first token
+    if prompt is not None and (found := _continue(prompt, text)) is not None:
+        return Program(found, "continuation")
+    blocks = list(_blocks(text))
+    if any(_mentions(block, entry_point) for block in blocks):
+        return Program(_join(blocks, entry_point, prompt or ""), "fence")
+    before = "\n".join(_before_fence(text.split("\n")))
+    if _mentions(before, entry_point):
+        return Program(_program_in(before, entry_point), "whole text")
+    if blocks:
+        body = _continue(prompt, blocks[-1]) if prompt is not None else None
+        return Program(blocks[-1] if body is None else body, "fence")
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if prompt is not None and first[:1] in (" ", "\t"):  # a body that is no Python: let Python say so
+        return Program(prompt + _body(text), "continuation")
+    if prompt is None and (found := _program_in(text, entry_point)):
+        return Program(found, "whole text")
+    return None
+
+
+def helpers(prompt: str, entry_point: str) -> str:
+    """What a prompt has beside its function: imports, functions that this one or its tests call."""
+    tree = _parse(prompt)
+    if tree is None:
+        return ""
+    lines = prompt.split("\n")
+    others = [node for node in tree.body if getattr(node, "name", None) != entry_point]
+    return "\n".join("\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in others)
+
+
+def texts(record: Mapping[str, Any], where: str, names: Sequence[str]) -> list[str]:
+    """A record's fields, all of them text.
+
+    Raises:
+        UserError: names the place, the field and what is wrong with it.
+    """
+    for name in names:
+        if not isinstance(record.get(name), str):
+            has = ", ".join(map(str, record))
+            raise UserError(f"{where}: the field {name!r} is missing or no text (the record has: {has})")
+    return [record[name] for name in names]
+
+
+def check_python(source: str, where: str, name: str) -> None:
+    """Refuse tests that are no Python.
+
+    Raises:
+        UserError: names the place and the field.
+    """
+    if _parse(source) is None:
+        raise UserError(f"{where}: the field {name!r} is no Python: {source[:60]!r}")
+
+
+def verdict(program: Program | None, outcome: Outcome | None, *, tests: int = 0) -> Verdict:
+    """What running a program has shown.
+
+    Args:
+        program: None where the completion has none.
+        outcome: of running it; None where there was nothing to run.
+        tests: how many checks are counted, as `tests`; 0: they are not.
+    """
+    passed = outcome.passed if outcome else ()
+    counts = {"tests": (sum(passed), tests)} if tests else {}
+    if program is None or outcome is None:
+        return Verdict(None, False, "no program", "none", counts)
+    return Verdict(program.source, bool(passed) and all(passed), outcome.reason, program.rule, counts)
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The syntax tree; None for what is no Python."""
+    return _parsed(source)[0]
+
+
+def _parsed(source: str) -> tuple[ast.Module | None, int]:
+    """The syntax tree, or None and the line, from 1, at which the source is no Python.
+
+    What stands behind a backslash is another in the tree: each invalid escape would give a warning, and
+    warnings cannot be silenced for one thread."""
+    quiet = re.sub(r"\\([^\\'\"\n])", "__", source.replace("\\\\", "__"))
+    try:
+        return ast.parse(quiet), 0
+    except SyntaxError as error:
+        return None, max(1, error.lineno or 1)
+    except (ValueError, RecursionError, MemoryError):
+        return None, 1
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Contents of the fenced blocks, of Python where any is."""
+    found: list[tuple[str, str]] = []
+    inside: tuple[re.Match[str], list[str]] | None = None
+    for line in text.split("\n"):
+        fence = _FENCE.match(line)
+        if inside is None:
+            if fence:
+                inside = fence, []
+            continue
+        opening, lines = inside
+        indent, mark, language = opening.groups()
+        bare = line.rstrip()
+        line = line[len(indent) :] if line.startswith(indent) else line  # in a list's item
+        if fence and fence[2].startswith(mark) and not fence[3]:
+            found.append((language.lower(), "\n".join(lines)))
+            inside = None
+        elif bare.endswith(mark) and not fence:  # closed behind the last statement
+            found.append((language.lower(), "\n".join([*lines, line.rstrip()[: -len(mark)]])))
+            inside = None
+        else:
+            lines.append(line)
+    if inside is not None:
+        found.append((inside[0][3].lower(), "\n".join(inside[1])))
+    found = [(language, block) for language, block in found if block.strip()]
+    ours = [block for language, block in found if language in _OUR_LANGUAGE] or [block for _, block in found]
+    for block in ours:
+        # Flat where it begins as a program does: else it is a body, which its indentation tells.
+        flat = textwrap.dedent(block)
+        yield flat if _TOP_LEVEL.match(flat.lstrip("\n")) else block
+
+
+def _before_fence(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        if _FENCE.match(line):
+            return
+        yield line
+
+
+def _mentions(source: str, entry_point: str) -> bool:
+    """Whether it defines the entry point in the first column, by `def` or by an assignment; also where it is
+    no whole program."""
+    name = re.escape(entry_point)
+    return bool(re.search(rf"^(?:(?:async[ \t]+)?def[ \t]+{name}\b|{name}[ \t]*=[^=])", source, re.MULTILINE))
+
+
+def _join(blocks: Sequence[str], entry_point: str, prompt: str) -> str:
+    """The last block that defines the entry point, and the others that it needs, in the text's order."""
+    defining = [place for place, block in enumerate(blocks) if _mentions(block, entry_point)]
+    whole = [place for place in defining if _parse(blocks[place]) is not None]
+    taken = {(whole or defining)[-1]}
+    given = _defined(_parse(prompt))
+    names = [_defined(_parse(block)) for block in blocks]
+    while True:
+        source = "\n\n".join(blocks[place] for place in sorted(taken))
+        missing = _unbound(_parse(source)) - given
+        others = (place for place in reversed(range(len(blocks))) if place not in taken)
+        needed = next((p for p in others if missing & names[p] and entry_point not in names[p]), None)
+        if needed is None or len(taken) == 20:
+            return source
+        taken.add(needed)
+
+
+def _defined(tree: ast.Module | None) -> set[str]:
+    """Names that a program binds at its top level."""
+    names: set[str] = set()
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            names.update(
+                each.id
+                for each in ast.walk(node)
+                if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            )
+    return names
+
+
+def _unbound(tree: ast.Module | None) -> set[str]:
+    """Names that a program uses and binds nowhere."""
+    used: set[str] = set()
+    bound = set(dir(builtins)) | _defined(tree)
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            bound.add(node.name)
+    return used - bound
+
+
+def _continue(prompt: str, text: str) -> str | None:
+    """The prompt with the text as its function's body; None where the text is none."""
+    lines = text.split("\n")
+    start = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if start is None or _FENCE.match(lines[start]):
+        return None
+    first, rest = lines[start], lines[start + 1 :]
+    last = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
+    pad = last[: len(last) - len(last.lstrip())] or "    "
+    # Tokenizers drop blanks at the start of what they decode: one or all of the first line's.
+    first_mended = "\n".join([pad + first.lstrip(), *rest])
+    if first[0] in " \t":
+        variants = [_body("\n".join([first, *rest])), _body(first_mended)]
+    else:
+        variants = [_body(first_mended)]
+        if not _TOP_LEVEL.match(first):
+            variants.append(
+                "\n".join([pad + line if line.strip() else line for line in _until_next(lines[start:])])
+            )
+    for body in variants:
+        # A comment, a word or a docstring is no body, though it parses as one.
+        if _parse(prompt + body) is not None and _does_something(body):
+            return prompt + body
+    return None
+
+
+def _does_something(body: str) -> bool:
+    tree = _parse(f"if True:\n{body}")
+    statements = ast.walk(tree) if tree else ()
+    return any(
+        isinstance(node, ast.Return | ast.Raise | ast.Yield | ast.YieldFrom | ast.Pass) for node in statements
+    )
+
+
+def _body(text: str) -> str:
+    """Up to the next statement in the first column."""
+    lines = text.split("\n")
+    end = next((number for number, line in enumerate(lines) if _NEXT_STATEMENT.match(line)), len(lines))
+    return "\n".join(lines[:end]).rstrip() + "\n"
+
+
+def _until_next(lines: Sequence[str]) -> Iterator[str]:
+    """Up to the next function, class, test or fence, of a body that is not indented."""
+    for line in lines:
+        if _TOP_LEVEL.match(line) or re.match(r"(?:print|assert)\b|if __name__", line):
+            return
+        yield line
+
+
+def _program_in(text: str, entry_point: str) -> str:
+    """The first stretch of lines that is a program and defines the entry point; else what stands from its
+    definition on, or the longest stretch that is a program."""
+    lines = text.split("\n")
+    starts = [number for number, line in enumerate(lines) if _BEGINNING.match(line)][:20]
+    effort, best = _EFFORT, ""
+    for start in starts:
+        stretch, effort = _longest_program(lines[start:], effort)
+        source = "\n".join(stretch)
+        if _mentions(source, entry_point):
+            return source
+        best = max(best, source, key=len)
+    for start in starts:
+        if _mentions(lines[start], entry_point):
+            return "\n".join(lines[start:])
+    return best
+
+
+def _longest_program(lines: list[str], effort: int) -> tuple[list[str], int]:
+    """The lines up to the first that is no Python, as an explanation below a program is; none where that
+    takes more effort than there is. And the effort that is left."""
+    while lines:
+        source = "\n".join(lines)
+        effort -= len(source)
+        if effort < 0:
+            break
+        tree, line = _parsed(source)
+        if tree is not None:
+            # A heading of one word is Python, and a NameError.
+            words = (
+                node.lineno
+                for node in tree.body
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Name)
+            )
+            return lines[: min(words, default=len(lines) + 1) - 1], effort
+        lines = lines[: min(line, len(lines)) - 1]
+    return [], effort

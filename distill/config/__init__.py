@@ -1,0 +1,1 @@
+"""Compose, check and build the configuration; the console."""

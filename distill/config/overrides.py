@@ -1,0 +1,211 @@
+"""The command line's manners: a typo is answered with the nearest valid names, a mistake with one
+sentence."""
+
+import difflib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from distill.config.instantiate import plain
+from distill.config.resolvers import register
+from distill.errors import UserError, first_line
+
+register()
+
+
+def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]) -> DictConfig:
+    """Compose the configuration once, ahead of Hydra, and answer a typo with the nearest names.
+
+    Args:
+        config_dir: folder of the configuration.
+        config_name: its root file.
+        arguments: the command line; options (`-m`, `--cfg job`) are passed over.
+
+    Returns:
+        The configuration (of a sweep's first job).
+
+    Raises:
+        UserError: an unknown group, option or key, a value that does not parse, or an output folder that
+            cannot be made.
+    """
+    arguments = list(arguments)
+    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        groups = _groups(config_dir, config_name)
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        except (HydraException, ValueError) as error:
+            raise UserError(
+                f"the command line does not parse: {first_line(error)}; a value with blanks, ~ or "
+                f"other special "
+                f"characters needs quotes inside quotes: \"data.path='my file.jsonl'\""
+            ) from error
+        for override in overrides:
+            _check_group(override, groups)
+        single = [_first_value(override) for override in overrides]
+        try:
+            cfg = compose(config_name, single, return_hydra_config=True)
+            if swept := _swept(cfg, overrides):
+                of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
+                for override in of_file:
+                    _check_group(override, groups)
+                overrides = [*of_file, *overrides]
+                single = [_first_value(override) for override in overrides]
+                cfg = compose(config_name, single, return_hydra_config=True)
+            if any(override.is_sweep_override() for override in overrides):
+                for job in _jobs_to_look_at(overrides, groups):
+                    _resolve(compose(config_name, job, return_hydra_config=True))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
+            command = "train.py" if config_name == "train" else f"-m distill.{config_name}"
+            raise UserError(_explain(error, overrides, known, groups, command)) from error
+    left_out = {override.key_or_group for override in overrides if override.is_delete()}
+    for group in groups:
+        if group in left_out and group not in ("logger", "experiment"):
+            raise UserError(
+                f"~{group}: the group {group} cannot be left out (options: {', '.join(groups[group])})"
+            )
+    HydraConfig.instance().set_config(cfg)
+    if not {"-c", "--cfg"} & set(arguments):
+        sweep = _is_sweep(cfg, arguments)
+        _check_folder(cfg, "hydra.sweep.dir" if sweep else "out" if "out" in cfg else "dir")
+    return cfg
+
+
+def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
+    """What an experiment's file sweeps over, as words of a command line; what the user says himself goes
+    before it."""
+    said = {override.key_or_group for override in overrides}
+    params = cfg.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in said]
+
+
+def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    """One job for every option of every group that is swept over, the others at their first value."""
+    single = [_first_value(override) for override in overrides]
+    yield single
+    for place, override in enumerate(overrides):
+        if override.key_or_group in groups and override.is_sweep_override():
+            for option in override.sweep_string_iterator():
+                yield [*single[:place], f"{override.key_or_group}={option}", *single[place + 1 :]]
+
+
+def _resolve(cfg: DictConfig) -> None:
+    """Raise what a value of the configuration says when it is computed."""
+    HydraConfig.instance().set_config(cfg)
+    try:
+        for key in cfg:
+            if key != "hydra" and OmegaConf.is_config(node := cfg[key]):
+                OmegaConf.resolve(node)
+    except InterpolationResolutionError as error:
+        _, ours, sentence = first_line(error).partition("UserError raised while resolving interpolation: ")
+        if ours:
+            raise UserError(sentence) from error
+        raise
+
+
+def _is_sweep(cfg: DictConfig, arguments: Iterable[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(arguments)) or cfg.hydra.mode == RunMode.MULTIRUN
+
+
+def _check_folder(cfg: DictConfig, key: str) -> None:
+    """Refuse an output folder that cannot be made, before Hydra makes it with a traceback."""
+    folder = Path(str(OmegaConf.select(cfg, key))).expanduser()
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        Path(tempfile.mkdtemp(dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder} cannot be written to ({error.strerror}): name another folder"
+        ) from error
+
+
+def _groups(config_dir: Path, config_name: str) -> dict[str, list[str]]:
+    """The groups that a root file names, among its defaults or as a key, each with its options."""
+    root: Any = OmegaConf.load(config_dir / f"{config_name}.yaml")
+    defaults = plain(root.get("defaults", []))
+    known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
+    folders = sorted(path for path in config_dir.iterdir() if path.is_dir() and path.name in known)
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
+    """Every option of a sweep, also the third, is looked at before the first job runs."""
+    if override.key_or_group not in groups or override.is_delete():
+        return
+    if override.key_or_group == "experiment" and override.is_sweep_override():
+        raise UserError(f"{override.input_line}: an experiment is a sweep already: take one at a time")
+    options = groups[override.key_or_group]
+    for value in _values(override):
+        for name in value if isinstance(value, list) else [value]:
+            if str(name) not in options:
+                raise UserError(
+                    f"{override.key_or_group}={name}: there is no such {override.key_or_group}"
+                    f"{_nearest(str(name), options)} (options: {', '.join(options)})"
+                )
+
+
+def _values(override: Override) -> list[object]:
+    if not override.is_sweep_override():
+        return [override.value()]
+    return list(override.sweep_iterator()) if override.is_choice_sweep() else []
+
+
+def _first_value(override: Override) -> str:
+    """The override as it is for a sweep's first job."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval is for a sweeper that chooses values itself; list the "
+            f"values, "
+            f"{override.key_or_group}=a,b,c"
+        )
+    prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _explain(
+    error: Exception,
+    overrides: list[Override],
+    known: DictConfig,
+    groups: dict[str, list[str]],
+    command: str,
+) -> str:
+    keys = list(dict.fromkeys(key for key in [*_keys(known), *groups] if not key.endswith("_")))
+    for override in overrides:
+        key = override.key_or_group
+        if not (override.is_add() or override.is_force_add()) and key not in keys:
+            return (
+                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python {command} "
+                f"--cfg job shows all"
+            )
+    return f"the configuration does not compose: {first_line(error)}"
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        yield f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _keys(node, f"{prefix}{key}.")
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    # First a key's last part alone, wherever it stands: lr for optimizer.lr.
+    near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

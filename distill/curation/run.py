@@ -1,0 +1,162 @@
+"""`python -m distill.curate`: a trace set of other trace sets, in steps that each say what they left out."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.config.instantiate import build
+from distill.curation.collect import collect
+from distill.curation.step import Desk, Outcome, Step
+from distill.data.trace_set import Record, by_problem, teacher_of, write_records
+from distill.errors import UserError, whole_number
+from distill.io.files import hash_arrays, write_atomically
+from distill.io.locks import claimed
+from distill.models.devices import find_device
+from distill.models.language_model import ModelSource
+from distill.models.lazy import LazyModel
+from distill.teacher.verify import Checks
+from distill.training.recipe import TraceRecipe
+
+
+def curate(cfg: DictConfig) -> Path:
+    """Put trace sets through the configured steps, and write what is left as a trace set.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: anything that the user can mend; a step leaves nothing.
+    """
+    import numpy as np
+
+    folder = Path(cfg.out)
+    steps, desk, checks = prepared(cfg)
+    records = collect(cfg, lambda: _tokens_of(desk), print)
+    key = {
+        "traces": hash_arrays(np.asarray(record["completion_ids"]) for record in records),
+        "problems": hash_arrays(
+            np.frombuffer(record["problem"].encode(), dtype=np.uint8) for record in records
+        ),
+        "curation": OmegaConf.to_container(cfg.get("curation") or OmegaConf.create({}), resolve=True),
+        "models": {role: model.source.fingerprint for role, model in desk.models.items()},
+        "seed": cfg.seed,
+    }
+    with claimed(folder, key):
+        try:
+            kept, log = run_steps(records, steps, desk)
+        finally:
+            checks.close()
+        write_records(folder / "traces.parquet", kept)
+        summary = {
+            "steps": log,
+            "traces": len(kept),
+            "problems": len(by_problem(kept)),
+            "teachers": dict(Counter(map(teacher_of, kept)).most_common()),
+        }
+        write_atomically(
+            folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
+        )
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+    written_by = ", ".join(f"{name} {count}" for name, count in summary["teachers"].items())
+    print(f"{len(kept)} traces of {summary['problems']} problems ({written_by})\n{folder / 'traces.parquet'}")
+    return folder
+
+
+def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
+    """A configuration's steps in their order, what they work with, and the judge, which is to be closed.
+
+    Raises:
+        UserError: a value that makes no sense; names it.
+    """
+    whole_number("seed", cfg.seed, least=0)
+    device = find_device(cfg)
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    steps = {
+        name: build(node, f"curation.{name}")
+        for name, node in (cfg.get("curation") or {}).items()
+        if node is not None
+    }
+    checks = Checks.of(cfg.check, recipe.grade)
+    return steps, Desk(_models(cfg, device), recipe, checks.grade, Path(cfg.cache), cfg.seed), checks
+
+
+def run_steps(
+    records: Sequence[Record], steps: dict[str, Step], desk: Desk
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """The records that all steps leave, and what each did: JSON values.
+
+    Raises:
+        UserError: a step leaves none.
+    """
+    for name, step in steps.items():
+        _done(name, step, [], desk)  # a mistake in the last is better found before the first works for hours
+    left, log = list(records), []
+    for name, step in steps.items():
+        began = time.perf_counter()
+        outcome = _done(name, step, left, desk)
+        entry = {
+            "step": name,
+            "traces": len(left),
+            "kept": len(outcome.kept),
+            "problems": len(by_problem(outcome.kept)),
+            "left_out": outcome.left_out,
+            "figures": outcome.figures,
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+        desk.say(_in_words(entry))
+        log.append(entry)
+        if not outcome.kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.left_out.items())
+            raise UserError(
+                f"curation step {name} leaves none of {len(left)} traces ({reasons}): leave the step out, "
+                f"change curation.{name}, or take other traces"
+            )
+        left = outcome.kept
+    return left, log
+
+
+def _done(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
+    try:
+        return step(records, desk)
+    except (ValueError, TypeError) as error:  # its options
+        raise UserError(f"curation.{name}: {error}") from error
+
+
+def _in_words(entry: dict[str, Any]) -> str:
+    # A step that writes new traces counts those, kept and left out, and not the ones that it was given.
+    counted = entry["kept"] + sum(entry["left_out"].values())
+    new = "" if counted == entry["traces"] else " new"
+    lines = [
+        f"{entry['step']}: {entry['kept']} of {counted}{new} traces kept, of {entry['problems']} problems"
+    ]
+    lines += [f"  left out, {reason}: {count}" for reason, count in entry["left_out"].items()]
+    for name, value in entry["figures"].items():
+        text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"  {name}: {text if len(text) <= 200 else text[:197] + '...'}")
+    return "\n".join(lines)
+
+
+def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"], LazyModel]:
+    from distill.models.find import find
+
+    found: dict[Literal["student", "teacher"], LazyModel] = {}
+    roles: tuple[Literal["student", "teacher"], ...] = ("student", "teacher")
+    for role in roles:
+        if cfg.model[role]:
+            found[role] = LazyModel(find(cfg, role, cfg.model[f"{role}_dtype"]), device)
+    return found
+
+
+def _tokens_of(desk: Desk) -> ModelSource:
+    if "student" not in desk.models:
+        raise UserError(
+            "the data come as text, and a trace set holds tokens: say whose, model.student=<hub id, folder "
+            "or GGUF file>"
+        )
+    return desk.models["student"].source

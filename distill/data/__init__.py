@@ -1,0 +1,1 @@
+"""Traces: records, readers, tokens, batches."""

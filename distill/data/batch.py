@@ -1,0 +1,209 @@
+"""Traces side by side: the one layout that scoring, training and rollouts share."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill.data.layout import BatchLayout, Layout
+from distill.data.trace import Example, Reading, Trace
+from distill.io.files import hash_arrays
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A batch as the teacher reads it, where that is not as the student does.
+
+    Attributes:
+        input_ids: [batch, teacher_length], right-padded.
+        mask: [batch, teacher_length - 1] true where the next token belongs to the completion.
+        prompts: the teacher's prompts, without padding.
+        student_at: [pairs] among the batch's completion tokens (row by row), those that can be compared;
+            None: all, one by one.
+        teacher_at: [pairs] their counterparts among the teacher's completion tokens.
+        same_token: [pairs] whether both are the same piece of text.
+        layout: how they go through the teacher's body.
+    """
+
+    input_ids: Int[Tensor, "batch teacher_length"]
+    mask: Bool[Tensor, "batch teacher_seq"]
+    prompts: tuple[np.ndarray, ...]
+    student_at: Int[Tensor, " pairs"] | None = None
+    teacher_at: Int[Tensor, " pairs"] | None = None
+    same_token: Bool[Tensor, " pairs"] | None = None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded traces, and everything about their tokens shifted by one: column t speaks of token t+1.
+
+    Attributes:
+        input_ids: [batch, length].
+        labels: [batch, length - 1] the token to predict.
+        mask: [batch, length - 1] true where that token belongs to the completion.
+        signals: [batch, length - 1] cached log-probs of that token, by name; zero where the mask is false.
+        examples: what the traces are about.
+        readings: the batch as the teacher reads it; None: the same tokens.
+        distribution: what is cached of the teacher's distribution, by name: one row for each completion token
+            that the teacher reads, trace by trace.
+        trace_weights: [batch] how much each trace's tokens count; None: all alike.
+        places: [tokens] of the mask's true entries, in it flattened: what picks completion tokens without
+            asking the device how many there are.
+        layout: how the traces go through the student's body, and through that of any model that reads the
+            same tokens.
+    """
+
+    input_ids: Int[Tensor, "batch length"]
+    labels: Int[Tensor, "batch seq"]
+    mask: Bool[Tensor, "batch seq"]
+    signals: Mapping[str, Float[Tensor, "batch seq"]]
+    examples: tuple[Example, ...]
+    prompt_lengths: tuple[int, ...]
+    readings: Readings | None = None
+    distribution: Mapping[str, Tensor] = field(default_factory=dict)
+    trace_weights: Float[Tensor, " batch"] | None = None
+    places: Int[Tensor, " tokens"] | None = None
+    layout: Layout | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        if self.input_ids.device == torch.device(device):
+            return self
+        return _moved(self, lambda held: held.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU can copy from while both go on."""
+        return _moved(self, lambda held: held.pin_memory())
+
+    @property
+    def tokens(self) -> int:
+        """How many completion tokens there are, without asking the device."""
+        return int(self.mask.sum()) if self.places is None else len(self.places)
+
+    @property
+    def completion_labels(self) -> Int[Tensor, " tokens"]:
+        """Trace by trace."""
+        return self.labels[self.mask] if self.places is None else self.labels.flatten()[self.places]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The traces' ids, for messages."""
+        return tuple(example.id for example in self.examples)
+
+    def prompts(self) -> list[list[int]]:
+        """The prompts' token ids, without padding."""
+        rows = self.input_ids.tolist()
+        return [row[:length] for row, length in zip(rows, self.prompt_lengths, strict=True)]
+
+
+def _moved(held: Any, move: Callable[[Any], Any]) -> Any:
+    """A batch or its readings with every tensor moved."""
+
+    def each(value: Any) -> Any:
+        if isinstance(value, (Tensor, Layout)):
+            return move(value)
+        if isinstance(value, Readings):
+            return _moved(value, move)
+        return {name: move(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+    return replace(held, **{one.name: each(getattr(held, one.name)) for one in fields(held)})
+
+
+def collate(
+    traces: Sequence[Trace],
+    signals: Sequence[str] = (),
+    pad_id: int = 0,
+    layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
+) -> Batch:
+    """Lay traces side by side. Masks go by length, never by id: the padding token may be the end token.
+
+    Args:
+        traces: at least one.
+        signals: which of the traces' signals the batch carries.
+        pad_id: any valid id; no real token sees it and no loss counts it.
+        layout: how models read them.
+    """
+    ids, mask = _side_by_side(traces, pad_id)
+    values = {name: np.zeros(mask.shape, dtype=np.float32) for name in signals}
+    for row, trace in enumerate(traces):
+        for name in signals:
+            values[name][row, mask[row]] = trace.signals[name]
+    readings = [trace.reading for trace in traces if trace.reading is not None]
+    kept = [trace.distribution.read() for trace in traces if trace.distribution is not None]
+    input_ids = torch.from_numpy(ids)
+    weights = [trace.weight for trace in traces]
+    return Batch(
+        input_ids=input_ids,
+        labels=input_ids[:, 1:],
+        mask=torch.from_numpy(mask),
+        signals={name: torch.from_numpy(array) for name, array in values.items()},
+        examples=tuple(trace.example for trace in traces),
+        prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
+        readings=_collate_readings(traces, readings, layout) if readings else None,
+        distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
+        trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
+        places=torch.from_numpy(np.flatnonzero(mask)),
+        layout=_laid_out(traces, layout),
+    )
+
+
+def _laid_out(rows: Sequence[Trace] | Sequence[Reading], layout: BatchLayout) -> Layout:
+    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows])
+
+
+def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """[batch, length] token ids, [batch, length - 1] mask."""
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length - 1), dtype=bool)
+    for number, row in enumerate(rows):
+        start, end = len(row.prompt_ids), len(row)
+        ids[number, :start] = row.prompt_ids
+        ids[number, start:end] = row.completion_ids
+        mask[number, start - 1 : end - 1] = True
+    return ids, mask
+
+
+def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading], layout: BatchLayout) -> Readings:
+    ids, mask = _side_by_side(readings, pad_id=0)  # an id that every vocabulary has
+    found = Readings(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        tuple(reading.prompt_ids for reading in readings),
+        layout=_laid_out(readings, layout),
+    )
+    if readings[0].alignment is None:
+        return found
+    # From places in a completion to places among all completion tokens of the batch.
+    mine = np.cumsum([0, *(len(trace.completion_ids) for trace in traces)])
+    theirs = np.cumsum([0, *(len(reading.completion_ids) for reading in readings)])
+    alignments = [reading.alignment for reading in readings if reading.alignment is not None]
+    columns = [
+        np.concatenate([a.student_at + at for a, at in zip(alignments, mine[:-1], strict=True)]),
+        np.concatenate([a.teacher_at + at for a, at in zip(alignments, theirs[:-1], strict=True)]),
+        np.concatenate([a.same_token for a in alignments]),
+    ]
+    student_at, teacher_at, same_token = (torch.from_numpy(column) for column in columns)
+    return replace(found, student_at=student_at, teacher_at=teacher_at, same_token=same_token)
+
+
+def hash_traces(traces: Iterable[Trace]) -> str:
+    """One hash of the tokens of all traces, in their order."""
+    return hash_arrays(ids for trace in traces for ids in (trace.prompt_ids, trace.completion_ids))
+
+
+def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices in batches of alike lengths, each at most `token_budget` tokens with its padding (or one
+    item)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Sorted from the longest: the first of a batch sets its padded length.
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

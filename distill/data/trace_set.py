@@ -1,0 +1,159 @@
+"""The record of a trace: what was asked, what was written, by whom and how, and what was found of it.
+
+A trace set is a folder with `traces.parquet`, one row a completion, that any Parquet reader opens;
+`python -m distill.records` prints it as JSON Lines. Token ids are kept: text that is tokenised again drifts.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.data.readers import recorded_tokens
+from distill.data.trace import Example
+from distill.errors import UserError
+from distill.io.files import write_atomically
+
+Record = dict[str, Any]  # one row of a trace set
+
+# Column by column: Hugging Face feature type, and what it holds.
+COLUMNS: dict[str, tuple[Any, str]] = {
+    "id": ("string", "problem's name inside its set, #sample behind it"),
+    "problem": ("string", "the problem alone"),
+    "messages": ([{"role": "string", "content": "string"}], "what the teacher was asked"),
+    "completion": ("string", "what it wrote, without special tokens"),
+    "gold": ("string", "the right answer, where it is known"),
+    "answer": ("string", "the answer that was read out of the completion"),
+    "correct": ("bool", "whether it is the gold one; null where nobody judged"),
+    "reason": ("string", "why the verdict is what it is"),
+    "pass_rate": ("float32", "share of the problem's samples that are right"),
+    "finished": ("bool", "whether the completion ended by itself"),
+    "prompt_ids": (["int32"], "the prompt's tokens, template included"),
+    "completion_ids": (["int32"], "the completion's tokens, the end token included where there is one"),
+    "ids_from": ("string", "engine: its very tokens; text: what it wrote, tokenised again"),
+    "teacher_logprobs": (["float32"], "log-probs of these tokens by the teacher at temperature 1"),
+    "problem_id": ("string", "the problem's name"),
+    "sample": ("int32", "which of the problem's samples"),
+    "teacher": ("string", "who wrote"),
+    "teacher_revision": ("string", "hub commit, or hash of the weights"),
+    "teacher_dtype": ("string", "of the weights"),
+    "engine": ("string", "hf, vllm or server"),
+    "weight": (
+        "float32",
+        "how much the trace counts in training: 1, unless it was weighted",
+    ),
+    "learn_from": ("int32", "the first completion token that is learned: those before it are context"),
+    "tokenizer": ("string", "hash of the vocabulary that the ids belong to"),
+    "template": ("string", "hash of the chat template and the prompt"),
+    "sampling": (
+        {
+            "temperature": "float64",
+            "top_p": "float64",
+            "top_k": "int32",
+            "max_new_tokens": "int32",
+            "seed": "int64",
+        },
+        "how it was drawn",
+    ),
+}
+# What a trace set that lacks one of these columns is taken to hold in it.
+DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0}
+
+
+def features() -> Any:
+    """The columns as `datasets.Features`."""
+    from datasets import Features, List, Value
+
+    def feature(kind: Any) -> Any:
+        if isinstance(kind, str):
+            return Value(kind)
+        if isinstance(kind, list):
+            return List(feature(kind[0]))
+        return {name: feature(part) for name, part in kind.items()}
+
+    return Features({name: feature(kind) for name, (kind, _) in COLUMNS.items()})
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a trace set's Parquet file, in one move.
+
+    Raises:
+        KeyError: a record lacks a column, or has one that there is not.
+    """
+    from datasets import Dataset, disable_progress_bars
+
+    for record in records:
+        if odd := set(COLUMNS) ^ set(record):
+            raise KeyError(f"record {record.get('id')}: {', '.join(sorted(odd))}")
+    disable_progress_bars()
+    columns = {name: [record[name] for record in records] for name in COLUMNS}
+    table = Dataset.from_dict(columns, features=features())
+    write_atomically(path, lambda temporary: table.to_parquet(str(temporary)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """A trace set's records.
+
+    Raises:
+        UserError: there is none, or the file is damaged or of another kind; names it.
+    """
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    file = path / "traces.parquet" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path} holds no trace set: there is no {file.name}")
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.lib.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} is no readable Parquet file ({error}): write it again") from error
+    if missing := [name for name in COLUMNS if name not in table.column_names and name not in DEFAULTS]:
+        raise UserError(
+            f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with data=traces "
+            f"data.path={file} and a field map"
+        )
+    rows = table.to_pylist()
+    return [{name: row[name] if name in row else DEFAULTS[name] for name in COLUMNS} for row in rows]
+
+
+def example_of(record: Mapping[str, Any]) -> Example:
+    """A record as the problem and completion that training reads, its tokens along with it."""
+    return Example(
+        record["id"],
+        record["problem"],
+        record["gold"],
+        record["completion"],
+        where=f"of {record['teacher']}" if record["teacher"] else None,
+        recorded=recorded_tokens(record),
+    )
+
+
+def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records that answer the same problem, in their order; the problem's text decides, since sets of several
+    writers name it each in their own way."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(problem_of(record), []).append(record)
+    return found
+
+
+def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
+    """What the column `template` holds.
+
+    Args:
+        tokenizer: with its chat template.
+        user: template with `{problem}`.
+        system: what the conversation began with.
+    """
+    text = f"{tokenizer.chat_template}\0{system}\0{user}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def problem_of(record: Record) -> str:
+    """The problem's text, whatever the blanks in it."""
+    return " ".join(record["problem"].split())
+
+
+def teacher_of(record: Record) -> str:
+    """Who wrote."""
+    return record["teacher"] or "unknown"

@@ -1,0 +1,233 @@
+"""Two evaluations on the problems that both were asked: differences, their intervals and tests."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.evaluation.comparison_sides import Answers, Side
+from distill.statistics import (
+    Difference,
+    Figure,
+    bootstrap_ratio,
+    holm,
+    mean_difference,
+    paired,
+    smallest_difference,
+)
+
+LEVEL = 0.05  # an adjusted p-value below it establishes a difference
+_MAY_DIFFER = {"seed", "samples"}  # other draws of the same kind, and means of more of them
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A benchmark as two sides answered it; of pairs the first side's comes first.
+
+    Attributes:
+        problems: that both were asked.
+        samples: mean number a problem.
+        accuracy: over these problems.
+        difference: of the accuracies, second − first.
+        adjusted: its p-value after Holm, over all benchmarks of all comparisons.
+        smallest: the difference that so many problems would show in 80 % of cases; None: they can show none.
+        tokens: mean lengths of the completions.
+        longer: their difference.
+        truncated: shares of completions that hit the token budget.
+    """
+
+    problems: int
+    samples: tuple[float, float]
+    accuracy: tuple[Figure, Figure]
+    difference: Difference
+    adjusted: float
+    smallest: float | None
+    tokens: tuple[float, float]
+    longer: Difference
+    truncated: tuple[float, float]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "problems": self.problems,
+            "samples": list(self.samples),
+            "accuracy": [figure.json() for figure in self.accuracy],
+            "difference": vars(self.difference) | {"adjusted_p": self.adjusted},
+            "established": self.adjusted < LEVEL,
+            "smallest_difference": self.smallest,
+            "tokens": list(self.tokens),
+            "tokens_difference": vars(self.longer),
+            "truncated": list(self.truncated),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides, benchmark by benchmark and over all.
+
+    Attributes:
+        first: what is compared with.
+        second: what is compared.
+        benchmarks: by name, those of which both were asked some problem.
+        mean: of the benchmarks' differences, each counting alike; None of a single one.
+        adjusted: its p-value after Holm, over all comparisons.
+        left_out: by benchmark, how many problems only the first was asked, only the second, and how many
+            have another text.
+        settings: by benchmark, in what the two were asked otherwise, as `key first against second`.
+        unrecorded: labels of sides whose folder does not say how they were asked.
+    """
+
+    first: Side
+    second: Side
+    benchmarks: Mapping[str, Compared]
+    mean: Difference | None
+    adjusted: float
+    left_out: Mapping[str, tuple[int, int, int]]
+    settings: Mapping[str, Sequence[str]]
+    unrecorded: Sequence[str]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "first": self.first.json(),
+            "second": self.second.json(),
+            "benchmarks": {name: one.json() for name, one in self.benchmarks.items()},
+            "mean_difference": None if self.mean is None else vars(self.mean) | {"adjusted_p": self.adjusted},
+            "left_out": {
+                name: dict(zip(("first_alone", "second_alone", "other_text"), counts, strict=True))
+                for name, counts in self.left_out.items()
+            },
+            "other_settings": {name: list(said) for name, said in self.settings.items()},
+        }
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A benchmark's problems that both sides were asked: [3, problems] mean accuracy, tokens, truncation."""
+
+    first: np.ndarray
+    second: np.ndarray
+    samples: tuple[float, float]
+
+
+def compare_sides(sides: Sequence[Side], *, resamples: int, seed: int) -> list[Comparison]:
+    """Every side but the first with the first.
+
+    Raises:
+        UserError: two have no problem in common.
+    """
+    pairs = [_pairs(sides[0], other) for other in sides[1:]]
+    tests = sum(len(own) for own, _ in pairs)
+    found = []
+    for other, (own, left_out) in zip(sides[1:], pairs, strict=True):
+        differences = [pair.second[0] - pair.first[0] for pair in own.values()]
+        several = len(differences) > 1
+        found.append(
+            Comparison(
+                sides[0],
+                other,
+                {name: _compared(pair, tests, resamples, seed) for name, pair in own.items()},
+                mean_difference(differences, resamples=resamples, seed=seed) if several else None,
+                1.0,
+                left_out,
+                _other_settings(sides[0], other, own),
+                _unrecorded(sides[0], other),
+            )
+        )
+    return _adjusted(found)
+
+
+def _pairs(first: Side, second: Side) -> tuple[dict[str, _Pair], dict[str, tuple[int, int, int]]]:
+    """The benchmarks with problems in common, and of all benchmarks how many problems are left out."""
+    pairs, left_out = {}, {}
+    for name in {**first.benchmarks, **second.benchmarks}:
+        mine, theirs = first.benchmarks.get(name, {}), second.benchmarks.get(name, {})
+        both = [key for key in mine if key in theirs]
+        same = [key for key in both if mine[key].text == theirs[key].text]
+        counts = len(mine) - len(both), len(theirs) - len(both), len(both) - len(same)
+        if any(counts):
+            left_out[name] = counts
+        if same:
+            a, b = [mine[key] for key in same], [theirs[key] for key in same]
+            pairs[name] = _Pair(_means(a), _means(b), (_samples(a), _samples(b)))
+    if not pairs:
+        raise UserError(
+            f"{first.folder} ({', '.join(first.benchmarks)}) and {second.folder} "
+            f"({', '.join(second.benchmarks)}) have no problem of the same id and text in common: evaluate "
+            f"both on the same benchmark"
+        )
+    return pairs, left_out
+
+
+def _means(answers: Sequence[Answers]) -> np.ndarray:
+    return np.asarray([one.means() for one in answers], dtype=np.float64).T
+
+
+def _samples(answers: Sequence[Answers]) -> float:
+    return sum(len(one.samples) for one in answers) / len(answers)
+
+
+def _compared(pair: _Pair, tests: int, resamples: int, seed: int) -> Compared:
+    a, b = pair.first, pair.second
+    draw: Any = {"resamples": resamples, "seed": seed}
+    ones = np.ones(a.shape[1])
+    return Compared(
+        problems=a.shape[1],
+        samples=pair.samples,
+        accuracy=(bootstrap_ratio(a[0], ones, **draw), bootstrap_ratio(b[0], ones, **draw)),
+        difference=paired(a[0], b[0], **draw),
+        adjusted=1.0,
+        # Holm's first step; the later ones ask for less.
+        smallest=smallest_difference(a[0], b[0], level=LEVEL / tests),
+        tokens=(float(a[1].mean()), float(b[1].mean())),
+        longer=mean_difference([b[1] - a[1]], **draw),
+        truncated=(float(a[2].mean()), float(b[2].mean())),
+    )
+
+
+def _adjusted(found: Sequence[Comparison]) -> list[Comparison]:
+    """With Holm's p-values: benchmarks' over all comparisons, means' over all means."""
+    single = iter(holm([one.difference.p for own in found for one in own.benchmarks.values()]))
+    means = iter(holm([own.mean.p for own in found if own.mean is not None]))
+    return [
+        replace(
+            own,
+            benchmarks={name: replace(one, adjusted=next(single)) for name, one in own.benchmarks.items()},
+            adjusted=1.0 if own.mean is None else next(means),
+        )
+        for own in found
+    ]
+
+
+def _unrecorded(first: Side, second: Side) -> list[str]:
+    if first.folder.resolve() == second.folder.resolve():
+        return []  # a run's two stages were asked alike
+    return [side.label for side in (first, second) if side.settings is None]
+
+
+def _other_settings(first: Side, second: Side, names: Mapping[str, Any]) -> dict[str, list[str]]:
+    if first.settings is None or second.settings is None:
+        return {}
+    found = {}
+    for name in names:
+        mine, theirs = (dict(_flat(known.get(name, {}))) for known in (first.settings, second.settings))
+        if said := [
+            f"{key} {_short(mine.get(key))} against {_short(theirs.get(key))}"
+            for key in {**mine, **theirs}
+            if key not in _MAY_DIFFER and mine.get(key) != theirs.get(key)
+        ]:
+            found[name] = said
+    return found
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"

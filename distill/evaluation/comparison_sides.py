@@ -1,0 +1,162 @@
+"""What a comparison reads: the samples of evaluations and of training runs, as little of each as it needs."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.data.readers import read_records
+from distill.errors import UserError
+
+_STAGES = ("before", "after")
+
+
+@dataclass
+class Answers:
+    """A problem's samples, summed: right ones, tokens, and how many hit the token budget."""
+
+    text: bytes  # hash of the problem's
+    samples: set[int] = field(default_factory=set)
+    right: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+    def means(self) -> tuple[float, float, float]:
+        """Accuracy, tokens, and the share that hit the token budget."""
+        n = len(self.samples)
+        return self.right / n, self.tokens / n, self.truncated / n
+
+
+@dataclass(frozen=True)
+class Side:
+    """An evaluation, or a stage of a training run.
+
+    Attributes:
+        folder: where it lies.
+        stage: of a run; None of an evaluation.
+        label: in tables and sentences.
+        benchmarks: by name, the answers by the problems' ids.
+        settings: by benchmark, how it was asked; None where that is not recorded.
+    """
+
+    folder: Path
+    stage: str | None
+    label: str
+    benchmarks: Mapping[str, Mapping[str, Answers]]
+    settings: Mapping[str, Mapping[str, Any]] | None
+
+    def json(self) -> dict[str, str | None]:
+        return {"label": self.label, "folder": str(self.folder), "stage": self.stage}
+
+
+def read_sides(folders: Sequence[Path | str]) -> list[Side]:
+    """Read evaluations and runs; `run` stands for its student after training, `run@before` for before.
+
+    Raises:
+        UserError: a folder that is none of these, is named twice, or whose files are missing or damaged.
+    """
+    places = [_place(folder) for folder in folders]
+    for (path, stage), count in Counter((path.resolve(), stage or "after") for path, stage in places).items():
+        if count > 1:
+            raise UserError(
+                f"{path}{'@before' * (stage == 'before')} is named {count} times: compare different folders, "
+                f"or a run with its stage before training, <run>@before"
+            )
+    return [_read(path, stage, label) for (path, stage), label in zip(places, _labels(places), strict=True)]
+
+
+def _place(folder: Path | str) -> tuple[Path, str | None]:
+    """The folder, and the stage where one is asked for."""
+    path = Path(folder).expanduser()
+    name, at, stage = str(path).rpartition("@")
+    if at and stage in _STAGES and not path.exists():
+        return Path(name), stage
+    return path, None
+
+
+def _labels(places: Sequence[tuple[Path, str | None]]) -> list[str]:
+    """As little of each path's end as tells them apart."""
+    parts = [path.resolve().parts for path, _ in places]
+    labels: list[str] = []
+    for size in range(1, max(map(len, parts)) + 1):
+        labels = [
+            str(Path(*own[-size:])) + (f"@{stage}" if stage else "")
+            for own, (_, stage) in zip(parts, places, strict=True)
+        ]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _read(folder: Path, stage: str | None, label: str) -> Side:
+    path = folder / "samples.jsonl"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name the folder of an evaluation or a run")
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no samples.jsonl: it is not the folder of an evaluation or a run, or of one "
+            f"that did not end"
+        )
+    wanted, stages = stage or "after", set[str | None]()
+    benchmarks: dict[str, dict[str, Answers]] = {}
+    for where, record in read_records(path=str(path), hub=None):
+        stages.add(None if record.get("stage") is None else str(record["stage"]))
+        if len(stages) > 1 and None in stages:
+            raise UserError(f"{where}: only some samples have a stage; the file is damaged, evaluate again")
+        if record.get("stage") in (None, wanted):
+            _count(record, where, benchmarks)
+    if not stages:
+        raise UserError(f"{path} is empty: there is nothing to compare")
+    if None in stages and stage:
+        raise UserError(f"{folder} is an evaluation, which has no stages: leave @{stage} out")
+    if not benchmarks:
+        has = ", ".join(sorted(map(str, stages)))
+        raise UserError(
+            f"{path} has no samples of the stage {wanted}, only: {has}; finish the run, or name "
+            f"{folder}@{min(map(str, stages))}"
+        )
+    read = None if None in stages else wanted
+    return Side(folder, read, label, benchmarks, _settings(folder, read))
+
+
+def _count(record: Mapping[str, Any], where: str, benchmarks: dict[str, dict[str, Answers]]) -> None:
+    """Add a sample to its problem's."""
+    kinds = {"benchmark": str, "id": str, "problem": str, "sample": int, "correct": bool, "tokens": int}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            said = f"is {record[name]!r:.40}" if name in record else "is missing"
+            raise UserError(
+                f"{where}: {name} {said}; the file is damaged or of another version, evaluate again"
+            )
+    text = hashlib.sha256(record["problem"].encode(errors="surrogatepass")).digest()[:16]
+    own = benchmarks.setdefault(record["benchmark"], {}).setdefault(record["id"], Answers(text))
+    sample = record["sample"]
+    if sample in own.samples or own.text != text:
+        raise UserError(
+            f"{where}: sample {sample} of problem {record['id']} of {record['benchmark']} is there for the "
+            f"second time, or with another text; the file is damaged, evaluate again"
+        )
+    own.samples.add(sample)
+    own.right += record["correct"]
+    own.tokens += record["tokens"]
+    own.truncated += bool(record.get("truncated"))
+
+
+def _settings(folder: Path, stage: str | None) -> dict[str, Mapping[str, Any]] | None:
+    """How the benchmarks were asked: an evaluation's `results.json` says it, or a run's `summary.json`."""
+    path = folder / ("results.json" if stage is None else "summary.json")
+    if not path.is_file():
+        if stage is None:
+            raise UserError(f"{path} is missing: the evaluation did not end; start it again and it goes on")
+        return None
+    try:
+        benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        asked = {str(name): one if stage is None else one[stage] for name, one in benchmarks.items()}
+        return {name: dict(one["settings"]) for name, one in asked.items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {error}): evaluate again"
+        ) from error

@@ -1,0 +1,103 @@
+"""What an evaluation found, as a table, one page, and W&B's tables."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from distill.evaluation.logging import log_samples, metrics_of
+from distill.evaluation.page import SampleFile, write_page
+from distill.evaluation.result import Score
+from distill.io.files import write_atomically
+
+# Figures that are shares; the others are shown as they are.
+_PLAIN = ("tokens",)
+
+
+def write_report(folder: Path, results: Mapping[str, Any]) -> str:
+    """Write `results.md` and `results.html` beside `results.json`.
+
+    Args:
+        folder: of the evaluation.
+        results: the content of its `results.json`.
+
+    Returns:
+        The table, in Markdown.
+    """
+    text = markdown(results)
+    write_atomically(folder / "results.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    drawn = folder / "drift.png"
+    write_page(
+        folder / "results.html",
+        {**results, "date": datetime.now().strftime("%Y-%m-%d %H:%M")},
+        SampleFile(folder / "samples.jsonl"),
+        title=str(results["name"]),
+        drift_picture=drawn.read_bytes() if drawn.is_file() else None,
+    )
+    return text
+
+
+def log_report(loggers: Sequence[Logger], new: Sequence[Score]) -> None:
+    """Hand what was found now to the loggers: figures, and to W&B every sample."""
+    for logger in loggers:
+        logger.log_metrics(metrics_of(new))
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            log_samples(logger, {"evaluation": new})
+            logger.experiment.finish()
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """A row a benchmark: the accuracy first, then what else is known, each with its 95 % interval."""
+    benchmarks: Mapping[str, Any] = results["benchmarks"]
+    lines = [
+        f"{results['name']}, in % [95 % interval]:",
+        "",
+        "| benchmark | problems | samples each | accuracy | tokens/s | further figures |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in benchmarks.items():
+        figures = found["figures"]
+        further = [
+            f"{key} {_said(key, one)}" for key, one in figures.items() if key != "accuracy" and _tells(one)
+        ]
+        rate = found.get("tokens_per_second")  # unknown of what an earlier run has written
+        lines.append(
+            f"| {name} | {found['problems']:,} | {found['per_problem']} | "
+            f"{_said('accuracy', figures['accuracy'])} | {f'{rate:,.0f}' if rate else ''} | "
+            f"{'; '.join(further)} |"
+        )
+    for name, found in benchmarks.items():
+        if golds := found["unreadable_golds"]:
+            shown = ", ".join(golds[:10]) + (" and others" if len(golds) > 10 else "")
+            lines += [
+                "",
+                f"{name}: the judge cannot read the gold answer of {len(golds)} problems ({shown}).",
+            ]
+    if drift := results.get("drift"):
+        said = "; ".join(f"{key} {_plain(one)}" for key, one in drift["figures"].items())
+        teacher = f" from {drift['teacher']}" if "teacher" in drift else ""
+        lines += [
+            "",
+            f"Drift{teacher} over {drift['problems']} problems and {drift['positions']} positions: {said}.",
+        ]
+        lines += [f"{note}" for note in drift["notes"]]
+    return "\n".join(lines)
+
+
+def _tells(figure: Mapping[str, Any]) -> bool:
+    """A share of nothing at all says nothing in a table; results.json has it."""
+    return figure["value"] is not None and figure["value"] != 0
+
+
+def _said(name: str, figure: Mapping[str, Any]) -> str:
+    if name in _PLAIN:
+        return f"{figure['value']:.0f}"
+    value, low, high = (100 * figure[part] for part in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _plain(figure: Mapping[str, Any]) -> str:
+    return f"{figure['value']:.3g} [{figure['low']:.3g}, {figure['high']:.3g}]"

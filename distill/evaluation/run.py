@@ -1,0 +1,238 @@
+"""Ask a model the problems of a benchmark: completions, and a verdict each."""
+
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from distill.benchmarks.grading import answers
+from distill.data.trace import Example, Verdict, check_spelling, conversation, encode_prompt
+from distill.errors import UserError
+from distill.evaluation.benchmark import _GRADERS, Benchmark
+from distill.evaluation.result import Score, classify, figures
+from distill.generation.completion_log import Journal
+from distill.generation.engine import Engine, Request, Written, request_seed
+from distill.io.progress import progress_bar
+from distill.models.language_model import ModelSource
+from distill.statistics import repetition
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark's problems as a model is asked them: `benchmark.samples` requests a problem, in order."""
+
+    benchmark: Benchmark
+    problems: Sequence[Example]
+    requests: Sequence[Request]
+    opened: bool  # whether the chat template itself opens a thinking part
+
+
+def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | None = None) -> Asked:
+    """Put the problems into the model's tokens; nothing is loaded.
+
+    Args:
+        benchmark: how they are asked.
+        model: who is asked.
+        problems: those that were read before; None: they are read.
+
+    Raises:
+        UserError: the problems are not to be had, cannot be spelled, or do not fit into the model's context.
+    """
+    problems = benchmark.problems() if problems is None else problems
+    check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
+    chat = bool(model.tokenizer.chat_template)
+    template = benchmark.prompt if chat or benchmark.plain_prompt is None else benchmark.plain_prompt
+    requests: list[Request] = []
+    for problem in problems:
+        asked = conversation(problem, template, benchmark.system if chat else None)
+        prompt = encode_prompt(model.tokenizer, asked, "{problem}")
+        if len(prompt) >= model.context_length:
+            raise UserError(
+                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, "
+                f"more than the context of {model.name} ({model.context_length})"
+            )
+        requests += [
+            Request(prompt, asked.messages or (), request_seed(benchmark.seed, problem.problem, sample))
+            for sample in range(benchmark.samples)
+        ]
+    end = model.tokenizer.decode(requests[0].prompt_ids[-16:].tolist())
+    return Asked(benchmark, problems, requests, end.rstrip().endswith(benchmark.thinking[0]))
+
+
+def evaluate(
+    asked: Asked,
+    model: ModelSource,
+    engine: Engine,
+    *,
+    folder: Path | None = None,
+    label: str,
+) -> Score:
+    """Have every problem answered and the answers judged.
+
+    Args:
+        asked: the problems as `model` is asked them.
+        model: who answers.
+        engine: runs it.
+        folder: where completions are kept as they are written, and found again; None: nowhere.
+        label: of the progress bar.
+    """
+    began, wrote = time.perf_counter(), engine.seconds
+    benchmark = asked.benchmark
+    samples: list[dict[str, Any]] = [{}] * len(asked.requests)
+    unit = "problem" if benchmark.samples == 1 else "sample"
+    kept = folder / "completions.jsonl" if folder else None
+    resumed = kept is not None and kept.is_file() and kept.stat().st_size > 0
+    try:
+        with (
+            progress_bar(total=len(asked.requests), description=label, unit=unit) as bar,
+            ExitStack() as stack,
+        ):
+            pool = ThreadPoolExecutor(_GRADERS, thread_name_prefix="judge")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            places_of: dict[Future[dict[str, Any]], int] = {}
+            judged: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
+            right = 0
+
+            def settle(future: Future[dict[str, Any]]) -> None:
+                nonlocal right
+                sample = samples[places_of.pop(future)] = future.result()
+                right += sample["correct"]
+                bar.set_postfix_str(f"right {right / (bar.n + 1):.1%}", refresh=False)
+                bar.update(1)
+
+            for places, one in stack.enter_context(closing(completions(asked, engine, folder))):
+                for place in places:
+                    future = pool.submit(_sample, asked, place, one, model)
+                    places_of[future] = place
+                    future.add_done_callback(judged.put)
+                while not judged.empty():
+                    settle(judged.get())
+            while places_of:
+                settle(judged.get())
+        if benchmark.votes:
+            classify(samples, getattr(benchmark.grade, "same", None))
+        unreadable = _unreadable(asked)
+    finally:
+        close = getattr(benchmark.grade, "close", None)
+        if close is not None:
+            close()
+    score = score_of(asked, samples, unreadable=unreadable)
+    if resumed:
+        return score
+    tokens = {request.seed: one["tokens"] for request, one in zip(asked.requests, samples, strict=True)}
+    writing = engine.seconds - wrote
+    rate = sum(tokens.values()) / writing if writing else None
+    return replace(score, seconds=time.perf_counter() - began, tokens_per_second=rate)
+
+
+def score_of(
+    asked: Asked,
+    samples: list[dict[str, Any]],
+    *,
+    unreadable: Sequence[str] = (),
+    seconds: float | None = None,
+) -> Score:
+    """The figures of samples that were judged, in the order of the requests."""
+    benchmark = asked.benchmark
+    return Score(
+        benchmark.name,
+        len(asked.problems),
+        samples,
+        figures(samples, votes=benchmark.votes),
+        benchmark.settings | {"samples": benchmark.samples, "thinking": list(benchmark.thinking)},
+        unreadable,
+        seconds,
+    )
+
+
+def completions(
+    asked: Asked, engine: Engine, folder: Path | None = None
+) -> Generator[tuple[list[int], Written], None, None]:
+    """Each completion as soon as it is there, with the places of the requests that it answers.
+
+    A completion is known by its request's seed, which is made of the problem and the sample's number: a run
+    that asks more problems, or more samples of each, goes on with what there is.
+    """
+    journal = Journal(folder / "completions.jsonl") if folder else None
+    written: dict[int, Written] = journal.read() if journal else {}
+    places: dict[int, list[int]] = {}
+    for place, request in enumerate(asked.requests):
+        places.setdefault(request.seed, []).append(place)
+    for seed, own in places.items():
+        if seed in written:
+            yield own, written[seed]
+    wanted = [asked.requests[own[0]] for seed, own in places.items() if seed not in written]
+    if not wanted:
+        return
+    with journal or nullcontext(), closing(engine.write(wanted, asked.benchmark.sampling)) as writing:
+        for index, one in writing:
+            seed = wanted[index].seed
+            if journal:
+                journal.add(seed, one)
+            yield places[seed], one
+
+
+def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
+    """A completion without special tokens, but with what opens and closes its thinking, which some
+    tokenizers count among them."""
+    if not set(tags) & set(tokenizer.all_special_tokens):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    left_out = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(tags)))
+    return tokenizer.decode([token for token in ids if token not in left_out])
+
+
+def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
+    """The record of one completion."""
+    benchmark = asked.benchmark
+    problem = asked.problems[place // benchmark.samples]
+    if one.ids is None:
+        completion, words = one.text, one.text.split()
+        tokens = _length(completion, model)
+    else:
+        completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
+        tokens = len(one.ids)
+    seen = answers.without_thinking(completion, benchmark.thinking, opened=asked.opened)
+    verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)
+    room = min(
+        benchmark.sampling.max_new_tokens, model.context_length - len(asked.requests[place].prompt_ids)
+    )
+    return {
+        "benchmark": benchmark.name,
+        "id": problem.id,
+        "problem": problem.problem,
+        "gold": problem.gold,
+        "sample": place % benchmark.samples,
+        "completion": completion,
+        "answer": verdict.answer,
+        "correct": bool(verdict.correct),
+        "rule": verdict.rule,
+        "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
+        "counts": {name: list(count) for name, count in verdict.counts.items()},
+        "class": None,
+        "finished": one.finished,
+        # A text's tokens are counted anew and may be some fewer than the server's.
+        "truncated": not one.finished and (one.ids is None or tokens >= room),
+        "tokens": tokens,
+        "reference_tokens": None if problem.completion is None else _length(problem.completion, model),
+        "repetition": repetition(words),
+    }
+
+
+def _length(text: str, model: ModelSource) -> int:
+    return len(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _unreadable(asked: Asked) -> list[str]:
+    """Ids of problems whose gold answer the grader cannot read; it would judge every answer wrong."""
+    readable = getattr(asked.benchmark.grade, "readable", None)
+    if readable is None:
+        return []
+    with ThreadPoolExecutor(_GRADERS, thread_name_prefix="gold") as pool:
+        found = list(
+            pool.map(lambda problem: problem.gold is not None and readable(problem.gold), asked.problems)
+        )
+    return [problem.id for problem, good in zip(asked.problems, found, strict=True) if not good]

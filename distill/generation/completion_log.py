@@ -1,0 +1,106 @@
+"""Completions as they are written: a line each, so that a process that is killed loses none."""
+
+import contextlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.generation.engine import Written
+
+
+class Journal:
+    """A file of JSON Lines that is only ever added to: `place`, `ids`, `finished`, `text`.
+
+    Args:
+        path: the file; made where it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: Any = None
+
+    def read(self) -> dict[int, Written]:
+        """What is there, by its place. A last line that broke off is cut away.
+
+        Raises:
+            UserError: another line is damaged, or the file cannot be read; names it.
+        """
+        if not self.path.is_file():
+            return {}
+        try:
+            content = self.path.read_bytes()
+            whole, _, torn = content.rpartition(b"\n")
+            if torn:
+                with self.path.open("r+b") as stream:
+                    stream.truncate(len(content) - len(torn))
+        except OSError as error:
+            raise self._unusable(error) from error
+        found: dict[int, Written] = {}
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            try:
+                record = json.loads(line)
+                found[int(record["place"])] = Written(
+                    _token_ids(record["ids"]), bool(record["finished"]), str(record["text"])
+                )
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+                raise UserError(
+                    f"{self.path}, line {number} is damaged ({type(error).__name__}): take the line out, and "
+                    f"its completion is written anew"
+                ) from error
+        return found
+
+    def add(self, place: int, written: Written) -> None:
+        """Keep a completion; it is in the file when this returns.
+
+        Raises:
+            UserError: it cannot be written, as where the disk is full; what is there stays as it was.
+        """
+        assert self._stream is not None, "the journal is not open"
+        ids = None if written.ids is None else written.ids.tolist()
+        record = {"place": place, "ids": ids, "finished": written.finished, "text": written.text}
+        rest, before = json.dumps(record).encode() + b"\n", self._stream.tell()
+        try:
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else the next `read` cuts the torn line away
+                self._stream.truncate(before)
+            raise self._unusable(error) from error
+
+    def __enter__(self) -> "Journal":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("ab", buffering=0)  # nothing waits here that a kill would lose
+        except OSError as error:
+            raise self._unusable(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stream is not None
+        self._stream.close()
+        self._stream = None
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path} cannot be read or written ({error.strerror or error}): see to it and run the same "
+            f"command again, what is written is kept"
+        )
+
+
+def _token_ids(ids: Any) -> np.ndarray | None:
+    """int32, of a flat list of token ids.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(isinstance(token, int) and token >= 0 for token in ids):
+        raise ValueError("no token ids")
+    return np.asarray(ids, dtype=np.int32)

@@ -1,0 +1,77 @@
+"""Settings of sampling and of the student's rollouts."""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 is greedy; top_p 1 and top_k 0 are off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
+            value, whole = getattr(self, name), name in ("top_k", "max_new_tokens")
+            right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not right or not math.isfinite(value):
+                raise ValueError(f"sampling: {name}={value!r} is not a {'whole ' * whole}number")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
+                f"top_k={self.top_k} >= 0, max_new_tokens={self.max_new_tokens} >= 1"
+            )
+        for name in ("temperature", "top_p"):  # transformers refuses a whole number
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def warps(self) -> bool:
+        """Whether tokens come from another distribution than the model's own at temperature 1."""
+        return self.temperature != 1.0 or self.top_p < 1.0 or self.top_k > 0
+
+
+@dataclass(frozen=True)
+class StudentRollouts:
+    """On-policy data: the student writes a share of the batches while it trains (GKD, 2306.13649).
+
+    Attributes:
+        fraction: λ, the probability that a batch is written by the student; the coin is the same on all
+            ranks.
+        temperature: of sampling; another knob than the loss's temperature.
+        top_p: nucleus size, 1 is off.
+        top_k: number of candidates, 0 is off.
+        max_new_tokens: longest completion; one that reaches it has no end token, and none is invented.
+        engine: who runs the student while it writes: `hf`, the model in training itself; `vllm`, a copy in
+            this process that is given its weights in memory before it writes.
+        engine_options: arguments of `vllm.LLM`, such as the share of a GPU's memory that it may take.
+    """
+
+    fraction: float = 0.5
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    engine: str = "hf"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("hf", "vllm"):
+            raise ValueError(f"rollouts.engine={self.engine!r} is not one of hf, vllm")
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"rollouts.fraction={self.fraction} is outside [0, 1]")
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
+
+    def chosen(self, seed: int, batch: int) -> bool:
+        """The coin for one batch: it depends on nothing but the seed and the batch's number, so that all
+        ranks and a resumed run see the same."""
+        return random.Random(f"rollouts {seed} {batch}").random() < self.fraction

@@ -1,0 +1,147 @@
+"""Folders that one process at a time writes into."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
+
+from distill.errors import Busy, UserError
+from distill.io.files import write_atomically
+
+_ATTEMPTS, _PATIENCE = 20, 0.2  # to lock a folder; seconds
+
+
+def first_rank() -> bool:
+    """Whether this process is the one of a run that writes and prints."""
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+@contextmanager
+def locked(folder: Path, key: str = "dir") -> Iterator[None]:
+    """Hold a folder, so that no two processes write into it; only a run's first rank does.
+
+    On the way out the folder goes where nothing is in it.
+
+    Args:
+        folder: made where it is not there.
+        key: the config key that names it, for messages.
+
+    Raises:
+        Busy: another process does.
+        UserError: the folder cannot be written to.
+    """
+    if not first_rank():
+        yield
+        return
+    lock = _acquired(folder, key)
+    try:
+        yield
+    finally:
+        # While the lock is still held: whoever opened this file before then sees, when it gets the lock, that
+        # the file is gone, and begins again. After a release it would be the next one's lock that goes away.
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty: what was written, or the next one's lock
+            folder.rmdir()
+        lock.release()
+
+
+def _acquired(folder: Path, key: str) -> FileLock:
+    """A folder's lock, held."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # For a moment, not at once: a lock file that its holder has just taken away is tried again.
+            lock = FileLock(folder / ".lock", timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
+            lock.acquire()
+            return lock
+        except Timeout as error:
+            raise Busy(f"another run is writing into {folder}: name another folder with {key}=") from error
+        except OSError as error:
+            # One who leaves takes an empty folder away, maybe just between two looks at it.
+            if not isinstance(error, FileNotFoundError | FileExistsError) or attempt == _ATTEMPTS - 1:
+                raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
+    raise AssertionError("unreachable")
+
+
+_SAYS = ("key.json", "config.yaml", "versions.json")
+
+
+@contextmanager
+def claimed(
+    folder: Path, key: dict[str, Any], config_key: str = "out", what: str = "a trace set"
+) -> Iterator[None]:
+    """Hold a folder that is new or was begun with the same key.
+
+    Args:
+        folder: made where it is not there.
+        key: everything that its content depends on, JSON values.
+        config_key: the config key that names the folder, for messages.
+        what: it holds, for messages.
+
+    On the way out the folder goes where nothing was put into it.
+
+    Raises:
+        UserError: it holds something else, or another process holds it.
+    """
+    with locked(folder, config_key):
+        # Under the lock: what another process is about to write into the folder would not be seen before.
+        described = folder / "key.json"
+        text = json.dumps(key, sort_keys=True, indent=1)
+        _check_same(folder, key, config_key, what)
+        try:
+            write_atomically(described, lambda path: path.write_text(text))
+            yield
+        finally:
+            # Only here, where the folder is ours: whom the lock refuses must touch nothing of its holder's.
+            if first_rank() and (said := _only_said(folder)) is not None:
+                with suppress(OSError):
+                    for path in said:
+                        path.unlink()  # `locked` takes the empty folder away
+
+
+def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -> None:
+    """
+    Raises:
+        UserError: the folder holds something that was made with another key.
+    """
+    described = folder / "key.json"
+    if described.is_file():
+        try:
+            before = json.loads(described.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError(f"it holds a {type(before).__name__}")
+        except ValueError as error:
+            raise UserError(
+                f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
+                f"name another folder, or take that one away"
+            ) from error
+        if before != json.loads(json.dumps(key)) and _only_said(folder) is None:
+            differing = ", ".join(name for name in key if before.get(name) != key[name])
+            raise UserError(
+                f"{config_key}={folder} holds {what} made with another {differing}: name another "
+                f"folder, or take that one away"
+            )
+    elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:
+        raise UserError(
+            f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
+            f"or take that one away"
+        )
+
+
+def _only_said(folder: Path) -> list[Path] | None:
+    """The files that say of what a folder was to be made, and an empty journal; None where it holds anything
+    else."""
+    if not folder.is_dir():
+        return None
+    found = [path for path in folder.iterdir() if path.name != ".lock"]
+    ours = all(
+        path.is_file()
+        and (path.name in _SAYS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
+        for path in found
+    )
+    return found if ours else None

@@ -1,0 +1,154 @@
+"""Find a model by what the user wrote: hub id, local folder, GGUF file, or a file that a package ships."""
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.errors import UserError, first_line
+from distill.models.language_model import ModelSource, find_dtype
+
+PACKAGE_PREFIX = "package:"
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+_SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
+
+
+def find_model(
+    spec: str | Sequence[str],
+    *,
+    key: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Find a model by what the user wrote, without loading its weights.
+
+    Args:
+        spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or
+            folder that an installed package ships, or a list of these, tried in order.
+        key: the config key it stands under, for messages.
+
+    Raises:
+        UserError: nothing is there; the message says what was tried.
+    """
+    if isinstance(spec, str):
+        return _find_one(spec, key, dtype, revision, trust_remote_code)
+    if not isinstance(spec, Sequence):
+        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
+    failures = []
+    for one in spec:
+        try:
+            return _find_one(one, key, dtype, revision, trust_remote_code)
+        except UserError as error:
+            failures.append(str(error))
+    raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
+
+
+def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    find_dtype(dtype)
+    if not isinstance(spec, str) or not spec.strip():
+        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
+    if len(spec) > 1000:
+        raise UserError(f"{key}={spec[:60]}... is no model: it has {len(spec)} characters")
+    path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
+    source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return source(location=str(path), fingerprint=_hash_files(path))
+        if (path / "adapter_config.json").is_file():
+            raise UserError(
+                f"{key}={spec} holds a LoRA adapter alone: give the student/ beside it, or merge it first"
+            )
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) != 1:
+            raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")
+        path = ggufs[0]
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{key}={spec}: there is no such GGUF file")
+        return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
+    if path.is_file():
+        raise UserError(f"{key}={spec} is a file, but no GGUF file: give the model's folder")
+    if not _HUB_ID.fullmatch(spec):
+        raise UserError(f"{key}={spec}: there is no such folder, and it is no hub id (owner/name)")
+    commit = _hub_commit(spec, key, revision)
+    return source(location=spec, revision=commit, fingerprint=commit)
+
+
+def _in_package(spec: str, key: str) -> Path:
+    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not package.isidentifier() or not inside:
+        raise UserError(f"{key}={spec}: write package:NAME/PATH, with the package's import name")
+    # find_spec on a top-level name imports nothing.
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"{key}={spec}: the package is not installed (pip install {package.replace('_', '-')})"
+        )
+    path = Path(next(iter(found.submodule_search_locations))) / inside
+    if not path.exists():
+        raise UserError(f"{key}={spec}: the installed package {package} has no {inside}")
+    return path
+
+
+def _hub_commit(spec: str, key: str, revision: str | None) -> str:
+    """The commit that the hub has for this id or, without a network, the one in the local hub cache."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    reason = "the hub has no such model, or it is private or gated"
+    try:
+        # Asked directly, because from_pretrained retries for half a minute before it says that there is no
+        # network.
+        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
+    except RevisionNotFoundError:
+        reason = f"the hub's model has no revision {revision!r}"
+    except RepositoryNotFoundError:
+        pass
+    except Exception as error:  # whichever HTTP library the hub client uses, its errors share no base class
+        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
+    raise UserError(
+        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
+        f"give a local folder or GGUF file: {key}=/path/to/model"
+    )
+
+
+def _hash_files(path: Path) -> str:
+    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the
+    size."""
+    digest = hashlib.sha256()
+    names = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+    )
+    for file in names:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            if size <= _SAMPLED_BLOCK * _SAMPLED_BLOCKS:
+                digest.update(stream.read())
+                continue
+            for block in range(_SAMPLED_BLOCKS):
+                stream.seek(block * (size - _SAMPLED_BLOCK) // (_SAMPLED_BLOCKS - 1))
+                digest.update(stream.read(_SAMPLED_BLOCK))
+    return digest.hexdigest()[:32]
+
+
+def find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
+    spec: Any = cfg.model[role]
+    return find_model(
+        OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec,  # pyright: ignore[reportArgumentType]
+        key=f"model.{role}",
+        dtype=dtype,
+        revision=cfg.model.teacher_revision if role == "teacher" else cfg.model.student_revision,
+        trust_remote_code=cfg.model.trust_remote_code,
+    )

@@ -1,0 +1,217 @@
+"""LoRA (2106.09685): the student's weights stay as they are, and small matrices beside them train.
+
+peft puts them into the model in place, so that everything else goes on with the model that it knows.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.models.language_model import LanguageModel, ModelSource
+
+_ALL = "all-linear"
+_KEYS = ("rank", "alpha", "dropout", "targets")
+_ADAPTER = "default"  # peft's own name for the only one
+_SAMPLES = 1024  # of each frozen tensor, by which a changed base is told
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What is put beside a linear layer: y = Wx + (alpha / rank) · B A dropout(x); W does not train, B begins
+    at zero.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: numerator of the factor on what the adapters add.
+        dropout: share of their inputs that training drops, in [0, 1).
+        targets: names of linear layers, whole (`model.layers.0.self_attn.q_proj`) or their ends (`q_proj`);
+            empty for all but the output matrix.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+def read_lora(cfg: DictConfig) -> Lora | None:
+    """What the configuration says under `model.lora`; None where all weights train.
+
+    Raises:
+        UserError: a value makes no sense, or peft is not installed.
+    """
+    node: Any = cfg.model.get("lora")
+    if node is None:
+        return None
+    if not OmegaConf.is_dict(node):
+        raise UserError(f"model.lora={node!r} has keys of its own: write model.lora.rank={node}")
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    for key in values:
+        if key not in _KEYS:
+            raise UserError(f"model.lora.{key}: LoRA has no such key (keys: {', '.join(_KEYS)})")
+    rank, alpha, dropout, targets = (values.get(key) for key in _KEYS)
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise UserError(f"model.lora.rank={rank!r} must be a whole number, at least 1, or null")
+    if not _is_number(alpha) or not 0 < alpha < math.inf:
+        raise UserError(f"model.lora.alpha={alpha!r} must be a positive number")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f"model.lora.dropout={dropout!r} must be a number in [0, 1)")
+    listed = [targets] if isinstance(targets, str) else targets
+    if not isinstance(listed, list) or not listed or not all(isinstance(x, str) and x for x in listed):
+        raise UserError(f"model.lora.targets={targets!r} must be {_ALL} or names, such as [q_proj,v_proj]")
+    if _ALL in listed and len(listed) > 1:
+        raise UserError(f"model.lora.targets={targets!r}: {_ALL} stands alone, without other names")
+    if rank is None:
+        return None
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(f'model.lora.rank={rank} needs peft, which is missing: pip install "distill[peft]"')
+    return Lora(rank, float(alpha), float(dropout), () if listed == [_ALL] else tuple(listed))
+
+
+def check_targets(lora: Lora, source: ModelSource) -> None:
+    """Refuse names that the model has no linear layer for, before its weights are loaded or downloaded.
+
+    Raises:
+        UserError: such a name, with the nearest ones, or the output matrix.
+    """
+    if not lora.targets:
+        return
+    model = source.skeleton()
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    names = list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, module in linear.items() if module is not head))
+    for target in lora.targets:
+        found = [module for n, module in linear.items() if n == target or n.endswith(f".{target}")]
+        if any(module is head for module in found):
+            # The chunked head reads the output matrix itself and would pass an adapter beside it by.
+            raise UserError(
+                f"model.lora.targets: {target} is the output matrix of {source.name!r}, which takes no "
+                f"adapter (there are {', '.join(names)})"
+            )
+        if not found:
+            near = difflib.get_close_matches(target, names, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(
+                f"model.lora.targets: {source.name!r} has no linear layer {target!r}{hint} (there are "
+                f"{', '.join(names)})"
+            )
+
+
+def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
+    """Put adapters into a model, in place: they alone train from now on. Its predictions do not change by it.
+
+    They are fp32 beside half-precision weights too, so that no small step of theirs is rounded away.
+
+    Args:
+        lm: in eval mode, as it is loaded.
+        lora: where they go, and how large.
+        seed: of A; the global random state is left as it was.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or _ALL,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=lm.source.location,
+        revision=lm.source.revision,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out is set to False"
+        )  # peft then sets it itself (GPT-2)
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, lm.model, _ADAPTER)
+    for parameter in lm.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    lm.model.eval()  # the adapters' dropout too
+
+
+def is_adapted(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """How many parameters train, of how many; a tied matrix counts once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a plain model that predicts as the adapted one does, up to rounding to the weights' type.
+
+    Computed beside the model: to add the product to its weights and take it off again would change these a
+    little every time.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state: dict[str, Tensor] = {k: value for k, value in model.state_dict().items() if k not in adapters}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        prefix = f"{name}.base_layer."
+        for key in [key for key in state if key.startswith(prefix)]:
+            state[f"{name}.{key.removeprefix(prefix)}"] = state.pop(key)
+        weight = state[f"{name}.weight"]
+        delta = layer.get_delta_weight(_ADAPTER)  # pyright: ignore[reportAttributeAccessIssue]
+        # One by one to the CPU: a second copy of all weights may find no room beside the first.
+        state[f"{name}.weight"] = (weight + delta).to(weight.dtype).cpu()
+    return state
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapters alone, for `peft.PeftModel.from_pretrained(base, folder)`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    # Without the embeddings, which do not train; asked to decide itself, peft looks at the hub for them.
+    state = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {f"base_model.model.{name}": value.contiguous().cpu() for name, value in state.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config[_ADAPTER]
+    training, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = training
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Parameters that do not train, under each of their names in the state."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of samples of the weights that do not train: a checkpoint without them must find these again."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().flatten()
+            samples = values[:: max(1, len(values) // _SAMPLES)].double().cpu().numpy()
+            digest.update(f"{name.replace('.base_layer.', '.')}:{len(values)}:".encode() + samples.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))  # what peft's all-linear means
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,156 @@
+"""Traces behind one another in one row, and attention that stays inside each.
+
+transformers finds packed rows by their position ids, and leaks where it does not: with a cache or a padding
+mask, and in every model whose layers mix tokens by other means than its masks. So attention is ours here: it
+goes over each trace on its own, without a mask of all tokens by all tokens. Whether a model keeps its traces
+apart is measured before it trains."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from distill.data.layout import BatchLayout, Segments
+from distill.errors import UserError, first_line
+from distill.models.language_model import PACKED_ATTENTION, LanguageModel
+
+_flash: Any = None
+with contextlib.suppress(ImportError):  # torch's own since 2.10
+    from torch.nn.attention.varlen import varlen_attn as _flash
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    segments: Segments | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention over `segments` of a row; without them, as torch's own does it.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, tokens, width].
+        key: [1, heads or groups of them, tokens, width].
+        value: as the keys.
+        attention_mask: not looked at where there are segments.
+        dropout: of the attention's weights.
+        scaling: of the products; None: by the width.
+        sliding_window: how many tokens back a token sees, itself included.
+        segments: the traces' bounds.
+        others: what a model hands over beside.
+
+    Returns:
+        [1, tokens, heads, width].
+
+    Raises:
+        ValueError: the model asks for a kind of attention that this is not.
+    """
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if others.get(name) is not None:
+            raise ValueError(f"its attention has a {name}")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as it does for torch's own
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    if _flash is not None and query.is_cuda and query.element_size() == 2 and not dropout:
+        return _in_one_kernel(query, key, value, segments, scaling, sliding_window), None
+    parts = []
+    split = (x.split(segments.lengths, dim=2) for x in (query, key, value))
+    for q, k, v in zip(*split, strict=True):
+        mask = None
+        if sliding_window is not None and q.shape[2] > sliding_window:
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+            mask = (mask.tril() & mask.triu(1 - sliding_window))[None, None]
+        parts.append(
+            sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=True)[0]
+        )
+    return torch.cat(parts, dim=1), None
+
+
+def _in_one_kernel(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
+) -> Tensor:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    longest = max(segments.lengths)
+    found = _flash(
+        q,
+        k,
+        v,
+        segments.bounds,
+        segments.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),  # the token itself is not counted there
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return found.unsqueeze(0)
+
+
+AttentionInterface.register(PACKED_ATTENTION, attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+
+
+@torch.no_grad()
+def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torch.float32) -> None:
+    """Make a model ready for packed rows, once it is on its device.
+
+    Args:
+        lm: gets our attention, which is torch's own wherever nothing is packed.
+        longest: of the traces.
+        precision: of the matrix products.
+
+    Raises:
+        UserError: its hidden states are not those of the traces one by one.
+    """
+    refusal = f"data.layout=packed cannot be had with {lm.source.name}: "
+    remedy = "; take data.layout=grouped, which pads little and goes with every model"
+    config = lm.model.config.get_text_config()
+    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{refusal}it has layers of {', '.join(sorted(others))}{remedy}")
+    lm.model.set_attn_implementation(PACKED_ATTENTION)
+    if lm.model.config._attn_implementation != PACKED_ATTENTION:
+        raise UserError(f"{refusal}its attention is its own{remedy}")
+    # A window is looked at where the traces are longer than it.
+    window = getattr(config, "sliding_window", None) or 0
+    lengths = [5, min(longest, window + 8) if window else 9, 3, 7]
+    # In full precision a small leak is no rounding; in half it may be another kernel that computes.
+    for used in dict.fromkeys((torch.float32, precision)):
+        try:
+            with torch.autocast(lm.device.type, used, enabled=used != torch.float32):
+                error = _difference(lm, lengths)
+        except Exception as found:  # models raise what they please at what they do not know
+            raise UserError(f"{refusal}{first_line(found)}{remedy}") from found
+        half = torch.finfo(used).eps > 1e-4 or torch.finfo(lm.model.dtype).eps > 1e-4
+        if not error <= (5e-2 if half else 1e-4):
+            raise UserError(
+                f"{refusal}its traces see one another there, or lose their places (hidden states are off by "
+                f"{error:.1g} of their length){remedy}"
+            )
+
+
+def _difference(lm: LanguageModel, lengths: Sequence[int]) -> float:
+    """The largest relative distance between the hidden states of packed and of padded traces."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(lm.vocab_size, (len(lengths), max(lengths)), generator=generator).to(lm.device)
+    mask = (torch.arange(1, max(lengths)) < torch.tensor(lengths).unsqueeze(1)).to(lm.device)
+    padded, packed = (
+        lm.completion_head(ids, mask, BatchLayout(kind).of([1] * len(lengths), lengths).to(lm.device))
+        for kind in ("padded", "packed")
+    )
+    away = (packed.hidden.double() - padded.hidden.double()).norm(dim=-1)
+    return float((away / padded.hidden.double().norm(dim=-1)).max())

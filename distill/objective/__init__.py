@@ -1,0 +1,1 @@
+"""Objectives: rollouts × token loss × token weight."""

@@ -1,0 +1,141 @@
+"""What an objective refuses, each in a sentence, before any model is loaded."""
+
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from distill.generation.sampling import StudentRollouts
+from distill.losses.signals import GIVEN, SIGNALS, is_on_policy_only, name_of, signals, why_not_from
+from distill.objective.terms import Control, Term, is_positive
+from distill.teacher.distribution import TeacherDistribution
+
+if TYPE_CHECKING:
+    from distill.objective.objective import Objective
+
+
+def check_values(objective: "Objective") -> None:
+    """Refuse fields whose value none of them can have.
+
+    Raises:
+        ValueError: names the field and the value.
+    """
+    if not (objective.rollouts in ("dataset", "teacher") or isinstance(objective.rollouts, StudentRollouts)):
+        raise ValueError(
+            f"loss.rollouts={objective.rollouts!r} is none of dataset, teacher, a StudentRollouts"
+        )
+    if objective.normalize not in ("tokens", "weights"):
+        raise ValueError(f"loss.normalize={objective.normalize!r} is not one of tokens, weights")
+    if objective.control not in get_args(Control):
+        raise ValueError(f"loss.control={objective.control!r} is not one of {', '.join(get_args(Control))}")
+    if objective.teacher not in ("model", "initial"):
+        raise ValueError(f"loss.teacher={objective.teacher!r} is not one of model, initial")
+    if objective.teacher_sees not in ("prompt", "solution"):
+        raise ValueError(f"loss.teacher_sees={objective.teacher_sees!r} is not one of prompt, solution")
+    if not isinstance(objective.distribution, TeacherDistribution):
+        raise ValueError(
+            f"loss.distribution={objective.distribution!r} is no TeacherDistribution: name its source in "
+            f"loss.distribution.source"
+        )
+    if objective.scale != "mean" and not is_positive(objective.scale):
+        raise ValueError(f"loss.scale={objective.scale!r} is neither a positive number nor mean")
+    if not is_positive(objective.temperature):
+        raise ValueError(f"loss.temperature={objective.temperature!r} is not a positive number")
+    if objective.chunk_size is not None and not (
+        isinstance(objective.chunk_size, int) and objective.chunk_size >= 1
+    ):
+        raise ValueError(f"loss.chunk_size={objective.chunk_size!r} is not a positive whole number, nor null")
+    if not isinstance(objective.compile, bool):
+        raise ValueError(f"loss.compile={objective.compile!r} is neither true nor false")
+
+
+def check_terms(objective: "Objective") -> None:
+    """Refuse choices that make no sense together.
+
+    Raises:
+        ValueError: says which, why, and what to take instead.
+    """
+    for name, term in objective.terms.items():
+        if term.rows == "student" and not objective.on_policy:
+            raise ValueError(
+                f"the term {name} is taken on what the student writes, but loss.rollouts lets it write "
+                f"nothing"
+            )
+        _refuse_what_has_no_sense(objective, name, term)
+
+
+def _refuse_what_has_no_sense(objective: "Objective", name: str, term: Term) -> None:
+    function = name_of(term.token_loss)
+    fraction = objective.rollouts.fraction if isinstance(objective.rollouts, StudentRollouts) else 0.0
+    if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
+        raise ValueError(
+            f"{function} is right on the student's own completions alone, and loss.rollouts leaves "
+            f"{1 - fraction:.0%} to the data: set loss.rollouts.fraction=1, or rows=student for the "
+            f"term {name}"
+        )
+    asked = signals(term.token_loss) & SIGNALS.keys()
+    if objective.compares_steps and objective.proposals is None:
+        raise ValueError(
+            f"{name_of(term.token_weight)} compares proposed next steps: say how in loss.proposals, as "
+            f"loss=validity does"
+        )
+    if objective.compares_steps and objective.teacher_sees == "solution":
+        raise ValueError(
+            "a teacher that is shown the solution proposes no steps of its own: set loss.teacher_sees=prompt"
+        )
+    _refuse_the_source(objective, function, term)
+    per_token = {key for key in asked if SIGNALS[key].shape == "token"}
+    if per_token and objective.temperature != 1.0:
+        raise ValueError(
+            f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
+            f"loss.temperature={objective.temperature} must be 1 too"
+        )
+
+
+def _refuse_the_source(objective: "Objective", function: str, term: Term) -> None:
+    source = f"loss.distribution.source={objective.distribution.source}"
+    if not objective.distribution.cached or "log_p" not in signals(term.token_loss):
+        return
+    if why := why_not_from(objective.distribution.source, term.token_loss):
+        raise ValueError(
+            f"{function} cannot have {source}: {why}; take loss.distribution.source=hidden_states"
+        )
+    if isinstance(objective.rollouts, StudentRollouts) and objective.on_policy:
+        raise ValueError(
+            f"{source} is cached for the data's completions, and loss.rollouts lets the student write "
+            f"{objective.rollouts.fraction:.0%} of the batches, which no cache has seen: take "
+            f"loss.distribution.source=live, or loss.rollouts=dataset"
+        )
+    if not objective.distribution.whole and objective.temperature != 1.0:
+        raise ValueError(
+            f"{source} keeps probabilities at temperature 1, from which those of the other tokens do not "
+            f"follow at loss.temperature={objective.temperature}: set it to 1, or take "
+            f"loss.distribution.source=hidden_states"
+        )
+
+
+def try_out(objective: "Objective") -> None:
+    """Call every function once on two tokens, so that a bad parameter is found before any model is
+    loaded."""
+    logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
+    one = torch.full((1, 2), -1.0)
+    for name, term in objective.terms.items():
+        for function, refused in (
+            (term.token_loss, {"mask", "progress"}),
+            (term.token_weight, {"labels", "same_token", "shared_ids"}),
+        ):
+            if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
+                raise ValueError(
+                    f"{name_of(function)} asks for unknown signals: {', '.join(sorted(unknown))} "
+                    f"(there are: {', '.join(SIGNALS)})"
+                )
+        known = {
+            key: logprobs if SIGNALS[key].shape == "vocab" else one[0]
+            for key in signals(term.token_loss) & SIGNALS.keys()
+        } | {
+            "labels": torch.tensor([0, 2]),
+            "same_token": torch.ones(2),
+            "shared_ids": torch.tensor([[0, 1, 2]] * 2),
+        }
+        term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
+        given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
+        objective._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)

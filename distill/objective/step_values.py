@@ -1,0 +1,238 @@
+"""What student and teacher would each do next under one prefix, and what it is worth (2605.04078)."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from distill.data.batch import Batch, by_length, collate
+from distill.data.trace import Example, Grader, Trace
+from distill.errors import UserError
+from distill.generation.decode import generate
+from distill.generation.sampling import Sampling
+from distill.losses.chunked import label_logprobs
+from distill.models.language_model import LanguageModel, ModelSource
+
+Value = Literal["likelihood", "success"]
+_TOKEN_BUDGET = 16384  # of a batch of prefixes, padding included
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What a batch's proposals are worth; all tokens of a step have its values.
+
+    Attributes:
+        student: [batch, seq] v(a_S|s) of the student's own next step under the step's prefix.
+        teacher: [batch, seq] v(a_T|s) of the teacher's.
+        first: [batch, seq] true on the first token of every step.
+        agreed: [batch, seq] true there where both propose the same tokens.
+        scored: proposed tokens whose likelihood the teacher gave.
+    """
+
+    student: Float[Tensor, "batch seq"]
+    teacher: Float[Tensor, "batch seq"]
+    first: Bool[Tensor, "batch seq"]
+    agreed: Bool[Tensor, "batch seq"]
+    scored: int = 0
+
+
+@dataclass(frozen=True)
+class StepProposals:
+    """How next steps are proposed and valued. That the two are compared under one prefix is the paper's;
+    cutting at a separator and both values are our reading of it.
+
+    Attributes:
+        separator: a step ends with the token that has this text in it.
+        max_step_tokens: longest proposal.
+        temperature: of proposing; 0 is greedy.
+        value: `likelihood`: mean log-prob of the step's tokens by the teacher; `success`: the share of
+            continuations behind the step, written by the teacher, that end in the right answer.
+        continuations: how many, for `success`.
+        continuation_tokens: longest of them.
+    """
+
+    separator: str = "\n"
+    max_step_tokens: int = 64
+    temperature: float = 0.0
+    value: Value = "likelihood"
+    continuations: int = 4
+    continuation_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise ValueError("proposals.separator is empty: name the text that ends a step")
+        if self.value not in get_args(Value):
+            raise ValueError(f"proposals.value={self.value!r} is not one of {', '.join(get_args(Value))}")
+        for name in ("max_step_tokens", "continuations", "continuation_tokens"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise ValueError(f"proposals.{name}={getattr(self, name)!r} is not a positive whole number")
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, max_new_tokens=self.max_step_tokens)
+
+    def check(self, student: ModelSource, grade: Grader | None) -> None:
+        """Refuse what cannot be cut or valued.
+
+        Raises:
+            UserError: no token has the separator in it; or `success` without a grader.
+        """
+        if not self.step_ends(student.tokenizer):
+            raise UserError(
+                f"loss.proposals.separator={self.separator!r}: no token of {student.name} has this text in "
+                f"it, so no step would end; name what stands between the steps of your data "
+                f"(data.step_separator)"
+            )
+        if self.value == "success" and grade is None:
+            raise UserError(
+                "loss.proposals.value=success needs data whose answers can be judged, and these cannot: take "
+                "value=likelihood, or data=gsm8k or arithmetic"
+            )
+
+    def step_ends(self, tokenizer: Any) -> tuple[int, ...]:
+        """Tokens with which a step ends."""
+        return _with_text(tokenizer, self.separator)
+
+    @torch.no_grad()
+    def values(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel,
+        batch: Batch,
+        *,
+        grade: Grader | None = None,
+        seed: int = 0,
+    ) -> StepValues:
+        """Both models' next step under every prefix of the batch at which a step begins, and its value.
+
+        Args:
+            student: the model in training; generation puts it into eval mode and back.
+            teacher: proposes and values.
+            batch: whose completions are cut into steps.
+            grade: judges continuations, for `success`.
+            seed: of what is drawn.
+        """
+        steps = self._steps(batch, student)
+        rows = [(row, start) for row, starts in enumerate(steps) for start in starts]
+        ids, prompts = batch.input_ids.tolist(), batch.prompt_lengths
+        prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
+        examples = [batch.examples[row] for row, _ in rows]
+        ends = (*student.end_ids, *self.step_ends(student.tokenizer))
+        # The teacher values both: what its context does not hold is no part of a step.
+        rooms = [teacher.context_length - len(prefix) for prefix in prefixes]
+        proposals = [
+            [
+                step[:room]
+                for step, room in zip(
+                    _write(lm, prefixes, self.sampling, ends, seed + number), rooms, strict=True
+                )
+            ]
+            for number, lm in enumerate((student, teacher))
+        ]
+        if self.value == "likelihood":
+            worth = [_likelihoods(teacher, prefixes, written) for written in proposals]
+        else:
+            assert grade is not None
+            judged = functools.partial(
+                self._success, teacher, examples, prefixes, prompts=[prompts[r] for r, _ in rows]
+            )
+            worth = [judged(written, grade=grade, seed=seed + 2 + n) for n, written in enumerate(proposals)]
+        shape, device = batch.mask.shape, batch.mask.device
+        student_values, teacher_values = (torch.zeros(shape, device=device) for _ in range(2))
+        first, agreed = (torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(2))
+        for number, (row, start) in enumerate(rows):
+            later = [other for other in steps[row] if other > start]
+            begin, end = prompts[row] - 1 + start, prompts[row] - 1 + (later[0] if later else 1 << 30)
+            student_values[row, begin:end] = worth[0][number]
+            teacher_values[row, begin:end] = worth[1][number]
+            first[row, begin] = True
+            agreed[row, begin] = proposals[0][number] == proposals[1][number]
+        return StepValues(
+            student_values.masked_fill(~batch.mask, 0.0),
+            teacher_values.masked_fill(~batch.mask, 0.0),
+            first,
+            agreed,
+            sum(map(len, itertools.chain(*proposals))) if self.value == "likelihood" else 0,
+        )
+
+    def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:
+        """Where steps begin in each completion, counted from its first token."""
+        ends = torch.tensor(self.step_ends(lm.tokenizer), device=batch.labels.device)
+        closing = torch.isin(batch.labels, ends) & batch.mask
+        found = []
+        for row in range(len(batch.labels)):
+            tokens = closing[row][batch.mask[row]].tolist()
+            found.append([0, *(at + 1 for at, closes in enumerate(tokens[:-1]) if closes)])
+        return found
+
+    def _success(
+        self,
+        teacher: LanguageModel,
+        examples: Sequence[Example],
+        prefixes: Sequence[list[int]],
+        written: Sequence[list[int]],
+        *,
+        prompts: Sequence[int],
+        grade: Grader,
+        seed: int,
+    ) -> list[float]:
+        """The share of continuations behind each step that end in the right answer."""
+        sampling = Sampling(temperature=1.0, max_new_tokens=self.continuation_tokens)
+        texts = [[*prefix, *step] for prefix, step in zip(prefixes, written, strict=True)]
+        # A step that ends the answer has nothing behind it.
+        counts = [0 if step[-1] in teacher.end_ids else self.continuations for step in written]
+        going_on = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
+        behind = iter(_write(teacher, going_on, sampling, teacher.end_ids, seed))
+        found = []
+        for example, text, count, prompt in zip(examples, texts, counts, prompts, strict=True):
+            wholes = [[*text, *next(behind)] for _ in range(count)] or [text]
+            answers = [teacher.tokenizer.decode(w[prompt:], skip_special_tokens=True) for w in wholes]
+            found.append(sum(grade(example, answer).correct for answer in answers) / len(answers))
+        return found
+
+
+def _write(
+    lm: LanguageModel, prefixes: Sequence[list[int]], sampling: Sampling, ends: Sequence[int], seed: int
+) -> list[list[int]]:
+    """As `generate`, in batches of alike lengths."""
+    written: list[list[int]] = [[]] * len(prefixes)
+    lengths = [len(prefix) + sampling.max_new_tokens for prefix in prefixes]
+    for number, rows in enumerate(by_length(lengths, _TOKEN_BUDGET)):
+        drawn = (seed * 1_009 + number) % (1 << 63)  # more than that is no seed to torch
+        part = generate(lm, [prefixes[row] for row in rows], sampling, seed=drawn, end_ids=ends)
+        for row, ids in zip(rows, part, strict=True):
+            written[row] = ids
+    return written
+
+
+def _likelihoods(
+    teacher: LanguageModel, prefixes: Sequence[list[int]], written: Sequence[list[int]]
+) -> list[float]:
+    """The mean log-prob of each step's tokens."""
+    example = Example("", "")
+    traces = [
+        Trace(example, np.asarray(prefix, dtype=np.int32), np.asarray(step, dtype=np.int32))
+        for prefix, step in zip(prefixes, written, strict=True)
+    ]
+    found = [0.0] * len(traces)
+    for rows in by_length([len(trace) for trace in traces], _TOKEN_BUDGET):
+        batch = collate([traces[row] for row in rows]).to(teacher.device)
+        head = teacher.completion_head(batch.input_ids, batch.mask)
+        flat = label_logprobs(head, batch.labels[batch.mask])
+        for row, values in zip(rows, flat.split(batch.mask.sum(-1).tolist()), strict=True):
+            found[row] = float(values.mean())
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _with_text(tokenizer: object, text: str) -> tuple[int, ...]:
+    ids = sorted(tokenizer.get_vocab().values())  # pyright: ignore[reportAttributeAccessIssue]
+    pieces = tokenizer.batch_decode([[index] for index in ids])  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(index for index, piece in zip(ids, pieces, strict=True) if text in piece)

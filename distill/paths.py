@@ -1,5 +1,0 @@
-"""Where the configuration tree lies."""
-
-from pathlib import Path
-
-CONFIG = Path(__file__).resolve().parents[1] / "conf"

@@ -1,0 +1,1 @@
+"""Runs' folders: write, read, tabulate."""

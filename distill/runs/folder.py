@@ -1,0 +1,195 @@
+"""A run's folder: what was run, on what, and what came of it."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill.config.instantiate import plain
+from distill.errors import UserError
+from distill.io.files import write_atomically, write_json
+
+STATE = "state.ckpt"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+
+
+_PACKAGES = (
+    "distill",
+    "torch",
+    "transformers",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "wandb",
+    "numpy",
+    "peft",
+    "vllm",
+)
+# What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
+# resuming.
+_IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
+_LENGTH = {"data.epochs", "trainer.max_steps"}
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
+
+
+def describe(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
+    """Write `config.yaml` (resolved) and `versions.json` (packages, machine, git state, command line)."""
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / "versions.json", versions() | {"overrides": overrides})
+
+
+def versions() -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": packages,
+        "git": _git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and whether the working tree differs from it, or None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": sorted(git("status", "--porcelain").splitlines()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def claim(folder: Path) -> None:
+    """Make a folder ready for a new run; what one that broke off before any checkpoint left goes away.
+
+    Raises:
+        UserError: it holds a run's work, which would be lost or mixed up with the new one's.
+    """
+    held = [name for name in ("student", "summary.json") if (folder / name).exists()]
+    if held or checkpoints(folder / "checkpoints"):
+        raise UserError(
+            f"dir={folder} holds {held[0] if held else 'checkpoints'} already: resume that run with "
+            f"ckpt={folder}, or name another folder"
+        )
+    for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "completions", ignore_errors=True)
+
+
+def fresh(folder: Path, key: Mapping[str, Any]) -> None:
+    """A folder for what is made from `key`: what another key left in it goes away."""
+    described, text = folder / "key.json", json.dumps(key, sort_keys=True, indent=1)
+    if described.is_file() and described.read_text(encoding="utf-8") == text:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomically(described, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
+    """The checkpoint to resume from.
+
+    Args:
+        wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or
+            checkpoint's folder.
+        cfg: the configuration now; the run must have been made with the same model, data, loss, optimizer and
+            seed.
+        runs: where runs lie, for `last`.
+
+    Raises:
+        UserError: there is none, or it belongs to another configuration; the message says which key differs.
+    """
+    if wanted != "last":
+        folder = Path(wanted)
+        found = [folder] if checkpoints(folder.parent).count(folder) else checkpoints(folder / "checkpoints")
+        if not found:
+            raise UserError(
+                f"ckpt={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
+            )
+        run = found[-1].parent.parent
+        if differs := difference(run, cfg):
+            raise UserError(f"ckpt={wanted} was made with another configuration: {run.name}: {differs}")
+        return found[-1]
+    candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
+    for run in candidates:
+        if not difference(run, cfg):
+            return checkpoints(run / "checkpoints")[-1]
+    nearest = ""
+    if candidates:
+        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], cfg)}"
+    raise UserError(f"ckpt=last: no run in {runs} with this configuration has a checkpoint{nearest}")
+
+
+def _known(runs: Path) -> str:
+    return (
+        ", ".join(str(run) for run in sorted(runs.glob("*")) if checkpoints(run / "checkpoints"))
+        or f"none in {runs}"
+    )
+
+
+def difference(run: Path, cfg: DictConfig, length_too: bool = False) -> str | None:
+    """The first key in which a run's configuration differs from `cfg`, as a sentence's end.
+
+    Args:
+        run: its folder.
+        cfg: the configuration now.
+        length_too: also compare how long the run is and what it is asked, which may change on resuming.
+    """
+    described = run / "config.yaml"
+    if not described.is_file():
+        return "it has no config.yaml"
+    before: Any = OmegaConf.load(described)
+    may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
+    for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
+        then, now = plain(before.get(section)), plain(cfg.get(section))
+        if found := _first_difference(then, now, section, may_change):
+            return found
+    return None
+
+
+def asked_alike(run: Path, cfg: DictConfig) -> bool:
+    """Whether a run that is resumed asked its benchmarks as they are asked now."""
+    before: Any = OmegaConf.load(run / "config.yaml")
+    return (
+        _first_difference(plain(before.get("benchmark")), plain(cfg.benchmark), "benchmark", _MAY_CHANGE)
+        is None
+    )
+
+
+def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}", may_change):
+                return found
+        return None
+    return None if before == now or place in may_change else f"{place} was {before!r} and is {now!r}"

@@ -1,0 +1,151 @@
+"""Where metrics go: `metrics.csv` in the run's folder, Weights & Biases, or both."""
+
+import csv
+import hashlib
+import netrc
+import os
+import platform
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from distill.errors import UserError
+from distill.io.files import write_atomically
+from distill.io.locks import first_rank
+
+
+class CsvMetrics(Logger):
+    """One row a step in `metrics.csv`, columns as they come; a resumed run goes on behind its checkpoint's
+    step.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.columns: list[str] = ["step"]
+        self._pending: list[int] = []  # steps that the file does not hold yet
+        self._rewrite = True  # a written row or the header changed: the file is made anew
+        if self.path.is_file():
+            # A run that was killed while it wrote may have left half a row at the end.
+            with self.path.open(newline="") as stream:
+                lines = [line for line in stream if line.endswith("\n")]
+            reader = csv.DictReader(lines)
+            self.columns = list(reader.fieldnames or self.columns)
+            self.rows = {int(row["step"]): dict(row) for row in reader}
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in `config.yaml` beside this file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        number = step or 0
+        if number in self.rows and number not in self._pending:
+            self._rewrite = True
+        elif number not in self.rows:
+            self._pending.append(number)
+        row = self.rows.setdefault(number, {"step": number})
+        row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        if new := [name for name in row if name not in self.columns]:
+            self.columns += new
+            self._rewrite = True
+        if len(self._pending) >= 50:
+            self.save()
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows behind `step`: a run resumed from its checkpoint writes them anew."""
+        self.rows = {number: row for number, row in self.rows.items() if number <= step}
+        self._rewrite = True
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self._rewrite:
+            write_atomically(self.path, lambda temporary: self._write(temporary, "w", sorted(self.rows)))
+        elif self._pending:
+            self._write(self.path, "a", self._pending)
+        self._pending, self._rewrite = [], False
+
+    def _write(self, path: Path, mode: str, steps: list[int]) -> None:
+        with path.open(mode, newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, restval="")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(self.rows[step] for step in steps)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def wandb_logger(
+    folder: str,
+    project: str,
+    group: str | None,
+    name: str,
+    entity: str | None = None,
+    tags: list[str] | None = None,
+) -> WandbLogger:
+    """A W&B logger that asks no question: offline unless the user is logged in; `WANDB_MODE` has the last
+    word.
+
+    Args:
+        folder: the run's folder; the `wandb/` files go there.
+        project: W&B project.
+        group: one for all runs of a sweep.
+        name: of the run.
+        entity: W&B user or team; the account's default where null.
+        tags: of the run.
+    """
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb_logged_in() else "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if not first_rank():
+        return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
+    # One id for one folder, so that a resumed run goes on in its W&B run.
+    identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]
+    options: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "name": name,
+        "entity": entity,
+        "tags": tags,
+        "dir": folder,
+        "id": identity,
+    }
+    try:
+        run = wandb.init(**options, mode=mode, resume="allow" if mode == "online" else None)
+    except Exception as error:  # of many kinds: no network, a bad key, a setting that does not exist
+        if mode != "online":
+            raise UserError(f"logger.wandb: {str(error).strip().splitlines()[0]}") from error
+        print(f"W&B cannot be reached ({str(error).strip().splitlines()[0]}): this run is logged offline")
+        run = wandb.init(**options, mode="offline")
+    return WandbLogger(experiment=run, save_dir=folder)
+
+
+def wandb_logged_in() -> bool:
+    """Whether an API key is at hand, in the environment or the netrc file; nothing is asked over the
+    network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        entries = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in entries)

@@ -1,0 +1,66 @@
+"""The table at the end of a run."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The small table at a run's end."""
+    table = Table(title=f"{summary['name']}: {summary['status']}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, stages in summary["benchmarks"].items():
+        after = stages["after"]
+        measure = "accuracy" if after["per_problem"] == 1 else f"avg@{after['per_problem']}"
+        change = " → ".join(_percent(stages[stage]) for stage in ("before", "after") if stage in stages)
+        change += _rate(after.get("tokens_per_second"))
+        table.add_row(f"{name} {measure} ({after['problems']} problems)", change)
+    table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
+    tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
+    if summary.get("rollout_tokens"):
+        tokens += (
+            f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
+            f"{_duration(summary['rollout_seconds'])}"
+            f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
+        )
+    table.add_row("trained", f"{tokens}, in {summary['precision']}")
+    trained, parameters = summary["parameters"].values()
+    if trained < parameters:
+        table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")
+    table.add_row(
+        "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
+    )
+    for role, said in summary["frozen"].items():
+        table.add_row(role, said)
+    table.add_row("student", _short(folder / "student"))
+    if (folder / "adapter").is_dir():
+        table.add_row("adapter", _short(folder / "adapter"))
+    table.add_row("everything", _short(folder))
+    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user stands, when it lies below."""
+    here = Path.cwd()
+    return str(path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path)
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+
+
+def _percent(score: dict[str, Any]) -> str:
+    found = score["figures"]["accuracy"]
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,259 @@
+"""`python -m distill.results <sweep or run folders>`: finished runs as a Markdown table, one row a method.
+
+Runs are one row where nothing but their seed differs, and share a table where nothing but seed and method do:
+another benchmark, data set, model, batch size or length makes another table, whose heading says what differs.
+"""
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from distill.errors import UserError
+from distill.runs.read import Run, accuracies, find_runs, read_run
+from distill.statistics import mean_over_runs
+
+# Where a run lies, how often it writes and what it is called changes nothing in what it finds.
+_BESIDE_THE_POINT = re.compile(
+    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|checkpoint_activations)"
+    r"|trainer\.log_every_n_steps)(\.|$)"
+)
+_METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
+_SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone, in its order.
+
+    Attributes:
+        loss: the preset.
+        changes: in what its other choices differ from the table's other rows, as `key=value`.
+        runs: one a seed.
+    """
+
+    loss: str
+    changes: list[str]
+    runs: list[Run]
+
+    def accuracies(self, stage: str) -> list[float]:
+        """Of `before` or `after`, a run each, the mean of its benchmarks; empty without one."""
+        return accuracies(self.runs, stage)
+
+    @property
+    def mean(self) -> float | None:
+        """Accuracy after training."""
+        after = self.accuracies("after")
+        return fmean(after) if after else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the mean's 95 % interval (Student's t over seeds); None of a single seed."""
+        after = self.accuracies("after")
+        if len(after) < 2:
+            return None
+        found = mean_over_runs(after)
+        return found.high - found.value
+
+    @property
+    def tokens(self) -> float:
+        """Completion tokens trained on, a run."""
+        return fmean(run.summary["tokens"] for run in self.runs)
+
+    @property
+    def by_student(self) -> float:
+        """The share of these tokens that the student wrote itself."""
+        return fmean(run.summary["rollout_tokens"] for run in self.runs) / self.tokens if self.tokens else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of training, a run."""
+        return fmean(run.summary["seconds"]["training"] for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that may be compared.
+
+    Attributes:
+        differs: in what it differs from the other comparisons, as `key=value`; empty of the only one.
+        rows: by mean accuracy, best first.
+        repeated: older runs of a row's seed, which count nowhere.
+    """
+
+    differs: list[str]
+    rows: list[Row]
+    repeated: list[Run]
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """The finished runs in these folders or below them; of the others the folder and the reason.
+
+    Raises:
+        UserError: a folder is not there, or no run is in it.
+    """
+    finished, others = [], {}
+    for folder in find_runs(folders):
+        run = read_run(folder)
+        if isinstance(run, Run):
+            known = {key: value for key, value in run.config.items() if not _BESIDE_THE_POINT.match(key)}
+            finished.append(replace(run, config=known))
+        else:
+            others[folder] = run
+    return finished, others
+
+
+def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]:
+    """Runs by what they have in common: a comparison where all but the method is the same.
+
+    Args:
+        runs: finished ones.
+        across: keys that count as part of the method, such as `data.path` where sets of traces are compared.
+    """
+    besides = set(across)
+    if unknown := [key for key in besides if not any(key in run.config for run in runs)]:
+        raise UserError(
+            f"across {unknown[0]}: no run has this key; every run's config.yaml shows what there is"
+        )
+    # What follows from such a key says the same in every run.
+    said = {key: [_text(run.config.get(key)) for run in runs] for run in runs for key in run.config}
+    besides |= {key for key, values in said.items() if any(values == said[other] for other in besides)}
+
+    def of_method(key: str) -> bool:
+        return bool(_METHOD.match(key)) or key in besides
+
+    settings = _split(runs, lambda key: not of_method(key))
+    differing = _differing(settings, lambda key: not of_method(key))
+    comparisons = []
+    for members in settings:
+        groups = _split(members, lambda key: True)
+        common = _differing(groups, lambda key: of_method(key) and not key.startswith("loss."))
+        rows, repeated = [], []
+        for group in groups:
+            same_preset = [other for other in groups if other[0].loss == group[0].loss]
+            own = _differing(same_preset, lambda key: key.startswith("loss."))
+            newest: dict[int, Run] = {}
+            for run in sorted(group, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
+                if run.seed in newest:
+                    repeated.append(newest[run.seed])
+                newest[run.seed] = run
+            # What is null is left out: only one method has a pilot, say.
+            config = group[0].config
+            changes = [f"{key}={_text(config[key])}" for key in common + own if config.get(key) is not None]
+            rows.append(Row(group[0].loss, changes, [newest[seed] for seed in sorted(newest)]))
+        rows.sort(key=lambda row: (-1.0 if row.mean is None else row.mean, row.loss), reverse=True)
+        differs = [f"{key}={_text(members[0].config.get(key))}" for key in differing]
+        comparisons.append(Comparison(differs, rows, repeated))
+    return comparisons
+
+
+def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
+    """All tables, in Markdown, and below them what is not in them."""
+    runs, others = read_runs(folders)
+    parts = [_markdown(comparison) for comparison in compare(runs, across)] or ["No run is finished."]
+    if others:
+        lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]
+        parts.append("\n".join(["Not in a table:", "", *lines]))
+    return "\n\n".join(parts)
+
+
+def _split(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[list[Run]]:
+    """The runs in groups that agree on the loss, if that is wanted, and on every key that is wanted."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        # A key that an older run's configuration did not have yet is as good as null.
+        same = {key: value for key, value in run.config.items() if value is not None and wanted(key)}
+        loss = run.loss if wanted("loss") else ""
+        groups[json.dumps([loss, same], sort_keys=True, default=str)].append(run)
+    return list(groups.values())
+
+
+def _differing(groups: Sequence[Sequence[Run]], wanted: Callable[[str], bool]) -> list[str]:
+    """The keys that are wanted and not the same in all groups, those near the root first; of several that
+    say the same the one nearest to it (`data.limit`, and not the `data.recipe.source.count` made from it)."""
+    configs = [group[0].config for group in groups]
+    keys = sorted({key for config in configs for key in config if wanted(key)})
+    found: dict[str, tuple[int, list[str]]] = {}
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):
+        values = [_text(config.get(key)) for config in configs]
+        depth, same = found.setdefault(json.dumps(values), (key.count("."), []))
+        if len(set(values)) > 1 and key.count(".") == depth:
+            same.append(key)
+    return [key for _, same in found.values() for key in same]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _markdown(comparison: Comparison) -> str:
+    rows = comparison.rows
+    seeds = [[run.seed for run in row.runs] for row in rows]
+    alike = all(own == seeds[0] for own in seeds)
+    by_seed = f"after: seeds {', '.join(map(str, seeds[0]))}" if alike else "after, by seed"
+    lines = [
+        f"| loss | before, % | {by_seed} | mean ± 95 % (t over seeds) "
+        "| trained tokens | of them by the student | training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        before, after = row.accuracies("before"), list(map(_percent, row.accuracies("after")))
+        if not alike and after:
+            after = [f"{run.seed}: {accuracy}" for run, accuracy in zip(row.runs, after, strict=True)]
+        cells = [
+            " ".join([f"`{row.loss}`", ", ".join(map(_short, row.changes))]).strip(),
+            "–".join(dict.fromkeys([_percent(min(before)), _percent(max(before))])) if before else "",
+            ", ".join(after),
+            "" if row.mean is None else _percent(row.mean),
+            _count(row.tokens),
+            f"{row.by_student:.0%}".replace("%", " %"),
+            f"{row.seconds:.0f}" if row.seconds >= 10 else f"{row.seconds:.1f}",
+        ]
+        if row.half_width is not None:
+            cells[3] += f" ± {100 * row.half_width:.1f}"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |")
+    asked = next((run.summary["benchmarks"] for row in rows for run in row.runs), {})
+    said = [f"{name}, {own['after']['problems']} problems" for name, own in asked.items()]
+    heading = [("mean of " if len(said) > 1 else "") + "; ".join(said) if said else "No benchmark"]
+    if comparison.differs:
+        keys = [_short(word) for word in comparison.differs[:_SHOWN_KEYS]]
+        more = len(comparison.differs) - len(keys)
+        heading += ["with", ", ".join([*keys, *([f"{more} keys more"] if more else [])])]
+    notes = []
+    if not alike:
+        notes.append("The rows' seeds differ.")
+    for run in comparison.repeated:
+        notes.append(f"A newer run of `{run.loss}` with seed {run.seed} counts in place of `{run.folder}`.")
+    return "\n\n".join([" ".join(heading) + ":", "\n".join(lines), *notes])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _count(tokens: float) -> str:
+    return f"{tokens / 1000:,.0f} k" if tokens >= 10_000 else f"{tokens:,.0f}"
+
+
+def _short(word: str) -> str:
+    word = " ".join(word.split())
+    return word if len(word) <= _SHOWN_CHARACTERS else f"{word[: _SHOWN_CHARACTERS - 1]}…"
+
+
+def arguments_of(command: str, description: str) -> argparse.ArgumentParser:
+    """What every command over sweeps takes: `folders`, and `--across`."""
+    parser = argparse.ArgumentParser(prog=f"python -m distill.{command}", description=description)
+    parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
+    parser.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that counts as part of the method, such as data.path where sets of traces are compared",
+    )
+    return parser

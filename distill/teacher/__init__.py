@@ -1,0 +1,1 @@
+"""What the teacher gives: traces, log-probabilities, distributions."""

@@ -1,0 +1,226 @@
+"""What the teacher reads in a trace's place: another prompt, or the same text in tokens of its own."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from distill.data.alignment import Alignment, align, beginning_alike, shared_tokens, spell
+from distill.data.tokenizers import tokenizer_size
+from distill.data.trace import Example, Reading, Trace, encode_prompt
+from distill.errors import UserError
+from distill.io.progress import progress_bar
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+
+_LOOKED_AT = 100  # traces, for whether a tokenizer can spell them
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes the teacher's reading of what the student learns from, or writes.
+
+    Attributes:
+        student: whose tokens traces are made of.
+        teacher: who reads.
+        prompt: template of the teacher's prompt, with `{problem}`.
+        informed: whether the teacher sees the problem's worked solution, which the template then has as
+            `{solution}`.
+    """
+
+    student: ModelSource
+    teacher: ModelSource
+    prompt: str
+    informed: bool = False
+
+    @functools.cached_property  # vocabularies are large, and every trace asks
+    def foreign(self) -> bool:
+        """Whether the teacher has tokens of its own."""
+        return vocabulary_mismatch(self.student, self.teacher) is not None
+
+    @property
+    def needed(self) -> bool:
+        """Whether the teacher reads anything but the student's own tokens."""
+        return self.informed or self.foreign
+
+    def prompt_ids(self, example: Example) -> np.ndarray:
+        """The teacher's prompt, through its own chat template.
+
+        Raises:
+            UserError: the teacher is to see a solution, and the problem comes with none.
+        """
+        solution = None
+        if self.informed:
+            if not (example.completion or "").strip():
+                raise UserError(
+                    f"problem {example.place} comes without a worked solution, which the teacher is to be "
+                    f"shown: name its field (data.fields.completion=<field>), or take a loss with "
+                    f"teacher_sees=prompt"
+                )
+            solution = example.completion
+        tokenizer = self.teacher.tokenizer if self.foreign else self.student.tokenizer
+        return encode_prompt(tokenizer, example, self.prompt, solution=solution)
+
+    def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
+        """The teacher's reading of a completion, as far as its context goes.
+
+        Args:
+            prompt_ids: of `prompt_ids`.
+            completion_ids: of the student's tokens; without an end token where it was cut off.
+        """
+        whole = self._read(prompt_ids, completion_ids)
+        room, alignment = self.room(prompt_ids), whole.alignment
+        if alignment is None or len(whole.completion_ids) <= room:
+            return whole
+        # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
+        kept = alignment.teacher_at < room
+        columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
+        return Reading(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
+
+    def room(self, prompt_ids: np.ndarray) -> int:
+        """How many tokens of its own the teacher can read behind a prompt."""
+        return self.teacher.context_length - len(prompt_ids)
+
+    def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
+        ids = [int(token) for token in completion_ids]
+        if not self.foreign:
+            return Reading(prompt_ids, np.asarray(ids, dtype=np.int32))
+        ended = bool(ids) and ids[-1] in self.student.end_ids
+        mine = spell(self.student.tokenizer, ids[:-1] if ended else ids)
+        theirs = self.teacher.tokenizer(mine.text, add_special_tokens=False).input_ids
+        spelled = beginning_alike(spell(self.teacher.tokenizer, theirs), mine)
+        alignment = align(mine, spelled)
+        pairs = zip(alignment.student_at.tolist(), alignment.teacher_at.tolist(), strict=True)
+        named = np.asarray([self._names.get(ids[s]) == theirs[t] for s, t in pairs], dtype=bool)
+        alignment = replace(alignment, same_token=alignment.same_token & named)
+        if ended:
+            if spelled.text == mine.text:
+                alignment = _with_end(alignment, len(ids) - 1, len(theirs))
+            theirs = [*theirs, self.teacher.end_ids[0]]
+        return Reading(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
+
+    def read_all(
+        self,
+        traces: Sequence[Trace],
+        rollout: int = 0,
+        *,
+        overlong: Literal["error", "drop"] = "error",
+        say: Callable[[str], None] = print,
+    ) -> list[Trace]:
+        """Give every trace its reading.
+
+        Args:
+            traces: of the student's tokens.
+            rollout: the longest completion that the student may write in the trace's place; where the
+                teacher's context leaves less room for it, rollouts end there (`room`), and that is said.
+            overlong: `error` refuses what the teacher's context does not hold, `drop` leaves it out.
+            say: told how many were left out, and of rollouts that must be shorter.
+
+        Returns:
+            The traces that have a reading.
+
+        Raises:
+            UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
+        """
+        self._check_spelling(traces)
+        for trace in traces:
+            if trace.example.recorded is not None and trace.example.recorded.learn_from:
+                raise UserError(
+                    f"trace {trace.example.place} begins with tokens that are not learned, which a teacher "
+                    f"with tokens or a prompt of its own cannot be shown: take a teacher of the student's "
+                    f"family, and loss.teacher_sees=prompt"
+                )
+        context, fitting = self.teacher.context_length, []
+        with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
+            for trace in traces:
+                reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
+                if len(reading) <= context:
+                    trace.reading = reading
+                    fitting.append(trace)
+                elif overlong == "error":
+                    raise UserError(
+                        f"problem {trace.example.place} does not fit into the context of the teacher "
+                        f"{self.teacher.name} ({context}): as it reads it, the prompt has "
+                        f"{len(reading.prompt_ids)} tokens and its completion {len(reading.completion_ids)}; "
+                        f"leave such problems out with data.overlong=drop"
+                    )
+                bar.update(1)
+        if not fitting:
+            raise UserError(
+                f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
+                f"({context}), with its prompt and a completion: choose another teacher, or shorter problems"
+            )
+        least = min(self.room(trace.reading.prompt_ids) for trace in fitting if trace.reading is not None)
+        if rollout > least and not self.foreign:
+            say(
+                f"the context of the teacher {self.teacher.name} ({context}) leaves room for rollouts of "
+                f"{least} tokens where its prompt is longest, not of {rollout}"
+            )
+        if len(fitting) < len(traces):
+            say(
+                f"{len(traces) - len(fitting)} of {len(traces)} problems do not fit into the teacher's "
+                f"context of {context} tokens and are left out"
+            )
+        return fitting
+
+    def _check_spelling(self, traces: Sequence[Trace]) -> None:
+        """Refuse a teacher that reads another text than the student wrote: nothing could be compared."""
+        if not self.foreign:
+            return
+        texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_LOOKED_AT]]
+        read = [
+            spell(
+                self.teacher.tokenizer, self.teacher.tokenizer(text, add_special_tokens=False).input_ids
+            ).text
+            for text in texts
+        ]
+        lost = [(text, own.strip()) for text, own in zip(texts, read, strict=True) if own.strip() != text]
+        if len(lost) > len(texts) / 2:
+            text, own = lost[0]
+            at = next((i for i, (a, b) in enumerate(zip(text, own, strict=False)) if a != b), len(own))
+            shown = slice(max(0, at - 20), at + 20)
+            raise UserError(
+                f"the tokenizer of the teacher {self.teacher.name} cannot spell this data: {text[shown]!r} "
+                f"it reads as {own[shown]!r}, and behind that there is nothing to compare; choose another "
+                f"teacher"
+            )
+
+    def shared_ids(self) -> np.ndarray:
+        """[2, shared] int64: ids that mean the same to student (first row) and teacher, their end tokens
+        included."""
+        if not self.foreign:
+            ids = np.arange(tokenizer_size(self.student.tokenizer))
+            return np.stack([ids, ids])
+        ends = self.student.end_ids[0], self.teacher.end_ids[0]
+        pairs = [*(pair for pair in self._names.items() if pair[0] != ends[0] and pair[1] != ends[1]), ends]
+        return np.asarray(pairs, dtype=np.int64).T
+
+    @functools.cached_property
+    def _names(self) -> dict[int, int]:
+        """The teacher's token by the student's that means the same."""
+        mine, theirs = shared_tokens(self.student.tokenizer, self.teacher.tokenizer).tolist()
+        return dict(zip(mine, theirs, strict=True))
+
+
+def as_read(trace: Trace) -> Trace:
+    """The trace as the teacher reads it, for scoring: token for token the student's completion."""
+    reading = trace.reading
+    if reading is None or reading.alignment is not None:
+        return trace
+    return Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+
+
+def whole_reading(trace: Trace) -> Trace:
+    """The trace as the teacher reads it, also where its tokens are others than the student's."""
+    reading = trace.reading
+    return trace if reading is None else Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+
+
+def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:
+    """The end tokens are compared too."""
+    return Alignment(
+        np.append(alignment.student_at, student_at),
+        np.append(alignment.teacher_at, teacher_at),
+        np.append(alignment.same_token, True),
+    )

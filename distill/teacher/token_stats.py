@@ -1,0 +1,95 @@
+"""What a model makes of traces, token by token and trace by trace, before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.data.batch import hash_traces
+from distill.data.trace import Trace
+from distill.io.cache import ShardCache
+from distill.losses.chunked import label_ranks
+from distill.models.head import Head
+from distill.models.lazy import LazyModel
+from distill.teacher.logprobs import in_batches, in_shards, model_key
+
+RANK_LIMIT = 100  # r_max of the rank-surprisal ratio's authors
+_TRACES_PER_SHARD = 256
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A model's view of a trace's completion, a number a token.
+
+    Attributes:
+        logprobs: float32, at temperature 1.
+        ranks: int32, 1 of the likeliest token: one more than there are tokens of a higher logit.
+        entropy: float32, of the model's distribution there, in nats.
+    """
+
+    logprobs: np.ndarray
+    ranks: np.ndarray
+    entropy: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+    @property
+    def nll(self) -> float:
+        """Mean surprisal, nats a token."""
+        return float(-self.logprobs.mean(dtype=np.float64))
+
+    def mean_rank(self, limit: int = RANK_LIMIT) -> float:
+        """Mean rank, each no more than `limit`."""
+        return float(np.minimum(self.ranks, limit).mean(dtype=np.float64))
+
+    def rsr(self, limit: int = RANK_LIMIT) -> float:
+        """The rank-surprisal ratio (2601.14249): Σ min(rank, limit) / Σ surprisal. Lower is better:
+        tokens that are unlikely, and yet among the first that the student would think of."""
+        return self.mean_rank(limit) / max(self.nll, _LEAST_SURPRISAL)
+
+
+_LEAST_SURPRISAL = 1e-12  # the authors' own guard
+
+
+def set_rsr(scores: Sequence[TokenScores], limit: int = RANK_LIMIT) -> float:
+    """The rank-surprisal ratio of a set of traces: Σ of their mean ranks / Σ of their mean surprisals, a
+    ratio of sums and not a mean of ratios (2601.14249, appendix A.8)."""
+    surprisal = sum(one.nll for one in scores)
+    return sum(one.mean_rank(limit) for one in scores) / max(surprisal, _LEAST_SURPRISAL)
+
+
+def score_tokens(
+    model: LazyModel,
+    traces: Sequence[Trace],
+    *,
+    cache: Path,
+    token_budget: int = 8192,
+    label: str = "scoring traces",
+) -> list[TokenScores]:
+    """Log-probs, ranks and entropies of every trace's completion tokens, from the cache where they are there.
+
+    Args:
+        model: who scores; loaded only when something is missing.
+        traces: with the model's own token ids.
+        cache: folder of all caches.
+        token_budget: tokens a batch, padding included.
+        label: of the progress bar.
+    """
+    shards = in_shards(len(traces), _TRACES_PER_SHARD)
+    key = {**model_key(model.source), "traces": hash_traces(traces)}
+    store = ShardCache(cache, "token_scores", key, len(shards))
+    parts = store.fill(
+        shards,
+        [len(trace) for trace in traces],
+        lambda part, progress: in_batches(model.get(), traces, part, _score, token_budget, progress),
+        label=label,
+    )
+    return [TokenScores(**{name: values.numpy() for name, values in part.read().items()}) for part in parts]
+
+
+def _score(head: Head, labels: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    logprobs, ranks, entropy = label_ranks(head, labels)
+    return {"logprobs": logprobs.float(), "ranks": ranks.int(), "entropy": entropy.float()}

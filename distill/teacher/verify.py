@@ -1,0 +1,94 @@
+"""What is found of a written trace: right or not, well-formed, not too long; always with the reason."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.benchmarks.grading.judge import MathJudge
+from distill.data.trace import Example, Grader
+from distill.errors import UserError
+from distill.io.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Rules for traces, in the order in which they are asked.
+
+    Attributes:
+        grade: judges the answer; None: nobody does, and a trace is neither right nor wrong.
+        pattern: must be found in the completion.
+        min_tokens: fewest tokens.
+        max_tokens: most tokens.
+    """
+
+    grade: Grader | None
+    pattern: re.Pattern[str] | None = None
+    min_tokens: int = 1
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any], grade: Grader | None) -> "Checks":
+        """From the config node `check`.
+
+        Raises:
+            UserError: a value that makes no sense; names it.
+        """
+        if cfg["answer"] not in ("auto", "math", "none"):
+            raise UserError(f"check.answer={cfg['answer']!r} is not one of auto, math, none")
+        try:
+            pattern = re.compile(str(cfg["pattern"])) if cfg["pattern"] is not None else None
+        except re.error as error:
+            raise UserError(f"check.pattern={cfg['pattern']!r} is no regular expression: {error}") from error
+        for key in ("min_tokens", "max_tokens"):
+            if cfg[key] is not None and not (isinstance(cfg[key], int) and cfg[key] >= 0):
+                raise UserError(f"check.{key}={cfg[key]!r} is not a whole number")
+        if not isinstance(cfg["seconds"], int | float) or not cfg["seconds"] > 0:
+            raise UserError(f"check.seconds={cfg['seconds']!r} is not a number of seconds")
+        math = MathJudge(seconds=float(cfg["seconds"]))
+        judge = {"auto": grade or math, "math": math, "none": None}[cfg["answer"]]
+        return cls(judge, pattern, cfg["min_tokens"] or 0, cfg["max_tokens"])
+
+    def judge(self, records: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> None:
+        """Give every record its answer, verdict and reason, and its problem's pass rate."""
+        right: dict[str, list[bool]] = {}
+        with progress_bar(total=len(records), description="judging", unit="trace") as bar:
+            for record in records:
+                example = examples[record["problem_id"]]
+                record["answer"], record["correct"], record["reason"] = self._verdict(record, example)
+                if record["correct"] is not None:
+                    right.setdefault(record["problem_id"], []).append(record["correct"])
+                bar.update(1)
+        for record in records:
+            verdicts = right.get(record["problem_id"])
+            record["pass_rate"] = sum(verdicts) / len(verdicts) if verdicts else None
+        self.close()
+
+    def close(self) -> None:
+        """End what the grader holds; the next question starts it again."""
+        if close := getattr(self.grade, "close", None):
+            close()
+
+    def _verdict(self, record: Mapping[str, Any], example: Example) -> tuple[str | None, bool | None, str]:
+        judged = self.grade is not None and example.gold is not None
+        verdict = self.grade(example, record["completion"]) if self.grade is not None and judged else None
+        if broken := self._broken_rule(record):
+            return verdict.answer if verdict else None, False if judged else None, broken
+        if verdict is None:
+            return None, None, "not judged"
+        return verdict.answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")
+
+    def _broken_rule(self, record: Mapping[str, Any]) -> str | None:
+        """The first rule of form that a completion breaks."""
+        tokens = len(record["completion_ids"])
+        if not record["finished"]:
+            return "no end"
+        if not record["completion"].strip():
+            return "empty"
+        if tokens < self.min_tokens:
+            return f"fewer than {self.min_tokens} tokens"
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return f"more than {self.max_tokens} tokens"
+        if self.pattern is not None and not self.pattern.search(record["completion"]):
+            return f"without {self.pattern.pattern}"
+        return None

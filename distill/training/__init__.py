@@ -1,0 +1,1 @@
+"""Training runs: set up, fit, checkpoint, resume."""

@@ -1,0 +1,210 @@
+"""What happens around training steps: checkpoints, a clean stop, weight histograms, the progress bar."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
+
+from distill.io.progress import watched
+from distill.training.step_metrics import WEIGHT_BINS
+
+
+class BenchmarkEvery(lightning.Callback):
+    """Ask the benchmarks while the student trains. The time that it takes is no step's, and what is drawn for
+    it comes from numbers of its own: training goes on as if it had not been.
+
+    Args:
+        every: optimizer steps between two; the end has its own evaluation. None: never.
+        evaluate: asks and logs, given the step; on the first rank alone.
+    """
+
+    def __init__(self, every: int | None, evaluate: Callable[[int], None]) -> None:
+        self.every = every
+        self.evaluate = evaluate
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last = trainer.should_stop or step >= trainer.max_steps
+        if self.every is None or last or step % self.every or trainer.fit_loop._should_accumulate():
+            return
+        began = time.perf_counter()
+        if trainer.is_global_zero:
+            self.evaluate(step)
+        trainer.strategy.barrier("benchmark")
+        pl_module.leave_out(time.perf_counter() - began)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What SIGINT and SIGTERM do is afterwards what it was before: Lightning leaves a handler behind that
+    takes SIGTERM and does nothing, so that whatever follows training could not be ended."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class StopOnSignal(lightning.Callback):
+    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at
+    once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = signal.Signals(number).name
+            pl_module.stop_wanted = True
+            print(
+                f"\n{self.received}: stopping after this step, with a checkpoint; once more stops at "
+                f"once, without",
+                file=sys.stderr,
+            )
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, handle)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Agreed upon at the step's end, when all ranks exchange their sums: one that stops alone leaves the
+        # others waiting, and half a step cannot be resumed.
+        if pl_module.stopping:
+            self.received = self.received or "a signal to another process"
+            trainer.should_stop = True
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class StopAtBudget(lightning.Callback):
+    """Ends training with the first optimizer step at whose end the budget of tokens is spent.
+
+    It stands before `StudentCheckpoints`, which keeps the step that training stops at. Ranks need no
+    agreement: the tokens are counted over all of them.
+    """
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module.budget_spent:  # resumed where it had ended
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.budget_spent:  # the count changes at a step's end only
+            trainer.should_stop = True
+
+
+class WeightHistogram(lightning.Callback):
+    """Histograms of the token weights over training, in `weights.jsonl` and in W&B.
+
+    Args:
+        path: the file; a line for each span: step, counts.
+        every: optimizer steps a histogram spans.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if (
+            trainer.is_global_zero and self.path.is_file()
+        ):  # a resumed run writes anew what its checkpoint had not seen
+            lines = [
+                x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= trainer.global_step
+            ]
+            self.path.write_text("".join(f"{line}\n" for line in lines))
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.fit_loop._should_accumulate() and trainer.global_step % self.every == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step % self.every:  # what is left behind the last whole span
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        counts = pl_module.account.take_weight_counts()
+        if not trainer.is_global_zero:
+            return
+        record = {
+            "step": trainer.global_step,
+            "edges": np.round(WEIGHT_BINS, 6).tolist(),
+            "counts": counts.tolist(),
+        }
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                histogram = wandb.Histogram(np_histogram=(counts, WEIGHT_BINS))
+                logger.experiment.log(
+                    {"weights/histogram": histogram, "trainer/global_step": trainer.global_step}
+                )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds.
+
+    Args:
+        batches: micro-batches of the whole run, or about so many.
+        max_tokens: where tokens are the budget, the bar counts them: how many batches they will take is
+            unknown.
+    """
+
+    def __init__(self, batches: int, max_tokens: int | None = None) -> None:
+        super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
+        self.max_tokens = max_tokens
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        bar: Any = self.train_progress_bar
+        bar.set_description("training")
+        if self.max_tokens is not None:
+            module: Any = trainer.lightning_module
+            bar.total, bar.unit, bar.unit_scale = self.max_tokens, "token", True
+            bar.initial = bar.n = int(module.totals["tokens"])  # more than none in a resumed run
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.max_tokens is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        elif self.is_enabled and ((batch_idx + 1) % self.refresh_rate == 0 or trainer.should_stop):
+            self.train_progress_bar.n = min(self.max_tokens, int(pl_module.totals["tokens"]))
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # An open bar would push every bar of a sweep's next jobs one line down.
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
+        # Not by way of the module's log(), which costs more than all else that Lightning does in a step.
+        loss = pl_module.totals.get("last_loss")
+        return {} if loss is None else {"loss": loss}

@@ -1,0 +1,128 @@
+"""Batches of traces in a seeded order."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+
+from distill.data.batch import Batch, collate, hash_traces
+from distill.data.layout import BatchLayout
+from distill.data.prefetch import ReadAhead
+from distill.data.trace import Trace
+from distill.errors import UserError
+
+
+class TraceOrder:
+    """Which traces make up which batch: pass after pass over the set, each in an order of its own, without
+    end.
+
+    A function of the seed and the batch's number alone, so that a resumed run, or the same optimizer step cut
+    into other micro-batches or over other ranks, sees the same traces.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+
+    def batch(self, number: int) -> list[int]:
+        """Indices of this rank's traces in batch `number`, counted over the whole run."""
+        first = (number * self.ranks + self.rank) * self.batch_size
+        return [self._at(position) for position in range(first, first + self.batch_size)]
+
+    def _at(self, position: int) -> int:
+        return int(self._pass(position // self.count)[position % self.count])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019  one order lives as long as its run
+    def _pass(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(self.count)
+
+
+class DistillDataModule(lightning.LightningDataModule):
+    """Batches of traces for a number of optimizer steps.
+
+    Args:
+        traces: what to train on.
+        signals: cached log-probs that every batch carries.
+        batch_size: traces a micro-batch and rank.
+        steps: optimizer steps of the whole run.
+        seed: of the order.
+        pad_id: any valid token id.
+        layout: how models read a batch.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        *,
+        signals: Sequence[str],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        pad_id: int,
+        layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
+    ) -> None:
+        super().__init__()
+        self.traces = traces
+        self.signals = tuple(signals)
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.pad_id = pad_id
+        self.layout = layout
+        self._ahead: ReadAhead[Batch] | None = None
+
+    def train_dataloader(self) -> ReadAhead[Batch]:
+        trainer = self.trainer
+        assert trainer is not None
+        order = TraceOrder(
+            len(self.traces),
+            self.batch_size,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+        )
+        per_step = trainer.accumulate_grad_batches
+        pinned = trainer.strategy.root_device.type == "cuda"
+
+        def make(number: int) -> Batch:
+            traces = [self.traces[index] for index in order.batch(number)]
+            batch = collate(traces, self.signals, self.pad_id, self.layout)
+            return batch.pin_memory() if pinned else batch
+
+        self.close()
+        self._ahead = ReadAhead(make, trainer.global_step * per_step, self.steps * per_step)
+        return self._ahead
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def teardown(self, stage: str) -> None:
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"traces": self._fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["traces"] != self._fingerprint:
+            raise UserError(
+                "the traces are not those that the checkpoint was trained on: put the data back as "
+                "it was, or "
+                "start anew without ckpt"
+            )
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return hash_traces(self.traces)
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)

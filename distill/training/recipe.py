@@ -1,0 +1,274 @@
+"""From a data config to batches: whose completions are learned, checked and tokenised, in which order."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from distill.data.trace import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
+from distill.errors import UserError
+from distill.generation.sampling import Sampling
+from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
+from distill.models.lazy import LazyModel
+from distill.teacher.completions import check_room, sample_completions
+
+
+@dataclass
+class TraceRecipe:
+    """How a set of problems becomes a set of traces.
+
+    Attributes:
+        source: gives the examples.
+        keep: `right` leaves out completions of a trace set that were judged wrong or did not end, and says
+            how many; `all` keeps them.
+        prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
+        informed_prompt: the same for a teacher that is shown the worked solution, with `{solution}` too.
+        completions: `dataset`: those that come with the problems; `teacher`: sampled from the teacher.
+        grade: judges sampled completions: only right ones are kept.
+        sampling: how the teacher draws.
+        samples: completions a problem that the teacher writes.
+        sampling_batch_size: problems a batch while it writes.
+        max_length: longest trace in tokens, prompt included; the model's context where null.
+        overlong: `error` refuses a longer trace, `drop` leaves it out and says how many.
+        seed: of the teacher's draw.
+    """
+
+    source: Callable[[], list[Example]]
+    prompt: str = "{problem}"
+    informed_prompt: str = "{solution}\n\n{problem}"
+    completions: Literal["dataset", "teacher"] = "dataset"
+    grade: Grader | None = None
+    sampling: Sampling | None = None
+    samples: int = 1
+    sampling_batch_size: int = 64
+    max_length: int | None = None
+    overlong: Literal["error", "drop"] = "error"
+    seed: int = 0
+    keep: Literal["right", "all"] = "right"
+
+    def __post_init__(self) -> None:
+        if self.completions not in ("dataset", "teacher"):
+            raise ValueError(f"data.completions={self.completions!r} is not one of dataset, teacher")
+        if self.overlong not in ("error", "drop"):
+            raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
+        if self.keep not in ("right", "all"):
+            raise ValueError(f"data.keep={self.keep!r} is not one of right, all")
+        if "{problem}" not in self.prompt:
+            raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
+        if "{solution}" in self.prompt:
+            raise ValueError(
+                f"data.prompt={self.prompt!r} has {{solution}} in it, which the student is not shown: a "
+                f"teacher's prompt is data.informed_prompt"
+            )
+        if "{solution}" not in self.informed_prompt or "{problem}" not in self.informed_prompt:
+            raise ValueError(
+                f"data.informed_prompt={self.informed_prompt!r} needs {{problem}} and {{solution}} in it"
+            )
+
+    def build(
+        self,
+        student: LanguageModel,
+        teacher: LazyModel | None,
+        cache: Path,
+        say: Callable[[str], None] = print,
+        prompts_only: bool = False,
+    ) -> list[Trace]:
+        """The traces, in the order of the data.
+
+        Args:
+            student: whose tokens they are made of.
+            teacher: writes the completions, for `completions=teacher`.
+            cache: folder of all caches.
+            say: told what was kept and what was left out.
+            prompts_only: the student writes every completion itself, so none is asked for: a trace is a
+                prompt, and an end token in a completion's place.
+
+        Raises:
+            UserError: nothing to train on; a trace that cannot be trained on; names which.
+        """
+        examples = self.source()
+        if not examples:
+            raise UserError("the data holds no problem: check data.path, data.limit")
+        check_spelling(student.tokenizer, examples[0], student.source.name)
+        if prompts_only:
+            end = np.asarray(student.end_ids[:1], dtype=np.int32)
+            traces = [
+                Trace(example, encode_prompt(student.tokenizer, example, self.prompt), end)
+                for example in examples
+            ]
+        elif self.completions == "teacher":
+            traces = self._sampled(examples, student, teacher, cache, say)
+        else:
+            traces = self.tokenize(self._kept(examples, say), student.source)
+        contexts = {student.source.name: student.context_length}
+        if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
+            contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
+        return self._fitting(traces, student, contexts, say)
+
+    def _kept(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
+        """Those that nobody judged wrong."""
+        if self.keep == "all" or all(example.recorded is None for example in examples):
+            return examples
+        kept = [
+            e
+            for e in examples
+            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
+        ]
+        if len(kept) < len(examples):
+            say(
+                f"trace set: {len(kept)} of {len(examples)} traces kept, the others are wrong or have no end "
+                f"(data.keep=all takes them too)"
+            )
+        if not kept:
+            raise UserError(
+                f"none of the {len(examples)} traces is right and finished: write others, or take "
+                f"data.keep=all"
+            )
+        return kept
+
+    def tokenize(self, examples: Sequence[Example], student: ModelSource) -> list[Trace]:
+        """The examples' own completions in the student's tokens: those that were written, where they are the
+        same.
+
+        Raises:
+            UserError: an example has no completion; names it.
+        """
+        return [self._from_dataset(example, student, student.vocabulary) for example in examples]
+
+    def _from_dataset(self, example: Example, student: ModelSource, vocabulary: str) -> Trace:
+        if example.completion is None:
+            raise UserError(
+                f"problem {example.place} comes without a completion: name its field "
+                f"(data.fields.completion=<field>), or let the teacher write (data.completions=teacher)"
+            )
+        if not example.completion.strip():
+            raise UserError(
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
+            )
+        prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+        recorded = example.recorded
+        if recorded is None:
+            return Trace(
+                example, prompt_ids, encode_completion(student.tokenizer, example.completion, student.end_ids)
+            )
+        if recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
+            if recorded.learn_from:
+                raise UserError(
+                    f"trace {example.place} is learned from its token {recorded.learn_from} on, of another "
+                    f"tokenizer than {student.name}'s: write it with a model of the student's family"
+                )
+            ids = encode_completion(student.tokenizer, example.completion, student.end_ids)
+        elif recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
+            ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
+        else:
+            ids = recorded.completion_ids
+        # What is context only stands with the prompt.
+        prompt_ids = np.concatenate([prompt_ids, ids[: recorded.learn_from]])
+        return Trace(example, prompt_ids, ids[recorded.learn_from :], weight=recorded.weight)
+
+    def _sampled(
+        self,
+        examples: Sequence[Example],
+        student: LanguageModel,
+        teacher: LazyModel | None,
+        cache: Path,
+        say: Callable[[str], None],
+    ) -> list[Trace]:
+        if teacher is None:
+            raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
+        same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
+        # Of one vocabulary, both get the very same prompt: the teacher is scored under the one it wrote
+        # under,
+        # even where its own template would have put it otherwise.
+        tokenizer = student.tokenizer if same_tokens else teacher.source.tokenizer
+        end_ids = teacher.source.end_ids
+        prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
+        check_room(examples, prompts, teacher.source)
+        completions = sample_completions(
+            teacher,
+            prompts,
+            self.sampling or Sampling(temperature=1.0),
+            samples=self.samples,
+            batch_size=self.sampling_batch_size,
+            seed=self.seed,
+            cache=cache,
+        )
+        traces, outcomes = [], Counter[str]()
+        for example, written in zip(examples, completions, strict=True):
+            prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+            for number, ids in enumerate(written):
+                if len(ids) == 0 or ids[-1] not in end_ids:
+                    outcomes["unfinished"] += 1
+                    continue
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                if self.grade is not None and not self.grade(example, text).correct:
+                    outcomes["wrong"] += 1
+                    continue
+                outcomes["kept"] += 1
+                # Its completion stays the data's own, which is what an informed teacher is shown.
+                kept = replace(example, id=f"{example.id}#{number}") if self.samples > 1 else example
+                if not same_tokens:
+                    ids = encode_completion(student.tokenizer, text, student.end_ids)
+                elif ids[-1] not in student.end_ids:
+                    ids = np.append(ids[:-1], student.end_ids[0])
+                traces.append(Trace(kept, prompt_ids, ids.astype(np.int32)))
+        say(
+            f"teacher traces: {len(examples) * self.samples} written, {outcomes['kept']} kept "
+            f"({outcomes['wrong']} wrong, {outcomes['unfinished']} without an end)"
+        )
+        if not traces:
+            raise UserError(
+                f"none of the teacher's {len(examples) * self.samples} traces is right and finished: use a "
+                f"better teacher "
+                "(model.teacher), or let it write longer (data.sampling.max_new_tokens)"
+            )
+        return traces
+
+    def _fitting(
+        self,
+        traces: Sequence[Trace],
+        student: LanguageModel,
+        contexts: Mapping[str, int],
+        say: Callable[[str], None],
+    ) -> list[Trace]:
+        """The traces that the models can read, each named with its context in `contexts`."""
+        student_name, vocab_size = student.source.name, student.vocab_size
+        name, context = min(contexts.items(), key=lambda item: item[1])
+        limit = min(self.max_length or context, context)
+        fitting = []
+        for trace in traces:
+            if len(trace.prompt_ids) == 0:
+                raise UserError(
+                    f"the prompt of problem {trace.example.place} is empty: nothing predicts its first token"
+                )
+            if len(trace) <= limit:
+                fitting.append(trace)
+            elif self.overlong == "error":
+                prompt = len(trace.prompt_ids) >= context
+                raise UserError(
+                    f"the prompt of problem {trace.example.place} has {len(trace.prompt_ids)} tokens, "
+                    f"more than "
+                    f"the context of {name} ({context}): leave such problems out with data.overlong=drop"
+                    if prompt
+                    else f"trace {trace.example.place} has {len(trace)} tokens, more than {limit} "
+                    f"({'data.max_length' if limit < context else 'the context of ' + name}): "
+                    "leave such traces out with data.overlong=drop"
+                )
+        if not fitting:
+            remedy = "raise data.max_length" if limit < context else f"{name} can read no more"
+            raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: {remedy}")
+        for trace in fitting:
+            largest = max(trace.prompt_ids.max(), trace.completion_ids.max())
+            if largest >= vocab_size:
+                raise UserError(
+                    f"problem {trace.example.place} has token {largest}, for which {student_name} has "
+                    f"no row in "
+                    f"its matrix of {vocab_size}: its tokenizer is not the one that the model was made with"
+                )
+        if len(fitting) < len(traces):
+            left_out = len(traces) - len(fitting)
+            say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
+        return fitting
