@@ -282,7 +282,7 @@ def test_vocabularies_are_compared_once_however_many_traces_are_read(
         asked.append(theirs.name)
         return vocabulary_mismatch(mine, theirs)
 
-    monkeypatch.setattr("distill.reading.vocabulary_mismatch", watched)
+    monkeypatch.setattr("distill.teacher.retokenize.vocabulary_mismatch", watched)
     for source in (teacher, student.source):
         asked.clear()
         reader = Reader(student.source, source, "{problem}{solution}", informed=True)

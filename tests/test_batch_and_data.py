@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import distill.teacher
+import distill.teacher.completions
 from distill.data.batch import by_length, collate
 from distill.data.trace import Example, Trace, Verdict
 from distill.errors import UserError
@@ -316,7 +316,7 @@ def test_a_teacher_of_the_same_tokens_gets_the_students_prompt(
         asked.extend(prompts)
         return [[5, lm.end_ids[0]] for _ in prompts]
 
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", write)
+    monkeypatch.setattr(distill.teacher.completions, "generate", write)
     chatty = LazyModel(find_model(str(folder), key="model.teacher"), "cpu")
     traces, _ = build(TraceRecipe(problems, completions="teacher"), student, tmp_path, chatty)
     assert [trace.prompt_ids.tolist() for trace in traces] == asked
@@ -334,7 +334,7 @@ def test_a_teachers_other_end_token_becomes_the_students(
     def write(lm: LanguageModel, prompts: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
         return [[5, 9], [5, eos], [5, 5], [9], [5, 9], [5, 9]][: len(prompts)]
 
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", write)
+    monkeypatch.setattr(distill.teacher.completions, "generate", write)
     source = find_model(str(folder), key="model.teacher")
     traces, said = build(
         TraceRecipe(problems, completions="teacher"), student, tmp_path, LazyModel(source, "cpu")
@@ -412,7 +412,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str]) -> list[list
             for text in written
         ]
 
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", generate)
+    monkeypatch.setattr(distill.teacher.completions, "generate", generate)
     return asked
 
 

@@ -188,7 +188,7 @@ def test_a_student_that_writes_nothing_but_ends_does_not_train_for_ever(
     def generate(lm: Any, prompts: list[Any], *args: Any, **kwargs: Any) -> list[list[int]]:
         return [lm.end_ids[:1] for _ in prompts]
 
-    monkeypatch.setattr("distill.student_writer.generate", generate)
+    monkeypatch.setattr("distill.training.rollouts.generate", generate)
     words = budget(tiny_pair, traces, tmp_path, 50, "loss=opd", "data.batch_size=8", "data.limit=5")
     found = summary(run(words, tmp_path / "run"))
     assert (found["steps"], found["tokens"]) == (7, 56)

@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import distill.cache
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import distill.teacher
+import distill.io.cache
+import distill.teacher.completions
+import distill.teacher.logprobs
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -213,11 +214,11 @@ def test_sampling_that_was_killed_goes_on_and_gives_the_same(
 ) -> None:
     clean = written(lazy(tiny_pair[1]), tmp_path / "clean")
     killed, _ = failing_after(after, generate)
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", killed)
+    monkeypatch.setattr(distill.teacher.completions, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
         written(lazy(tiny_pair[1]), tmp_path / "cut")
     counted, calls = failing_after(99, generate)
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", counted)
+    monkeypatch.setattr(distill.teacher.completions, "generate", counted)
     torch.manual_seed(1234)  # a new process has another random state
     assert written(lazy(tiny_pair[1]), tmp_path / "cut") == clean
     assert len(calls) == 3 - after  # five prompts in batches of two are three shards
@@ -270,7 +271,7 @@ def test_a_cache_of_completions_that_lost_a_shard_writes_that_one_anew(
     (folder,) = tmp_path.iterdir()
     (folder / "00001.safetensors").unlink()
     counted, calls = failing_after(99, generate)
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", counted)
+    monkeypatch.setattr(distill.teacher.completions, "generate", counted)
     assert written(lazy(tiny_pair[1]), tmp_path) == clean
     assert len(calls) == 1
 
@@ -326,7 +327,7 @@ def test_scoring_that_was_killed_goes_on_and_gives_the_same(
 ) -> None:
     monkeypatch.setattr(distill.teacher.logprobs, "_SCORED_PER_SHARD", 4)
     traces = traces_of(tiny_pair[1], 14)
-    original = distill.teacher.label_logprobs
+    original = distill.teacher.logprobs.label_logprobs
 
     def scored(folder: str) -> list[np.ndarray]:
         return score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path / folder)

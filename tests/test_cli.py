@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import distill.cli
 import hydra.utils
 import lightning
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+import distill.config.console
 from distill.config.console import one_sentence_errors
 from distill.config.overrides import check_overrides
 from distill.errors import UserError

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import distill.distribution_cache
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from test_training import arguments, column, run
 from test_training import traces as traces
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import distill.teacher.distribution_cache
 from distill.data.batch import collate
 from distill.data.trace import Trace
 from distill.errors import UserError

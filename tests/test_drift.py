@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import distill.drift
-import distill.token_drift
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+import distill.analysis.drift
+import distill.analysis.token_divergence
 from distill.analysis.drift import Drift, compare, measure
 from distill.analysis.drift_figure import picture
 from distill.analysis.suitability import draw

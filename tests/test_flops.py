@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import distill.student_writer
 import numpy as np
 import pytest
 import test_training
@@ -15,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import distill.teacher
+import distill.teacher.completions
+import distill.training.rollouts
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -368,7 +368,7 @@ def test_rollouts_are_the_students_own_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[tuple[int, int]]] = []
-    real = distill.student_writer.generate
+    real = distill.training.rollouts.generate
 
     def spy(lm: Any, prompts: Any, sampling: Any, **options: Any) -> Any:
         found = real(lm, prompts, sampling, **options)
@@ -397,14 +397,14 @@ def test_traces_that_the_teacher_writes_are_its_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[tuple[tuple[int, ...], int]]] = []
-    real = distill.teacher.generate
+    real = distill.teacher.completions.generate
 
     def spy(lm: Any, prompts: Any, sampling: Any, **options: Any) -> Any:
         found = real(lm, prompts, sampling, **options)
         written.append([(tuple(p), len(ids)) for p, ids in zip(prompts, found, strict=True)])
         return found
 
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", spy)
+    monkeypatch.setattr(distill.teacher.completions, "generate", spy)
     words = ["data.completions=teacher", "data.sampling_batch_size=40", "data.samples=2", "loss=sft"]
     words += ["data.max_new_tokens=60"]
     first = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "first")

@@ -16,6 +16,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+import distill.models.find
 from distill.data.tokenizers import tokenizer_fingerprint, tokenizer_size
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -367,7 +368,6 @@ def test_the_fingerprint_follows_the_weights_and_the_config(
 def test_a_large_file_is_fingerprinted_from_its_start_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import distill.finding
 
     monkeypatch.setattr(distill.models.find, "_SAMPLED_BLOCK", 16)
     monkeypatch.setattr(distill.models.find, "_SAMPLED_BLOCKS", 4)

@@ -12,7 +12,7 @@ from omegaconf import open_dict
 from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
-import distill.teacher
+import distill.teacher.completions
 from distill.config.instantiate import build
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
@@ -144,14 +144,14 @@ def test_the_teachers_writing_is_a_stage(
     words = ["loss=sft", "data.completions=teacher", "data.samples=2"]
     words = arguments(tiny_pair, traces, tmp_path, *words)
     lengths: list[int] = []
-    real = distill.teacher.generate
+    real = distill.teacher.completions.generate
 
     def spy(*arguments: Any, **options: Any) -> Any:
         written = real(*arguments, **options)
         lengths.extend(map(len, written))
         return written
 
-    monkeypatch.setattr(distill.teacher.logprobs, "generate", spy)
+    monkeypatch.setattr(distill.teacher.completions, "generate", spy)
     logged = flops(run(words, tmp_path / "run"))["teacher_cached"]
     assert len(set(lengths)) > 5  # what ends early costs less
     mean = f"estimate.completion_tokens={round(sum(lengths) / len(lengths))}"

@@ -47,7 +47,7 @@ def test_a_part_of_a_bars_work_has_no_bar_in_a_file() -> None:
 def test_training_draws_every_step_for_a_terminal_and_twenty_for_a_file(
     monkeypatch: pytest.MonkeyPatch, seen: bool, rate: int
 ) -> None:
-    monkeypatch.setattr("distill.callbacks.watched", lambda: seen)
+    monkeypatch.setattr("distill.training.callbacks.watched", lambda: seen)
     assert ProgressBar(1000).refresh_rate == rate
     assert ProgressBar(3).refresh_rate == 1
 
