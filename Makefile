@@ -21,7 +21,7 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
-	.venv/bin/python -m pytest -m slow tests/test_peers.py
+	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
 
 bench: .venv/.peers  ## speed and memory beside other people's, 5 rounds of everything: hours
 	.venv/bin/python -m distill.bench

@@ -6,8 +6,9 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
+from distill.config.moved import new_name
 from distill.errors import UserError, first_line
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -16,6 +17,7 @@ OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimize
 def build(node: Any, place: str) -> Any:
     """Instantiate a config node; what it refuses is the user's to mend."""
     try:
+        use_new_names(node)
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
@@ -24,6 +26,19 @@ def build(node: Any, place: str) -> Any:
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
             raise UserError(f"{place}: {first_line(cause)}") from error
         raise
+
+
+def use_new_names(node: Any) -> None:
+    """Put today's names in place of the `_target_`s of earlier versions, at any depth, in a node as it is
+    written: interpolations stay as they are."""
+    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_interpolation():
+        return
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)
+        if key == "_target_" and isinstance(child, Node) and isinstance(name := child._value(), str):
+            child._set_value(new_name(name))
+        else:
+            use_new_names(child)
 
 
 def build_optimizer(node: Any) -> OptimizerFactory:

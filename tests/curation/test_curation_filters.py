@@ -44,7 +44,7 @@ from distill.teacher.completions import sample_completions
 from distill.tiny import task
 from distill.training.recipe import TraceRecipe
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def record(name: str = "p#0", **columns: Any) -> Record:

@@ -37,7 +37,7 @@ from distill.training import run as training
 from distill.training.resume import resume_arguments
 from distill.training.run import train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

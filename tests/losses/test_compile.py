@@ -10,7 +10,7 @@ import pytest
 from distill.errors import UserError
 from distill.training.checks import check_compiler
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # In a process without the tests' type checks, which the compiler would look into.
 SCRIPT = """
 import torch

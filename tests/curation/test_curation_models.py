@@ -38,7 +38,7 @@ from distill.teacher.token_stats import TokenScores, set_rsr
 from distill.tiny import task
 from distill.training.recipe import TraceRecipe
 
-CONF = Path(__file__).resolve().parents[1] / "conf" / "curation"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "curation"
 GREEDY = Sampling(max_new_tokens=48)
 INFORMED = "{solution};{problem}"  # as data=arithmetic has it
 

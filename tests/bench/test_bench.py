@@ -268,7 +268,7 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(words: list[str], sentenc
 
 def test_a_measurement_is_a_process_that_prints_one_line_of_json(setting: Setting) -> None:
     words = ["head_forward_kl", "ours", json.dumps(asdict(setting))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", "distill.bench.child", *words],
         capture_output=True,

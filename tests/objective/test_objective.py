@@ -34,7 +34,7 @@ from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.terms import Term, WeightedLoss
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 5, 7
 COMPLETIONS = ((2, 5), (3, 1), (1, 3))  # tokens before each completion, and in it
 Definition = Callable[[Sequence[float], Sequence[float], int], float]

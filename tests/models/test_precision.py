@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.training import checks
 from distill.training.checks import check_layout, check_trainer, precision_of
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @pytest.mark.parametrize("amx", [True, False])

@@ -28,7 +28,7 @@ from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))

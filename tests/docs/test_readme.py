@@ -10,7 +10,7 @@ from distill.analysis.evaluate_model import as_keys
 from distill.config.overrides import check_overrides
 from distill.objective import preset_table as presets
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-TEACHER = Path(__file__).resolve().parents[1] / "distill" / "tiny" / "teacher"
+TEACHER = Path(__file__).resolve().parents[2] / "distill" / "tiny" / "teacher"
 FEW = ["model=tiny", "data=arithmetic", "data.limit=12", "data.operations=[2,4]"]
 # The command `transformers`, of this very Python; it ends with whoever started it, also where that is killed.
 COMMAND = """

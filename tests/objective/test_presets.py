@@ -14,7 +14,7 @@ from distill.models.language_model import LanguageModel
 from distill.objective.preset_table import papers
 from distill.tiny import task
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
 WITHOUT_A_PAPER = {"sft", "tis"}
 # A policy gradient's value is no measure of anything; its gradient is the reverse KL's.

@@ -22,7 +22,7 @@ from distill.objective.objective import Objective
 from distill.training.checks import check_numbers, check_trainer
 from distill.training.recipe import TraceRecipe
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")
 METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_shuffled", "dcod_inverted"]
 

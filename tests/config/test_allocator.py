@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Tensors for huge pages begin at a page, others 64 bytes behind what malloc writes of itself.
 ALIGNED = "import torch; print(all(torch.empty(3 * 2**20 + n).data_ptr() % 4096 == 0 for n in range(4)))"
 BY_TRAIN = f"""

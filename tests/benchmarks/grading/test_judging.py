@@ -359,5 +359,5 @@ def test_the_judge_starts_from_a_checkout_that_is_not_installed_and_in_any_folde
     monkeypatch.setattr(subprocess, "Popen", started)
     with closing(MathJudge(seconds=20.0)) as judge:
         assert verdict(judge, "x^2+2x+1", r"\boxed{(x+1)^2}").correct
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     assert seen[0]["PYTHONPATH"].split(":") == [root, str(tmp_path)]

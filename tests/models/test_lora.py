@@ -28,7 +28,7 @@ from distill.objective.objective import Objective
 from distill.runs.folder import checkpoints
 from distill.tiny import task
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALL = Lora(rank=4, alpha=8.0, dropout=0.0, targets=())
 # Linear layers of a block of the tiny student: outputs and inputs.
 SHAPES = {

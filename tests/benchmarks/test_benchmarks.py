@@ -18,7 +18,7 @@ from distill.benchmarks.grading.judge import MathJudge
 from distill.data.trace import Example, Grader
 from distill.errors import UserError
 
-CONF = Path(__file__).resolve().parents[1] / "conf" / "benchmark"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "benchmark"
 # Loader, file, problems, and golds that were checked by hand against the problem.
 FILES: dict[str, tuple[Callable[..., list[Example]], str, int, dict[str, str]]] = {
     "gsm8k": (partial(gsm8k.load, split="test"), "gsm8k/test.jsonl", 1319, {"0": "18", "1": "3", "3": "540"}),
