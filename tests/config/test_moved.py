@@ -27,19 +27,13 @@ def test_a_config_of_an_earlier_version_builds_what_it_built() -> None:
         {
             "loss": {
                 "_target_": "distill.objective.Objective",
-                "rollouts": {
-                    "_target_": "distill.generation.StudentRollouts",
-                    "max_new_tokens": "${longest}",
-                },
+                "rollouts": rollouts,
                 "token_loss": cross_entropy,
                 "token_weight": {"_target_": "distill.losses.weights.uniform", "_partial_": True},
                 "extra": {
                     "more": {
                         "_target_": "distill.objective.Term",
-                        "token_loss": {
-                            "_target_": "distill.losses.divergence.cross_entropy",
-                            "_partial_": True,
-                        },
+                        "token_loss": cross_entropy,
                     }
                 },
             },
