@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from omegaconf import DictConfig, OmegaConf, open_dict
-from yaml import YAMLError
+from omegaconf import DictConfig, open_dict
 
+from distill.config.instantiate import plain
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.curation.run import prepared, run_steps
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError, first_line
+from distill.runs.config import read_run_config, unsaid
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_scores(folder: str | Path) -> Scored:
         traces = pandas.DataFrame([json.loads(line) for line in lines if line.strip()])
         smoke = folder / "smoke.json"
         tested = json.loads(smoke.read_text(encoding="utf-8")) if smoke.is_file() else None
-        config: Any = OmegaConf.load(folder / "config.yaml")
+        config = read_run_config(folder, built=("data",))
         figures = pandas.DataFrame(
             [row for teacher, own in found["teachers"].items() for row in _figures(teacher, own)]
         )
@@ -72,7 +73,7 @@ def read_scores(folder: str | Path) -> Scored:
         )
         shared = int(found["shared_problems"])
         together = [record["id"] for record in records] == traces["id"].tolist()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: its scores are damaged ({first_line(error)}): score it again") from error
     if not together:
         raise UserError(f"{folder}: traces.jsonl and traces.parquet are of different traces: score it again")
@@ -117,7 +118,9 @@ def select(
         kept, log = select(found, ["curation=[correct,min_rsr]"])
 
     Args:
-        found: of `read_scores`; models, data and judge are those that it was scored with.
+        found: of `read_scores`; data and judge are those that it was scored with, and so are the models where
+            those are embedded ones. The folder may be somebody else's, and so may be the models it names: a
+            step that needs others asks for them in `words`, as `model.student=<hub id or folder>`.
         words: as on the command line; a step that needs the models asks them on the CPU, unless it says
             `trainer=gpu`.
         cache: folder of all caches; None: the one that scoring used.
@@ -131,14 +134,36 @@ def select(
     cfg = check_overrides(CONFIG, "curate", words)
     with open_dict(cfg):
         cfg.pop("hydra")
-        for key in ("data", "model", "check"):
+        for key in ("data", "check"):
             cfg[key] = found.config[key]
         cfg.cache = str(cache or found.config.cache)
+    untold = _choose_models(cfg, found.config)
     steps, desk, checks = prepared(cfg)
     try:
         return run_steps(found.records, steps, replace(desk, say=_quietly))
+    except UserError as error:
+        for role, again in untold.items():
+            if f"set model.{role}=" in str(error):
+                raise UserError(f"{error}; scored with, and to be said again: {again}") from error
+        raise
     finally:
         checks.close()
+
+
+def _choose_models(cfg: DictConfig, scored: DictConfig) -> dict[str, str]:
+    """Take the embedded models that a configuration of scores names where `cfg` names none; of the others
+    that it names the words that say them again are given back, by their roles."""
+    untold: dict[str, str] = {}
+    roles = [role for role in ("student", "teacher") if not cfg.model[role]]
+    for role in roles:
+        keys = (role, f"{role}_dtype", f"{role}_revision")
+        if unsaid(scored, role):
+            said = [(key, plain(scored.model[key])) for key in keys]
+            untold[role] = " ".join(f"model.{key}={value}" for key, value in said if value is not None)
+            continue
+        for key in keys:
+            cfg.model[key] = scored.model[key]
+    return untold
 
 
 def _quietly(line: str) -> None:

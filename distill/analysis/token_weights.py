@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
-from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from distill.analysis.suitability import draw
@@ -16,10 +15,11 @@ from distill.data.trace import Trace
 from distill.data.trace_set import Record, example_of, problem_of
 from distill.errors import UserError
 from distill.losses.signals import SIGNALS, Role, name_of, signals
-from distill.models.find import find_model
+from distill.models.find import find, find_model
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
+from distill.runs.config import read_run_config, said_again
 from distill.statistics import Figure
 from distill.teacher.token_stats import score_tokens
 
@@ -33,6 +33,8 @@ def token_weights(
     *,
     cache: Path,
     device: str | None = None,
+    models: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> pandas.DataFrame:
     """The weights that a run's loss gives the tokens of traces, whether it was trained on them or not.
 
@@ -45,6 +47,10 @@ def token_weights(
         stage: by the student `before` training, or `after` it.
         cache: folder of all caches.
         device: where models compute; None: on a GPU where there is one.
+        models: those that may be loaded of the models that the run's configuration names, as it names them;
+            the embedded ones and the run's own student may be without that. A run's folder may be somebody
+            else's, and so may be what it names.
+        trust_remote_code: run Python from the models' folders and repositories, whatever the run did.
 
     Returns:
         A row a token: `trace` (the record's id), `problem`, `correct`, `tokens` (of the trace), `position`
@@ -52,7 +58,8 @@ def token_weights(
 
     Raises:
         UserError: there is no such run, its weights ask for more than log-probs of the written tokens, a
-            model is not to be had, or a trace is longer than its context.
+            model is not to be had or not among `models`, its loss or its data are built of what is none of
+            ours, or a trace is longer than a model's context.
     """
     if stage not in ("before", "after"):
         raise UserError(f"stage={stage!r} is not one of before, after")
@@ -61,11 +68,11 @@ def token_weights(
     records = [record for record in records if (record["completion"] or "").strip()]
     if not records:
         raise UserError("there is no trace to read: all are empty")
-    cfg: Any = OmegaConf.load(run / "config.yaml")
+    cfg: Any = read_run_config(run, built=("loss", "data"), trust_remote_code=trust_remote_code)
     objective: Objective = build(cfg.loss, "loss")
     asked = _asked(objective)
-    student = _source(cfg, run, "student", stage, objective)
-    sources = {signal: _source(cfg, run, role, stage, objective) for signal, role in asked.items()}
+    student = _source(cfg, run, "student", stage, objective, models)
+    sources = {signal: _source(cfg, run, role, stage, objective, models) for signal, role in asked.items()}
     traces = build(cfg.data.recipe, "data").tokenize([example_of(record) for record in records], student)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     logprobs: dict[str, list[np.ndarray]] = {}
@@ -120,17 +127,23 @@ def _asked(objective: Objective) -> dict[str, Role]:
     return {name: SIGNALS[name].role for name in asked}
 
 
-def _source(cfg: Any, run: Path, role: Role, stage: str, objective: Objective) -> ModelSource:
-    from distill.models.find import find
-
+def _source(
+    cfg: Any, run: Path, role: Role, stage: str, objective: Objective, said: Sequence[str]
+) -> ModelSource:
     if role == "student" and stage == "after":
         if not (run / "student").is_dir():
             raise UserError(f"{run} holds no trained student: there is no student/ in it")
-        return find_model(str(run / "student"), key="run", dtype=cfg.model.student_dtype)
-    if role == "teacher" and objective.teacher == "model":
-        return find(cfg, "teacher", cfg.model.teacher_dtype)
+        return find_model(
+            str(run / "student"),
+            key="run",
+            dtype=cfg.model.student_dtype,
+            trust_remote_code=cfg.model.trust_remote_code,
+        )
     own = role if role == "pilot" or (role == "reference" and cfg.model.reference) else "student"
-    return find(cfg, own, cfg.model.student_dtype)
+    if role == "teacher" and objective.teacher == "model":
+        own = "teacher"
+    said_again(cfg, own, said, run, lambda model: f"models=[{model!r}]")
+    return find(cfg, own, cfg.model.teacher_dtype if own == "teacher" else cfg.model.student_dtype)
 
 
 def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -> None:

@@ -34,7 +34,7 @@ def use_new_names(node: Any) -> None:
     if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_interpolation():
         return
     for key in node if isinstance(node, DictConfig) else range(len(node)):
-        child = node._get_node(key)
+        child = node._get_node(key)  # pyright: ignore[reportArgumentType]  a list's keys are numbers
         if key == "_target_" and isinstance(child, Node) and isinstance(name := child._value(), str):
             child._set_value(new_name(name))
         else:

@@ -20,6 +20,18 @@ def main() -> None:
         metavar="PROBLEMS",
         help="also have every student and its teacher write at so many problems, and show how errors add up",
     )
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="for --drift: the runs' teacher, said again, unless it is embedded; once for each of several",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="for --drift: run Python from the models' folders and repositories, if you trust them",
+    )
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="problems to show each way (3)")
     parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
     arguments = parser.parse_args()
@@ -34,6 +46,8 @@ def main() -> None:
                 drift=arguments.drift,
                 examples=arguments.examples,
                 out=arguments.out,
+                teachers=arguments.teacher,
+                trust_remote_code=arguments.trust_remote_code,
             )
         )
 

@@ -6,6 +6,7 @@ them, so that students of one teacher share its text, and what was measured unde
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill.analysis.drift import Drift
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
@@ -28,6 +29,7 @@ from distill.models.find import find, find_model
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.report.drift_kept import read_drift, write_drift
+from distill.runs.config import models_of, read_run_config, said_again
 from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
@@ -36,7 +38,14 @@ _FORMAT = 1  # of what is kept
 
 
 def drift_of_runs(
-    runs: Sequence[Run], *, problems: int, folder: Path, temperature: float = 1.0, samples: int = 1
+    runs: Sequence[Run],
+    *,
+    problems: int,
+    folder: Path,
+    temperature: float = 1.0,
+    samples: int = 1,
+    teachers: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> tuple[dict[Path, Drift], dict[Path, str]]:
     """How far each run's student drifts from the teacher that its configuration names.
 
@@ -50,6 +59,9 @@ def drift_of_runs(
         folder: where completions and what was measured are kept.
         temperature: at which both write; ExAccErr is about 1.
         samples: completions a problem that each model writes.
+        teachers: those of the runs' teachers that may be loaded, as the runs name them; the embedded ones
+            may be without that. A run's folder may be somebody else's, and so may be what it names.
+        trust_remote_code: run Python from the models' folders and repositories, whatever the runs did.
 
     Returns:
         By the run's folder the drift, and of runs that cannot be measured the reason.
@@ -63,7 +75,7 @@ def drift_of_runs(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
-    measuring = _Measuring(folder, problems, temperature, samples)
+    measuring = _Measuring(folder, problems, temperature, samples, teachers, trust_remote_code)
     found: dict[Path, Drift] = {}
     reasons: dict[Path, str] = {}
     # Another process waits, and then finds everything there.
@@ -77,7 +89,8 @@ def drift_of_runs(
             try:
                 found[run.folder] = measuring.of(run)
             except UserError as error:
-                reasons[run.folder] = str(error)
+                hint = "; if you trust it, say --trust-remote-code" if "custom code" in str(error) else ""
+                reasons[run.folder] = f"{error}{'' if trust_remote_code else hint}"
             except Exception as error:  # as in a sweep, one run's failure is not the others'
                 reasons[run.folder] = f"{type(error).__name__}: {first_line(error)}"
             sweeps.give_back_memory()
@@ -87,11 +100,46 @@ def drift_of_runs(
     return found, reasons
 
 
+def check_teachers(runs: Sequence[Run], teachers: Sequence[str]) -> None:
+    """Refuse at once what `drift_of_runs` would only give as the reasons of its runs.
+
+    Raises:
+        UserError: a run's teacher is not among `teachers`, or one of these is no run's.
+    """
+    named: dict[str, None] = {}
+    for run in runs:
+        try:
+            cfg = read_run_config(run.folder)
+        except UserError:  # the run's own reason, when it is measured
+            continue
+        _check_said(cfg, run, teachers)
+        named |= dict.fromkeys(models_of(cfg, "teacher"))
+    if strange := [own for own in teachers if not any(Path(own) == Path(one) for one in named)]:
+        raise UserError(
+            f"--teacher {strange[0]} is no run's teacher (theirs: {', '.join(named) or 'none'}): leave it "
+            f"out, or measure from it by python -m distill.evaluate model=<run> teacher={strange[0]}"
+        )
+
+
+def _check_said(cfg: DictConfig, run: Run, teachers: Sequence[str]) -> None:
+    said_again(cfg, "teacher", teachers, run.folder, lambda model: f"--teacher {shlex.quote(model)}")
+
+
 class _Measuring:
     """What runs share: their teachers, and the problems that were read."""
 
-    def __init__(self, folder: Path, problems: int, temperature: float, samples: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        problems: int,
+        temperature: float,
+        samples: int,
+        teachers: Sequence[str],
+        trust_remote_code: bool,
+    ) -> None:
         self.folder = folder
+        self.said = teachers
+        self.trusted = trust_remote_code
         self.limit = problems
         self.drawn = {"temperature": temperature, "samples": samples, "limit": problems}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,11 +152,12 @@ class _Measuring:
         Raises:
             UserError: why it cannot be measured.
         """
-        cfg: Any = OmegaConf.load(run.folder / "config.yaml")
+        cfg: Any = read_run_config(run.folder, built=("benchmark",), trust_remote_code=self.trusted)
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:
             raise UserError("its configuration names no teacher (model.teacher) that it could drift from")
+        _check_said(cfg, run, self.said)
         student = find_model(
             str(run.folder / "student"),
             key="student",

@@ -13,7 +13,7 @@ from distill.analysis.drift import Drift
 from distill.errors import UserError
 from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
-from distill.report.drift import drift_of_runs
+from distill.report.drift import check_teachers, drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import partings
 from distill.report.methods import Method, Table, method_of_runs, tables_of
@@ -31,6 +31,8 @@ def write_report(
     drift: int = 0,
     examples: int = 3,
     out: Path | None = None,
+    teachers: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> str:
     """Write the report of a sweep.
 
@@ -41,6 +43,8 @@ def write_report(
         drift: problems at which students and teachers write for ExAccErr; 0: not at all.
         examples: problems to show each way.
         out: where to; None: `report` in the first folder.
+        teachers: those of the runs' teachers that may be loaded for drift (`distill.report.drift`).
+        trust_remote_code: run Python from the models' folders and repositories.
 
     Returns:
         What to print: the tables of results, and where the page is.
@@ -55,17 +59,23 @@ def write_report(
     if not tables:
         reasons = "; ".join(f"{place}: {why}" for place, why in list(others.items())[:5])
         raise UserError(f"{folders[0]} holds no finished run to report on ({reasons})")
+    if drift:
+        check_teachers([run for table in tables if table.asked for run in table.runs], teachers)
     out = out or folders[0] / "report"
     (out / "figures").mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Text(_about(folders, tables))]
     values = []
+    unmeasured: dict[str, str] = {}
     notes = [note for table in tables for note in table.notes]
     blocks += sections.missing(notes, {str(place): reason for place, reason in others.items()})
     for number, table in enumerate(tables, 1):
         prefix = f"{number}_" if len(tables) > 1 else ""
         if len(tables) > 1:
             blocks.append(Heading(f"Comparison {number} of {len(tables)}: {', '.join(table.differs[:4])}"))
-        drifts = _drifts(table, drift, out / "drift") if drift and table.asked else None
+        drifts = None
+        if drift and table.asked:
+            drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code)
+            unmeasured |= drifts.reasons
         blocks += _sections(table, prefix, examples, drifts)
         values.append(_json(table, drifts))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
@@ -78,7 +88,8 @@ def write_report(
     value: dict[str, Any] = {"baseline": baseline, "tables": values}
     value["left_out"] = {str(place): reason for place, reason in others.items()}
     _write(out / "report.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    return "\n\n".join([*_printed(tables, notes, len(others)), str(out / "report.html")])
+    said = [f"{place}: its drift was not measured: {reason}" for place, reason in unmeasured.items()]
+    return "\n\n".join([*_printed(tables, notes, len(others)), *said, str(out / "report.html")])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +171,16 @@ def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) 
     yield from _examples(table, examples)
 
 
-def _drifts(table: Table, problems: int, folder: Path) -> _Drifts:
-    found, reasons = drift_of_runs(table.runs, problems=problems, folder=folder)
+def _drifts(
+    table: Table, problems: int, folder: Path, teachers: Sequence[str], trust_remote_code: bool
+) -> _Drifts:
+    found, reasons = drift_of_runs(
+        table.runs,
+        problems=problems,
+        folder=folder,
+        teachers=teachers,
+        trust_remote_code=trust_remote_code,
+    )
     by_method = {
         method.name: [found[run.folder] for run in method.runs if run.folder in found]
         for method in table.methods

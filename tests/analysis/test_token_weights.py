@@ -8,11 +8,13 @@ import pandas
 import pytest
 import test_training
 import torch
+from omegaconf import OmegaConf
 from test_generate import run as generate_run
 from test_training import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill.analysis.token_weights import by_trace, length_correlation, right_minus_wrong, token_weights
+from distill.analysis import token_weights as module
+from distill.analysis.token_weights import by_trace, length_correlation, right_minus_wrong
 from distill.data.trace_set import read_records, write_records
 from distill.errors import UserError
 
@@ -40,6 +42,13 @@ def trained(tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("run")
     words = arguments(tiny_pair, traces, folder, "loss=dcod", "loss.token_weight.temperature=2.0")
     return test_training.run([*words, "loss.token_weight.anneal=1.0", "model.lr=1e-2"], folder / "dcod")
+
+
+def token_weights(run: Path, records: Any, stage: str = "before", *, cache: Path) -> pandas.DataFrame:
+    """With the models that the run names said again."""
+    cfg: Any = OmegaConf.load(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    models = [] if cfg is None else [cfg.model[role] for role in ("student", "teacher", "reference")]
+    return module.token_weights(run, records, stage, cache=cache, models=[str(one) for one in models])
 
 
 def logprobs(model: Path, record: dict[str, Any]) -> np.ndarray:

@@ -614,7 +614,7 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
     value = json.loads((sweep / "report" / "report.json").read_text())
     assert [method["name"] for method in value["tables"][0]["methods"]] == [m.name for m in table.methods]
     assert "drift" not in value["tables"][0]
-    done = command("distill/report/__main__.py", str(sweep), "--drift", "6")
+    done = command("distill/report/__main__.py", str(sweep), "--drift", "6", "--teacher", str(tiny_pair[1]))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "ExAccErr" in (sweep / "report" / "report.md").read_text()
     assert (sweep / "report" / "figures" / "exaccerr.svg").is_file()

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from distill.errors import UserError
 from distill.generation.engines import HfEngine
 from distill.models.lazy import LazyModel
 from distill.report import drift as report
-from distill.report.drift import drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.drift_kept import read_drift, write_drift
 from distill.report.style import styles, written
@@ -43,6 +43,13 @@ def finished(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     asked = ["benchmark=arithmetic", "benchmark.limit=3", "benchmark.max_new_tokens=8"]
     words = arguments(tiny_pair, traces, folder, "loss=sft", "trainer.max_steps=2", "model.lr=0.01", *asked)
     return [read(train_run([*words, f"seed={seed}"], folder / f"sft_seed{seed}")) for seed in (0, 1)]
+
+
+def drift_of_runs(runs: Sequence[Run], **options: Any) -> tuple[dict[Path, Drift], dict[Path, str]]:
+    """With the teachers that the runs name said again."""
+    named = [OmegaConf.select(OmegaConf.load(run.folder / "config.yaml"), "model") for run in runs]
+    teachers = [str(model.teacher) for model in named if OmegaConf.is_config(model)]
+    return report.drift_of_runs(runs, teachers=teachers, **options)
 
 
 def read(folder: Path) -> Run:
