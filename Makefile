@@ -21,8 +21,9 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 docs: .venv/.docs  ## build the documentation into outputs/site; a broken link fails
-	.venv/bin/python docs/generate.py outputs/docs
-	.venv/bin/zensical build --strict --config-file outputs/docs/zensical.toml
+	@test -x .venv/bin/zensical || { echo "The documentation needs Python 3.11 or later"; exit 1; }
+	.venv/bin/python docs/generate.py outputs
+	.venv/bin/zensical build --strict --config-file outputs/zensical.toml
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/test_peers.py

@@ -1,6 +1,6 @@
-"""Prepare the documentation for the site generator: `python docs/generate.py [outputs/docs]`.
+"""Prepare the documentation for the site generator: `python docs/generate.py [outputs]`.
 
-Copies the pages of `docs/` and replaces every line `<!-- generated: NAME -->` by what `GENERATED[NAME]` makes: the
+Copies the pages of `docs/` to `outputs/docs` and replaces every line `<!-- generated: NAME -->` by what `GENERATED[NAME]` makes: the
 reference of the configuration from the comments in `conf/`, the table of losses, the record columns, the Python API.
 Nothing generated is committed. Only the table of losses imports torch.
 """
@@ -393,19 +393,19 @@ def fill_in(text: str, root: Path = ROOT) -> str:
 
 def write(out: Path, root: Path = ROOT) -> None:
     """Everything that the site generator reads."""
-    shutil.rmtree(out / "pages", ignore_errors=True)
+    shutil.rmtree(out / "docs", ignore_errors=True)
     for page in sources(root):
-        target = out / "pages" / page.relative_to(root / "docs")
+        target = out / "docs" / page.relative_to(root / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         text = fill_in(page.read_text(encoding="utf-8"), root)
         target.write_text(text.replace("../../notebooks/figures/", "../figures/"), encoding="utf-8")
-    shutil.copytree(root / "notebooks" / "figures", out / "pages" / "figures")
+    shutil.copytree(root / "notebooks" / "figures", out / "docs" / "figures")
     shutil.copy(root / "docs" / "zensical.toml", out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the documentation for the site generator.")
-    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "outputs" / "docs", help="folder (outputs/docs)")
+    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "outputs", help="folder (outputs)")
     write(parser.parse_args().out)
 
 
