@@ -1,8 +1,8 @@
 """Prepare the documentation for the site generator: `python docs/generate.py [outputs]`.
 
-Copies the pages of `docs/` to `outputs/docs` and replaces every line `<!-- generated: NAME -->` by what `GENERATED[NAME]` makes: the
-reference of the configuration from the comments in `conf/`, the table of losses, the record columns, the Python API.
-Nothing generated is committed. Only the table of losses imports torch.
+Copies the pages of `docs/` to `outputs/docs` and replaces every line `<!-- generated: NAME -->` by what
+`GENERATED[NAME]` makes: the reference of the configuration from the comments in `conf/`, the table of losses,
+the record columns, the Python API. Nothing generated is committed. Only the table of losses imports torch.
 """
 
 import argparse
@@ -26,10 +26,10 @@ COMMANDS = {
     "evaluate": "python -m distill.evaluate",
 }
 GROUPS = {
-    "model": "The student and its teacher. `model.student=` and `model.teacher=` take a hub id, a folder or a GGUF file.",
+    "model": "The student and its teacher: hub ids, folders or GGUF files.",
     "data": "The problems, their prompt and the traces to learn from.",
     "loss": "The objective: rollouts, token loss and token weight.",
-    "benchmark": "What the student is tested on, before and after training. A list is possible: `benchmark=[gsm8k,svamp]`.",
+    "benchmark": "What the student is tested on. A list is possible: `benchmark=[gsm8k,svamp]`.",
     "trainer": "The device, and arguments of `lightning.Trainer`.",
     "logger": "Where metrics go. A list is possible: `logger=[wandb,csv]`.",
     "experiment": "Ready-made settings and sweeps.",
@@ -39,7 +39,7 @@ GROUPS = {
 }
 
 
-# --- the configuration -------------------------------------------------------------------------------------------
+# --- the configuration
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def prefix_of(path: Path, conf: Path) -> str:
 
 def groups(conf: Path) -> dict[str, list[Path]]:
     """Every group's files."""
-    folders = sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in ("hydra", "shared"))
+    folders = sorted(
+        path for path in conf.iterdir() if path.is_dir() and path.name not in ("hydra", "shared")
+    )
     return {folder.name: sorted(folder.glob("*.yaml")) for folder in folders}
 
 
@@ -170,7 +172,11 @@ def config_reference(root: Path) -> str:
         parts.append(_table([(key.name, _code(key.default), key.comment) for key in keys_of(text)]))
     for file, prefixes in shared.items():
         if "" in prefixes:
-            users = [name for name in COMMANDS if f"{file.stem}@_here_" in (conf / f"{name}.yaml").read_text("utf-8")]
+            users = [
+                name
+                for name in COMMANDS
+                if f"{file.stem}@_here_" in (conf / f"{name}.yaml").read_text("utf-8")
+            ]
             parts += [f"## Shared by {', '.join(users)}", *_fragment(file, [""])]
     for group, files in groups(conf).items():
         parts += [f"## `{group}=`", GROUPS[group], _options(files)]
@@ -250,11 +256,14 @@ def _table(rows: list[tuple[str, str, str]]) -> str:
     if not rows:
         return ""
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {default.replace('|', chr(92) + '|')} | {_cell(comment)} |" for name, default, comment in rows]
+    lines += [
+        f"| `{name}` | {default.replace('|', chr(92) + '|')} | {_cell(comment)} |"
+        for name, default, comment in rows
+    ]
     return "\n".join(lines)
 
 
-# --- from the code -----------------------------------------------------------------------------------------------
+# --- from the code
 
 
 def methods_table(root: Path) -> str:
@@ -268,12 +277,20 @@ def record_columns(root: Path) -> str:
     """The columns of a trace set."""
     for path in sorted((root / "distill").rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "COLUMNS":
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and node.target.id == "COLUMNS"
+            ):
                 columns: dict[str, tuple[Any, str]] = ast.literal_eval(node.value) if node.value else {}
                 lines = ["| column | type | what it holds |", "|---|---|---|"]
-                lines += [f"| `{name}` | {_kind(kind)} | {_cell(said)} |" for name, (kind, said) in columns.items()]
+                lines += [
+                    f"| `{name}` | {_kind(kind)} | {_cell(said)} |" for name, (kind, said) in columns.items()
+                ]
                 return "\n".join(lines)
-    raise LookupError("no module of distill/ has COLUMNS, the columns of a trace set: tell docs/generate.py where they are")
+    raise LookupError(
+        "no module of distill/ has COLUMNS, the columns of a trace set: tell docs/generate.py where they are"
+    )
 
 
 def _kind(kind: Any) -> str:
@@ -298,13 +315,17 @@ def python_api(root: Path) -> str:
 
 
 def _exports(init: ast.Module) -> tuple[list[str], dict[str, str]]:
-    """The names in `__all__`, and each name's module: from a dict of strings, or from imports for type checkers."""
+    """The names in `__all__`, and their modules: from a dict of strings, or from imports."""
     names: list[str] = []
     modules: dict[str, str] = {}
     for node in ast.walk(init):
         if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name) and target.id == "__all__" and isinstance(node.value, ast.List | ast.Tuple):
+            if (
+                isinstance(target, ast.Name)
+                and target.id == "__all__"
+                and isinstance(node.value, ast.List | ast.Tuple)
+            ):
                 names = [one.value for one in node.value.elts if isinstance(one, ast.Constant)]
             elif isinstance(node.value, ast.Dict):
                 for key, value in zip(node.value.keys, node.value.values, strict=True):
@@ -340,7 +361,9 @@ def _documented(node: ast.stmt, name: str) -> Iterator[str]:
     elif isinstance(node, ast.ClassDef):
         fields = [ast.unparse(part) for part in node.body if isinstance(part, ast.AnnAssign)]
         init = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-        shown = [_signature(init[0], name)] if init else [f"class {name}:", *(f"    {field}" for field in fields)]
+        shown = (
+            [_signature(init[0], name)] if init else [f"class {name}:", *(f"    {field}" for field in fields)]
+        )
         yield "```python\n" + "\n".join(shown) + "\n```"
         yield _docstring(node)
         for part in node.body:
@@ -371,7 +394,7 @@ def _docstring(node: Any) -> str:
     return "\n".join(out).strip()
 
 
-# --- the pages ---------------------------------------------------------------------------------------------------
+# --- the pages
 
 GENERATED: dict[str, Callable[[Path], str]] = {
     "config": config_reference,
@@ -393,7 +416,8 @@ def fill_in(text: str, root: Path = ROOT) -> str:
 
 def write(out: Path, root: Path = ROOT) -> None:
     """Everything that the site generator reads."""
-    shutil.rmtree(out / "docs", ignore_errors=True)
+    for folder in ("docs", "site"):  # pages that are gone
+        shutil.rmtree(out / folder, ignore_errors=True)
     for page in sources(root):
         target = out / "docs" / page.relative_to(root / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
