@@ -42,8 +42,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every command in the blocks of shell commands: continued lines joined, comments and environment variables
-    off, the block's own variables put in."""
+    """Every command in the blocks of shell commands: continued lines joined, without comments and environment
+    variables, with the block's own variables put in."""
     found: list[str] = []
     for block in blocks(text, "bash"):
         variables: dict[str, str] = {}
@@ -106,10 +106,8 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    if any(word.startswith("experiment=") for word in words) and not any(
-        word.startswith("loss=") for word in words
-    ):
-        words.append("loss=sft")  # the first job alone: tests of the experiments look at all
+    if any(word.startswith(("experiment=compare", "experiment=tune")) for word in words):
+        words.append("loss=sft")  # one method's jobs: tests of the experiments look at all
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
 
 
