@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+_NAMED = 8  # most options that are named beside a default
 COMMANDS = {
     "train": "python train.py",
     "generate": "python -m distill.generate",
@@ -181,11 +182,11 @@ def config_reference(root: Path) -> str:
     for group, files in groups(conf).items():
         parts += [f"## `{group}=`", GROUPS[group], _options(files)]
         if group != "experiment":
-            parts.append(_merged(files, conf, group))
-            for file, prefixes in shared.items():
+            for file, prefixes in shared.items():  # first what all options have
                 own = [prefix for prefix in prefixes if prefix.startswith(f"{group}.")]
                 if own:
                     parts += _fragment(file, own)
+            parts += ["What single options set:", _merged(files, conf, group)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -237,7 +238,8 @@ def _by_option(defaults: dict[str, str], files: int) -> str:
     if len(by_value) == 1 and len(defaults) == files:
         return _code(next(iter(by_value)))
     shown = sorted(by_value.items(), key=lambda item: -len(item[1]))
-    return "; ".join(f"{', '.join(options)}: {_code(value)}" for value, options in shown)
+    named = [("most" if len(options) > _NAMED else ", ".join(options), value) for value, options in shown]
+    return "; ".join(f"{options}: {_code(value)}" for options, value in named)
 
 
 def _first_sentence(text: str) -> str:
