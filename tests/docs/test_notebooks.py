@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
+from test_docs import hydra_commands as commands
 from test_generate import compose
 from test_generate import run as generate_run
-from test_readme import commands
 from test_training import ROOT, environment
 from test_training import run as train_run
 
