@@ -371,7 +371,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in (folder / "benchmark").glob("*.yaml"):
         if file.stem not in ("arithmetic", "gsm8k", "none"):
             file.unlink()
-    monkeypatch.setattr(overlap, "_CONFIG", folder)
+    monkeypatch.setattr(overlap, "CONFIG", folder)
 
     def no_hub(*_: Any, **__: Any) -> None:
         raise ConnectionError("no hub here\nat all")
@@ -409,7 +409,7 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
     problems += ["What is 3 - 4", "What is 3 + 4?", QUESTION.upper(), QUESTION.replace("Ann", "Bob")]
     records = [record(str(number), problem=problem) for number, problem in enumerate(problems)]
     paths = {"gsm8k": gsm8k_file(tmp_path), "mine": str(tmp_path / "mine.csv"), "arithmetic": None}
-    monkeypatch.setattr(overlap, "_CONFIG", tmp_path / "nowhere")
+    monkeypatch.setattr(overlap, "CONFIG", tmp_path / "nowhere")
     with initialize_config_dir(str(conf), version_base="1.3"):  # as inside a command
         outcome = decontaminate([*records, records[0] | {"id": "again"}], desk(), against="all", paths=paths)
         assert compose("train", ["loss=sft"]).loss.rows == "all"

@@ -35,8 +35,8 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     A line makes it finish."""
     program = f"""
         from pathlib import Path
-        from distill.journal import Journal
-        from distill.trace_sets import claimed
+        from distill.generation.completion_log import Journal
+        from distill.io.locks import claimed
         folder = Path({str(tmp_path / "set")!r})
         with claimed(folder, {KEY!r}), Journal(folder / "completions.jsonl"):
             print("begun", flush=True)
