@@ -6,7 +6,7 @@ PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs peers bench lint format tiny clean
+.PHONY: help demo test check docs peers bench lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,11 +14,12 @@ help:  ## what there is to make
 demo: .venv/.demo  ## install, then distil the embedded student: under 4 minutes of running on 2 cores
 	.venv/bin/python train.py
 
-test: .venv/.dev  ## install with the developers' tools, then lint, types and tests
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
-	.venv/bin/pyright --pythonpath .venv/bin/python
+test: lint  ## install with the developers' tools, then lint, types, all tests and the documentation
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(MAKE) docs; fi
+
+check: lint  ## lint, types and the quick tests, while you work
+	.venv/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 docs: .venv/.docs  ## build the documentation into outputs/site; a broken link fails
 	@test -x .venv/bin/zensical || { echo "The documentation needs Python 3.11 or later"; exit 1; }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -77,3 +78,27 @@ def data_dir() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data at {REAL_DATA}")
     return REAL_DATA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-cases", action="store_true", help="whole cross products, where `covering` thins them"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thin the cases of tests that are marked `covering(strength)`."""
+    if config.getoption("--all-cases"):
+        return
+    groups: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = set[str]()
+    for cases in groups.values():
+        marker = cases[0].get_closest_marker("covering")
+        assert marker is not None
+        kept = covering([case.callspec.indices for case in cases], *marker.args)
+        left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]

@@ -105,6 +105,7 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     return all(float((found[name] - expected[name]).abs().max()) <= 1e-5 * size for name in expected)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("budget", [16384, 24])
 @pytest.mark.parametrize("kind", ["padded", "grouped", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -160,6 +160,7 @@ def gradient(name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Ten
     return leaf.grad
 
 
+@pytest.mark.covering(1)
 @every_loss
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_is_its_definition_summed_over_the_vocabulary(name: str, seed: int) -> None:

@@ -156,6 +156,7 @@ def gradients(found: Found, problem: Problem) -> tuple[Tensor, Tensor]:
     return hidden, weight
 
 
+@pytest.mark.covering(2)
 @every_loss
 @every_chunk
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
@@ -407,6 +408,7 @@ def test_rows_that_pad_the_vocabulary_have_no_say_and_no_gradient(token_loss: Ca
     assert (padded.grad[VOCAB:] == 0).all()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16])
 @every_loss
 def test_half_precision_is_close_to_single(
@@ -487,6 +489,7 @@ class Vocabularies(TorchDispatchMode):
         return sum(not reference.expired() for reference in self.made)
 
 
+@pytest.mark.covering(1)
 @every_loss
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("trains", [True, False])

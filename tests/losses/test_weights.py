@@ -109,6 +109,7 @@ def test_uniform_counts_every_completion_token_once() -> None:
     assert found.tolist() == [[float(value) for value in row] for row in mask.tolist()]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s.values())))
 @pytest.mark.parametrize("progress", [0.3, 1.0])
 def test_the_weights_are_their_definition(switches: dict[str, Any], progress: float) -> None:
@@ -213,6 +214,7 @@ def test_the_gradient_of_a_weighted_loss_holds_the_weight_fixed() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("outside", [torch.nan, -torch.inf, torch.inf, 5.0])

@@ -105,6 +105,7 @@ def call(function: Callable[..., Tensor], mask: Tensor, values: dict[str, Tensor
     return function(**{name: {**values, "mask": mask}[name] for name in signals(function)})
 
 
+@pytest.mark.covering(1)
 @every_weight
 @pytest.mark.parametrize("seed", range(4))
 def test_a_weight_is_its_definition_on_each_completion(name: str, seed: int) -> None:
@@ -118,6 +119,7 @@ def test_a_weight_is_its_definition_on_each_completion(name: str, seed: int) -> 
     assert (found[~mask] == 0).all()
 
 
+@pytest.mark.covering(1)
 @every_weight
 @pytest.mark.parametrize("outside", [math.nan, math.inf, -math.inf, 5.0])
 def test_what_stands_outside_the_mask_changes_nothing(name: str, outside: float) -> None:
@@ -142,6 +144,7 @@ def test_half_precision_signals_give_single_precision_weights(name: str) -> None
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.covering(2)
 @every_weight
 @pytest.mark.parametrize("signal", TOKEN_SIGNALS)
 @pytest.mark.parametrize("extreme", [-math.inf, -60.0, 0.0])

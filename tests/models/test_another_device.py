@@ -57,6 +57,7 @@ def test_such_mistakes_are_seen(mistake: Any) -> None:
         mistake(torch.ones(3, device=META))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: str) -> None:

@@ -280,6 +280,7 @@ def test_an_objective_is_the_sum_over_tokens_of_weight_times_loss(
         assert torch.equal(found.mask, work.mask)
 
 
+@pytest.mark.covering(1)
 @every_loss_and_weight
 @every_control
 def test_in_chunks_an_objective_and_its_gradient_are_the_plain_ones(
@@ -337,6 +338,7 @@ def test_a_weight_of_ones_own_is_cut_from_the_graph_too() -> None:
     torch.testing.assert_close(found.weights, expected)
 
 
+@pytest.mark.covering(2)
 @every_loss
 @pytest.mark.parametrize("weight", ["default", "prefix", "knobs"])
 @pytest.mark.parametrize("control", ["none", "uniform", "inverted"])
@@ -399,6 +401,7 @@ def test_the_control_shuffled_moves_the_same_weights_to_other_tokens(weight: str
     assert any(not torch.equal(found.weights, other) for other in others)
 
 
+@pytest.mark.covering(1)
 @every_loss_and_weight
 @every_control
 def test_longer_padding_changes_nothing(loss: str, weight: str, control: str) -> None:
@@ -416,6 +419,7 @@ def test_longer_padding_changes_nothing(loss: str, weight: str, control: str) ->
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.covering(1)
 @every_loss_and_weight
 @pytest.mark.parametrize("control", ["none", "uniform", "inverted"])
 def test_the_order_of_rows_changes_nothing(loss: str, weight: str, control: str) -> None:

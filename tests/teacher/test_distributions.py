@@ -165,6 +165,7 @@ def test_tokens_that_leave_none_for_the_rest_are_refused() -> None:
 # --- in the head's pass
 
 
+@pytest.mark.covering(2)
 @every_divergence
 @pytest.mark.parametrize("chunk_size", [2, None])
 @pytest.mark.parametrize("source", ["top_k", "samples"])
