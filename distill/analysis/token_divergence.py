@@ -15,9 +15,9 @@ from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.io.cache import ShardCache
 from distill.io.files import hash_arrays
-from distill.losses.chunk_loop import WeightedTokenLoss
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy, forward_kl
+from distill.losses.inputs import WeightedTerm
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, vocabulary_mismatch
 from distill.models.lazy import LazyModel
@@ -123,7 +123,7 @@ def _read(
             heads.append(Head(head.hidden, head.weight[:size]))
         labels = batch.labels[batch.mask]
         none = torch.zeros(len(labels), device=student.device)  # nothing is trained here
-        terms = [WeightedTokenLoss(loss, none) for loss in (forward_kl, _teacher_nll)]
+        terms = [WeightedTerm(loss, none) for loss in (forward_kl, _teacher_nll)]
         found = weighted_token_losses(heads[0], labels, terms, others={"log_p": heads[1]})
         columns = torch.stack([*found.losses, -found.logprobs]).float().cpu()
         parts = columns.split(batch.mask.sum(-1).tolist(), dim=1)

@@ -14,9 +14,9 @@ from torch import Tensor
 from distill.bench.inputs import shape_of
 from distill.bench.measurement import Setting
 from distill.bench.meter import Meter
-from distill.losses.chunk_loop import WeightedTokenLoss
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from distill.losses.inputs import WeightedTerm
 from distill.models.head import Head
 
 Kind = Literal["sft", "forward_kl", "reverse_kl", "jsd"]
@@ -140,7 +140,7 @@ def ours(kind: Kind, tensors: Tensors) -> Tensor:
     return weighted_token_losses(
         Head(hidden, weight),
         labels,
-        [WeightedTokenLoss(_TOKEN_LOSS[kind], each)],
+        [WeightedTerm(_TOKEN_LOSS[kind], each)],
         others={} if kind == "sft" else {"log_p": Head(theirs, their_weight)},
     ).total
 

@@ -1,14 +1,12 @@
-"""The output head in chunks of tokens: no [tokens, vocab] tensor outlives a chunk, whatever the loss and the
-weights.
+"""The chunk loop: a weighted loss over the output head, in which no [tokens, vocab] tensor outlives a chunk.
 
-The weighted loss and its gradient are made in one pass: a chunk's logits exist once, for both. A chunk is
-what the matrix products want; what is done to its logits between them is done in blocks of a few rows, which
-stay in a CPU's cache. Weights that are made of a token's own signals are made on the way; those that look at
-a whole sequence come before, and `label_logprobs` is the cheap pass that they need. No loss knows about
-chunks, and no weight either."""
+The loss and its gradient are made in one pass: a chunk's logits exist once, for both. Weights that are made
+of a token's own signals are made inside the loop; those that look at a whole sequence come before, and
+`distill.losses.logits.student_signals` is the cheap pass that they need. No loss knows about chunks, and no
+weight either."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,43 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.losses import divergence as divergences
-from distill.losses.chunk_loop import (
-    STUDENT_SIGNALS,
-    Chunks,
-    TokenLoss,
-    WeightedTokenLoss,
-    WeightsOnTheWay,
-    fitting_chunk,
-    logits_in_blocks,
-    prepare,
-    run,
-    signals_of,
-)
+from distill.losses.inputs import ChunkedInputs, TokenLoss, WeightedTerm, arguments
+from distill.losses.logits import LogitBuffers, blocks, fitting_chunk, slices
 from distill.losses.signals import signals
-from distill.losses.sparse import SomeTokens
-from distill.models.head import Head, compute_dtype, factors, gather, log_softmax, product, wide_dtype
-
-__all__ = [
-    "Head",
-    "TokenLoss",
-    "TokenLosses",
-    "WeightedTokenLoss",
-    "WeightsOnTheWay",
-    "divergence",
-    "factors",
-    "fitting_chunk",
-    "label_logprobs",
-    "label_ranks",
-    "product",
-    "student_signals",
-    "token_logprobs",
-    "weighted_token_losses",
-]
+from distill.models.head import Head, as_factor, compute_dtype, log_softmax, product, wide_dtype
 
 
 @dataclass(frozen=True)
-class TokenLosses:
-    """What a pass over the head gives.
+class PerTokenLosses:
+    """What a pass over the head gives, in fp32 (fp64 for fp64 input) whatever the hidden states' type.
 
     Attributes:
         total: Σ c·w·ℓ over tokens and terms, with gradient to the student's hidden states and output matrix.
@@ -68,54 +38,87 @@ class TokenLosses:
     logprobs: Float[Tensor, " tokens"]
 
 
+class ChunkedLoss(torch.autograd.Function):
+    """Σ c·w·ℓ over the head's chunks: `apply(hidden, weight, inputs)` gives the fields of `PerTokenLosses`.
+
+    The forward pass makes the gradient along with the loss; the backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, inputs: ChunkedInputs
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        trains = bool(inputs.terms) and any(ctx.needs_input_grad[:2])
+        dtype, tokens, terms = compute_dtype(hidden), len(inputs.labels), inputs.terms
+        wide, size = wide_dtype(dtype), inputs.chunk_size or fitting_chunk(Head(hidden, weight))
+        losses, token_weights, logprobs = (
+            torch.empty(*shape, dtype=wide, device=hidden.device)
+            for shape in ((len(terms), tokens), (len(terms), tokens), (tokens,))
+        )
+        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        # Summed over the chunks in at least fp32, also where the matrix itself is bf16.
+        wide_like = functools.partial(torch.zeros_like, dtype=wide_dtype(weight.dtype))
+        grad_weight = wide_like(weight) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = as_factor(weight, dtype)
+            buffers = LogitBuffers(min(size, tokens), hidden.device, wide)
+            for chunk in slices(tokens, size):
+                states = as_factor(hidden[chunk], dtype)
+                logits = buffers.product("student", states, matrix)
+                others = inputs.logits_of_others(chunk, buffers)
+                for at in blocks(logits):
+                    rows = slice(chunk.start + at.start, chunk.start + at.stop)
+                    log_q = log_softmax(logits[at], inputs.temperature)
+                    of_student = inputs.signals_of_student(log_q, logits[at], rows)
+                    logprobs[rows] = of_student["student_logprobs"]
+                    known = inputs.signals_of_others(rows, others, at)
+                    for number, term in enumerate(terms):
+                        token_weights[number, rows] = term.weights_at(rows, of_student).to(wide)
+                        own = log_q.clone() if trains and number + 1 < len(terms) else log_q
+                        if trains and (form := inputs.closed_form(term, known)):
+                            values, gradient = form(**arguments(term, own, known))
+                        else:
+                            with torch.set_grad_enabled(trains):
+                                values = term.token_loss(**arguments(term, own.requires_grad_(trains), known))
+                            gradient = _through_log_softmax(values, own) if trains else None
+                        losses[number, rows] = values.detach()
+                        if gradient is not None:
+                            factor = token_weights[number, rows] * (term.coefficient / inputs.temperature)
+                            _add(logits[at], gradient, factor, first=number == 0)
+                        del own, values, gradient
+                    del log_q, known  # as large as the chunk on a GPU: not kept beside what comes next
+                if trains:
+                    _add_products(grad_hidden, grad_weight, chunk, logits, states, matrix)
+        ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.mark_non_differentiable(losses, token_weights, logprobs)
+        return _total(terms, losses, token_weights), losses, token_weights, logprobs
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the head's gradient was already given away: it has no second backward pass")
+        scaled = [None if g is None else g.mul_(upstream[0].to(g.dtype)) for g in ctx.gradients]
+        ctx.gradients = None  # scaled in place, so there is no second backward pass
+        return *scaled, None
+
+
 def weighted_token_losses(
-    student: Head,
-    labels: Int[Tensor, " tokens"],
-    terms: Sequence[WeightedTokenLoss],
-    *,
-    others: Mapping[str, Head | SomeTokens] | None = None,
-    token_signals: Mapping[str, Float[Tensor, " tokens"]] | None = None,
-    constants: Mapping[str, Tensor] | None = None,
-    temperature: float = 1.0,
-    chunk_size: int | None = None,
-    compiled: bool = False,
-) -> TokenLosses:
+    student: Head, labels: Int[Tensor, " tokens"], terms: Sequence[WeightedTerm], **options: Any
+) -> PerTokenLosses:
     """Σ c·w·ℓ and what it is made of, in chunks; all terms share a chunk's logits and one gradient.
 
     Args:
         student: hidden states and output matrix; both get gradients where they ask for them.
         labels: the tokens to predict.
         terms: what is measured, and how much it counts.
-        others: heads of frozen models at the same positions, or what is known of them, by the name of the
-            signal that they give (`log_p`: the teacher's, `log_r`: the reference's); they never get a
-            gradient. Their vocabulary may be another. Where only some of a model's tokens are known, a loss
-            that asks for that model is given both distributions in those buckets.
-        token_signals: [tokens] whatever else a loss asks for, by name.
-        constants: what a loss asks for that is the same for all tokens, by name (`shared_ids`).
-        temperature: divides every model's logits before the loss; the log-probabilities are at temperature 1.
-        chunk_size: tokens whose logits exist at once; by the vocabulary and the device where None
-            (`fitting_chunk`).
-        compiled: whether torch.compile fuses what is done to the logits, for losses with a closed form.
-
-    Returns:
-        Losses and log-probabilities in fp32 (fp64 for fp64 input), whatever the hidden states' type.
+        options: the other fields of `distill.losses.inputs.ChunkedInputs`.
 
     Raises:
         ValueError: a loss asks for a signal that is not given.
     """
-    chunks = prepare(
-        student,
-        labels,
-        terms,
-        others=others,
-        token_signals=token_signals,
-        constants=constants,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        compiled=compiled,
-    )
-    return TokenLosses(
-        *_HeadPass.apply(student.hidden, student.weight, chunks)  # pyright: ignore[reportGeneralTypeIssues]
+    inputs = ChunkedInputs(labels, terms, **options)
+    return PerTokenLosses(
+        *ChunkedLoss.apply(student.hidden, student.weight, inputs)  # pyright: ignore[reportGeneralTypeIssues]
     )
 
 
@@ -141,7 +144,11 @@ def token_logprobs(
         chunk_size: tokens whose logits exist at once; `fitting_chunk` where None.
     """
     found = _AnyWeight.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        hidden, weight, labels, divergences.cross_entropy, {}, temperature, chunk_size
+        hidden,
+        weight,
+        labels,
+        divergences.cross_entropy,
+        {"temperature": temperature, "chunk_size": chunk_size},
     )
     return -found
 
@@ -180,87 +187,11 @@ def divergence(
     if (asked := signals(loss)) != {"log_q", "log_p"}:
         raise ValueError(f"kind={kind!r} is no divergence of two distributions: it asks for {sorted(asked)}")
     others = {"log_p": Head(teacher_hidden, teacher_weight)}
+    options = {"others": others, "temperature": temperature, "chunk_size": chunk_size}
     labels = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     return _AnyWeight.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        hidden, weight, labels, loss, others, temperature, chunk_size
+        hidden, weight, labels, loss, options
     )
-
-
-@torch.no_grad()
-def label_logprobs(
-    head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
-) -> Float[Tensor, " tokens"]:
-    """Log-probabilities of the labels at temperature 1, without gradient, in chunks."""
-    return student_signals(head, labels, {"student_logprobs"}, chunk_size=chunk_size)["student_logprobs"]
-
-
-@torch.no_grad()
-def student_signals(
-    head: Head, labels: Int[Tensor, " tokens"], wanted: set[str], *, chunk_size: int | None = None
-) -> dict[str, Float[Tensor, " tokens"]]:
-    """What weights may ask of the model in training, at temperature 1, without gradient, in chunks.
-
-    Args:
-        head: hidden states and output matrix.
-        labels: the written tokens.
-        wanted: `student_logprobs`: their log-probabilities; `student_entropy`: the entropy of the likeliest
-            20 tokens among themselves (of all, in a smaller vocabulary), in nats.
-        chunk_size: tokens whose logits exist at once.
-    """
-    dtype = wide_dtype(compute_dtype(head.hidden))
-    found = {
-        name: torch.empty(len(labels), dtype=dtype, device=head.hidden.device)
-        for name in STUDENT_SIGNALS
-        if name in wanted
-    }
-    for rows, logits in logits_in_blocks(head, chunk_size):
-        for name, values in signals_of(log_softmax(logits), labels[rows], found.keys()).items():
-            found[name][rows] = values
-    return found
-
-
-@torch.no_grad()
-def label_ranks(
-    head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
-) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Of the labels at temperature 1, in chunks: their log-probabilities, their ranks (1 + how many
-    tokens have a higher logit), and the entropy of the whole distribution that they come from, in nats."""
-    parts = []
-    for rows, logits in logits_in_blocks(head, chunk_size):
-        ranks = 1 + (logits > logits.gather(-1, labels[rows].unsqueeze(-1))).sum(-1)
-        logprobs = log_softmax(logits)
-        entropy = torch.special.entr(logprobs.exp()).sum(-1)
-        parts.append((gather(logprobs, labels[rows]), ranks, entropy))
-    found = zip(*parts, strict=True)
-    logprobs, ranks, entropy = (torch.cat(columns) for columns in found)
-    return logprobs, ranks, entropy
-
-
-class _HeadPass(torch.autograd.Function):
-    """Makes the gradient along with the loss; the backward pass only scales it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, chunks: Chunks
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        grad_hidden, grad_weight, *found = run(hidden, weight, chunks, *ctx.needs_input_grad[:2])
-        ctx.gradients = grad_hidden, grad_weight
-        losses, token_weights, logprobs = found
-        ctx.mark_non_differentiable(losses, token_weights, logprobs)
-        return chunks.total(losses, token_weights), losses, token_weights, logprobs
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scale = upstream[0]
-        if ctx.gradients is None:
-            raise RuntimeError("the head's gradient was already given away: it has no second backward pass")
-        grad_hidden, grad_weight = ctx.gradients
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype))
-        ctx.gradients = None  # scaled in place, so there is no second backward pass
-        return grad_hidden, grad_weight, None
 
 
 class _AnyWeight(torch.autograd.Function):
@@ -273,31 +204,74 @@ class _AnyWeight(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         token_loss: TokenLoss,
-        others: Mapping[str, Head],
-        temperature: float,
-        chunk_size: int | None,
+        options: dict[str, Any],
     ) -> Tensor:
-        def chunks_of(weights: Tensor) -> Chunks:
-            return prepare(
-                Head(hidden, weight),
-                labels,
-                [WeightedTokenLoss(token_loss, weights)],
-                others=others,
-                temperature=temperature,
-                chunk_size=chunk_size,
-            )
-
-        chunks = chunks_of(hidden.new_zeros(len(labels), dtype=wide_dtype(hidden.dtype)))
         ctx.save_for_backward(hidden, weight)
-        ctx.chunks_of = chunks_of
+        ctx.losses = functools.partial(_losses_of_one, labels=labels, token_loss=token_loss, options=options)
         # The second pass rounds as the first does.
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type)
-        return run(hidden, weight, chunks, False, False)[2][0]
+        none = hidden.new_zeros(len(labels), dtype=wide_dtype(hidden.dtype))
+        return ctx.losses(Head(hidden.detach(), weight.detach()), none).losses[0]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        with torch.autocast(hidden.device.type, enabled=ctx.autocast):
-            chunks = ctx.chunks_of(upstream[0])
-        grad_hidden, grad_weight, *_ = run(hidden, weight, chunks, *ctx.needs_input_grad[:2])
-        return grad_hidden, grad_weight, None, None, None, None, None
+        hidden, weight = (
+            tensor.detach().requires_grad_(wanted)
+            for tensor, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:2], strict=True)
+        )
+        with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=ctx.autocast):
+            found = ctx.losses(Head(hidden, weight), upstream[0])
+        found.total.backward()
+        return hidden.grad, weight.grad, None, None, None
+
+
+def _losses_of_one(
+    student: Head, weights: Tensor, *, labels: Tensor, token_loss: TokenLoss, options: dict[str, Any]
+) -> PerTokenLosses:
+    return weighted_token_losses(student, labels, [WeightedTerm(token_loss, weights)], **options)
+
+
+def _through_log_softmax(losses: Tensor, log_q: Tensor) -> Tensor:
+    """Autograd's gradient of Σ ℓ to the logits that `log_q`, which is spent, is the log-softmax of."""
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(losses.sum(), log_q)
+    # Through the log-softmax by hand: the logits themselves need not be kept for it.
+    return gradient.addcmul_(log_q.detach().exp_(), gradient.sum(-1, keepdim=True), value=-1)
+
+
+def _add(logits: Tensor, gradient: Tensor, factor: Tensor, *, first: bool) -> None:
+    """Put the gradient, times a factor for each row, in the logits' place; later terms are added to it."""
+    if first:
+        torch.mul(gradient, factor.unsqueeze(-1), out=logits)
+    else:
+        logits.addcmul_(gradient, factor.unsqueeze(-1))
+
+
+def _add_products(
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    chunk: slice,
+    gradient: Tensor,
+    states: Tensor,
+    matrix: Tensor,
+) -> None:
+    """A chunk's share of the gradients, from the gradient to its logits."""
+    gradient = gradient.to(matrix.dtype)
+    if grad_hidden is not None:
+        grad_hidden[chunk] = product(gradient, matrix).to(grad_hidden.dtype)
+    if grad_weight is not None:
+        if grad_weight.dtype == gradient.dtype:
+            grad_weight.addmm_(gradient.T, states)
+        else:
+            grad_weight += product(gradient.T, states)
+
+
+def _total(terms: Sequence[WeightedTerm], losses: Tensor, token_weights: Tensor) -> Float[Tensor, ""]:
+    """Σ c·w·ℓ."""
+    return sum(
+        (
+            term.coefficient * (weights * values).sum()
+            for term, weights, values in zip(terms, token_weights, losses, strict=True)
+        ),
+        losses.new_zeros(()),
+    )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SomeTokens:
+class SparseDistribution:
     """Some of a distribution's tokens at every position, each position's own.
 
     Attributes:
@@ -21,8 +21,10 @@ class SomeTokens:
     logprobs: Float[Tensor, "tokens known"]
     log_rest: Float[Tensor, " tokens"] | None = None
 
-    def __getitem__(self, s: slice) -> "SomeTokens":
-        return SomeTokens(self.ids[s], self.logprobs[s], None if self.log_rest is None else self.log_rest[s])
+    def __getitem__(self, s: slice) -> "SparseDistribution":
+        return SparseDistribution(
+            self.ids[s], self.logprobs[s], None if self.log_rest is None else self.log_rest[s]
+        )
 
     def to(self, dtype: torch.dtype) -> Float[Tensor, "tokens buckets"]:
         """The known tokens' log-probabilities, and behind them the rest's where it is known."""

@@ -29,22 +29,22 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def factors(head: Head) -> Head:
     """A frozen head, ready for `product`: rounded as autocast would, widened where the machine needs it."""
     dtype = compute_dtype(head.weight)
-    return Head(_factor(head.hidden.detach(), dtype), _factor(head.weight.detach(), dtype))
+    return Head(as_factor(head.hidden.detach(), dtype), as_factor(head.weight.detach(), dtype))
 
 
-def _factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A factor as the model's own head would round it; widened again where `product` needs that."""
     rounded = tensor.to(dtype)
-    return rounded if _multiplies_into_single(rounded) else rounded.to(wide_dtype(dtype))
+    return rounded if multiplies_into_single(rounded) else rounded.to(wide_dtype(dtype))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in at least fp32. Logits rounded to bf16 would be off by 1/64 at a height of 8: near
     the teacher that is as much as there is to learn."""
-    return torch.mm(a, b, out_dtype=torch.float32) if _multiplies_into_single(a) else a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if multiplies_into_single(a) else a @ b
 
 
-def _multiplies_into_single(factor: Tensor) -> bool:
+def multiplies_into_single(factor: Tensor) -> bool:
     """Whether half-precision factors give a single-precision product at once; a CPU cannot."""
     half = factor.dtype in (torch.bfloat16, torch.float16)
     return half and factor.is_cuda and "dtype" in torch.ops.aten.mm.overloads()

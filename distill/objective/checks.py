@@ -1,19 +1,17 @@
 """What an objective refuses, each in a sentence, before any model is loaded."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import GIVEN, SIGNALS, is_on_policy_only, name_of, signals, why_not_from
+from distill.objective.spec import ObjectiveSpec
 from distill.objective.terms import Control, Term, is_positive
 from distill.teacher.distribution import TeacherDistribution
 
-if TYPE_CHECKING:
-    from distill.objective.objective import Objective
 
-
-def check_values(objective: "Objective") -> None:
+def check_values(objective: ObjectiveSpec) -> None:
     """Refuse fields whose value none of them can have.
 
     Raises:
@@ -48,7 +46,7 @@ def check_values(objective: "Objective") -> None:
         raise ValueError(f"loss.compile={objective.compile!r} is neither true nor false")
 
 
-def check_terms(objective: "Objective") -> None:
+def check_terms(objective: ObjectiveSpec) -> None:
     """Refuse choices that make no sense together.
 
     Raises:
@@ -63,7 +61,7 @@ def check_terms(objective: "Objective") -> None:
         _refuse_what_has_no_sense(objective, name, term)
 
 
-def _refuse_what_has_no_sense(objective: "Objective", name: str, term: Term) -> None:
+def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -> None:
     function = name_of(term.token_loss)
     fraction = objective.rollouts.fraction if isinstance(objective.rollouts, StudentRollouts) else 0.0
     if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
@@ -91,7 +89,7 @@ def _refuse_what_has_no_sense(objective: "Objective", name: str, term: Term) -> 
         )
 
 
-def _refuse_the_source(objective: "Objective", function: str, term: Term) -> None:
+def _refuse_the_source(objective: ObjectiveSpec, function: str, term: Term) -> None:
     source = f"loss.distribution.source={objective.distribution.source}"
     if not objective.distribution.cached or "log_p" not in signals(term.token_loss):
         return
@@ -113,12 +111,12 @@ def _refuse_the_source(objective: "Objective", function: str, term: Term) -> Non
         )
 
 
-def try_out(objective: "Objective") -> None:
+def try_out(objective: ObjectiveSpec) -> None:
     """Call every function once on two tokens, so that a bad parameter is found before any model is
     loaded."""
     logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
     one = torch.full((1, 2), -1.0)
-    for name, term in objective.terms.items():
+    for term in objective.terms.values():
         for function, refused in (
             (term.token_loss, {"mask", "progress"}),
             (term.token_weight, {"labels", "same_token", "shared_ids"}),
@@ -138,4 +136,4 @@ def try_out(objective: "Objective") -> None:
         }
         term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
         given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}
-        objective._weights(name, torch.ones(1, 2, dtype=torch.bool), given, 0.5, 0)
+        term.weights(torch.ones(1, 2, dtype=torch.bool), given, 0.5)

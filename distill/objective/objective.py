@@ -7,164 +7,35 @@ share of the two sums; `DistillModule` divides, once. A few methods add a second
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from distill.generation.sampling import StudentRollouts
-from distill.losses import controls, weights
-from distill.losses.chunk_loop import TokenLoss, WeightedTokenLoss, WeightsOnTheWay
-from distill.losses.chunked import student_signals, weighted_token_losses
-from distill.losses.signals import (
-    SIGNALS,
-    Role,
-    estimate_from_samples,
-    is_across_vocabularies,
-    is_of_the_token,
-    parameters,
-    signals,
-)
-from distill.losses.sparse import SomeTokens
+from distill.losses import controls
+from distill.losses.chunked import ChunkedLoss, PerTokenLosses
+from distill.losses.inputs import ChunkedInputs, TokenLoss, WeightedTerm
+from distill.losses.logits import student_signals
+from distill.losses.signals import estimate_from_samples, signals
 from distill.models.head import Head
 from distill.objective.checks import check_terms, check_values, try_out
-from distill.objective.step_values import StepProposals
-from distill.objective.terms import Control, Rows, Term, TokenWeight, WeightedLoss, at, spread
-from distill.teacher.distribution import TeacherDistribution
+from distill.objective.spec import ObjectiveSpec
+from distill.objective.terms import LossSums, MicroBatch, at, spread
 
 
-@dataclass
-class Objective:
+class Objective(ObjectiveSpec):
     """Combines who writes, what is measured at a position, and how much the position counts.
 
-    Attributes:
-        rollouts: `dataset` (offline traces as the data gives them), `teacher` (offline traces, sampled from
-            the teacher whatever the data has), or a `StudentRollouts`, which lets the student write a share
-            of the batches.
-        token_loss: a function of `distill.losses.divergence`, bound to its parameters.
-        token_weight: a function of `distill.losses.weights`, bound to its parameters.
-        rows: completions that token_loss is taken on: `all`, the `dataset`'s or the `student`'s.
-        extra: further terms, by name, added to the first.
-        normalize: divide the step's sum, further terms' share of it too, by the completion tokens (`tokens`)
-            or by the main term's weights (`weights`) of the optimizer step.
-        scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
-            the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
-        control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
-            `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
-        proposals: how next steps are proposed and valued, for weights that compare them.
-        teacher: whose signals are the teacher's: those of `model` (`model.teacher`), or of the student as it
-            was before training (`initial`).
-        teacher_sees: the problem (`prompt`), or its worked solution too (`solution`), under
-            `data.informed_prompt`.
-        distribution: where the teacher's distribution comes from, for losses that compare with all of it.
-        temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
-            DCOD's τ.
-        chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
-        compile: whether torch.compile fuses what a loss does to the logits, where its gradient is written
-            out (`distill.losses.closed_forms`).
+    Its fields are those of `distill.objective.spec.ObjectiveSpec`. A training step calls `chunked_inputs`,
+    then `ChunkedLoss`, then `sums`; calling the objective does the three at once.
     """
-
-    rollouts: StudentRollouts | Literal["dataset", "teacher"]
-    token_loss: TokenLoss
-    token_weight: TokenWeight
-    rows: Rows = "all"
-    extra: Mapping[str, Term] = field(default_factory=dict)
-    normalize: Literal["tokens", "weights"] = "tokens"
-    scale: float | Literal["mean"] = 1.0
-    control: Control = "none"
-    proposals: StepProposals | None = None
-    teacher: Literal["model", "initial"] = "model"
-    teacher_sees: Literal["prompt", "solution"] = "prompt"
-    distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
-    temperature: float = 1.0
-    chunk_size: int | None = None
-    compile: bool = False
 
     def __post_init__(self) -> None:
         check_values(self)
-        weight = weights.uniform if self.control == "uniform" else self.token_weight
-        self.terms: dict[str, Term] = {
-            "main": Term(self.token_loss, weight, rows=self.rows),
-            **dict(self.extra),
-        }
+        super().__post_init__()
         check_terms(self)
         try_out(self)
-
-    @cached_property
-    def signals(self) -> set[str]:
-        """Everything that the terms ask of any model."""
-        return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
-
-    @cached_property
-    def distributions(self) -> dict[str, Role]:
-        """Signals over the whole vocabulary that frozen models give: by name, whose."""
-        return {
-            name: SIGNALS[name].role
-            for name in sorted(self.signals)
-            if SIGNALS[name].shape == "vocab" and SIGNALS[name].role != "student"
-        }
-
-    @cached_property
-    def live_distributions(self) -> dict[str, Role]:
-        """Those that need the model beside the student."""
-        cached = {"log_p"} if self.caches_distribution else set()
-        return {name: role for name, role in self.distributions.items() if name not in cached}
-
-    @cached_property
-    def caches_distribution(self) -> bool:
-        """Whether batches carry what is cached of the teacher's distribution."""
-        return self.distribution.cached and "log_p" in self.signals
-
-    @cached_property
-    def cached_signals(self) -> dict[str, Role]:
-        """Per-token signals that the traces must carry, scored once and cached: by name, whose."""
-        return {
-            name: SIGNALS[name].role
-            for name in sorted(self.signals)
-            if SIGNALS[name].shape == "token" and SIGNALS[name].role != "student"
-        }
-
-    @cached_property
-    def batch_signals(self) -> list[str]:
-        """Per-token signals that batches of the data's traces carry: none where the student writes all."""
-        writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
-        return [] if writes_all else sorted(self.cached_signals)
-
-    @cached_property
-    def live_roles(self) -> set[Role]:
-        """Frozen models that run beside the student: for whole distributions and next steps, or to score its
-        rollouts."""
-        live = set(self.live_distributions.values())
-        if self.compares_steps:
-            live.add("teacher")
-        return live | set(self.cached_signals.values()) if self.on_policy else live
-
-    @cached_property
-    def compares_tokens(self) -> bool:
-        """Whether a loss asks which tokens student and teacher have in common."""
-        return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
-
-    @cached_property
-    def compares_steps(self) -> bool:
-        """Whether a weight asks what proposed next steps are worth."""
-        return any(SIGNALS[name].shape == "step" for name in self.signals)
-
-    @property
-    def across_vocabularies(self) -> bool:
-        """Whether all that is asked of the teacher makes sense where its vocabulary is another."""
-        return all(
-            is_across_vocabularies(function)
-            for term in self.terms.values()
-            for function in (term.token_loss, term.token_weight)
-            if any(SIGNALS[name].role == "teacher" for name in signals(function) & SIGNALS.keys())
-        )
-
-    @cached_property
-    def on_policy(self) -> bool:
-        return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
 
     def __call__(
         self,
@@ -172,16 +43,8 @@ class Objective:
         mask: Bool[Tensor, "batch seq"],
         labels: Tensor,
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
-        *,
-        others: Mapping[str, Head | SomeTokens] | None = None,
-        compared: Bool[Tensor, "batch seq"] | None = None,
-        trace_weights: Float[Tensor, " batch"] | None = None,
-        places: Int[Tensor, " tokens"] | None = None,
-        constants: Mapping[str, Tensor] | None = None,
-        by_student: bool = False,
-        progress: float = 1.0,
-        seed: int = 0,
-    ) -> WeightedLoss:
+        **options: Any,
+    ) -> LossSums:
         """Losses and weights of one micro-batch.
 
         Args:
@@ -189,138 +52,101 @@ class Objective:
             mask: [batch, seq] true on completion tokens.
             labels: [batch, seq] token ids.
             token_signals: cached log-probs, [batch, seq], by name.
-            others: frozen models' heads at the same positions, or what is known of them, by the distribution
-                that they give.
-            compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
-            trace_weights: [batch] factors on all weights of a trace; None: none.
-            places: [tokens] of the mask's true entries, in it flattened, where they are known: a mask asks
-                the device how many there are.
-            constants: what losses ask for that is the same for all tokens, by name.
-            by_student: whether the student wrote these completions.
-            progress: the share of training done, in [0, 1].
-            seed: of the control `shuffled`.
+            options: the other fields of `distill.objective.terms.MicroBatch`.
         """
-        where = mask.flatten().nonzero().squeeze(-1) if places is None else places
-        flat_labels = at(labels, where)
-        available = dict(token_signals)
-        if ahead := self.asked_ahead:
+        batch = MicroBatch(mask, labels, token_signals, **options)
+        inputs = self.chunked_inputs(student, batch)
+        return self.sums(batch, PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs)))
+
+    def chunked_inputs(self, student: Head, batch: MicroBatch) -> ChunkedInputs:
+        """What the chunk loop needs of a micro-batch beside the student's head.
+
+        Args:
+            student: the head at the completion positions, in the order of the mask's true entries.
+            batch: its tokens, and what is known of them.
+        """
+        labels = at(batch.labels, batch.where)
+        known = dict(batch.token_signals)
+        if wanted := self.precomputed_signals:
             # Weights that look at a whole sequence come before the loss, so that its gradient is made in one
             # pass: see distill.losses.chunked.
-            found = student_signals(student, flat_labels, ahead, chunk_size=self.chunk_size)
-            available |= {name: spread(values, mask) for name, values in found.items()}
-        written = "student" if by_student else "dataset"
-        names = [name for name, term in self.terms.items() if term.rows in ("all", written)]
-        terms = [self.terms[name] for name in names]
-        flat_signals = {name: at(values, where) for name, values in available.items()}
-        result = weighted_token_losses(
-            student,
-            flat_labels,
-            [
-                self._weighted(
-                    name, mask, where, available, flat_signals, compared, trace_weights, progress, seed
-                )
-                for name in names
-            ],
-            others=others,
-            token_signals=flat_signals,
-            constants=constants,
+            found = student_signals(student, labels, wanted, chunk_size=self.chunk_size)
+            known |= {name: spread(values, batch.mask) for name, values in found.items()}
+        flat = {name: at(values, batch.where) for name, values in known.items()}
+        return ChunkedInputs(
+            labels,
+            [self._weighted(name, batch, known, flat) for name in self._names(batch)],
+            others=batch.others,
+            token_signals=flat,
+            constants=batch.constants,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
             compiled=self.compile,
         )
-        dtype = result.total.dtype
-        term_weights = {
-            name: spread(values, mask) for name, values in zip(names, result.weights, strict=True)
-        }
+
+    def sums(self, batch: MicroBatch, found: PerTokenLosses) -> LossSums:
+        """A micro-batch's share of the step's sums, from what the chunk loop gave."""
+        mask, dtype, names = batch.mask, found.total.dtype, self._names(batch)
+        weights = {name: spread(values, mask) for name, values in zip(names, found.weights, strict=True)}
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-        main_weights = term_weights.get("main", none)
-        main_losses = spread(result.losses[0], mask) if "main" in names else none
         # On rows that the main term is not taken on, those of the term that stands in its place.
-        divided_by = term_weights[names[0]] if names else none
+        divided_by = weights[names[0]] if names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
-        shares = [
-            term.coefficient * (values * losses).sum()
-            for term, values, losses in zip(terms, result.weights, result.losses, strict=True)
-        ]
-        return WeightedLoss(
-            total=result.total,
+        shares = {
+            name: self.terms[name].coefficient * (values * losses).sum()
+            for name, values, losses in zip(names, found.weights, found.losses, strict=True)
+        }
+        return LossSums(
+            total=found.total,
             denominator=(divided_by.sum() if by_weight else mask.sum()).to(dtype),
-            terms={name: none.sum() for name in self.terms} | dict(zip(names, shares, strict=True)),
-            losses=main_losses,
-            logprobs=spread(result.logprobs, mask),
-            weights=main_weights,
+            terms={name: none.sum() for name in self.terms} | shares,
+            losses=spread(found.losses[0], mask) if "main" in names else none,
+            logprobs=spread(found.logprobs, mask),
+            weights=weights.get("main", none),
             mask=mask,
         )
 
+    def _names(self, batch: MicroBatch) -> list[str]:
+        """Terms that are taken on these completions."""
+        rows = ("all", "student" if batch.by_student else "dataset")
+        return [name for name, term in self.terms.items() if term.rows in rows]
+
     def _weighted(
-        self,
-        name: str,
-        mask: Tensor,
-        where: Tensor,
-        signals_known: Mapping[str, Tensor],
-        flat: Mapping[str, Tensor],
-        compared: Tensor | None,
-        trace_weights: Tensor | None,
-        progress: float,
-        seed: int,
-    ) -> WeightedTokenLoss:
-        """A term with its weights at this micro-batch's completion tokens, or with what makes them."""
+        self, name: str, batch: MicroBatch, known: Mapping[str, Tensor], flat: Mapping[str, Tensor]
+    ) -> WeightedTerm:
+        """A term with its weights at this micro-batch's completion tokens, or with what makes them inline.
+
+        Args:
+            name: of the term.
+            batch: the micro-batch.
+            known: [batch, seq] signals, by name.
+            flat: [tokens] the same at the completion tokens.
+        """
         term = self.terms[name]
+        token_loss = self._computed(term.token_loss)
         factors = []
-        if trace_weights is not None:
-            factors.append(at(trace_weights.unsqueeze(1).expand(mask.shape), where))
-        if compared is not None and "log_p" in signals(term.token_loss):
-            factors.append(at(compared, where))
-        asks = self._asks_of_student(term)
+        if batch.trace_weights is not None:
+            factors.append(at(batch.trace_weights.unsqueeze(1).expand(batch.mask.shape), batch.where))
+        if batch.compared is not None and "log_p" in signals(term.token_loss):
+            factors.append(at(batch.compared, batch.where))
 
         def times_factors(values: Tensor, s: slice) -> Tensor:
             for factor in factors:
                 values = values * factor[s]
             return values
 
-        if not (asks and self._on_the_way(name)):
-            values = at(self._weights(name, mask, signals_known, progress, seed), where)
-            return self._term(term, times_factors(values, slice(None)))
+        asked = self.student_signals(term)
+        if not (asked and self.made_inline(name)):
+            values = at(self._weights(name, batch.mask, known, batch.progress, batch.seed), batch.where)
+            return WeightedTerm(token_loss, times_factors(values, slice(None)), coefficient=term.coefficient)
 
-        def weights_on_the_way(s: slice, of_student: Mapping[str, Tensor]) -> Tensor:
-            known = {key: values[s].unsqueeze(0) for key, values in flat.items()}
-            known |= {key: values.unsqueeze(0) for key, values in of_student.items()}
-            everywhere = torch.ones_like(known["student_logprobs"], dtype=torch.bool)
-            return times_factors(self._weights(name, everywhere, known, progress, seed)[0], s)
+        def inline_weights(s: slice, of_student: Mapping[str, Tensor]) -> Tensor:
+            here = {key: values[s].unsqueeze(0) for key, values in flat.items()}
+            here |= {key: values.unsqueeze(0) for key, values in of_student.items()}
+            everywhere = torch.ones_like(here["student_logprobs"], dtype=torch.bool)
+            return times_factors(self._weights(name, everywhere, here, batch.progress, batch.seed)[0], s)
 
-        return self._term(term, weights_on_the_way, asks)
-
-    def _term(
-        self, term: Term, values: Tensor | WeightsOnTheWay, asks: frozenset[str] = frozenset()
-    ) -> WeightedTokenLoss:
-        return WeightedTokenLoss(self._computed(term.token_loss), values, asks, term.coefficient)
-
-    def _asks_of_student(self, term: Term) -> frozenset[str]:
-        """What the weight wants to know of the student in training."""
-        return frozenset(
-            name
-            for name in signals(term.token_weight) & SIGNALS.keys()
-            if SIGNALS[name].role == "student" and SIGNALS[name].shape == "token"
-        )
-
-    def _on_the_way(self, name: str) -> bool:
-        """Whether a term's weights can be made token by token, while the loss is."""
-        whole = name == "main" and self.control == "shuffled"
-        return is_of_the_token(self.terms[name].token_weight) and not whole
-
-    @cached_property
-    def asked_ahead(self) -> set[str]:
-        """What weights want to know of the student before the loss is made, which takes a product with its
-        output matrix of its own."""
-        return set().union(
-            *(self._asks_of_student(term) for name, term in self.terms.items() if not self._on_the_way(name)),
-            # A loss may ask for such a signal too.
-            *(
-                {key for key in signals(term.token_loss) & SIGNALS.keys() if SIGNALS[key].role == "student"}
-                - {"log_q"}
-                for term in self.terms.values()
-            ),
-        )
+        return WeightedTerm(token_loss, inline_weights, asked, term.coefficient)
 
     def _computed(self, token_loss: TokenLoss) -> TokenLoss:
         """The loss itself, or what takes its place where the teacher is known by samples."""
@@ -349,10 +175,7 @@ class Objective:
     def _weights(
         self, name: str, mask: Tensor, token_signals: Mapping[str, Tensor], progress: float, seed: int
     ) -> Float[Tensor, "batch seq"]:
-        available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
-        function = self.terms[name].token_weight
-        accepted = parameters(function)
-        values = function(**{key: value for key, value in available.items() if key in accepted})
+        values = self.terms[name].weights(mask, token_signals, progress)
         if name != "main" or self.control == "uniform":
             return values
         if self.control == "shuffled":

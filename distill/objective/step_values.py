@@ -16,7 +16,7 @@ from distill.data.trace import Example, Grader, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
-from distill.losses.chunked import label_logprobs
+from distill.losses.logits import label_logprobs
 from distill.models.language_model import LanguageModel, ModelSource
 
 Value = Literal["likelihood", "success"]

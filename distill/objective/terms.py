@@ -1,17 +1,20 @@
-"""The parts of an objective: a term, and one micro-batch's share of the sums that terms add up to."""
+"""The parts of an objective: a term, a micro-batch, and the micro-batch's share of the sums that terms add up
+to."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from distill.losses import weights
-from distill.losses.chunk_loop import TokenLoss
-from distill.losses.signals import plain_partial, signals
+from distill.losses.inputs import TokenLoss
+from distill.losses.signals import parameters, plain_partial, signals
+from distill.losses.sparse import SparseDistribution
+from distill.models.head import Head
 
 TokenWeight = Callable[..., Tensor]
 Control = Literal["none", "uniform", "shuffled", "inverted"]
@@ -45,9 +48,64 @@ class Term:
     def signals(self) -> set[str]:
         return signals(self.token_loss) | signals(self.token_weight)
 
+    def weights(
+        self,
+        mask: Bool[Tensor, "batch seq"],
+        token_signals: Mapping[str, Float[Tensor, "batch seq"]],
+        progress: float,
+    ) -> Float[Tensor, "batch seq"]:
+        """What the weight gives, which is called with the signals that it accepts.
+
+        Args:
+            mask: true on completion tokens.
+            token_signals: by name.
+            progress: the share of training done, in [0, 1].
+        """
+        available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
+        accepted = parameters(self.token_weight)
+        return self.token_weight(**{key: value for key, value in available.items() if key in accepted})
+
 
 @dataclass(frozen=True)
-class WeightedLoss:
+class MicroBatch:
+    """One micro-batch's tokens, and what is known of them.
+
+    Attributes:
+        mask: [batch, seq] true on completion tokens.
+        labels: [batch, seq] token ids.
+        token_signals: cached log-probs, [batch, seq], by name.
+        others: frozen models' heads at the completion positions, or what is known of their distributions, by
+            the signal that they give.
+        compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
+        trace_weights: [batch] factors on all weights of a trace; None: none.
+        places: [tokens] of the mask's true entries, in it flattened, where they are known: a mask asks the
+            device how many there are.
+        constants: what losses ask for that is the same for all tokens, by name.
+        by_student: whether the student wrote these completions.
+        progress: the share of training done, in [0, 1].
+        seed: of the control `shuffled`.
+    """
+
+    mask: Bool[Tensor, "batch seq"]
+    labels: Int[Tensor, "batch seq"]
+    token_signals: Mapping[str, Float[Tensor, "batch seq"]]
+    others: Mapping[str, Head | SparseDistribution] = field(default_factory=dict)
+    compared: Bool[Tensor, "batch seq"] | None = None
+    trace_weights: Float[Tensor, " batch"] | None = None
+    places: Int[Tensor, " tokens"] | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    by_student: bool = False
+    progress: float = 1.0
+    seed: int = 0
+
+    @cached_property
+    def where(self) -> Int[Tensor, " tokens"]:
+        """The completion tokens' places in the flattened mask."""
+        return self.mask.flatten().nonzero().squeeze(-1) if self.places is None else self.places
+
+
+@dataclass(frozen=True)
+class LossSums:
     """One micro-batch's share of the objective.
 
     Attributes:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill.config.instantiate import build
-from distill.losses.chunk_loop import fitting_chunk
+from distill.losses.logits import fitting_chunk
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lora import add_lora, read_lora

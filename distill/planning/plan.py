@@ -420,7 +420,7 @@ def _training(
     model, memory = training_memory(cfg, student.source, rows=cfg.data.batch_size, length=longest)
     cost = cost_of(model, student.source.name, student.vocabulary)
     head_trains = model.get_output_embeddings().weight.requires_grad
-    products = 2 + bool(objective.asked_ahead) + head_trains
+    products = 2 + bool(objective.precomputed_signals) + head_trains
     own = live = 0.0
     for batch, on_policy in zip(batches, chosen, strict=True):
         completions = sum(len(trace.completion_ids) for trace in batch)

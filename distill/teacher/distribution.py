@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.losses.chunk_loop import fitting_chunk
-from distill.losses.chunked import label_logprobs
+from distill.losses.logits import fitting_chunk, label_logprobs
 from distill.losses.signals import Source
-from distill.losses.sparse import SomeTokens, log_rest
+from distill.losses.sparse import SparseDistribution, log_rest
 from distill.models.head import Head, factors, product
 
 
@@ -134,12 +133,12 @@ class TeacherDistribution:
             ).float()
         return {name: values.cpu().contiguous() for name, values in kept.items()}
 
-    def of(self, kept: Mapping[str, Tensor], matrix: Tensor | None) -> Head | SomeTokens:
+    def of(self, kept: Mapping[str, Tensor], matrix: Tensor | None) -> Head | SparseDistribution:
         """The distribution again, from what `keep` kept and, for hidden states, the output matrix."""
         if self.source == "hidden_states":
             assert matrix is not None
             return Head(kept["hidden_states"].to(matrix.dtype), matrix)
-        return SomeTokens(kept["ids"], kept["logprobs"], kept.get("log_rest"))
+        return SparseDistribution(kept["ids"], kept["logprobs"], kept.get("log_rest"))
 
     def uniforms(self, number: int, tokens: int) -> Tensor | None:
         """[tokens, samples] float64: what trace `number` is drawn with, whatever is computed beside it."""
@@ -149,15 +148,15 @@ class TeacherDistribution:
         return torch.from_numpy(drawn)
 
 
-def likeliest_tokens(log_p: Float[Tensor, "tokens vocab"], k: int) -> SomeTokens:
+def likeliest_tokens(log_p: Float[Tensor, "tokens vocab"], k: int) -> SparseDistribution:
     """The k likeliest tokens and the mass of the rest; of a vocabulary of k or fewer, all but one."""
     found = log_p.topk(min(k, log_p.shape[-1] - 1), -1)
-    return SomeTokens(found.indices, found.values, log_rest(log_p, found.indices))
+    return SparseDistribution(found.indices, found.values, log_rest(log_p, found.indices))
 
 
 def drawn_tokens(
     log_p: Float[Tensor, "tokens vocab"], uniforms: Float[Tensor, "tokens samples"], temperature: float = 1.0
-) -> SomeTokens:
+) -> SparseDistribution:
     """Tokens drawn with importance weights (2503.16870): Σ_j w_j f(v_j) is Σ_v P_v f(v) in expectation.
 
     v_1 … v_N are drawn from P' ∝ P^(1/τ'), and w_v = (draws of v) / N · P_v / P'_v. The weights are not
@@ -182,4 +181,4 @@ def drawn_tokens(
     ids = torch.zeros_like(picked).scatter(-1, place, picked)
     share = torch.zeros_like(uniforms, dtype=torch.float64)
     share.scatter_add_(-1, place, torch.full_like(share, 1 / uniforms.shape[-1]))
-    return SomeTokens(ids, share.log() + (log_p - log_proposal).gather(-1, ids))
+    return SparseDistribution(ids, share.log() + (log_p - log_proposal).gather(-1, ids))

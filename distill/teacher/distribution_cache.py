@@ -16,7 +16,7 @@ from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.io.cache import ShardCache, StoredRows
-from distill.losses.chunked import label_logprobs
+from distill.losses.logits import label_logprobs
 from distill.models.flops import reading
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource

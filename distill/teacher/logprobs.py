@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.generation.decode import warpers
 from distill.generation.sampling import Sampling
 from distill.io.cache import ShardCache
-from distill.losses.chunked import label_logprobs
+from distill.losses.logits import label_logprobs
 from distill.models.flops import Work, reading
 from distill.models.head import Head, factors, product
 from distill.models.language_model import LanguageModel, ModelSource

@@ -10,7 +10,7 @@ import torch
 from distill.data.batch import hash_traces
 from distill.data.trace import Trace
 from distill.io.cache import ShardCache
-from distill.losses.chunked import label_ranks
+from distill.losses.logits import label_ranks
 from distill.models.head import Head
 from distill.models.lazy import LazyModel
 from distill.teacher.logprobs import in_batches, in_shards, model_key

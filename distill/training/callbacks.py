@@ -148,7 +148,7 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        counts = pl_module.account.take_weight_counts()
+        counts = pl_module.step_metrics.take_weight_counts()
         if not trainer.is_global_zero:
             return
         record = {

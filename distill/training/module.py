@@ -18,20 +18,21 @@ from distill.data.layout import BatchLayout
 from distill.data.trace import Grader, Trace
 from distill.errors import NonFiniteError, UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.chunked import label_logprobs
+from distill.losses.chunked import ChunkedLoss, PerTokenLosses
+from distill.losses.logits import label_logprobs
 from distill.losses.signals import ROLES, Role, signals
-from distill.losses.sparse import SomeTokens
+from distill.losses.sparse import SparseDistribution
 from distill.models.flops import Meter, head_flops
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.models.lora import fingerprint, frozen_names
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
-from distill.objective.terms import spread
+from distill.objective.terms import MicroBatch, spread
 from distill.teacher.retokenize import Reader
 from distill.training.rollouts import StudentWriter
 from distill.training.schedule import Schedule
-from distill.training.step_metrics import StepAccount
+from distill.training.step_metrics import StepMetrics
 
 
 class DistillModule(lightning.LightningModule):
@@ -102,7 +103,7 @@ class DistillModule(lightning.LightningModule):
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         rollouts = objective.rollouts
         self._writer = StudentWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
-        self.account = StepAccount(objective, student.end_ids)
+        self.step_metrics = StepMetrics(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
         self.stop_wanted = False  # by this rank
@@ -178,12 +179,7 @@ class DistillModule(lightning.LightningModule):
         if isinstance(rollouts, StudentRollouts) and on_policy:
             batch = self._roll_out(batch, rollouts, number)
         heads = self._frozen_heads(batch, on_policy)
-        known = dict(batch.signals)
-        if on_policy:
-            for name, role in self.objective.cached_signals.items():
-                flat = label_logprobs(heads[role], batch.completion_labels)
-                self._meters["teacher"].add(head_flops(heads[role]))
-                known[name] = spread(flat, batch.mask)
+        known = dict(batch.signals) | self._scored_by_frozen(batch, heads, on_policy)
         steps = self._propose(batch, number) if self.objective.compares_steps else None
         if steps is not None:
             known |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
@@ -192,16 +188,14 @@ class DistillModule(lightning.LightningModule):
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
-        others = {
-            **{name: heads[role] for name, role in self.objective.live_distributions.items()},
-            **self._cached_distribution(batch),
-        }
-        result = self.objective(
-            student,
+        micro_batch = MicroBatch(
             batch.mask,
             batch.labels,
             known,
-            others=others,
+            others={
+                **{name: heads[role] for name, role in self.objective.live_distributions.items()},
+                **self._cached_distribution(batch),
+            },
             compared=compared,
             trace_weights=batch.trace_weights,
             places=batch.places,
@@ -210,16 +204,20 @@ class DistillModule(lightning.LightningModule):
             progress=self._progress(self.trainer.global_step),
             seed=self.seed * 1_000_003 + number,
         )
-        self.account.add(result, batch, on_policy=on_policy, steps=steps)
-        self._count_heads(student, others, on_policy)
-        self.account.spend(**{name: meter.take() for name, meter in self._meters.items()})
+        inputs = self.objective.chunked_inputs(student, micro_batch)
+        # Called from here, so that three functions of ours stand between the training step and the loss.
+        found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
+        result = self.objective.sums(micro_batch, found)
+        self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
+        self._count_heads(student, micro_batch)
+        self.step_metrics.spend(**{name: meter.take() for name, meter in self._meters.items()})
         # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
         # Lightning's division by the number of micro-batches, which would make a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the step's gradient by the step's denominator, over all micro-batches and ranks."""
-        own = self.account.sums
+        own = self.step_metrics.sums
         stop = own.new_tensor([float(self.stop_wanted)])
         sums: Any = self.trainer.strategy.reduce(torch.cat([own, stop]), reduce_op="sum")
         gradients = [
@@ -229,7 +227,7 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the step's one look at the device
-        values: dict[str, float] = dict(zip([*self.account.names, "stops"], numbers, strict=True))
+        values: dict[str, float] = dict(zip([*self.step_metrics.names, "stops"], numbers, strict=True))
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
@@ -246,7 +244,7 @@ class DistillModule(lightning.LightningModule):
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
         mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
         self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
-        self.account.close()
+        self.step_metrics.close()
         self._micro_batch = 0
 
     def configure_gradient_clipping(
@@ -279,21 +277,31 @@ class DistillModule(lightning.LightningModule):
             heads["teacher"] = _read(self.frozen["teacher"], batch.readings, batch.tokens)
         return heads
 
-    def _count_heads(self, student: Head, others: Mapping[str, Head | SomeTokens], on_policy: bool) -> None:
+    def _scored_by_frozen(
+        self, batch: Batch, heads: Mapping[Role, Head], on_policy: bool
+    ) -> dict[str, Tensor]:
+        """[batch, seq] frozen models' log-probs of what the student wrote; the data's traces carry theirs."""
+        found = {}
+        for name, role in self.objective.cached_signals.items() if on_policy else ():
+            flat = label_logprobs(heads[role], batch.completion_labels)
+            self._meters["teacher"].add(head_flops(heads[role]))
+            found[name] = spread(flat, batch.mask)
+        return found
+
+    def _count_heads(self, student: Head, batch: MicroBatch) -> None:
         """FLOPs of the objective's products with output matrices, its gradient's included."""
         # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
-        products = (
-            1 + bool(self.objective.asked_ahead) + student.hidden.requires_grad + student.weight.requires_grad
-        )
+        products = 1 + bool(self.objective.precomputed_signals)
+        products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
-        rows = ("all", "student" if on_policy else "dataset")
+        rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
-        for name, other in others.items():
+        for name, other in batch.others.items():
             if name in compared and isinstance(other, Head):
                 self._meters["teacher"].add(head_flops(other))
 
-    def _cached_distribution(self, batch: Batch) -> dict[str, Head | SomeTokens]:
+    def _cached_distribution(self, batch: Batch) -> dict[str, Head | SparseDistribution]:
         """The teacher's distribution from what the batch carries of it."""
         if not self.objective.caches_distribution:
             return {}
@@ -364,7 +372,7 @@ class DistillModule(lightning.LightningModule):
         self.totals["rollout_seconds"] += self._rollout_seconds
         for name in ("student_flops", "teacher_flops"):
             self.totals[name] += values[name]
-        metrics = self.account.metrics(values) | {
+        metrics = self.step_metrics.metrics(values) | {
             "train/tokens_total": self.totals["tokens"],
             "train/seconds_total": self.totals["seconds"],
             "train/student_flops_total": self.totals["student_flops"],
@@ -392,7 +400,7 @@ class DistillModule(lightning.LightningModule):
         what = "loss" if not math.isfinite(loss) else "gradient"
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
-        traces = self.account.traces
+        traces = self.step_metrics.traces
         shown = ", ".join(traces[:8]) + (", ..." if len(traces) > 8 else "")
         raise NonFiniteError(
             f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step "

@@ -13,7 +13,7 @@ from distill.generation.sampling import StudentRollouts
 from distill.losses.controls import effective_sample_size
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
-from distill.objective.terms import WeightedLoss
+from distill.objective.terms import LossSums
 
 WEIGHT_BINS = np.linspace(0.0, 2.0, 41)
 _SUMS = (
@@ -30,7 +30,7 @@ _FLOPS = ("student_flops", "teacher_flops")  # known to the host, so they come l
 _STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 
 
-class StepAccount:
+class StepMetrics:
     """Sums on the device, which the step reads once, when it ends.
 
     Args:
@@ -65,7 +65,7 @@ class StepAccount:
         self._flops["teacher_flops"] += teacher
 
     def add(
-        self, result: WeightedLoss, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
+        self, result: LossSums, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
     ) -> None:
         """Count a micro-batch."""
         # By places that are known: a mask asks the device how many there are.

@@ -30,8 +30,7 @@ from torch.distributions import Categorical, kl_divergence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill.generation.sampling import StudentRollouts
-from distill.losses.chunk_loop import WeightedTokenLoss
-from distill.losses.chunked import label_logprobs, student_signals, weighted_token_losses
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import (
     cross_entropy,
     forward_kl,
@@ -43,11 +42,13 @@ from distill.losses.divergence import (
     skew_reverse_kl,
     tvd,
 )
+from distill.losses.inputs import WeightedTerm
+from distill.losses.logits import label_logprobs, student_signals
 from distill.losses.signals import signals
 from distill.losses.weights import dft, eaft, iw_opd, iw_sft, psft, tis, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
-from distill.objective.terms import Term, WeightedLoss
+from distill.objective.terms import LossSums, Term
 
 pytestmark = [
     pytest.mark.slow,
@@ -719,7 +720,7 @@ class Heads(SimpleNamespace):
 
     def ours(self, *terms: tuple[Function, Tensor], **switches: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The loss and its gradients."""
-        weighted = [WeightedTokenLoss(loss, weights) for loss, weights in terms]
+        weighted = [WeightedTerm(loss, weights) for loss, weights in terms]
         labels = self.labels.clamp(min=0)
         found = weighted_token_losses(self.student, labels, weighted, others=self.others, **switches)
         return self.with_gradients(found.total)
@@ -1115,7 +1116,7 @@ def test_the_policy_gradient_is_ligers_with_an_advantage_for_each_token(report: 
     found = weighted_token_losses(
         heads.student,
         heads.labels,
-        [WeightedTokenLoss(policy_gradient, torch.full((36,), 1 / 36))],
+        [WeightedTerm(policy_gradient, torch.full((36,), 1 / 36))],
         token_signals={"teacher_logprobs": teacher.flatten()},
         chunk_size=5,
     )
@@ -1132,7 +1133,7 @@ def run(
     mask: Tensor,
     token_signals: Mapping[str, Tensor] | None = None,
     **switches: Any,
-) -> tuple[WeightedLoss, tuple[Tensor, ...]]:
+) -> tuple[LossSums, tuple[Tensor, ...]]:
     flat = mask.flatten()
     found = objective(
         Head(heads.hidden[flat], heads.weight),

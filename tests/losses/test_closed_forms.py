@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses import chunk_loop as head_pass
 from distill.losses import divergence as losses
-from distill.losses.chunk_loop import WeightedTokenLoss
+from distill.losses import logits as head_logits
 from distill.losses.chunked import divergence, token_logprobs, weighted_token_losses
 from distill.losses.closed_forms import closed_form_of
+from distill.losses.inputs import WeightedTerm
 from distill.losses.signals import signals
 from distill.models.head import Head
 
@@ -130,8 +130,8 @@ def test_blocks_of_a_chunk_change_nothing(name: str, rows: int, monkeypatch: pyt
             student,
             labels,
             [
-                WeightedTokenLoss(FORMS[name], weights),
-                WeightedTokenLoss(losses.akl, weights.flip(0), coefficient=0.5),
+                WeightedTerm(FORMS[name], weights),
+                WeightedTerm(losses.akl, weights.flip(0), coefficient=0.5),
             ],
             others={"log_p": teacher},
             token_signals={"teacher_logprobs": -weights.abs()},
@@ -142,7 +142,7 @@ def test_blocks_of_a_chunk_change_nothing(name: str, rows: int, monkeypatch: pyt
         return [found.total.detach(), found.losses, found.logprobs, *gradients]
 
     whole = run()
-    monkeypatch.setattr(head_pass, "_BLOCK_BYTES", rows * VOCAB * 8)
+    monkeypatch.setattr(head_logits, "_BLOCK_BYTES", rows * VOCAB * 8)
     for one, other in zip(run(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
@@ -223,11 +223,11 @@ def test_weights_made_on_the_way_are_given_what_the_student_thinks_of_just_those
         torch.testing.assert_close(known["student_entropy"], entropy[rows])
         return known["student_logprobs"].exp()
 
-    term = WeightedTokenLoss(losses.cross_entropy, weights, frozenset({"student_entropy"}))
+    term = WeightedTerm(losses.cross_entropy, weights, frozenset({"student_entropy"}))
     found = weighted_token_losses(student, labels, [term], chunk_size=4, temperature=3.0)
     assert sorted(row for rows in seen for row in rows) == list(range(ROWS))
     torch.testing.assert_close(found.weights[0], own[range(ROWS), labels].exp())
-    fixed = WeightedTokenLoss(losses.cross_entropy, found.weights[0])
+    fixed = WeightedTerm(losses.cross_entropy, found.weights[0])
     expected = weighted_token_losses(student, labels, [fixed], temperature=3.0)
     torch.testing.assert_close(found.total, expected.total)
     gradients = torch.autograd.grad(found.total, (student.hidden, student.weight))

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # In a process without the tests' type checks, which the compiler would look into.
 SCRIPT = """
 import torch
-from distill.head import Head, WeightedTokenLoss, weighted_token_losses
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import Taid, cross_entropy, jsd
+from distill.losses.inputs import WeightedTerm
+from distill.models.head import Head
 torch.manual_seed(0)
 student = Head(*(torch.randn(n, 4, dtype=torch.float64).requires_grad_() for n in (7, 13)))
 teacher = Head(*(torch.randn(n, 3, dtype=torch.float64) for n in (7, 13)))
@@ -24,7 +26,7 @@ for loss in (cross_entropy, jsd, Taid()):
     found = []
     for compiled in (False, True):
         losses = weighted_token_losses(
-            student, labels, [WeightedTokenLoss(loss, weights)],
+            student, labels, [WeightedTerm(loss, weights)],
             others={"log_p": teacher}, chunk_size=4, compiled=compiled,
         )
         found.append([losses.losses, *torch.autograd.grad(losses.total, (student.hidden, student.weight))])

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.losses.chunk_loop import WeightedTokenLoss, fitting_chunk
-from distill.losses.chunked import label_logprobs, student_signals, weighted_token_losses
+from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import (
     Taid,
     akl,
@@ -29,6 +28,8 @@ from distill.losses.divergence import (
     todi,
     tvd,
 )
+from distill.losses.inputs import WeightedTerm
+from distill.losses.logits import fitting_chunk, label_logprobs, student_signals
 from distill.losses.signals import signals
 from distill.models.head import Head
 
@@ -133,7 +134,7 @@ def plain(problem: Problem, token_loss: Callable[..., Tensor], temperature: floa
 def one_loss(
     student: Head, labels: Tensor, weights: Tensor, token_loss: Callable[..., Tensor], **switches: Any
 ) -> Found:
-    found = weighted_token_losses(student, labels, [WeightedTokenLoss(token_loss, weights)], **switches)
+    found = weighted_token_losses(student, labels, [WeightedTerm(token_loss, weights)], **switches)
     return Found(found.total, found.losses[0], found.logprobs)
 
 
@@ -339,7 +340,7 @@ def test_several_losses_share_a_pass_and_add_up(chunk_size: int | None) -> None:
     together = weighted_token_losses(
         problem.student,
         problem.labels,
-        [WeightedTokenLoss(loss, factor) for loss, factor in zip(losses, factors, strict=True)],
+        [WeightedTerm(loss, factor) for loss, factor in zip(losses, factors, strict=True)],
         chunk_size=chunk_size,
         **others(problem),
     )

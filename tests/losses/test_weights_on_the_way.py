@@ -14,9 +14,9 @@ from distill.config.instantiate import build
 from distill.losses import weights
 from distill.losses.signals import is_of_the_token, signals
 from distill.models.head import Head
-from distill.objective import objective as objectives
+from distill.objective import spec
 from distill.objective.objective import Objective
-from distill.objective.terms import WeightedLoss
+from distill.objective.terms import LossSums
 
 BY_TOKEN = {
     "uniform": weights.uniform,
@@ -75,7 +75,7 @@ def test_a_weight_that_looks_at_others_does_not_claim_to_be_of_the_token(functio
     assert torch.stack(alone).abs().max() > 1e-6
 
 
-def run(objective: Objective) -> tuple[WeightedLoss, list[Tensor]]:
+def run(objective: Objective) -> tuple[LossSums, list[Tensor]]:
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -120,11 +120,11 @@ def test_a_step_with_weights_made_on_the_way_is_the_one_with_weights_made_before
     name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = objective_of(name, *overrides)
-    assert not objective.asked_ahead
+    assert not objective.precomputed_signals
     found, gradients = run(objective)
-    monkeypatch.setattr(objectives, "is_of_the_token", lambda function: False)
+    monkeypatch.setattr(spec, "is_of_the_token", lambda function: False)
     objective = objective_of(name, *overrides)
-    assert objective.asked_ahead
+    assert objective.precomputed_signals
     expected, others = run(objective)
     for field in ("total", "denominator", "losses", "logprobs", "weights"):
         torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-12, atol=1e-14)
@@ -144,9 +144,9 @@ def test_a_step_with_weights_made_on_the_way_is_the_one_with_weights_made_before
     ],
 )
 def test_weights_of_a_whole_sequence_ask_ahead(name: str, overrides: list[str]) -> None:
-    assert objective_of(name, *overrides).asked_ahead == {"student_logprobs"}
+    assert objective_of(name, *overrides).precomputed_signals == {"student_logprobs"}
 
 
 def test_what_never_looks_at_the_student_asks_nothing_ahead() -> None:
     for name in ("sft", "forward_kl", "t3s"):
-        assert not objective_of(name).asked_ahead
+        assert not objective_of(name).precomputed_signals

@@ -100,7 +100,7 @@ def step(
     module.training_step(batch.to(META), 0).backward()
     gradients = [p.grad for p in student.model.parameters() if p.grad is not None]
     assert gradients
-    assert {tensor.device.type for tensor in (*gradients, module.account.sums)} == {META}
+    assert {tensor.device.type for tensor in (*gradients, module.step_metrics.sums)} == {META}
 
 
 @pytest.mark.parametrize("layout", get_args(LayoutKind))

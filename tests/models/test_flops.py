@@ -20,9 +20,9 @@ from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
-from distill.losses.chunk_loop import WeightedTokenLoss
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy
+from distill.losses.inputs import WeightedTerm
 from distill.models.find import find_model
 from distill.models.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
 from distill.models.language_model import LanguageModel
@@ -96,7 +96,7 @@ def test_a_training_step_has_the_flops_that_torch_counts(family: str) -> None:
     with FlopCounterMode(display=False) as counter:
         head = lm.completion_head(ids, mask)
         forward = counter.get_total_flops()
-        term = WeightedTokenLoss(cross_entropy, torch.ones(int(mask.sum())))
+        term = WeightedTerm(cross_entropy, torch.ones(int(mask.sum())))
         result = weighted_token_losses(head, ids[:, 1:][mask], [term], chunk_size=8)
         result.total.backward()
     # Three products: the logits, and the gradients of the states and of the matrix. The last is summed in

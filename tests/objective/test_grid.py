@@ -17,7 +17,7 @@ from distill.losses.signals import SIGNALS, is_on_policy_only, signals
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepProposals
-from distill.objective.terms import WeightedLoss
+from distill.objective.terms import LossSums
 
 
 def functions_of(module: ModuleType, argument: str) -> dict[str, Callable[..., Tensor]]:
@@ -70,7 +70,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
     }
 
 
-def apply(objective: Objective, work: Work, on_policy: bool, places: Tensor | None = None) -> WeightedLoss:
+def apply(objective: Objective, work: Work, on_policy: bool, places: Tensor | None = None) -> LossSums:
     """The loss of some work; `places` are those of its mask, where they are known."""
 
     def tokens(states: Tensor) -> Tensor:

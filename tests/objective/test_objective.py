@@ -32,7 +32,7 @@ from distill.losses.signals import SIGNALS, signals
 from distill.losses.weights import support_ratio, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
-from distill.objective.terms import Term, WeightedLoss
+from distill.objective.terms import LossSums, Term
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 5, 7
@@ -94,7 +94,7 @@ class Work:
 
     def apply(
         self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, by_student: bool = False
-    ) -> WeightedLoss:
+    ) -> LossSums:
         return objective(
             Head(self.hidden[self.mask], self.weight),
             self.mask,
@@ -229,12 +229,12 @@ def lay_out(rows: Sequence[Sequence[float]]) -> Tensor:
     return out
 
 
-def gradients(found: WeightedLoss, work: Work) -> tuple[Tensor, Tensor]:
+def gradients(found: LossSums, work: Work) -> tuple[Tensor, Tensor]:
     hidden, weight = torch.autograd.grad(found.total, (work.hidden, work.weight))
     return hidden, weight
 
 
-def assert_same(one: WeightedLoss, other: WeightedLoss, **tolerance: float) -> None:
+def assert_same(one: LossSums, other: LossSums, **tolerance: float) -> None:
     for name in ("total", "denominator", "losses", "logprobs", "weights"):
         torch.testing.assert_close(
             getattr(one, name), getattr(other, name), **(tolerance or {"rtol": 1e-12, "atol": 1e-14})

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.errors import UserError
-from distill.losses.chunk_loop import WeightedTokenLoss
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import gold, jsd, uld
+from distill.losses.inputs import WeightedTerm
 from distill.losses.weights import support_ratio, uniform
 from distill.models.find import find_model
 from distill.models.head import Head
@@ -165,7 +165,7 @@ def test_chunks_give_what_the_plain_computation_gives_over_two_vocabularies(
     found = weighted_token_losses(
         Head(hidden, weight),
         torch.tensor([0, 3, 6, 2, 1]),
-        [WeightedTokenLoss(LOSSES[name], weights)],
+        [WeightedTerm(LOSSES[name], weights)],
         others={"log_p": teacher},
         token_signals={"same_token": same},
         constants={"shared_ids": SHARED},

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.generation.sampling import StudentRollouts
-from distill.losses.chunk_loop import WeightedTokenLoss
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import (
     Taid,
@@ -31,8 +30,9 @@ from distill.losses.divergence import (
     tvd,
     uld,
 )
+from distill.losses.inputs import WeightedTerm
 from distill.losses.signals import why_not_from
-from distill.losses.sparse import SomeTokens, log_rest
+from distill.losses.sparse import SparseDistribution, log_rest
 from distill.losses.weights import uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
@@ -63,7 +63,7 @@ def draw(seed: int, rows: int = 5, vocab: int = VOCAB, scale: float = 2.0) -> tu
     return log_q, log_p
 
 
-def coarsened(loss: Callable[..., Tensor], log_q: Tensor, some: SomeTokens) -> Tensor:
+def coarsened(loss: Callable[..., Tensor], log_q: Tensor, some: SparseDistribution) -> Tensor:
     return loss(log_q=some.of(log_q), log_p=some.to(log_q.dtype))
 
 
@@ -184,7 +184,7 @@ def test_the_heads_pass_gives_what_the_plain_computation_gives(
     weights = torch.rand(9, generator=generator, dtype=torch.float64)
     loss = DIVERGENCES[name] if source == "top_k" else teacher_cross_entropy
     # A term that does not look at the teacher has the whole vocabulary before it.
-    terms = [WeightedTokenLoss(loss, weights), WeightedTokenLoss(cross_entropy, 1 - weights)]
+    terms = [WeightedTerm(loss, weights), WeightedTerm(cross_entropy, 1 - weights)]
     found = weighted_token_losses(
         Head(hidden, weight), labels, terms, others={"log_p": some}, chunk_size=chunk_size
     )
@@ -203,7 +203,7 @@ def test_the_heads_pass_refuses_another_temperature() -> None:
         weighted_token_losses(
             head,
             torch.zeros(5, dtype=torch.long),
-            [WeightedTokenLoss(forward_kl, torch.ones(5))],
+            [WeightedTerm(forward_kl, torch.ones(5))],
             others={"log_p": likeliest_tokens(log_p, 2)},
             temperature=2.0,
         )
@@ -216,7 +216,7 @@ every_temperature = pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
 DRAWS = 40_000
 
 
-def many_draws(log_p: Tensor, temperature: float, samples: int = 4) -> SomeTokens:
+def many_draws(log_p: Tensor, temperature: float, samples: int = 4) -> SparseDistribution:
     """The first row's distribution, drawn from again and again."""
     generator = torch.Generator().manual_seed(9)
     uniforms = torch.rand(DRAWS, samples, generator=generator, dtype=torch.float64)

@@ -29,8 +29,8 @@ from distill.analysis.suitability import (
 from distill.data.alignment import Alignment
 from distill.data.trace import Example, Trace, encode_completion
 from distill.errors import UserError
-from distill.losses.chunked import label_ranks
 from distill.losses.divergence import cross_entropy
+from distill.losses.logits import label_ranks
 from distill.losses.weights import dft, eaft, support_ratio
 from distill.models.find import find_model
 from distill.models.head import Head

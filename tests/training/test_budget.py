@@ -12,8 +12,10 @@ import torch
 from test_training import arguments, column, rows, run, same_weights, train_py, unbroken_and_resumed
 
 from distill.errors import Interrupted, UserError
+from distill.models.head import Head
 from distill.models.language_model import ModelSource
 from distill.objective.objective import Objective
+from distill.objective.terms import MicroBatch
 from distill.runs.folder import checkpoints
 from distill.training.module import DistillModule
 from distill.training.schedule import Schedule
@@ -89,17 +91,17 @@ def test_the_learning_rate_and_progress_follow_the_tokens(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[float]] = {"weights": [], "after": []}
-    call, after_step = Objective.__call__, Objective.after_step
+    chunked_inputs, after_step = Objective.chunked_inputs, Objective.after_step
 
-    def watched(self: Objective, *args: Any, progress: float, **kwargs: Any) -> Any:
-        seen["weights"].append(progress)
-        return call(self, *args, progress=progress, **kwargs)
+    def watched(self: Objective, student: Head, batch: MicroBatch) -> Any:
+        seen["weights"].append(batch.progress)
+        return chunked_inputs(self, student, batch)
 
     def watched_after(self: Objective, loss: float, progress: float) -> None:
         seen["after"].append(progress)
         after_step(self, loss, progress)
 
-    monkeypatch.setattr(Objective, "__call__", watched)
+    monkeypatch.setattr(Objective, "chunked_inputs", watched)
     monkeypatch.setattr(Objective, "after_step", watched_after)
     words = budget(tiny_pair, traces, tmp_path, 2000, "loss=taid", "schedule.warmup=0")
     folder = run(words, tmp_path / "run")

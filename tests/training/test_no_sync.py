@@ -127,7 +127,7 @@ def test_a_step_forward_and_backward_waits_for_nothing(
     module = module_of(student, teacher, objective)
     module.training_step(batch, 0).backward()  # what is made once is there
     expected = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
-    module.account.close()
+    module.step_metrics.close()
     module._micro_batch = 0
     student.model.zero_grad()
     for copied in ("tolist", "numpy", "cpu", "item"):  # on a CPU some of them call no operation
