@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from yaml import YAMLError
 
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.config.renamed_keys import load_described
 from distill.curation.run import prepared, run_steps
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError, first_line
@@ -62,7 +63,7 @@ def read_scores(folder: str | Path) -> Scored:
         traces = pandas.DataFrame([json.loads(line) for line in lines if line.strip()])
         smoke = folder / "smoke.json"
         tested = json.loads(smoke.read_text(encoding="utf-8")) if smoke.is_file() else None
-        config: Any = OmegaConf.load(folder / "config.yaml")
+        config = load_described(folder / "config.yaml")
         figures = pandas.DataFrame(
             [row for teacher, own in found["teachers"].items() for row in _figures(teacher, own)]
         )

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
-from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from distill.analysis.suitability import draw
 from distill.config.instantiate import build
+from distill.config.renamed_keys import load_described
 from distill.data.trace import Trace
 from distill.data.trace_set import Record, example_of, problem_of
 from distill.errors import UserError
@@ -61,7 +61,7 @@ def token_weights(
     records = [record for record in records if (record["completion"] or "").strip()]
     if not records:
         raise UserError("there is no trace to read: all are empty")
-    cfg: Any = OmegaConf.load(run / "config.yaml")
+    cfg = load_described(run / "config.yaml")
     objective: Objective = build(cfg.loss, "loss")
     asked = _asked(objective)
     student = _source(cfg, run, "student", stage, objective)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill.analysis.drift import Drift
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
 from distill.config.instantiate import plain
+from distill.config.renamed_keys import load_described
 from distill.data.trace import Example
 from distill.errors import UserError, first_line, whole_number
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
@@ -104,7 +105,7 @@ class _Measuring:
         Raises:
             UserError: why it cannot be measured.
         """
-        cfg: Any = OmegaConf.load(run.folder / "config.yaml")
+        cfg = load_described(run.folder / "config.yaml")
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:
