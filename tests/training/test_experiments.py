@@ -82,8 +82,8 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
             del cfg.hydra  # what a run is given
             OmegaConf.to_container(cfg, resolve=True)
             loss = str(HydraConfig.get().runtime.choices["loss"])
-            rates.setdefault(loss, set()).add(cfg.model.lr)
-            what = frozenset(word for word in words if not word.startswith(("seed=", "model.lr=")))
+            rates.setdefault(loss, set()).add(cfg.optimizer.lr)
+            what = frozenset(word for word in words if not word.startswith(("seed=", "optimizer.lr=")))
             if what not in built:  # no function is given its seed or rate
                 built.add(what)
                 objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
@@ -120,7 +120,7 @@ def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment
     tune, compare = (
         composed(f"experiment={name}") for name in (experiment, experiment.replace("tune", "compare"))
     )
-    for key in ("data", "loss", "max_tokens", "trainer", "schedule", "optimizer"):
+    for key in ("data", "loss", "max_tokens", "trainer", "lr_scheduler", "optimizer"):
         one, other = (OmegaConf.to_container(cfg, resolve=False)[key] for cfg in (tune, compare))  # pyright: ignore
         assert one == other
     assert {key: tune.model[key] for key in tune.model if key != "lr"} == {
