@@ -75,6 +75,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if sentence := _renamed(error):
+                raise UserError(sentence) from error
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             command = "train.py" if config_name == "train" else f"-m distill.{config_name}"
             raise UserError(_explain(error, overrides, known, groups, command)) from error
@@ -234,14 +236,19 @@ def _explain(
                 f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python {command} "
                 f"--cfg job shows all"
             )
+    return f"the configuration does not compose: {first_line(error)}"
+
+
+def _renamed(error: Exception) -> str | None:
+    """What a file of the configuration still calls by an old name, if the configuration fails of that."""
     said = first_line(error)
-    for old, new in MOVED_FILES.items():
-        if re.search(rf"Could not load '{old}", said):
-            return f"{said}: /{old} is now /{new}, as in `- /{new}@_here_`"
+    for old in re.findall(r"Could not load '(\w+)'", said):
+        if new := MOVED_FILES.get(old):
+            return f"{said.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
     for key in re.findall(r"Interpolation key '([\w.]+)' not found", said):
         if new_key(key) != key:
             return f"{key} is now {new_key(key)}: a file of the configuration still says {key}"
-    return f"the configuration does not compose: {said}"
+    return None
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

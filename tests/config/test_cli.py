@@ -33,7 +33,8 @@ CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("hydra", "engine", "prompt", "curation")  # other commands'
+    if folder.is_dir()
+    and folder.name not in ("hydra", "shared", "engine", "prompt", "curation")  # other commands'
 }
 OPTIONS = [
     f"{group}={option}"
@@ -320,7 +321,7 @@ def test_every_model_option_says_the_same_things_and_its_optimizer_builds(option
     optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
-    assert isinstance(build(cfg.schedule), Schedule)
+    assert isinstance(build(cfg.lr_scheduler), Schedule)
 
 
 @pytest.mark.parametrize("option", GROUPS["trainer"])
