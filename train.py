@@ -10,6 +10,7 @@ from distill.config.allocator import tune_allocator
 from distill.config.console import at_end, failed_jobs, one_sentence_errors
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.config.suggestions import take_suggestions
 from distill.training.resume import resume_arguments
 
 
@@ -31,7 +32,9 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     with one_sentence_errors():
         if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
-            sys.argv += resume_arguments(check_overrides(CONFIG, "train", sys.argv[1:]), sys.argv[1:])
+            cfg = check_overrides(CONFIG, "train", sys.argv[1:])
+            sys.argv[1:] = take_suggestions(CONFIG, "train", sys.argv[1:])
+            sys.argv += resume_arguments(cfg, sys.argv[1:])
         main()
         for say in at_end:
             say()

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from distill.config.console import no_empty_folder, one_sentence_errors, quiet
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.config.suggestions import take_suggestions
 from distill.curation.run import curate
 
 
@@ -22,4 +23,5 @@ if __name__ == "__main__":
     with one_sentence_errors():
         if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
             check_overrides(CONFIG, "curate", sys.argv[1:])
+            sys.argv[1:] = take_suggestions(CONFIG, "curate", sys.argv[1:])
         main()

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from distill.config.console import no_empty_folder, one_sentence_errors, quiet
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.config.suggestions import take_suggestions
 from distill.teacher.write_traces import generate
 
 
@@ -25,4 +26,5 @@ if __name__ == "__main__":
     with one_sentence_errors():
         if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
             check_overrides(CONFIG, "generate", sys.argv[1:])
+            sys.argv[1:] = take_suggestions(CONFIG, "generate", sys.argv[1:])
         main()

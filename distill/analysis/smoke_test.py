@@ -97,7 +97,7 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
     run = folder / "runs" / f"{_slug(teacher)}_seed{seed}_{key}"
     if not (run / "summary.json").is_file():
         if list(run.glob("checkpoints/step-*")):
-            words.append(f"ckpt={quoted(str(run.resolve()))}")
+            words.append(f"ckpt_path={quoted(str(run.resolve()))}")
         log = folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:

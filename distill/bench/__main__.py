@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     for one in chosen:
         if one.device not in (None, options.device):
             raise UserError(f"{one.name} is measured on a GPU alone: --device {one.device}")
-    if not options.checkpoint_activations:
+    if not options.gradient_checkpointing:
         chosen = [
             _some(one, [who.name for who in one.contestants if not who.keeps_activations]) for one in chosen
         ]
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         for one in chosen:
             result = run(one, _setting(options, shape), options.rounds, options.out)
             name = one.name if len(shapes) == 1 else f"{one.name}_{shape}"
-            if options.checkpoint_activations and one.models:
+            if options.gradient_checkpointing and one.models:
                 name += "_checkpointed"
             print(f"\n{write(result, options.out, name)}\n")
     print(f"written to {options.out}")
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--completion", type=int, help="completion tokens of each (384, 896)")
     parser.add_argument("--steps", type=int, help="timed steps a measurement (1, 10)")
     parser.add_argument(
-        "--checkpoint-activations",
+        "--gradient-checkpointing",
         action="store_true",
         help="contestants compute layers anew in the backward pass, as TRL does unless told otherwise",
     )
@@ -110,7 +110,7 @@ def _setting(options: argparse.Namespace, shape: str) -> Setting:
         head_tokens=options.head_tokens,
         traces=options.batching_traces,
         lengths=None if options.traces is None else str(options.traces.resolve()),
-        checkpoint_activations=options.checkpoint_activations,
+        gradient_checkpointing=options.gradient_checkpointing,
         inputs=str(default_folder().resolve()),
     )
 

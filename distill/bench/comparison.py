@@ -28,7 +28,7 @@ class Contestant:
             `meter.begin()`, and `meter.step(…)` after each step.
         needs: packages that must be installed.
         own_loss: its loss is another function than the first contestant's, and not compared with it.
-        keeps_activations: it is given a setting without `checkpoint_activations`, and left out where the
+        keeps_activations: it is given a setting without `gradient_checkpointing`, and left out where the
             others' is so, too.
     """
 
@@ -42,7 +42,7 @@ class Contestant:
 
     def __call__(self, setting: Setting, meter: "Meter") -> None:
         if self.keeps_activations:
-            setting = replace(setting, checkpoint_activations=False)
+            setting = replace(setting, gradient_checkpointing=False)
         self.run(setting, meter, **self.options)
 
 

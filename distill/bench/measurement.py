@@ -18,7 +18,7 @@ class Setting:
         vocabulary: rows of the output matrix there; None: the shape's.
         traces: how many, where the data pipeline or a batch layout is measured.
         lengths: file of traces whose lengths are taken there; None: as GSM8K's solutions are.
-        checkpoint_activations: whether layers are computed anew in the backward pass, by all but those who
+        gradient_checkpointing: whether layers are computed anew in the backward pass, by all but those who
             keep activations.
         seed: of weights, tokens and lengths.
         inputs: folder of models and tokens, made once.
@@ -35,7 +35,7 @@ class Setting:
     vocabulary: int | None = None
     traces: int = 32
     lengths: str | None = None
-    checkpoint_activations: bool = False
+    gradient_checkpointing: bool = False
     seed: int = 0
     inputs: str = ""
 

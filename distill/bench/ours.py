@@ -24,7 +24,7 @@ from distill.data.readers import read_examples
 from distill.errors import UserError
 from distill.losses.signals import Source
 from distill.models.find import find_model
-from distill.models.language_model import checkpoint_activations
+from distill.models.language_model import enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.teacher.distribution import TeacherDistribution
@@ -59,7 +59,7 @@ def _layout(name: str) -> list[str]:
     Raises:
         UserError: this version does not know it.
     """
-    if "\nlayout:" in (CONFIG / "data" / "traces.yaml").read_text(encoding="utf-8"):
+    if "\nlayout:" in (CONFIG / "shared" / "recipe.yaml").read_text(encoding="utf-8"):
         return [f"data.layout={name}"]
     if name == "padded":
         return []
@@ -96,7 +96,7 @@ def compose(
             "model=none",
             f"model.student={quoted(str(student))}",
             f"model.teacher={quoted(str(teacher))}",
-            f"model.checkpoint_activations={str(setting.checkpoint_activations).lower()}",
+            f"model.gradient_checkpointing={str(setting.gradient_checkpointing).lower()}",
             "data=traces",
             f"data.path={quoted(str(data))}",
             f"data.batch_size={batch_size}",
@@ -108,8 +108,8 @@ def compose(
             "trainer.accumulate_grad_batches=1",
             f"trainer.gradient_clip_val={CLIP}",
             f"optimizer.lr={LEARNING_RATE}",
-            "schedule.warmup=0",
-            "schedule.decay=constant",
+            "lr_scheduler.warmup_ratio=0",
+            "lr_scheduler.decay=constant",
             f"seed={setting.seed}",
             f"dir={quoted(str(folder / 'run'))}",
             f"cache={quoted(str(Path(setting.inputs) / 'cache'))}",
@@ -205,8 +205,8 @@ def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
         lm = find_model(cfg.model.student, key="model.student").load()
         traces = recipe.build(lm, None, Path(folder))
     lm.model.to(setting.device).train()
-    if setting.checkpoint_activations:
-        checkpoint_activations(lm)
+    if setting.gradient_checkpointing:
+        enable_gradient_checkpointing(lm)
     parameters = list(lm.model.parameters())
     optimizer = build(cfg.optimizer, "optimizer")(parameters)
     cuda = setting.device == "cuda"

@@ -226,7 +226,7 @@ def _arguments(
             optim="adamw_torch_fused",
             weight_decay=0.0,
             max_grad_norm=CLIP,
-            gradient_checkpointing=setting.checkpoint_activations,
+            gradient_checkpointing=setting.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
             bf16=cuda,
             use_cpu=not cuda,

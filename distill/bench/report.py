@@ -120,7 +120,7 @@ def _circumstances(result: Result) -> str:
         batch = f"{setting.head_tokens:,} tokens"
     if result.comparison.name in ("growth_traces", "batching"):
         batch = f"{setting.traces:,} traces"
-    if setting.checkpoint_activations and result.comparison.models:
+    if setting.gradient_checkpointing and result.comparison.models:
         batch += ", activations checkpointed"
     return (
         f"{setting.device}, {setting.shape} shape, "

@@ -111,7 +111,7 @@ MOVED: dict[str, str] = {
     "models.LanguageModel": "models.language_model.LanguageModel",
     "models.ModelSource": "models.language_model.ModelSource",
     "models.cached_casts": "models.language_model.cached_casts",
-    "models.checkpoint_activations": "models.language_model.checkpoint_activations",
+    "models.checkpoint_activations": "models.language_model.enable_gradient_checkpointing",
     "models.find_dtype": "models.language_model.find_dtype",
     "models.vocabulary_mismatch": "models.language_model.vocabulary_mismatch",
     "module": "training.module",

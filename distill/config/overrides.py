@@ -2,6 +2,7 @@
 sentence."""
 
 import difflib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.instantiate import plain
+from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
+from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
 register()
@@ -33,7 +36,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         arguments: the command line; options (`-m`, `--cfg job`) are passed over.
 
     Returns:
-        The configuration (of a sweep's first job).
+        The configuration (of a sweep's first job), with what suits the model where the user names nothing.
 
     Raises:
         UserError: an unknown group, option or key, a value that does not parse, or an output folder that
@@ -41,6 +44,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     """
     arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
+    words = [*suggest(config_dir, config_name, words).words, *words]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         groups = _groups(config_dir, config_name)
         loader = GlobalHydra.instance().config_loader()
@@ -53,13 +57,16 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 f"characters needs quotes inside quotes: \"data.path='my file.jsonl'\""
             ) from error
         for override in overrides:
+            _check_key(override)
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
+            _check_files(config_dir, cfg)
             if swept := _swept(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
                 for override in of_file:
+                    _check_key(override, f"experiment={cfg.hydra.runtime.choices.experiment}: ")
                     _check_group(override, groups)
                 overrides = [*of_file, *overrides]
                 single = [_first_value(override) for override in overrides]
@@ -68,6 +75,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if sentence := _renamed(error):
+                raise UserError(sentence) from error
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
             command = "train.py" if config_name == "train" else f"-m distill.{config_name}"
             raise UserError(_explain(error, overrides, known, groups, command)) from error
@@ -82,6 +91,41 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         sweep = _is_sweep(cfg, arguments)
         _check_folder(cfg, "hydra.sweep.dir" if sweep else "out" if "out" in cfg else "dir")
     return cfg
+
+
+def _check_key(override: Override, place: str = "") -> None:
+    """Refuse a key that was renamed; the sentence is the word as it is now."""
+    key, new = override.key_or_group, new_key(override.key_or_group)
+    if new == key:
+        return
+    _, equals, value = str(override.input_line).partition("=")
+    word = f"{'~' if override.is_delete() else ''}{new}{equals}{value}"
+    raise UserError(f"{place}{key} is now {new}: say {word}")
+
+
+def _check_files(config_dir: Path, cfg: DictConfig) -> None:
+    """Refuse renamed keys in a user's own files, and among the words that a smoke test hands to train.py."""
+    for word in OverridesParser.create().parse_overrides(list(cfg.get("smoke", {}).get("overrides", []))):
+        _check_key(word, "smoke.overrides: ")
+    said = _said(OmegaConf.to_container(cfg, resolve=False))
+    old = next((key for key in said if new_key(key) != key), None)
+    if old is None:
+        return
+    last = re.compile(rf"\b{re.escape(old.rsplit('.', 1)[-1])}\b")
+    files = [config_dir / group / f"{option}.yaml" for group, option in cfg.hydra.runtime.choices.items()]
+    named = [path for path in files if path.is_file() and last.search(path.read_text(encoding="utf-8"))]
+    place = f" ({', '.join(map(str, named))})" if named else ""
+    raise UserError(f"{old} is now {new_key(old)}: a file of the configuration{place} still says {old}")
+
+
+def _said(node: Any, above: str = "") -> Iterator[str]:
+    """The keys that are set, and those that values name as ${key}."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{above}{key}"
+            yield from _said(value, f"{above}{key}.")
+    elif isinstance(node, str):
+        yield from re.findall(r"\$\{([\w.]+)\}", node)
 
 
 def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
@@ -193,6 +237,18 @@ def _explain(
                 f"--cfg job shows all"
             )
     return f"the configuration does not compose: {first_line(error)}"
+
+
+def _renamed(error: Exception) -> str | None:
+    """What a file of the configuration still calls by an old name, if the configuration fails of that."""
+    said = first_line(error)
+    for old in re.findall(r"Could not load '(\w+)'", said):
+        if new := MOVED_FILES.get(old):
+            return f"{said.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
+    for key in re.findall(r"Interpolation key '([\w.]+)' not found", said):
+        if new_key(key) != key:
+            return f"{key} is now {new_key(key)}: a file of the configuration still says {key}"
+    return None
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

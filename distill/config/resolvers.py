@@ -53,6 +53,6 @@ def chosen_lr(chosen: Mapping[str, float], folder: str | None, loss: str) -> flo
     if chosen.get(loss) is None:
         raise UserError(
             f"{place} has no learning rate of loss={loss} (of {', '.join(map(str, chosen))}): tune it by the "
-            f"same grid, or set model.lr"
+            f"same grid, or set optimizer.lr"
         )
     return float(chosen[loss])

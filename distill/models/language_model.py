@@ -243,7 +243,7 @@ class LanguageModel:
             )
 
 
-def checkpoint_activations(lm: LanguageModel) -> None:
+def enable_gradient_checkpointing(lm: LanguageModel) -> None:
     """Keep a layer's input alone for the backward pass while the model trains, and compute the rest of the
     layer anew there.
 
@@ -254,7 +254,7 @@ def checkpoint_activations(lm: LanguageModel) -> None:
         lm.model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
-            f"model.checkpoint_activations=true cannot be had with {lm.source.name}: {first_line(error)}"
+            f"model.gradient_checkpointing=true cannot be had with {lm.source.name}: {first_line(error)}"
         ) from error
 
 

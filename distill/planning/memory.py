@@ -40,7 +40,7 @@ def training_memory(
         lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which adapters do not ask for
         lm.model, lm.source = model, source
         add_lora(lm, lora, seed=cfg.seed)
-    if cfg.model.checkpoint_activations:
+    if cfg.model.gradient_checkpointing:
         model.activation_checkpointing_enable()
     with FakeTensorMode():
         _pretend(model)

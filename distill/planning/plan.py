@@ -186,7 +186,7 @@ def make_plan(
     stages += [replace(stage, name=f"{stage.name} before") for stage in evaluation]
     trained, memory = _training(cfg, objective, student, frozen, traces, steps_of)
     stages += trained
-    if every := cfg.benchmark.get("every"):
+    if every := cfg.get("eval_every"):
         times = max(0, steps_of(traces)[1] - 1) // every  # not after the last step, which has its own
         stages += [
             replace(

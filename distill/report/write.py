@@ -130,7 +130,7 @@ def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) 
             "seed to the highest. Seconds are of training alone, on a machine that may have done other work.",
         )
     elif table.asked:
-        yield Text("No learning curves: benchmarks were asked before and after only; set benchmark.every=.")
+        yield Text("No learning curves: benchmarks were asked before and after only; set eval_every=.")
     yield Heading("Short and long problems")
     yield from sections.lengths(table)
     yield from drawn(

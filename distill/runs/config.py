@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.config.instantiate import plain
-from distill.config.moved import new_name
+from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 
 # The only targets that are built from a run's file: what conf/benchmark, conf/data and conf/loss name. A
@@ -77,6 +77,7 @@ def read_run_config(
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds no configuration: take another run")
     values: Any = OmegaConf.to_container(cfg, resolve=False)
+    values = translate(values)  # where an earlier version wrote it
     for key, value in _values(values, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(
@@ -160,8 +161,6 @@ def _check_plain(text: str, path: Path) -> None:
 def _check_target(node: Mapping[Any, Any], place: str) -> None:
     """Refuse a node whose `_target_` is none of ours, or a function that would be called at once."""
     target = node["_target_"]
-    if isinstance(target, str):
-        target = new_name(target)  # of an earlier version
     found = _our_own(target)
     if found is None:
         raise UserError(

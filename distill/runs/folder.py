@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import plain
+from distill.config.renamed_keys import read_described, translate
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
 
@@ -39,9 +40,9 @@ _PACKAGES = (
 )
 # What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
 # resuming.
-_IDENTITY = ("model", "data", "loss", "optimizer", "schedule", "seed", "trainer", "name")
+_IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.every", "benchmark.token_budget"}
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget"}
 
 
 def describe(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
@@ -99,7 +100,7 @@ def claim(folder: Path) -> None:
     if held or checkpoints(folder / "checkpoints"):
         raise UserError(
             f"dir={folder} holds {held[0] if held else 'checkpoints'} already: resume that run with "
-            f"ckpt={folder}, or name another folder"
+            f"ckpt_path={folder}, or name another folder"
         )
     for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
         (folder / name).unlink(missing_ok=True)
@@ -134,11 +135,11 @@ def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
         found = [folder] if checkpoints(folder.parent).count(folder) else checkpoints(folder / "checkpoints")
         if not found:
             raise UserError(
-                f"ckpt={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
+                f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
             )
         run = found[-1].parent.parent
         if differs := difference(run, cfg):
-            raise UserError(f"ckpt={wanted} was made with another configuration: {run.name}: {differs}")
+            raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
         return found[-1]
     candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
     for run in candidates:
@@ -147,7 +148,7 @@ def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
     nearest = ""
     if candidates:
         nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], cfg)}"
-    raise UserError(f"ckpt=last: no run in {runs} with this configuration has a checkpoint{nearest}")
+    raise UserError(f"ckpt_path=last: no run in {runs} with this configuration has a checkpoint{nearest}")
 
 
 def _known(runs: Path) -> str:
@@ -168,22 +169,20 @@ def difference(run: Path, cfg: DictConfig, length_too: bool = False) -> str | No
     described = run / "config.yaml"
     if not described.is_file():
         return "it has no config.yaml"
-    before: Any = OmegaConf.load(described)
+    before = read_described(described)
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
     for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
-        then, now = plain(before.get(section)), plain(cfg.get(section))
-        if found := _first_difference(then, now, section, may_change):
+        now = translate({section: plain(cfg.get(section))})[section]
+        if found := _first_difference(before.get(section), now, section, may_change):
             return found
     return None
 
 
 def asked_alike(run: Path, cfg: DictConfig) -> bool:
     """Whether a run that is resumed asked its benchmarks as they are asked now."""
-    before: Any = OmegaConf.load(run / "config.yaml")
-    return (
-        _first_difference(plain(before.get("benchmark")), plain(cfg.benchmark), "benchmark", _MAY_CHANGE)
-        is None
-    )
+    before = read_described(run / "config.yaml").get("benchmark")
+    now = translate({"benchmark": plain(cfg.benchmark)}).get("benchmark")
+    return _first_difference(before, now, "benchmark", _MAY_CHANGE) is None
 
 
 def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import yaml
 
+from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 from distill.runs import wandb as wandb_runs
 from distill.runs.read import (
@@ -246,7 +247,7 @@ def _from_wandb(place: str, run: wandb_runs.WandbRun) -> _Found:
     Raises:
         ValueError: a histogram in it is none.
     """
-    config = dict(flat({key: value for key, value in run.config.items() if key != "versions"}))
+    config = dict(flat(translate({key: own for key, own in run.config.items() if key != "versions"})))
     status = run.ended or "unfinished: it sent no summary"
     if run.summary.get("status"):
         status = str(run.summary["status"])

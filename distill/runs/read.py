@@ -15,13 +15,10 @@ import pandas
 import pyarrow.csv
 import yaml
 
+from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
 
 _MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them is in every run's folder
-# The C reader takes a hundredth of OmegaConf's time; config.yaml is written resolved, by OmegaConf.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 _OF_A_SUMMARY = ("name", "seed", "benchmarks", "tokens", "rollout_tokens", "seconds")
 
 
@@ -119,16 +116,12 @@ def why_unfinished(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.yaml`, flat.
+    """`config.yaml`, flat; of an earlier version under today's keys.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: it cannot be read.
     """
-    with (folder / "config.yaml").open(encoding="utf-8") as stream:
-        config = yaml.load(stream, _Loader)
-    if not isinstance(config, dict):
-        raise ValueError("config.yaml holds no configuration")
-    return dict(flat(config))
+    return dict(flat(read_described(folder / "config.yaml")))
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,10 +20,10 @@ from distill.statistics import mean_over_runs
 
 # Where a run lies, how often it writes and what it is called changes nothing in what it finds.
 _BESIDE_THE_POINT = re.compile(
-    r"(seed|name|dir|runs|cache|ckpt|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|checkpoint_activations)"
+    r"(seed|name|dir|runs|cache|ckpt_path|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing)"
     r"|trainer\.log_every_n_steps)(\.|$)"
 )
-_METHOD = re.compile(r"(loss|optimizer|schedule|model\.lr|model\.reference|model\.pilot)(\.|$)")
+_METHOD = re.compile(r"(loss|optimizer|lr_scheduler|model\.reference|model\.pilot)(\.|$)")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
 
 

@@ -28,13 +28,13 @@ def grid_of(runs: Sequence[Run]) -> Grid:
         after = accuracy(run.summary)
         if after is None:
             raise UserError(f"{run.folder} asked no benchmark: there is nothing to choose by")
-        found[run.loss][float(run.config["model.lr"])][run.seed] = after
+        found[run.loss][float(run.config["optimizer.lr"])][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
         for lr, seed in sorted(wanted):
             if seed not in own.get(lr, {}):
                 raise UserError(
-                    f"loss={loss} has no finished run with model.lr={lr:g} seed={seed}, and others have: "
+                    f"loss={loss} has no finished run with optimizer.lr={lr:g} seed={seed}, and others have: "
                     f"start the sweep again, which finishes it"
                 )
     return {loss: {lr: fmean(own[lr].values()) for lr in sorted(own)} for loss, own in found.items()}

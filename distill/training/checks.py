@@ -37,7 +37,7 @@ _WHOLE_OR_NULL = (
     "data.limit",
     "data.max_length",
     "benchmark.limit",
-    "benchmark.every",
+    "eval_every",
     "benchmark.samples",
     "benchmark.max_new_tokens",
     "trainer.max_steps",
@@ -63,7 +63,7 @@ _OURS = {
     "limit_train_batches": f"{_LENGTH}, the amount of data data.limit",
     "overfit_batches": "the amount of data is data.limit",
     "fast_dev_run": "take trainer.max_steps=2 data.limit=8 benchmark.limit=8",
-    "val_check_interval": "benchmarks are asked before and after training, and meanwhile by benchmark.every",
+    "val_check_interval": "benchmarks are asked before and after training, and meanwhile by eval_every",
     "use_distributed_sampler": "the order of traces knows its rank",
 }
 _STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
@@ -163,9 +163,9 @@ def _has_amx() -> bool:
 
 def check_layout(cfg: DictConfig) -> BatchLayout:
     """How models read a batch."""
-    checkpoint = cfg.model.checkpoint_activations
+    checkpoint = cfg.model.gradient_checkpointing
     if not isinstance(checkpoint, bool):
-        raise UserError(f"model.checkpoint_activations={checkpoint!r} is neither true nor false")
+        raise UserError(f"model.gradient_checkpointing={checkpoint!r} is neither true nor false")
     if cfg.data.layout not in get_args(LayoutKind):
         raise UserError(f"data.layout={cfg.data.layout!r} is not one of {', '.join(get_args(LayoutKind))}")
     return BatchLayout(cfg.data.layout, cfg.data.token_budget)

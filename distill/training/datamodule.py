@@ -117,7 +117,7 @@ class DistillDataModule(lightning.LightningDataModule):
             raise UserError(
                 "the traces are not those that the checkpoint was trained on: put the data back as "
                 "it was, or "
-                "start anew without ckpt"
+                "start anew without ckpt_path"
             )
 
     @functools.cached_property

@@ -45,7 +45,7 @@ def run_job(cfg: DictConfig, run: Callable[[DictConfig, Path], float | None]) ->
                     failed = False
                     sweeps.outcomes.append(None)
                     return earlier.score
-                cfg.ckpt = None if earlier.checkpoint is None else str(earlier.checkpoint)
+                cfg.ckpt_path = None if earlier.checkpoint is None else str(earlier.checkpoint)
             began = not cfg.plan
             score = run(cfg, folder)
             if sweep:

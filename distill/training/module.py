@@ -427,7 +427,8 @@ class DistillModule(lightning.LightningModule):
             if checkpoint["base"] != fingerprint(self):
                 raise UserError(
                     f"the weights of model.student={self.student_lm.source.name} are not those beside which "
-                    f"the checkpoint's adapters were trained: put those back, or start anew without ckpt="
+                    f"the checkpoint's adapters were trained: put those back, or start anew without "
+                    f"ckpt_path="
                 )
             whole = self.state_dict()
             checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self)}

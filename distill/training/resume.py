@@ -1,4 +1,4 @@
-"""Resume a run: the checkpoint that `ckpt=` names."""
+"""Resume a run: the checkpoint that `ckpt_path=` names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,19 +10,19 @@ from distill.errors import UserError
 
 
 def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
-    """What `ckpt=last` or `ckpt=<folder>` stands for: the checkpoint's path, and its run's folder to go on
-    in."""
-    if cfg.ckpt is None:
+    """What `ckpt_path=last` or `ckpt_path=<folder>` stands for: the checkpoint's path, and its run's folder
+    to go on in."""
+    if cfg.ckpt_path is None:
         return []
     if _is_sweep(cfg, arguments):
         raise UserError(
-            f"ckpt={cfg.ckpt} resumes one run: leave -m out; a sweep goes on with the same command and its "
-            f"hydra.sweep.dir"
+            f"ckpt_path={cfg.ckpt_path} resumes one run: leave -m out; a sweep goes on with the same command "
+            f"and its hydra.sweep.dir"
         )
     from distill.runs.folder import find_checkpoint
 
-    wanted = str(cfg.ckpt)
+    wanted = str(cfg.ckpt_path)
     if wanted == "last" and any(word.startswith("dir=") for word in arguments):
         wanted = str(cfg.dir)  # the run that is named, and no other
     checkpoint = find_checkpoint(wanted, cfg, Path(cfg.runs)).resolve()
-    return [f"ckpt='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]
+    return [f"ckpt_path='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]

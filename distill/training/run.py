@@ -37,7 +37,7 @@ from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of
 from distill.models.find import find_model
 from distill.models.flops import cost_of_source
-from distill.models.language_model import LanguageModel, checkpoint_activations
+from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
 from distill.models.lora import add_lora, check_targets, is_adapted, parameter_counts, read_lora
 from distill.models.packing import allow_packing
@@ -91,7 +91,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     objective: Objective = build(cfg.loss, "loss")
     check_compiler(objective.compile, device)
     optimizer = build_optimizer(cfg.optimizer)
-    schedule: Schedule = build(cfg.schedule, "schedule")
+    schedule: Schedule = build(cfg.lr_scheduler, "lr_scheduler")
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     layout = check_layout(cfg)
     if objective.rollouts == "teacher":
@@ -112,7 +112,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     if lora:
         add_lora(lm, lora, seed=cfg.seed)
     trained, parameters = parameter_counts(lm.model)
-    resumed = Path(cfg.ckpt) if cfg.ckpt else None
+    resumed = Path(cfg.ckpt_path) if cfg.ckpt_path else None
     if first_rank():
         if resumed is None:
             claim(folder)
@@ -187,7 +187,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             found = _evaluate(lm, asked, f"step-{step:06d}", folder, precision, cfg)
         _log_scores(loggers, found, step=step)
 
-    meanwhile = BenchmarkEvery(cfg.benchmark.every if asked else None, ask_meanwhile)
+    meanwhile = BenchmarkEvery(cfg.eval_every if asked else None, ask_meanwhile)
     trainer = _trainer(cfg, folder, steps, expected, loggers, [stop, StopAtBudget(), meanwhile])
     _log_config(loggers, cfg)
     if resumed:
@@ -252,8 +252,8 @@ def _place(
             longest += objective.rollouts.max_new_tokens
         for one in (student, *live.values()):
             allow_packing(one, longest, precision)
-    if cfg.model.checkpoint_activations:
-        checkpoint_activations(student)
+    if cfg.model.gradient_checkpointing:
+        enable_gradient_checkpointing(student)
 
 
 def _interrupted(
@@ -264,7 +264,7 @@ def _interrupted(
     done = f"step {step} of {steps}"
     if cfg.max_tokens is not None:
         done = f"step {step}, {module.totals['tokens']:,.0f} of {cfg.max_tokens:,} tokens"
-    onward = f"hydra.sweep.dir={folder.parent}" if sweeps.under_way() else f"ckpt={folder}"
+    onward = f"hydra.sweep.dir={folder.parent}" if sweeps.under_way() else f"ckpt_path={folder}"
     return Interrupted(
         f"stopped by {stop.received} after {done}; the checkpoint "
         f"{checkpoints(folder / 'checkpoints')[-1]} is kept: the same command with {onward} goes on "

@@ -41,7 +41,7 @@ def records(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 def trained(tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     words = arguments(tiny_pair, traces, folder, "loss=dcod", "loss.token_weight.temperature=2.0")
-    return test_training.run([*words, "loss.token_weight.anneal=1.0", "model.lr=1e-2"], folder / "dcod")
+    return test_training.run([*words, "loss.token_weight.anneal=1.0", "optimizer.lr=1e-2"], folder / "dcod")
 
 
 def token_weights(run: Path, records: Any, stage: str = "before", *, cache: Path) -> pandas.DataFrame:

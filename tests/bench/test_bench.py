@@ -227,14 +227,14 @@ def test_some_contestants_alone_are_measured_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = fake_processes(monkeypatch)
-    words = ["weights", "--only", "token", "--only", "sft", "--checkpoint-activations", "--rounds", "2"]
+    words = ["weights", "--only", "token", "--only", "sft", "--gradient-checkpointing", "--rounds", "2"]
     command.main([*words, "--force", "--out", str(tmp_path)])
     assert started == ["sft", "token"] * 2
     content = json.loads((tmp_path / "weights_checkpointed.json").read_text())
     assert [goal["goal"] for goal in content["goals"]] == [
         "seconds a step, DCOD, weights of tokens ÷ SFT ≤ 1.03"
     ]
-    assert content["settings"][0]["checkpoint_activations"]
+    assert content["settings"][0]["gradient_checkpointing"]
     assert "activations checkpointed" in (tmp_path / "weights_checkpointed.md").read_text()
 
 
@@ -247,7 +247,7 @@ def test_who_keeps_activations_is_measured_where_the_others_compute_them_anew(
     assert "ours" in started
     assert "ours_kept" not in started
     started.clear()
-    command.main([*words, "--checkpoint-activations", "--only", "ours", "--only", "ours_kept"])
+    command.main([*words, "--gradient-checkpointing", "--only", "ours", "--only", "ours_kept"])
     assert started == ["ours", "ours_kept"]
 
 
@@ -332,7 +332,7 @@ def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(
     setting: Setting, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own model, loss and optimizer, twice on the batch."""
-    setting = replace(setting, checkpoint_activations=checkpointed)
+    setting = replace(setting, gradient_checkpointing=checkpointed)
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder(setting, "student"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=ours.LEARNING_RATE, weight_decay=0.0)
     batch = peers.side_by_side(list(peers.dataset(batch_rows(setting))))
@@ -382,7 +382,7 @@ NEEDS = {"transformers": [], "liger": ["trl", "liger_kernel"], "torchtune": ["tr
     ("name", "checkpointed"), [*((name, False) for name in TRAINERS), ("sft", True), ("own", True)]
 )
 def test_peers_trainers_take_the_steps_that_ours_do(setting: Setting, name: str, checkpointed: bool) -> None:
-    setting = replace(setting, checkpoint_activations=checkpointed)
+    setting = replace(setting, gradient_checkpointing=checkpointed)
     needs = ("accelerate", *NEEDS.get(name, ["trl"]))
     if reason := running.missing(Contestant(name, name, nothing, needs=needs)):
         pytest.skip(reason)

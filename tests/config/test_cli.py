@@ -141,8 +141,8 @@ def test_a_model_brings_its_data_unless_the_user_names_another() -> None:
 
 def test_resuming_a_sweep_is_refused_and_a_new_run_resumes_nothing() -> None:
     assert resume_arguments(check(), []) == []
-    with pytest.raises(UserError, match=r"ckpt=last resumes one run: leave -m out"):
-        resume_arguments(check("ckpt=last"), ["-m", "ckpt=last"])
+    with pytest.raises(UserError, match=r"ckpt_path=last resumes one run: leave -m out"):
+        resume_arguments(check("ckpt_path=last"), ["-m", "ckpt_path=last"])
 
 
 def test_a_users_mistake_exits_with_one_an_interrupt_with_130_and_a_defect_keeps_its_traceback(
@@ -218,9 +218,17 @@ def test_every_option_composes_and_resolves(option: str) -> None:
     )
     assert isinstance(resolved, dict)
     assert resolved.get(group) is not None
-    assert {"seed", "ckpt", "name", "runs", "dir", "cache", "optimizer", "schedule", "checkpoint"} <= set(
-        resolved
-    )
+    assert {
+        "seed",
+        "ckpt_path",
+        "name",
+        "runs",
+        "dir",
+        "cache",
+        "optimizer",
+        "lr_scheduler",
+        "checkpoint",
+    } <= set(resolved)
     if group in ("model", "data", "loss"):
         assert name in str(resolved["name"])
 
@@ -312,8 +320,8 @@ def test_every_model_option_says_the_same_things_and_its_optimizer_builds(option
     assert cfg.model.trust_remote_code is False
     optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert optimizer.param_groups[0]["lr"] == cfg.model.lr
-    assert isinstance(build(cfg.schedule), Schedule)
+    assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
+    assert isinstance(build(cfg.lr_scheduler), Schedule)
 
 
 @pytest.mark.parametrize("option", GROUPS["trainer"])

@@ -21,7 +21,7 @@ from distill.data.layout import BatchLayout, LayoutKind, Segments, alike
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.models import packing
-from distill.models.language_model import LanguageModel, checkpoint_activations
+from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
 from distill.models.packing import allow_packing
 
 traces = test_training.traces  # the fixture
@@ -338,7 +338,7 @@ def test_checkpointed_activations_give_the_same_gradients_and_hold_less(
         return gradients(lm, loss)
 
     expected = step()
-    checkpoint_activations(lm)
+    enable_gradient_checkpointing(lm)
     assert close(step(), expected)
     assert held[1] < 0.5 * held[0]
     lm.model.eval()
@@ -352,9 +352,9 @@ def test_a_run_with_checkpointed_activations_is_the_same(
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "loss=on_policy_kd", "trainer.max_steps=3")
     plain = run(words, tmp_path / "plain")
-    anew = run([*words, "model.checkpoint_activations=true", "model.lora.rank=null"], tmp_path / "anew")
+    anew = run([*words, "model.gradient_checkpointing=true", "model.lora.rank=null"], tmp_path / "anew")
     assert column(anew, "train/loss") == pytest.approx(column(plain, "train/loss"), rel=1e-6)
     words = [*words, "loss=sft", "model.lora.rank=2", "data.layout=packed"]
     plain = run(words, tmp_path / "plain_lora")
-    anew = run([*words, "model.checkpoint_activations=true"], tmp_path / "anew_lora")
+    anew = run([*words, "model.gradient_checkpointing=true"], tmp_path / "anew_lora")
     assert column(anew, "train/loss") == pytest.approx(column(plain, "train/loss"), rel=1e-6)

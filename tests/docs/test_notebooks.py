@@ -167,7 +167,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [
                     *DATA, f"loss={loss}", f"seed={seed}", "data.limit=48", "data.batch_size=16",
                     "trainer.max_steps=6", "histogram_every=2", "benchmark=arithmetic", "benchmark.limit=24",
-                    "benchmark.every=2", "logger=csv", f"cache={root / 'cache'}",
+                    "eval_every=2", "logger=csv", f"cache={root / 'cache'}",
                 ],
                 root / "compare" / f"{loss}_seed{seed}",
             )  # fmt: skip

@@ -425,10 +425,15 @@ def test_traces_that_the_teacher_writes_are_its_expense(
 def test_a_resumed_run_goes_on_counting_to_the_last_bit(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = ["loss=on_policy_kd", "trainer.max_steps=9", "schedule.decay=constant", "schedule.warmup=0"]
+    words = [
+        "loss=on_policy_kd",
+        "trainer.max_steps=9",
+        "lr_scheduler.decay=constant",
+        "lr_scheduler.warmup_ratio=0",
+    ]
     whole = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "whole")
     part = run(arguments(tiny_pair, traces, tmp_path, *words, "trainer.max_steps=4"), tmp_path / "part")
-    part = run(arguments(tiny_pair, traces, tmp_path, *words, f"ckpt={part}"), tmp_path / "part")
+    part = run(arguments(tiny_pair, traces, tmp_path, *words, f"ckpt_path={part}"), tmp_path / "part")
     for name in ("train/student_flops_total", "train/teacher_flops_total", "train/tokens_total"):
         assert column(part, name) == column(whole, name)
     assert flops(part) == flops(whole)
@@ -439,7 +444,7 @@ def test_evaluation_between_steps_is_no_part_of_training(
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "loss=sft")
     plain = run(words, tmp_path / "plain")
-    asked = ["benchmark=arithmetic", "benchmark.limit=4", "benchmark.every=2", "benchmark.max_new_tokens=8"]
+    asked = ["benchmark=arithmetic", "benchmark.limit=4", "eval_every=2", "benchmark.max_new_tokens=8"]
     assert flops(run([*words, *asked], tmp_path / "asked")) == flops(plain)
 
 

@@ -58,7 +58,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lora_arguments(pair: tuple[Path, Path], traces: Path, folder: Path, *overrides: str) -> list[str]:
-    lora = ["model.lora.rank=4", "model.lora.alpha=8", "model.lr=0.01"]
+    lora = ["model.lora.rank=4", "model.lora.alpha=8", "optimizer.lr=0.01"]
     return arguments(pair, traces, folder, *lora, *overrides)
 
 
@@ -311,7 +311,7 @@ def test_a_resumed_run_with_dropout_repeats_an_unbroken_one_bit_for_bit(
         run(words, tmp_path / "runs" / "1_cut")
     monkeypatch.setattr(StudentCheckpoints, "save", original)
     torch.manual_seed(123)  # a new process has another random state
-    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+    resumed = run([*words, "ckpt_path=last"], tmp_path / "elsewhere")
     assert resumed == tmp_path / "runs" / "1_cut"
     for name in ("train/loss", "train/tokens", "train/lr", "train/gradient_norm"):
         assert column(resumed, name) == column(whole, name)
@@ -330,7 +330,7 @@ def test_a_checkpoint_of_other_adapters_or_another_base_is_refused(
     shutil.copytree(tiny_pair[0], student)
     words = lora_arguments((student, tiny_pair[1]), traces, tmp_path, "loss=sft")
     folder = run(words, tmp_path / "run")
-    later = [*words, "trainer.max_steps=8", f"ckpt={folder}"]
+    later = [*words, "trainer.max_steps=8", f"ckpt_path={folder}"]
     with pytest.raises(UserError, match=r"model\.lora\.rank was 4 and is None"):
         run([*later, "model.lora.rank=null"], folder)
     weights = load_file(student / "model.safetensors")

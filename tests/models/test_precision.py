@@ -48,7 +48,7 @@ def test_auto_on_a_gpu_goes_by_what_it_has(
     ("word", "complaint"),
     [
         ("data.layout=sorted", r"data\.layout='sorted' is not one of padded, grouped, packed"),
-        ("model.checkpoint_activations=1", r"model\.checkpoint_activations=1 is neither true nor false"),
+        ("model.gradient_checkpointing=1", r"model\.gradient_checkpointing=1 is neither true nor false"),
     ],
 )
 def test_what_no_layout_is_is_said_in_a_sentence(word: str, complaint: str) -> None:

@@ -46,8 +46,8 @@ def train(preset: str, folder: Path, cache: Path, *words: str) -> list[dict[str,
         "data.max_new_tokens=48",
         "data.operations=[2,4]",
         "trainer.max_steps=20",
-        "schedule.decay=constant",
-        "model.lr=5e-4",
+        "lr_scheduler.decay=constant",
+        "optimizer.lr=5e-4",
     ]
     if preset == "t3s":
         common.append("model.pilot=package:distill/tiny/teacher")
@@ -79,7 +79,7 @@ def reverse_kl_of_own_completions(student: LanguageModel, teacher: LanguageModel
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:
     # One sample a token says little about the whole distribution: more of them, and smaller steps.
-    gently = ["model.lr=1e-4", "data.limit=96", "data.batch_size=96"] if preset in BY_GRADIENT else []
+    gently = ["optimizer.lr=1e-4", "data.limit=96", "data.batch_size=96"] if preset in BY_GRADIENT else []
     rows = train(preset, tmp_path / "run", cache, *gently)
     assert len(rows) == 20
     losses = [float(row["train/loss_main"] if preset == "minillm" else row["train/loss"]) for row in rows]

@@ -233,7 +233,7 @@ def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=6", "benchmark=arithmetic")
-    words += ["benchmark.limit=4", "benchmark.every=2"]
+    words += ["benchmark.limit=4", "eval_every=2"]
     single = {loss: planned([*words, f"loss={loss}"]) for loss in ("dcod", "on_policy_kd")}
     whole = SweepPlan()
     for seed in range(3):

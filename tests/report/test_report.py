@@ -373,7 +373,7 @@ def test_two_rates_of_the_baseline_are_both_shown_and_the_better_one_is_tested_a
         job(tmp_path, "sft", seed, [0, 1, 1, 0], model__lr=0.2)
         job(tmp_path, "dcod", seed, [1, 1, 1, 0], model__lr=0.1)
     table = one_table(tmp_path)
-    assert table.baseline == "sft model.lr=0.2"
+    assert table.baseline == "sft optimizer.lr=0.2"
     assert "2 rows are of the baseline sft" in table.notes[0]
     gain = table.method("dcod").gain
     assert gain is not None
@@ -588,7 +588,7 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
 ) -> None:
     """Real runs, end to end; a second time, which finds the first one's page in the sweep."""
     words = arguments(tiny_pair, traces, tmp_path, "benchmark=arithmetic", "benchmark.limit=6")
-    words += ["benchmark.max_new_tokens=8", "benchmark.every=2", "trainer.max_steps=4", "histogram_every=2"]
+    words += ["benchmark.max_new_tokens=8", "eval_every=2", "trainer.max_steps=4", "histogram_every=2"]
     sweep = tmp_path / "sweep"
     for loss in ("sft", "dcod"):
         run([*words, f"loss={loss}"], sweep / f"0_{loss}")

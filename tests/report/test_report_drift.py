@@ -41,7 +41,9 @@ def finished(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     traces = folder / "traces.jsonl"
     traces.write_text("".join(json.dumps(record) + "\n" for record in records))
     asked = ["benchmark=arithmetic", "benchmark.limit=3", "benchmark.max_new_tokens=8"]
-    words = arguments(tiny_pair, traces, folder, "loss=sft", "trainer.max_steps=2", "model.lr=0.01", *asked)
+    words = arguments(
+        tiny_pair, traces, folder, "loss=sft", "trainer.max_steps=2", "optimizer.lr=0.01", *asked
+    )
     return [read(train_run([*words, f"seed={seed}"], folder / f"sft_seed{seed}")) for seed in (0, 1)]
 
 

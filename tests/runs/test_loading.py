@@ -70,7 +70,7 @@ def sweep(
         patch.setattr(DistillModule, "training_step", original)
         time.sleep(1.1)  # W&B names a part by the second
         checkpoint = folder / "10_dft" / "checkpoints" / "step-000002"
-        run([*words, "loss=dft", f"ckpt={checkpoint}"], folder / "10_dft")
+        run([*words, "loss=dft", f"ckpt_path={checkpoint}"], folder / "10_dft")
         wandb.finish()
         wandb.teardown()  # ends the service that writes the files
     assert len(list((folder / "10_dft" / "wandb").glob("offline-run-*"))) == 2

@@ -334,12 +334,12 @@ def test_a_models_own_code_runs_only_where_that_is_said_now(
 
 
 def test_only_what_reads_our_own_files_reads_configurations_past_the_guard() -> None:
-    """A new caller takes `read_run_config`; `runs` compares values and builds nothing."""
+    """A new caller takes `read_run_config`; these read our own files."""
     package = ROOT / "distill"
     loads = {
         str(path.relative_to(package))
         for path in package.rglob("*.py")
         if "OmegaConf.load(" in path.read_text()
     }
-    ours = {"config/overrides.py", "config/resolvers.py", "analysis/evaluate_model.py"}
-    assert loads == {*ours, "runs/folder.py"}
+    ours = {"config/overrides.py", "config/resolvers.py", "config/suggestions.py"}
+    assert loads == {*ours, "analysis/evaluate_model.py"}

@@ -76,7 +76,9 @@ def test_of_tokens_and_steps_what_comes_first_ends_the_run(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, max_steps: int, steps: int
 ) -> None:
     known = column(run(arguments(tiny_pair, traces, tmp_path, "loss=sft"), tmp_path / "x"), "train/tokens")
-    words = budget(tiny_pair, traces, tmp_path, int(sum(known[:5])), "loss=sft", "schedule.warmup=0")
+    words = budget(
+        tiny_pair, traces, tmp_path, int(sum(known[:5])), "loss=sft", "lr_scheduler.warmup_ratio=0"
+    )
     folder = run([*words, f"trainer.max_steps={max_steps}"], tmp_path / "run")
     assert len(rows(folder)) == summary(folder)["steps"] == steps
     # The learning rate falls towards the end that comes, from 1e-3 to a tenth of it.
@@ -84,7 +86,7 @@ def test_of_tokens_and_steps_what_comes_first_ends_the_run(
     assert rates[0] == 1e-3
     assert rates == sorted(rates, reverse=True)
     if max_steps == 3:
-        assert rates[-1] == pytest.approx(1e-3 * Schedule(warmup=0).factor(2, 3))
+        assert rates[-1] == pytest.approx(1e-3 * Schedule(warmup_ratio=0).factor(2, 3))
 
 
 def test_the_learning_rate_and_progress_follow_the_tokens(
@@ -103,7 +105,7 @@ def test_the_learning_rate_and_progress_follow_the_tokens(
 
     monkeypatch.setattr(Objective, "chunked_inputs", watched)
     monkeypatch.setattr(Objective, "after_step", watched_after)
-    words = budget(tiny_pair, traces, tmp_path, 2000, "loss=taid", "schedule.warmup=0")
+    words = budget(tiny_pair, traces, tmp_path, 2000, "loss=taid", "lr_scheduler.warmup_ratio=0")
     folder = run(words, tmp_path / "run")
     totals = [0.0, *column(folder, "train/tokens_total")]
     shares = [min(1.0, total / 2000) for total in totals]
@@ -116,8 +118,8 @@ def test_the_learning_rate_and_progress_follow_the_tokens(
 def test_the_learning_rate_warms_up_over_its_share_of_the_tokens(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = budget(tiny_pair, traces, tmp_path, 4000, "loss=sft", "schedule.warmup=0.5")
-    folder = run([*words, "schedule.decay=constant"], tmp_path / "run")
+    words = budget(tiny_pair, traces, tmp_path, 4000, "loss=sft", "lr_scheduler.warmup_ratio=0.5")
+    folder = run([*words, "lr_scheduler.decay=constant"], tmp_path / "run")
     rates, totals = column(folder, "train/lr"), [0.0, *column(folder, "train/tokens_total")]
     below = [rate for rate, total in zip(rates, totals, strict=False) if total < 1500]
     assert below == sorted(below)
@@ -140,17 +142,19 @@ def test_a_resumed_run_with_a_budget_repeats_an_unbroken_one_bit_for_bit(
 def test_a_run_that_spent_its_budget_ends_at_once_when_resumed_and_goes_on_with_a_larger_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = budget(tiny_pair, traces, tmp_path, 1000, "schedule.decay=constant", "schedule.warmup=0")
+    words = budget(
+        tiny_pair, traces, tmp_path, 1000, "lr_scheduler.decay=constant", "lr_scheduler.warmup_ratio=0"
+    )
     folder = run(words, tmp_path / "runs" / "a")
     before = {name: (folder / name).read_text() for name in ("metrics.csv", "weights.jsonl")}
     first = summary(folder)
-    run([*words, "ckpt=last"], folder)
+    run([*words, "ckpt_path=last"], folder)
     assert {name: (folder / name).read_text() for name in before} == before
     assert {key: summary(folder)[key] for key in ("steps", "tokens")} == {
         key: first[key] for key in ("steps", "tokens")
     }
     larger = [word.replace("max_tokens=1000", "max_tokens=2000") for word in words]
-    run([*larger, "ckpt=last"], folder)
+    run([*larger, "ckpt_path=last"], folder)
     whole = run(larger, tmp_path / "whole")
     assert column(folder, "train/loss") == column(whole, "train/loss")
     assert same_weights(folder, whole)

@@ -23,7 +23,8 @@ from distill.training.checks import check_numbers, check_trainer
 from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")
+MODELS = {path.stem for path in (CONF / "model").glob("*.yaml")}  # whose suggestions lie there, too
+EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - MODELS)
 METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_shuffled", "dcod_inverted"]
 
 
@@ -82,8 +83,8 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
             del cfg.hydra  # what a run is given
             OmegaConf.to_container(cfg, resolve=True)
             loss = str(HydraConfig.get().runtime.choices["loss"])
-            rates.setdefault(loss, set()).add(cfg.model.lr)
-            what = frozenset(word for word in words if not word.startswith(("seed=", "model.lr=")))
+            rates.setdefault(loss, set()).add(cfg.optimizer.lr)
+            what = frozenset(word for word in words if not word.startswith(("seed=", "optimizer.lr=")))
             if what not in built:  # no function is given its seed or rate
                 built.add(what)
                 objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
@@ -120,12 +121,12 @@ def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment
     tune, compare = (
         composed(f"experiment={name}") for name in (experiment, experiment.replace("tune", "compare"))
     )
-    for key in ("data", "loss", "max_tokens", "trainer", "schedule", "optimizer"):
-        one, other = (OmegaConf.to_container(cfg, resolve=False)[key] for cfg in (tune, compare))  # pyright: ignore
-        assert one == other
-    assert {key: tune.model[key] for key in tune.model if key != "lr"} == {
-        key: compare.model[key] for key in compare.model if key != "lr"
-    }
+    one, other = (OmegaConf.to_container(cfg, resolve=False) for cfg in (tune, compare))
+    assert isinstance(one, dict)
+    assert isinstance(other, dict)
+    for key in ("data", "loss", "max_tokens", "trainer", "lr_scheduler", "model"):
+        assert one[key] == other[key]
+    assert one["optimizer"] | {"lr": None} == other["optimizer"] | {"lr": None}
     if experiment == "tune_own":
         return  # whose files the user names
     for name in (benchmark.name for benchmark in benchmarks_of(tune.benchmark)):

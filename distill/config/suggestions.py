@@ -1,0 +1,128 @@
+"""What suits a model: the data, benchmark, trainer and learning rate of `conf/experiment/<model>.yaml`.
+
+Where a command names no experiment, these become words of its command line, before Hydra composes, unless
+the user names the same thing.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from distill.errors import UserError
+
+# The groups that a command takes from a bundle; keys such as optimizer.lr are train.py's alone.
+_TAKEN = {
+    "train": ("data", "benchmark", "loss", "trainer"),
+    "generate": ("data", "trainer"),
+    "score": ("data", "benchmark", "loss", "trainer"),
+    "curate": ("trainer",),
+}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a command takes because it suits the model.
+
+    Attributes:
+        model: as the command names it.
+        words: of the command line, such as `data=gsm8k`.
+    """
+
+    model: str = ""
+    words: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        place = f"conf/experiment/{self.model.partition(',')[0]}.yaml"
+        words = " ".join(self.words)
+        return f"model={self.model} suggests {words} ({place}); name any of them to choose otherwise"
+
+
+def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Suggestion:
+    """What a command line leaves to the model's suggestion; nothing where it names an experiment.
+
+    Args:
+        config_dir: folder of the configuration.
+        config_name: its root file.
+        arguments: the command line.
+
+    Raises:
+        UserError: a sweep over models whose suggestions differ.
+    """
+    named = _parse(arguments)
+    if config_name not in _TAKEN or "experiment" in named:
+        return Suggestion()
+    folder = config_dir / "experiment"
+    models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
+    found = [_read(folder / f"{model}.yaml", config_name) for model in models]
+    keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
+    if differing := [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]:
+        raise UserError(
+            f"model={','.join(models)}: what suits them differs in {', '.join(differing)} "
+            f"(conf/experiment/): name {', '.join(f'{key}=' for key in differing)} yourself"
+        )
+    return Suggestion(",".join(models), [f"{key}={_as_word(found[0][key])}" for key in keys])
+
+
+def take_suggestions(config_dir: Path, config_name: str, arguments: Sequence[str]) -> list[str]:
+    """The command line with what suits the model in it, which the first line printed says."""
+    suggestion = suggest(config_dir, config_name, arguments)
+    if suggestion.words and not {"-c", "--cfg"} & set(arguments):
+        print(suggestion)
+    return [*suggestion.words, *arguments]
+
+
+def _parse(arguments: Iterable[str]) -> dict[str, Override]:
+    """The words of a command line by key or group; none of one that does not parse, which others refuse."""
+    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
+    try:
+        return {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
+    except (HydraException, ValueError):
+        return {}
+
+
+def _models(named: Override | None, root: Path) -> list[str]:
+    if named is None:
+        node: Any = OmegaConf.load(root)
+        return [entry["model"] for entry in node.defaults if OmegaConf.is_dict(entry) and "model" in entry]
+    if named.is_sweep_override():
+        return list(named.sweep_string_iterator()) if named.is_choice_sweep() else []
+    return [str(named.value())]
+
+
+def _read(path: Path, config_name: str) -> dict[str, Any]:
+    """A bundle's groups and keys that the command takes; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    bundle: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    found: dict[str, Any] = {}
+    for entry in bundle.pop("defaults", []):
+        for key, option in entry.items() if isinstance(entry, dict) else ():
+            if (group := key.removeprefix("override ").lstrip("/")) in _TAKEN[config_name]:
+                found[group] = option
+    return found | (dict(_flat(bundle)) if config_name == "train" else {})
+
+
+def _flat(node: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _as_word(value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+    return value if plain else json.dumps(value)
+
+
+def _named(key: str, named: Iterable[str]) -> bool:
+    """Whether the command line says a key itself, or takes what it is in away."""
+    return any(key == own or (key.startswith(f"{own}.") and "." in own) for own in named)
