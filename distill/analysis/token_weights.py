@@ -61,7 +61,7 @@ def token_weights(
     records = [record for record in records if (record["completion"] or "").strip()]
     if not records:
         raise UserError("there is no trace to read: all are empty")
-    cfg: Any = OmegaConf.load(run / "config.yaml")
+    cfg: Any = OmegaConf.create(read_config(run))
     objective: Objective = build(cfg.loss, "loss")
     asked = _asked(objective)
     student = _source(cfg, run, "student", stage, objective)
@@ -128,9 +128,9 @@ def _source(cfg: Any, run: Path, role: Role, stage: str, objective: Objective) -
             raise UserError(f"{run} holds no trained student: there is no student/ in it")
         return find_model(str(run / "student"), key="run", dtype=cfg.model.student_dtype)
     if role == "teacher" and objective.teacher == "model":
-        return find(cfg, "teacher", cfg.model.teacher_dtype)
+        return find(cfg.model, "teacher", cfg.model.teacher_dtype)
     own = role if role == "pilot" or (role == "reference" and cfg.model.reference) else "student"
-    return find(cfg, own, cfg.model.student_dtype)
+    return find(cfg.model, own, cfg.model.student_dtype)
 
 
 def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -> None:

@@ -28,6 +28,7 @@ from distill.models.find import find, find_model
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.report.drift_kept import read_drift, write_drift
+from distill.runs.folder import read_config
 from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
@@ -104,7 +105,7 @@ class _Measuring:
         Raises:
             UserError: why it cannot be measured.
         """
-        cfg: Any = OmegaConf.load(run.folder / "config.yaml")
+        cfg: Any = OmegaConf.create(read_config(run.folder))
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:
@@ -157,7 +158,7 @@ class _Measuring:
         }
         key = _hash({**named, "trusted": cfg.model.trust_remote_code})
         if key not in self.teachers:
-            self.teachers[key] = LazyModel(find(cfg, "teacher", cfg.model.teacher_dtype), self.device)
+            self.teachers[key] = LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), self.device)
         return self.teachers[key]
 
     def _problems(self, cfg: DictConfig) -> list[tuple[Benchmark, list[Example]]]:
