@@ -20,6 +20,7 @@ from distill.models.find import find_model
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
+from distill.runs.folder import read_config
 from distill.statistics import Figure
 from distill.teacher.token_stats import score_tokens
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.errors import UserError
-from distill.planning.sizes import expected_traces, measure
+from distill.losses.signals import Role
+from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Stage, evaluation, scored, training, written
 from distill.training.models import writes_all
 from distill.training.setup import Setup
@@ -86,7 +87,7 @@ def make_plan(setup: Setup) -> Plan:
     student = measure(setup.student, setup.compute.precision)
     notes: list[str] = []
     traces = expected_traces(setup, notes)
-    frozen = {
+    frozen: dict[Role, ModelSize] = {
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []

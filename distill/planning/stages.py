@@ -176,7 +176,7 @@ def training(
         completions=batches.completions,
         trains=trains_head,
     )
-    beside = {role: frozen[role].weights for role in sorted(setup.objective.live_roles)}
+    beside: dict[Role, int] = {role: frozen[role].weights for role in sorted(setup.objective.live_roles)}
     memory |= {f"weights of the {role}, live": size for role, size in beside.items()}
     fixed = sum(memory[name] for name in ("weights", "gradients", "optimizer")) + sum(beside.values())
     stages, kv = [], 0

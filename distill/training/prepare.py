@@ -88,7 +88,9 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     torch.set_num_threads(setup.compute.threads or _THREADS)
     lightning.seed_everything(setup.seed, verbose=False)
     student = _load_student(setup)
-    frozen = {role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()}
+    frozen: dict[Role, LazyModel] = {
+        role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
+    }
     if first_rank():
         if setup.resumed is None:
             claim(setup.folder)
