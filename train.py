@@ -19,11 +19,12 @@ def main(cfg: DictConfig) -> float | None:
     # torch and transformers, only when something runs
     from distill.training.job import job
 
-    with job(cfg) as earlier:
+    with job(cfg) as started:
         if cfg.plan:
             from distill.planning.command import print_plan
 
             return print_plan(cfg)
+        earlier = started.begin()
         if earlier.finished:
             return earlier.score
         from distill.training.run import train

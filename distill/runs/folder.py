@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from distill.config.instantiate import plain, use_new_names
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
 
@@ -127,13 +128,14 @@ def fresh(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run's `config.yaml`, as `describe` wrote it.
+    """A run's `config.yaml`, with today's names in place of those that moved since.
 
     Raises:
         OSError: it cannot be read.
     """
-    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
-    return config
+    config = OmegaConf.load(run / "config.yaml")
+    use_new_names(config)
+    return plain(config)
 
 
 def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
