@@ -18,15 +18,20 @@ from distill.training.resume import resume_arguments
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
     # torch and transformers, only when something runs
-    from distill.training.job import run_job
+    from distill.training.job import job
 
-    if cfg.plan:
-        from distill.planning.command import print_plan
+    with job(cfg) as started:
+        if cfg.plan:
+            from distill.planning.command import print_plan
 
-        return run_job(cfg, print_plan)
-    from distill.training.run import train
+            return print_plan(cfg)
+        earlier = started.begin()
+        if earlier.finished:
+            return earlier.score
+        from distill.training.run import train
 
-    return run_job(cfg, train)
+        return train(cfg).accuracy
+    return None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.analysis.drift import Drift
 from distill.analysis.drift_figure import picture
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
-from distill.config.instantiate import build, plain
+from distill.config.instantiate import build, plain, resolved
 from distill.config.paths import CONFIG
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
@@ -85,7 +85,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
                 **one.benchmark.settings,
             }
             held.enter_context(claimed(place, key, what=f"completions of {one.benchmark.name}"))
-        describe(folder, cfg, sys.argv[1:])
+        describe(folder, resolved(cfg), sys.argv[1:])
         loggers = [build(node, f"logger.{name}") for name, node in (cfg.get("logger") or {}).items()]
         text = ""
         for one, place in zip(asked, places, strict=True):

@@ -37,7 +37,7 @@ def score(cfg: DictConfig) -> Path:
     """
     folder, cache = Path(cfg.out), Path(cfg.cache)
     _check(cfg)
-    device = find_device(cfg)
+    device = find_device(cfg.trainer)
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     objective: Objective = build(cfg.loss, "loss")
     student = _student(cfg, device)
@@ -103,7 +103,7 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
 
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    return LazyModel(find(cfg, "student", cfg.model.student_dtype), device)
+    return LazyModel(find(cfg.model, "student", cfg.model.student_dtype), device)
 
 
 def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -171,9 +171,7 @@ def _teachers_view(
 
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
-        model_cfg = cfg.copy()
-        model_cfg.model.teacher = spec
-        frozen = LazyModel(find(model_cfg, "teacher", cfg.model.teacher_dtype), device)
+        frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
         reader = Reader(student, frozen.source, recipe.prompt)
         for trace in traces if reader.foreign else ():
             trace.reading = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())

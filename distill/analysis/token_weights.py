@@ -143,7 +143,7 @@ def _source(
     if role == "teacher" and objective.teacher == "model":
         own = "teacher"
     said_again(cfg, own, said, run, lambda model: f"models=[{model!r}]")
-    return find(cfg, own, cfg.model.teacher_dtype if own == "teacher" else cfg.model.student_dtype)
+    return find(cfg.model, own, cfg.model.teacher_dtype if own == "teacher" else cfg.model.student_dtype)
 
 
 def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -> None:

@@ -1,23 +1,19 @@
 """Our own steps: real runs of `train.py`, from the configuration on, with a meter among the callbacks."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import torch
-from omegaconf import open_dict
 
 from distill.analysis.smoke_test import quoted
 from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
 from distill.bench.measurement import Setting
 from distill.bench.meter import Measured, Meter
 from distill.config.console import quiet
-from distill.config.instantiate import build
-from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.data.batch import collate
 from distill.data.readers import read_examples
@@ -26,14 +22,13 @@ from distill.losses.signals import Source
 from distill.models.find import find_model
 from distill.models.language_model import enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
-from distill.objective.objective import Objective
 from distill.teacher.distribution import TeacherDistribution
 from distill.teacher.distribution_cache import cache_distributions
 from distill.training import run as training
-from distill.training.checkpoints import StudentCheckpoints
 from distill.training.datamodule import DistillDataModule
 from distill.training.module import DistillModule
 from distill.training.recipe import TraceRecipe
+from distill.training.setup import Setup
 
 LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay
 CLIP = 1.0
@@ -70,28 +65,25 @@ def _run(
     setting: Setting, meter: "Meter | _WholeRun", words: Sequence[str], rows: Sequence[Row], batch_size: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        cfg = compose(setting, words, rows, batch_size, Path(folder))
-        with _metered(meter):
-            try:
-                training.train(cfg, Path(cfg.dir))
-            except Measured:
-                return
+        setup = set_up(setting, words, rows, batch_size, Path(folder))
+        try:
+            training.train(setup, [_Steps(meter)])
+        except Measured:
+            return
     raise RuntimeError("the run ended before its steps were measured")
 
 
-def compose(
+def set_up(
     setting: Setting, words: Sequence[str], rows: Sequence[Row], batch_size: int, folder: Path
-) -> Any:
-    """The configuration of a run on these rows.
+) -> Setup:
+    """A run on these rows.
 
     Raises:
         UserError: this version has not what the words ask for.
     """
     data = write_traces(setting, rows, folder / "traces.jsonl")
     student, teacher = (model_folder(setting, role) for role in ("student", "teacher"))
-    cfg = check_overrides(
-        CONFIG,
-        "train",
+    return Setup.from_overrides(
         [
             "model=none",
             f"model.student={quoted(str(student))}",
@@ -103,6 +95,7 @@ def compose(
             f"data.max_new_tokens={setting.completion}",
             "benchmark=none",
             "logger=csv",
+            "checkpoint.every=1000000000",
             f"trainer={'gpu' if setting.device == 'cuda' else 'cpu'}",
             f"trainer.precision={'bf16-mixed' if setting.device == 'cuda' else '32-true'}",
             "trainer.accumulate_grad_batches=1",
@@ -114,37 +107,12 @@ def compose(
             f"dir={quoted(str(folder / 'run'))}",
             f"cache={quoted(str(Path(setting.inputs) / 'cache'))}",
             *words,
-        ],
+        ]
     )
-    with open_dict(cfg):
-        cfg.pop("hydra")  # the run's own configuration, as Hydra would hand it over
-    return cfg
-
-
-@contextmanager
-def _metered(meter: "Meter | _WholeRun") -> Iterator[None]:
-    """Whatever `training` makes a trainer of has the meter among its callbacks, and writes no checkpoint."""
-    made = training._trainer
-
-    def with_meter(cfg: Any, folder: Path, steps: int, expected: int, loggers: Any, callbacks: Any) -> Any:
-        trainer = made(cfg, folder, steps, expected, loggers, [_Steps(meter), *callbacks])
-        kept = [one for one in _callbacks(trainer) if not isinstance(one, StudentCheckpoints)]
-        trainer.callbacks = kept  # pyright: ignore[reportAttributeAccessIssue]
-        return trainer
-
-    training._trainer = with_meter
-    try:
-        yield
-    finally:
-        training._trainer = made
-
-
-def _callbacks(trainer: lightning.Trainer) -> list[lightning.Callback]:
-    return list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Steps(lightning.Callback):
-    """Tells the meter of every optimizer step."""
+    """Tells the meter of every optimizer step, and ends the run before it writes anything of the last."""
 
     def __init__(self, meter: "Meter | _WholeRun") -> None:
         self.meter = meter
@@ -199,23 +167,21 @@ def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         rows = batch_rows(setting)
-        cfg = compose(setting, [f"loss={loss}"], rows, setting.rows, Path(folder))
-        objective: Objective = build(cfg.loss, "loss")
-        recipe: TraceRecipe = build(cfg.data.recipe, "data")
-        lm = find_model(cfg.model.student, key="model.student").load()
-        traces = recipe.build(lm, None, Path(folder))
+        setup = set_up(setting, [f"loss={loss}"], rows, setting.rows, Path(folder))
+        lm = setup.student.load()
+        traces = setup.recipe.build(lm, None, Path(folder))
     lm.model.to(setting.device).train()
     if setting.gradient_checkpointing:
         enable_gradient_checkpointing(lm)
     parameters = list(lm.model.parameters())
-    optimizer = build(cfg.optimizer, "optimizer")(parameters)
+    optimizer = setup.optimizer(parameters)
     cuda = setting.device == "cuda"
     meter.begin([lm.model])
     while not meter.done:
         batch = collate(traces).to(setting.device)
         with torch.autocast(setting.device, torch.bfloat16, enabled=cuda):
             head = lm.completion_head(batch.input_ids, batch.mask)
-            found = objective(head, batch.mask, batch.labels, {}, others={})
+            found = setup.objective(head, batch.mask, batch.labels, {}, others={})
             mean = found.total / found.denominator
         optimizer.zero_grad()
         mean.backward()

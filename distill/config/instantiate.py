@@ -7,6 +7,7 @@ import hydra
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from distill.config.moved import new_name
 from distill.errors import UserError, first_line
@@ -55,3 +56,18 @@ def build_optimizer(node: Any) -> OptimizerFactory:
 def plain(node: Any) -> Any:
     """A node of the configuration as lists, dicts and values; what is no node as it is."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as lists, dicts and values, without Hydra's own part.
+
+    Raises:
+        UserError: what a value says when it is computed.
+    """
+    try:
+        return {str(key): plain(cfg[key]) for key in cfg if key != "hydra"}
+    except InterpolationResolutionError as error:
+        _, ours, sentence = first_line(error).partition("UserError raised while resolving interpolation: ")
+        if ours:
+            raise UserError(sentence) from error
+        raise

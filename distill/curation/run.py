@@ -75,7 +75,7 @@ def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
         UserError: a value that makes no sense; names it.
     """
     whole_number("seed", cfg.seed, least=0)
-    device = find_device(cfg)
+    device = find_device(cfg.trainer)
     recipe: TraceRecipe = build(cfg.data.recipe, "data")
     steps = {
         name: build(node, f"curation.{name}")
@@ -149,7 +149,7 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
     roles: tuple[Literal["student", "teacher"], ...] = ("student", "teacher")
     for role in roles:
         if cfg.model[role]:
-            found[role] = LazyModel(find(cfg, role, cfg.model[f"{role}_dtype"]), device)
+            found[role] = LazyModel(find(cfg.model, role, cfg.model[f"{role}_dtype"]), device)
     return found
 
 

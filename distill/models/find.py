@@ -4,12 +4,11 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from distill.config.instantiate import plain
 from distill.errors import UserError, first_line
 from distill.models.language_model import ModelSource, find_dtype
 
@@ -143,12 +142,12 @@ def _hash_files(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def find(cfg: DictConfig, role: str, dtype: str) -> ModelSource:
-    spec: Any = cfg.model[role]
+def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
+    """Find the model of a role (`student`, `teacher`, …) by what `model` of a configuration says of it."""
     return find_model(
-        OmegaConf.to_container(spec) if OmegaConf.is_config(spec) else spec,  # pyright: ignore[reportArgumentType]
+        plain(model[role]),
         key=f"model.{role}",
         dtype=dtype,
-        revision=cfg.model.teacher_revision if role == "teacher" else cfg.model.student_revision,
-        trust_remote_code=cfg.model.trust_remote_code,
+        revision=model["teacher_revision" if role == "teacher" else "student_revision"],
+        trust_remote_code=model["trust_remote_code"],
     )

@@ -10,10 +10,9 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from distill.errors import UserError
@@ -44,18 +43,16 @@ class Lora:
     targets: tuple[str, ...]
 
 
-def read_lora(cfg: DictConfig) -> Lora | None:
-    """What the configuration says under `model.lora`; None where all weights train.
+def read_lora(values: Any) -> Lora | None:
+    """What `model.lora` of a configuration says; None where all weights train.
 
     Raises:
         UserError: a value makes no sense, or peft is not installed.
     """
-    node: Any = cfg.model.get("lora")
-    if node is None:
+    if values is None:
         return None
-    if not OmegaConf.is_dict(node):
-        raise UserError(f"model.lora={node!r} has keys of its own: write model.lora.rank={node}")
-    values: Any = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(values, dict):
+        raise UserError(f"model.lora={values!r} has keys of its own: write model.lora.rank={values}")
     for key in values:
         if key not in _KEYS:
             raise UserError(f"model.lora.{key}: LoRA has no such key (keys: {', '.join(_KEYS)})")
@@ -213,5 +210,5 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))  # what peft's all-linear means
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

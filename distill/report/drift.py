@@ -206,7 +206,7 @@ class _Measuring:
         }
         key = _hash({**named, "trusted": cfg.model.trust_remote_code})
         if key not in self.teachers:
-            self.teachers[key] = LazyModel(find(cfg, "teacher", cfg.model.teacher_dtype), self.device)
+            self.teachers[key] = LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), self.device)
         return self.teachers[key]
 
     def _problems(self, cfg: DictConfig) -> list[tuple[Benchmark, list[Example]]]:

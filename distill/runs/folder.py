@@ -5,16 +5,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from distill.config.instantiate import plain
-from distill.config.renamed_keys import read_described, translate
+from distill.config.renamed_keys import read_described
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
 
@@ -45,11 +44,17 @@ _LENGTH = {"data.epochs", "trainer.max_steps"}
 _MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget"}
 
 
-def describe(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
-    """Write `config.yaml` (resolved) and `versions.json` (packages, machine, git state, command line)."""
-    text = OmegaConf.to_yaml(cfg, resolve=True)
+def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Write `config.yaml` and `versions.json` (packages, machine, git state, command line).
+
+    Args:
+        folder: the run's.
+        config: all values, resolved.
+        overrides: of the command line.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
     write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_json(folder / "versions.json", versions() | {"overrides": overrides})
+    write_json(folder / "versions.json", versions() | {"overrides": list(overrides)})
 
 
 def versions() -> dict[str, Any]:
@@ -90,18 +95,23 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def claim(folder: Path) -> None:
-    """Make a folder ready for a new run; what one that broke off before any checkpoint left goes away.
-
-    Raises:
-        UserError: it holds a run's work, which would be lost or mixed up with the new one's.
-    """
+def check_free(folder: Path) -> None:
+    """Refuse a folder for a new run that holds another's work, which would be lost or mixed up with it."""
     held = [name for name in ("student", "summary.json") if (folder / name).exists()]
     if held or checkpoints(folder / "checkpoints"):
         raise UserError(
             f"dir={folder} holds {held[0] if held else 'checkpoints'} already: resume that run with "
             f"ckpt_path={folder}, or name another folder"
         )
+
+
+def claim(folder: Path) -> None:
+    """Make a folder ready for a new run; what one that broke off before any checkpoint left goes away.
+
+    Raises:
+        UserError: it holds a run's work.
+    """
+    check_free(folder)
     for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "completions", ignore_errors=True)
@@ -117,14 +127,14 @@ def fresh(folder: Path, key: Mapping[str, Any]) -> None:
     write_atomically(described, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
+def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
     """The checkpoint to resume from.
 
     Args:
         wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or
             checkpoint's folder.
-        cfg: the configuration now; the run must have been made with the same model, data, loss, optimizer and
-            seed.
+        config: the configuration now, resolved; the run must have been made with the same model, data, loss,
+            optimizer and seed.
         runs: where runs lie, for `last`.
 
     Raises:
@@ -138,16 +148,16 @@ def find_checkpoint(wanted: str, cfg: DictConfig, runs: Path) -> Path:
                 f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
             )
         run = found[-1].parent.parent
-        if differs := difference(run, cfg):
+        if differs := difference(run, config):
             raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
         return found[-1]
     candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
     for run in candidates:
-        if not difference(run, cfg):
+        if not difference(run, config):
             return checkpoints(run / "checkpoints")[-1]
     nearest = ""
     if candidates:
-        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], cfg)}"
+        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], config)}"
     raise UserError(f"ckpt_path=last: no run in {runs} with this configuration has a checkpoint{nearest}")
 
 
@@ -158,31 +168,28 @@ def _known(runs: Path) -> str:
     )
 
 
-def difference(run: Path, cfg: DictConfig, length_too: bool = False) -> str | None:
-    """The first key in which a run's configuration differs from `cfg`, as a sentence's end.
+def difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
+    """The first key in which a run's configuration differs from `config`, as a sentence's end.
 
     Args:
         run: its folder.
-        cfg: the configuration now.
+        config: the configuration now, resolved.
         length_too: also compare how long the run is and what it is asked, which may change on resuming.
     """
-    described = run / "config.yaml"
-    if not described.is_file():
+    if not (run / "config.yaml").is_file():
         return "it has no config.yaml"
-    before = read_described(described)
+    before = read_described(run / "config.yaml")
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
     for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
-        now = translate({section: plain(cfg.get(section))})[section]
-        if found := _first_difference(before.get(section), now, section, may_change):
+        if found := _first_difference(before.get(section), config.get(section), section, may_change):
             return found
     return None
 
 
-def asked_alike(run: Path, cfg: DictConfig) -> bool:
+def asked_alike(run: Path, config: Mapping[str, Any]) -> bool:
     """Whether a run that is resumed asked its benchmarks as they are asked now."""
     before = read_described(run / "config.yaml").get("benchmark")
-    now = translate({"benchmark": plain(cfg.benchmark)}).get("benchmark")
-    return _first_difference(before, now, "benchmark", _MAY_CHANGE) is None
+    return _first_difference(before, config.get("benchmark"), "benchmark", _MAY_CHANGE) is None
 
 
 def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:

@@ -46,7 +46,7 @@ def generate(cfg: DictConfig) -> Path:
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
     folder = Path(cfg.out)
-    device = find_device(cfg)
+    device = find_device(cfg.trainer)
     recipe = build(cfg.data.recipe, "data")
     sampling: Sampling = build(cfg.sampling, "sampling")
     checks = Checks.of(cfg.check, recipe.grade)
@@ -161,7 +161,7 @@ def _teacher(cfg: DictConfig) -> ModelSource:
 
     if not cfg.model.teacher:
         raise UserError("model.teacher is not set: name who writes (a hub id, a folder or a GGUF file)")
-    return find(cfg, "teacher", cfg.model.teacher_dtype)
+    return find(cfg.model, "teacher", cfg.model.teacher_dtype)
 
 
 def _write(

@@ -6,17 +6,17 @@ import inspect
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import lightning
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import plain
 from distill.data.layout import BatchLayout, LayoutKind
 from distill.errors import UserError
+from distill.models.devices import wants_gpu
 
 # Whole numbers with the least that each may be.
 _WHOLE = {
@@ -69,60 +69,70 @@ _OURS = {
 _STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Refuse numbers outside their range, by the name of their key."""
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse numbers outside their range, by the name of their key, in a resolved configuration."""
     for key, least in _WHOLE.items():
-        value = _select(cfg, key, absent=least)
+        value = _select(values, key, absent=least)
         if not _is_whole(value) or value < least:
             raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
     for key in _WHOLE_OR_NULL:
-        value = _select(cfg, key, absent=None)
+        value = _select(values, key, absent=None)
         if value is not None and (not _is_whole(value) or value < 1):
             raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if cfg.seed > _SEEDS:
-        raise UserError(f"seed={cfg.seed} must be at most {_SEEDS}")
-    epochs: Any = cfg.data.epochs
+    if values["seed"] > _SEEDS:
+        raise UserError(f"seed={values['seed']} must be at most {_SEEDS}")
+    checkpoint = values["model"]["gradient_checkpointing"]
+    if not isinstance(checkpoint, bool):
+        raise UserError(f"model.gradient_checkpointing={checkpoint!r} is neither true nor false")
+    epochs: Any = values["data"]["epochs"]
     if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
         raise UserError(f"data.epochs={epochs!r} must be a positive number")
     for key in ("data.operations", "benchmark.arithmetic.source.operations"):
-        value = _select(cfg, key, absent=[1, 1])
+        value = _select(values, key, absent=[1, 1])
         if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
             1 <= value[0] <= value[1]
         ):
             raise UserError(f"{key}={value!r} must be two whole numbers, fewest and most, such as [4,8]")
 
 
-def check_trainer(cfg: DictConfig) -> torch.dtype:
-    """Refuse what Lightning does not know and the training step is not made for, before any model is loaded.
+def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
+    """Refuse what Lightning does not know and the training step is not made for.
+
+    Args:
+        trainer: `trainer` of the configuration.
 
     Returns:
         The type of the matrix products.
     """
     known = inspect.signature(lightning.Trainer).parameters
-    for key in cfg.trainer:
+    for key in trainer:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"trainer.{key}: lightning.Trainer has no such argument{hint}")
         if key in _OURS:
             raise UserError(f"trainer.{key} is not yours to set: {_OURS[key]}")
-    precision = precision_of(cfg)
+    precision = precision_of(trainer)
     if precision not in _PRECISIONS:
         raise UserError(
             f"trainer.precision={precision} is not supported: take 32-true, or bf16-mixed (weights in fp32, "
             f"matrix products in bf16; log-probs and losses are in fp32 in both), or auto"
         )
-    strategy = cfg.trainer.strategy
+    strategy = trainer["strategy"]
     if strategy not in _STRATEGIES:
         raise UserError(
             f"trainer.strategy={strategy} is not supported, which shards what the chunked head and the "
             f"checkpoints need whole: take auto or ddp"
         )
+    return _PRECISIONS[precision]
+
+
+def check_devices(options: Mapping[str, Any]) -> None:
+    """Refuse values of lightning.Trainer's arguments that it does not take on this machine."""
     try:
-        lightning.Trainer(**trainer_options(cfg), logger=False, enable_checkpointing=False)
+        lightning.Trainer(**options, logger=False, enable_checkpointing=False)
     except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
-    return _PRECISIONS[precision]
 
 
 def check_compiler(wanted: bool, device: str) -> None:
@@ -142,13 +152,13 @@ def check_compiler(wanted: bool, device: str) -> None:
         )
 
 
-def precision_of(cfg: DictConfig) -> str:
+def precision_of(trainer: Mapping[str, Any]) -> str:
     """`trainer.precision`; for auto, bf16-mixed where the hardware multiplies bf16 faster than fp32: on a GPU
     that has it, on a CPU with AMX. A GPU that is not here, as in a plan, is taken to have it."""
-    precision = str(cfg.trainer.precision)
+    precision = str(trainer["precision"])
     if precision != "auto":
         return precision
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
+    if wants_gpu(trainer):
         fast = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = _has_amx()
@@ -161,39 +171,35 @@ def _has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
 
 
-def check_layout(cfg: DictConfig) -> BatchLayout:
-    """How models read a batch."""
-    checkpoint = cfg.model.gradient_checkpointing
-    if not isinstance(checkpoint, bool):
-        raise UserError(f"model.gradient_checkpointing={checkpoint!r} is neither true nor false")
-    if cfg.data.layout not in get_args(LayoutKind):
-        raise UserError(f"data.layout={cfg.data.layout!r} is not one of {', '.join(get_args(LayoutKind))}")
-    return BatchLayout(cfg.data.layout, cfg.data.token_budget)
+def check_layout(data: Mapping[str, Any]) -> BatchLayout:
+    """How models read a batch, by `data` of the configuration."""
+    if data["layout"] not in get_args(LayoutKind):
+        raise UserError(f"data.layout={data['layout']!r} is not one of {', '.join(get_args(LayoutKind))}")
+    return BatchLayout(data["layout"], data["token_budget"])
 
 
-def trainer_options(cfg: DictConfig) -> dict[str, Any]:
-    """What the configuration says of lightning.Trainer."""
-    options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of lightning.Trainer, by `trainer` of the configuration."""
     # Without a number of steps the data decides; until it is known, Lightning is told that there is no limit.
-    length = {"max_epochs": -1, "max_steps": options["max_steps"] or -1}
-    return options | length | {"precision": precision_of(cfg)}
+    length = {"max_epochs": -1, "max_steps": trainer["max_steps"] or -1}
+    return {**trainer, **length, "precision": precision_of(trainer)}
 
 
-def check_cache(cfg: DictConfig) -> None:
+def check_cache(cache: Path) -> None:
     """Refuse a cache folder that cannot be written to."""
     try:
-        Path(cfg.cache).mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cache={cfg.cache} cannot be made: {error.strerror or error}") from error
+        raise UserError(f"cache={cache} cannot be made: {error.strerror or error}") from error
 
 
-def _select(cfg: DictConfig, key: str, absent: Any) -> Any:
-    group, _, name = key.rpartition(".")
-    node: Any = OmegaConf.select(cfg, group) if group else cfg
-    if node is None or name not in node:
-        return absent
-    value = node[name]
-    return plain(value)
+def _select(values: Mapping[str, Any], key: str, absent: Any) -> Any:
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return absent
+        node = node[part]
+    return node
 
 
 def _is_whole(value: object) -> bool:

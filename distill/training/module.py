@@ -4,7 +4,7 @@ happened."""
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning
@@ -30,9 +30,30 @@ from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
 from distill.teacher.retokenize import Reader
+from distill.training.length import Steps
 from distill.training.rollouts import StudentWriter
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What an objective asks beside the student as it trains.
+
+    Attributes:
+        models: frozen, by role: those that the objective asks for live (`Objective.live_roles`), such as the
+            teacher where it compares whole distributions or scores rollouts.
+        teacher_matrix: [vocab, hidden] the teacher's output matrix, where its hidden states are cached.
+        reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
+        grade: judges answers, where the objective values next steps by them.
+        cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
+    """
+
+    models: Mapping[Role, LanguageModel] = field(default_factory=dict)
+    teacher_matrix: Tensor | None = None
+    reader: Reader | None = None
+    grade: Grader | None = None
+    cached_flops: float = 0.0
 
 
 class DistillModule(lightning.LightningModule):
@@ -46,18 +67,9 @@ class DistillModule(lightning.LightningModule):
         objective: rollouts × token_loss × token_weight.
         optimizer: makes the optimizer from the parameters.
         schedule: of the learning rate.
-        steps: optimizer steps of the whole run, at most.
-        max_tokens: completion tokens after which the run ends; the learning rate and what else goes by the
-            share of training done follow them then.
-        expected_steps: optimizer steps that `max_tokens` will take, as far as one can tell before.
-        frozen: models beside the student, by role, that the objective asks for live (`Objective.live_roles`):
-            the teacher where it compares whole distributions or scores rollouts.
-        teacher_matrix: [vocab, hidden] the teacher's output matrix, where its hidden states are cached.
-        reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
-        grade: judges answers, where the objective values next steps by them.
+        steps: of the whole run.
+        supervision: the models and the judge that the objective asks as the student trains.
         seed: of rollouts and of the control `shuffled`.
-        log_every: optimizer steps between two rows of metrics.
-        cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
         layout: how models read what the student wrote.
     """
 
@@ -68,37 +80,30 @@ class DistillModule(lightning.LightningModule):
         optimizer: OptimizerFactory,
         schedule: Schedule,
         *,
-        steps: int,
-        max_tokens: int | None = None,
-        expected_steps: int | None = None,
-        frozen: Mapping[Role, LanguageModel] | None = None,
-        teacher_matrix: Tensor | None = None,
-        reader: Reader | None = None,
-        grade: Grader | None = None,
+        steps: Steps,
+        supervision: Supervision = Supervision(),
         seed: int = 0,
-        log_every: int = 1,
-        cached_flops: float = 0.0,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.student = student.model
         self.student_lm = student
-        self.frozen = dict(frozen or {})
-        self.teacher_matrix = teacher_matrix
-        self.reader = reader
-        self.grade = grade
+        self.frozen = dict(supervision.models)
+        self.teacher_matrix = supervision.teacher_matrix
+        self.reader = supervision.reader
+        self.grade = supervision.grade
         self._shared_ids: Tensor | None = None
         self.objective = objective
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self.steps = steps
-        self.max_tokens = max_tokens
-        self.expected_steps = expected_steps or steps
+        self.steps = steps.limit
+        self.max_tokens = steps.max_tokens
+        self.expected_steps = steps.expected
         self.seed = seed
-        self.log_every = log_every
+        self.log_every = steps.log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
         self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
-        self.cached_flops = cached_flops
+        self.cached_flops = supervision.cached_flops
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         rollouts = objective.rollouts
@@ -117,7 +122,7 @@ class DistillModule(lightning.LightningModule):
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
-            self.objective.proposals.check(student.source, grade)
+            self.objective.proposals.check(student.source, self.grade)
 
     def on_fit_start(self) -> None:
         rollouts = self.objective.rollouts

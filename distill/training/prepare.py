@@ -1,82 +1,139 @@
-"""Before training: the models that a run needs, whether they fit together, and traces with their signals."""
+"""Before training: load the student, make the traces with their signals, keep the models beside it."""
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import lightning
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+import torch
 from torch import Tensor
 
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import ROLES, SIGNALS, Role, unbound
-from distill.losses.weights import uniform
-from distill.models.find import find
-from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
+from distill.io.locks import first_rank
+from distill.losses.signals import Role
+from distill.models.flops import cost_of_source
+from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
+from distill.models.lora import add_lora, is_adapted, parameter_counts
+from distill.models.packing import allow_packing
 from distill.objective.objective import Objective
+from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import score, scoring
 from distill.teacher.retokenize import Reader, as_read, whole_reading
+from distill.training.models import writes_all
+from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
+from distill.training.setup import Setup
+
+_THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
 
 
-def find_models(
-    cfg: DictConfig, objective: Objective, recipe: TraceRecipe, device: str
-) -> tuple[ModelSource, dict[Role, LazyModel]]:
-    """The student and, by role, the frozen models that something needs; nothing is loaded yet.
+class Clock:
+    """Seconds of a run, by what they went into.
+
+    Attributes:
+        seconds: by name, as `with clock(name)` adds them up.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    @property
+    def total(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._began
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains, and on what.
+
+    Attributes:
+        student: on its device, with LoRA's adapters where the setup has some.
+        traces: with the signals that the objective wants cached.
+        supervision: the models that stay in memory beside the student, and what else the objective asks.
+        frozen: every model beside the student, by role: its name and what it was needed for, in words.
+        clock: of the run.
+    """
+
+    student: LanguageModel
+    traces: list[Trace]
+    supervision: Supervision
+    frozen: Mapping[str, str]
+    clock: Clock
+
+
+def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
+    """Load the student, and make the traces with everything that the objective wants cached.
 
     Raises:
-        UserError: a model is missing, or its tokens do not fit what the loss asks of it.
+        UserError: nothing to train on, or a trace that cannot be trained on.
     """
-    _refuse_what_has_no_sense(objective, recipe)
-    if not cfg.model.student:
-        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    student = find(cfg, "student", cfg.model.student_dtype)
-    asked: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
-    roles = objective.live_roles | asked
-    if recipe.completions == "teacher":
-        roles.add("teacher")
-    frozen: dict[Role, LazyModel] = {}
-    for role in ROLES:
-        if role not in roles:
-            continue
-        own = role == "teacher" and objective.teacher == "initial"
-        if own and recipe.completions == "teacher" and not _writes_all(objective):
-            raise UserError(
-                f"loss={HydraConfig.get().runtime.choices.get('loss')} takes the student itself as teacher, "
-                f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
-            )
-        if own or role == "initial" or (role == "reference" and not cfg.model.reference):
-            frozen[role] = LazyModel(student, device)
-            continue
-        why = _why(role, objective)
-        if not cfg.model[role]:
-            raise UserError(_missing(role, why))
-        dtype = cfg.model.teacher_dtype if role == "teacher" else cfg.model.student_dtype
-        source = find(cfg, role, dtype)
-        comparable = role == "teacher" and objective.across_vocabularies
-        if why and not comparable and (mismatch := vocabulary_mismatch(student, source)):
-            raise UserError(
-                f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
-                f"family, or take loss=uld or loss=gold, which compare over different tokens, or loss=sft, "
-                f"which learns from the text alone"
-            )
-        frozen[role] = LazyModel(source, device)
-    return student, frozen
+    clock = clock or Clock()
+    objective = setup.objective
+    torch.set_num_threads(setup.compute.threads or _THREADS)
+    lightning.seed_everything(setup.seed, verbose=False)
+    student = _load_student(setup)
+    frozen: dict[Role, LazyModel] = {
+        role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
+    }
+    if first_rank():
+        if setup.resumed is None:
+            claim(setup.folder)
+        print(_begin(setup, student))
+    with clock("traces"):
+        say = print if first_rank() else lambda text: None
+        traces = prepare_traces(
+            objective, setup.recipe, student, frozen, setup.reader, cache=setup.cache, say=say
+        )
+        matrix = find_matrix(objective, frozen, traces)
+        asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
+        cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
+    live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
+    for role in frozen.keys() - live.keys():
+        frozen[role].release()
+    _place(setup, student, live, traces)
+    return Prepared(
+        student,
+        traces,
+        Supervision(live, matrix, setup.reader, setup.recipe.grade, cached_flops),
+        _in_words(setup.frozen, objective),
+        clock,
+    )
 
 
-def find_reader(
-    objective: Objective, recipe: TraceRecipe, student: ModelSource, frozen: dict[Role, LazyModel]
-) -> Reader | None:
-    """Who makes the teacher's reading of traces and rollouts; None where it is asked nothing."""
-    if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
-        return None
-    informed = objective.teacher_sees == "solution"
-    prompt = recipe.informed_prompt if informed else recipe.prompt
-    return Reader(student, frozen["teacher"].source, prompt, informed)
+def _load_student(setup: Setup) -> LanguageModel:
+    student = setup.student.load()
+    student.check_head()
+    if is_adapted(student.model):
+        raise UserError(
+            f"model.student={setup.student.name} brings an adapter along: merge it into its weights"
+        )
+    if setup.lora:
+        add_lora(student, setup.lora, seed=setup.seed)
+    return student
+
+
+def _begin(setup: Setup, student: LanguageModel) -> str:
+    """A run's first line."""
+    trained, parameters = parameter_counts(student.model)
+    adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if setup.lora else ""
+    beside = ", ".join(f"{role} {source.name}" for role, source in setup.frozen.items()) or "no teacher"
+    return f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
 
 
 def prepare_traces(
@@ -94,7 +151,7 @@ def prepare_traces(
     Where the student writes all, they are prompts alone, also those that the teacher would get wrong.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
-    prompts_only = _writes_all(objective)
+    prompts_only = writes_all(objective)
     traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
@@ -169,63 +226,31 @@ def _check_rollouts_fit(
         )
 
 
-def _writes_all(objective: Objective) -> bool:
-    return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
+def _place(
+    setup: Setup, student: LanguageModel, live: Mapping[Role, LanguageModel], traces: Sequence[Trace]
+) -> None:
+    """Move the student to its device and make the models ready for batches as they are laid out."""
+    student.model.to(setup.compute.device)
+    if setup.layout.kind == "packed":
+        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
+        if isinstance(setup.objective.rollouts, StudentRollouts):
+            longest += setup.objective.rollouts.max_new_tokens
+        for one in (student, *live.values()):
+            allow_packing(one, longest, setup.compute.precision)
+    if setup.gradient_checkpointing:
+        enable_gradient_checkpointing(student)
 
 
-def _why(role: Role, objective: Objective) -> str | None:
-    """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
-    choice = HydraConfig.get().runtime.choices.get("loss")
-    if role in objective.live_roles or role in objective.distributions.values():
-        if role in objective.distributions.values():
-            return f"loss={choice} needs the {role}'s distribution"
-        if role in objective.cached_signals.values():
-            return f"loss={choice} needs the {role}'s log-probs of the student's rollouts"
-        return f"loss={choice} needs the {role}'s next steps"
-    if role in objective.cached_signals.values():
-        return f"loss={choice} needs the {role}'s log-probs of the traces"
-    return None
-
-
-def _missing(role: Role, why: str | None) -> str:
-    reason = why or "data.completions=teacher needs a teacher to write the traces"
-    remedy = f"set model.{role}=<hub id, folder or GGUF file>"
-    if role == "teacher":
-        return (
-            f"{reason}, and model.teacher is not set: {remedy}, or take loss=sft on data with completions, "
-            f"which needs no teacher"
-        )
-    return (
-        f"{reason}, and model.{role} is not set: {remedy}, such as the student/ folder of an earlier run "
-        f"with loss=sft"
-    )
-
-
-def _refuse_what_has_no_sense(objective: Objective, recipe: TraceRecipe) -> None:
-    choice = HydraConfig.get().runtime.choices.get("loss")
-    asked = {SIGNALS[name].role for name in objective.signals}
-    changed = [
-        f"loss.{name}={getattr(objective, name)}"
-        for name, usual in (("teacher", "model"), ("teacher_sees", "prompt"))
-        if getattr(objective, name) != usual
-    ]
-    if changed and "teacher" not in asked:
-        raise UserError(f"loss={choice} asks nothing of a teacher: leave {' '.join(changed)} out")
-    if objective.teacher_sees == "solution" and "sampler_logprobs" in objective.cached_signals:
-        raise UserError(
-            "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
-            "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
-        )
-    weight = objective.token_weight
-    if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
-        raise UserError(
-            f"loss.control={objective.control} stands in for token weights, and loss={choice} has none but "
-            f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
-        )
-    if "sampler_logprobs" in objective.cached_signals and (
-        recipe.completions != "teacher" or objective.on_policy
-    ):
-        raise UserError(
-            "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
-            "data.completions=teacher tells, offline: take behavior=model"
-        )
+def _in_words(frozen: Mapping[Role, ModelSource], objective: Objective) -> dict[str, str]:
+    """What each model beside the student is, and what it was needed for."""
+    found: dict[str, str] = {}
+    for role, source in frozen.items():
+        cached = [name for name, whose in objective.cached_signals.items() if whose == role]
+        if role == "teacher" and objective.caches_distribution:
+            cached.append(f"distribution as {objective.distribution.source}")
+        if role in objective.live_roles:
+            found[role] = f"{source.name}, live beside the student"
+        else:
+            use = f"cached {', '.join(cached)}" if cached else "cached traces only"
+            found[role] = f"{source.name}, not in memory while training ({use})"
+    return found

@@ -19,10 +19,11 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
             f"ckpt_path={cfg.ckpt_path} resumes one run: leave -m out; a sweep goes on with the same command "
             f"and its hydra.sweep.dir"
         )
+    from distill.config.instantiate import resolved
     from distill.runs.folder import find_checkpoint
 
     wanted = str(cfg.ckpt_path)
     if wanted == "last" and any(word.startswith("dir=") for word in arguments):
         wanted = str(cfg.dir)  # the run that is named, and no other
-    checkpoint = find_checkpoint(wanted, cfg, Path(cfg.runs)).resolve()
+    checkpoint = find_checkpoint(wanted, resolved(cfg), Path(cfg.runs)).resolve()
     return [f"ckpt_path='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]

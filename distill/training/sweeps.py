@@ -5,13 +5,10 @@ import ctypes
 import gc
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
 
 from distill.errors import UserError
 from distill.runs.folder import checkpoints, difference
@@ -36,13 +33,8 @@ class Earlier:
     checkpoint: Path | None = None
 
 
-def under_way() -> bool:
-    """Whether this run is a sweep's job."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def look_up(folder: Path, cfg: DictConfig) -> Earlier:
-    """What the job of this configuration finds in its folder.
+def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
+    """What the job of this resolved configuration finds in its folder.
 
     Raises:
         UserError: a run of another configuration, which would be lost; the message says which key differs.
@@ -52,7 +44,7 @@ def look_up(folder: Path, cfg: DictConfig) -> Earlier:
     kept = checkpoints(folder / "checkpoints")
     if not summary and not kept:
         return Earlier()
-    if differs := difference(folder, cfg, length_too=True):
+    if differs := difference(folder, config, length_too=True):
         raise UserError(
             f"{folder} holds a run of another configuration ({differs}): name another folder with "
             f"hydra.sweep.dir="

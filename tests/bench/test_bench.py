@@ -29,10 +29,8 @@ from distill.bench.meter import Meter
 from distill.config.instantiate import build
 from distill.errors import UserError
 from distill.losses.signals import Source
-from distill.models.find import find_model
 from distill.objective.objective import Objective
 from distill.teacher.distribution import TeacherDistribution
-from distill.training.recipe import TraceRecipe
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +314,10 @@ def test_the_losses_of_our_runs_are_built() -> None:
 
 def test_our_runs_train_on_the_very_tokens_that_peers_are_given(setting: Setting, tmp_path: Path) -> None:
     rows = batch_rows(setting)
-    cfg = ours.compose(setting, ["loss=sft"], rows, 2, tmp_path)
-    recipe: TraceRecipe = build(cfg.data.recipe, "data")
-    lm = find_model(cfg.model.student, key="model.student").load()
+    run = ours.set_up(setting, ["loss=sft"], rows, 2, tmp_path)
+    lm = run.student.load()
     assert lm.vocab_size == lm.model.config.vocab_size == 512
-    traces = recipe.build(lm, None, tmp_path)
+    traces = run.recipe.build(lm, None, tmp_path)
     assert [(t.prompt_ids.tolist(), t.completion_ids.tolist()) for t in traces] == rows
     batch = peers.side_by_side(list(peers.dataset(rows)))
     assert batch["input_ids"].tolist() == [p + c for p, c in rows]

@@ -16,6 +16,7 @@ from test_training import arguments, column, run, same_weights, train_py
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from distill.config.instantiate import plain
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -427,7 +428,7 @@ def test_an_adapter_is_no_student_and_neither_is_a_model_that_brings_one_along(
 
 
 def config(*words: str) -> Any:
-    return check_overrides(ROOT / "conf", "train", words)
+    return plain(check_overrides(ROOT / "conf", "train", words).model.lora)
 
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.training import checks
-from distill.training.checks import check_layout, check_trainer, precision_of
+from distill.training.checks import check_trainer, precision_of
+from distill.training.setup import Setup
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -19,12 +20,12 @@ def test_auto_is_bf16_on_a_cpu_that_multiplies_it_fast(amx: bool, monkeypatch: p
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     words = ["model=none", "model.student=x", "data=traces", "benchmark=none", "loss=sft"]
     cfg = check_overrides(CONF, "train", words)
-    assert precision_of(cfg) == ("bf16-mixed" if amx else "32-true")
-    assert check_trainer(cfg) == (torch.bfloat16 if amx else torch.float32)
+    assert precision_of(cfg.trainer) == ("bf16-mixed" if amx else "32-true")
+    assert check_trainer(cfg.trainer) == (torch.bfloat16 if amx else torch.float32)
     asked = check_overrides(CONF, "train", [*words, "trainer.precision=32-true"])
-    assert precision_of(asked) == "32-true"
+    assert precision_of(asked.trainer) == "32-true"
     # The embedded pair has the same figures on every machine.
-    assert precision_of(check_overrides(CONF, "train", ["benchmark=none"])) == "32-true"
+    assert precision_of(check_overrides(CONF, "train", ["benchmark=none"]).trainer) == "32-true"
 
 
 def test_this_cpu_is_asked_and_its_answer_is_used() -> None:
@@ -41,7 +42,7 @@ def test_auto_on_a_gpu_goes_by_what_it_has(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(there))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bool(able))
     cfg = OmegaConf.create({"trainer": {"precision": "auto", "accelerator": "gpu"}})
-    assert precision_of(cfg).startswith(expected)
+    assert precision_of(cfg.trainer).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_auto_on_a_gpu_goes_by_what_it_has(
 )
 def test_what_no_layout_is_is_said_in_a_sentence(word: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        check_layout(check_overrides(CONF, "train", [word]))
+        Setup.from_overrides([word], here=False)
 
 
 def test_the_fused_optimizer_takes_the_steps_of_the_other() -> None:

@@ -288,7 +288,7 @@ def test_steps_that_cannot_be_cut_are_refused_before_any_trace_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "distill.training.run.prepare_traces", lambda *args, **kwargs: pytest.fail("too late")
+        "distill.training.prepare.prepare_traces", lambda *args, **kwargs: pytest.fail("too late")
     )
     with pytest.raises(UserError, match=r"no token of .* has this text in it.*data.step_separator"):
         run(["loss=validity", "data.step_separator=?", "benchmark=none", "logger=csv"], tmp_path / "run")

@@ -13,19 +13,16 @@ from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
 import distill.teacher.completions
-from distill.config.instantiate import build
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
-from distill.models.lora import add_lora, read_lora
-from distill.objective.objective import Objective
+from distill.models.lora import add_lora
 from distill.planning.command import print_plan
 from distill.planning.memory import training_memory
 from distill.planning.plan import Plan, Stage, make_plan
 from distill.planning.sweep import SweepPlan
-from distill.training.recipe import TraceRecipe
-from distill.training.run import steps_of
+from distill.training.setup import Setup
 
 traces = test_training.traces  # the fixture
 
@@ -38,10 +35,7 @@ def configured(words: list[str]) -> Any:
 
 
 def planned(words: list[str]) -> Plan:
-    cfg = configured(words)
-    objective: Objective = build(cfg.loss, "loss")
-    recipe: TraceRecipe = build(cfg.data.recipe, "data")
-    return make_plan(cfg, objective, recipe, lambda some: steps_of(cfg, some, objective))
+    return make_plan(Setup.from_overrides(words, here=False))
 
 
 def stage(plan: Plan, name: str) -> Stage:
@@ -58,15 +52,14 @@ def test_memory_is_what_a_real_step_holds(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, rank: str, precision: str
 ) -> None:
     words = [f"model.lora.rank={rank}", "optimizer.lr=1e-3", f"trainer.precision={precision}"]
-    cfg = configured(arguments(tiny_pair, traces, tmp_path, *words))
-    lora = read_lora(cfg)
+    setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, *words))
     lm = find_model(str(tiny_pair[0]), key="model.student").load()
-    if lora:
-        add_lora(lm, lora, seed=0)
-    _, found = training_memory(cfg, lm.source, rows=3, length=17)
+    if setup.lora:
+        add_lora(lm, setup.lora, seed=0)
+    _, found = training_memory(setup, rows=3, length=17)
 
     trained = [p for p in lm.model.parameters() if p.requires_grad]
-    optimizer = build(cfg.optimizer, "optimizer")(trained)
+    optimizer = setup.optimizer(trained)
     own = {p.untyped_storage().data_ptr() for p in lm.model.parameters()}
     kept: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -102,9 +95,8 @@ def test_another_optimizer_keeps_something_else(
         "~optimizer.fused",
         "optimizer._target_=torch.optim.SGD",
     ]
-    cfg = configured(arguments(tiny_pair, traces, tmp_path, *words))
-    source = find_model(str(tiny_pair[0]), key="model.student")
-    _, found = training_memory(cfg, source, rows=1, length=4)
+    setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, *words))
+    _, found = training_memory(setup, rows=1, length=4)
     assert found["optimizer"] == 0
     assert found["gradients"] == found["weights"] > 0
 
@@ -171,7 +163,7 @@ def test_a_plan_is_printed_and_nothing_is_trained(
     cfg = configured(arguments(tiny_pair, traces, tmp_path, *asked))
     folder = tmp_path / "run"
     folder.mkdir()
-    print_plan(cfg, folder)
+    print_plan(cfg)
     said = capsys.readouterr().out
     for part in ("arithmetic before", "arithmetic after", "training, 6 steps", "activations", "at the peak"):
         assert part in said
@@ -211,7 +203,10 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
     [
         ("estimate.tflops=0", r"estimate.tflops=0 must be a positive number, or null"),
         ("estimate.utilization=40", r"estimate.utilization=40 must be a share, in \(0, 1\]"),
-        ("model.teacher=null", r"this loss asks for a teacher, and model.teacher is not set"),
+        (
+            "model.teacher=null",
+            r"loss=dcod needs the teacher's log-probs of the traces, and model.teacher is not set",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_said(

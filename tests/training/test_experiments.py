@@ -15,11 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
+from distill.config.instantiate import plain
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.objective.objective import Objective
-from distill.training.checks import check_numbers, check_trainer
+from distill.training.checks import check_devices, check_numbers, check_trainer, trainer_options
 from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -78,8 +79,9 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
             HydraConfig.instance().set_config(cfg)
             folders.add(f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}")
             if cfg.trainer.accelerator == "cpu":
-                check_trainer(cfg)
-            check_numbers(cfg)
+                check_trainer(trainer := plain(cfg.trainer))
+                check_devices(trainer_options(trainer))
+            check_numbers(plain(cfg))
             del cfg.hydra  # what a run is given
             OmegaConf.to_container(cfg, resolve=True)
             loss = str(HydraConfig.get().runtime.choices["loss"])

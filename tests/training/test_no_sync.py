@@ -17,7 +17,8 @@ from distill.losses import divergence, weights
 from distill.models.language_model import LanguageModel
 from distill.models.packing import allow_packing
 from distill.objective.objective import Objective
-from distill.training.module import DistillModule
+from distill.training.length import Steps
+from distill.training.module import DistillModule, Supervision
 from distill.training.schedule import Schedule
 
 # What gives the host a number, or a tensor whose size depends on what it holds.
@@ -73,8 +74,8 @@ def module_of(student: LanguageModel, teacher: LanguageModel, objective: Objecti
         objective,
         functools.partial(torch.optim.AdamW, lr=1e-3),
         Schedule(),
-        steps=4,
-        frozen=frozen,
+        steps=Steps(4, 4),
+        supervision=Supervision(frozen),
     )
     state: Any = type("", (), {"global_step": 0, "accumulate_grad_batches": 1})()
     module._trainer = state  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_training import ROOT, arguments, column, launched, rows, run, same_weights, traces, train_py
 
+from distill.config.instantiate import resolved
 from distill.config.overrides import check_overrides
 from distill.config.resolvers import CHOICE, chosen_lr, scaled
 from distill.errors import UserError
@@ -23,7 +24,7 @@ __all__ = ["traces"]  # a fixture
 
 
 def configuration(words: list[str]) -> Any:
-    return check_overrides(ROOT / "conf", "train", words)
+    return resolved(check_overrides(ROOT / "conf", "train", words))
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,9 @@ from distill.generation.sampling import Sampling
 from distill.io.locks import locked
 from distill.runs.folder import checkpoints
 from distill.tiny import task
+from distill.training import evaluation
 from distill.training import run as training
+from distill.training.evaluation import StudentEvaluation
 from distill.training.resume import resume_arguments
 from distill.training.run import train
 
@@ -83,7 +85,7 @@ def run(words: list[str], folder: Path, picture: bool = False) -> Path:
         cfg.pop("hydra")  # a task function is given the configuration without it
     Path(cfg.dir).mkdir(parents=True, exist_ok=True)
     with nullcontext() if picture else patch.object(training, "plot_run"):
-        train(cfg, Path(cfg.dir))
+        train(cfg)
     return Path(cfg.dir)
 
 
@@ -521,12 +523,12 @@ def test_the_untrained_student_is_asked_once_for_all_runs(
     """Also where another run asks more problems; but not where it asks otherwise."""
     written: list[int] = []
 
-    class Counting(training.HfEngine):
+    class Counting(evaluation.HfEngine):
         def write(self, requests: Any, sampling: Any) -> Any:
             written.append(len(requests))
             return super().write(requests, sampling)
 
-    monkeypatch.setattr(training, "HfEngine", Counting)
+    monkeypatch.setattr(evaluation, "HfEngine", Counting)
     words = arguments(tiny_pair, traces, tmp_path, "benchmark=arithmetic", "trainer.max_steps=1")
     words += ["benchmark.max_new_tokens=4", "benchmark.samples=2", "benchmark.temperature=1"]
     run([*words, "benchmark.limit=3"], tmp_path / "first")
@@ -544,7 +546,7 @@ def test_the_untrained_student_is_asked_once_for_all_runs(
 def test_the_time_of_benchmarks_is_no_steps(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, clock, late = training._evaluate, time.perf_counter, 0.0
+    original, clock, late = StudentEvaluation.ask, time.perf_counter, 0.0
 
     def slowly(*arguments: Any, **options: Any) -> Any:
         nonlocal late
@@ -552,7 +554,7 @@ def test_the_time_of_benchmarks_is_no_steps(
         return original(*arguments, **options)
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + late)
-    monkeypatch.setattr(training, "_evaluate", slowly)
+    monkeypatch.setattr(StudentEvaluation, "ask", slowly)
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=3", "benchmark=arithmetic")
     run([*words, "benchmark.limit=2", "benchmark.max_new_tokens=2", "eval_every=1"], tmp_path / "run")
     seconds = column(tmp_path / "run", "train/seconds")
@@ -723,7 +725,7 @@ def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Pa
 def test_the_threads_of_one_job_are_not_the_next_ones(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.training.run._THREADS", 1)
+    monkeypatch.setattr("distill.training.prepare._THREADS", 1)
     for threads, expected in (("2", 2), ("null", 1)):
         words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "lr_scheduler.warmup_ratio=0")
         folder = run([*words, f"model.threads={threads}"], tmp_path / threads)
@@ -951,14 +953,20 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
     from distill.losses.weights import uniform
     from distill.models.find import find_model
     from distill.objective.objective import Objective
-    from distill.training.module import DistillModule
+    from distill.training.length import Steps
+    from distill.training.module import DistillModule, Supervision
     from distill.training.schedule import Schedule
 
     student, teacher = (find_model(str(folder), key="model").load() for folder in tiny_pair)
     objective = Objective("dataset", partial(forward_kl), partial(uniform))
     module = DistillModule(
-        student, objective, torch.optim.SGD, Schedule(), steps=1, frozen={"teacher": teacher}
-    )  # pyright: ignore
+        student,
+        objective,
+        torch.optim.SGD,
+        Schedule(),
+        steps=Steps(1, 1),
+        supervision=Supervision({"teacher": teacher}),
+    )
     module.on_fit_start()
     module.train()
     assert not teacher.model.training

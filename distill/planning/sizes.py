@@ -1,0 +1,131 @@
+"""Measures that a plan reckons with: of models, by their shapes, and of the traces that there will be."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distill.data.tokenizers import tokenizer_size
+from distill.data.trace import Example, Trace
+from distill.errors import UserError
+from distill.models.flops import Cost, cost_of
+from distill.models.language_model import ModelSource
+from distill.planning.memory import dtype_of
+from distill.training.setup import Setup
+
+MEASURED = 2000  # traces whose lengths are looked at, and micro-batches that are laid out
+_PROMPT = 128  # tokens of a prompt where none can be read
+_SCORING_BUDGET = 8192  # tokens a batch, as distill.teacher.logprobs.score
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model's measures."""
+
+    source: ModelSource
+    parameters: int
+    cost: Cost
+    bytes: int  # a number in memory
+    written_in: int  # the same while text is written: under autocast, weights have copies of its type
+    kv: int  # numbers that a token leaves in the KV cache
+    hidden: int
+    widest: int
+    rows: int
+    vocabulary: int
+    context: int
+
+    @property
+    def weights(self) -> int:
+        return self.bytes * self.parameters
+
+    def reading_memory(self) -> int:
+        """Of a forward pass without gradients: the weights, and a layer's intermediate results."""
+        return self.weights + self.bytes * _SCORING_BUDGET * (3 * self.widest + 4 * self.hidden)
+
+    def writing_memory(self, rows: int, length: float) -> int:
+        copies = self.parameters * self.written_in if self.written_in < self.bytes else 0
+        return self.weights + copies + int(self.written_in * self.kv * rows * length) + 12 * rows * self.rows
+
+
+def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> ModelSize:
+    """A model's measures; `precision`: of the autocast that it runs under."""
+    model = source.skeleton()
+    output = model.get_output_embeddings().weight
+    try:
+        vocabulary = min(tokenizer_size(source.tokenizer), output.shape[0])
+    except UserError:  # a configuration alone is enough
+        vocabulary = output.shape[0]
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return ModelSize(
+        source,
+        parameters=sum(p.numel() for p in model.parameters()),
+        cost=cost_of(model, source.name, vocabulary),
+        bytes=(size := dtype_of(source, model).itemsize),
+        written_in=min(size, precision.itemsize),
+        kv=2 * config.num_hidden_layers * keys * width,
+        hidden=output.shape[1],
+        widest=max(max(p.shape) for p in model.parameters() if p.ndim == 2 and output.shape != p.shape),
+        rows=output.shape[0],
+        vocabulary=vocabulary,
+        context=source.context_length,
+    )
+
+
+def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
+    """As many traces as there will be, as long as one can tell.
+
+    Args:
+        setup: the run.
+        notes: told what was taken for granted.
+
+    Raises:
+        UserError: how many there are cannot be told.
+    """
+    recipe, student = setup.recipe, setup.student
+    data, estimate = setup.config["data"], setup.config["estimate"]
+    examples, reason = [], ""
+    try:
+        examples = recipe.source()
+    except UserError as error:
+        reason = str(error)
+    if recipe.keep == "right":
+        examples = [
+            e
+            for e in examples
+            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
+        ]
+    problems = estimate["traces"] or len(examples) or data.get("limit")
+    if not problems:
+        raise UserError(f"how many traces there are cannot be told ({reason}): say it with estimate.traces=")
+    measured: list[Trace] = []
+    known = [example for example in examples[:MEASURED] if (example.completion or "").strip()]
+    try:
+        measured = recipe.tokenize(known, student) if known else []
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        notes.append(f"the data were not read: {reason}")
+    limit = min(recipe.max_length or 1 << 30, student.context_length)
+    measured = [trace for trace in measured if len(trace) <= limit] or [
+        Trace(Example("", ""), blank(_PROMPT), blank(data["max_new_tokens"]))
+    ]
+    prompt, completion = estimate["prompt_tokens"], estimate["completion_tokens"]
+    lengths = [
+        (int(prompt or len(trace.prompt_ids)), int(completion or len(trace.completion_ids)))
+        for trace in measured
+    ]
+    count = int(problems) * (recipe.samples if recipe.completions == "teacher" else 1)
+    means = [round(sum(column) / len(lengths)) for column in zip(*lengths, strict=True)]
+    known_lengths = completion or (known and measured[0].example is known[0])
+    guessed = "" if known_lengths else ", the longest that they may be (estimate.completion_tokens=)"
+    notes.append(f"{count:,} traces of {means[0]} + {means[1]} tokens on average{guessed}")
+    chosen = [Trace(Example("", ""), blank(a), blank(b)) for a, b in lengths]
+    return [chosen[number % len(chosen)] for number in range(count)]
+
+
+def blank(length: int) -> np.ndarray:
+    """So many token ids, whichever they are."""
+    return np.zeros(length, dtype=np.int32)

@@ -1,0 +1,238 @@
+"""The stages of a run, and what each takes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from distill.data.trace import Example, Trace
+from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
+from distill.losses.signals import Role
+from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
+from distill.objective.objective import Objective
+from distill.planning.memory import head_memory, training_memory
+from distill.planning.sizes import MEASURED, ModelSize, blank
+from distill.teacher.logprobs import in_shards, scoring
+from distill.training.datamodule import TraceOrder
+from distill.training.recipe import TraceRecipe
+from distill.training.setup import Setup
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run.
+
+    Attributes:
+        name: what happens.
+        model: who computes.
+        parameters: of it.
+        flops: of the whole stage.
+        read: bytes that the memory must give while text is written; 0 where text is read in parallel.
+        memory: bytes at its peak.
+        disk: bytes that it leaves.
+        shared: whether what it makes is cached, and so made once for all runs of a sweep.
+    """
+
+    name: str
+    model: str
+    parameters: int
+    flops: float
+    read: float = 0.0
+    memory: int = 0
+    disk: int = 0
+    shared: bool = False
+
+
+def written(
+    name: str,
+    who: ModelSize,
+    traces: Sequence[Trace],
+    per_batch: int,
+    recipe: TraceRecipe | None,
+    limit: int = 0,
+    samples: int = 1,
+) -> Stage:
+    """Completions in batches, in the order of the traces; so many of them are of one prompt, side by side."""
+    longest = limit or (recipe.sampling.max_new_tokens if recipe and recipe.sampling else 256)
+    work, read, peak, tokens = Work(), 0.0, 0.0, 0
+    for batch in in_shards(len(traces), per_batch):
+        prompts = [len(traces[number].prompt_ids) for number in batch]
+        lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
+        work += writing(prompts, lengths, math.ceil(len(batch) / samples))
+        whole = max(prompts) + max(lengths)
+        # Each step reads all weights once, and each row at it what its cache holds by then.
+        cached = sum(count * (max(prompts) + count / 2) for count in lengths)
+        read += who.written_in * (max(lengths) * who.parameters + who.kv * cached)
+        # The cache's buffers have some room ahead, and rows that have ended left some.
+        peak, tokens = max(peak, len(batch) * whole), tokens + sum(lengths)
+    memory = who.writing_memory(min(per_batch, len(traces)), peak / max(1, min(per_batch, len(traces))))
+    disk = 4 * tokens if recipe is not None else 0
+    flops, shared = who.cost.forward(work), recipe is not None
+    return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
+
+
+def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
+    """What is computed once of the traces, and cached."""
+    work = scoring(traces)
+    stages, tokens = [], work.predictions
+    for signal, role in objective.cached_signals.items():
+        who = frozen[role]
+        flops = who.cost.forward(work)
+        memory = who.reading_memory()
+        name = f"{role} scores traces ({signal})"
+        place, disk = (who.source.name, who.parameters), 4 * tokens
+        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
+    if objective.caches_distribution:
+        who, wanted = frozen["teacher"], objective.distribution
+        size = wanted.bytes_a_token(who.hidden, who.vocabulary)
+        if wanted.whole:
+            bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
+            size += (bytes_each - 2) * who.hidden
+        name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(work)
+        memory, disk = who.reading_memory(), size * tokens
+        place = who.source.name, who.parameters
+        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
+    return stages
+
+
+def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes: list[str]) -> list[Stage]:
+    """The student's answers to the benchmarks, once."""
+    stages = []
+    prompt = round(sum(len(trace.prompt_ids) for trace in traces) / len(traces))
+    completion = round(sum(len(trace.completion_ids) for trace in traces) / len(traces))
+    for benchmark in setup.evaluation.benchmarks:
+        try:
+            problems = len(benchmark.problems())
+        except UserError as error:
+            if benchmark.limit is None:
+                notes.append(f"benchmark {benchmark.name} is not counted, its size is unknown: {error}")
+                continue
+            problems = benchmark.limit
+            notes.append(f"benchmark {benchmark.name} was not read: {problems:,} problems by benchmark.limit")
+        longest = benchmark.sampling.max_new_tokens
+        answers = [Trace(Example("", ""), blank(prompt), blank(min(longest, completion)))]
+        rows = max(1, setup.evaluation.token_budget // (prompt + longest))
+        count = benchmark.samples
+        stages.append(
+            written(benchmark.name, student, answers * problems * count, rows, None, longest, count)
+        )
+    if stages:
+        notes.append(
+            f"answers of {completion} tokens on average, as traces; as long as they may be, benchmarks "
+            f"take up to {max(b.sampling.max_new_tokens for b in setup.evaluation.benchmarks):,}"
+        )
+    return stages
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Micro-batches of a run, in its own order; the first so many where there are more.
+
+    Attributes:
+        traces: by micro-batch.
+        on_policy: which of them the student writes itself.
+        scale: how many of the run's stand for one of them.
+    """
+
+    traces: Sequence[Sequence[Trace]]
+    on_policy: Sequence[bool]
+    scale: float
+
+    @classmethod
+    def of(cls, setup: Setup, traces: list[Trace]) -> "_Batches":
+        length, rollouts = setup.length, setup.objective.rollouts
+        count = setup.length.steps(traces, setup.objective).expected * length.accumulate * length.ranks
+        looked_at = range(min(count, MEASURED))
+        order = TraceOrder(len(traces), length.batch_size, seed=setup.seed)
+        batches = [[traces[place] for place in order.batch(number)] for number in looked_at]
+        drawn = rollouts if isinstance(rollouts, StudentRollouts) else None
+        chosen = [drawn is not None and drawn.chosen(setup.seed, n // length.ranks) for n in looked_at]
+        return cls(batches, chosen, count / len(looked_at))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest trace."""
+        return max(len(trace) for batch in self.traces for trace in batch)
+
+    @property
+    def completions(self) -> int:
+        """Most tokens of a micro-batch's completions."""
+        return max(sum(len(trace.completion_ids) for trace in batch) for batch in self.traces)
+
+
+def training(
+    setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
+) -> tuple[list[Stage], dict[str, int]]:
+    """Training and what the student writes in it; and the bytes in memory meanwhile, by what they hold."""
+    batches = _Batches.of(setup, traces)
+    model, memory = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
+    trains_head = model.get_output_embeddings().weight.requires_grad
+    memory["head"] = head_memory(
+        setup,
+        vocabulary=student.vocabulary,
+        hidden=student.hidden,
+        completions=batches.completions,
+        trains=trains_head,
+    )
+    beside: dict[Role, int] = {role: frozen[role].weights for role in sorted(setup.objective.live_roles)}
+    memory |= {f"weights of the {role}, live": size for role, size in beside.items()}
+    fixed = sum(memory[name] for name in ("weights", "gradients", "optimizer")) + sum(beside.values())
+    stages, kv = [], 0
+    if any(batches.on_policy):
+        stage = _rollouts(setup, student, batches)
+        kv = stage.memory - student.weights
+        memory["KV cache and logits of rollouts"] = kv
+        stages.append(replace(stage, memory=fixed + kv))
+    peak = fixed + max(memory["activations"] + memory["head"], kv)
+    memory["at the peak"] = peak
+    # A checkpoint's weights for use and for training on, and the optimizer's; the last one's are the student.
+    checkpoint = 2 * memory["weights"] + memory["optimizer"]
+    kept = setup.checkpoints
+    disk = kept.keep * checkpoint if kept.of_finished else memory["weights"]
+    own, live = _training_flops(
+        setup, cost_of(model, student.source.name, student.vocabulary), frozen, batches, trains_head
+    )
+    name = f"training, {setup.length.steps(traces, setup.objective).expected:,} steps"
+    stages.append(Stage(name, student.source.name, student.parameters, own, memory=peak, disk=disk))
+    if live:
+        who = [frozen[role] for role in beside] or [frozen["teacher"]]
+        names = ", ".join(dict.fromkeys(one.source.name for one in who))
+        total = sum(one.parameters for one in who)
+        stages.append(Stage("… models beside it", names, total, live, memory=peak))
+    return stages, memory
+
+
+def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:
+    """What the student writes while it trains."""
+    rollouts = setup.objective.rollouts
+    assert isinstance(rollouts, StudentRollouts)
+    own = [
+        trace for batch, on in zip(batches.traces, batches.on_policy, strict=True) if on for trace in batch
+    ]
+    per_batch, limit = setup.length.batch_size, rollouts.max_new_tokens
+    stage = written("student writes rollouts", student, own, per_batch, None, limit)
+    return replace(stage, flops=stage.flops * batches.scale, read=stage.read * batches.scale)
+
+
+def _training_flops(
+    setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: _Batches, trains_head: bool
+) -> tuple[float, float]:
+    """FLOPs of the student's training, and of the models beside it."""
+    objective = setup.objective
+    products = 2 + bool(objective.precomputed_signals) + trains_head
+    own = live = 0.0
+    for batch, on_policy in zip(batches.traces, batches.on_policy, strict=True):
+        completions = sum(len(trace.completion_ids) for trace in batch)
+        lengths = setup.layout.read_lengths([len(trace) for trace in batch])
+        tokens, pairs = sum(lengths), sum(map(causal_pairs, lengths))
+        own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
+        asked = list(objective.live_distributions.values())
+        asked += list(objective.cached_signals.values()) if on_policy else []
+        for role in set(asked):
+            predictions = asked.count(role) * completions
+            live += frozen[role].cost.forward(Work(tokens, pairs, predictions=predictions))
+        if objective.caches_distribution and objective.distribution.whole:
+            live += frozen["teacher"].cost.forward(Work(predictions=completions))
+    return own * batches.scale, live * batches.scale

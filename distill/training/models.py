@@ -1,0 +1,132 @@
+"""The models that an objective and its traces need: found by role, and checked against each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
+from distill.losses.signals import ROLES, SIGNALS, Role, unbound
+from distill.losses.weights import uniform
+from distill.models.find import find
+from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.objective.objective import Objective
+from distill.training.recipe import TraceRecipe
+
+
+def find_models(
+    model: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, loss: str | None
+) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    """The student and, by role, the frozen models that something needs; nothing is loaded.
+
+    Args:
+        model: `model` of the configuration.
+        objective: what is learned.
+        recipe: of the traces.
+        loss: the objective's name, for messages.
+
+    Raises:
+        UserError: a model is missing.
+    """
+    if not model["student"]:
+        raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
+    student = find(model, "student", model["student_dtype"])
+    roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
+    roles |= objective.live_roles
+    if recipe.completions == "teacher":
+        roles.add("teacher")
+    frozen: dict[Role, ModelSource] = {}
+    for role in ROLES:
+        if role not in roles:
+            continue
+        own = role == "teacher" and objective.teacher == "initial"
+        if own and recipe.completions == "teacher" and not writes_all(objective):
+            raise UserError(
+                f"loss={loss} takes the student itself as teacher, "
+                f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
+            )
+        if own or role == "initial" or (role == "reference" and not model["reference"]):
+            frozen[role] = student
+            continue
+        if not model[role]:
+            raise UserError(_missing(role, _why(role, objective, loss)))
+        frozen[role] = find(model, role, model["teacher_dtype" if role == "teacher" else "student_dtype"])
+    return student, frozen
+
+
+def check_vocabularies(
+    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
+) -> None:
+    """Refuse a model that knows other tokens than the student's, which the objective asks it about."""
+    for role, source in frozen.items():
+        comparable = role == "teacher" and objective.across_vocabularies
+        why = _why(role, objective, loss)
+        if source is student or not why or comparable:
+            continue
+        if mismatch := vocabulary_mismatch(student, source):
+            raise UserError(
+                f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
+                f"family, or take loss=uld or loss=gold, which compare over different tokens, or loss=sft, "
+                f"which learns from the text alone"
+            )
+
+
+def writes_all(objective: Objective) -> bool:
+    """Whether the student writes every completion itself, so that traces are prompts alone."""
+    return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
+
+
+def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
+    """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
+    if role in objective.live_roles or role in objective.distributions.values():
+        if role in objective.distributions.values():
+            return f"loss={loss} needs the {role}'s distribution"
+        if role in objective.cached_signals.values():
+            return f"loss={loss} needs the {role}'s log-probs of the student's rollouts"
+        return f"loss={loss} needs the {role}'s next steps"
+    if role in objective.cached_signals.values():
+        return f"loss={loss} needs the {role}'s log-probs of the traces"
+    return None
+
+
+def _missing(role: Role, why: str | None) -> str:
+    reason = why or "data.completions=teacher needs a teacher to write the traces"
+    remedy = f"set model.{role}=<hub id, folder or GGUF file>"
+    if role == "teacher":
+        return (
+            f"{reason}, and model.teacher is not set: {remedy}, or take loss=sft on data with completions, "
+            f"which needs no teacher"
+        )
+    return (
+        f"{reason}, and model.{role} is not set: {remedy}, such as the student/ folder of an earlier run "
+        f"with loss=sft"
+    )
+
+
+def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> None:
+    """Refuse an objective that asks for what these traces do not tell, or that makes no sense."""
+    asked = {SIGNALS[name].role for name in objective.signals}
+    changed = [
+        f"loss.{name}={getattr(objective, name)}"
+        for name, usual in (("teacher", "model"), ("teacher_sees", "prompt"))
+        if getattr(objective, name) != usual
+    ]
+    if changed and "teacher" not in asked:
+        raise UserError(f"loss={loss} asks nothing of a teacher: leave {' '.join(changed)} out")
+    if objective.teacher_sees == "solution" and "sampler_logprobs" in objective.cached_signals:
+        raise UserError(
+            "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
+            "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
+        )
+    weight = objective.token_weight
+    if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
+        raise UserError(
+            f"loss.control={objective.control} stands in for token weights, and loss={loss} has none but "
+            f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
+        )
+    if "sampler_logprobs" in objective.cached_signals and (
+        recipe.completions != "teacher" or objective.on_policy
+    ):
+        raise UserError(
+            "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
+            "data.completions=teacher tells, offline: take behavior=model"
+        )
