@@ -76,14 +76,20 @@ def take_suggestions(config_dir: Path, config_name: str, arguments: Sequence[str
     suggestion = suggest(config_dir, config_name, arguments)
     if suggestion.words and not {"-c", "--cfg"} & set(arguments):
         print(suggestion)
-    return [*suggestion.words, *arguments]
+    # Hydra wants all words in one place: options may stand before them.
+    place = next((place for place, one in enumerate(arguments) if _is_word(one)), len(arguments))
+    return [*arguments[:place], *suggestion.words, *arguments[place:]]
+
+
+def _is_word(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument[:1] in ("+", "~"))
 
 
 def _parse(arguments: Iterable[str]) -> dict[str, Override]:
     """The words of a command line by key or group; none of one that does not parse, which others refuse."""
-    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     try:
-        return {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
+        parsed = OverridesParser.create().parse_overrides([one for one in arguments if _is_word(one)])
+        return {one.key_or_group: one for one in parsed}
     except (HydraException, ValueError):
         return {}
 

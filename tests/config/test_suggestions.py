@@ -93,7 +93,8 @@ def test_the_line_says_what_was_taken_and_only_where_something_was(
     line = f"model=qwen1.5b suggests {QWEN} {place}; name any of them to choose otherwise\n"
     assert capsys.readouterr().out == line
     assert take_suggestions(CONF, "train", words) == words  # as a process that is started with them
-    take_suggestions(CONF, "train", ["--cfg", "job"])
+    printed = take_suggestions(CONF, "train", ["--cfg", "job", "loss=sft"])
+    assert printed == ["--cfg", "job", *TINY.split(), "loss=sft"]  # where Hydra looks for words
     assert capsys.readouterr().out == ""
 
 
