@@ -105,7 +105,9 @@ def test_a_users_own_suggestion_may_hold_lists_null_and_texts(tmp_path: Path) ->
         "# @package _global_\ndefaults:\n  - tiny\n  - override /benchmark: [gsm8k, svamp]\n  - _self_\n\n"
         'data:\n  prompt: "Q: {problem}"\n  limit: null\ncompile: true\n'
     )
-    assert suggest(tmp_path, "train", []).words == [
+    found = suggest(tmp_path, "train", []).words
+    assert suggest(CONF, "train", ["--config-dir", str(tmp_path), "model=mine"]).words == found
+    assert found == [
         'benchmark=["gsm8k", "svamp"]', 'data.prompt="Q: {problem}"', "data.limit=null", "compile=true",
     ]  # fmt: skip
 
