@@ -44,7 +44,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     """
     arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
-    words = [*suggest(config_dir, config_name, words).words, *words]
+    words = [*suggest(config_dir, config_name, arguments).words, *words]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         groups = _groups(config_dir, config_name)
         loader = GlobalHydra.instance().config_loader()

@@ -4,6 +4,7 @@ Where a command names no experiment, these become words of its command line, bef
 the user names the same thing.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,12 +57,13 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
     Raises:
         UserError: a sweep over models whose suggestions differ.
     """
+    arguments = list(arguments)
     named = _parse(arguments)
     if config_name not in _TAKEN or "experiment" in named:
         return Suggestion()
-    folder = config_dir / "experiment"
+    folders = [config_dir, *_own_folders(arguments)]
     models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
-    found = [_read(folder / f"{model}.yaml", config_name) for model in models]
+    found = [_read(folders, model, config_name) for model in models]
     keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
     if differing := [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]:
         raise UserError(
@@ -76,14 +78,20 @@ def take_suggestions(config_dir: Path, config_name: str, arguments: Sequence[str
     suggestion = suggest(config_dir, config_name, arguments)
     if suggestion.words and not {"-c", "--cfg"} & set(arguments):
         print(suggestion)
-    return [*suggestion.words, *arguments]
+    # Hydra wants all words in one place: options may stand before them.
+    place = next((place for place, one in enumerate(arguments) if _is_word(one)), len(arguments))
+    return [*arguments[:place], *suggestion.words, *arguments[place:]]
+
+
+def _is_word(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument[:1] in ("+", "~"))
 
 
 def _parse(arguments: Iterable[str]) -> dict[str, Override]:
     """The words of a command line by key or group; none of one that does not parse, which others refuse."""
-    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     try:
-        return {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
+        parsed = OverridesParser.create().parse_overrides([one for one in arguments if _is_word(one)])
+        return {one.key_or_group: one for one in parsed}
     except (HydraException, ValueError):
         return {}
 
@@ -97,9 +105,18 @@ def _models(named: Override | None, root: Path) -> list[str]:
     return [str(named.value())]
 
 
-def _read(path: Path, config_name: str) -> dict[str, Any]:
+def _own_folders(arguments: Sequence[str]) -> list[Path]:
+    """What the user names with Hydra's --config-dir."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    return parser.parse_known_args(arguments)[0].config_dir
+
+
+def _read(folders: Iterable[Path], model: str, config_name: str) -> dict[str, Any]:
     """A bundle's groups and keys that the command takes; nothing where there is no such file."""
-    if not path.is_file():
+    paths = [folder / "experiment" / f"{model}.yaml" for folder in folders]
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
         return {}
     bundle: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     found: dict[str, Any] = {}

@@ -93,7 +93,8 @@ def test_the_line_says_what_was_taken_and_only_where_something_was(
     line = f"model=qwen1.5b suggests {QWEN} {place}; name any of them to choose otherwise\n"
     assert capsys.readouterr().out == line
     assert take_suggestions(CONF, "train", words) == words  # as a process that is started with them
-    take_suggestions(CONF, "train", ["--cfg", "job"])
+    printed = take_suggestions(CONF, "train", ["--cfg", "job", "loss=sft"])
+    assert printed == ["--cfg", "job", *TINY.split(), "loss=sft"]  # where Hydra looks for words
     assert capsys.readouterr().out == ""
 
 
@@ -104,7 +105,9 @@ def test_a_users_own_suggestion_may_hold_lists_null_and_texts(tmp_path: Path) ->
         "# @package _global_\ndefaults:\n  - tiny\n  - override /benchmark: [gsm8k, svamp]\n  - _self_\n\n"
         'data:\n  prompt: "Q: {problem}"\n  limit: null\ncompile: true\n'
     )
-    assert suggest(tmp_path, "train", []).words == [
+    found = suggest(tmp_path, "train", []).words
+    assert suggest(CONF, "train", ["--config-dir", str(tmp_path), "model=mine"]).words == found
+    assert found == [
         'benchmark=["gsm8k", "svamp"]', 'data.prompt="Q: {problem}"', "data.limit=null", "compile=true",
     ]  # fmt: skip
 

@@ -369,9 +369,9 @@ def test_two_rates_of_the_baseline_are_both_shown_and_the_better_one_is_tested_a
     tmp_path: Path,
 ) -> None:
     for seed in range(2):
-        job(tmp_path, "sft", seed, [0, 1, 0, 0], model__lr=0.1)
-        job(tmp_path, "sft", seed, [0, 1, 1, 0], model__lr=0.2)
-        job(tmp_path, "dcod", seed, [1, 1, 1, 0], model__lr=0.1)
+        job(tmp_path, "sft", seed, [0, 1, 0, 0], optimizer__lr=0.1)
+        job(tmp_path, "sft", seed, [0, 1, 1, 0], optimizer__lr=0.2)
+        job(tmp_path, "dcod", seed, [1, 1, 1, 0], optimizer__lr=0.1)
     table = one_table(tmp_path)
     assert table.baseline == "sft optimizer.lr=0.2"
     assert "2 rows are of the baseline sft" in table.notes[0]
