@@ -19,7 +19,7 @@ from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import score, scoring
-from distill.teacher.retokenize import Reader, as_read, whole_reading
+from distill.teacher.retokenize import Retokenizer, as_read, teacher_trace
 from distill.training.recipe import TraceRecipe
 
 
@@ -70,13 +70,13 @@ def find_models(
 
 def find_reader(
     objective: Objective, recipe: TraceRecipe, student: ModelSource, frozen: dict[Role, LazyModel]
-) -> Reader | None:
-    """Who makes the teacher's reading of traces and rollouts; None where it is asked nothing."""
+) -> Retokenizer | None:
+    """Who makes the teacher's view of traces and rollouts; None where it is asked nothing."""
     if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
         return None
     informed = objective.teacher_sees == "solution"
     prompt = recipe.informed_prompt if informed else recipe.prompt
-    return Reader(student, frozen["teacher"].source, prompt, informed)
+    return Retokenizer(student, frozen["teacher"].source, prompt, informed)
 
 
 def prepare_traces(
@@ -84,7 +84,7 @@ def prepare_traces(
     recipe: TraceRecipe,
     student: LanguageModel,
     frozen: dict[Role, LazyModel],
-    reader: Reader | None = None,
+    reader: Retokenizer | None = None,
     *,
     cache: Path,
     say: Callable[[str], None] = print,
@@ -118,7 +118,7 @@ def prepare_traces(
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     if objective.caches_distribution:
-        read = [whole_reading(trace) for trace in traces]
+        read = [teacher_trace(trace) for trace in traces]
         rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
         for trace, kept in zip(traces, rows, strict=True):
             trace.distribution = kept
@@ -134,7 +134,7 @@ def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray]
             recorded is None
             or recorded.teacher_logprobs is None
             or recorded.teacher != (teacher.fingerprint, teacher.dtype)
-            or trace.reading is not None
+            or trace.teacher_view is not None
             or not np.array_equal(recorded.prompt_ids, trace.prompt_ids)
             or not np.array_equal(recorded.completion_ids, trace.completion_ids)
         ):
@@ -151,7 +151,7 @@ def find_matrix(
         return None
     matrix = output_matrix(frozen["teacher"])
     rows = [trace.distribution for trace in traces if trace.distribution is not None]
-    check_matrix(matrix, rows, [whole_reading(trace) for trace in traces], frozen["teacher"].source.name)
+    check_matrix(matrix, rows, [teacher_trace(trace) for trace in traces], frozen["teacher"].source.name)
     return matrix
 
 

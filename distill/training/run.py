@@ -164,7 +164,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         expected_steps=expected,
         frozen=live,
         teacher_matrix=matrix,
-        reader=reader,
+        retokenizer=reader,
         grade=recipe.grade,
         seed=cfg.seed,
         log_every=cfg.trainer.log_every_n_steps,
@@ -247,7 +247,7 @@ def _place(
     """Move the student to its device and make the models ready for batches as they are laid out."""
     student.model.to(device)
     if layout.kind == "packed":
-        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
+        longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
         if isinstance(objective.rollouts, StudentRollouts):
             longest += objective.rollouts.max_new_tokens
         for one in (student, *live.values()):
