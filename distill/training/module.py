@@ -1,5 +1,5 @@
-"""Student and frozen teacher as a LightningModule: one training step, one division, one account of what
-happened."""
+"""Student and frozen teacher as a LightningModule: the training step, the one division by the step's
+denominator, the metrics."""
 
 import math
 import time

@@ -36,7 +36,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     program = f"""
         from pathlib import Path
         from distill.generation.completion_log import CompletionLog
-        from distill.trace_sets import claimed
+        from distill.io.locks import claimed
         folder = Path({str(tmp_path / "set")!r})
         with claimed(folder, {KEY!r}), CompletionLog(folder / "completions.jsonl"):
             print("begun", flush=True)
