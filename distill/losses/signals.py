@@ -97,9 +97,10 @@ def properties_of(function: Callable[..., Any]) -> Properties:
     """A loss's or a weight's properties, looked for behind partial applications and decorators."""
     function = unbound(function)
     while not (isinstance(function, Hashable) and function in PROPERTIES):
-        if not hasattr(function, "__wrapped__"):
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is None:
             return PROPERTIES.get(type(function), _NONE)
-        function = function.__wrapped__
+        function = wrapped
     return PROPERTIES[function]
 
 
