@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.analysis.drift import Drift, measure
-from distill.data.trace import Example, Reading, Trace
+from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask, completions
@@ -111,9 +111,9 @@ def measure_drift(
                         example = replace(problem, id=f"{name} {problem.id}")
                         prompts = [asked_of.requests[number].prompt_ids for asked_of in pair]
                         assert one.ids is not None
-                        read = Reading(prompts[1], one.ids)
-                        written[number] = Trace(example, prompts[0], one.ids, reading=read)
+                        read = TeacherView(prompts[1], one.ids)
+                        written[number] = Trace(example, prompts[0], one.ids, teacher_view=read)
                     bar.update(len(numbers))
-            # In the requests' order, whatever was written first: the cache of readings knows them by it.
+            # In the requests' order, whatever was written first: the cache of teacher views knows them by it.
             traces[role] += [written[number] for number in sorted(written)]
     return measure(student, teacher, traces["student"], traces["teacher"], cache=cache)

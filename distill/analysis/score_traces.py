@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 from omegaconf import DictConfig, OmegaConf
 
-from distill.analysis.suitability import Suitability, looked_at, suitability, support_of
+from distill.analysis.suitability import Suitability, suitability, support_of, trace_table
 from distill.analysis.suitability_report import write_report
 from distill.config.instantiate import build
 from distill.curation.collect import collect, listed, writing
@@ -21,7 +21,7 @@ from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
-from distill.teacher.retokenize import Reader, whole_reading
+from distill.teacher.retokenize import Retokenizer, teacher_trace
 from distill.teacher.token_stats import TokenScores, score_tokens
 from distill.training.recipe import TraceRecipe
 
@@ -54,9 +54,9 @@ def score(cfg: DictConfig) -> Path:
             view = None
             if cfg.support != "none":
                 view = _teachers_view(cfg, recipe, student.source, own, traces, device)
-            alignments = [trace.reading.alignment if trace.reading else None for trace in traces]
+            alignments = [trace.teacher_view.alignment if trace.teacher_view else None for trace in traces]
             support = None if view is None else support_of(objective, scores, view, alignments)
-            frame = looked_at(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
+            frame = trace_table(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
             rows += frame.to_dict("records")
             looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
@@ -165,17 +165,17 @@ def _teachers_view(
     traces: Sequence[Trace],
     device: str,
 ) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
-    """What a teacher makes of its traces, each of which gets its reading where that has other tokens, or its
-    log-probs alone; None where nobody gives them."""
+    """What a teacher makes of its traces, each of which gets its `teacher_view` where the teacher has other
+    tokens; or its log-probs alone; None where nobody gives them."""
     from distill.models.find import find
 
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
         frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
-        reader = Reader(student, frozen.source, recipe.prompt)
+        reader = Retokenizer(student, frozen.source, recipe.prompt)
         for trace in traces if reader.foreign else ():
-            trace.reading = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
-        read = [whole_reading(trace) for trace in traces]
+            trace.teacher_view = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+        read = [teacher_trace(trace) for trace in traces]
         return score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(
         record["completion_ids"] == trace.completion_ids.tolist()

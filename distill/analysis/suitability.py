@@ -122,7 +122,7 @@ def at_students_tokens(
     return given, compared
 
 
-def looked_at(
+def trace_table(
     records: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
     scores: Sequence[TokenScores],
@@ -173,7 +173,7 @@ class Suitability:
     """How a set of traces suits a student.
 
     Attributes:
-        frame: a row a trace (`looked_at`).
+        frame: a row a trace (`trace_table`).
         right: the share of judged traces that are right, before those that training leaves out are left out.
         ratio_counts: [bins] tokens by log-ratio (`RATIO_EDGES`); empty without a teacher.
         rank_counts: [ranks] tokens by rank: at most 1, 2, 3, 5, … (`RANK_EDGES`), and above.

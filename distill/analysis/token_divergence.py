@@ -53,7 +53,7 @@ def token_drift(
 
     Args:
         student: Q.
-        teacher: P; reads its own prompt where a trace has a `reading`, else the student's.
+        teacher: P; reads its own prompt where a trace has a `teacher_view`, else the student's.
         traces: with the token ids that both models share.
         cache: folder of all caches.
         token_budget: tokens a batch, padding included.
@@ -99,7 +99,7 @@ def _refuse_what_does_not_compare(student: LazyModel, teacher: LazyModel, traces
 
 def _as_teacher_reads(trace: Trace) -> Trace:
     """The same completion behind the teacher's own prompt, where it has one; nothing that training wants."""
-    prompt = trace.prompt_ids if trace.reading is None else trace.reading.prompt_ids
+    prompt = trace.prompt_ids if trace.teacher_view is None else trace.teacher_view.prompt_ids
     return Trace(trace.example, prompt, trace.completion_ids)
 
 

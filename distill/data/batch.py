@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.data.layout import BatchLayout, Layout
-from distill.data.trace import Example, Reading, Trace
+from distill.data.trace import Example, TeacherView, Trace
 from distill.io.files import hash_arrays
 
 
 @dataclass(frozen=True)
-class Readings:
+class BatchTeacherView:
     """A batch as the teacher reads it, where that is not as the student does.
 
     Attributes:
@@ -48,7 +48,7 @@ class Batch:
         mask: [batch, length - 1] true where that token belongs to the completion.
         signals: [batch, length - 1] cached log-probs of that token, by name; zero where the mask is false.
         examples: what the traces are about.
-        readings: the batch as the teacher reads it; None: the same tokens.
+        teacher_view: the batch as the teacher reads it; None: the same tokens.
         distribution: what is cached of the teacher's distribution, by name: one row for each completion token
             that the teacher reads, trace by trace.
         trace_weights: [batch] how much each trace's tokens count; None: all alike.
@@ -64,7 +64,7 @@ class Batch:
     signals: Mapping[str, Float[Tensor, "batch seq"]]
     examples: tuple[Example, ...]
     prompt_lengths: tuple[int, ...]
-    readings: Readings | None = None
+    teacher_view: BatchTeacherView | None = None
     distribution: Mapping[str, Tensor] = field(default_factory=dict)
     trace_weights: Float[Tensor, " batch"] | None = None
     places: Int[Tensor, " tokens"] | None = None
@@ -101,12 +101,12 @@ class Batch:
 
 
 def _moved(held: Any, move: Callable[[Any], Any]) -> Any:
-    """A batch or its readings with every tensor moved."""
+    """A batch or its views with every tensor moved."""
 
     def each(value: Any) -> Any:
         if isinstance(value, (Tensor, Layout)):
             return move(value)
-        if isinstance(value, Readings):
+        if isinstance(value, BatchTeacherView):
             return _moved(value, move)
         return {name: move(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
@@ -132,7 +132,7 @@ def collate(
     for row, trace in enumerate(traces):
         for name in signals:
             values[name][row, mask[row]] = trace.signals[name]
-    readings = [trace.reading for trace in traces if trace.reading is not None]
+    views = [trace.teacher_view for trace in traces if trace.teacher_view is not None]
     kept = [trace.distribution.read() for trace in traces if trace.distribution is not None]
     input_ids = torch.from_numpy(ids)
     weights = [trace.weight for trace in traces]
@@ -143,7 +143,7 @@ def collate(
         signals={name: torch.from_numpy(array) for name, array in values.items()},
         examples=tuple(trace.example for trace in traces),
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
-        readings=_collate_readings(traces, readings, layout) if readings else None,
+        teacher_view=_collate_teacher_views(traces, views, layout) if views else None,
         distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
         trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
         places=torch.from_numpy(np.flatnonzero(mask)),
@@ -151,11 +151,13 @@ def collate(
     )
 
 
-def _laid_out(rows: Sequence[Trace] | Sequence[Reading], layout: BatchLayout) -> Layout:
+def _laid_out(rows: Sequence[Trace] | Sequence[TeacherView], layout: BatchLayout) -> Layout:
     return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows])
 
 
-def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def _side_by_side(
+    rows: Sequence[Trace] | Sequence[TeacherView], pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """[batch, length] token ids, [batch, length - 1] mask."""
     length = max(len(row) for row in rows)
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
@@ -168,20 +170,22 @@ def _side_by_side(rows: Sequence[Trace] | Sequence[Reading], pad_id: int) -> tup
     return ids, mask
 
 
-def _collate_readings(traces: Sequence[Trace], readings: Sequence[Reading], layout: BatchLayout) -> Readings:
-    ids, mask = _side_by_side(readings, pad_id=0)  # an id that every vocabulary has
-    found = Readings(
+def _collate_teacher_views(
+    traces: Sequence[Trace], views: Sequence[TeacherView], layout: BatchLayout
+) -> BatchTeacherView:
+    ids, mask = _side_by_side(views, pad_id=0)  # an id that every vocabulary has
+    found = BatchTeacherView(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
-        tuple(reading.prompt_ids for reading in readings),
-        layout=_laid_out(readings, layout),
+        tuple(view.prompt_ids for view in views),
+        layout=_laid_out(views, layout),
     )
-    if readings[0].alignment is None:
+    if views[0].alignment is None:
         return found
     # From places in a completion to places among all completion tokens of the batch.
     mine = np.cumsum([0, *(len(trace.completion_ids) for trace in traces)])
-    theirs = np.cumsum([0, *(len(reading.completion_ids) for reading in readings)])
-    alignments = [reading.alignment for reading in readings if reading.alignment is not None]
+    theirs = np.cumsum([0, *(len(view.completion_ids) for view in views)])
+    alignments = [view.alignment for view in views if view.alignment is not None]
     columns = [
         np.concatenate([a.student_at + at for a, at in zip(alignments, mine[:-1], strict=True)]),
         np.concatenate([a.teacher_at + at for a, at in zip(alignments, theirs[:-1], strict=True)]),

@@ -1,4 +1,4 @@
-"""What the training step asks for next, made while it computes."""
+"""Prefetch batches on a background thread."""
 
 import queue
 import threading
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class ReadAhead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Items by number, in their order, made by a thread that stays a few ahead of whoever takes them.
 
     Collating and reading from disk let go of Python's lock for most of their time, so a thread does, and

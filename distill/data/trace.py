@@ -96,7 +96,7 @@ Grader = Callable[[Example, str], Verdict]
 
 
 @dataclass(frozen=True)
-class Reading:
+class TeacherView:
     """A trace as the teacher reads it, where that is not as the student does (`distill.teacher.retokenize`).
 
     Attributes:
@@ -123,7 +123,7 @@ class Trace:
         prompt_ids: int32, chat template included.
         completion_ids: int32, the end token included where there is one.
         signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
-        reading: what the teacher reads in its place; None: the same tokens.
+        teacher_view: what the teacher reads in its place; None: the same tokens.
         distribution: what is cached of the teacher's distribution, a row a completion token that it reads.
         weight: how much each of its tokens counts beside other traces'.
     """
@@ -132,7 +132,7 @@ class Trace:
     prompt_ids: np.ndarray
     completion_ids: np.ndarray
     signals: dict[str, np.ndarray] = field(default_factory=dict)
-    reading: Reading | None = None
+    teacher_view: TeacherView | None = None
     distribution: StoredRows | None = None
     weight: float = 1.0
 

@@ -14,7 +14,7 @@ from distill.data.trace import Example, Verdict, check_spelling, conversation, e
 from distill.errors import UserError
 from distill.evaluation.benchmark import _GRADERS, Benchmark
 from distill.evaluation.result import Score, classify, figures
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Engine, Request, Written, request_seed
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource
@@ -157,8 +157,8 @@ def completions(
     A completion is known by its request's seed, which is made of the problem and the sample's number: a run
     that asks more problems, or more samples of each, goes on with what there is.
     """
-    journal = Journal(folder / "completions.jsonl") if folder else None
-    written: dict[int, Written] = journal.read() if journal else {}
+    completion_log = CompletionLog(folder / "completions.jsonl") if folder else None
+    written: dict[int, Written] = completion_log.read() if completion_log else {}
     places: dict[int, list[int]] = {}
     for place, request in enumerate(asked.requests):
         places.setdefault(request.seed, []).append(place)
@@ -168,11 +168,11 @@ def completions(
     wanted = [asked.requests[own[0]] for seed, own in places.items() if seed not in written]
     if not wanted:
         return
-    with journal or nullcontext(), closing(engine.write(wanted, asked.benchmark.sampling)) as writing:
+    with completion_log or nullcontext(), closing(engine.write(wanted, asked.benchmark.sampling)) as writing:
         for index, one in writing:
             seed = wanted[index].seed
-            if journal:
-                journal.add(seed, one)
+            if completion_log:
+                completion_log.add(seed, one)
             yield places[seed], one
 
 

@@ -12,7 +12,7 @@ from distill.errors import UserError
 from distill.generation.engine import Written
 
 
-class Journal:
+class CompletionLog:
     """A file of JSON Lines that is only ever added to: `place`, `ids`, `finished`, `text`.
 
     Args:
@@ -71,7 +71,7 @@ class Journal:
                 self._stream.truncate(before)
             raise self._unusable(error) from error
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "CompletionLog":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("ab", buffering=0)  # nothing waits here that a kill would lose

@@ -41,7 +41,7 @@ def generate(
     rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
     if draws is None:
         count = max(rooms) if sampling.temperature > 0 else 0
-        draws = np.stack([numbers(seed, count, row) for row in range(len(prompts))])
+        draws = np.stack([uniform_draws(seed, count, row) for row in range(len(prompts))])
     ends = frozenset(end_ids or lm.end_ids)
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
@@ -202,7 +202,7 @@ class _Draw:
         self._numbers = self._numbers[places]
 
 
-def numbers(seed: int, count: int, row: int = 0) -> np.ndarray:
+def uniform_draws(seed: int, count: int, row: int = 0) -> np.ndarray:
     """[count] numbers in [0, 1) that are this seed's and row's alone; of fewer, the first of more."""
     bits = np.random.Philox(key=seed % (1 << 128), counter=[0, 0, row, 0])
     return np.random.Generator(bits).random(count)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.data.batch import by_length
 from distill.errors import UserError
-from distill.generation.decode import generate, numbers
+from distill.generation.decode import generate, uniform_draws
 from distill.generation.engine import Request, Written
 from distill.generation.sampling import Sampling
 from distill.models.lazy import LazyModel
@@ -39,7 +39,7 @@ class HfEngine:
         lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
         for rows in by_length(lengths, self.token_budget):
             chosen = [requests[row] for row in rows]
-            draws = np.stack([numbers(request.seed, sampling.max_new_tokens) for request in chosen])
+            draws = np.stack([uniform_draws(request.seed, sampling.max_new_tokens) for request in chosen])
             began = time.perf_counter()
             written = generate(lm, [r.prompt_ids.tolist() for r in chosen], sampling, seed=0, draws=draws)
             self.seconds += time.perf_counter() - began

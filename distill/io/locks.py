@@ -134,8 +134,8 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
 
 
 def _only_said(folder: Path) -> list[Path] | None:
-    """The files that say of what a folder was to be made, and an empty journal; None where it holds anything
-    else."""
+    """The files that say of what a folder was to be made, and an empty completion log; None where it
+    holds anything else."""
     if not folder.is_dir():
         return None
     found = [path for path in folder.iterdir() if path.name != ".lock"]

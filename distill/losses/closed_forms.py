@@ -14,27 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.losses.signals import Function, bound_parameters, unbound
+from distill.losses.signals import bound_parameters, properties_of, unbound
 
 LossAndGradient = tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]
 ClosedForm = Callable[..., LossAndGradient]
-_NAME = "closed_form"  # also a method's, where the loss is an object
 _FAR = 80.0  # e^80 against 1 is nothing in fp64, and no overflow in fp32
-
-
-def has_closed_form(form: ClosedForm) -> Callable[[Function], Function]:
-    """Name what gives a loss together with its gradient."""
-
-    def declare(function: Function) -> Function:
-        setattr(function, _NAME, form)
-        return function
-
-    return declare
 
 
 def closed_form_of(function: Callable[..., Tensor]) -> ClosedForm | None:
     """A loss's closed form, bound to the same parameters; None: it has none."""
-    form = getattr(unbound(function), _NAME, None)
+    form = properties_of(function).closed_form or getattr(unbound(function), "closed_form", None)
     if form is None:
         return None
     return functools.partial(form, **bound_parameters(function))

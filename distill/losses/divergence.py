@@ -14,11 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.losses import closed_forms
-from distill.losses.closed_forms import has_closed_form
-from distill.losses.signals import across_vocabularies, from_samples, on_policy_only
+from distill.losses.signals import properties
 
 
-@has_closed_form(closed_forms.cross_entropy)
+@properties(closed_form=closed_forms.cross_entropy)
 def cross_entropy(
     log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
@@ -44,8 +43,7 @@ def teacher_cross_entropy(
     return -(log_p.exp() * log_q).sum(-1)
 
 
-@has_closed_form(closed_forms.forward_kl)
-@from_samples(teacher_cross_entropy)
+@properties(closed_form=closed_forms.forward_kl, from_samples=teacher_cross_entropy)
 def forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -56,7 +54,7 @@ def forward_kl(
     return _expected_difference(log_p, log_q)
 
 
-@has_closed_form(closed_forms.reverse_kl)
+@properties(closed_form=closed_forms.reverse_kl)
 def reverse_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -67,7 +65,7 @@ def reverse_kl(
     return _expected_difference(log_q, log_p)
 
 
-@has_closed_form(closed_forms.jsd)
+@properties(closed_form=closed_forms.jsd)
 def jsd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
 ) -> Float[Tensor, " tokens"]:
@@ -90,7 +88,7 @@ def jsd(
     return beta * _expected_difference(log_p, mixture) + (1 - beta) * _expected_difference(log_q, mixture)
 
 
-@has_closed_form(closed_forms.skew_forward_kl)
+@properties(closed_form=closed_forms.skew_forward_kl)
 def skew_forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
@@ -105,7 +103,7 @@ def skew_forward_kl(
     return _expected_difference(log_p, _mixture(log_p, log_q, alpha) if alpha > 0 else log_q)
 
 
-@has_closed_form(closed_forms.skew_reverse_kl)
+@properties(closed_form=closed_forms.skew_reverse_kl)
 def skew_reverse_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
@@ -120,7 +118,7 @@ def skew_reverse_kl(
     return _expected_difference(log_q, _mixture(log_q, log_p, alpha) if alpha > 0 else log_p)
 
 
-@has_closed_form(closed_forms.tvd)
+@properties(closed_form=closed_forms.tvd)
 def tvd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -131,7 +129,7 @@ def tvd(
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
 
-@has_closed_form(closed_forms.todi)
+@properties(closed_form=closed_forms.todi)
 def todi(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -174,7 +172,7 @@ def akl(
     return torch.where(share > 0, share * forward, 0.0) + torch.where(share < 1, (1 - share) * reverse, 0.0)
 
 
-@has_closed_form(closed_forms.reference_kl)
+@properties(closed_form=closed_forms.reference_kl)
 def reference_kl(
     log_q: Float[Tensor, "tokens vocab"], log_r: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -186,8 +184,7 @@ def reference_kl(
     return _expected_difference(log_r, log_q)
 
 
-@has_closed_form(closed_forms.policy_gradient)
-@on_policy_only
+@properties(closed_form=closed_forms.policy_gradient, on_policy_only=True)
 def policy_gradient(
     log_q: Float[Tensor, "tokens vocab"],
     labels: Int[Tensor, " tokens"],
@@ -203,7 +200,7 @@ def policy_gradient(
     return -(teacher_logprobs - written).detach() * written
 
 
-@across_vocabularies
+@properties(across_vocabularies=True)
 def uld(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens teacher_vocab"]
 ) -> Float[Tensor, " tokens"]:
@@ -217,7 +214,7 @@ def uld(
     return _sorted_distance(log_q.exp(), log_p.exp())
 
 
-@across_vocabularies
+@properties(across_vocabularies=True)
 def gold(
     log_q: Float[Tensor, "tokens vocab"],
     log_p: Float[Tensor, "tokens teacher_vocab"],

@@ -5,7 +5,7 @@ models are loaded, what is cached, and which combinations are refused."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,8 +13,6 @@ Role = Literal["student", "teacher", "initial", "reference", "pilot"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Source = Literal["live", "hidden_states", "top_k", "samples"]
 Function = TypeVar("Function", bound=Callable[..., Any])
-_RULE, _ON_POLICY, _ACROSS = "__needs__", "__on_policy_only__", "__across_vocabularies__"
-_FROM_SAMPLES, _OF_THE_TOKEN = "__from_samples__", "__of_the_token__"
 
 
 @dataclass(frozen=True)
@@ -55,67 +53,60 @@ SIGNALS: dict[str, Signal] = {
 GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids"}
 
 
-def needs(rule: Callable[..., set[str]]) -> Callable[[Function], Function]:
-    """Declare signals that depend on a function's other parameters: `rule` takes them and names the signals.
+@dataclass(frozen=True)
+class Properties:
+    """What is known of a token loss or weight beyond its signature.
 
-    Only for functions whose signals are optional (`= None`); the others need no declaration but their
-    signature."""
+    Attributes:
+        needs: for a function with optional signals (`= None`): takes its other parameters and names the
+            signals that it asks for then. Signals without a default need no declaration.
+        inline: for a weight: takes its other parameters and says whether it is made of its own token's
+            signals and no other's, so that it can be made inside the chunk loop.
+        closed_form: what gives a loss together with its gradient (`distill.losses.closed_forms`). A loss that
+            is an object has it as a method of this name.
+        from_samples: what takes a loss's place where the teacher's distribution is known by samples alone.
+        on_policy_only: a loss that is right on what the student wrote itself, and wrong on the data's
+            completions.
+        across_vocabularies: a loss whose teacher may have another vocabulary than the student.
+    """
+
+    needs: Callable[..., set[str]] = lambda **_: set()
+    inline: Callable[..., bool] = lambda **_: False
+    closed_form: Callable[..., Any] | None = None
+    from_samples: Callable[..., Any] | None = None
+    on_policy_only: bool = False
+    across_vocabularies: bool = False
+
+
+# Every loss and weight that has any, ours and users'; entered by `@properties(...)` where it is defined.
+PROPERTIES: dict[Callable[..., Any], Properties] = {}
+_NONE = Properties()
+
+
+def properties(**declared: Any) -> Callable[[Function], Function]:
+    """Declare a token loss's or weight's `Properties`, by their names."""
 
     def declare(function: Function) -> Function:
-        setattr(function, _RULE, rule)
+        PROPERTIES[function] = Properties(**declared)
         return function
 
     return declare
 
 
-def on_policy_only(function: Function) -> Function:
-    """Mark a loss that is right on what the student wrote itself, and wrong on the data's completions."""
-    setattr(function, _ON_POLICY, True)
-    return function
+def properties_of(function: Callable[..., Any]) -> Properties:
+    """A loss's or a weight's properties, looked for behind partial applications and decorators."""
+    function = unbound(function)
+    while not (isinstance(function, Hashable) and function in PROPERTIES):
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is None:
+            return PROPERTIES.get(type(function), _NONE)
+        function = wrapped
+    return PROPERTIES[function]
 
 
-def is_on_policy_only(function: Callable[..., Any]) -> bool:
-    return getattr(unbound(function), _ON_POLICY, False)
-
-
-def across_vocabularies(function: Function) -> Function:
-    """Mark a loss whose teacher may have another vocabulary than the student."""
-    setattr(function, _ACROSS, True)
-    return function
-
-
-def is_across_vocabularies(function: Callable[..., Any]) -> bool:
-    return getattr(unbound(function), _ACROSS, False)
-
-
-def of_the_token(rule: Callable[..., bool]) -> Callable[[Function], Function]:
-    """Mark a weight that is made of its own token's signals and no other's, so that it can be made while the
-    loss is: `rule` takes the function's other parameters and says whether it is."""
-
-    def declare(function: Function) -> Function:
-        setattr(function, _OF_THE_TOKEN, rule)
-        return function
-
-    return declare
-
-
-def is_of_the_token(function: Callable[..., Any]) -> bool:
-    rule = getattr(unbound(function), _OF_THE_TOKEN, None)
-    return rule is not None and rule(**bound_parameters(function))
-
-
-def from_samples(estimate: Callable[..., Any]) -> Callable[[Function], Function]:
-    """Name what takes a loss's place where the teacher's distribution is known by samples alone."""
-
-    def declare(function: Function) -> Function:
-        setattr(function, _FROM_SAMPLES, estimate)
-        return function
-
-    return declare
-
-
-def estimate_from_samples(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    return getattr(unbound(function), _FROM_SAMPLES, None)
+def is_inline(function: Callable[..., Any]) -> bool:
+    """Whether a weight, with the parameters it is bound to, is made of its own token's signals alone."""
+    return properties_of(function).inline(**bound_parameters(function))
 
 
 def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
@@ -127,9 +118,9 @@ def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
     asked = signals(function)
     if "log_p" not in asked or source in ("live", "hidden_states"):
         return None
-    if is_across_vocabularies(function):
+    if properties_of(function).across_vocabularies:
         return "tokens of the teacher's are kept, which another vocabulary than the student's may have"
-    if source == "samples" and estimate_from_samples(function) is None:
+    if source == "samples" and properties_of(function).from_samples is None:
         return "samples estimate an expectation over the teacher's tokens, as forward_kl alone is one"
     if others := asked & {"labels", "log_r"}:
         return f"it asks for {' and '.join(sorted(others))} too, whose tokens need not be among those kept"
@@ -169,14 +160,12 @@ def name_of(function: Callable[..., Any]) -> str:
 def signals(function: Callable[..., Any]) -> set[str]:
     """The inputs that a token loss or weight asks for, by the names of its parameters.
 
-    Those are the positional parameters without a default, and what a `needs` rule adds. Partial applications,
-    as Hydra makes them, are looked through.
+    Those are the positional parameters without a default, and what its property `needs` adds. Partial
+    applications, as Hydra makes them, are looked through.
     """
-    bound, function = bound_parameters(function), unbound(function)
-    function = inspect.unwrap(function, stop=lambda f: hasattr(f, _RULE))
-    required = _without_default(function) - bound.keys()
-    rule = getattr(function, _RULE, None)
-    return {*required, *(rule(**bound) if rule else ())}
+    bound = bound_parameters(function)
+    required = _without_default(inspect.unwrap(unbound(function))) - bound.keys()
+    return {*required, *properties_of(function).needs(**bound)}
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.losses.ratios import Level, aggregate, check_choice, check_order, log_ratio, wide
-from distill.losses.signals import needs, of_the_token
+from distill.losses.signals import properties
 
 Transform = Literal["sigmoid", "ratio", "clip"]
 _BOUND = 60.0  # of log-ratios that are summed: e^60 is as good as infinite
@@ -29,7 +29,7 @@ def _by_token(level: str = "token", **_: object) -> bool:
     return level == "token"
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def uniform(mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
     """Every completion token counts the same.
 
@@ -47,8 +47,7 @@ def _support_ratio_needs(ratio_from: str = "live", behavior: str = "model", **_:
     }
 
 
-@of_the_token(_by_token)
-@needs(_support_ratio_needs)
+@properties(inline=_by_token, needs=_support_ratio_needs)
 def support_ratio(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"] | None = None,
@@ -130,7 +129,7 @@ def support_ratio(
     return (floor + (1 - floor) * weight).masked_fill(~mask, 0.0)
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def dft(
     mask: Bool[Tensor, "batch seq"], student_logprobs: Float[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
@@ -141,7 +140,7 @@ def dft(
     return wide(student_logprobs).exp().masked_fill(~mask, 0.0)
 
 
-@of_the_token(lambda level="sequence", **_: level == "token")
+@properties(inline=lambda level="sequence", **_: level == "token")
 def iw_sft(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -170,8 +169,7 @@ def _tis_needs(behavior: str = "model", **_: object) -> set[str]:
     return {"teacher_logprobs" if behavior == "model" else "sampler_logprobs"}
 
 
-@of_the_token(_always)
-@needs(_tis_needs)
+@properties(inline=_always, needs=_tis_needs)
 def tis(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -204,7 +202,7 @@ def tis(
     return ratio.exp().clamp(max=max_ratio).masked_fill(~mask, 0.0)
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def eaft(
     mask: Bool[Tensor, "batch seq"], student_entropy: Float[Tensor, "batch seq"], *, alpha: float = 1.0
 ) -> Float[Tensor, "batch seq"]:
@@ -220,7 +218,7 @@ def eaft(
     return (wide(student_entropy).clamp(min=0.0) / 3.0).pow(alpha).masked_fill(~mask, 0.0)
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def psft(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -271,7 +269,7 @@ def rho1(
     return ((rank < kept).view(mask.shape) & mask).to(excess.dtype)
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def t3s(
     mask: Bool[Tensor, "batch seq"],
     pilot_logprobs: Float[Tensor, "batch seq"],
@@ -311,7 +309,7 @@ def iw_opd(
     return (1 + gamma * (1 - before / total.clamp(min=1e-12))).masked_fill(~mask, 0.0)
 
 
-@of_the_token(_always)
+@properties(inline=_always)
 def validity(
     mask: Bool[Tensor, "batch seq"],
     teacher_step_value: Float[Tensor, "batch seq"],

@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import GIVEN, SIGNALS, is_on_policy_only, name_of, signals, why_not_from
+from distill.losses.signals import GIVEN, SIGNALS, name_of, properties_of, signals, why_not_from
 from distill.objective.spec import ObjectiveSpec
 from distill.objective.terms import Control, Term, is_positive
 from distill.teacher.distribution import TeacherDistribution
@@ -64,7 +64,7 @@ def check_terms(objective: ObjectiveSpec) -> None:
 def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -> None:
     function = name_of(term.token_loss)
     fraction = objective.rollouts.fraction if isinstance(objective.rollouts, StudentRollouts) else 0.0
-    if is_on_policy_only(term.token_loss) and term.rows != "student" and fraction < 1:
+    if properties_of(term.token_loss).on_policy_only and term.rows != "student" and fraction < 1:
         raise ValueError(
             f"{function} is right on the student's own completions alone, and loss.rollouts leaves "
             f"{1 - fraction:.0%} to the data: set loss.rollouts.fraction=1, or rows=student for the "

@@ -17,7 +17,7 @@ from distill.losses import controls
 from distill.losses.chunked import ChunkedLoss, PerTokenLosses
 from distill.losses.inputs import ChunkedInputs, TokenLoss, WeightedTerm
 from distill.losses.logits import student_signals
-from distill.losses.signals import estimate_from_samples, signals
+from distill.losses.signals import properties_of, signals
 from distill.models.head import Head
 from distill.objective.checks import check_terms, check_values, try_out
 from distill.objective.spec import ObjectiveSpec
@@ -152,7 +152,7 @@ class Objective(ObjectiveSpec):
         """The loss itself, or what takes its place where the teacher is known by samples."""
         if self.distribution.source != "samples" or "log_p" not in signals(token_loss):
             return token_loss
-        estimate = estimate_from_samples(token_loss)
+        estimate = properties_of(token_loss).from_samples
         assert estimate is not None  # refused otherwise
         return estimate
 

@@ -8,7 +8,7 @@ from typing import Literal
 from distill.generation.sampling import StudentRollouts
 from distill.losses import weights
 from distill.losses.inputs import TokenLoss
-from distill.losses.signals import SIGNALS, Role, is_across_vocabularies, is_of_the_token, signals
+from distill.losses.signals import SIGNALS, Role, is_inline, properties_of, signals
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import Control, Rows, Term, TokenWeight
 from distill.teacher.distribution import TeacherDistribution
@@ -131,7 +131,7 @@ class ObjectiveSpec:
     def across_vocabularies(self) -> bool:
         """Whether all that is asked of the teacher makes sense where its vocabulary is another."""
         return all(
-            is_across_vocabularies(function)
+            properties_of(function).across_vocabularies
             for term in self.terms.values()
             for function in (term.token_loss, term.token_weight)
             if any(SIGNALS[name].role == "teacher" for name in signals(function) & SIGNALS.keys())
@@ -152,7 +152,7 @@ class ObjectiveSpec:
     def made_inline(self, name: str) -> bool:
         """Whether a term's weights can be made token by token, inside the chunk loop."""
         whole = name == "main" and self.control == "shuffled"
-        return is_of_the_token(self.terms[name].token_weight) and not whole
+        return is_inline(self.terms[name].token_weight) and not whole
 
     @cached_property
     def precomputed_signals(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What the teacher reads in a trace's place: another prompt, or the same text in tokens of its own."""
+"""A trace as the teacher sees it: behind another prompt, or the same text in the teacher's own tokens."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,17 +9,17 @@ import numpy as np
 
 from distill.data.alignment import Alignment, align, beginning_alike, shared_tokens, spell
 from distill.data.tokenizers import tokenizer_size
-from distill.data.trace import Example, Reading, Trace, encode_prompt
+from distill.data.trace import Example, TeacherView, Trace, encode_prompt
 from distill.errors import UserError
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 
-_LOOKED_AT = 100  # traces, for whether a tokenizer can spell them
+_SPELLED = 100  # traces, for whether a tokenizer can spell them
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Makes the teacher's reading of what the student learns from, or writes.
+class Retokenizer:
+    """Makes the teacher's view of what the student learns from, or writes.
 
     Attributes:
         student: whose tokens traces are made of.
@@ -62,8 +62,8 @@ class Reader:
         tokenizer = self.teacher.tokenizer if self.foreign else self.student.tokenizer
         return encode_prompt(tokenizer, example, self.prompt, solution=solution)
 
-    def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
-        """The teacher's reading of a completion, as far as its context goes.
+    def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:
+        """The teacher's view of a completion, as far as its context goes.
 
         Args:
             prompt_ids: of `prompt_ids`.
@@ -76,16 +76,16 @@ class Reader:
         # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
         kept = alignment.teacher_at < room
         columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
-        return Reading(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
+        return TeacherView(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
 
     def room(self, prompt_ids: np.ndarray) -> int:
         """How many tokens of its own the teacher can read behind a prompt."""
         return self.teacher.context_length - len(prompt_ids)
 
-    def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> Reading:
+    def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:
         ids = [int(token) for token in completion_ids]
         if not self.foreign:
-            return Reading(prompt_ids, np.asarray(ids, dtype=np.int32))
+            return TeacherView(prompt_ids, np.asarray(ids, dtype=np.int32))
         ended = bool(ids) and ids[-1] in self.student.end_ids
         mine = spell(self.student.tokenizer, ids[:-1] if ended else ids)
         theirs = self.teacher.tokenizer(mine.text, add_special_tokens=False).input_ids
@@ -98,7 +98,7 @@ class Reader:
             if spelled.text == mine.text:
                 alignment = _with_end(alignment, len(ids) - 1, len(theirs))
             theirs = [*theirs, self.teacher.end_ids[0]]
-        return Reading(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
+        return TeacherView(prompt_ids, np.asarray(theirs, dtype=np.int32), alignment)
 
     def read_all(
         self,
@@ -108,7 +108,7 @@ class Reader:
         overlong: Literal["error", "drop"] = "error",
         say: Callable[[str], None] = print,
     ) -> list[Trace]:
-        """Give every trace its reading.
+        """Give every trace its teacher view.
 
         Args:
             traces: of the student's tokens.
@@ -118,7 +118,7 @@ class Reader:
             say: told how many were left out, and of rollouts that must be shorter.
 
         Returns:
-            The traces that have a reading.
+            The traces that have a view.
 
         Raises:
             UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
@@ -134,15 +134,15 @@ class Reader:
         context, fitting = self.teacher.context_length, []
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
-                reading = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
-                if len(reading) <= context:
-                    trace.reading = reading
+                view = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
+                if len(view) <= context:
+                    trace.teacher_view = view
                     fitting.append(trace)
                 elif overlong == "error":
                     raise UserError(
                         f"problem {trace.example.place} does not fit into the context of the teacher "
                         f"{self.teacher.name} ({context}): as it reads it, the prompt has "
-                        f"{len(reading.prompt_ids)} tokens and its completion {len(reading.completion_ids)}; "
+                        f"{len(view.prompt_ids)} tokens and its completion {len(view.completion_ids)}; "
                         f"leave such problems out with data.overlong=drop"
                     )
                 bar.update(1)
@@ -151,7 +151,9 @@ class Reader:
                 f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
                 f"({context}), with its prompt and a completion: choose another teacher, or shorter problems"
             )
-        least = min(self.room(trace.reading.prompt_ids) for trace in fitting if trace.reading is not None)
+        least = min(
+            self.room(trace.teacher_view.prompt_ids) for trace in fitting if trace.teacher_view is not None
+        )
         if rollout > least and not self.foreign:
             say(
                 f"the context of the teacher {self.teacher.name} ({context}) leaves room for rollouts of "
@@ -168,7 +170,7 @@ class Reader:
         """Refuse a teacher that reads another text than the student wrote: nothing could be compared."""
         if not self.foreign:
             return
-        texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_LOOKED_AT]]
+        texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_SPELLED]]
         read = [
             spell(
                 self.teacher.tokenizer, self.teacher.tokenizer(text, add_special_tokens=False).input_ids
@@ -205,16 +207,16 @@ class Reader:
 
 def as_read(trace: Trace) -> Trace:
     """The trace as the teacher reads it, for scoring: token for token the student's completion."""
-    reading = trace.reading
-    if reading is None or reading.alignment is not None:
+    view = trace.teacher_view
+    if view is None or view.alignment is not None:
         return trace
-    return Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+    return Trace(trace.example, view.prompt_ids, view.completion_ids)
 
 
-def whole_reading(trace: Trace) -> Trace:
+def teacher_trace(trace: Trace) -> Trace:
     """The trace as the teacher reads it, also where its tokens are others than the student's."""
-    reading = trace.reading
-    return trace if reading is None else Trace(trace.example, reading.prompt_ids, reading.completion_ids)
+    view = trace.teacher_view
+    return trace if view is None else Trace(trace.example, view.prompt_ids, view.completion_ids)
 
 
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:

@@ -20,7 +20,7 @@ from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Trace, check_spelling, conversation, encode_completion, encode_prompt
 from distill.data.trace_set import template_hash, write_records
 from distill.errors import UserError, whole_number
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Engine, Request, Written, request_seed
 from distill.generation.sampling import Sampling
 from distill.io.files import hash_arrays, write_atomically
@@ -101,8 +101,8 @@ def generate(cfg: DictConfig) -> Path:
                 example = replace(asked[place // cfg.samples], completion=one.text)
                 check_spelling(source.tokenizer, example, source.name)
 
-        journal = Journal(folder / "completions.jsonl")
-        written, new = _write(engine, requests, sampling, journal, check)
+        completion_log = CompletionLog(folder / "completions.jsonl")
+        written, new = _write(engine, requests, sampling, completion_log, check)
         seconds = time.perf_counter() - began
         ids = [_token_ids(one, source) for one in written]
         new_tokens = sum(len(ids[place]) for place in new)
@@ -168,16 +168,16 @@ def _write(
     engine: Engine,
     requests: Sequence[Request],
     sampling: Sampling,
-    journal: Journal,
+    completion_log: CompletionLog,
     check: Callable[[int, Written], None],
 ) -> tuple[list[Written], list[int]]:
     """Every completion, and the places of those that were written anew."""
-    found = journal.read()
+    found = completion_log.read()
     missing = [place for place in range(len(requests)) if place not in found]
     new = 0
     with (
         progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar,
-        journal,
+        completion_log,
         ExitStack() as stack,
     ):
         bar.update(len(requests) - len(missing))
@@ -187,7 +187,7 @@ def _write(
         writing = stack.enter_context(closing(engine.write(wanted, sampling))) if wanted else ()
         for index, written in writing:
             check(missing[index], written)
-            journal.add(missing[index], written)
+            completion_log.add(missing[index], written)
             found[missing[index]] = written
             new += len(written.text.split()) if written.ids is None else len(written.ids)
             rate = new / max(1e-9, time.perf_counter() - began)

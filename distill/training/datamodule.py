@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.data.batch import Batch, collate, hash_traces
 from distill.data.layout import BatchLayout
-from distill.data.prefetch import ReadAhead
+from distill.data.prefetch import Prefetcher
 from distill.data.trace import Trace
 from distill.errors import UserError
 
@@ -74,9 +74,9 @@ class DistillDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.pad_id = pad_id
         self.layout = layout
-        self._ahead: ReadAhead[Batch] | None = None
+        self._ahead: Prefetcher[Batch] | None = None
 
-    def train_dataloader(self) -> ReadAhead[Batch]:
+    def train_dataloader(self) -> Prefetcher[Batch]:
         trainer = self.trainer
         assert trainer is not None
         order = TraceOrder(
@@ -95,7 +95,7 @@ class DistillDataModule(lightning.LightningDataModule):
             return batch.pin_memory() if pinned else batch
 
         self.close()
-        self._ahead = ReadAhead(make, trainer.global_step * per_step, self.steps * per_step)
+        self._ahead = Prefetcher(make, trainer.global_step * per_step, self.steps * per_step)
         return self._ahead
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""Student and frozen teacher as a LightningModule: one training step, one division, one account of what
-happened."""
+"""Student and frozen teacher as a LightningModule: the training step, the one division by the step's
+denominator, the metrics."""
 
 import math
 import time
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.config.instantiate import OptimizerFactory
-from distill.data.batch import Batch, Readings, collate
+from distill.data.batch import Batch, BatchTeacherView, collate
 from distill.data.layout import BatchLayout
 from distill.data.trace import Grader, Trace
 from distill.errors import NonFiniteError, UserError
@@ -29,7 +29,7 @@ from distill.models.lora import fingerprint, frozen_names
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
-from distill.teacher.retokenize import Reader
+from distill.teacher.retokenize import Retokenizer
 from distill.training.length import Steps
 from distill.training.rollouts import StudentWriter
 from distill.training.schedule import Schedule
@@ -44,14 +44,14 @@ class Supervision:
         models: frozen, by role: those that the objective asks for live (`Objective.live_roles`), such as the
             teacher where it compares whole distributions or scores rollouts.
         teacher_matrix: [vocab, hidden] the teacher's output matrix, where its hidden states are cached.
-        reader: makes the teacher's reading of rollouts, where it reads other tokens than the student's.
+        retokenizer: makes the teacher's view of rollouts, where it reads other tokens than the student's.
         grade: judges answers, where the objective values next steps by them.
         cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
     """
 
     models: Mapping[Role, LanguageModel] = field(default_factory=dict)
     teacher_matrix: Tensor | None = None
-    reader: Reader | None = None
+    retokenizer: Retokenizer | None = None
     grade: Grader | None = None
     cached_flops: float = 0.0
 
@@ -90,7 +90,7 @@ class DistillModule(lightning.LightningModule):
         self.student_lm = student
         self.frozen = dict(supervision.models)
         self.teacher_matrix = supervision.teacher_matrix
-        self.reader = supervision.reader
+        self.retokenizer = supervision.retokenizer
         self.grade = supervision.grade
         self._shared_ids: Tensor | None = None
         self.objective = objective
@@ -189,7 +189,7 @@ class DistillModule(lightning.LightningModule):
         if steps is not None:
             known |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
         compared, constants = None, {}
-        if batch.readings is not None or self.objective.compares_tokens:
+        if batch.teacher_view is not None or self.objective.compares_tokens:
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
@@ -276,10 +276,10 @@ class DistillModule(lightning.LightningModule):
         heads: dict[Role, Head] = {
             role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
             for role in ROLES
-            if role in roles and not (role == "teacher" and batch.readings is not None)
+            if role in roles and not (role == "teacher" and batch.teacher_view is not None)
         }
-        if "teacher" in roles and batch.readings is not None:
-            heads["teacher"] = _read(self.frozen["teacher"], batch.readings, batch.tokens)
+        if "teacher" in roles and batch.teacher_view is not None:
+            heads["teacher"] = _read(self.frozen["teacher"], batch.teacher_view, batch.tokens)
         return heads
 
     def _scored_by_frozen(
@@ -311,15 +311,15 @@ class DistillModule(lightning.LightningModule):
         if not self.objective.caches_distribution:
             return {}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
-        if isinstance(found, Head) and batch.readings is not None:
-            found = _at_students_tokens(found, batch.readings, batch.tokens)
+        if isinstance(found, Head) and batch.teacher_view is not None:
+            found = _at_students_tokens(found, batch.teacher_view, batch.tokens)
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
         """Which tokens the two vocabularies share, found once."""
         if self._shared_ids is None:
-            assert self.reader is not None
-            ids = torch.from_numpy(self.reader.shared_ids())
+            assert self.retokenizer is not None
+            ids = torch.from_numpy(self.retokenizer.shared_ids())
             matrix = self.teacher_matrix
             theirs = self.frozen["teacher"].vocab_size if matrix is None else len(matrix)
             sizes = torch.tensor([[self.student_lm.vocab_size], [theirs]])
@@ -332,9 +332,9 @@ class DistillModule(lightning.LightningModule):
         prompts = batch.prompts()
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling
-        if self.reader is not None and batch.readings is not None and not self.reader.foreign:
+        if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
             # Token for token the teacher reads them too, behind a prompt that may be longer.
-            room = min(self.reader.room(prompt) for prompt in batch.readings.prompts)
+            room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         assert self._writer is not None
         written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
@@ -343,9 +343,9 @@ class DistillModule(lightning.LightningModule):
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
             for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)
         ]
-        if self.reader is not None and batch.readings is not None:
-            for trace, teachers_prompt in zip(traces, batch.readings.prompts, strict=True):
-                trace.reading = self.reader.read(teachers_prompt, trace.completion_ids.tolist())
+        if self.retokenizer is not None and batch.teacher_view is not None:
+            for trace, teachers_prompt in zip(traces, batch.teacher_view.prompts, strict=True):
+                trace.teacher_view = self.retokenizer.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
         pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
         return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
@@ -443,28 +443,28 @@ class DistillModule(lightning.LightningModule):
         self.objective.load_state(checkpoint["objective"])
 
 
-def _read(teacher: LanguageModel, readings: Readings, tokens: int) -> Head:
+def _read(teacher: LanguageModel, view: BatchTeacherView, tokens: int) -> Head:
     """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
-    head = teacher.completion_head(readings.input_ids, readings.mask, readings.layout)
-    return _at_students_tokens(head, readings, tokens)
+    head = teacher.completion_head(view.input_ids, view.mask, view.layout)
+    return _at_students_tokens(head, view, tokens)
 
 
-def _at_students_tokens(head: Head, readings: Readings, tokens: int) -> Head:
-    if readings.student_at is None or readings.teacher_at is None:
+def _at_students_tokens(head: Head, view: BatchTeacherView, tokens: int) -> Head:
+    if view.student_at is None or view.teacher_at is None:
         return head
     hidden = head.hidden.new_zeros(tokens, head.hidden.shape[-1])
-    hidden[readings.student_at] = head.hidden[readings.teacher_at]
+    hidden[view.student_at] = head.hidden[view.teacher_at]
     return Head(hidden, head.weight)
 
 
 def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
     """[batch, seq] where the teacher has a counterpart (None: everywhere), and where it is the same piece of
     text."""
-    readings = batch.readings
-    if readings is None or readings.student_at is None or readings.same_token is None:
+    view = batch.teacher_view
+    if view is None or view.student_at is None or view.same_token is None:
         return None, batch.mask.float()
     flat = torch.zeros(2, batch.tokens, device=batch.mask.device)
-    flat[0, readings.student_at] = 1.0
-    flat[1, readings.student_at] = readings.same_token.float()
+    flat[0, view.student_at] = 1.0
+    flat[1, view.student_at] = view.same_token.float()
     compared, same = (spread(row, batch.mask) for row in flat)
     return compared > 0, same

@@ -26,7 +26,7 @@ from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import score, scoring
-from distill.teacher.retokenize import Reader, as_read, whole_reading
+from distill.teacher.retokenize import Retokenizer, as_read, teacher_trace
 from distill.training.models import writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -141,7 +141,7 @@ def prepare_traces(
     recipe: TraceRecipe,
     student: LanguageModel,
     frozen: dict[Role, LazyModel],
-    reader: Reader | None = None,
+    reader: Retokenizer | None = None,
     *,
     cache: Path,
     say: Callable[[str], None] = print,
@@ -175,7 +175,7 @@ def prepare_traces(
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     if objective.caches_distribution:
-        read = [whole_reading(trace) for trace in traces]
+        read = [teacher_trace(trace) for trace in traces]
         rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
         for trace, kept in zip(traces, rows, strict=True):
             trace.distribution = kept
@@ -191,7 +191,7 @@ def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray]
             recorded is None
             or recorded.teacher_logprobs is None
             or recorded.teacher != (teacher.fingerprint, teacher.dtype)
-            or trace.reading is not None
+            or trace.teacher_view is not None
             or not np.array_equal(recorded.prompt_ids, trace.prompt_ids)
             or not np.array_equal(recorded.completion_ids, trace.completion_ids)
         ):
@@ -208,7 +208,7 @@ def find_matrix(
         return None
     matrix = output_matrix(frozen["teacher"])
     rows = [trace.distribution for trace in traces if trace.distribution is not None]
-    check_matrix(matrix, rows, [whole_reading(trace) for trace in traces], frozen["teacher"].source.name)
+    check_matrix(matrix, rows, [teacher_trace(trace) for trace in traces], frozen["teacher"].source.name)
     return matrix
 
 
@@ -232,7 +232,7 @@ def _place(
     """Move the student to its device and make the models ready for batches as they are laid out."""
     student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
-        longest = max(len(read) for trace in traces for read in (trace, trace.reading or trace))
+        longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
         for one in (student, *live.values()):

@@ -26,7 +26,7 @@ from distill.models.language_model import ModelSource
 from distill.models.lora import Lora, check_targets, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
-from distill.teacher.retokenize import Reader
+from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
 from distill.training.length import RunLength
 from distill.training.models import check_sense, check_vocabularies, find_models
@@ -238,14 +238,14 @@ class Setup:
         return setup
 
     @cached_property
-    def reader(self) -> Reader | None:
+    def reader(self) -> Retokenizer | None:
         """Who makes the teacher's reading of traces and rollouts; None where it is asked nothing."""
         objective, recipe = self.objective, self.recipe
         if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
             return None
         informed = objective.teacher_sees == "solution"
         prompt = recipe.informed_prompt if informed else recipe.prompt
-        return Reader(self.student, self.frozen["teacher"], prompt, informed)
+        return Retokenizer(self.student, self.frozen["teacher"], prompt, informed)
 
     @cached_property
     def asked(self) -> Sequence[Asked]:

@@ -17,7 +17,7 @@ from distill.analysis.drift import Drift, compare, measure
 from distill.analysis.drift_figure import picture
 from distill.analysis.suitability import draw
 from distill.analysis.token_divergence import TokenDrift, token_drift
-from distill.data.trace import Example, Reading, Trace, encode_completion
+from distill.data.trace import Example, TeacherView, Trace, encode_completion
 from distill.errors import UserError
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
@@ -67,7 +67,7 @@ def distributions(lm: LanguageModel, trace: Trace, prompt: np.ndarray | None = N
 def by_loops(
     student: LanguageModel, teacher: LanguageModel, trace: Trace
 ) -> list[tuple[float, float, float]]:
-    prompt = None if trace.reading is None else trace.reading.prompt_ids
+    prompt = None if trace.teacher_view is None else trace.teacher_view.prompt_ids
     found = []
     for label, q, p in zip(
         trace.completion_ids,
@@ -88,7 +88,7 @@ def test_every_token_has_its_kl_and_its_surprisals_in_any_batch(
     own = traces(student.get(), STUDENT_WROTE)
     # The teacher reads one of them behind a prompt of its own, and nothing was written for another.
     longer = np.concatenate([own[0].prompt_ids[::-1], own[0].prompt_ids])
-    own[1].reading = Reading(longer, own[1].completion_ids)
+    own[1].teacher_view = TeacherView(longer, own[1].completion_ids)
     own.append(Trace(Example("empty", "1="), own[0].prompt_ids, np.zeros(0, dtype=np.int32)))
     found = token_drift(student, teacher, own, cache=tmp_path, token_budget=token_budget)
     for trace, tokens in zip(own, found, strict=True):
@@ -443,7 +443,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert len(reads) == 5
     token_drift(student, student, own, cache=tmp_path / "parts")
     assert len(reads) == 9
-    own[0].reading = Reading(own[0].prompt_ids[1:], own[0].completion_ids)
+    own[0].teacher_view = TeacherView(own[0].prompt_ids[1:], own[0].completion_ids)
     token_drift(student, teacher, own, cache=tmp_path / "parts")
     assert len(reads) == 13
 

@@ -27,7 +27,7 @@ from distill.losses.divergence import cross_entropy
 from distill.losses.weights import uniform
 from distill.models.language_model import LanguageModel
 from distill.objective.objective import Objective
-from distill.teacher.retokenize import Reader
+from distill.teacher.retokenize import Retokenizer
 from distill.training.recipe import TraceRecipe
 
 STUDENT = "package:distill/tiny/student"
@@ -236,7 +236,7 @@ def test_a_teacher_with_tokens_of_its_own_is_not_shown_context(
     (trace,) = TraceRecipe(list).tokenize(
         [example_of(in_students_tokens(student, learn_from=6))], student.source
     )
-    reader = Reader(student.source, teacher.source, "{solution}{problem}", informed=True)
+    reader = Retokenizer(student.source, teacher.source, "{solution}{problem}", informed=True)
     with pytest.raises(UserError, match="begins with tokens that are not learned"):
         reader.read_all([trace])
 

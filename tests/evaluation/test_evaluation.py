@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.result import Score, by_problem, figures
 from distill.evaluation.run import Asked, ask, evaluate, score_of
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.decode import generate
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine
@@ -494,4 +494,4 @@ def test_a_summary_is_everything_but_the_samples_in_plain_values() -> None:
 def test_completions_are_kept_under_their_own_seed(lm: LanguageModel, tmp_path: Path) -> None:
     asked = ask(benchmark(), lm.source)
     evaluate(asked, lm.source, Script(lambda request: "2"), folder=tmp_path, label="test")
-    assert set(Journal(tmp_path / "completions.jsonl").read()) == {one.seed for one in asked.requests}
+    assert set(CompletionLog(tmp_path / "completions.jsonl").read()) == {one.seed for one in asked.requests}

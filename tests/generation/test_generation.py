@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from distill.generation.decode import generate, numbers
+from distill.generation.decode import generate, uniform_draws
 from distill.generation.sampling import Sampling, StudentRollouts
 from distill.models.language_model import LanguageModel
 
@@ -361,13 +361,13 @@ def test_a_rows_text_is_its_own_numbers_whatever_is_written_beside_it(lm: Langua
 
 
 def test_the_numbers_of_all_rows_and_positions_are_independent_and_uniform() -> None:
-    found = np.stack([numbers(seed, 50, row) for seed in range(20) for row in range(20)])
+    found = np.stack([uniform_draws(seed, 50, row) for seed in range(20) for row in range(20)])
     assert len(np.unique(found)) == found.size
     assert kstest(found.ravel(), "uniform").pvalue > 1e-3
     near = np.corrcoef(found)[np.triu_indices(400, 1)]  # of 50 pairs of numbers each
     assert abs(near).max() < 0.75
     assert near.std() == pytest.approx(50**-0.5, rel=0.05)
-    assert (numbers(7, 5, 2) == numbers(7, 9, 2)[:5]).all()
+    assert (uniform_draws(7, 5, 2) == uniform_draws(7, 9, 2)[:5]).all()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, max_new_tokens=4), Sampling(1.0, top_p=0.9)])

@@ -21,7 +21,7 @@ import pytest
 from test_generate import SMALL, run
 
 from distill.errors import UserError
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine, VllmEngine
 from distill.generation.sampling import Sampling
@@ -267,7 +267,7 @@ def test_those_under_way_when_one_fails_are_waited_for(stub: Stub, tmp_path: Pat
     with pytest.raises(UserError, match=r"refuses: status 400, .*16 tokens.*or leave such problems empty"):
         run(words(stub, "engine.concurrency=6"), tmp_path / "set")
     assert len(stub.seen) == 6  # and no other was begun
-    assert len(Journal(tmp_path / "set" / "completions.jsonl").read()) == 5
+    assert len(CompletionLog(tmp_path / "set" / "completions.jsonl").read()) == 5
 
 
 def test_refused_problems_may_stay_empty(
@@ -550,7 +550,7 @@ def test_a_reader_that_leaves_early_leaves_nothing_running(stub: Stub) -> None:
     ],
 )
 def test_a_damaged_line_of_the_journal_is_named(damage: str, tmp_path: Path) -> None:
-    with Journal(tmp_path / "journal") as journal:
+    with CompletionLog(tmp_path / "journal") as journal:
         for place in range(3):
             journal.add(place, Written(np.asarray([5, 1]), True))
     lines = (tmp_path / "journal").read_bytes().split(b"\n")
@@ -566,7 +566,7 @@ def test_a_damaged_line_of_the_journal_is_named(damage: str, tmp_path: Path) -> 
 def test_a_full_disk_takes_no_half_completion(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     written = Written(np.arange(100), True)
-    journal = Journal(tmp_path / "journal")
+    journal = CompletionLog(tmp_path / "journal")
     with journal:
         journal.add(0, written)
         size = journal.path.stat().st_size
@@ -585,7 +585,7 @@ def test_a_place_where_no_journal_can_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"file/journal cannot be read or written"),
-        Journal(tmp_path / "file/journal"),
+        CompletionLog(tmp_path / "file/journal"),
     ):
         pass
 

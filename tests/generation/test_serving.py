@@ -18,8 +18,7 @@ import pytest
 from test_generate import run
 
 from distill.errors import UserError
-from distill.generation import completion_log as journal
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Written
 
 # What transformers[serving] asks for beyond what this package needs anyway.
@@ -204,17 +203,17 @@ def test_a_real_server_that_dies_and_comes_back_is_asked_for_the_rest_alone(
     try:
         server.start()
         server.wait()
-        add = Journal.add
+        add = CompletionLog.add
 
-        def deadly(self: Journal, place: int, written: Written) -> None:
+        def deadly(self: CompletionLog, place: int, written: Written) -> None:
             add(self, place, written)
             if len(kept.read_bytes().splitlines()) == 7:
                 server.kill()
 
-        monkeypatch.setattr(journal.Journal, "add", deadly)
+        monkeypatch.setattr(CompletionLog, "add", deadly)
         with pytest.raises(UserError, match=r"failed 2 times, the last with .*what is written is kept"):
             run(words(server, teacher, "samples=2", "engine.retries=1", "engine.wait=0.1"), folder)
-        monkeypatch.setattr(journal.Journal, "add", add)
+        monkeypatch.setattr(CompletionLog, "add", add)
         first = kept.read_bytes()
         assert 7 <= first.count(b"\n") < 24
         assert not (folder / "traces.parquet").exists()

@@ -17,7 +17,7 @@ from test_training import ROOT, environment
 from distill.curation import run as curate
 from distill.data.trace_set import read_records
 from distill.errors import Busy, UserError
-from distill.generation.completion_log import Journal
+from distill.generation.completion_log import CompletionLog
 from distill.generation.engines import HfEngine
 from distill.io.locks import claimed, locked
 from distill.runs import folder as runs
@@ -35,10 +35,10 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     A line makes it finish."""
     program = f"""
         from pathlib import Path
-        from distill.generation.completion_log import Journal
+        from distill.generation.completion_log import CompletionLog
         from distill.io.locks import claimed
         folder = Path({str(tmp_path / "set")!r})
-        with claimed(folder, {KEY!r}), Journal(folder / "completions.jsonl"):
+        with claimed(folder, {KEY!r}), CompletionLog(folder / "completions.jsonl"):
             print("begun", flush=True)
             input()
             (folder / "traces.parquet").write_text("all of them")
@@ -106,7 +106,7 @@ def test_generate_goes_on_while_a_second_start_of_it_is_refused(
     monkeypatch.setattr(HfEngine, "write", write_beside_another)
     assert test_generate.run(words, tmp_path / "set") == expected
     assert len(refused) == 1
-    assert len(Journal(tmp_path / "set" / "completions.jsonl").read()) == 4
+    assert len(CompletionLog(tmp_path / "set" / "completions.jsonl").read()) == 4
     assert test_generate.run(words, tmp_path / "set") == expected  # the same command is not refused for ever
 
 
@@ -132,7 +132,7 @@ def test_curate_goes_on_while_a_second_start_of_it_is_refused(
 
 
 def test_a_folder_that_nothing_was_put_into_goes_and_anything_else_stays(tmp_path: Path) -> None:
-    with claimed(tmp_path / "set", KEY), Journal(tmp_path / "set" / "completions.jsonl"):
+    with claimed(tmp_path / "set", KEY), CompletionLog(tmp_path / "set" / "completions.jsonl"):
         (tmp_path / "set" / "config.yaml").write_text("out: set")
     assert not (tmp_path / "set").exists()
     (tmp_path / "mine").mkdir()

@@ -325,6 +325,14 @@ def test_no_tokens_make_a_zero_loss_with_zero_gradients(token_loss: Callable[...
     assert torch.equal(weight, torch.zeros_like(weight))
 
 
+def test_no_terms_make_a_zero_loss_with_zero_gradients() -> None:
+    problem = draw()
+    found = weighted_token_losses(problem.student, problem.labels, [])
+    assert found.total.item() == 0
+    for gradient in torch.autograd.grad(found.total, (problem.hidden, problem.weight)):
+        assert not gradient.any()
+
+
 def test_a_loss_that_compares_with_the_teacher_asks_for_one() -> None:
     problem = draw(10)
     for loss, name in ((forward_kl, "log_p"), (policy_gradient, "teacher_logprobs"), (reference_kl, "log_r")):

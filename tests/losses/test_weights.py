@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.losses.controls import effective_sample_size, invert, shuffle
-from distill.losses.signals import needs, signals
+from distill.losses.signals import properties, signals
 from distill.losses.weights import support_ratio, uniform
 
 LEVELS = ("token", "prefix", "sequence")
@@ -411,7 +411,7 @@ def test_signals_of_a_function_of_ones_own_are_its_parameters_without_default() 
     def plain(mask: Tensor, extra: Tensor, *, knob: float = 1.0) -> Tensor:
         return mask * extra * knob
 
-    @needs(lambda knob=1.0, **_: {"other"} if knob > 1 else set())
+    @properties(needs=lambda knob=1.0, **_: {"other"} if knob > 1 else set())
     def ruled(mask: Tensor, other: Tensor | None = None, *, knob: float = 1.0) -> Tensor:
         return mask * knob
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from distill.data.alignment import Alignment
 from distill.data.batch import Batch, collate
 from distill.data.layout import BatchLayout, LayoutKind
-from distill.data.trace import Reading
+from distill.data.trace import TeacherView
 from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
-from distill.losses.signals import Source, is_on_policy_only
+from distill.losses.signals import Source, properties_of
 from distill.models.language_model import LanguageModel
 from distill.models.packing import allow_packing
 from distill.objective.objective import Objective
@@ -62,7 +62,7 @@ def test_such_mistakes_are_seen(mistake: Any) -> None:
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: str) -> None:
     for on_policy in (False, True):
-        if is_on_policy_only(LOSSES[loss]) and not on_policy:
+        if properties_of(LOSSES[loss]).on_policy_only and not on_policy:
             continue
         objective = Objective(
             StudentRollouts(1.0) if on_policy else "dataset",
@@ -147,5 +147,5 @@ def test_a_step_under_a_teacher_of_other_tokens_is_made_where_the_models_are(
         common = np.arange(len(trace.completion_ids))
         longer = np.append(trace.completion_ids, np.int32(1))
         alignment = Alignment(common, common, common % 2 == 0)
-        trace.reading = Reading(trace.prompt_ids, longer, alignment)
+        trace.teacher_view = TeacherView(trace.prompt_ids, longer, alignment)
     step(student, teacher, objective, collate(traces, layout=BatchLayout(layout, 40)))

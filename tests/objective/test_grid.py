@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
 from distill.losses.divergence import Taid
-from distill.losses.signals import SIGNALS, is_on_policy_only, signals
+from distill.losses.signals import SIGNALS, properties_of, signals
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepProposals
@@ -127,7 +127,7 @@ def exact(work: Work) -> Work:
 def test_every_loss_works_with_every_weight_wherever_it_makes_sense(loss: str, weight: str) -> None:
     for on_policy in (False, True):
         rollouts = StudentRollouts(1.0) if on_policy else "dataset"
-        if is_on_policy_only(LOSSES[loss]) and not on_policy:
+        if properties_of(LOSSES[loss]).on_policy_only and not on_policy:
             with pytest.raises(ValueError, match="right on the student's own completions alone"):
                 Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
             continue

@@ -294,10 +294,10 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     """OPSD's distributions against two plain passes over the same completion under the two prompts."""
     from distill.data.batch import collate
     from distill.data.trace import Example, Trace, encode_completion, encode_prompt
-    from distill.teacher.retokenize import Reader
+    from distill.teacher.retokenize import Retokenizer
     from distill.training.module import _read
 
-    reader = Reader(student.source, student.source, "{solution};{problem}", informed=True)
+    reader = Retokenizer(student.source, student.source, "{solution};{problem}", informed=True)
     traces = []
     for number, problem in enumerate(task.problems(3, split="train", operations=(2, 4))):
         example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
@@ -305,9 +305,9 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
         traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
     reader.read_all(traces)
     batch = collate(traces)
-    assert batch.readings is not None
+    assert batch.teacher_view is not None
     with torch.no_grad():
-        head = _read(student, batch.readings, int(batch.mask.sum()))
+        head = _read(student, batch.teacher_view, int(batch.mask.sum()))
         found = head.hidden @ head.weight.T
         expected = []
         for trace in traces:

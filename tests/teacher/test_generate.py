@@ -26,7 +26,7 @@ from distill.data.trace_set import COLUMNS, read_records, write_records
 from distill.errors import UserError
 from distill.generation import engines
 from distill.generation.decode import generate as write
-from distill.generation.decode import numbers
+from distill.generation.decode import uniform_draws
 from distill.generation.engine import Request, Written, request_seed
 from distill.generation.engines import HfEngine, VllmEngine
 from distill.generation.sampling import Sampling
@@ -188,7 +188,7 @@ def test_tokens_drawn_by_numbers_have_the_distribution_asked_for(
         return output
 
     monkeypatch.setattr(student.model, "forward", fixed)
-    draws = np.stack([numbers(seed, 1) for seed in range(4000)])
+    draws = np.stack([uniform_draws(seed, 1) for seed in range(4000)])
     written = write(student, [[3]] * 4000, sampling, seed=0, draws=draws)
     counts = np.bincount([ids[0] - 5 for ids in written], minlength=4)
     possible = np.asarray(expected) > 0
@@ -200,7 +200,7 @@ def test_every_request_has_numbers_of_its_own() -> None:
     seeds = {request_seed(seed, problem, s) for seed in (0, 1) for problem in ("a", "b") for s in range(9)}
     assert len(seeds) == 36
     assert request_seed(0, "a", 1) == request_seed(0, "a", 1)
-    assert (numbers(7, 5) == numbers(7, 9)[:5]).all()
+    assert (uniform_draws(7, 5) == uniform_draws(7, 9)[:5]).all()
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from distill.analysis.suitability import (
     at_students_tokens,
     draw,
     effective_share,
-    looked_at,
     suitability,
     support_of,
+    trace_table,
 )
 from distill.data.alignment import Alignment
 from distill.data.trace import Example, Trace, encode_completion
@@ -37,7 +37,7 @@ from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
-from distill.teacher.retokenize import Reader
+from distill.teacher.retokenize import Retokenizer
 from distill.teacher.token_stats import TokenScores, score_tokens, set_rsr
 
 PROBLEMS = {"3+4=": "3+4=7;#7", "2*5-1=": "2*5=0;0-1=9;#9", "9=": "#9", "8-2+6*3=": "8-2+6*3=4;#4"}
@@ -219,7 +219,7 @@ def test_a_teacher_of_permuted_tokens_is_as_the_same_teacher_of_the_students(
     same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
     model = lazy(tmp_path / "teacher")
     own = traces(student)
-    reader = Reader(student.source, model.source, "{problem}")
+    reader = Retokenizer(student.source, model.source, "{problem}")
     readings = [reader.read(reader.prompt_ids(t.example), t.completion_ids.tolist()) for t in own]
     read = [Trace(t.example, r.prompt_ids, r.completion_ids) for t, r in zip(own, readings, strict=True)]
     mine = [by_loops(student, trace) for trace in own]
@@ -244,7 +244,7 @@ def a_set(count: int, seed: int = 0, problems: int = 4) -> tuple[pandas.DataFram
     support = support_of(objective(support_ratio), scores, teachers, [None] * count)
     records = [{"id": str(i), "teacher": "t", "correct": None} for i in range(count)]
     names = [f"p{i % problems}" for i in range(count)]
-    return looked_at(records, names, scores, support), scores, support
+    return trace_table(records, names, scores, support), scores, support
 
 
 def test_a_sets_figures_are_sums_over_its_tokens() -> None:
@@ -280,7 +280,7 @@ def test_a_bootstrap_sample_is_the_set_with_problems_repeated() -> None:
     for row, times in enumerate(counts):
         places = [i for i in range(8) for _ in range(times[i % 4])]
         drawn = suitability(
-            looked_at(
+            trace_table(
                 [{"id": "", "teacher": "t", "correct": None}] * len(places),
                 ["p"] * len(places),
                 [scores[i] for i in places],
@@ -301,7 +301,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for seed in range(200):
         scores = [some_scores(20, 1000 * seed + i) for i in range(40)]
         records = [{"id": str(i), "teacher": "t", "correct": None} for i in range(40)]
-        frame = looked_at(records, [str(i) for i in range(40)], scores, None)
+        frame = trace_table(records, [str(i) for i in range(40)], scores, None)
         found = suitability(frame, scores, None, right=None)
         names = np.asarray([str(i) for i in range(40)], dtype=object)
         values = found.resampled(names, draw(40, 400, seed))["nll"]
@@ -330,7 +330,7 @@ def test_a_trace_of_which_nothing_can_be_compared_has_no_weight() -> None:
     nothing = Support(np.zeros(3), np.zeros(3), np.zeros(3, dtype=bool), 1.0, 0.5, 2)
     all_of_it = Support(np.ones(4), np.full(4, 0.5), np.ones(4, dtype=bool), 1.0, 0.5, 4)
     records = [{"id": str(i), "teacher": "t", "correct": None} for i in range(2)]
-    frame = looked_at(records, ["a", "b"], scores, [nothing, all_of_it])
+    frame = trace_table(records, ["a", "b"], scores, [nothing, all_of_it])
     found = suitability(frame, scores, [nothing, all_of_it], right=None)
     assert found.figures()["weight"] == pytest.approx(0.5)
     assert found.figures()["log_ratio"] == pytest.approx(1.0)

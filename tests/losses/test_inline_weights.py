@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.config.instantiate import build
 from distill.losses import weights
-from distill.losses.signals import is_of_the_token, signals
+from distill.losses.signals import is_inline, signals
 from distill.models.head import Head
 from distill.objective import spec
 from distill.objective.objective import Objective
@@ -57,7 +57,7 @@ MASK = torch.tensor([[False, True, True, True, False], [True, True, False, False
 
 @pytest.mark.parametrize("function", BY_TOKEN.values(), ids=BY_TOKEN)
 def test_a_weight_of_the_token_is_the_same_alone_as_among_others(function: Any) -> None:
-    assert is_of_the_token(function)
+    assert is_inline(function)
     together = call(function, MASK)
     for row, column in MASK.nonzero().tolist():
         alone = call(function, MASK, (slice(row, row + 1), slice(column, column + 1)))
@@ -66,7 +66,7 @@ def test_a_weight_of_the_token_is_the_same_alone_as_among_others(function: Any) 
 
 @pytest.mark.parametrize("function", BY_SEQUENCE.values(), ids=BY_SEQUENCE)
 def test_a_weight_that_looks_at_others_does_not_claim_to_be_of_the_token(function: Any) -> None:
-    assert not is_of_the_token(function)
+    assert not is_inline(function)
     together = call(function, MASK)
     alone = [
         call(function, MASK, (slice(row, row + 1), slice(column, column + 1)))[0, 0] - together[row, column]
@@ -122,7 +122,7 @@ def test_a_step_with_weights_made_on_the_way_is_the_one_with_weights_made_before
     objective = objective_of(name, *overrides)
     assert not objective.precomputed_signals
     found, gradients = run(objective)
-    monkeypatch.setattr(spec, "is_of_the_token", lambda function: False)
+    monkeypatch.setattr(spec, "is_inline", lambda function: False)
     objective = objective_of(name, *overrides)
     assert objective.precomputed_signals
     expected, others = run(objective)

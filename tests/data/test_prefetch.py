@@ -8,7 +8,7 @@ import pytest
 import test_training
 from test_training import arguments, run
 
-from distill.data.prefetch import ReadAhead
+from distill.data.prefetch import Prefetcher
 from distill.training.module import DistillModule
 
 traces = test_training.traces  # the fixture
@@ -27,7 +27,7 @@ def wait_until(made: list[int], count: int) -> None:
 
 @pytest.mark.parametrize("start", [0, 7, 20])
 def test_items_come_in_their_order_once_each(start: int) -> None:
-    items = ReadAhead(lambda number: number * number, start, 20)
+    items = Prefetcher(lambda number: number * number, start, 20)
     assert len(items) == 20  # the whole run's
     assert list(items) == [number * number for number in range(start, 20)]
     assert list(items) == [number * number for number in range(start, 20)]  # a second time, too
@@ -41,7 +41,7 @@ def test_a_few_are_made_ahead_and_nothing_before_it_is_asked_for() -> None:
         made.append(number)
         return number
 
-    iterator = iter(ReadAhead(make, 0, 100))
+    iterator = iter(Prefetcher(make, 0, 100))
     time.sleep(0.05)
     assert not made
     assert next(iterator) == 0
@@ -58,7 +58,7 @@ def test_what_goes_wrong_is_raised_where_the_item_would_have_come() -> None:
             raise OSError("the disk went away")
         return number
 
-    iterator = iter(ReadAhead(make, 0, 10))
+    iterator = iter(Prefetcher(make, 0, 10))
     assert [next(iterator) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="the disk went away"):
         next(iterator)
@@ -66,7 +66,7 @@ def test_what_goes_wrong_is_raised_where_the_item_would_have_come() -> None:
 
 
 def test_closing_ends_the_thread_of_a_loop_that_was_left() -> None:
-    items = ReadAhead(lambda number: number, 0, 100)
+    items = Prefetcher(lambda number: number, 0, 100)
     iterator = iter(items)
     assert next(iterator) == 0
     assert len(under_way()) == 1
