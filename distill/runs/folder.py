@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from distill.config.instantiate import plain, use_new_names
+from distill.config.instantiate import plain, renamed
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
 
@@ -133,9 +133,7 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         OSError: it cannot be read.
     """
-    config = OmegaConf.load(run / "config.yaml")
-    use_new_names(config)
-    return plain(config)
+    return renamed(plain(OmegaConf.load(run / "config.yaml")))
 
 
 def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
