@@ -59,15 +59,25 @@ def plain(node: Any) -> Any:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as lists, dicts and values, without Hydra's own part.
+    """A configuration as plain values, with today's names for what moved and without Hydra's own part.
 
     Raises:
         UserError: what a value says when it is computed.
     """
     try:
-        return {str(key): plain(cfg[key]) for key in cfg if key != "hydra"}
+        return renamed({str(key): plain(cfg[key]) for key in cfg if key != "hydra"})
     except InterpolationResolutionError as error:
         _, ours, sentence = first_line(error).partition("UserError raised while resolving interpolation: ")
         if ours:
             raise UserError(sentence) from error
         raise
+
+
+def renamed(node: Any) -> Any:
+    """Plain values with today's names in place of the `_target_`s of earlier versions, at any depth."""
+    if isinstance(node, dict):
+        return {
+            key: new_name(value) if key == "_target_" and isinstance(value, str) else renamed(value)
+            for key, value in node.items()
+        }
+    return [renamed(value) for value in node] if isinstance(node, list) else node

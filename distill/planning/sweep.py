@@ -1,4 +1,4 @@
-"""`plan=true` of a sweep: what all its jobs take, method by method; what caches hold counts once."""
+"""The plan of a sweep: what all its jobs take, method by method; what caches hold counts once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
