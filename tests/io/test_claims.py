@@ -19,8 +19,8 @@ from distill.data.trace_set import read_records
 from distill.errors import Busy, UserError
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engines import HfEngine
+from distill.io import locks
 from distill.io.locks import claimed, locked
-from distill.runs import folder as runs
 
 KEY = {"teacher": "x"}
 
@@ -177,13 +177,13 @@ def test_of_many_who_come_and_go_at_once_one_holds_the_folder(hold: str, tmp_pat
 
 def test_the_lock_file_goes_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a release it would be the next one's, and a third could hold the folder, too."""
-    release, there = runs.FileLock.release, []
+    release, there = locks.FileLock.release, []
 
     def note(self: Any, *arguments: Any, **options: Any) -> Any:
         there.append(Path(self.lock_file).exists())
         return release(self, *arguments, **options)
 
-    monkeypatch.setattr(runs.FileLock, "release", note)
+    monkeypatch.setattr(locks.FileLock, "release", note)
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").is_file()
     assert there[:1] == [False]
