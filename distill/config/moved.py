@@ -63,7 +63,7 @@ MOVED: dict[str, str] = {
     "engines.Written": "generation.engine.Written",
     "engines.request_seed": "generation.engine.request_seed",
     "evaluate.Results": "analysis.evaluate_model.Results",
-    "evaluate.as_keys": "analysis.evaluate_model.as_keys",
+    "evaluate.as_keys": "evaluation.named.as_keys",
     "evaluate.compare_folders": "analysis.evaluate_model.compare_folders",
     "evaluate.evaluate_model": "analysis.evaluate_model.evaluate_model",
     "evaluate.find_asked": "analysis.evaluate_model.find_asked",

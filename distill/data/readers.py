@@ -151,11 +151,22 @@ def read_records(
         yield where, record
 
 
-def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+def check_file(path: str | Path) -> Path:
+    """The file that `data.path` names: itself, or a trace set's in its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path).expanduser()
     if (path / "traces.parquet").is_file():  # a trace set's folder
         path = path / "traces.parquet"
     if not path.is_file():
         raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    return path
+
+
+def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+    path = check_file(path)
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         import pyarrow.lib

@@ -11,7 +11,7 @@ from distill.config.instantiate import build
 from distill.objective.objective import Objective
 from distill.planning.plan import Plan, make_plan
 from distill.planning.sweep import SweepPlan
-from distill.training.checks import check_numbers
+from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.run import steps_of
 from distill.training.sweeps import under_way

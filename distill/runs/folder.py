@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import plain
@@ -52,6 +51,9 @@ def describe(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def versions() -> dict[str, Any]:
+    """Packages, machine, git state, command line."""
+    import torch  # not above: a checkpoint is found without it
+
     packages = {}
     for name in _PACKAGES:
         try:
@@ -67,8 +69,13 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "git": _git_state(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
     }
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return path.name if path.name != "__main__.py" else f"python -m distill.{path.parent.name}"
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import yaml
 
 from distill.errors import UserError, first_line
 from distill.runs import wandb as wandb_runs
+from distill.runs.metrics import read_metrics
 from distill.runs.read import (
     find_runs,
     flat,
@@ -20,7 +21,6 @@ from distill.runs.read import (
     number,
     read_config,
     read_json_lines,
-    read_metrics,
     read_run,
     run_folders,
 )

@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import inspect
-import math
 import os
 import shutil
 from pathlib import Path
@@ -14,37 +13,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import plain
 from distill.data.layout import BatchLayout, LayoutKind
 from distill.errors import UserError
 
-# Whole numbers with the least that each may be.
-_WHOLE = {
-    "seed": 0,
-    "data.batch_size": 1,
-    "data.token_budget": 1,
-    "data.samples": 1,
-    "data.sampling_batch_size": 1,
-    "benchmark.token_budget": 1,
-    "histogram_every": 1,
-    "checkpoint.every": 1,
-    "checkpoint.keep": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.log_every_n_steps": 1,
-}
-_WHOLE_OR_NULL = (
-    "max_tokens",
-    "data.limit",
-    "data.max_length",
-    "benchmark.limit",
-    "benchmark.every",
-    "benchmark.samples",
-    "benchmark.max_new_tokens",
-    "trainer.max_steps",
-    "model.threads",
-)
 _LENGTH = "the length is data.epochs, trainer.max_steps or max_tokens"
-_SEEDS = 2**32 - 1  # numpy's
 _PRECISIONS = {
     "32-true": torch.float32,
     "32": torch.float32,
@@ -67,29 +39,6 @@ _OURS = {
     "use_distributed_sampler": "the order of traces knows its rank",
 }
 _STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """Refuse numbers outside their range, by the name of their key."""
-    for key, least in _WHOLE.items():
-        value = _select(cfg, key, absent=least)
-        if not _is_whole(value) or value < least:
-            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
-    for key in _WHOLE_OR_NULL:
-        value = _select(cfg, key, absent=None)
-        if value is not None and (not _is_whole(value) or value < 1):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if cfg.seed > _SEEDS:
-        raise UserError(f"seed={cfg.seed} must be at most {_SEEDS}")
-    epochs: Any = cfg.data.epochs
-    if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
-        raise UserError(f"data.epochs={epochs!r} must be a positive number")
-    for key in ("data.operations", "benchmark.arithmetic.source.operations"):
-        value = _select(cfg, key, absent=[1, 1])
-        if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
-            1 <= value[0] <= value[1]
-        ):
-            raise UserError(f"{key}={value!r} must be two whole numbers, fewest and most, such as [4,8]")
 
 
 def check_trainer(cfg: DictConfig) -> torch.dtype:
@@ -185,16 +134,3 @@ def check_cache(cfg: DictConfig) -> None:
         Path(cfg.cache).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cache={cfg.cache} cannot be made: {error.strerror or error}") from error
-
-
-def _select(cfg: DictConfig, key: str, absent: Any) -> Any:
-    group, _, name = key.rpartition(".")
-    node: Any = OmegaConf.select(cfg, group) if group else cfg
-    if node is None or name not in node:
-        return absent
-    value = node[name]
-    return plain(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -61,13 +61,13 @@ from distill.training.checks import (
     check_cache,
     check_compiler,
     check_layout,
-    check_numbers,
     check_trainer,
     precision_of,
     trainer_options,
 )
 from distill.training.datamodule import DistillDataModule
 from distill.training.module import DistillModule
+from distill.training.numbers import check_numbers
 from distill.training.prepare import find_matrix, find_models, find_reader, prepare_traces
 from distill.training.recipe import TraceRecipe
 from distill.training.schedule import Schedule

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.analysis.evaluate_model import as_keys
 from distill.config.overrides import check_overrides
+from distill.evaluation.named import as_keys
 from distill.objective import preset_table as presets
 
 ROOT = Path(__file__).resolve().parents[2]

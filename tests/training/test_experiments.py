@@ -19,7 +19,8 @@ from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.objective.objective import Objective
-from distill.training.checks import check_numbers, check_trainer
+from distill.training.checks import check_trainer
+from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
