@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -163,7 +164,7 @@ def _initialized(config_dir: Path, own: Sequence[Path]) -> Iterator[None]:
         if own:
             search_path = create_config_search_path(str(config_dir))
             for path in own:
-                search_path.append("command-line", f"file://{path}")
+                search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("app", search_path)
         yield

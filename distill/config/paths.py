@@ -3,7 +3,7 @@
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_CHECKOUT = _PACKAGE.parent
-CONFIG = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _CHECKOUT / "conf"
+CHECKOUT = None if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent  # None of an installed wheel
+CONFIG = (CHECKOUT or _PACKAGE) / "conf"
 # How a user starts training, for messages.
-TRAIN = "python train.py" if CONFIG.parent == _CHECKOUT else "distill train"
+TRAIN = "python train.py" if CHECKOUT else "distill train"

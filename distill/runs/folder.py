@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import plain
+from distill.config.paths import CHECKOUT
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
 
@@ -82,11 +83,12 @@ def _git_state() -> dict[str, Any] | None:
     """Commit and whether the working tree differs from it, or None outside a checkout."""
 
     def git(*arguments: str) -> str:
-        here = Path(__file__).resolve().parent
         return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
+    if CHECKOUT is None:  # what a wheel is installed below may be another project's checkout
+        return None
     try:
         return {
             "commit": git("rev-parse", "HEAD"),

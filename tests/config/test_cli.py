@@ -33,7 +33,8 @@ CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("hydra", "engine", "prompt", "curation")  # other commands'
+    if folder.is_dir()
+    and folder.name not in ("hydra", "shared", "engine", "prompt", "curation")  # other commands'
 }
 OPTIONS = [
     f"{group}={option}"
