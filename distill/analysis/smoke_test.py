@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from scipy.stats import t
 
 import distill
+from distill.config.words import quoted
 from distill.data.trace_set import Record, by_problem, write_records
 from distill.errors import UserError
 from distill.io.files import write_atomically
@@ -138,14 +139,6 @@ def _words(cfg: DictConfig) -> list[str]:
     words = [f"{group}={choices[group]}" for group in ("model", "trainer", "benchmark")]
     task = HydraConfig.get().overrides.task
     return words + [word for word in task if re.match(r"(model|trainer|benchmark)\.", word)]
-
-
-def quoted(value: str) -> str:
-    """A text as a value on Hydra's command line, whatever is in it."""
-    # Backslashes count only before a quote, the closing one too: there each is doubled.
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    closing = len(escaped) - len(escaped.rstrip("\\"))
-    return '"' + escaped + "\\" * closing + '"'
 
 
 def _row(teacher: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 
 def help_text(config_dir: Path, config_name: str, groups: Mapping[str, Sequence[str]]) -> str:
@@ -15,9 +14,11 @@ def help_text(config_dir: Path, config_name: str, groups: Mapping[str, Sequence[
         config_name: the command's.
         groups: the options of each group that it has.
     """
-    texts: Any = OmegaConf.load(config_dir / "hydra" / "help" / f"{config_name}.yaml")
+    texts = yaml.safe_load(
+        (config_dir / "hydra" / "help" / f"{config_name}.yaml").read_text(encoding="utf-8")
+    )
     options = "\n".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
-    text = OmegaConf.to_container(texts)["template"].replace("$APP_CONFIG_GROUPS", options)
+    text = texts["template"].replace("$APP_CONFIG_GROUPS", options)
     for name in ("header", "footer"):
         text = text.replace(f"${{hydra.help.{name}}}", texts[name])
     return text

@@ -103,6 +103,7 @@ MOVED: dict[str, str] = {
     "kv_cache": "generation.kv_cache",
     "layout": "data.layout",
     "loading": "runs.load",
+    "loading.load": "runs.load.load_runs",
     "loggers": "runs.loggers",
     "loggers.log_samples": "evaluation.logging.log_samples",
     "loggers.metrics_of": "evaluation.logging.metrics_of",

@@ -27,6 +27,11 @@ def named_model(cfg: DictConfig, key: str, role: str) -> tuple[Any, int | None]:
         UserError: nobody is named, or the pair has no such role.
     """
     wanted = plain(OmegaConf.select(cfg, key))
+    return stands_for(wanted, key, role)
+
+
+def stands_for(wanted: Any, key: str, role: str) -> tuple[Any, int | None]:
+    """As `named_model`, of a name that need not be in a configuration."""
     if wanted is None:
         raise UserError(
             "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "

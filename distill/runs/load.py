@@ -82,7 +82,7 @@ class _Found:
     weights: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load(
+def load_runs(
     where: str | Path | Iterable[str | Path],
     *,
     group: str | None = None,

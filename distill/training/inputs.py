@@ -46,9 +46,9 @@ def check_model(spec: Any, key: str) -> None:
 
 def check_data(cfg: DictConfig) -> None:
     """Refuse a `data.path` that is not there, where our own reader would read it."""
-    data = cfg.get("data") or {}
-    if data.get("path") and _ours(OmegaConf.select(data, "recipe.source")):
-        check_file(str(data.path))
+    path = OmegaConf.select(cfg, "data.path")
+    if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
+        check_file(str(path))
 
 
 def check_benchmarks(cfg: DictConfig) -> None:
