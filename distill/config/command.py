@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill import __version__
 from distill.config.console import at_end, failed_jobs, one_sentence_errors
@@ -12,6 +12,7 @@ from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG
 
 Words = Sequence[str]
+_SHOW_JOB = (["--cfg", "job"], ["-c", "job"])  # which Hydra would compose once more
 _SHOW = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 
 
@@ -42,10 +43,15 @@ def run_command(
             return
         if "--hydra-help" not in arguments:
             cfg = check_overrides(CONFIG, name, arguments)
-            if check is not None and not _SHOW & set(arguments) and not is_sweep(cfg, arguments):
+            one_job = not is_sweep(cfg, arguments)
+            if check is not None and one_job and not _SHOW & set(arguments):
                 check(cfg, arguments)
-            if more is not None:
-                sys.argv += more(cfg, arguments)
+            behind = more(cfg, arguments) if more is not None else ()
+            if one_job and not behind and [word for word in arguments if "=" not in word] in _SHOW_JOB:
+                keys = [str(key) for key in cfg if key != "hydra"]
+                print(OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, keys)), end="")
+                return
+            sys.argv += behind
         main()
         for say in at_end:
             say()

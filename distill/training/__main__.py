@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
-from distill.config.allocator import tune_allocator
+from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
 from distill.config.paths import CONFIG
 from distill.training.resume import resume_arguments
@@ -17,16 +17,14 @@ from distill.training.resume import resume_arguments
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
-    # torch and transformers, only when something runs
-    from distill.training.job import run_job
+    with no_collection():  # torch and transformers, only when something runs
+        from distill.training.job import run_job
 
-    if cfg.plan:
-        from distill.planning.command import print_plan
-
-        return run_job(cfg, print_plan)
-    from distill.training.run import train
-
-    return run_job(cfg, train)
+        if cfg.plan:
+            from distill.planning.command import print_plan as run
+        else:
+            from distill.training.run import train as run
+    return run_job(cfg, run)
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
