@@ -1,7 +1,92 @@
 """Distil reasoning from strong language models into small ones.
 
+    from distill import Setup, train
+
+    result = train(Setup.from_overrides(["model=tiny", "loss=dcod"]))
+
 One batch's way through the package: `train.py` → `distill.training.module.DistillModule.training_step` →
 `distill.objective.objective.Objective` (rollouts × token_loss × token_weight) → `distill.losses`.
 """
 
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.api import (
+        Evaluation,
+        curate_traces,
+        evaluate_model,
+        generate_traces,
+        load_model,
+        plan_run,
+        score_traces,
+    )
+    from distill.data.trace_set import TraceSet
+    from distill.errors import UserError
+    from distill.evaluation.comparison_report import compare_evaluations
+    from distill.objective.objective import Objective
+    from distill.runs.load import load_runs
+    from distill.training.run import train
+    from distill.training.setup import Setup
+
 __version__ = "0.1.0"
+__all__ = [
+    "Evaluation",
+    "Objective",
+    "Setup",
+    "TraceSet",
+    "UserError",
+    "compare_evaluations",
+    "curate_traces",
+    "evaluate_model",
+    "generate_traces",
+    "load_model",
+    "load_runs",
+    "plan_run",
+    "score_traces",
+    "train",
+]
+
+# Where each name is; imported with its first use, as torch takes seconds.
+_PLACES = {
+    "Evaluation": "api",
+    "Objective": "objective.objective",
+    "Setup": "training.setup",
+    "TraceSet": "data.trace_set",
+    "UserError": "errors",
+    "compare_evaluations": "evaluation.comparison_report",
+    "curate_traces": "api",
+    "evaluate_model": "api",
+    "generate_traces": "api",
+    "load_model": "api",
+    "load_runs": "runs.load",
+    "plan_run": "api",
+    "score_traces": "api",
+    "train": "training.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"distill.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _OldNames:
+    """The last of the import system's finders: says where a module of an earlier version is now."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name.startswith("distill."):
+            from distill.config.moved import new_name
+
+            if (new := new_name(name)) != name:
+                raise ModuleNotFoundError(f"{name} is {new} now")
+
+
+sys.meta_path.append(_OldNames)

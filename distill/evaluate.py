@@ -4,29 +4,44 @@ A completion that is there is never written again: a run that was killed goes on
 problems, more samples or further benchmarks of the same model adds to what its folder holds."""
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
-from distill.analysis.evaluate_model import as_keys, compare_folders, evaluate_model
+from distill.config.command import run_command
 from distill.config.console import one_sentence_errors, quiet
-from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.evaluation.named import as_keys
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    from distill.analysis.evaluate_model import compare_folders, evaluate_model
+
     with one_sentence_errors():
         quiet()
-        if cfg.compare is not None:
-            compare_folders(cfg)
-        else:
-            evaluate_model(cfg)
+        evaluate_model(cfg) if cfg.compare is None else compare_folders(cfg)
+
+
+def check(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse before torch is imported what can be told without it."""
+    from distill.config.instantiate import plain
+    from distill.evaluation.comparison_sides import check_side
+    from distill.evaluation.named import named_model
+    from distill.training.inputs import check_benchmarks, check_model
+
+    if cfg.compare is not None:
+        named = plain(cfg.compare)
+        for folder in named if isinstance(named, list) else ():
+            check_side(folder)
+        return
+    for key, role in (("model.source", cfg.model.role), ("teacher", "teacher")):
+        if key != "teacher" or cfg.teacher:
+            check_model(named_model(cfg, key, role)[0], key.removesuffix(".source"))
+    check_benchmarks(cfg)
 
 
 if __name__ == "__main__":
-    with one_sentence_errors():
-        sys.argv[1:] = as_keys(sys.argv[1:])
-        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
-            check_overrides(CONFIG, "evaluate", sys.argv[1:])
-        main()
+    sys.argv[1:] = as_keys(sys.argv[1:])
+    run_command("evaluate", main, check)

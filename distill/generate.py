@@ -3,28 +3,31 @@
 A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
 that was killed and resumed gives the set of one clean run."""
 
-import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
+from distill.config.command import run_command
 from distill.config.console import no_empty_folder, one_sentence_errors, quiet
-from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
-from distill.config.suggestions import take_suggestions
-from distill.teacher.write_traces import generate
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="generate")
 def main(cfg: DictConfig) -> None:
+    from distill.teacher.write_traces import generate
+
     with one_sentence_errors(), no_empty_folder():
         quiet()
         generate(cfg)
 
 
+def check(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse before torch is imported what can be told without it."""
+    from distill.training.inputs import check_inputs
+
+    check_inputs(cfg, words, needed=("teacher",))
+
+
 if __name__ == "__main__":
-    with one_sentence_errors():
-        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
-            check_overrides(CONFIG, "generate", sys.argv[1:])
-            sys.argv[1:] = take_suggestions(CONFIG, "generate", sys.argv[1:])
-        main()
+    run_command("generate", main, check)

@@ -1,12 +1,19 @@
 """`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
 
+import argparse
+
+from distill.config.console import one_sentence_errors
 from distill.config.paths import CONFIG
-from distill.objective.preset_table import table
 
 
 def main() -> None:
+    description = "Every loss: its paper, its parts, and what it asks of other models, as a Markdown table."
+    argparse.ArgumentParser(prog="python -m distill.presets", description=description).parse_args()
+    from distill.objective.preset_table import table
+
     print(table(CONFIG))
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence_errors():
+        main()

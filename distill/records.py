@@ -22,7 +22,9 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print a trace set as JSON Lines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.records", description="Print a trace set as JSON Lines."
+    )
     parser.add_argument("trace_set", type=Path, help="folder of a trace set, or its Parquet file")
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
         for line in json_lines(read_records(parser.parse_args().trace_set)):

@@ -1,27 +1,32 @@
 """`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
 
-import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
-from distill.analysis.score_traces import score
+from distill.config.command import run_command
 from distill.config.console import no_empty_folder, one_sentence_errors, quiet
-from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
-from distill.config.suggestions import take_suggestions
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="score")
 def main(cfg: DictConfig) -> None:
+    from distill.analysis.score_traces import score
+
     with one_sentence_errors(), no_empty_folder():
         quiet()
         score(cfg)
 
 
+def check(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse before torch is imported what can be told without it."""
+    from distill.curation.listed import check_listed
+    from distill.training.inputs import check_inputs
+
+    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
+    check_listed(cfg)
+
+
 if __name__ == "__main__":
-    with one_sentence_errors():
-        if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
-            check_overrides(CONFIG, "score", sys.argv[1:])
-            sys.argv[1:] = take_suggestions(CONFIG, "score", sys.argv[1:])
-        main()
+    run_command("score", main, check)

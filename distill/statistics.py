@@ -2,7 +2,8 @@
 problems.
 
 The unit is the problem. Samples of one problem resemble each other, so they are drawn together (a cluster
-bootstrap; Miller 2411.00640): an interval over single samples would be too narrow.
+bootstrap; Miller 2411.00640): an interval over single samples would be too narrow. SciPy, which takes half a
+second to import, comes with the first test.
 """
 
 import math
@@ -12,9 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binom, norm
-from scipy.stats import t as student_t
 
 _BOUNDS = (0.025, 0.975)  # of every interval
 _AT_ONCE = 2**20  # numbers drawn at a time
@@ -222,6 +220,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
     """
     if first_only < 0 or second_only < 0:
         raise ValueError(f"counts of problems must not be negative: {first_only}, {second_only}")
+    from scipy.stats import binom
+
     differ = first_only + second_only
     return min(1.0, 2 * float(binom.cdf(min(first_only, second_only), differ, 0.5))) if differ else 1.0
 
@@ -322,6 +322,8 @@ def mean_over_runs(values: Sequence[float] | np.ndarray) -> Figure:
     Args:
         values: [runs].
     """
+    from scipy.stats import t as student_t
+
     found = np.asarray(values, dtype=np.float64)
     mean = float(found.mean())
     if len(found) < 2:
@@ -344,6 +346,8 @@ def paired_runs(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
     Raises:
         ValueError: fewer than two runs, or not as many of both.
     """
+    from scipy.stats import t as student_t
+
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} runs: two at least, and as many of both")
@@ -389,6 +393,9 @@ def smallest_difference(
     Returns:
         Between 0 and 1; None where so few problems show no difference at all.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     n, deviation = len(first), float(np.std(second - first))
     single = _single(first, second)
@@ -410,6 +417,8 @@ def _mcnemar_power(problems: int, differ: float, difference: float, level: float
     """How often the exact test finds a true difference, where the two differ on a share of problems."""
     if differ <= 0:
         return 0.0
+    from scipy.stats import binom
+
     ends = binom.ppf(1e-9, problems, differ), binom.isf(1e-9, problems, differ)
     counts = np.arange(int(ends[0]), int(ends[1]) + 1)
     # The test rejects where the rarer side has at most so many of the problems that differ; -1: never.

@@ -18,6 +18,7 @@ ORDER = (
         "curation",
         "analysis",
         "report",
+        "bench",
     ),
 )
 COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {*ORDER, "__init__"} | {"bench"}
@@ -49,7 +50,8 @@ GRAPH = {
 
 
 def folder(module: str) -> str:
-    return module.split(".")[1]
+    """The place in the order; a folder's `__main__` is a command, whatever the folder holds."""
+    return "__main__" if module.endswith(".__main__") else module.split(".")[1]
 
 
 def against_the_order(graph: dict[str, set[str]]) -> list[str]:
@@ -61,7 +63,7 @@ def against_the_order(graph: dict[str, set[str]]) -> list[str]:
             continue
         own = folder(module)
         for other in imported:
-            same = folder(other) == own
+            same = folder(other) == own != "__main__"
             if not same and rank.get(folder(other), len(ORDER)) >= rank.get(own, len(ORDER)):
                 found.append(f"{module} imports {other}")
     return found

@@ -19,10 +19,10 @@ from distill.analysis.drift import Drift
 from distill.analysis.drift_figure import picture
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
 from distill.config.instantiate import build, plain, resolved
-from distill.config.paths import CONFIG
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.comparison_report import compare
+from distill.evaluation.named import named_model
 from distill.evaluation.page import SampleFile
 from distill.evaluation.report import log_report, markdown, write_report
 from distill.evaluation.result import Score
@@ -194,25 +194,9 @@ def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
     Raises:
         UserError: there is none; the message says what was tried.
     """
-    wanted = plain(OmegaConf.select(cfg, key))
-    if wanted is None:
-        raise UserError(
-            "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "
-            "of conf/model such as model=tiny)"
-        )
-    if role not in ("student", "teacher"):
-        raise UserError(f"model.role={role!r} is not one of student, teacher")
-    pair = CONFIG / "model" / f"{wanted}.yaml"
-    if isinstance(wanted, str) and re.fullmatch(r"[\w.-]+", wanted) and pair.is_file():
-        node: Any = OmegaConf.load(pair)
-        found = OmegaConf.select(node, f"model.{role}") or node.get(role)
-        if found is None:
-            raise UserError(f"{key}={wanted}: this pair has no {role}; name a folder or a hub id")
-        wanted = plain(found)
-        if cfg.threads is None:
-            cfg.threads = node.get("threads")
-    elif isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
-        wanted = str(Path(wanted).expanduser() / "student")  # a run's folder
+    wanted, threads = named_model(cfg, key, role)
+    if cfg.threads is None:
+        cfg.threads = threads
     return find_model(
         wanted,
         key=key.removesuffix(".source"),
@@ -277,8 +261,3 @@ def _slug(model: Any) -> str:
         parts = path.resolve().parts
         text = "_".join(parts[-2:] if parts[-1] in ("student", "teacher", "model") else parts[-1:])
     return re.sub(r"[^\w.-]+", "_", text).strip("_") or "model"
-
-
-def as_keys(words: Sequence[str]) -> list[str]:
-    """The command line with `model=` spelled out, which Hydra takes for the choice of a group's option."""
-    return [re.sub(r"^model=", "model.source=", word) for word in words]

@@ -4,30 +4,31 @@ and see which student is best. The teacher with the best benchmark need not be t
 import hashlib
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from scipy.stats import t
 
+import distill
+from distill.config.words import quoted
 from distill.data.trace_set import Record, by_problem, write_records
 from distill.errors import UserError
 from distill.io.files import write_atomically
 from distill.io.progress import progress_bar
 
-_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-
 
 def smoke_test(cfg: DictConfig, folder: Path, teachers: Mapping[str, Sequence[Record]]) -> str:
     """Train the student on each teacher's traces of the same problems, once a seed, and rank the teachers.
 
-    Every run is `train.py` in a process of its own, kept in `smoke/`; one that is there is not made again,
+    Every run is a process of its own, kept in `smoke/`; one that is there is not made again,
     and one that was killed goes on.
 
     Args:
@@ -101,8 +102,7 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
         log = folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
-            command = [sys.executable, str(_TRAIN), *words, f"dir={quoted(str(run.resolve()))}"]
-            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+            code = _train([*words, f"dir={quoted(str(run.resolve()))}"], stream)
         if code == 130:
             raise KeyboardInterrupt
         if code != 0 or not (run / "summary.json").is_file():
@@ -119,20 +119,26 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
     return summary | {"folder": str(run)}
 
 
+def _train(words: Sequence[str], log: IO[str]) -> int:
+    """Train in a process of its own, with the same package and the user's own YAML files; its exit status."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    places = [str(Path(distill.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    return subprocess.run(
+        [sys.executable, "-m", "distill.training", *own, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        check=False,
+    ).returncode
+
+
 def _words(cfg: DictConfig) -> list[str]:
     """The groups that were chosen and what was set in them, as train.py takes them."""
     choices = HydraConfig.get().runtime.choices
     words = [f"{group}={choices[group]}" for group in ("model", "trainer", "benchmark")]
     task = HydraConfig.get().overrides.task
     return words + [word for word in task if re.match(r"(model|trainer|benchmark)\.", word)]
-
-
-def quoted(value: str) -> str:
-    """A text as a value on Hydra's command line, whatever is in it."""
-    # Backslashes count only before a quote, the closing one too: there each is doubled.
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    closing = len(escaped) - len(escaped.rstrip("\\"))
-    return '"' + escaped + "\\" * closing + '"'
 
 
 def _row(teacher: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import lightning
 import torch
 
-from distill.analysis.smoke_test import quoted
 from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
 from distill.bench.measurement import Setting
 from distill.bench.meter import Measured, Meter
 from distill.config.console import quiet
 from distill.config.paths import CONFIG
+from distill.config.words import quoted
 from distill.data.batch import collate
 from distill.data.readers import read_examples
 from distill.errors import UserError

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,12 +46,13 @@ def no_empty_folder() -> Iterator[None]:
 
 def quiet() -> None:
     """Leave the terminal to what the run has to say."""
-    import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets is imported where it is needed
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     # Dropout is what train and eval mode differ in; DistillModule.on_train_start sets the mode itself.

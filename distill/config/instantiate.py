@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import hydra
-import torch
+import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -12,7 +11,7 @@ from omegaconf.errors import InterpolationResolutionError
 from distill.config.moved import new_name
 from distill.errors import UserError, first_line
 
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.Optimizer
 
 
 def build(node: Any, place: str) -> Any:
@@ -45,6 +44,8 @@ def use_new_names(node: Any) -> None:
 def build_optimizer(node: Any) -> OptimizerFactory:
     """What makes the optimizer of parameters; a bad learning rate is found now, and not when training
     starts."""
+    import torch  # not above: the command line is answered without it
+
     factory = build(node, "optimizer")
     try:
         factory([torch.nn.Parameter(torch.zeros(1))])

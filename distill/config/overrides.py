@@ -1,14 +1,19 @@
 """The command line's manners: a typo is answered with the nearest valid names, a mistake with one
 sentence."""
 
+import argparse
 import difflib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.instantiate import plain
+from distill.config.paths import TRAIN
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
 from distill.config.suggestions import suggest
@@ -45,8 +51,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     arguments = list(arguments)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        groups = _groups(config_dir, config_name)
+    groups = groups_of(config_dir, config_name, arguments)
+    with _initialized(config_dir, _own_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -78,7 +84,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            command = "train.py" if config_name == "train" else f"-m distill.{config_name}"
+            command = TRAIN if config_name == "train" else f"python -m distill.{config_name}"
             raise UserError(_explain(error, overrides, known, groups, command)) from error
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
@@ -88,7 +94,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             )
     HydraConfig.instance().set_config(cfg)
     if not {"-c", "--cfg"} & set(arguments):
-        sweep = _is_sweep(cfg, arguments)
+        sweep = is_sweep(cfg, arguments)
         _check_folder(cfg, "hydra.sweep.dir" if sweep else "out" if "out" in cfg else "dir")
     return cfg
 
@@ -160,7 +166,8 @@ def _resolve(cfg: DictConfig) -> None:
         raise
 
 
-def _is_sweep(cfg: DictConfig, arguments: Iterable[str]) -> bool:
+def is_sweep(cfg: DictConfig, arguments: Iterable[str]) -> bool:
+    """Whether a command line starts a sweep."""
     return bool({"-m", "--multirun"} & set(arguments)) or cfg.hydra.mode == RunMode.MULTIRUN
 
 
@@ -176,13 +183,54 @@ def _check_folder(cfg: DictConfig, key: str) -> None:
         ) from error
 
 
-def _groups(config_dir: Path, config_name: str) -> dict[str, list[str]]:
-    """The groups that a root file names, among its defaults or as a key, each with its options."""
+def _own_dirs(arguments: Sequence[str]) -> list[Path]:
+    """The folders of `--config-dir`, Hydra's flag for a user's own YAML files, with groups like ours.
+
+    Raises:
+        UserError: one is not there.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
+    try:
+        found = [path.absolute() for path in parser.parse_known_args(arguments)[0].config_dir]
+    except SystemExit:  # no folder behind it, which Hydra says itself
+        return []
+    for path in found:
+        if not path.is_dir():
+            raise UserError(f"--config-dir {path}: there is no such folder")
+    return found
+
+
+@contextmanager
+def _initialized(config_dir: Path, own: Sequence[Path]) -> Iterator[None]:
+    """Hydra, ready to compose of our folder and the user's behind it."""
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        if own:
+            search_path = create_config_search_path(str(config_dir))
+            for path in own:
+                search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("app", search_path)
+        yield
+
+
+def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The groups that a root file names, among its defaults or as a key, each with its options.
+
+    Args:
+        config_dir: folder of the configuration.
+        config_name: its root file.
+        arguments: the command line, whose `--config-dir` adds options.
+    """
     root: Any = OmegaConf.load(config_dir / f"{config_name}.yaml")
     defaults = plain(root.get("defaults", []))
     known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
-    folders = sorted(path for path in config_dir.iterdir() if path.is_dir() and path.name in known)
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    names = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name in known)
+    places = [config_dir, *_own_dirs(arguments)]
+    return {
+        name: sorted({path.stem for place in places for path in (place / name).glob("*.yaml")})
+        for name in names
+    }
 
 
 def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
@@ -233,7 +281,7 @@ def _explain(
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add()) and key not in keys:
             return (
-                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; python {command} "
+                f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; {command} "
                 f"--cfg job shows all"
             )
     return f"the configuration does not compose: {first_line(error)}"

@@ -10,14 +10,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.config.instantiate import build
+from distill.curation.listed import TEACHER, check_there, completion_field, is_model, listed
 from distill.data.trace import Example
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
 from distill.models.language_model import ModelSource
 from distill.teacher.verify import Checks
-
-_DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet)(\.gz)?$")
-_TEACHER = "{teacher}"
 
 
 def collect(
@@ -52,7 +50,7 @@ def collect(
     names = Counter(_short(entry) for entry in entries if entry is not None)
     for entry in entries:
         found = _read(cfg, entry, tokens_of, say)
-        if entry is not None and (len(entries) > 1 or _TEACHER in _completion_field(cfg)):
+        if entry is not None and (len(entries) > 1 or TEACHER in completion_field(cfg)):
             name = _short(entry) if names[_short(entry)] == 1 else str(entry)
             found = [record | {"teacher": name} for record in found]
         records += found
@@ -65,37 +63,26 @@ def collect(
     ]
 
 
-def listed(cfg: DictConfig) -> list[str]:
-    """`teachers` as a list, empty where there is none."""
-    return [cfg.teachers] if isinstance(cfg.teachers, str) else list(cfg.teachers or [])
-
-
 def writing(cfg: DictConfig) -> dict[str, str]:
     """Those of `teachers` that are models, by the names that their traces carry: their own, or the short one
     beside others'."""
-    models = [entry for entry in listed(cfg) if _is_model(cfg, entry)]
+    models = [entry for entry in listed(cfg) if is_model(cfg, entry)]
     return {name: entry for entry in models for name in (entry, _short(entry))}
-
-
-def _is_model(cfg: DictConfig, entry: str) -> bool:
-    """Whether one of `teachers` is a model, which writes its traces now."""
-    return _TEACHER not in _completion_field(cfg) and not _is_set(entry)
 
 
 def _read(
     cfg: DictConfig, entry: str | None, tokens_of: Callable[[], ModelSource], say: Callable[[str], None]
 ) -> list[Record]:
-    if entry is not None and _is_model(cfg, entry):
+    if entry is not None and is_model(cfg, entry):
         return _written(cfg, entry)
     data = cfg.data.copy()
     path = data.get("path")
     with open_dict(data):
-        if entry is not None and _TEACHER in _completion_field(cfg):
-            data.fields.completion = data.fields.completion.replace(_TEACHER, entry)
+        if entry is not None and TEACHER in completion_field(cfg):
+            data.fields.completion = data.fields.completion.replace(TEACHER, entry)
         elif entry is not None:
             data.path = path = entry
-            if not Path(entry).expanduser().exists():
-                raise UserError(f"teachers: {entry} does not exist")
+            check_there(entry)
             if "path" not in cfg.data and _set_file(Path(entry).expanduser()) is None:
                 raise UserError(
                     f"teachers: {entry} is no trace set, and data={cfg_name(cfg)} says nothing of what its "
@@ -191,15 +178,6 @@ def cfg_name(cfg: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     return str(HydraConfig.get().runtime.choices.get("data", "data")) if HydraConfig.initialized() else "data"
-
-
-def _completion_field(cfg: DictConfig) -> str:
-    return str((cfg.data.get("fields") or {}).get("completion") or "")
-
-
-def _is_set(entry: str) -> bool:
-    path = Path(entry).expanduser()
-    return (path / "traces.parquet").is_file() or bool(_DATA_FILE.search(path.name))
 
 
 def _set_file(path: Path) -> Path | None:

@@ -142,28 +142,29 @@ def read_records(
         raise UserError(
             "no data: set data.path=<file> (JSON Lines, Parquet or CSV) or data.hub=<data set id>"
         )
-    source = _file_records(find_file(path)) if path is not None else _hub_records(str(hub), subset, split)
+    source = _file_records(Path(path)) if path is not None else _hub_records(str(hub), subset, split)
     for where, record in itertools.islice(source, limit):
         if not isinstance(record, Mapping):
             raise UserError(f"{where}: the record is {type(record).__name__}, not an object with fields")
         yield where, record
 
 
-def find_file(path: str) -> Path:
-    """The data file that a user names by itself or, a trace set, by its folder.
+def check_file(path: str | Path) -> Path:
+    """The file that `data.path` names: itself, or a trace set's in its folder.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is none.
     """
-    file = Path(path).expanduser()
-    if (file / "traces.parquet").is_file():
-        return file / "traces.parquet"
-    if not file.is_file():
-        raise UserError(f"data file {file} {'is a folder' if file.is_dir() else 'does not exist'}")
-    return file
+    path = Path(path).expanduser()
+    if (path / "traces.parquet").is_file():  # a trace set's folder
+        path = path / "traces.parquet"
+    if not path.is_file():
+        raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    return path
 
 
 def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+    path = check_file(path)
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         import pyarrow.lib

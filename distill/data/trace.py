@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.data.alignment import Alignment
 from distill.errors import UserError, first_line
-from distill.io.cache import StoredRows
+from distill.io.stored_rows import StoredRows
 
 
 @dataclass(frozen=True)

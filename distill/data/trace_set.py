@@ -6,6 +6,8 @@ A trace set is a folder with `traces.parquet`, one row a completion, that any Pa
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,25 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 }
 # What a trace set that lacks one of these columns is taken to hold in it.
 DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0}
+
+
+@dataclass(frozen=True)
+class TraceSet:
+    """A trace set on disk.
+
+    Attributes:
+        folder: with `traces.parquet`, and what tells how it was made.
+    """
+
+    folder: Path
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """One dict a trace, its keys those of `COLUMNS`."""
+        return read_records(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 def features() -> Any:

@@ -35,18 +35,42 @@ def compare(
     Raises:
         UserError: fewer than two folders, the same twice, one that cannot be read, or no problem in common.
     """
+    return _text(compare_evaluations(folders, out, resamples=resamples, seed=seed))
+
+
+def compare_evaluations(
+    folders: Sequence[Path | str], out: Path | None = None, *, resamples: int = 10_000, seed: int = 0
+) -> list[Comparison]:
+    """Compare evaluations with the first of them, on the same problems.
+
+    Args:
+        folders: of evaluations or of training runs: `run` stands for its student after training, `run@before`
+            for before.
+        out: where to write `comparison.json`, `comparison.md` and `comparison.png`; None: nowhere.
+        resamples: of each bootstrap and each sign-flip test.
+        seed: of their draws.
+
+    Returns:
+        One comparison for every folder but the first.
+
+    Raises:
+        UserError: fewer than two folders, the same twice, one that cannot be read, or no problem in common.
+    """
     if len(folders) < 2:
         raise UserError(f"{len(folders)} folder to compare: name two at least, as in compare=[a,b]")
     found = compare_sides(read_sides(folders), resamples=resamples, seed=seed)
-    text = "\n\n".join([*(_section(one, found) for one in found), _explained(found)])
     if out is not None:
         value = {"level": LEVEL, "resamples": resamples, "comparisons": [one.json() for one in found]}
         content = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
         image = _picture(found)
         write_atomically(out / "comparison.json", lambda p: p.write_text(content + "\n", encoding="utf-8"))
-        write_atomically(out / "comparison.md", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+        write_atomically(out / "comparison.md", lambda p: p.write_text(_text(found) + "\n", encoding="utf-8"))
         write_atomically(out / "comparison.png", lambda p: p.write_bytes(image))
-    return text
+    return found
+
+
+def _text(found: Sequence[Comparison]) -> str:
+    return "\n\n".join([*(_section(one, found) for one in found), _explained(found)])
 
 
 def _section(one: Comparison, found: Sequence[Comparison]) -> str:

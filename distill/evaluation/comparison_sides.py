@@ -91,7 +91,12 @@ def _labels(places: Sequence[tuple[Path, str | None]]) -> list[str]:
     return labels
 
 
-def _read(folder: Path, stage: str | None, label: str) -> Side:
+def check_side(folder: Path | str) -> None:
+    """Refuse what is not the folder of an evaluation or a run, with or without its stage."""
+    _samples_of(_place(folder)[0])
+
+
+def _samples_of(folder: Path) -> Path:
     path = folder / "samples.jsonl"
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the folder of an evaluation or a run")
@@ -100,6 +105,11 @@ def _read(folder: Path, stage: str | None, label: str) -> Side:
             f"{folder} holds no samples.jsonl: it is not the folder of an evaluation or a run, or of one "
             f"that did not end"
         )
+    return path
+
+
+def _read(folder: Path, stage: str | None, label: str) -> Side:
+    path = _samples_of(folder)
     wanted, stages = stage or "after", set[str | None]()
     benchmarks: dict[str, dict[str, Answers]] = {}
     for where, record in read_records(path=str(path), hub=None):

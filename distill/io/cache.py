@@ -4,27 +4,24 @@ A shard is a safetensors file, written to a temporary name and renamed, so that 
 whole shards only and the next one goes on behind them. No pickle.
 """
 
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.io.files import _UMASK, write_atomically
 from distill.io.progress import progress_bar
+from distill.io.stored_rows import LENGTHS, StoredRows, opened
 
 FORMAT = 1
-_LENGTHS = "lengths"
 os.umask(_UMASK)
 
 
@@ -83,14 +80,14 @@ class ShardCache:
         names = parts[0].keys()
         arrays = {name: torch.cat([part[name] for part in parts]) for name in names}
         lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
-        write_atomically(self._path(index), lambda path: save_file({**arrays, _LENGTHS: lengths}, path))
+        write_atomically(self._path(index), lambda path: save_file({**arrays, LENGTHS: lengths}, path))
 
-    def rows(self, index: int) -> list["StoredRows"]:
+    def rows(self, index: int) -> list[StoredRows]:
         """The shard's parts, of which nothing but their lengths is read yet."""
         path = self._path(index)
         described = path.stat()
         version = described.st_ino, described.st_mtime_ns
-        ends = _opened(path, version).get_tensor(_LENGTHS).cumsum(0).tolist()
+        ends = opened(path, version).get_tensor(LENGTHS).cumsum(0).tolist()
         return [StoredRows(path, start, end, version) for start, end in zip([0, *ends], ends, strict=False)]
 
     def fill(
@@ -101,7 +98,7 @@ class ShardCache:
         *,
         label: str,
         unit: str = "token",
-    ) -> list["StoredRows"]:
+    ) -> list[StoredRows]:
         """Every item's part, after what is missing is computed: by one of several processes, for which the
         others wait.
 
@@ -124,42 +121,3 @@ class ShardCache:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Rows of a shard, read from the memory-mapped file when they are asked for: light to hold, and to send
-    to a loader's process.
-
-    Attributes:
-        path: the shard.
-        start: first row.
-        stop: behind the last row.
-        version: the file's number and time: another one of its name is not taken for it.
-    """
-
-    path: Path
-    start: int
-    stop: int
-    version: tuple[int, int]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def read(self) -> dict[str, Tensor]:
-        shard = _opened(self.path, self.version)
-        names = [name for name in shard.keys() if name != _LENGTHS]  # noqa: SIM118  a shard is no dict
-        return {name: shard.get_slice(name)[self.start : self.stop] for name in names}
-
-
-@functools.lru_cache(maxsize=256)
-def _opened(path: Path, version: tuple[int, int]) -> Any:
-    """A mapped shard, kept open: its header is parsed once a process."""
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"cache file {path} is damaged ({error}): delete it and run again")

@@ -1,23 +1,30 @@
 """Folders that one process at a time writes into."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from distill.errors import Busy, UserError
 from distill.io.files import write_atomically
 
+# Where Lightning, which takes long to import, reads the rank too.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _ATTEMPTS, _PATIENCE = 20, 0.2  # to lock a folder; seconds
 
 
 def first_rank() -> bool:
     """Whether this process is the one of a run that writes and prints."""
-    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+    if "lightning.pytorch" in sys.modules:
+        from lightning.pytorch.utilities import rank_zero_only
+
+        return (getattr(rank_zero_only, "rank", None) or 0) == 0
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), "0")) == 0
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ from typing import Any
 from distill.config.instantiate import plain
 from distill.errors import UserError, first_line
 from distill.models.language_model import ModelSource, find_dtype
+from distill.models.path import find_path, first_found
 
-PACKAGE_PREFIX = "package:"
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 _SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
 
 
@@ -35,64 +32,19 @@ def find_model(
     Raises:
         UserError: nothing is there; the message says what was tried.
     """
-    if isinstance(spec, str):
-        return _find_one(spec, key, dtype, revision, trust_remote_code)
-    if not isinstance(spec, Sequence):
-        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
-    failures = []
-    for one in spec:
-        try:
-            return _find_one(one, key, dtype, revision, trust_remote_code)
-        except UserError as error:
-            failures.append(str(error))
-    raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
+    return first_found(spec, key, lambda one: _find_one(one, key, dtype, revision, trust_remote_code))
 
 
 def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
     find_dtype(dtype)
-    if not isinstance(spec, str) or not spec.strip():
-        raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
-    if len(spec) > 1000:
-        raise UserError(f"{key}={spec[:60]}... is no model: it has {len(spec)} characters")
-    path = _in_package(spec, key) if spec.startswith(PACKAGE_PREFIX) else Path(spec).expanduser()
+    path = find_path(spec, key)
     source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
+    if path is None:
+        commit = _hub_commit(spec, key, revision)
+        return source(location=spec, revision=commit, fingerprint=commit)
     if path.is_dir():
-        if (path / "config.json").is_file():
-            return source(location=str(path), fingerprint=_hash_files(path))
-        if (path / "adapter_config.json").is_file():
-            raise UserError(
-                f"{key}={spec} holds a LoRA adapter alone: give the student/ beside it, or merge it first"
-            )
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) != 1:
-            raise UserError(f"{key}={spec}: the folder holds no config.json (and not exactly one GGUF file)")
-        path = ggufs[0]
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"{key}={spec}: there is no such GGUF file")
-        return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
-    if path.is_file():
-        raise UserError(f"{key}={spec} is a file, but no GGUF file: give the model's folder")
-    if not _HUB_ID.fullmatch(spec):
-        raise UserError(f"{key}={spec}: there is no such folder, and it is no hub id (owner/name)")
-    commit = _hub_commit(spec, key, revision)
-    return source(location=spec, revision=commit, fingerprint=commit)
-
-
-def _in_package(spec: str, key: str) -> Path:
-    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
-    if not package.isidentifier() or not inside:
-        raise UserError(f"{key}={spec}: write package:NAME/PATH, with the package's import name")
-    # find_spec on a top-level name imports nothing.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"{key}={spec}: the package is not installed (pip install {package.replace('_', '-')})"
-        )
-    path = Path(next(iter(found.submodule_search_locations))) / inside
-    if not path.exists():
-        raise UserError(f"{key}={spec}: the installed package {package} has no {inside}")
-    return path
+        return source(location=str(path), fingerprint=_hash_files(path))
+    return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
 
 
 def _hub_commit(spec: str, key: str, revision: str | None) -> str:

@@ -6,7 +6,7 @@ Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/`
 from pathlib import Path
 
 from distill.config.console import one_sentence_errors, quiet
-from distill.report.write import write_report
+from distill.runs.read import find_runs
 from distill.runs.table import arguments_of
 
 
@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
     arguments = parser.parse_args()
     with one_sentence_errors():
+        find_runs(arguments.folders)  # what is not there is refused before pandas and Matplotlib are imported
+        from distill.report.write import write_report
+
         if arguments.drift:
             quiet()  # models are loaded
         print(

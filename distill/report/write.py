@@ -19,8 +19,7 @@ from distill.report.examples import partings
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.style import styles, written
-from distill.runs import load as loading
-from distill.runs.load import AXES
+from distill.runs.load import AXES, load_runs
 
 
 def write_report(
@@ -103,7 +102,7 @@ class _Drifts:
 
 def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
-    found = loading.load([run.folder for run in table.runs], samples=False)
+    found = load_runs([run.folder for run in table.runs], samples=False)
     by = method_of_runs(table, found)
 
     def drawn(name: str, figure: Figure | None, caption: str) -> Iterator[Block]:

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
+from distill.config.paths import CHECKOUT
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
@@ -58,6 +58,9 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
 
 
 def versions() -> dict[str, Any]:
+    """Packages, machine, git state, command line."""
+    import torch  # not above: a checkpoint is found without it
+
     packages = {}
     for name in _PACKAGES:
         try:
@@ -73,19 +76,25 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "git": _git_state(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
     }
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return path.name if path.name != "__main__.py" else f"python -m distill.{path.parent.name}"
 
 
 def _git_state() -> dict[str, Any] | None:
     """Commit and whether the working tree differs from it, or None outside a checkout."""
 
     def git(*arguments: str) -> str:
-        here = Path(__file__).resolve().parent
         return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
+    if CHECKOUT is None:  # what a wheel is installed below may be another project's checkout
+        return None
     try:
         return {
             "commit": git("rev-parse", "HEAD"),

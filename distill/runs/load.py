@@ -14,6 +14,7 @@ import yaml
 from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 from distill.runs import wandb as wandb_runs
+from distill.runs.metrics import read_metrics
 from distill.runs.read import (
     find_runs,
     flat,
@@ -21,7 +22,6 @@ from distill.runs.read import (
     number,
     read_config,
     read_json_lines,
-    read_metrics,
     read_run,
     run_folders,
 )
@@ -83,7 +83,7 @@ class _Found:
     weights: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load(
+def load_runs(
     where: str | Path | Iterable[str | Path],
     *,
     group: str | None = None,

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas
-
 # Okabe and Ito's colours: told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 
@@ -18,6 +16,7 @@ def plot_run(folder: Path) -> Path | None:
     """
     if not (folder / "metrics.csv").is_file():
         return None
+    import pandas
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     metrics = pandas.read_csv(folder / "metrics.csv")
@@ -33,7 +32,7 @@ def plot_run(folder: Path) -> Path | None:
     return path
 
 
-def _plot_loss(axes: Any, metrics: pandas.DataFrame) -> None:
+def _plot_loss(axes: Any, metrics: Any) -> None:
     steps = metrics.dropna(subset=["train/loss"])
     window = max(1, len(steps) // 20)
     axes.plot(steps["step"], steps["train/loss"], color=GREY, linewidth=0.6)

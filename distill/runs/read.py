@@ -1,7 +1,5 @@
 """A training run as its folder tells it: which folders are runs, whether they finished, what they hold."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -11,8 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas
-import pyarrow.csv
 import yaml
 
 from distill.config.renamed_keys import read_described
@@ -131,29 +127,6 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def read_metrics(path: Path) -> pandas.DataFrame:
-    """`metrics.csv`: a row a step, which is the index; a column a metric, float64, NaN where there is none.
-
-    A run that was killed while it wrote may have left half a row at the end, which does not count.
-
-    Raises:
-        OSError, ValueError: it cannot be read; the message says why.
-    """
-    text = path.read_bytes()
-    text = text[: text.rfind(b"\n") + 1]
-    if not text:
-        return pandas.DataFrame(index=pandas.Index([], dtype="int64", name="step"))
-    names = next(csv.reader([text[: text.find(b"\n")].decode()]))
-    if "step" not in names:
-        raise ValueError("it has no column step")
-    # Arrow reads the very number that was written, not one a last bit beside it.
-    kinds = {name: pyarrow.int64() if name == "step" else pyarrow.float64() for name in names}
-    table = pyarrow.csv.read_csv(
-        io.BytesIO(text), convert_options=pyarrow.csv.ConvertOptions(column_types=kinds)
-    )
-    return table.to_pandas().set_index("step")
 
 
 def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:

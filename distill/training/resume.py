@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from distill.config.overrides import _is_sweep
+from distill.config.overrides import is_sweep
 from distill.errors import UserError
 
 
@@ -14,7 +14,7 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
     to go on in."""
     if cfg.ckpt_path is None:
         return []
-    if _is_sweep(cfg, arguments):
+    if is_sweep(cfg, arguments):
         raise UserError(
             f"ckpt_path={cfg.ckpt_path} resumes one run: leave -m out; a sweep goes on with the same command "
             f"and its hydra.sweep.dir"

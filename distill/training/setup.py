@@ -16,7 +16,7 @@ from distill.config.instantiate import OptimizerFactory, build, build_optimizer,
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.data.layout import BatchLayout
-from distill.data.readers import find_file
+from distill.data.readers import check_file
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
 from distill.io.locks import first_rank
@@ -30,6 +30,7 @@ from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
 from distill.training.length import RunLength
 from distill.training.models import check_sense, check_vocabularies, find_models
+from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
@@ -191,7 +192,7 @@ class Setup:
         """
         values = resolved(cfg)
         launch = Launch.of_this_process()
-        checks.check_numbers(values)
+        check_numbers(values)
         lora = read_lora(values["model"].get("lora"))
         compute = _compute(values, here)
         objective: Objective = build(cfg.loss, "loss")
@@ -209,7 +210,7 @@ class Setup:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
             if path := _path(recipe):
-                find_file(path)
+                check_file(path)
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         kept, loggers = values["checkpoint"], cfg.get("logger") or {}
         setup = cls(

@@ -16,7 +16,7 @@ from test_generate import run as generate_run
 from test_training import ROOT, environment
 
 from distill.analysis.score_traces import choose, score
-from distill.analysis.smoke_test import quoted
+from distill.config.words import quoted
 from distill.curation.collect import collect
 from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError

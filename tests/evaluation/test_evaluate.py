@@ -17,11 +17,12 @@ from test_training import arguments as training_arguments
 from test_training import run as train_run
 
 from distill.analysis import evaluate_model as command
-from distill.analysis.evaluate_model import as_keys, compare_folders, evaluate_model
+from distill.analysis.evaluate_model import compare_folders, evaluate_model
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.named import as_keys
 from distill.evaluation.run import evaluate
 from distill.models.lazy import LazyModel
 from distill.tiny import task

@@ -28,7 +28,7 @@ from distill.report.page import Grid, Heading, Items, Picture, Text, Written, ma
 from distill.report.style import styles, written
 from distill.report.sweep import planned
 from distill.report.write import write_report
-from distill.runs.load import load
+from distill.runs.load import load_runs
 from distill.statistics import holm
 
 traces = test_training.traces  # the fixture
@@ -605,7 +605,7 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
     text = (sweep / "report" / "report.md").read_text()
     pictures = re.findall(r"\]\(figures/([^)]+)\)", text)
     assert pictures == ["accuracy.svg", "learning.svg", "length.svg", "weights.svg"]
-    found = load(sweep)
+    found = load_runs(sweep)
     table = one_table(sweep)
     by = method_of_runs(table, found)
     assert by == {"0_sft": "sft", "0_dcod": "dcod"}

@@ -20,7 +20,7 @@ from test_training import arguments, run
 
 from distill.errors import UserError
 from distill.runs import wandb as wandb_runs
-from distill.runs.load import Runs, load
+from distill.runs.load import Runs, load_runs
 from distill.runs.read import flat, read_config
 
 traces = test_training.traces  # the fixture
@@ -109,7 +109,7 @@ def assert_same(found: Runs, expected: Runs) -> None:
 
 
 def test_our_own_files_become_tables_with_every_value_that_was_logged(sweep: Path) -> None:
-    found = load(str(sweep))
+    found = load_runs(str(sweep))
     assert found.left_out == {}
     assert list(found.runs["run"]) == ["0_dcod", "2_sft", "10_dft"]
     assert list(found.runs["loss"]) == ["dcod", "sft", "dft"]
@@ -149,9 +149,9 @@ def test_our_own_files_become_tables_with_every_value_that_was_logged(sweep: Pat
 
 
 def test_offline_files_of_wandb_give_the_tables_that_our_own_files_give(sweep: Path) -> None:
-    found = load(sweep, source="wandb")
+    found = load_runs(sweep, source="wandb")
     assert found.left_out == {}
-    assert_same(found, load(sweep))
+    assert_same(found, load_runs(sweep))
 
 
 def test_the_api_of_wandb_gives_the_tables_that_our_own_files_give(
@@ -159,9 +159,9 @@ def test_the_api_of_wandb_gives_the_tables_that_our_own_files_give(
 ) -> None:
     """The installed client asks a local server, which knows what the offline files say; how W&B's own server
     answers beyond that is not tested here."""
-    found = load("wandb:lab/distill", group="compare")
+    found = load_runs("wandb:lab/distill", group="compare")
     assert found.left_out == {}
-    assert_same(found, load(sweep))
+    assert_same(found, load_runs(sweep))
     assert set(found.runs["place"]) == {f"wandb:lab/distill/{run['id']}" for run in server}
 
 
@@ -176,9 +176,9 @@ def test_runs_of_wandb_that_are_no_results_are_named(sweep: Path, server: list[w
     ]
     with wandb_stub.serving(server) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_BASE_URL", address)
-        found = load("wandb:lab/distill", group="compare")
+        found = load_runs("wandb:lab/distill", group="compare")
         with pytest.raises(UserError, match=r"wandb:lab/nowhere cannot be read: "):
-            load("wandb:lab/nowhere")
+            load_runs("wandb:lab/nowhere")
     left_out = {place.removeprefix("wandb:lab/distill/"): why for place, why in found.left_out.items()}
     assert left_out.pop("tableless: samples").startswith("cannot be read: ")
     assert left_out == {
@@ -196,18 +196,18 @@ def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(UserError, match="nobody is logged in to W&B here: run `wandb login`"):
-        load("wandb:lab/distill")
+        load_runs("wandb:lab/distill")
 
 
 def test_a_run_without_a_csv_is_read_from_the_file_of_wandb(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "compare", symlinks=True)
     for path in tmp_path.glob("compare/*/metrics.csv"):
         path.unlink()
-    found = load(tmp_path / "compare")
+    found = load_runs(tmp_path / "compare")
     assert found.left_out == {}
-    assert_same(found, load(sweep))
+    assert_same(found, load_runs(sweep))
     shutil.rmtree(tmp_path / "compare" / "2_sft" / "wandb")
-    found = load(tmp_path / "compare")
+    found = load_runs(tmp_path / "compare")
     assert found.left_out == {
         str(tmp_path / "compare" / "2_sft" / "metrics.csv"): "there is none, nor a file of W&B's: the run's "
         "metrics are unknown"
@@ -217,7 +217,7 @@ def test_a_run_without_a_csv_is_read_from_the_file_of_wandb(sweep: Path, tmp_pat
     # Where only W&B's files were kept, nothing has to be said.
     (tmp_path / "kept").mkdir()
     shutil.move(tmp_path / "compare" / "0_dcod" / "wandb", tmp_path / "kept" / "wandb")
-    assert list(load(tmp_path / "kept").runs["loss"]) == ["dcod"]
+    assert list(load_runs(tmp_path / "kept").runs["loss"]) == ["dcod"]
 
 
 def test_runs_that_broke_off_are_named_or_come_along_as_far_as_they_were_written(
@@ -237,11 +237,11 @@ def test_runs_that_broke_off_are_named_or_come_along_as_far_as_they_were_written
         str(tmp_path / "10_dft"): "unfinished: a checkpoint after step 6 is kept",
         str(tmp_path / "11_killed"): "unfinished: no checkpoint",
     }
-    found = load(tmp_path)
+    found = load_runs(tmp_path)
     assert list(found.runs["run"]) == ["0_dcod"]
     assert found.left_out == why
     assert f"left out: {tmp_path / '2_sft'}: failed: the disk is full" in repr(found)
-    found = load(tmp_path, unfinished=True)
+    found = load_runs(tmp_path, unfinished=True)
     assert list(found.runs["status"]) == ["finished", *list(why.values())[:2]]
     assert list(found.left_out) == [str(tmp_path / "11_killed")]
     steps = found.metrics.groupby("run", observed=True)["step"].max().to_dict()
@@ -261,7 +261,7 @@ def test_damaged_files_are_named_and_the_rest_is_read(sweep: Path, tmp_path: Pat
     (folder / "10_dft" / "weights.jsonl").write_text('{"step": 1}\n')
     summary = json.loads((folder / "10_dft" / "summary.json").read_text())
     (folder / "10_dft" / "summary.json").write_text(json.dumps(summary | {"benchmarks": {"arithmetic": 1}}))
-    found = load(folder)
+    found = load_runs(folder)
     assert list(found.runs["run"]) == ["2_sft", "10_dft"]
     assert set(found.scores["run"]) == set(found.weights["run"]) == {"2_sft"}
     assert set(found.metrics["run"]) == {"2_sft"}
@@ -281,23 +281,23 @@ def test_a_damaged_file_of_wandb_is_told_from_one_that_was_cut(sweep: Path, tmp_
     (whole,) = tmp_path.glob("compare/0_dcod/wandb/offline-run-*/*.wandb")
     data = whole.read_bytes()
     whole.write_bytes(data[:9000] + bytes([data[9000] ^ 1]) + data[9001:])
-    found = load(tmp_path, source="wandb")
+    found = load_runs(tmp_path, source="wandb")
     assert list(found.runs["loss"]) == ["sft", "dft"]
     assert list(found.left_out) == [str(whole)]
     assert found.left_out[str(whole)].startswith("damaged at byte ")
     for cut in (data[: len(data) // 2], data[: len(data) // 2] + bytes(20)):
         whole.write_bytes(cut)
-        found = load(tmp_path, source="wandb")
+        found = load_runs(tmp_path, source="wandb")
         assert found.left_out == {str(whole): "unfinished: its W&B file has no end"}
-        found = load(tmp_path, source="wandb", unfinished=True)
+        found = load_runs(tmp_path, source="wandb", unfinished=True)
         assert found.runs["status"][0] == "unfinished: its W&B file has no end"
     _, resumed = sorted(tmp_path.glob("compare/10_dft/wandb/offline-run-*/*.wandb"))
     resumed.write_bytes(resumed.read_bytes()[:5000])
-    assert load(tmp_path, source="wandb").left_out[str(resumed)] == "unfinished: its W&B file has no end"
+    assert load_runs(tmp_path, source="wandb").left_out[str(resumed)] == "unfinished: its W&B file has no end"
     shutil.rmtree(resumed.parent)
-    assert "failed: exit code 1" in load(tmp_path, source="wandb").left_out.values()
+    assert "failed: exit code 1" in load_runs(tmp_path, source="wandb").left_out.values()
     whole.write_bytes(b"something else")
-    assert load(tmp_path, source="wandb").left_out[str(whole)] == "this is no file of W&B's"
+    assert load_runs(tmp_path, source="wandb").left_out[str(whole)] == "this is no file of W&B's"
 
 
 def test_a_file_of_wandb_that_ends_at_any_byte_is_unfinished_and_read_up_to_its_last_whole_record(
@@ -401,7 +401,7 @@ def test_what_lies_behind_a_checkpoint_is_forgotten_when_the_run_is_resumed_ther
 
 
 def test_keys_of_the_configuration_become_columns_of_every_table(sweep: Path) -> None:
-    found = load(sweep, columns=["optimizer.lr", "loss.control"], metrics=["train/loss"])
+    found = load_runs(sweep, columns=["optimizer.lr", "loss.control"], metrics=["train/loss"])
     for name in ("metrics", "scores", "samples", "weights"):
         table = getattr(found, name)
         assert table.groupby("loss", observed=True)["optimizer.lr"].first()["sft"] == 0.002
@@ -409,32 +409,32 @@ def test_keys_of_the_configuration_become_columns_of_every_table(sweep: Path) ->
     assert set(found.metrics["metric"]) == {"train/loss"}
     assert not found.metrics["tokens"].isna().any()  # the axes do not hang on what is asked for
     with pytest.raises(UserError, match=r"columns: no run's configuration has the key optimizer\.lrr"):
-        load(sweep, columns=["optimizer.lrr"])
-    assert len(load(sweep, samples=False).samples) == 0
+        load_runs(sweep, columns=["optimizer.lrr"])
+    assert len(load_runs(sweep, samples=False).samples) == 0
 
 
 def test_groups_lists_and_what_is_no_run(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "0_dcod", tmp_path / "tune" / "0_dcod", symlinks=True)
     config = tmp_path / "tune" / "0_dcod" / "config.yaml"
     config.write_text(config.read_text().replace("group: compare", "group: tune"))
-    found = load([sweep, tmp_path / "tune", sweep / "0_dcod"])
+    found = load_runs([sweep, tmp_path / "tune", sweep / "0_dcod"])
     assert list(found.runs["run"]) == ["compare/0_dcod", "compare/2_sft", "compare/10_dft", "tune/0_dcod"]
-    found = load([sweep, tmp_path / "tune"], group="tune")
+    found = load_runs([sweep, tmp_path / "tune"], group="tune")
     assert list(found.runs["run"]) == ["0_dcod"]
     assert set(found.left_out.values()) == {"of the group compare"}
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "summary.json").write_text('{"traces": 800}')  # as generate.py leaves it
-    found = load(tmp_path)
+    found = load_runs(tmp_path)
     assert list(found.left_out.values()) == ["no training run: its summary.json is of something else"]
-    only = load(tmp_path / "traces")
+    only = load_runs(tmp_path / "traces")
     assert [len(getattr(only, name)) for name in TABLES] == [0] * 5
     assert {"run", "loss", "metric", "value", "tokens", "flops"} <= set(only.metrics.columns)
     with pytest.raises(UserError, match="there is no such folder"):
-        load(tmp_path / "nowhere")
+        load_runs(tmp_path / "nowhere")
     with pytest.raises(UserError, match="there is no run in it"):
-        load(config.parent / "student")
+        load_runs(config.parent / "student")
     with pytest.raises(UserError, match="source='csv' is neither folder nor wandb"):
-        load(sweep, source="csv")
+        load_runs(sweep, source="csv")
 
 
 def test_what_was_spent_by_a_step_is_what_was_last_logged_before_it(sweep: Path, tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_what_was_spent_by_a_step_is_what_was_last_logged_before_it(sweep: Path,
         ["20", "200", "3.0", "3e15", "2e15", "0.3"],
     ]
     (tmp_path / "run" / "metrics.csv").write_text("".join(",".join(row) + "\n" for row in rows))
-    metrics = load(tmp_path).metrics
+    metrics = load_runs(tmp_path).metrics
     accuracy = metrics[metrics["metric"] == "arithmetic/accuracy"]
     assert accuracy[["step", "value", "tokens", "seconds", "flops"]].to_numpy().tolist() == [
         [0, 0.1, 0, 0, 0],
@@ -474,7 +474,7 @@ def test_two_hundred_runs_of_two_thousand_steps_load_in_seconds(sweep: Path, tmp
             shutil.copy(sweep / "0_dcod" / name, folder)
         (folder / "metrics.csv").hardlink_to(tmp_path / "metrics.csv")
     began = time.process_time()
-    found = load(tmp_path / "sweep")
+    found = load_runs(tmp_path / "sweep")
     spent = time.process_time() - began
     assert len(found.metrics) == 200 * 2000 * len(names)
     assert found.metrics["run"].cat.categories[10] == "10_run"

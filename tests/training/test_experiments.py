@@ -20,7 +20,8 @@ from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.objective.objective import Objective
-from distill.training.checks import check_devices, check_numbers, check_trainer, trainer_options
+from distill.training.checks import check_devices, check_trainer, trainer_options
+from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

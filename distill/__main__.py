@@ -1,0 +1,45 @@
+"""`distill VERB …`, or `python -m distill VERB …`: one entry to all commands."""
+
+import difflib
+import runpy
+import sys
+
+from distill import __version__
+
+# By verb: the module that is run, and what it does.
+VERBS = {
+    "train": ("distill.training", "distil a student: loss=dcod model=qwen1.5b"),
+    "plan": ("distill.plan", "what a run would take: memory, time, disk"),
+    "generate": ("distill.generate", "let a teacher write traces, and judge them"),
+    "score": ("distill.score", "how traces suit a student, before training on them"),
+    "curate": ("distill.curate", "choose and change traces before training"),
+    "evaluate": ("distill.evaluate", "ask a model benchmarks, or compare such evaluations"),
+    "results": ("distill.results", "finished runs as a table"),
+    "report": ("distill.report", "a sweep's methods against a baseline, as one page"),
+    "tune": ("distill.tune", "each method's learning rate from a sweep over rates"),
+    "presets": ("distill.presets", "the losses there are, as a table"),
+    "records": ("distill.records", "print a trace set as JSON Lines"),
+    "bench": ("distill.bench", "speed and memory beside other packages"),
+}
+
+
+def main() -> None:
+    """Run the verb that the command line begins with, as `python -m` runs its module."""
+    verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if verb in ("--help", "-h", "help"):
+        lines = [f"  {name:10}{said}" for name, (_, said) in VERBS.items()]
+        print("\n".join(["Usage: distill VERB …   (distill VERB --help says more)", "", *lines]))
+    elif verb == "--version":
+        print(f"distill {__version__}")
+    elif verb in VERBS:
+        sys.argv[1:] = words
+        # As the main module, so that ranks and jobs that are started from it run the same module again.
+        runpy.run_module(VERBS[verb][0], run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(verb.lower(), VERBS, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        sys.exit(f"error: distill {verb}: there is no such command{hint} (commands: {', '.join(VERBS)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What the commands do, from Python: words as on the command line, typed values in place of print.
+
+    from distill import evaluate_model, generate_traces
+
+    traces = generate_traces(["model=tiny", "data=arithmetic", "data.limit=20"], out="outputs/traces/mine")
+    found = evaluate_model(["model=tiny", "benchmark=arithmetic", "benchmark.limit=20"])
+
+Settings by keyword are words, too: `out="…"` is `out=…`, and `**{"data.limit": 20}` is `data.limit=20`.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from distill.analysis.scores_file import Scored, read_scores
+from distill.config.console import quiet
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
+from distill.config.words import words_of
+from distill.data.trace_set import TraceSet
+from distill.evaluation.named import as_keys, stands_for
+from distill.models.find import find_model
+from distill.models.language_model import LanguageModel
+from distill.planning.plan import Plan
+from distill.statistics import Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's evaluation.
+
+    Attributes:
+        folder: with `results.json`, `samples.jsonl` and the page `results.html`.
+        figures: by benchmark, `accuracy` and what else was found, each with its 95 % interval.
+    """
+
+    folder: Path
+    figures: dict[str, dict[str, Figure]]
+
+
+def generate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
+    """Let a teacher write traces for a set of problems, and judge them (`distill generate`).
+
+    Args:
+        words: overrides, such as `model=tiny`.
+        settings: the same by keyword, such as `out`, the trace set's folder.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.teacher.write_traces import generate
+
+    return TraceSet(_run("generate", words, settings, generate))
+
+
+def score_traces(words: Iterable[str] = (), **settings: Any) -> Scored:
+    """Score how traces suit a student, before training on them (`distill score`).
+
+    Args:
+        words: overrides, such as `teachers=[outputs/traces/a,outputs/traces/b]`.
+        settings: the same by keyword, such as `out`, the folder of tables and plots.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.analysis.score_traces import score
+
+    return read_scores(_run("score", words, settings, score))
+
+
+def curate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
+    """Choose and change traces in steps (`distill curate`).
+
+    Args:
+        words: overrides, such as `curation=[correct,deduplicate]`.
+        settings: the same by keyword, such as `out`, the new trace set's folder.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.curation.run import curate
+
+    return TraceSet(_run("curate", words, settings, curate))
+
+
+def evaluate_model(words: Iterable[str] = (), **settings: Any) -> Evaluation:
+    """Ask a model the problems of benchmarks (`distill evaluate`).
+
+    Args:
+        words: overrides, such as `model=tiny` and `benchmark=[gsm8k,aime24]`.
+        settings: the same by keyword, such as `out`, the folder of the results.
+
+    Raises:
+        UserError: anything that the user can mend, before the model is loaded.
+    """
+    from distill.analysis import evaluate_model as evaluation
+
+    folder = _run("evaluate", words, settings, evaluation.evaluate_model)
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))["benchmarks"]
+    figures = {
+        benchmark: {name: _figure(value) for name, value in own["figures"].items()}
+        for benchmark, own in found.items()
+    }
+    return Evaluation(folder, figures)
+
+
+def plan_run(words: Iterable[str] = (), **settings: Any) -> Plan:
+    """Reckon what a run would take: memory, time, disk (`distill plan`).
+
+    Args:
+        words: overrides of a training run, such as `loss=dcod` and `model=qwen1.5b`.
+        settings: the same by keyword.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.planning.plan import make_plan
+    from distill.training.setup import Setup
+
+    return make_plan(Setup.from_overrides([*words, *words_of(settings)], here=False))
+
+
+def load_model(
+    model: str | Path,
+    *,
+    role: str = "student",
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a language model by its name.
+
+    Args:
+        model: a run's folder, a folder in Hugging Face format, a GGUF file, a hub id, or a pair of conf/model
+            such as `tiny`.
+        role: of a pair, whom to take: `student` or `teacher`.
+        device: where its weights go.
+        dtype: of the weights in memory; `auto`: as they are stored.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python from the model's repository.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    found, _ = stands_for(str(model), "model", role)
+    source = find_model(
+        found, key="model", dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    loaded = source.load()
+    loaded.model.to(device)
+    return loaded
+
+
+def _run(
+    command: str, words: Iterable[str], settings: dict[str, Any], run: Callable[[DictConfig], Path]
+) -> Path:
+    """The folder that a command made; what it would print is in the folder's files."""
+    quiet()
+    with redirect_stdout(io.StringIO()):
+        return run(_compose(command, words, settings))
+
+
+def _compose(command: str, words: Iterable[str], settings: dict[str, Any]) -> DictConfig:
+    said = [*words, *words_of(settings)]
+    cfg = check_overrides(CONFIG, command, as_keys(said) if command == "evaluate" else said)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return cfg
+
+
+def _figure(value: dict[str, float | None]) -> Figure:
+    found = {name: math.nan if own is None else own for name, own in value.items()}
+    return Figure(found["value"], found["low"], found["high"])

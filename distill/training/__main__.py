@@ -1,0 +1,53 @@
+"""Distil a student: `distill train loss=dcod model=qwen1.5b`; in a checkout `python train.py …` is the same.
+
+`--help` tells the groups, the README the rest.
+"""
+
+from collections.abc import Sequence
+
+import hydra
+from omegaconf import DictConfig
+
+from distill.config.allocator import no_collection, tune_allocator
+from distill.config.command import run_command
+from distill.config.instantiate import resolved
+from distill.config.paths import CONFIG
+from distill.training.resume import resume_arguments
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    tune_allocator()
+    with no_collection():  # torch and transformers, only when something runs
+        from distill.training.job import job
+    with job(cfg) as started:
+        if cfg.plan:
+            from distill.planning.command import print_plan
+
+            return print_plan(cfg)
+        earlier = started.begin()
+        if earlier.finished:
+            return earlier.score
+        with no_collection():
+            from distill.training.run import train
+
+        return train(cfg).accuracy
+    return None
+
+
+def check(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse before torch is imported what can be told without it."""
+    from distill.training.inputs import check_inputs
+    from distill.training.numbers import check_numbers
+
+    check_numbers(resolved(cfg))
+    check_inputs(cfg, words, needed=("student",))
+
+
+def run() -> None:
+    """The command, from `sys.argv`."""
+    run_command("train", main, check, more=resume_arguments)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,128 @@
+"""Every command answers help, typos and missing files at once: without torch, and within a second or so."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ["torch", "transformers", "datasets", "lightning", "matplotlib", "wandb", "scipy", "sympy"]
+COMPOSED = {
+    "training": ["data=traces", "data.path=nothere.jsonl"],
+    "evaluate": ["model=./nothere"],
+    "generate": ["model.teacher=nothere.gguf"],
+    "score": ["teachers=[nothere/traces.jsonl]"],
+    "curate": ["data.path=nothere.jsonl"],
+}
+OTHERS = {"results": ["nothere"], "report": ["nothere"], "records": ["nothere"], "tune": ["nothere"]}
+# Runs a module with several command lines in one process, and tells what each printed and what is imported.
+RUN = """
+import contextlib, io, json, runpy, sys
+module, lines, heavy = json.loads(sys.argv[1])
+told = []
+for words in lines:
+    sys.argv, errors, status = ["x", *words], io.StringIO(), 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as left:
+            status = left.code or 0
+    told.append([status, errors.getvalue(), [name for name in heavy if name in sys.modules]])
+print(json.dumps(told))
+"""
+
+
+def told(module: str, *lines: list[str], cwd: Path) -> list[tuple[int, str, list[str]]]:
+    asked = json.dumps([f"distill.{module}", lines, HEAVY])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUN, asked]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not list(cwd.iterdir())
+    return [tuple(one) for one in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("module", COMPOSED)
+def test_help_a_typo_and_a_missing_file_are_answered_without_torch(module: str, tmp_path: Path) -> None:
+    lines = [["--help"], ["--version"], ["--cfg", "job"], ["sede=1"], COMPOSED[module]]
+    helped, version, shown, typo, missing = told(module, *lines, cwd=tmp_path)
+    assert helped == version == shown == (0, "", [])
+    assert typo[0] == 1
+    assert "there is no key 'sede'" in typo[1]
+    assert missing[0] == 1
+    assert "nothere" in missing[1]
+    assert missing[1].count("\n") == 1  # one sentence
+    assert typo[2] == missing[2] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.student=./nothere"], "model.student=./nothere: there is no such folder"),
+        (["model.teacher=/nothere/at/all"], "model.teacher=/nothere/at/all: there is no such folder"),
+        (["model.reference=nothere.gguf"], "model.reference=nothere.gguf: there is no such GGUF file"),
+        (["benchmark=gsm8k", "benchmark.path=nothere.jsonl"], "data file nothere.jsonl does not exist"),
+        (["ckpt=nothere"], "ckpt=nothere: there is no checkpoint in this folder"),
+        (["data.batch_size=0"], "data.batch_size=0 must be a whole number, at least 1"),
+        (["max_tokens=abc"], "max_tokens='abc' must be a whole number"),
+    ],
+)
+def test_train_refuses_what_it_can_tell_without_torch(words: list[str], said: str, tmp_path: Path) -> None:
+    ((status, error, imported),) = told("training", words, cwd=tmp_path)
+    assert status == 1
+    assert error.startswith(f"error: {said}")
+    assert imported == []
+
+
+def test_a_comparison_with_a_folder_that_is_not_there_is_refused_without_torch(tmp_path: Path) -> None:
+    ((status, error, imported),) = told("evaluate", ["compare=[nothere,neither]"], cwd=tmp_path)
+    assert status == 1
+    assert error.startswith("error: nothere: there is no such folder")
+    assert imported == []
+
+
+@pytest.mark.parametrize("module", OTHERS)
+def test_commands_over_folders_answer_without_torch(module: str, tmp_path: Path) -> None:
+    helped, typo, missing = told(module, ["--help"], ["--nothing"], OTHERS[module], cwd=tmp_path)
+    assert helped == (0, "", [])
+    assert typo[0] == 2
+    assert missing[0] == 1
+    assert missing[1].startswith("error: nothere")
+    assert typo[2] == missing[2] == []
+
+
+@pytest.mark.parametrize("module", ["presets", "bench"])
+def test_help_of_the_other_commands_needs_no_torch(module: str, tmp_path: Path) -> None:
+    helped, typo = told(module, ["--help"], ["--nothing"], cwd=tmp_path)
+    assert helped == (0, "", [])
+    assert typo[0] == 2
+    assert typo[2] == []
+
+
+def seconds(*words: str) -> float:
+    """Processor time of a process, the least of two."""
+    found = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+@pytest.mark.slow
+def test_commands_answer_within_half_again_of_hydras_import_and_six_tenths() -> None:
+    most = 1.5 * seconds("-c", "import hydra, omegaconf") + 0.6
+    lines = [[command, "--help"] for command in (*COMPOSED, *OTHERS, "presets", "bench")]
+    for command, missing in COMPOSED.items():
+        lines += [[command, "--cfg", "job"], [command, "sede=1"], [command, *missing]]
+    slow = {
+        " ".join(line): round(took, 2)
+        for line in lines
+        if (took := seconds("-m", f"distill.{line[0]}", *line[1:])) > most
+    }
+    assert slow == {}
