@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build
 from distill.data.tokenizers import tokenizer_fingerprint
-from distill.data.trace import Trace, check_spelling, conversation, encode_completion, encode_prompt
+from distill.data.trace import Example, Trace, check_spelling, conversation, encode_completion, encode_prompt
 from distill.data.trace_set import template_hash, write_records
 from distill.errors import UserError, whole_number
 from distill.generation.completion_log import CompletionLog
@@ -27,11 +28,114 @@ from distill.io.files import hash_arrays, write_atomically
 from distill.io.locks import claimed
 from distill.io.progress import progress_bar
 from distill.models.devices import find_device
+from distill.models.find import find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
 from distill.teacher.logprobs import score
 from distill.teacher.verify import Checks
+
+
+@dataclass(frozen=True)
+class WriteSetup:
+    """What a teacher is to write, once everything that a user can get wrong has been checked.
+
+    Attributes:
+        folder: of the trace set.
+        teacher: loaded with its first use.
+        engine: generates the completions.
+        sampling: how they are sampled.
+        samples: completions a problem.
+        seed: of the sampling.
+        logprobs: whether the teacher scores its completions.
+        checks: judge the completions.
+        examples: the problems, under ids that are unique.
+        prompted: the same with the conversation that the teacher is shown.
+        prompts: of each problem, the prompt's token ids.
+        template: hash of the chat template and the prompt's wording.
+        config: the configuration as YAML.
+    """
+
+    folder: Path
+    teacher: LazyModel
+    engine: Engine
+    sampling: Sampling
+    samples: int
+    seed: int
+    logprobs: bool
+    checks: Checks
+    examples: Sequence[Example]
+    prompted: Sequence[Example]
+    prompts: Sequence[np.ndarray]
+    template: str
+    config: str
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> "WriteSetup":
+        """Check a configuration of `conf/generate.yaml` and find its teacher, which is not loaded.
+
+        Raises:
+            UserError: what is wrong, and what to do.
+        """
+        device = find_device(cfg.trainer)
+        recipe = build(cfg.data.recipe, "data")
+        sampling: Sampling = build(cfg.sampling, "sampling")
+        checks = Checks.of(cfg.check, recipe.grade)
+        _check_values(cfg, sampling)
+        source = _teacher(cfg)
+        examples = _unique_ids(recipe.source())
+        prompted = [conversation(example, cfg.prompt.user, cfg.prompt.system) for example in examples]
+        prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in prompted]
+        check_room(examples, prompts, source)
+        teacher = LazyModel(source, device)
+        try:
+            engine: Engine = build(cfg.engine, "engine")(teacher)
+        except (ValueError, TypeError) as error:  # its arguments
+            raise UserError(str(error)) from error
+        return cls(
+            folder=Path(cfg.out),
+            teacher=teacher,
+            engine=engine,
+            sampling=sampling,
+            samples=cfg.samples,
+            seed=cfg.seed,
+            logprobs=cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"),
+            checks=checks,
+            examples=examples,
+            prompted=prompted,
+            prompts=prompts,
+            template=template_hash(source.tokenizer, cfg.prompt.user, cfg.prompt.system),
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+        )
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """One request a completion, problem by problem."""
+        return [
+            Request(prompt, example.messages or (), request_seed(self.seed, example.problem, sample))
+            for example, prompt in zip(self.prompted, self.prompts, strict=True)
+            for sample in range(self.samples)
+        ]
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """Everything that the completions depend on."""
+        source = self.teacher.source
+        return {
+            "teacher": source.fingerprint,
+            "dtype": source.dtype,
+            "tokenizer": tokenizer_fingerprint(source.tokenizer),
+            "engine": self.engine.name,
+            **getattr(self.engine, "settings", {}),
+            "sampling": vars(self.sampling) | {"samples": self.samples, "seed": self.seed},
+            "prompts": hash_arrays(iter(self.prompts)),
+        }
+
+    def check_spelling(self, place: int, written: Written) -> None:
+        """Refuse text that the teacher's tokenizer cannot spell: another model may be behind a server."""
+        if written.ids is None:
+            example = replace(self.prompted[place // self.samples], completion=written.text)
+            check_spelling(self.teacher.source.tokenizer, example, self.teacher.source.name)
 
 
 def generate(cfg: DictConfig) -> Path:
@@ -43,13 +147,29 @@ def generate(cfg: DictConfig) -> Path:
     Raises:
         UserError: anything that the user can mend, before the teacher is loaded.
     """
+    setup = WriteSetup.from_config(cfg)
+    with claimed(setup.folder, setup.key):
+        began = time.perf_counter()
+        completion_log = CompletionLog(setup.folder / "completions.jsonl")
+        written, new = _write(
+            setup.engine, setup.requests, setup.sampling, completion_log, setup.check_spelling
+        )
+        seconds = time.perf_counter() - began
+        records = _records(setup, written)
+        setup.checks.judge(records, {example.id: example for example in setup.examples})
+        write_records(setup.folder / "traces.parquet", records)
+        new_tokens = sum(len(records[place]["completion_ids"]) for place in new)
+        summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
+        text = json.dumps(summary, indent=1)
+        write_atomically(setup.folder / "summary.json", lambda path: path.write_text(text))
+        write_atomically(setup.folder / "config.yaml", lambda path: path.write_text(setup.config))
+        print(_in_words(summary, setup.folder))
+        return setup.folder
+
+
+def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
-    folder = Path(cfg.out)
-    device = find_device(cfg.trainer)
-    recipe = build(cfg.data.recipe, "data")
-    sampling: Sampling = build(cfg.sampling, "sampling")
-    checks = Checks.of(cfg.check, recipe.grade)
     if "{problem}" not in cfg.prompt.user:
         raise UserError(f"prompt.user={cfg.prompt.user!r} has no {{problem}} in it")
     whole_number("seed", cfg.seed, least=0)
@@ -61,107 +181,70 @@ def generate(cfg: DictConfig) -> Path:
             f"samples={cfg.samples} with sampling.temperature=0: greedy completions of a problem are all "
             f"alike; take samples=1 or a temperature"
         )
-    source = _teacher(cfg)
-    examples = recipe.source()
-    if not examples:
-        raise UserError("the data holds no problem: check data.path, data.limit")
-    # An id may stand for several problems of a file: each is judged by its own answer.
-    repeated = {name for name, count in Counter(example.id for example in examples).items() if count > 1}
-    examples = [
-        replace(example, id=f"{example.id}@{number}") if example.id in repeated else example
-        for number, example in enumerate(examples)
-    ]
-    asked = [conversation(example, cfg.prompt.user, cfg.prompt.system) for example in examples]
-    prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in asked]
-    check_room(examples, prompts, source)
-    model = LazyModel(source, device)
-    try:
-        engine: Engine = build(cfg.engine, "engine")(model)
-    except (ValueError, TypeError) as error:  # its arguments
-        raise UserError(str(error)) from error
-    requests = [
-        Request(prompt, example.messages or (), request_seed(cfg.seed, example.problem, sample))
-        for example, prompt in zip(asked, prompts, strict=True)
-        for sample in range(cfg.samples)
-    ]
-    key = {
-        "teacher": source.fingerprint,
-        "dtype": source.dtype,
-        "tokenizer": tokenizer_fingerprint(source.tokenizer),
-        "engine": engine.name,
-        **getattr(engine, "settings", {}),
-        "sampling": vars(sampling) | {"samples": cfg.samples, "seed": cfg.seed},
-        "prompts": hash_arrays(iter(prompts)),
-    }
-    with claimed(folder, key):
-        began = time.perf_counter()
-
-        def check(place: int, one: Written) -> None:
-            if one.ids is None:  # a model of another tokenizer may be behind a server
-                example = replace(asked[place // cfg.samples], completion=one.text)
-                check_spelling(source.tokenizer, example, source.name)
-
-        completion_log = CompletionLog(folder / "completions.jsonl")
-        written, new = _write(engine, requests, sampling, completion_log, check)
-        seconds = time.perf_counter() - began
-        ids = [_token_ids(one, source) for one in written]
-        new_tokens = sum(len(ids[place]) for place in new)
-        logprobs: list[Any] = [None] * len(requests)
-        if cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"):
-            traces = [
-                Trace(asked[number // cfg.samples], request.prompt_ids, one)
-                for number, (request, one) in enumerate(zip(requests, ids, strict=True))
-            ]
-            logprobs = score(model, traces, "teacher_logprobs", cache=folder / "scores")
-        records, template = [], template_hash(source.tokenizer, cfg.prompt.user, cfg.prompt.system)
-        for place, (request, one) in enumerate(zip(requests, written, strict=True)):
-            number, sample = divmod(place, cfg.samples)
-            example = examples[number]
-            completion = (
-                one.text if one.ids is None else source.tokenizer.decode(one.ids, skip_special_tokens=True)
-            )
-            records.append(
-                {
-                    "id": f"{example.id}#{sample}",
-                    "problem": example.problem,
-                    "messages": [dict(turn) for turn in request.messages],
-                    "completion": completion,
-                    "gold": example.gold,
-                    "finished": one.finished,
-                    "prompt_ids": request.prompt_ids.tolist(),
-                    "completion_ids": ids[place].tolist(),
-                    "ids_from": "text" if one.ids is None else "engine",
-                    "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
-                    "problem_id": example.id,
-                    "sample": sample,
-                    "teacher": source.name,
-                    "teacher_revision": source.fingerprint,
-                    "teacher_dtype": source.dtype,
-                    "engine": engine.name,
-                    "weight": 1.0,
-                    "learn_from": 0,
-                    "tokenizer": key["tokenizer"],
-                    "template": template,
-                    "sampling": vars(sampling) | {"seed": cfg.seed},
-                }
-            )
-        checks.judge(records, {example.id: example for example in examples})
-        write_records(folder / "traces.parquet", records)
-        summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
-        write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1)))
-        write_atomically(
-            folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        )
-        print(_in_words(summary, folder))
-        return folder
 
 
 def _teacher(cfg: DictConfig) -> ModelSource:
-    from distill.models.find import find
-
     if not cfg.model.teacher:
         raise UserError("model.teacher is not set: name who writes (a hub id, a folder or a GGUF file)")
     return find(cfg.model, "teacher", cfg.model.teacher_dtype)
+
+
+def _unique_ids(examples: Sequence[Example]) -> list[Example]:
+    """The problems under ids of their own: an id may stand for several problems of a file, and each is judged
+    by its own answer."""
+    if not examples:
+        raise UserError("the data holds no problem: check data.path, data.limit")
+    repeated = {name for name, count in Counter(example.id for example in examples).items() if count > 1}
+    return [
+        replace(example, id=f"{example.id}@{number}") if example.id in repeated else example
+        for number, example in enumerate(examples)
+    ]
+
+
+def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, Any]]:
+    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet judged."""
+    source = setup.teacher.source
+    ids = [_token_ids(completion, source) for completion in written]
+    logprobs: list[Any] = [None] * len(written)
+    if setup.logprobs:
+        traces = [
+            Trace(setup.prompted[place // setup.samples], request.prompt_ids, completion_ids)
+            for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
+        ]
+        logprobs = score(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
+    records = []
+    for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
+        number, sample = divmod(place, setup.samples)
+        example = setup.examples[number]
+        text = completion.text
+        if completion.ids is not None:
+            text = source.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        records.append(
+            {
+                "id": f"{example.id}#{sample}",
+                "problem": example.problem,
+                "messages": [dict(turn) for turn in request.messages],
+                "completion": text,
+                "gold": example.gold,
+                "finished": completion.finished,
+                "prompt_ids": request.prompt_ids.tolist(),
+                "completion_ids": ids[place].tolist(),
+                "ids_from": "text" if completion.ids is None else "engine",
+                "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
+                "problem_id": example.id,
+                "sample": sample,
+                "teacher": source.name,
+                "teacher_revision": source.fingerprint,
+                "teacher_dtype": source.dtype,
+                "engine": setup.engine.name,
+                "weight": 1.0,
+                "learn_from": 0,
+                "tokenizer": setup.key["tokenizer"],
+                "template": setup.template,
+                "sampling": vars(setup.sampling) | {"seed": setup.seed},
+            }
+        )
+    return records
 
 
 def _write(
