@@ -181,7 +181,10 @@ def test_without_a_teacher_there_are_no_weights_and_that_is_said(
         (["support=some"], "support='some' is not one of auto, none"),
         (["model.student=null"], "model.student is not set"),
         (["smoke_test=true", f"teachers=[{TEACHER}]"], "smoke_test=true compares teachers: name at"),
-        (["smoke_test=true", f"teachers=[{TEACHER},{STUDENT}]", "data.limit=3"], "such as benchmark="),
+        (
+            ["smoke_test=true", f"teachers=[{TEACHER},{STUDENT}]", "benchmark=none", "data.limit=3"],
+            "such as benchmark=",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import yaml
 from commands import command as run_command
 from omegaconf import OmegaConf
 
-from distill.analysis.evaluate_model import as_keys
 from distill.config.overrides import check_overrides
+from distill.evaluation.named import as_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 from test_training import run
 
+from distill.config.instantiate import resolved
 from distill.config.overrides import check_overrides
 from distill.data.trace_set import read_records
 from distill.errors import UserError
 from distill.report.write import write_report
 from distill.runs.folder import asked_alike, difference
-from distill.runs.load import load
+from distill.runs.load import load_runs
 from distill.runs.table import compare, read_runs
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -45,10 +46,10 @@ def old_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_old_run_is_of_todays_configuration_and_says_which_key_differs() -> None:
     cfg = check_overrides(TESTS.parent / "conf", "train", [*WORDS, f"dir={OLD}"])
-    assert difference(OLD, cfg, length_too=True) is None
-    assert asked_alike(OLD, cfg)
+    assert difference(OLD, resolved(cfg), length_too=True) is None
+    assert asked_alike(OLD, resolved(cfg))
     cfg.lr_scheduler.warmup_ratio = 0.5
-    assert difference(OLD, cfg) == "lr_scheduler.warmup_ratio was 0 and is 0.5"
+    assert difference(OLD, resolved(cfg)) == "lr_scheduler.warmup_ratio was 0 and is 0.5"
 
 
 def test_an_old_trace_set_is_read() -> None:
@@ -67,7 +68,7 @@ def test_an_old_run_goes_on_from_its_checkpoint_as_one_of_today_does() -> None:
     resumed = [run([*lengthened, f"ckpt_path={folder}"], folder) for folder in (OLD, new)]
     assert resumed == [OLD.resolve(), new.resolve()]
     assert [path for path in sorted(Path("cache").iterdir()) if path.name.startswith("untrained")] == cached
-    logged = load("runs", samples=False).metrics
+    logged = load_runs("runs", samples=False).metrics
     steps = logged[logged["metric"] == "train/loss"].set_index(["run", "step"])["value"]
     assert steps["dcod"].to_dict() == pytest.approx(steps["new"].to_dict(), rel=1e-6)
     assert len(steps["dcod"]) == 3
@@ -83,7 +84,7 @@ def test_an_old_run_and_a_new_one_are_one_row_and_one_report() -> None:
     (row,) = comparison.rows
     assert [run.seed for run in row.runs] == [0, 1]
     assert row.changes == []
-    found = load("runs", columns=["optimizer.lr", "eval_every"])
+    found = load_runs("runs", columns=["optimizer.lr", "eval_every"])
     assert list(found.runs["optimizer.lr"]) == [0.01, 0.01]
     assert list(found.runs["eval_every"]) == [1, 1]
     assert not [column for column in found.runs.columns if column.startswith(("model.lr", "schedule"))]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from distill.runs.folder import asked_alike, describe, difference, read_config
+from distill.config.renamed_keys import read_described
+from distill.runs.folder import asked_alike, describe, difference
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -18,7 +19,7 @@ CONFIG: dict[str, Any] = {
 
 def test_what_is_described_is_read_again_as_it_was(tmp_path: Path) -> None:
     describe(tmp_path, CONFIG, ["seed=0"])
-    assert read_config(tmp_path) == CONFIG
+    assert read_described(tmp_path / "config.yaml") == CONFIG
     assert difference(tmp_path, CONFIG, length_too=True) is None
 
 

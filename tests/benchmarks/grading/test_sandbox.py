@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     reason="programs are confined on Linux on x86-64 and arm64 only",
 )
 QUICK = Limits(seconds=1, wall=20)
-PACKAGE = Path(sandbox.__file__).parent
+PACKAGE = Path(sandbox.__file__).parents[2]
 
 
 def processes_that_know(text: str) -> list[str]:
@@ -548,9 +548,14 @@ def test_an_ordinary_user_is_confined_as_well() -> None:
         pytest.skip("needs root, to become another user, and a Python that everyone may read")
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     try:
-        (folder / "distill").mkdir()
-        for name in ("__init__.py", "errors.py", "sandbox.py", "confinement.py"):
-            shutil.copy(PACKAGE / name, folder / "distill" / name)
+        (folder / "distill" / "benchmarks" / "grading").mkdir(parents=True)
+        for inside in (".", "benchmarks", "benchmarks/grading"):
+            shutil.copy(PACKAGE / inside / "__init__.py", folder / "distill" / inside)
+        shutil.copy(PACKAGE / "errors.py", folder / "distill")
+        for name in ("sandbox.py", "sandbox_child.py"):
+            shutil.copy(
+                PACKAGE / "benchmarks" / "grading" / name, folder / "distill" / "benchmarks" / "grading"
+            )
         (folder / "victim").write_text("precious")
         sources = [
             *(
@@ -566,9 +571,8 @@ def test_an_ordinary_user_is_confined_as_well() -> None:
             f"from distill.benchmarks.grading.sandbox import run\nfor source in {sources!r}:\n"
             f"    print(run([source], ['assert 1'], packages=()).reason)\n"
         )
-        for path in (folder, folder / "distill"):
-            path.chmod(0o755)
-        for path in folder.rglob("*.*"):
+        folder.chmod(0o755)
+        for path in folder.rglob("*"):
             path.chmod(0o644 if path.is_file() else 0o755)
         (folder / "victim").chmod(0o666)
         done = subprocess.run(
