@@ -1,4 +1,4 @@
-"""What an objective refuses, each in a sentence, before any model is loaded."""
+"""Validate an objective before any model is loaded."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ from distill.teacher.distribution import TeacherDistribution
 
 
 def check_values(objective: ObjectiveSpec) -> None:
-    """Refuse fields whose value none of them can have.
+    """Check each field's value by itself.
 
     Raises:
         ValueError: names the field and the value.
@@ -47,10 +47,10 @@ def check_values(objective: ObjectiveSpec) -> None:
 
 
 def check_terms(objective: ObjectiveSpec) -> None:
-    """Refuse choices that make no sense together.
+    """Check that the fields fit together.
 
     Raises:
-        ValueError: says which, why, and what to take instead.
+        ValueError: names the conflicting fields, the reason and an alternative.
     """
     for name, term in objective.terms.items():
         if term.rows == "student" and not objective.on_policy:
@@ -112,8 +112,7 @@ def _refuse_the_source(objective: ObjectiveSpec, function: str, term: Term) -> N
 
 
 def try_out(objective: ObjectiveSpec) -> None:
-    """Call every function once on two tokens, so that a bad parameter is found before any model is
-    loaded."""
+    """Call every token loss and weight once on two tokens, to find bad parameters early."""
     logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
     one = torch.full((1, 2), -1.0)
     for term in objective.terms.values():

@@ -69,8 +69,8 @@ def hopeless() -> str | None:
 def give_back_memory() -> None:
     """Free a job's memory before the next job of a sweep.
 
-    The trainer is part of reference cycles, and glibc keeps freed pages: about 50 MB per job of the tiny
-    pair.
+    The trainer is part of reference cycles, and glibc keeps freed pages: about 50 MB per job of the
+    embedded pair.
     """
     gc.collect()
     if sys.platform == "linux":
