@@ -1,7 +1,8 @@
-"""`python -m distill.generate`: a teacher writes traces for a set of problems, and each is judged and kept.
+"""`python -m distill.generate`: a teacher writes traces for a set of problems; each is graded and saved.
 
-A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
-that was killed and resumed gives the set of one clean run."""
+Finished completions are not generated again when a killed run is resumed. Each completion has its own seed,
+so the result is the same as without the interruption.
+"""
 
 import json
 import time
@@ -41,7 +42,7 @@ def generate(cfg: DictConfig) -> Path:
         Its folder.
 
     Raises:
-        UserError: anything that the user can mend, before the teacher is loaded.
+        UserError: a user's mistake; most are found before the teacher is loaded.
     """
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
@@ -65,7 +66,7 @@ def generate(cfg: DictConfig) -> Path:
     examples = recipe.source()
     if not examples:
         raise UserError("the data holds no problem: check data.path, data.limit")
-    # An id may stand for several problems of a file: each is judged by its own answer.
+    # Make ids unique if the file repeats them, so that each problem is graded by its own answer.
     repeated = {name for name, count in Counter(example.id for example in examples).items() if count > 1}
     examples = [
         replace(example, id=f"{example.id}@{number}") if example.id in repeated else example
@@ -77,7 +78,7 @@ def generate(cfg: DictConfig) -> Path:
     model = LazyModel(source, device)
     try:
         engine: Engine = build(cfg.engine, "engine")(model)
-    except (ValueError, TypeError) as error:  # its arguments
+    except (ValueError, TypeError) as error:  # invalid engine options
         raise UserError(str(error)) from error
     requests = [
         Request(prompt, example.messages or (), request_seed(cfg.seed, example.problem, sample))
@@ -97,7 +98,7 @@ def generate(cfg: DictConfig) -> Path:
         began = time.perf_counter()
 
         def check(place: int, one: Written) -> None:
-            if one.ids is None:  # a model of another tokenizer may be behind a server
+            if one.ids is None:  # a server's model may have another tokenizer
                 example = replace(asked[place // cfg.samples], completion=one.text)
                 check_spelling(source.tokenizer, example, source.name)
 
@@ -171,7 +172,7 @@ def _write(
     completion_log: CompletionLog,
     check: Callable[[int, Written], None],
 ) -> tuple[list[Written], list[int]]:
-    """Every completion, and the places of those that were written anew."""
+    """Generate missing completions; return all completions and the indices of the new ones."""
     found = completion_log.read()
     missing = [place for place in range(len(requests)) if place not in found]
     new = 0
@@ -183,7 +184,7 @@ def _write(
         bar.update(len(requests) - len(missing))
         began = time.perf_counter()
         wanted = [requests[place] for place in missing]
-        # Closed at once where keeping fails, with the requests that are under way.
+        # If saving fails, close the generator at once, which cancels pending requests.
         writing = stack.enter_context(closing(engine.write(wanted, sampling))) if wanted else ()
         for index, written in writing:
             check(missing[index], written)
@@ -198,7 +199,7 @@ def _write(
 
 
 def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
-    """The engine's own, or the text in the teacher's tokens."""
+    """The engine's token ids, or the text tokenized with the teacher's tokenizer."""
     if written.ids is not None:
         return written.ids
     ids = encode_completion(source.tokenizer, written.text, source.end_ids)
@@ -206,7 +207,7 @@ def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over a trace set, JSON values."""
+    """Statistics of a trace set, as JSON values."""
     reasons: dict[str, int] = {}
     for record in records:
         if not record["correct"]:
