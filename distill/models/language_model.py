@@ -58,7 +58,7 @@ class ModelSource:
             raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no tokenizer that loads: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -76,7 +76,7 @@ class ModelSource:
         """Longest sequence that the model supports, from its configuration."""
         try:
             return _context_length(self._configuration)
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class ModelSource:
                 return AutoModelForCausalLM.from_config(
                     configuration, trust_remote_code=self.trust_remote_code
                 )
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     def load(self) -> "LanguageModel":

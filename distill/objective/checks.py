@@ -58,10 +58,10 @@ def check_terms(objective: ObjectiveSpec) -> None:
                 f"the term {name} is taken on what the student writes, but loss.rollouts lets it write "
                 f"nothing"
             )
-        _refuse_what_has_no_sense(objective, name, term)
+        _check_term(objective, name, term)
 
 
-def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -> None:
+def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
     function = name_of(term.token_loss)
     fraction = objective.rollouts.fraction if isinstance(objective.rollouts, StudentRollouts) else 0.0
     if properties_of(term.token_loss).on_policy_only and term.rows != "student" and fraction < 1:
@@ -80,7 +80,7 @@ def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -
         raise ValueError(
             "a teacher that is shown the solution proposes no steps of its own: set loss.teacher_sees=prompt"
         )
-    _refuse_the_source(objective, function, term)
+    _check_source(objective, function, term)
     per_token = {key for key in asked if SIGNALS[key].shape == "token"}
     if per_token and objective.temperature != 1.0:
         raise ValueError(
@@ -89,7 +89,7 @@ def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -
         )
 
 
-def _refuse_the_source(objective: ObjectiveSpec, function: str, term: Term) -> None:
+def _check_source(objective: ObjectiveSpec, function: str, term: Term) -> None:
     source = f"loss.distribution.source={objective.distribution.source}"
     if not objective.distribution.cached or "log_p" not in signals(term.token_loss):
         return

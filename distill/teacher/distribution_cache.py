@@ -65,7 +65,7 @@ def cache_distributions(
 
     def keep(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
         parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
-        _refuse_a_small_disk(store, parts, len(store.missing()))
+        _check_disk_space(store, parts, len(store.missing()))
         made.extend(part)
         return parts
 
@@ -111,7 +111,7 @@ def check_matrix(matrix: Tensor, rows: Sequence[StoredRows], traces: Sequence[Tr
         UserError: the probabilities of a few tokens differ from the cached ones.
     """
     errors, dtypes = [], {matrix.dtype}
-    for number in _some(range(len(rows))):
+    for number in _choose_few(range(len(rows))):
         kept = rows[number].read()
         labels = torch.from_numpy(traces[number].completion_ids.astype(np.int64))[:_CHECKED_TOKENS]
         states = kept["hidden_states"][:_CHECKED_TOKENS]
@@ -156,7 +156,7 @@ def _kept(
     return in_batches(lm, traces, numbers, keep, token_budget, progress)
 
 
-def _refuse_a_small_disk(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:
+def _check_disk_space(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:
     size = sum(values.nbytes for part in parts for values in part.values())
     free = shutil.disk_usage(store.folder).free
     if size * shards > free:
@@ -167,7 +167,7 @@ def _refuse_a_small_disk(store: ShardCache, parts: Sequence[Mapping[str, Tensor]
         )
 
 
-def _some(numbers: Sequence[int]) -> list[int]:
+def _choose_few(numbers: Sequence[int]) -> list[int]:
     """A few of the numbers, chosen at random with a fixed seed."""
     count = min(_VERIFIED_TRACES, len(numbers))
     return [numbers[i] for i in np.random.default_rng(0).choice(len(numbers), count, replace=False)]
@@ -182,7 +182,7 @@ def _verify(
     folder: Path,
 ) -> None:
     """Recompute a few traces that were already in the cache, and compare."""
-    numbers = _some(found)
+    numbers = _choose_few(found)
     for number, now in zip(numbers, _kept(model.get(), traces, numbers, wanted), strict=True):
         before = rows[number].read()
         values = next(value for value in now.values() if value.is_floating_point())

@@ -56,8 +56,8 @@ class StudentEvaluation:
     def meanwhile(self, step: int) -> None:
         """Evaluate the student after optimizer step `step`, during training."""
         with self.clock("evaluation"):
-            found = self.ask(f"step-{step:06d}")
-        self._log(found, step=step)
+            scores = self.ask(f"step-{step:06d}")
+        self._log(scores, step=step)
 
     def after(self, step: int) -> None:
         """Evaluate the trained student, which must be saved in the run folder.
@@ -90,16 +90,16 @@ class StudentEvaluation:
         lm, precision = self.student, self.setup.compute.precision
         engine = HfEngine(LazyModel.of(lm), token_budget=self.setup.evaluation.token_budget)
         scores = []
-        for one in self.setup.asked:
-            name = one.benchmark.name
-            kept = place(name, {"precision": str(precision), **one.benchmark.settings}) if place else None
+        for asked in self.setup.asked:
+            name = asked.benchmark.name
+            kept = place(name, {"precision": str(precision), **asked.benchmark.settings}) if place else None
             with (
                 FileLock(str(kept / "lock")) if kept else nullcontext(),
                 torch.autocast(
                     lm.device.type, precision, enabled=precision != torch.float32
                 ),  # as in training
             ):
-                scores.append(evaluate(one, lm.source, engine, folder=kept, label=f"{name} {stage}"))
+                scores.append(evaluate(asked, lm.source, engine, folder=kept, label=f"{name} {stage}"))
         write_samples(self.setup.folder, stage, scores)
         return scores
 

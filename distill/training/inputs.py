@@ -59,17 +59,21 @@ def check_benchmarks(cfg: DictConfig) -> None:
 
 def _benchmark_paths(node: Any) -> Iterator[str]:
     """Files given by `benchmark.path` and `benchmark.<name>.path`."""
-    asked = {name: own for name, own in node.items() if OmegaConf.is_dict(own) and "_target_" in own}
+    benchmarks = {
+        name: benchmark
+        for name, benchmark in node.items()
+        if OmegaConf.is_dict(benchmark) and "_target_" in benchmark
+    }
     path: Any = plain(node.get("path"))
-    if isinstance(path, str) and len(asked) > 1:
+    if isinstance(path, str) and len(benchmarks) > 1:
         return  # one file for several benchmarks: rejected later with a better message
-    by_name = path if isinstance(path, dict) else dict.fromkeys(asked, path)
-    for name, own in asked.items():
-        found = by_name.get(name) or own.get("path")
+    by_name = path if isinstance(path, dict) else dict.fromkeys(benchmarks, path)
+    for name, benchmark in benchmarks.items():
+        file = by_name.get(name) or benchmark.get("path")
         if (
-            isinstance(found, str) and name != "arithmetic" and _ours(own.source)
+            isinstance(file, str) and name != "arithmetic" and _ours(benchmark.source)
         ):  # arithmetic generates its problems
-            yield found
+            yield file
 
 
 def _ours(source: Any) -> bool:

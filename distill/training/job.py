@@ -68,30 +68,30 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     Args:
         cfg: the job's configuration; `dir` is set in it.
     """
-    one, failed = Job(cfg), True
+    started, failed = Job(cfg), True
     try:
-        with one_sentence_errors() if not one.sweep else nullcontext(), one.held:
-            yield one
-            if one.sweep and one.began:
-                (one.folder / "error.txt").unlink(missing_ok=True)  # from an earlier start of the sweep
-        if one.sweep:
+        with one_sentence_errors() if not started.sweep else nullcontext(), started.held:
+            yield started
+            if started.sweep and started.began:
+                (started.folder / "error.txt").unlink(missing_ok=True)  # from an earlier start of the sweep
+        if started.sweep:
             sweeps.outcomes.append(None)
         failed = False
     except Exception as error:
-        if not one.sweep:
+        if not started.sweep:
             raise
         if isinstance(error, Busy):  # several processes may share a sweep
             print(f"{cfg.name}: under way in another process")
             failed = False
         else:
-            _note_failure(error, one)
+            _note_failure(error, started)
     finally:
         with suppress(OSError):  # the folder is not empty
-            one.folder.rmdir()  # Hydra creates it even if the configuration is then rejected
+            started.folder.rmdir()  # Hydra creates it even if the configuration is then rejected
         if "wandb" in sys.modules:
             # Otherwise the next job of a sweep logs to this job's W&B run.
             sys.modules["wandb"].finish(exit_code=int(failed))
-        if one.sweep:
+        if started.sweep:
             sweeps.give_back_memory()
 
 

@@ -41,13 +41,13 @@ def find_models(
     for role in ROLES:
         if role not in roles:
             continue
-        own = role == "teacher" and objective.teacher == "initial"
-        if own and recipe.completions == "teacher" and not writes_all(objective):
+        self_taught = role == "teacher" and objective.teacher == "initial"
+        if self_taught and recipe.completions == "teacher" and not writes_all(objective):
             raise UserError(
                 f"loss={loss} takes the student itself as teacher, "
                 f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
             )
-        if own or role == "initial" or (role == "reference" and not model["reference"]):
+        if self_taught or role == "initial" or (role == "reference" and not model["reference"]):
             frozen[role] = student
             continue
         if not model[role]:

@@ -101,7 +101,7 @@ class DistillModule(lightning.LightningModule):
         self.seed = seed
         self.log_every = steps.log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
-        self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # without cached_flops
+        self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # teacher_flops: without cached_flops
         self.cached_flops = supervision.cached_flops
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
@@ -223,9 +223,9 @@ class DistillModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's denominator, summed over all micro-batches and ranks."""
-        own = self.step_metrics.sums
-        stop = own.new_tensor([float(self.stop_wanted)])
-        sums: Any = self.trainer.strategy.reduce(torch.cat([own, stop]), reduce_op="sum")
+        local_sums = self.step_metrics.sums
+        stop = local_sums.new_tensor([float(self.stop_wanted)])
+        sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, stop]), reduce_op="sum")
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]

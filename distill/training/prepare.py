@@ -237,8 +237,8 @@ def _place(
         longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
-        for one in (student, *live.values()):
-            allow_packing(one, longest, setup.compute.precision)
+        for lm in (student, *live.values()):
+            allow_packing(lm, longest, setup.compute.precision)
     if setup.gradient_checkpointing:
         enable_gradient_checkpointing(student)
 

@@ -103,13 +103,13 @@ class TraceRecipe:
         elif self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
-            traces = self.tokenize(self._kept(examples, say), student.source)
+            traces = self.tokenize(self._without_wrong(examples, say), student.source)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may score the same tokens
         return self._fitting(traces, student, contexts, say)
 
-    def _kept(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
+    def _without_wrong(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
         """Drop traces of a trace set that are graded wrong or unfinished, unless `keep=all`."""
         if self.keep == "all" or all(example.recorded is None for example in examples):
             return examples

@@ -72,9 +72,9 @@ class StudentWriter:
             for row, prompt in enumerate(prompts)
         ]
         written: list[list[int]] = [[] for _ in prompts]
-        for row, one in self._engine.write(requests, sampling):
-            assert one.ids is not None
-            written[row] = one.ids.tolist()
+        for row, completion in self._engine.write(requests, sampling):
+            assert completion.ids is not None
+            written[row] = completion.ids.tolist()
         # The FLOP meter's hooks do not see vLLM's matrix products.
         self.uncounted_flops += self._cost.forward(
             writing([len(prompt) for prompt in prompts], [max(1, len(ids)) for ids in written])
