@@ -259,7 +259,7 @@ def enable_gradient_checkpointing(lm: LanguageModel) -> None:
         lm.model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
-            f"model.gradient_checkpointing=true cannot be had with {lm.source.name}: {first_line(error)}"
+            f"model.gradient_checkpointing=true does not work with {lm.source.name}: {first_line(error)}"
         ) from error
 
 

@@ -118,8 +118,8 @@ def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torc
     Raises:
         UserError: the model does not support packing: hidden states of packed and of padded traces differ.
     """
-    refusal = f"data.layout=packed cannot be had with {lm.source.name}: "
-    remedy = "; take data.layout=grouped, which pads little and goes with every model"
+    refusal = f"data.layout=packed does not work with {lm.source.name}: "
+    remedy = "; take data.layout=grouped, which pads little and works with every model"
     config = lm.model.config.get_text_config()
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise UserError(f"{refusal}it has layers of {', '.join(sorted(others))}{remedy}")

@@ -185,9 +185,9 @@ class Retokenizer:
             at = next((i for i, (a, b) in enumerate(zip(text, own, strict=False)) if a != b), len(own))
             shown = slice(max(0, at - 20), at + 20)
             raise UserError(
-                f"the tokenizer of the teacher {self.teacher.name} cannot spell this data: {text[shown]!r} "
-                f"it reads as {own[shown]!r}, and behind that there is nothing to compare; choose another "
-                f"teacher"
+                f"the tokenizer of the teacher {self.teacher.name} does not preserve this data: it turns "
+                f"{text[shown]!r} into {own[shown]!r}, and after that nothing can be compared; choose "
+                f"another teacher"
             )
 
     def shared_ids(self) -> np.ndarray:

@@ -83,8 +83,8 @@ class StopOnSignal(lightning.Callback):
             self.received = signal.Signals(number).name
             pl_module.stop_wanted = True
             print(
-                f"\n{self.received}: stopping after this step, with a checkpoint; once more stops at "
-                f"once, without",
+                f"\n{self.received}: stopping after this step, with a checkpoint; press Ctrl-C again "
+                f"to stop at once, without a checkpoint",
                 file=sys.stderr,
             )
 

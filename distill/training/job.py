@@ -81,7 +81,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         if not started.sweep:
             raise
         if isinstance(error, Busy):  # several processes may share a sweep
-            print(f"{cfg.name}: under way in another process")
+            print(f"{cfg.name}: already running in another process")
             failed = False
         else:
             _note_failure(error, started)

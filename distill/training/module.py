@@ -237,9 +237,8 @@ class DistillModule(lightning.LightningModule):
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
-                f"{values['denominator']:.4g}, which nothing can be divided by: take "
-                f"loss.normalize=tokens and a "
-                f"number for loss.scale"
+                f"{values['denominator']:.4g}, and a negative sum cannot be the divisor: take "
+                f"loss.normalize=tokens and a number for loss.scale"
             )
         # DDP averages gradients over ranks, hence world_size. A zero denominator means that all weights are
         # zero, and so is the gradient.

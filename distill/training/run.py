@@ -175,8 +175,8 @@ def _interrupted(setup: Setup, module: DistillModule, steps: Steps, stop: StopOn
     onward = f"hydra.sweep.dir={folder.parent}" if setup.launch.sweep else f"ckpt_path={folder}"
     return Interrupted(
         f"stopped by {stop.received} after {done}; the checkpoint "
-        f"{checkpoints(folder / 'checkpoints')[-1]} is kept: the same command with {onward} goes on "
-        f"from there"
+        f"{checkpoints(folder / 'checkpoints')[-1]} is kept: to resume, run the same command with "
+        f"{onward}"
     )
 
 
