@@ -45,7 +45,7 @@ def check_model(spec: Any, key: str) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Refuse a `data.path` that is not there, where our own reader would read it."""
+    """Check that the file `data.path` exists, if the data source is one of this package's readers."""
     path = OmegaConf.select(cfg, "data.path")
     if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
         check_file(str(path))
