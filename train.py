@@ -1,6 +1,6 @@
 """Distil a student: `python train.py loss=dcod model=qwen1.5b`, or `distill train …` where it is installed.
 
-`--help` tells the groups, the README the rest. Hydra's main is in distill/training/__main__.py.
+`--help` lists the config groups; the README has examples. Hydra's main is in distill/training/__main__.py.
 """
 
 from distill.training.__main__ import main, run

@@ -1,5 +1,5 @@
-"""The objectives' building blocks: token losses (`divergence`) and token weights (`weights`).
+"""Building blocks of objectives: token losses (`divergence`) and token weights (`weights`).
 
-Both are pure functions. What a function asks for is its signature: `signals` reads it, the objective passes
-just that, and what nobody asks for is neither computed nor loaded.
+Both are pure functions. A function's parameter names declare the signals that it needs (`signals`). Signals
+that no function needs are not computed, and their models are not loaded.
 """

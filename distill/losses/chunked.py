@@ -1,9 +1,10 @@
-"""The chunk loop: a weighted loss over the output head, in which no [tokens, vocab] tensor outlives a chunk.
+"""Chunked weighted loss over the output head, which never holds the [tokens, vocab] logits of all tokens.
 
-The loss and its gradient are made in one pass: a chunk's logits exist once, for both. Weights that are made
-of a token's own signals are made inside the loop; those that look at a whole sequence come before, and
-`distill.losses.logits.student_signals` is the cheap pass that they need. No loss knows about chunks, and no
-weight either."""
+Each chunk's logits are computed once, for both loss and gradient. Weights that depend only on their own
+token's signals are computed inside the loop. Weights that depend on a whole sequence are computed before it,
+with an extra pass without gradient (`distill.losses.logits.student_signals`). Losses and weights themselves
+know nothing about chunks.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from distill.models.head import Head, as_factor, compute_dtype, log_softmax, pro
 
 @dataclass(frozen=True)
 class PerTokenLosses:
-    """What a pass over the head gives, in fp32 (fp64 for fp64 input) whatever the hidden states' type.
+    """Results of a pass over the head, in fp32 (fp64 for fp64 input) whatever the hidden states' dtype.
 
     Attributes:
         total: Σ c·w·ℓ over tokens and terms, with gradient to the student's hidden states and output matrix.
@@ -41,7 +42,7 @@ class PerTokenLosses:
 class ChunkedLoss(torch.autograd.Function):
     """Σ c·w·ℓ over the head's chunks: `apply(hidden, weight, inputs)` gives the fields of `PerTokenLosses`.
 
-    The forward pass makes the gradient along with the loss; the backward pass only scales it.
+    The forward pass computes the gradient along with the loss; the backward pass only scales it.
     """
 
     @staticmethod
@@ -56,7 +57,7 @@ class ChunkedLoss(torch.autograd.Function):
             for shape in ((len(terms), tokens), (len(terms), tokens), (tokens,))
         )
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        # Summed over the chunks in at least fp32, also where the matrix itself is bf16.
+        # Accumulate over chunks in at least fp32, even if the matrix itself is bf16.
         wide_like = functools.partial(torch.zeros_like, dtype=wide_dtype(weight.dtype))
         grad_weight = wide_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -86,7 +87,7 @@ class ChunkedLoss(torch.autograd.Function):
                             factor = token_weights[number, rows] * (term.coefficient / inputs.temperature)
                             _add(logits[at], gradient, factor, first=number == 0)
                         del own, values, gradient
-                    del log_q, known  # as large as the chunk on a GPU: not kept beside what comes next
+                    del log_q, known  # on a GPU as large as the chunk: free it before the next allocation
                 if trains:
                     _add_products(grad_hidden, grad_weight, chunk, logits, states, matrix)
         ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
@@ -105,16 +106,16 @@ class ChunkedLoss(torch.autograd.Function):
 def weighted_token_losses(
     student: Head, labels: Int[Tensor, " tokens"], terms: Sequence[WeightedTerm], **options: Any
 ) -> PerTokenLosses:
-    """Σ c·w·ℓ and what it is made of, in chunks; all terms share a chunk's logits and one gradient.
+    """Compute Σ c·w·ℓ and its parts in chunks; all terms share a chunk's logits and gradient.
 
     Args:
-        student: hidden states and output matrix; both get gradients where they ask for them.
+        student: hidden states and output matrix; each gets a gradient if it requires one.
         labels: the tokens to predict.
-        terms: what is measured, and how much it counts.
+        terms: token losses with their weights.
         options: the other fields of `distill.losses.inputs.ChunkedInputs`.
 
     Raises:
-        ValueError: a loss asks for a signal that is not given.
+        ValueError: a loss needs a signal that is not given.
     """
     inputs = ChunkedInputs(labels, terms, **options)
     return PerTokenLosses(
@@ -130,18 +131,17 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> Float[Tensor, " tokens"]:
-    """log π(y_t), with gradient, in chunks: what every policy gradient and every weighted likelihood is made
-    of, whatever is done to it afterwards.
+    """log π(y_t) with gradient, in chunks, for policy gradients and weighted likelihoods of any form.
 
-    The backward pass makes each chunk's logits anew, since what a token counts is known only then: a product
-    more than `weighted_token_losses` has, which knows it before.
+    The backward pass recomputes each chunk's logits, because the gradient of each token is known only then.
+    That is one more matrix product than in `weighted_token_losses`, which knows the weights beforehand.
 
     Args:
         hidden: final hidden states at the positions that predict the labels.
         weight: the output matrix.
         labels: the tokens to predict.
         temperature: divides the logits.
-        chunk_size: tokens whose logits exist at once; `fitting_chunk` where None.
+        chunk_size: tokens per chunk of logits; None: `fitting_chunk`.
     """
     found = _AnyWeight.apply(  # pyright: ignore[reportGeneralTypeIssues]
         hidden,
@@ -164,20 +164,20 @@ def divergence(
     chunk_size: int | None = None,
     **parameters: Any,
 ) -> Float[Tensor, " tokens"]:
-    """A divergence of two models' distributions at every token, with gradient to the student's, in chunks.
+    """Divergence of student and teacher at every token, with gradient to the student, in chunks.
 
     Args:
         hidden: the student's final hidden states.
         weight: the student's output matrix.
-        teacher_hidden: the teacher's at the same positions; gets no gradient.
+        teacher_hidden: the teacher's final hidden states at the same positions; gets no gradient.
         teacher_weight: the teacher's output matrix.
         kind: a loss of `distill.losses.divergence` between `log_q` and `log_p`, or its name.
-        temperature: divides both models' logits. No factor T² is put in.
-        chunk_size: tokens whose logits exist at once; `fitting_chunk` where None.
+        temperature: divides both models' logits. The loss is not multiplied by T².
+        chunk_size: tokens per chunk of logits; None: `fitting_chunk`.
         parameters: of the loss (`beta`, `alpha`, ...).
 
     Raises:
-        ValueError: there is no such loss, or it asks for more than the two distributions.
+        ValueError: there is no such loss, or it needs more than the two distributions.
     """
     loss = getattr(divergences, kind, None) if isinstance(kind, str) else kind
     if isinstance(kind, str) and getattr(loss, "__module__", None) != divergences.__name__:
@@ -195,7 +195,7 @@ def divergence(
 
 
 class _AnyWeight(torch.autograd.Function):
-    """Losses whose weights are whatever gradient comes from above: the logits are made twice."""
+    """Token losses weighted by the upstream gradient, with logits recomputed in the backward pass."""
 
     @staticmethod
     def forward(
@@ -208,7 +208,7 @@ class _AnyWeight(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.losses = functools.partial(_losses_of_one, labels=labels, token_loss=token_loss, options=options)
-        # The second pass rounds as the first does.
+        # Use the same autocast in the backward pass, so that it rounds as the forward pass did.
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type)
         none = hidden.new_zeros(len(labels), dtype=wide_dtype(hidden.dtype))
         return ctx.losses(Head(hidden.detach(), weight.detach()), none).losses[0]
@@ -232,15 +232,15 @@ def _losses_of_one(
 
 
 def _through_log_softmax(losses: Tensor, log_q: Tensor) -> Tensor:
-    """Autograd's gradient of Σ ℓ to the logits that `log_q`, which is spent, is the log-softmax of."""
+    """Gradient of Σ ℓ with respect to the logits, by autograd; overwrites `log_q`, their log-softmax."""
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(losses.sum(), log_q)
-    # Through the log-softmax by hand: the logits themselves need not be kept for it.
+    # The log-softmax is differentiated by hand, which does not need the logits.
     return gradient.addcmul_(log_q.detach().exp_(), gradient.sum(-1, keepdim=True), value=-1)
 
 
 def _add(logits: Tensor, gradient: Tensor, factor: Tensor, *, first: bool) -> None:
-    """Put the gradient, times a factor for each row, in the logits' place; later terms are added to it."""
+    """Overwrite the logits by the gradient times a factor per row; later terms add to it."""
     if first:
         torch.mul(gradient, factor.unsqueeze(-1), out=logits)
     else:
@@ -255,7 +255,7 @@ def _add_products(
     states: Tensor,
     matrix: Tensor,
 ) -> None:
-    """A chunk's share of the gradients, from the gradient to its logits."""
+    """Add a chunk's share to the gradients of hidden states and matrix, from the gradient of its logits."""
     gradient = gradient.to(matrix.dtype)
     if grad_hidden is not None:
         grad_hidden[chunk] = product(gradient, matrix).to(grad_hidden.dtype)

@@ -1,11 +1,12 @@
-"""Token losses with their gradients written out, for the head's pass (`distill.losses.chunked`).
+"""Token losses with closed-form gradients, for the chunk loop (`distill.losses.chunked`).
 
-Every function takes what the loss of the same name in `distill.losses.divergence` takes, and returns each
-row's loss and its gradient with respect to the student's logits, of which `log_q` is the log-softmax. It may
-overwrite `log_q`, and nothing else. With u = ∂l/∂Q the gradient is Q (u - Σ_v Q_v u_v).
+Every function takes the arguments of the loss of the same name in `distill.losses.divergence`. It returns
+each row's loss, and the loss's gradient with respect to the student's logits, whose log-softmax is `log_q`.
+It may overwrite `log_q`, but nothing else. With u = ∂l/∂Q the gradient is Q (u - Σ_v Q_v u_v).
 
-They are for whole distributions with finite log-probabilities, as a softmax of finite logits has them; what
-else a loss can be asked goes through autograd."""
+The functions are for whole distributions with finite log-probabilities, such as a softmax of finite logits
+has. All other cases go through autograd.
+"""
 
 import functools
 from collections.abc import Callable
@@ -18,11 +19,11 @@ from distill.losses.signals import bound_parameters, properties_of, unbound
 
 LossAndGradient = tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]
 ClosedForm = Callable[..., LossAndGradient]
-_FAR = 80.0  # e^80 against 1 is nothing in fp64, and no overflow in fp32
+_FAR = 80.0  # 1 is negligible beside e^80 even in fp64, and e^80 does not overflow in fp32
 
 
 def closed_form_of(function: Callable[..., Tensor]) -> ClosedForm | None:
-    """A loss's closed form, bound to the same parameters; None: it has none."""
+    """A loss's closed form, bound to the same parameters; None if it has none."""
     form = properties_of(function).closed_form or getattr(unbound(function), "closed_form", None)
     if form is None:
         return None
@@ -131,14 +132,14 @@ def todi(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens voca
 def _through_softmax(
     q: Float[Tensor, "tokens vocab"], u: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, "tokens vocab"]:
-    """Q (u - Σ Q u), in u's place."""
+    """Q (u - Σ Q u), overwriting u."""
     return u.sub_((q * u).sum(-1, keepdim=True)).mul_(q)
 
 
 def _over_mixture(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], share: float
 ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens vocab"]]:
-    """log Q - log M and log P - log M, M = share·Q + (1-share)·P, exact where the two are close:
+    """log Q - log M and log P - log M, M = share·Q + (1-share)·P, accurate even where P and Q are close:
 
     log M - log P = log(1 + share·(Q/P - 1))
     """

@@ -1,4 +1,4 @@
-"""What stands in for token weights in a controlled comparison, and how unlike each other weights are."""
+"""Controls that replace token weights in ablations, and the effective sample size of weights."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,12 +8,12 @@ from torch import Tensor
 def shuffle(
     weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], *, generator: torch.Generator
 ) -> Float[Tensor, "batch seq"]:
-    """The same weights, permuted over the batch's completion tokens: the control for their spread alone."""
-    # By a random key for each token, of which there are as many as places at most: a mask would ask the
-    # device for their number.
+    """Permute the weights over the batch's completion tokens: same distribution of weights, random order."""
+    # Sort by random keys. Drawing one key per position avoids counting the mask, which would synchronize
+    # with the device.
     keys = torch.rand(mask.numel(), generator=generator, dtype=torch.float64)
     keys = keys.to(weights.device, non_blocking=True)
-    numbers = (mask.flatten().cumsum(0) - 1).clamp(min=0)  # padding before a token changes nothing of its key
+    numbers = (mask.flatten().cumsum(0) - 1).clamp(min=0)  # a token's key does not depend on padding
     order = keys[numbers].masked_fill(~mask.flatten(), 2.0).argsort()
     return torch.zeros_like(weights).masked_scatter(mask, weights.flatten()[order])
 
@@ -21,11 +21,11 @@ def shuffle(
 def invert(
     weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
-    """1 - w: the control for their direction."""
+    """1 - w: the opposite weighting."""
     return (1 - weights).masked_fill(~mask, 0.0)
 
 
 def effective_sample_size(total: float, total_of_squares: float, count: float) -> float:
-    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in (0, 1]; 1 when all w are
-    alike."""
+    """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in [0, 1]; 1 if all w are equal
+    and nonzero."""
     return total**2 / (count * total_of_squares) if count > 0 and total_of_squares > 0 else 0.0

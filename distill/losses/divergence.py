@@ -1,10 +1,10 @@
-"""Token losses: how far the student is from its target at one position.
+"""Token losses: divergence of the student from its target at each position.
 
-Every function takes log-probabilities over the vocabulary (natural log, fp32 or wider), one row a position,
-and returns one value a row: no mask, no mean. The student's argument carries gradient, the teacher's none.
-Parameters without a default are the signals that the loss needs (`distill.losses.signals`).
+Every function takes log-probabilities over the vocabulary (natural log, fp32 or wider), one row per position,
+and returns one value per row, without mask or mean. Only the student's argument gets a gradient. Parameters
+without a default are the signals that the loss needs (`distill.losses.signals`).
 
-P is the teacher's distribution, Q the student's. Every KL is written in the order of its name.
+P is the teacher's distribution, Q the student's. KL(A‖B) is the expectation under A of log A - log B.
 """
 
 import math
@@ -21,7 +21,7 @@ from distill.losses.signals import properties
 def cross_entropy(
     log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
-    """Negative log-likelihood of the written token: offline SFT, sequence-level KD (1606.07947).
+    """Negative log-likelihood of the label: offline SFT, sequence-level KD (1606.07947).
 
     l_t = -log Q(y_t)
     """
@@ -31,14 +31,15 @@ def cross_entropy(
 def teacher_cross_entropy(
     log_q: Float[Tensor, "tokens samples"], log_p: Float[Tensor, "tokens samples"]
 ) -> Float[Tensor, " tokens"]:
-    """The forward KL from tokens drawn from the teacher (2503.16870), up to the teacher's entropy, which has
-    no gradient.
+    """Estimate of the forward KL from tokens sampled from the teacher (2503.16870).
+
+    The teacher's entropy, which has no gradient, is left out.
 
     l_t = -Σ_j w_j log Q(v_j),   in expectation over the draws  -Σ_v P_v log Q_v = KL(P‖Q) + H(P)
 
     Args:
-        log_q: the student's log-probabilities of the drawn tokens.
-        log_p: log w_j, the draws' importance weights, in a distribution's place.
+        log_q: the student's log-probabilities of the sampled tokens.
+        log_p: log w_j, the samples' importance weights, in place of the teacher's distribution.
     """
     return -(log_p.exp() * log_q).sum(-1)
 
@@ -73,8 +74,8 @@ def jsd(
 
     l_t = β KL(P‖M) + (1-β) KL(Q‖M),   M = β P + (1-β) Q
 
-    Those terms vanish at β = 0 and 1, where the name stands for its limits (divided by β(1-β) the divergence
-    tends to them): β = 0 is the forward KL, β = 1 the reverse KL, as in the paper's implementations.
+    At β = 0 and β = 1 this expression vanishes. As in the paper's implementations, β = 0 then gives the
+    forward KL and β = 1 the reverse KL, which are the limits of the divergence divided by β(1-β).
 
     Raises:
         ValueError: `beta` is outside [0, 1].
@@ -92,7 +93,7 @@ def jsd(
 def skew_forward_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
-    """Forward KL to a mixture, bounded by -log α (DistiLLM, 2402.03898).
+    """Forward KL to a mixture, at most -log α (DistiLLM, 2402.03898).
 
     l_t = KL(P ‖ α P + (1-α) Q)
 
@@ -107,7 +108,7 @@ def skew_forward_kl(
 def skew_reverse_kl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, alpha: float = 0.1
 ) -> Float[Tensor, " tokens"]:
-    """Reverse KL to a mixture, bounded by -log α (DistiLLM, 2402.03898).
+    """Reverse KL to a mixture, at most -log α (DistiLLM, 2402.03898).
 
     l_t = KL(Q ‖ (1-α) P + α Q)
 
@@ -133,14 +134,14 @@ def tvd(
 def todi(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
-    """Forward KL's term where the student is too low, reverse KL's where it is too high (ToDi, 2505.16297).
+    """Token-wise mix: forward KL where the student is too low, reverse KL where too high (ToDi, 2505.16297).
 
     l_t = Σ_v α_v P_v (log P_v - log Q_v) + (1-α_v) Q_v (log Q_v - log P_v),   α_v = sg[σ(log P_v - log Q_v)]
     """
     neither = (log_p == -torch.inf) & (log_q == -torch.inf)
     difference = (log_p - log_q).masked_fill(neither, 0.0)
     share = difference.detach().sigmoid()
-    # A term whose probability is zero is zero, also in the gradient: masked before the product.
+    # Terms with zero probability are zero, in the gradient too, so mask before multiplying.
     forward = share * log_p.exp() * difference.masked_fill(log_p == -torch.inf, 0.0)
     reverse = (1 - share) * log_q.exp() * difference.masked_fill(log_q == -torch.inf, 0.0)
     return (forward - reverse).sum(-1)
@@ -149,12 +150,12 @@ def todi(
 def akl(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, head_mass: float = 0.5
 ) -> Float[Tensor, " tokens"]:
-    """Adaptive mix of forward and reverse KL by where the two differ (AKL, 2404.02657).
+    """Adaptive mix of forward and reverse KL, by where the distributions differ (AKL, 2404.02657).
 
     l_t = g_h / (g_h + g_t) KL(P‖Q) + g_t / (g_h + g_t) KL(Q‖P)
 
-    The head are the teacher's likeliest tokens up to a mass of μ, the first always; g_h and g_t are Σ|P - Q|
-    over head and tail. The shares carry no gradient.
+    The head consists of the teacher's most likely tokens up to a total probability of μ, at least one token;
+    the tail of all others. g_h and g_t are Σ|P - Q| over head and tail. The factors carry no gradient.
 
     Raises:
         ValueError: `head_mass` (μ) is outside [0, 1].
@@ -168,7 +169,7 @@ def akl(
         total = gap.sum(-1)
         share = torch.where(total > 0, (gap * in_head).sum(-1) / total, 0.5)
     forward, reverse = forward_kl(log_q, log_p), reverse_kl(log_q, log_p)
-    # A KL with no share takes no part, even where it is infinite.
+    # A KL whose factor is 0 is left out, even if it is infinite.
     return torch.where(share > 0, share * forward, 0.0) + torch.where(share < 1, (1 - share) * reverse, 0.0)
 
 
@@ -176,8 +177,7 @@ def akl(
 def reference_kl(
     log_q: Float[Tensor, "tokens vocab"], log_r: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
-    """KL(R‖Q) to a reference model, by default the student before training: what keeps ASFT close to it
-    (2509.23753).
+    """KL(R‖Q) to a reference model R, by default the student before training: ASFT's anchor (2509.23753).
 
     l_t = Σ_v R_v (log R_v - log Q_v)
     """
@@ -194,7 +194,7 @@ def policy_gradient(
 
     l_t = -sg[log P(y_t) - log Q(y_t)] · log Q(y_t)
 
-    Its gradient is that of KL(Q‖P) in expectation over y_t ~ Q: only on what the student wrote.
+    Its expected gradient over y_t ~ Q is that of KL(Q‖P), so it is valid only on the student's completions.
     """
     written = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return -(teacher_logprobs - written).detach() * written
@@ -204,12 +204,12 @@ def policy_gradient(
 def uld(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens teacher_vocab"]
 ) -> Float[Tensor, " tokens"]:
-    """Distance of the sorted probabilities, which needs no common vocabulary (ULD, 2402.12030).
+    """Distance between sorted probabilities, which needs no common vocabulary (ULD, 2402.12030).
 
-    l_t = Σ_i |Q_(i) - P_(i)|,   (i): the i-th greatest, 0 behind the smaller vocabulary's last
+    l_t = Σ_i |Q_(i) - P_(i)|,   (i): the i-th largest; the smaller vocabulary is padded with zeros
 
-    The paper pairs the two models' tokens by their position; here a student's token has a counterpart where
-    both tokenisations have a boundary (`distill.data.alignment`), and no weight where they have none.
+    The paper pairs the two models' tokens by index. Here tokens are paired where both tokenizations have a
+    boundary at the same place in the text (`distill.data.alignment`); other tokens have weight 0.
     """
     return _sorted_distance(log_q.exp(), log_p.exp())
 
@@ -224,22 +224,25 @@ def gold(
     beta: float = 0.5,
     shared_weight: float | None = None,
 ) -> Float[Tensor, " tokens"]:
-    """Tokens that both vocabularies have compared by name, the others by rank (GOLD, TRL's extension of ULD).
+    """Compare shared tokens by identity and all others by rank (GOLD, TRL's extension of ULD).
 
-    l_t = c · JSD_β(P_M, Q_M) + (1-c) · Σ_i |Q_U(i) - P_U(i)|    where both wrote the same piece of text
-    l_t = Σ_i |Q_(i) - P_(i)|                                    elsewhere: names say nothing there
+    l_t = c · JSD_β(P_M, Q_M) + (1-c) · Σ_i |Q_U(i) - P_U(i)|    where both models' tokens are the same text
+    l_t = Σ_i |Q_(i) - P_(i)|                                    elsewhere
 
-    M are the shared tokens, U the others; JSD_β is `jsd`'s, of the two parts as they are, which need not sum
-    to 1: at β = 0 and 1 the terms ΣQ_M - ΣP_M (or their negative) make it a divergence of such parts.
+    M are the tokens in both vocabularies, U the others. JSD_β is `jsd` of the unnormalized parts, which need
+    not sum to 1; at β = 0 and 1 the term ΣQ_M - ΣP_M (or its negative) is added, so that it stays a
+    divergence.
 
-    TRL's GOLD multiplies the distribution at a longer piece's first token by the probabilities of its later
-    ones; the product names the same tokens as before with less mass, so here such pieces go by rank instead.
+    Where one model's token corresponds to several of the other's, TRL's GOLD multiplies the distribution at
+    the first of them by the probabilities of the later ones. That gives the same tokens less mass, so here
+    such positions are compared by rank instead.
 
     Args:
         log_q: the student's distribution.
         log_p: the teacher's distribution, over its own vocabulary.
-        shared_ids: the student's ids over the teacher's, each once.
-        same_token: 1 where both models' tokens are the same piece of text.
+        shared_ids: ids of the shared tokens, the student's in the first row, the teacher's in the second;
+            no id twice.
+        same_token: 1 where both models' tokens are the same text.
         beta: β, as in `jsd`.
         shared_weight: c in [0, 1]; None: the share of the teacher's vocabulary that is shared.
 
@@ -262,14 +265,14 @@ class Taid:
 
     l_t = KL(p‖Q),   p = softmax((1-λ) sg[log Q] + λ log P)
 
-    λ rises from `start` to `end`: at least linearly in training's progress, faster while the loss falls. It
-    moves once an optimizer step (`after_step`) and is part of a checkpoint.
+    λ rises from `start` to `end`, at least linearly with training progress, and faster while the loss falls.
+    It is updated after every optimizer step (`after_step`) and saved in checkpoints.
 
     Args:
         start: first λ.
         end: last λ.
-        rate: α, how fast λ adapts.
-        momentum: β, of the loss's relative change.
+        rate: α, step size of λ's updates.
+        momentum: β, momentum of the loss's relative change.
 
     Raises:
         ValueError: a parameter is outside [0, 1], or start is above end.
@@ -301,7 +304,7 @@ class Taid:
     ) -> Float[Tensor, "tokens vocab"]:
         """log p."""
         share = self.state["share"]
-        if share == 1.0:  # not 0 · -inf
+        if share == 1.0:  # avoids 0 · -inf
             return log_p
         target = log_q.detach() * (1 - share)
         if share > 0:
@@ -309,7 +312,7 @@ class Taid:
         return torch.log_softmax(target, -1)
 
     def after_step(self, loss: float, progress: float) -> None:
-        """Move λ by the step's mean loss and the share of training that is done."""
+        """Update λ from the step's mean loss and the share of training done."""
         state = self.state
         if math.isfinite(state["loss"]):
             change = (state["loss"] - loss) / (state["loss"] + 1e-15)
@@ -322,7 +325,7 @@ class Taid:
 def _jsd_of_parts(
     log_q: Float[Tensor, "tokens shared"], log_p: Float[Tensor, "tokens shared"], beta: float
 ) -> Float[Tensor, " tokens"]:
-    """`jsd` of measures: not negative, zero where they agree, whatever they sum to."""
+    """`jsd` of unnormalized distributions: never negative, and zero where they agree."""
     found = jsd(log_q, log_p, beta=beta)
     excess = log_q.exp().sum(-1) - log_p.exp().sum(-1)
     return found + (excess if beta == 0.0 else -excess) if beta in (0.0, 1.0) else found
@@ -331,8 +334,8 @@ def _jsd_of_parts(
 def _without(
     probabilities: Float[Tensor, "tokens vocab"], ids: Int[Tensor, " some"]
 ) -> Float[Tensor, "tokens rest"]:
-    """The columns of all other ids, of which there are as many as the host can count: none of `ids` is there
-    twice."""
+    """All columns except `ids`, which must be distinct: so the host knows the shape without asking the
+    device."""
     vocab = probabilities.shape[-1]
     rest = vocab - len(ids)
     ordinals = torch.arange(vocab, device=probabilities.device)
@@ -356,7 +359,7 @@ def _mixture(
     log_a: Float[Tensor, "tokens vocab"], log_b: Float[Tensor, "tokens vocab"], share: float
 ) -> Float[Tensor, "tokens vocab"]:
     """log(share·a + (1-share)·b), for a share inside (0, 1)."""
-    # Where both are zero their mixture has no gradient to give: any finite number will do, no term counts it.
+    # Where both are zero, any finite value will do: no term uses it, and there is no gradient.
     neither = (log_a == -torch.inf) & (log_b == -torch.inf)
     return torch.logaddexp(
         log_a.masked_fill(neither, 0.0) + math.log(share),
@@ -367,10 +370,9 @@ def _mixture(
 def _expected_difference(
     log_p: Float[Tensor, "tokens vocab"], log_q: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
-    """KL(p‖q) by its definition; where p is zero the term is zero, also in the gradient (0·log 0 = 0).
+    """KL(p‖q); terms with p = 0 are zero, in the gradient too (0·log 0 = 0).
 
-    The mask comes before the product: -inf times zero would be NaN in the backward pass even where the sum is
-    finite.
+    The mask is applied before multiplying: otherwise -inf times zero would give NaN in the backward pass.
     """
     difference = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
     return (log_p.exp() * difference).sum(-1)

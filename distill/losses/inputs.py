@@ -1,4 +1,4 @@
-"""What the chunk loop computes: weighted terms, and the signals that they ask for."""
+"""Inputs of the chunk loop: weighted terms and the signals that they need."""
 
 import functools
 import inspect
@@ -17,20 +17,20 @@ from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head, factors, log_softmax
 
 TokenLoss = Callable[..., Tensor]
-# Takes a slice of the tokens and the student's signals there ([tokens] by name, at temperature 1); returns
-# the weights of these tokens.
+# Computes the weights of a slice of the tokens from the student's signals there ([tokens] by name, at
+# temperature 1).
 InlineWeights = Callable[[slice, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A token loss and how much each token counts in it.
+    """A token loss with a weight for every token.
 
     Attributes:
         token_loss: a function of `distill.losses.divergence`.
-        weights: [tokens] w_t, any sign; never gets a gradient. Or a function that makes them of the student's
-            signals inside the loop.
-        student_signals: the student's signals that such a function asks for.
+        weights: [tokens] w_t, of any sign, without gradient; or a function that computes them from the
+            student's signals inside the chunk loop.
+        student_signals: the student's signals that such a function needs.
         coefficient: factor on the whole term.
     """
 
@@ -41,7 +41,7 @@ class WeightedTerm:
 
     @functools.cached_property
     def signals(self) -> set[str]:
-        """What the token loss asks for."""
+        """Names of the signals that the token loss needs."""
         return signals(self.token_loss)
 
     @functools.cached_property
@@ -49,32 +49,32 @@ class WeightedTerm:
         return closed_form_of(self.token_loss)
 
     def weights_at(self, rows: slice, student: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
-        """The weights of some tokens; `student`: the student's signals there."""
+        """Weights of some tokens, given the student's signals there."""
         return self.weights[rows] if isinstance(self.weights, Tensor) else self.weights(rows, student)
 
 
 @dataclass
 class ChunkedInputs:
-    """What a pass over the head needs beside the student's hidden states and output matrix.
+    """All inputs of the chunk loop except the student's hidden states and output matrix.
 
-    Signals that no term asks for are dropped, and nothing here gets a gradient.
+    Signals that no term needs are dropped, and nothing here gets a gradient.
 
     Attributes:
         labels: [tokens] the tokens to predict.
-        terms: what is measured, and how much it counts.
-        others: heads of frozen models at the same positions, or what is known of their distributions, by the
-            name of the signal that they give (`log_p`: the teacher's, `log_r`: the reference's). Their
-            vocabulary may be another. Where only some of a model's tokens are known, a loss that asks for
-            that model is given both distributions in those buckets.
-        token_signals: [tokens] whatever else a loss asks for, by name.
-        constants: what a loss asks for that is the same for all tokens, by name (`shared_ids`).
-        temperature: divides every model's logits before the loss; the log-probabilities are at temperature 1.
-        chunk_size: tokens whose logits exist at once; None: by the vocabulary and the device
+        terms: token losses with their weights.
+        others: frozen models' distributions at the same positions, by signal name (`log_p`: the teacher's,
+            `log_r`: the reference's): a head, possibly with another vocabulary, or a sparse distribution.
+            With a sparse one, a loss gets both distributions over the known tokens only, plus one bucket for
+            all others if their total probability is known.
+        token_signals: [tokens] per-token signals, by name.
+        constants: inputs that are the same for all tokens, by name (`shared_ids`).
+        temperature: divides every model's logits before the loss. Per-token logprobs stay at temperature 1.
+        chunk_size: tokens per chunk of logits; None: chosen from vocabulary size and device
             (`distill.losses.logits.fitting_chunk`).
-        compiled: whether torch.compile fuses what is done to the logits, for losses with a closed form.
+        compiled: whether to fuse operations on logits with torch.compile, for losses with a closed form.
 
     Raises:
-        ValueError: a loss asks for a signal that is not given, or a value is out of range.
+        ValueError: a loss needs a signal that is not given, or a value is out of range.
     """
 
     labels: Int[Tensor, " tokens"]
@@ -95,7 +95,7 @@ class ChunkedInputs:
             raise ValueError(
                 f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}"
             )
-        # Rounded as the model's own head would round them under the autocast of now.
+        # Cast as the model's own head would be under the current autocast.
         self.others = {
             name: factors(other) if isinstance(other, Head) else other
             for name, other in self.others.items()
@@ -114,7 +114,7 @@ class ChunkedInputs:
             )
 
     def logits_of_others(self, chunk: slice, buffers: LogitBuffers) -> dict[str, Tensor]:
-        """A chunk's [tokens, vocab] logits by the frozen models whose head is given."""
+        """[tokens, vocab] logits of a chunk for the frozen models whose head is given, by signal name."""
         return {
             name: buffers.product(name, other.hidden[chunk], other.weight)
             for name, other in self.others.items()
@@ -124,14 +124,14 @@ class ChunkedInputs:
     def signals_of_student(
         self, log_q: Float[Tensor, "rows vocab"], logits: Float[Tensor, "rows vocab"], rows: slice
     ) -> dict[str, Float[Tensor, " rows"]]:
-        """The student's own signals at temperature 1; `log_q` is at the loss's temperature."""
+        """The student's per-token signals at temperature 1; `log_q` is at the loss's temperature."""
         log_q = log_q if self.temperature == 1.0 else log_softmax(logits)
         return signals_of(log_q, self.labels[rows], self.student_signals)
 
     def signals_of_others(
         self, rows: slice, logits: Mapping[str, Tensor], at: slice
     ) -> dict[str, Tensor | SparseDistribution]:
-        """Every signal of some rows but the student's; `at`: their place in the chunk's logits."""
+        """All signals of some rows except the student's; `at`: the rows' slice of the chunk's logits."""
         found: dict[str, Any] = {name: values[rows] for name, values in self.token_signals.items()}
         for name, other in self.others.items():
             if isinstance(other, SparseDistribution):
@@ -141,15 +141,14 @@ class ChunkedInputs:
         return found | dict(self.constants) | {"labels": self.labels[rows]}
 
     def closed_form(self, term: WeightedTerm, known: Mapping[str, Any]) -> ClosedForm | None:
-        """The loss together with its gradient; None where autograd has to find the gradient."""
+        """The function for loss and gradient together; None if the gradient must come from autograd."""
         if any(isinstance(known.get(name), SparseDistribution) for name in term.signals):
             return None
         return _compiled(term.closed_form) if self.compiled and term.closed_form else term.closed_form
 
 
 def arguments(term: WeightedTerm, log_q: Tensor, known: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a token loss is called with; where only some tokens are known, both distributions in those
-    buckets."""
+    """Arguments of a token loss; with a sparse distribution, both distributions over its known tokens."""
     given = {name: log_q if name == "log_q" else known[name] for name in term.signals}
     for name in term.signals:
         if isinstance(some := known.get(name), SparseDistribution):
@@ -168,5 +167,5 @@ def _call(form: ClosedForm, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def _compiled(form: ClosedForm) -> ClosedForm:
     if inspect.ismethod(unbound(form)):
-        return form  # of a loss that changes as training goes on: every change would be compiled anew
+        return form  # the loss has a state that changes in training, and each change would recompile
     return lambda **given: _fused()(form, given)

@@ -1,7 +1,8 @@
-"""Logits of an output head, chunk by chunk, and what is read from them without a gradient.
+"""Logits of an output head in chunks, and signals computed from them without gradient.
 
-A chunk is what the matrix products want. What is done to its logits between the products is done in blocks of
-a few rows, which stay in a CPU's cache."""
+Matrix products work on a whole chunk. On a CPU, the operations between them work on blocks of a few rows,
+which fit into the CPU's cache.
+"""
 
 from collections.abc import Collection, Iterator
 
@@ -21,22 +22,25 @@ from distill.models.head import (
 
 STUDENT_SIGNALS = ("student_logprobs", "student_entropy")
 _ENTROPY_TOKENS = 20
-_BLOCK_BYTES = 2 << 20  # of logits that a CPU works on at once: a few buffers of it stay in its cache
+_BLOCK_BYTES = 2 << 20  # logits per block on a CPU: a few such buffers fit into its cache
 
 
 def fitting_chunk(head: Head) -> int:
-    """Tokens whose fp32 logits fill some 64 MiB on a CPU, 256 MiB elsewhere: few enough to save memory,
-    enough to keep the matrix products efficient. On a CPU each chunk reads the whole matrix several times:
-    of a vocabulary of 248,000, 32 tokens at a time take 1.4 times as long as 64."""
+    """Default chunk size: tokens whose fp32 logits take about 64 MiB on a CPU, 256 MiB elsewhere.
+
+    Smaller chunks save memory, larger ones make the matrix products efficient: on a CPU each chunk reads the
+    whole matrix several times, and with a vocabulary of 248,000, chunks of 32 tokens take 1.4 times as long
+    as chunks of 64.
+    """
     budget = 64 << 20 if head.hidden.device.type == "cpu" else 256 << 20
     return max(32, min(8192, budget // (4 * head.weight.shape[0]) // 16 * 16))
 
 
 class LogitBuffers:
-    """Buffers for a chunk's logits, allocated once and used by all chunks.
+    """Buffers for a chunk's logits, allocated once and reused by all chunks.
 
     Args:
-        tokens: of the longest chunk.
+        tokens: length of the longest chunk.
         device: of the hidden states.
         dtype: of the logits.
     """
@@ -48,7 +52,7 @@ class LogitBuffers:
     def product(
         self, name: str, states: Float[Tensor, "tokens hidden"], matrix: Float[Tensor, "vocab hidden"]
     ) -> Float[Tensor, "tokens vocab"]:
-        """states @ matrix.T in at least fp32, in the buffer of this name."""
+        """states @ matrix.T in at least fp32, written to the buffer of this name."""
         if name not in self._buffers:
             shape = (self.tokens, len(matrix))
             self._buffers[name] = torch.empty(shape, device=self.device, dtype=wide_dtype(matrix.dtype))
@@ -64,7 +68,7 @@ def slices(length: int, size: int) -> list[slice]:
 
 
 def blocks(logits: Float[Tensor, "tokens vocab"]) -> list[slice]:
-    """Rows that are worked on at once: on a CPU what its cache holds, else all of the chunk."""
+    """Split a chunk into blocks of rows: on a CPU as many as fit into its cache, else one block."""
     rows = len(logits)
     if logits.device.type == "cpu":
         rows = max(1, _BLOCK_BYTES // (logits.shape[-1] * logits.element_size()))
@@ -72,7 +76,7 @@ def blocks(logits: Float[Tensor, "tokens vocab"]) -> list[slice]:
 
 
 def logits_in_blocks(head: Head, chunk_size: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of a few rows at a time, and which rows they are; each is gone when the next is asked for."""
+    """Iterate over blocks of rows and their logits; a block is overwritten when the next is requested."""
     ready, tokens = factors(head), len(head.hidden)
     size = chunk_size or fitting_chunk(head)
     with torch.autocast(head.hidden.device.type, enabled=False):
@@ -86,7 +90,7 @@ def logits_in_blocks(head: Head, chunk_size: int | None) -> Iterator[tuple[slice
 def signals_of(
     log_q: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], wanted: Collection[str]
 ) -> dict[str, Float[Tensor, " tokens"]]:
-    """The signals of `STUDENT_SIGNALS` that are wanted, from the student's distribution."""
+    """Compute the wanted signals of `STUDENT_SIGNALS` from the student's distribution."""
     found = {}
     if "student_logprobs" in wanted:
         found["student_logprobs"] = gather(log_q, labels)
@@ -109,14 +113,14 @@ def label_logprobs(
 def student_signals(
     head: Head, labels: Int[Tensor, " tokens"], wanted: set[str], *, chunk_size: int | None = None
 ) -> dict[str, Float[Tensor, " tokens"]]:
-    """What weights may ask of the model in training, at temperature 1, without gradient, in chunks.
+    """Per-token signals of the model in training, at temperature 1, without gradient, in chunks.
 
     Args:
         head: hidden states and output matrix.
-        labels: the written tokens.
-        wanted: `student_logprobs`: their log-probabilities; `student_entropy`: the entropy of the likeliest
-            20 tokens among themselves (of all, in a smaller vocabulary), in nats.
-        chunk_size: tokens whose logits exist at once.
+        labels: the label tokens.
+        wanted: `student_logprobs`: log-probabilities of the labels; `student_entropy`: entropy in nats of the
+            20 most likely tokens, renormalized (of all tokens in a smaller vocabulary).
+        chunk_size: tokens per chunk of logits.
     """
     dtype = wide_dtype(compute_dtype(head.hidden))
     found = {
@@ -134,8 +138,12 @@ def student_signals(
 def label_ranks(
     head: Head, labels: Int[Tensor, " tokens"], *, chunk_size: int | None = None
 ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Of the labels at temperature 1, in chunks: their log-probabilities, their ranks (1 + how many
-    tokens have a higher logit), and the entropy of the whole distribution that they come from, in nats."""
+    """Log-probabilities and ranks of the labels, and entropies, at temperature 1, in chunks.
+
+    Returns:
+        Log-probabilities of the labels; their ranks (1 + number of tokens with a higher logit); entropy of
+        the whole distribution at each position, in nats.
+    """
     parts = []
     for rows, logits in logits_in_blocks(head, chunk_size):
         ranks = 1 + (logits > logits.gather(-1, labels[rows].unsqueeze(-1))).sum(-1)

@@ -1,5 +1,4 @@
-"""Log-ratios of two models over a completion, which most token weights are made of, and their "
-"parameters' checks."""
+"""Log-ratios of two models' token probabilities, for token weights, and checks of weights' parameters."""
 
 from typing import Literal, get_args
 
@@ -20,8 +19,10 @@ def log_ratio(
     denominator: Float[Tensor, "batch seq"],
     mask: Bool[Tensor, "batch seq"],
 ) -> Float[Tensor, "batch seq"]:
-    """log a - log b, zero outside the mask. A token that is impossible to the first has no ratio (-inf),
-    whatever the second thinks: never inf - inf."""
+    """log a - log b, zero outside the mask.
+
+    Where a = 0 the result is -inf even if b = 0 too, so that inf - inf never occurs.
+    """
     above, below = wide(numerator), wide(denominator)
     return torch.where(above == -torch.inf, -torch.inf, above - below).masked_fill(~mask, 0.0)
 
@@ -29,10 +30,9 @@ def log_ratio(
 def aggregate(
     ratio: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], level: Level
 ) -> Float[Tensor, "batch seq"]:
-    """Log-ratios at the level asked for; sums of logs, never products of probabilities.
+    """Mean log-ratios over each prefix or each sequence, or the log-ratios of the tokens themselves.
 
-    One token that the student finds impossible (-inf) makes its prefix and its sequence impossible, whatever
-    the teacher thinks of the others: never inf - inf.
+    One ratio of -inf makes the mean -inf, even if another is +inf, so that inf - inf never occurs.
     """
     if level == "token":
         return ratio

@@ -1,7 +1,8 @@
-"""The signals that token losses and token weights are made of: what each is, and which model it comes from.
+"""Signals: inputs of token losses and token weights, and the models that they come from.
 
-A function asks for a signal by the name of a parameter. That declaration is the only one: it decides which
-models are loaded, what is cached, and which combinations are refused."""
+A function declares that it needs a signal by the name of a parameter. These declarations decide which models
+are loaded, what is cached, and which combinations are rejected.
+"""
 
 import functools
 import inspect
@@ -17,15 +18,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Signal:
-    """Something known about every completion token.
+    """A value or distribution for every completion token.
 
     Attributes:
-        role: the model it comes from. `initial` is the student before training; `reference` and `pilot` are
-            models of their own (`model.reference`, `model.pilot`).
-        shape: `vocab`: log-probabilities over the vocabulary, which exist chunk by chunk only; `token`: one
-            number a token, which can be cached; `step`: one number a reasoning step, which needs proposals
-            while the student trains (`distill.objective.step_values`).
-        meaning: in words.
+        role: the model that it comes from. `initial` is the student before training; `reference` and `pilot`
+            are separate models (`model.reference`, `model.pilot`).
+        shape: `vocab`: log-probabilities over the vocabulary, computed chunk by chunk; `token`: one number
+            per token, can be cached; `step`: one number per reasoning step, computed during training from
+            proposed reasoning steps (`distill.objective.step_values`).
+        meaning: description.
     """
 
     role: Role
@@ -47,27 +48,25 @@ SIGNALS: dict[str, Signal] = {
     "student_step_value": Signal("teacher", "step", "what the student's next step is worth"),
     "teacher_step_value": Signal("teacher", "step", "what the teacher's next step is worth"),
 }
-# What a function may ask for beside, and no model gives. Where the teacher's tokens are others than the
-# student's: `same_token`, whether both wrote the same piece of text; `shared_ids`, [2, shared] the tokens
-# that both vocabularies have.
+# Inputs that do not come from a model. For a teacher with another tokenizer: `same_token`, whether both
+# models' tokens are the same text; `shared_ids`, [2, shared] ids of the tokens in both vocabularies.
 GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids"}
 
 
 @dataclass(frozen=True)
 class Properties:
-    """What is known of a token loss or weight beyond its signature.
+    """Properties of a token loss or weight that its signature does not tell.
 
     Attributes:
-        needs: for a function with optional signals (`= None`): takes its other parameters and names the
-            signals that it asks for then. Signals without a default need no declaration.
-        inline: for a weight: takes its other parameters and says whether it is made of its own token's
-            signals and no other's, so that it can be made inside the chunk loop.
-        closed_form: what gives a loss together with its gradient (`distill.losses.closed_forms`). A loss that
-            is an object has it as a method of this name.
-        from_samples: what takes a loss's place where the teacher's distribution is known by samples alone.
-        on_policy_only: a loss that is right on what the student wrote itself, and wrong on the data's
-            completions.
-        across_vocabularies: a loss whose teacher may have another vocabulary than the student.
+        needs: for a function with optional signals (`= None`): given the function's other parameters, the
+            names of the optional signals that it needs. Signals without a default need no declaration.
+        inline: for a weight: given its other parameters, whether a token's weight depends only on that
+            token's signals, so that it can be computed inside the chunk loop.
+        closed_form: function for loss and gradient together (`distill.losses.closed_forms`). A loss that is
+            an object has it as a method of this name.
+        from_samples: function that estimates the loss if the teacher's distribution is cached as samples.
+        on_policy_only: whether the loss is valid only on the student's own completions.
+        across_vocabularies: whether the teacher's vocabulary may differ from the student's.
     """
 
     needs: Callable[..., set[str]] = lambda **_: set()
@@ -78,13 +77,13 @@ class Properties:
     across_vocabularies: bool = False
 
 
-# Every loss and weight that has any, ours and users'; entered by `@properties(...)` where it is defined.
+# All losses and weights with properties, including users' own; `@properties(...)` adds them.
 PROPERTIES: dict[Callable[..., Any], Properties] = {}
 _NONE = Properties()
 
 
 def properties(**declared: Any) -> Callable[[Function], Function]:
-    """Declare a token loss's or weight's `Properties`, by their names."""
+    """Decorator that declares the `Properties` of a token loss or weight."""
 
     def declare(function: Function) -> Function:
         PROPERTIES[function] = Properties(**declared)
@@ -94,7 +93,7 @@ def properties(**declared: Any) -> Callable[[Function], Function]:
 
 
 def properties_of(function: Callable[..., Any]) -> Properties:
-    """A loss's or a weight's properties, looked for behind partial applications and decorators."""
+    """Properties of a loss or weight; looks through `functools.partial` and decorators."""
     function = unbound(function)
     while not (isinstance(function, Hashable) and function in PROPERTIES):
         wrapped = getattr(function, "__wrapped__", None)
@@ -105,15 +104,15 @@ def properties_of(function: Callable[..., Any]) -> Properties:
 
 
 def is_inline(function: Callable[..., Any]) -> bool:
-    """Whether a weight, with the parameters it is bound to, is made of its own token's signals alone."""
+    """Whether a weight, with its bound parameters, depends only on each token's own signals."""
     return properties_of(function).inline(**bound_parameters(function))
 
 
 def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
-    """Why a loss cannot have the teacher's distribution from there, in words; None: it can, or needs none.
+    """Why a loss cannot use the teacher's distribution from this source; None if it can or does not need it.
 
-    Live and as hidden states it is whole, which does for all. The k likeliest tokens do for what compares two
-    distributions and nothing else, samples for expectations over the teacher's tokens.
+    `live` and `hidden_states` give the whole distribution, which works for all losses. `top_k` works for
+    losses between two distributions only, `samples` for expectations over the teacher's tokens.
     """
     asked = signals(function)
     if "log_p" not in asked or source in ("live", "hidden_states"):
@@ -128,22 +127,25 @@ def why_not_from(source: Source, function: Callable[..., Any]) -> str | None:
 
 
 def unbound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, behind partial applications, as Hydra makes them."""
+    """The function itself, without `functools.partial` wrappers such as Hydra's."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def plain_partial(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A partial application as Python has it. Hydra's own (since 1.4) hashes its policy at every call, which
-    takes longer than a weight; it has asked the policy when it made it."""
+    """Replace Hydra's partial (since 1.4) by `functools.partial`.
+
+    Hydra's hashes its security policy at every call, which takes longer than a weight. The policy has been
+    checked when Hydra made the partial.
+    """
     if not isinstance(function, functools.partial) or type(function) is functools.partial:
         return function
     return functools.partial(plain_partial(function.func), *function.args, **function.keywords)
 
 
 def bound_parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """What partial applications have set."""
+    """Keyword arguments set by `functools.partial` wrappers."""
     found: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         found = {**function.keywords, **found}
@@ -152,16 +154,16 @@ def bound_parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """A loss's or a weight's name, also of one that is an object."""
+    """Name of a loss or weight; the class name if it is an object."""
     function = unbound(function)
     return getattr(function, "__name__", type(function).__name__)
 
 
 def signals(function: Callable[..., Any]) -> set[str]:
-    """The inputs that a token loss or weight asks for, by the names of its parameters.
+    """Names of the inputs that a token loss or weight needs.
 
-    Those are the positional parameters without a default, and what its property `needs` adds. Partial
-    applications, as Hydra makes them, are looked through.
+    These are the parameters without a default, and those that its property `needs` returns. Looks through
+    `functools.partial`.
     """
     bound = bound_parameters(function)
     required = _without_default(inspect.unwrap(unbound(function))) - bound.keys()
@@ -170,7 +172,7 @@ def signals(function: Callable[..., Any]) -> set[str]:
 
 @functools.lru_cache(maxsize=256)
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """A function's parameters, read once: a training step asks for them some ten times."""
+    """A function's parameters; cached, because a training step reads them about ten times."""
     return inspect.signature(function).parameters
 
 

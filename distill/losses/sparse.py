@@ -1,4 +1,4 @@
-"""Distributions of which only some tokens are known at each position, and others cut down to the same."""
+"""Sparse distributions: log-probabilities of some tokens at each position."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseDistribution:
-    """Some of a distribution's tokens at every position, each position's own.
+    """Log-probabilities of some tokens at each position, such as the top k.
 
     Attributes:
-        ids: [tokens, known] distinct, as far as their probability is not 0.
+        ids: [tokens, known] token ids; at each position distinct, except for entries with probability 0.
         logprobs: [tokens, known] their log-probabilities.
-        log_rest: [tokens] log of the probability of all other tokens together, or None where it is not known.
+        log_rest: [tokens] log of the total probability of all other tokens; None if unknown.
     """
 
     ids: Int[Tensor, "tokens known"]
@@ -27,16 +27,16 @@ class SparseDistribution:
         )
 
     def to(self, dtype: torch.dtype) -> Float[Tensor, "tokens buckets"]:
-        """The known tokens' log-probabilities, and behind them the rest's where it is known."""
+        """Log-probabilities of the known tokens, followed by `log_rest` if it is known."""
         if self.log_rest is None:
             return self.logprobs.to(dtype)
         return torch.cat([self.logprobs, self.log_rest.unsqueeze(-1)], -1).to(dtype)
 
     def of(self, log_q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens buckets"]:
-        """Another distribution in the same buckets.
+        """Reduce another distribution to the same tokens (and rest).
 
         Raises:
-            ValueError: no token is left for the rest.
+            ValueError: all tokens are known, so that there is no rest.
         """
         picked = log_q.gather(-1, self.ids.long())
         if self.log_rest is None:
@@ -47,16 +47,16 @@ class SparseDistribution:
 def log_rest(
     logprobs: Float[Tensor, "tokens vocab"], ids: Int[Tensor, "tokens known"]
 ) -> Float[Tensor, " tokens"]:
-    """Log of the probability of all tokens but some: log Σ_{v not in ids} exp(logprobs_v).
+    """Log of the total probability of all other tokens: log Σ_{v not in ids} exp(logprobs_v).
 
-    Summed over those others: 1 - Σ of the known would leave no right digit where they hold nearly all.
+    Sums the other tokens directly: 1 - Σ over the known tokens would lose all digits where it is close to 0.
 
     Raises:
-        ValueError: no token is left.
+        ValueError: there is no other token.
     """
     if ids.shape[-1] >= logprobs.shape[-1]:
         raise ValueError(f"{ids.shape[-1]} of {logprobs.shape[-1]} tokens leave none for the rest")
     others = logprobs.scatter(-1, ids, -torch.inf)
-    # By hand: torch.logsumexp is some ten times slower on a CPU.
+    # By hand, because torch.logsumexp is about ten times slower on a CPU.
     greatest = others.detach().amax(-1, keepdim=True)
     return (others - greatest).exp().sum(-1).log() + greatest.squeeze(-1)

@@ -1,9 +1,10 @@
-"""Token weights: how much a position counts.
+"""Token weights: factors on each token's loss.
 
-Every function takes per-token log-probabilities of the written tokens, laid out [batch, seq] with `mask` true
-on completion tokens, and returns a weight for each: no gradient, zero where the mask is false, no mean.
-Parameters without a default are the signals that the weight needs, and one with the default `None` is needed
-when the other parameters say so (`distill.losses.signals`)."""
+Every function takes per-token signals such as logprobs, [batch, seq], with `mask` true on completion tokens.
+It returns a weight per token, without gradient, unnormalized, and zero where the mask is false. Parameters
+without a default are the signals that the weight needs. Signals with the default `None` are needed depending
+on the other parameters (`distill.losses.signals`).
+"""
 
 import math
 from typing import Literal
@@ -16,7 +17,7 @@ from distill.losses.ratios import Level, aggregate, check_choice, check_order, l
 from distill.losses.signals import properties
 
 Transform = Literal["sigmoid", "ratio", "clip"]
-_BOUND = 60.0  # of log-ratios that are summed: e^60 is as good as infinite
+_BOUND = 60.0  # bound on log-ratios that are summed: e^60 is practically infinite
 Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 
@@ -31,7 +32,7 @@ def _by_token(level: str = "token", **_: object) -> bool:
 
 @properties(inline=_always)
 def uniform(mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
-    """Every completion token counts the same.
+    """The same weight for every completion token.
 
     w_t = 1
     """
@@ -66,35 +67,37 @@ def support_ratio(
     ratio_from: Student = "live",
     behavior: Behavior = "model",
 ) -> Float[Tensor, "batch seq"]:
-    """DCOD's weight (2605.14071): how far the student supports what the teacher wrote.
+    """DCOD's weight (2605.14071): how much the student supports the teacher's token.
 
         r_t = log π_S(y_t|s_t) - log π_T(y_t|s_t)
         w_t = sg[ σ(r_t / τ + b) ]
 
-    At τ = 1, b = 0 this is π_S / (π_S + π_T): 1/2 where the two agree, towards 0 where the student would not
-    go. The sigmoid, the temperature and the token-wise ratio are the paper's; the exact form and every switch
-    below are our reading of it, its full text was not at hand.
+    At τ = 1, b = 0 this is π_S / (π_S + π_T): 1/2 where the two agree, and close to 0 where the token is far
+    less likely for the student. The sigmoid, the temperature and the token-wise ratio are from the paper. Its
+    full text was not available, so the exact form and all options below are our interpretation.
 
     Args:
         mask: True on completion tokens.
-        student_logprobs: log π_S of the written tokens by the student in training (`ratio_from="live"`).
-        teacher_logprobs: log π_T of the written tokens at temperature 1 (`behavior="model"`).
-        initial_logprobs: the same by the student before training (`ratio_from="initial"`: fully cacheable).
-        sampler_logprobs: the same under the distribution that was really sampled, with its temperature, top-p
-            and top-k (`behavior="sampler"`).
-        progress: the share of training that is done, in [0, 1].
+        student_logprobs: log π_S of the completion's tokens, by the student in training
+            (`ratio_from="live"`).
+        teacher_logprobs: log π_T of the completion's tokens at temperature 1 (`behavior="model"`).
+        initial_logprobs: log π_S by the student before training (`ratio_from="initial"`), which can be
+            cached.
+        sampler_logprobs: log π_T under the distribution that was actually sampled from, with temperature,
+            top-p and top-k (`behavior="sampler"`).
+        progress: share of training done, in [0, 1].
         temperature: τ > 0.
         bias: b, inside the transform.
-        level: `token`: r_t itself; `prefix`: its running mean over i ≤ t, the log of the ratio's running
-            geometric mean; `sequence`: the mean over the completion. The last two are free of length bias.
+        level: `token`: r_t itself; `prefix`: its mean over i ≤ t, the log of the geometric mean of the
+            ratios so far; `sequence`: its mean over the completion. The means have no length bias.
         transform: `sigmoid`; `ratio`: exp(r/τ + b); `clip`: min(exp(r/τ + b), max_ratio).
         max_ratio: upper bound for `clip`.
-        floor: w ← floor + (1 - floor)·w, against the support gap: tokens that the student finds impossible
-            are still learned a little.
-        anneal: the share of training over which 1/τ rises linearly from 0 (all weights alike) to its value.
+        floor: w ← floor + (1 - floor)·w, so that tokens that are impossible for the student still get some
+            weight.
+        anneal: share of training over which 1/τ rises linearly from 0 (all weights equal) to its value.
 
     Raises:
-        ValueError: a parameter is outside its range; the message names it.
+        ValueError: a parameter is outside its range; names it.
     """
     check_choice("support_ratio", "level", level, Level)
     check_choice("support_ratio", "transform", transform, Transform)
@@ -115,8 +118,7 @@ def support_ratio(
 
     ratio = log_ratio(numerator, denominator, mask)
     inverse_temperature = (min(1.0, progress / anneal) if anneal > 0 else 1.0) / temperature
-    # With a zero inverse temperature all weights are alike, those of impossible tokens too: 0 · inf is not
-    # wanted.
+    # With 1/τ = 0 all weights are equal, those of impossible tokens too: avoid 0 · inf.
     ratio = aggregate(ratio, mask, level)
     scaled = ratio * inverse_temperature if inverse_temperature > 0 else torch.zeros_like(ratio)
     scaled = scaled + bias
@@ -133,7 +135,7 @@ def support_ratio(
 def dft(
     mask: Bool[Tensor, "batch seq"], student_logprobs: Float[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
-    """Dynamic fine-tuning (2508.05629): the student's own probability of the token.
+    """Dynamic fine-tuning (2508.05629): the student's probability of the token.
 
     w_t = sg[π_θ(y_t)]
     """
@@ -179,17 +181,17 @@ def tis(
     max_ratio: float = 2.0,
     behavior: Behavior = "model",
 ) -> Float[Tensor, "batch seq"]:
-    """Truncated importance sampling: the student over who wrote the token, at most C.
+    """Truncated importance sampling: the student's probability over the sampler's, at most C.
 
     w_t = min(π_θ(y_t)/μ(y_t), C)
 
     Args:
         mask: True on completion tokens.
-        student_logprobs: log π_θ of the written tokens.
+        student_logprobs: log π_θ of the completion's tokens.
         teacher_logprobs: log μ, where μ is the teacher at temperature 1 (`behavior="model"`).
-        sampler_logprobs: log μ, where μ is the distribution really sampled from (`behavior="sampler"`).
+        sampler_logprobs: log μ, where μ is the distribution actually sampled from (`behavior="sampler"`).
         max_ratio: C > 0.
-        behavior: which of the two.
+        behavior: which μ to use.
 
     Raises:
         ValueError: a parameter is outside its range.
@@ -206,9 +208,9 @@ def tis(
 def eaft(
     mask: Bool[Tensor, "batch seq"], student_entropy: Float[Tensor, "batch seq"], *, alpha: float = 1.0
 ) -> Float[Tensor, "batch seq"]:
-    """Entropy-adaptive fine-tuning: little weight where the student is sure already.
+    """Entropy-adaptive fine-tuning: less weight where the student is certain.
 
-    w_t = (H_t / 3)^α,   H_t the entropy of the student's 20 likeliest tokens, at most log 20 ≈ 3
+    w_t = (H_t / 3)^α,   H_t the entropy of the student's 20 most likely tokens, at most log 20 ≈ 3
 
     Raises:
         ValueError: `alpha` is negative.
@@ -230,8 +232,8 @@ def psft(
 
     w_t = r_t where r_t = π_θ(y_t)/π_old(y_t) ≤ 1 + ε, else 0
 
-    That is the gradient of min(r, clip(r, 1-ε', 1+ε)), whose lower bound never acts when the advantage is
-    positive. π_old is the reference model, by default the student before training.
+    This gives the gradient of min(r, clip(r, 1-ε', 1+ε)), whose lower bound has no effect with a positive
+    advantage. π_old is the reference model, by default the student before training.
 
     Raises:
         ValueError: `clip` (ε) is negative.
@@ -249,10 +251,9 @@ def rho1(
     *,
     keep: float = 0.6,
 ) -> Float[Tensor, "batch seq"]:
-    """Selective language modelling (Rho-1, 2404.07965): the tokens that a reference finds most too hard for
-    the student.
+    """Selective language modeling (Rho-1, 2404.07965): tokens where the student lags the reference most.
 
-    w_t = 1 on the share k of the micro-batch's tokens with the greatest L_θ - L_ref, else 0
+    w_t = 1 on the share k of the micro-batch's tokens with the largest L_θ - L_ref, else 0
 
     Raises:
         ValueError: `keep` (k) is outside (0, 1].
@@ -260,8 +261,8 @@ def rho1(
     if not 0 < keep <= 1:
         raise ValueError(f"rho1: keep={keep} is outside (0, 1]")
     excess = -log_ratio(student_logprobs, reference_logprobs, mask)
-    # How many tokens there are is known to the device alone, so that all places are ranked: whatever is no
-    # token comes last, behind one that the reference finds impossible.
+    # Rank all positions, because only the device knows the number of tokens. Positions outside the mask come
+    # last, even after tokens with an excess of -inf.
     ranked = excess.clamp(min=torch.finfo(excess.dtype).min).masked_fill(~mask, -torch.inf).flatten()
     order = ranked.argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -275,12 +276,12 @@ def t3s(
     pilot_logprobs: Float[Tensor, "batch seq"],
     initial_logprobs: Float[Tensor, "batch seq"],
 ) -> Float[Tensor, "batch seq"]:
-    """Only tokens that a pilot run did not learn (T3S, 2601.10348): the others are easy, or imitation alone.
+    """Only tokens that a pilot run did not learn (T3S, 2601.10348); others are easy or mere imitation.
 
     w_t = 0 where log π_pilot(y_t) > log π_0(y_t), else 1
 
-    The pilot is the checkpoint of an earlier run with the lowest accuracy on the training problems; training
-    starts anew from the student that it started from.
+    The pilot is the checkpoint with the lowest accuracy on the training problems, from an earlier run.
+    Training starts again from the same initial student.
     """
     return (~(pilot_logprobs > initial_logprobs) & mask).to(wide(pilot_logprobs).dtype)
 
@@ -292,8 +293,7 @@ def iw_opd(
     *,
     gamma: float = 0.5,
 ) -> Float[Tensor, "batch seq"]:
-    """On-policy distillation without its position bias (2606.22600): less weight the more the teacher has
-    disagreed before.
+    """On-policy distillation without position bias (2606.22600): less weight after earlier disagreement.
 
     w_t = 1 + γ (1 - Σ_{i<t} |A_i| / Σ_i |A_i|),   A_i = log P(y_i) - log Q(y_i)
 
@@ -302,7 +302,7 @@ def iw_opd(
     """
     if not gamma >= 0:
         raise ValueError(f"iw_opd: gamma={gamma} must not be negative")
-    # An infinite gap takes all that is left, and no inf - inf.
+    # Bounded, so that an infinite gap does not lead to inf - inf.
     gap = log_ratio(teacher_logprobs, student_logprobs, mask).abs().clamp(max=_BOUND)
     before = gap.cumsum(-1) - gap
     total = gap.sum(-1, keepdim=True)
@@ -317,11 +317,11 @@ def validity(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "batch seq"]:
-    """More weight where the teacher's next step is the better one (validity calibration, 2605.04078).
+    """More weight where the teacher's next reasoning step is better (validity calibration, 2605.04078).
 
-    w_t = λ(s) = σ(γ (v(a_T|s) - v(a_S|s))),   s the prefix of the step that t belongs to
+    w_t = λ(s) = σ(γ (v(a_T|s) - v(a_S|s))),   s the prefix of the reasoning step that t belongs to
 
-    1/2 where both are worth the same. Values beyond ±60 count as ±60.
+    The weight is 1/2 where both values are equal. Values are clamped to ±60.
 
     Raises:
         ValueError: `gamma` is negative.
@@ -339,12 +339,13 @@ def later_log_ratio(
     student_logprobs: Float[Tensor, "batch seq"],
     teacher_logprobs: Float[Tensor, "batch seq"],
 ) -> Float[Tensor, "batch seq"]:
-    """MiniLLM's length-normalised return of what follows a token (2306.08543, "long" part of its gradient).
+    """MiniLLM's length-normalized return of the later tokens (2306.08543, "long" part of its gradient).
 
     w_t = mean_{i>t} (log P(y_i) - log Q(y_i)),   0 for the last token
 
-    Of either sign: on cross-entropy it makes a token likelier where the teacher likes what it led to. Each
-    log-ratio is bounded by ±60, so that one impossible token does not make all before it infinite.
+    The weight may have either sign. With cross-entropy, it makes a token more likely if the teacher prefers
+    the tokens that followed. Log-ratios are clamped to ±60, so that one impossible token does not make all
+    earlier weights infinite.
     """
     gain = log_ratio(teacher_logprobs, student_logprobs, mask).clamp(-_BOUND, _BOUND)
     later = gain.sum(-1, keepdim=True) - gain.cumsum(-1)

@@ -1,1 +1,1 @@
-"""Language models: find, load, measure, adapt."""
+"""Language models: finding and loading, output head, FLOPs, LoRA, packing."""

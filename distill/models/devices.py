@@ -1,4 +1,4 @@
-"""Which devices a run has."""
+"""Devices and ranks of a run, from lightning.Trainer's arguments."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from distill.errors import UserError
 
 
 def ranks_of(trainer: Mapping[str, Any]) -> int:
-    """Processes that train together under these arguments of lightning.Trainer."""
+    """Number of training processes for these arguments of lightning.Trainer."""
     devices: Any = plain(trainer["devices"])
     if isinstance(devices, int) and devices > 0:
         count = devices
@@ -27,17 +27,17 @@ def wants_gpu(trainer: Mapping[str, Any]) -> bool:
 
 
 def find_device(trainer: Mapping[str, Any]) -> str:
-    """Where this process computes under these arguments of lightning.Trainer.
+    """This process's torch device for these arguments of lightning.Trainer.
 
     Raises:
-        UserError: a GPU is asked for, and there is none.
+        UserError: a GPU is requested, but there is none.
     """
     if wants_gpu(trainer):
         if not torch.cuda.is_available():
             raise UserError(
                 "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
             )
-        # This process's own GPU, before Lightning moves anything there: not GPU 0 for every rank.
+        # Models are loaded before Lightning assigns devices: without this, every rank would use GPU 0.
         rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
         chosen: Any = plain(trainer["devices"])
         return f"cuda:{chosen[rank] if isinstance(chosen, list) else rank}"

@@ -1,4 +1,4 @@
-"""Find a model by what the user wrote: hub id, local folder, GGUF file, or a file that a package ships."""
+"""Find a model given as hub id, local folder, GGUF file, or file of an installed package."""
 
 import functools
 import hashlib
@@ -22,15 +22,18 @@ def find_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> ModelSource:
-    """Find a model by what the user wrote, without loading its weights.
+    """Find a model without loading its weights.
 
     Args:
         spec: a hub id, a local folder in Hugging Face format, a GGUF file, `package:NAME/PATH` for a file or
-            folder that an installed package ships, or a list of these, tried in order.
-        key: the config key it stands under, for messages.
+            folder in an installed package, or a list of these, tried in order.
+        key: the model's config key, for messages.
+        dtype: dtype of the weights in memory.
+        revision: the hub's branch, tag or commit.
+        trust_remote_code: whether to run the repository's own Python code.
 
     Raises:
-        UserError: nothing is there; the message says what was tried.
+        UserError: no model was found; the message says what was tried.
     """
     return first_found(spec, key, lambda one: _find_one(one, key, dtype, revision, trust_remote_code))
 
@@ -48,20 +51,19 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
 
 
 def _hub_commit(spec: str, key: str, revision: str | None) -> str:
-    """The commit that the hub has for this id or, without a network, the one in the local hub cache."""
+    """The hub's current commit of this model or, without network, the one in the local hub cache."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     reason = "the hub has no such model, or it is private or gated"
     try:
-        # Asked directly, because from_pretrained retries for half a minute before it says that there is no
-        # network.
+        # Call the API directly: without network, from_pretrained retries for half a minute.
         return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
     except RevisionNotFoundError:
         reason = f"the hub's model has no revision {revision!r}"
     except RepositoryNotFoundError:
         pass
-    except Exception as error:  # whichever HTTP library the hub client uses, its errors share no base class
+    except Exception as error:  # errors of the hub client's HTTP libraries share no base class
         cached = try_to_load_from_cache(spec, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
@@ -73,8 +75,7 @@ def _hub_commit(spec: str, key: str, revision: str | None) -> str:
 
 
 def _hash_files(path: Path) -> str:
-    """Hash of the weights and config; of files above 64 MiB, of blocks spread evenly over them and the
-    size."""
+    """Hash of weights and configuration; of files over 64 MiB only the size and evenly spaced blocks."""
     digest = hashlib.sha256()
     names = (
         [path]
@@ -95,7 +96,7 @@ def _hash_files(path: Path) -> str:
 
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
-    """Find the model of a role (`student`, `teacher`, …) by what `model` of a configuration says of it."""
+    """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
     return find_model(
         plain(model[role]),
         key=f"model.{role}",

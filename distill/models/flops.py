@@ -1,16 +1,17 @@
-"""Floating-point operations, counted from shapes: the measure in which methods of one budget are compared.
+"""FLOPs of models, counted from shapes, to compare methods at an equal budget.
 
-Counted are the matrix products, two operations (a multiplication and an addition) each time that a weight
-meets a token or a query meets a key: forward 2, backward 4 for weights that train and 2 for those that do
-not (their input's gradient alone). Of causal attention it is half the square, T(T+1)/2 pairs of a query and a
-key it may see, whatever the kernel computes beside them, and twice as much backward, whatever the kernel
-computes again; a window that a model lays over its attention is not taken off. Padding that a model reads
-counts as any token. Embedding look-ups, norms, activations, softmax and the optimizer are not counted: some
-1 % of a large model.
+Only matrix products are counted, with two operations (multiplication and addition) per weight and token, or
+per query-key pair and channel:
 
-torch's own counter (`torch.utils.flop_counter`) gives the same numbers for all linear layers, and the whole
-square for attention that it knows (eager, and the GPU's kernels; with a flash kernel's second forward pass
-where one runs backward)."""
+- Linear layers: 2 forward; backward 4 for trained weights, 2 for frozen ones (gradient of the input only).
+- Causal attention: T(T+1)/2 query-key pairs, whatever the kernel computes; backward twice the forward,
+  without recomputation in the kernel. Sliding windows are ignored.
+- Padding counts like any token.
+- Embeddings, norms, activations, softmax and the optimizer are not counted: about 1 % of a large model.
+
+`torch.utils.flop_counter` gives the same numbers for linear layers. For attention it counts all T² pairs
+(eager attention and GPU kernels), plus a second forward pass in the backward pass of flash kernels.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class Work:
-    """What a model is given to compute, whichever model it is.
+    """Amount of work for a model, independent of its size.
 
     Attributes:
-        tokens: that go through the body, padding included.
-        pairs: of a query and a key that it may see, over all sequences.
-        outputs: positions that go through the whole output matrix (where text is generated).
-        predictions: positions that go through its rows of real tokens (where text is read).
+        tokens: tokens that go through the body, padding included.
+        pairs: query-key pairs under the causal mask, over all sequences.
+        outputs: positions multiplied with the whole output matrix (generation).
+        predictions: positions multiplied with the matrix's rows of real tokens (logprobs and losses).
     """
 
     tokens: int = 0
@@ -57,15 +58,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiplications that a model does, each with an addition.
+    """Multiply-adds of a model per unit of `Work`.
 
     Attributes:
-        linear: for each token in its body: the weights of all linear layers but the output matrix, of a
-            mixture's experts as many as are active.
-        trained: those of them that train.
-        attention: for each pair of a query and a key, over all layers and heads.
-        head: for each output: the output matrix, all rows.
-        cut_head: for each prediction: its rows of real tokens.
+        linear: per token: weights of all linear layers except the output matrix; of a mixture of experts,
+            only the active ones.
+        trained: per token: those of `linear` that train.
+        attention: per query-key pair, over all layers and heads.
+        head: per output: all rows of the output matrix.
+        cut_head: per prediction: the output matrix's rows of real tokens.
     """
 
     linear: float
@@ -75,7 +76,7 @@ class Cost:
     cut_head: float
 
     def forward(self, work: Work) -> float:
-        """FLOPs of reading."""
+        """FLOPs of a forward pass."""
         return 2.0 * (
             self.linear * work.tokens
             + self.attention * work.pairs
@@ -89,19 +90,19 @@ class Cost:
         return self.forward(Work(tokens, pairs)) + backward
 
 
-UNKNOWN = Cost(*[float("nan")] * 5)  # of a model that cannot be counted: its FLOPs are no number, and not 0
+UNKNOWN = Cost(*[float("nan")] * 5)  # for models that cannot be counted: NaN rather than 0
 
 
 def cost_of(model: Any, name: str, vocab_size: int | None = None) -> Cost:
-    """Count a model's multiplications by walking its modules; none needs to hold weights.
+    """Count a model's multiply-adds from the shapes of its modules.
 
     Args:
-        model: of transformers, whole or on the meta device, with or without LoRA's layers.
-        name: the model's, for messages.
-        vocab_size: tokens that its tokenizer has, where the output matrix may have more rows.
+        model: a transformers model, possibly on the meta device, with or without LoRA layers.
+        name: the model's name, for messages.
+        vocab_size: the tokenizer's size, if the output matrix may have more rows.
 
     Raises:
-        UserError: it computes with something else than linear layers and attention.
+        UserError: the model has layers other than linear layers and attention.
     """
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
@@ -117,7 +118,7 @@ def cost_of(model: Any, name: str, vocab_size: int | None = None) -> Cost:
                     f"the FLOPs of {name!r} cannot be counted: {place or 'it'} computes with "
                     f"{own[0][0]}, which is no linear layer's"
                 )
-            # A mixture's own kind of layer: [experts, in, out] weights, [experts, out] biases, a router.
+            # A mixture-of-experts layer: [experts, in, out] weights, [experts, out] biases, a router.
             own = [(key, p) for key, p in own if p.ndim == 3 or "expert" not in place]
         share = active / experts if ".experts" in place else 1.0
         linear += share * sum(p.numel() for _, p in own)
@@ -128,7 +129,7 @@ def cost_of(model: Any, name: str, vocab_size: int | None = None) -> Cost:
 
 
 def cost_of_source(source: ModelSource) -> Cost:
-    """As `cost_of`, from the configuration and the tokenizer alone; `UNKNOWN` where that cannot be."""
+    """Like `cost_of`, from configuration and tokenizer only; `UNKNOWN` if the model cannot be counted."""
     try:
         return cost_of(source.skeleton(), source.name, tokenizer_size(source.tokenizer))
     except UserError:
@@ -141,23 +142,23 @@ def head_flops(head: Head) -> float:
 
 
 def causal_pairs(tokens: int, past: int = 0) -> int:
-    """How many keys the queries of `tokens` new positions see, behind `past` that are cached."""
+    """Number of causal query-key pairs for `tokens` new positions after `past` cached ones."""
     return tokens * past + tokens * (tokens + 1) // 2
 
 
 def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budget: int = 8192) -> Work:
-    """What it takes to read traces in batches of alike lengths, as scoring does.
+    """Work of reading traces in batches of similar lengths, as `distill.teacher.logprobs` does.
 
     Args:
         traces: with the model's own token ids.
-        shards: which traces are batched together.
-        token_budget: tokens a batch, padding included.
+        shards: indices of the traces in each shard; batches do not cross shards.
+        token_budget: tokens per batch, padding included.
     """
     work = Work()
     for shard in shards:
         lengths = [len(traces[number]) for number in shard]
         for places in by_length(lengths, token_budget):
-            length = lengths[places[0]]  # sorted from the longest
+            length = lengths[places[0]]  # the longest comes first
             predictions = sum(len(traces[shard[place]].completion_ids) for place in places)
             work += Work(
                 len(places) * length,
@@ -168,29 +169,31 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
 
 
 def writing(prompts: Sequence[int], written: Sequence[int], distinct: int | None = None) -> Work:
-    """What it takes to write a batch of completions, as `generation.decode.generate` does: prompts are
-    padded to the longest, equal ones are read once, and a completion that has ended costs nothing more.
+    """Work of generating a batch of completions, as `generation.decode.generate` does.
+
+    Prompts are padded to the longest, equal prompts are read once, and finished completions cost nothing.
 
     Args:
-        prompts: lengths.
+        prompts: lengths of the prompts.
         written: lengths of the completions.
-        distinct: how many of the prompts differ from one another; None: all.
+        distinct: number of distinct prompts; None: all differ.
     """
     longest, read = max(prompts), len(prompts) if distinct is None else distinct
     work = Work(read * longest, read * causal_pairs(longest), outputs=read)
     for count in written:
-        behind = count - 1  # the last token that is written is not read again
+        behind = count - 1  # the last generated token is not read again
         work += Work(behind, causal_pairs(behind, longest), outputs=behind)
     return work
 
 
 class Meter:
-    """Counts what models compute from here on, whoever calls them: passes through the body, backward passes
-    ahead where gradients are on, and outputs of generation. Products of the chunked head pass it by
-    (`head_flops`).
+    """Counts the FLOPs of models with forward hooks.
+
+    Counts passes through the body, including the later backward pass if gradients are enabled, and the output
+    head during generation. Products of the chunked head must be added separately (`head_flops`).
 
     Args:
-        models: a model that is named twice counts once; of one that cannot be counted, all is no number.
+        models: duplicates count once; a model that cannot be counted makes the total NaN.
     """
 
     def __init__(self, models: Iterable[LanguageModel]) -> None:
@@ -206,13 +209,13 @@ class Meter:
         self._flops += flops
 
     def take(self) -> float:
-        """FLOPs since last asked."""
+        """FLOPs since the last call."""
         found, self._flops = self._flops, 0.0
         return found
 
 
 class _Hooks:
-    """Looks at the shapes of what one model is called with; nothing on the device is read."""
+    """Forward hooks of one model, which read only the shapes of its inputs, so never wait for the device."""
 
     def __init__(self, meter: Meter, lm: LanguageModel, cost: Cost) -> None:
         self.meter, self.cost = meter, cost
@@ -239,7 +242,7 @@ class _Hooks:
 
 
 def _active_experts(config: Any) -> tuple[int, int]:
-    """How many experts a token meets, of how many; (1, 1) where there are none."""
+    """Active experts per token, and number of experts; (1, 1) for a dense model."""
     experts = next((int(getattr(config, name)) for name in _EXPERTS if getattr(config, name, None)), 1)
     return (int(config.num_experts_per_tok), experts) if experts > 1 else (1, 1)
 

@@ -1,4 +1,4 @@
-"""The output head: hidden states and output matrix, and their product in at least fp32."""
+"""Output head: hidden states, output matrix, and their product in at least fp32."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """A linear output head without bias, and the hidden states that go into it.
+    """A linear output head without bias, with its input.
 
     Attributes:
         hidden: [tokens, hidden] final hidden states at the positions that predict the labels.
@@ -21,31 +21,34 @@ class Head:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The type that a matrix product's factors are rounded to: autocast's where it is on."""
+    """Dtype of the factors of matrix products: autocast's if it is enabled, else the tensor's."""
     device_type = tensor.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
 
 def factors(head: Head) -> Head:
-    """A frozen head, ready for `product`: rounded as autocast would, widened where the machine needs it."""
+    """Detach a head and convert both factors with `as_factor`, for `product`."""
     dtype = compute_dtype(head.weight)
     return Head(as_factor(head.hidden.detach(), dtype), as_factor(head.weight.detach(), dtype))
 
 
 def as_factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A factor as the model's own head would round it; widened again where `product` needs that."""
+    """Round a factor to `dtype`, as the model's own head does; convert it back to fp32 if `product` must."""
     rounded = tensor.to(dtype)
     return rounded if multiplies_into_single(rounded) else rounded.to(wide_dtype(dtype))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product in at least fp32. Logits rounded to bf16 would be off by 1/64 at a height of 8: near
-    the teacher that is as much as there is to learn."""
+    """Matrix product in at least fp32.
+
+    In bf16, logits around 8 would have rounding errors of 1/64, which is as large as the differences between
+    student and teacher late in training.
+    """
     return torch.mm(a, b, out_dtype=torch.float32) if multiplies_into_single(a) else a @ b
 
 
 def multiplies_into_single(factor: Tensor) -> bool:
-    """Whether half-precision factors give a single-precision product at once; a CPU cannot."""
+    """Whether torch.mm can multiply half-precision factors into an fp32 result (GPU only)."""
     half = factor.dtype in (torch.bfloat16, torch.float16)
     return half and factor.is_cuda and "dtype" in torch.ops.aten.mm.overloads()
 
@@ -60,5 +63,5 @@ def gather(logprobs: Tensor, labels: Tensor) -> Tensor:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Log-probabilities, losses and sums are at least fp32."""
+    """Promote to at least fp32, the dtype of log-probabilities, losses and sums."""
     return torch.promote_types(dtype, torch.float32)

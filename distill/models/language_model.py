@@ -1,4 +1,4 @@
-"""A language model: found but not loaded, and loaded, with the one way in which its predictions are read."""
+"""Language models: `ModelSource` (not loaded) and `LanguageModel` (loaded)."""
 
 import contextlib
 import copy
@@ -17,22 +17,22 @@ from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_si
 from distill.errors import UserError, first_line
 from distill.models.head import Head
 
-PACKED_ATTENTION = "packed"  # the name under which transformers knows the attention of distill.models.packing
+PACKED_ATTENTION = "packed"  # name of distill.models.packing's attention in transformers
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is found but not loaded: cheap to hold, loaded when something needs it.
+    """A model that was found, but whose weights are not loaded.
 
     Attributes:
-        name: what the user wrote.
-        location: hub id, or the folder on disk.
-        fingerprint: of the weights: the hub's commit, or a hash of the files.
-        gguf: the GGUF file's name inside the folder, if it is one.
-        revision: the hub's commit, so that all files come from one.
-        dtype: of the weights in memory: float32, bfloat16, …, or auto (as stored).
-        trust_remote_code: run the repository's own Python; off unless the user turns it on.
+        name: the model as the user named it.
+        location: hub id, or folder on disk.
+        fingerprint: identifies the weights: the hub's commit, or a hash of the files.
+        gguf: name of the GGUF file in the folder, if it is one.
+        revision: the hub's commit, so that all files come from the same one.
+        dtype: dtype of the weights in memory: float32, bfloat16, …, or auto (as stored).
+        trust_remote_code: whether to run the repository's own Python code.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ModelSource:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer; it must know an end-of-sequence token."""
+        """The model's tokenizer; it must have an end-of-sequence token."""
         from transformers import AutoTokenizer
 
         folder = Path(self.location)
@@ -54,11 +54,11 @@ class ModelSource:
             and not self.gguf
             and not any((folder / name).is_file() for name in _TOKENIZER_FILES)
         ):
-            # AutoTokenizer would make an empty one of the model's kind.
+            # AutoTokenizer would return an empty tokenizer of the model's class.
             raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no tokenizer that loads: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -68,28 +68,28 @@ class ModelSource:
 
     @functools.cached_property
     def vocabulary(self) -> str:
-        """`tokenizer_fingerprint` of its tokenizer."""
+        """Fingerprint of the tokenizer (`tokenizer_fingerprint`)."""
         return tokenizer_fingerprint(self.tokenizer)
 
     @functools.cached_property
     def context_length(self) -> int:
-        """Longest sequence the model was made for, read from its configuration alone."""
+        """Longest sequence that the model supports, from its configuration."""
         try:
             return _context_length(self._configuration)
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     @functools.cached_property
     def end_ids(self) -> list[int]:
-        """Every token that ends a completion; the one that this model's traces are closed with comes first.
+        """All tokens that end a completion; first the one to end this model's traces with.
 
-        That is what the chat template puts behind an answer, where it is one of them (Gemma closes a turn
-        with another token than its end of sequence), else the tokenizer's end of sequence.
+        The first is the token that the chat template puts after an answer, if it is an end token (Gemma ends
+        a turn with another token than its end-of-sequence token), else the tokenizer's end-of-sequence token.
         """
         from transformers import GenerationConfig
 
         configuration: Any = None
-        with contextlib.suppress(OSError, ValueError):  # not every model says; the tokenizer does
+        with contextlib.suppress(OSError, ValueError):  # fall back to the tokenizer's end token
             configuration = self._configuration
         with contextlib.suppress(OSError):
             revision = self.revision or "main"
@@ -97,32 +97,32 @@ class ModelSource:
         return end_ids(self.tokenizer, configuration)
 
     def skeleton(self) -> Any:
-        """The model's modules by its configuration alone: names and shapes, without any weights."""
+        """The model on the meta device, built from its configuration: module names and shapes, no weights."""
         from transformers import AutoModelForCausalLM
 
         try:
-            configuration = copy.deepcopy(self._configuration)  # the model writes into it
+            configuration = copy.deepcopy(self._configuration)  # the model modifies it
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(
                     configuration, trust_remote_code=self.trust_remote_code
                 )
-        except Exception as error:  # as for the weights
+        except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
     def load(self) -> "LanguageModel":
-        """The weights, in eval mode on the CPU, and the tokenizer."""
+        """Load weights (in eval mode, on the CPU) and tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
 
         options: dict[str, Any] = dict(self._where)
         if self.gguf:
-            # Otherwise the weights stay packed and can be neither trained nor saved.
+            # Quantized weights could be neither trained nor saved.
             options["quantization_config"] = GgufConfig(dequantize=True)
         dtype = self.dtype if self.dtype == "auto" else find_dtype(self.dtype)
         try:
-            if self.gguf:  # whose head takes seconds to read
+            if self.gguf:  # reading the file's header again would take seconds
                 options["config"] = copy.deepcopy(self._configuration)
             model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
-        except Exception as error:  # damaged files raise what their readers please
+        except Exception as error:  # readers of damaged files raise all kinds of exceptions
             raise UserError(f"model {self.name!r} does not load: {first_line(error)}") from error
         if self.gguf:
             _forget_packing(model)
@@ -145,7 +145,10 @@ class ModelSource:
 
 
 class LanguageModel:
-    """A causal language model, its tokenizer, and the one way in which this package reads its predictions."""
+    """A loaded causal language model with its tokenizer.
+
+    All hidden states for losses and logprobs come from `completion_head`.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, source: ModelSource) -> None:
         self.model = model
@@ -156,8 +159,8 @@ class LanguageModel:
             raise UserError(
                 f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
             )
-        # Output matrices are padded to round sizes that differ between models of one family (Qwen2.5 1.5B and
-        # 7B): only rows of real tokens take part, in training, in scoring and in sampling.
+        # Output matrices are padded to round sizes that differ within a model family (Qwen2.5 1.5B and 7B).
+        # Only the rows of real tokens are used, in training, logprobs and sampling.
         self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0])
 
     @property
@@ -170,7 +173,7 @@ class LanguageModel:
 
     @property
     def end_ids(self) -> list[int]:
-        """As `ModelSource.end_ids`, by the loaded model's own generation settings."""
+        """Like `ModelSource.end_ids`, from the loaded model's generation configuration."""
         return end_ids(self.tokenizer, self.model.generation_config)
 
     def completion_head(
@@ -181,16 +184,16 @@ class LanguageModel:
     ) -> Head:
         """Hidden states at the positions that predict completion tokens, and the output matrix.
 
-        The one place where predictions are aligned with tokens: position t of the model predicts token t+1,
-        so `mask` has one column less than `input_ids` and its column t speaks of token t+1.
+        This is the only place where predictions are aligned with tokens: position t predicts token t+1, so
+        `mask` has one column fewer than `input_ids`, and column t of the mask belongs to token t+1.
 
-        Right-padded causal input needs no attention mask: no real token can see the padding behind it.
+        No attention mask is needed, because input is right-padded and attention is causal.
 
         Args:
-            input_ids: right-padded.
+            input_ids: right-padded token ids.
             mask: true on completion tokens.
-            layout: the batch's way through the body, which knows the places of the mask's true entries too;
-                None: side by side, in one pass. The states and their order are the same.
+            layout: how the batch goes through the body (grouped or packed), with the positions of the mask's
+                true entries; None: one padded pass. The result is the same.
         """
         weight = self.model.get_output_embeddings().weight[: self.vocab_size]
         if layout is None:
@@ -212,7 +215,7 @@ class LanguageModel:
             raise RuntimeError(
                 "a model must be made ready for packed rows by distill.models.packing.allow_packing"
             )
-        # A mask of four dimensions keeps transformers from making one of all tokens by all tokens.
+        # With a 4D mask, transformers does not build a mask of all tokens by all tokens.
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
         return self.model.base_model(
             input_ids=ids,
@@ -224,8 +227,11 @@ class LanguageModel:
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Refuse a model whose logits are more than a matrix product (soft-capping, scaling): the chunked
-        head would silently train another function than the one that the model computes."""
+        """Check that the model's logits are hidden states times output matrix.
+
+        Models with soft-capping or scaling of logits are rejected, because the chunked head would silently
+        train a different function.
+        """
         capped = getattr(self.model.config, "final_logit_softcapping", None)
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
@@ -244,22 +250,21 @@ class LanguageModel:
 
 
 def enable_gradient_checkpointing(lm: LanguageModel) -> None:
-    """Keep a layer's input alone for the backward pass while the model trains, and compute the rest of the
-    layer anew there.
+    """Enable gradient checkpointing: save each layer's input only, recompute the rest in the backward pass.
 
     Raises:
-        UserError: the model cannot.
+        UserError: the model does not support it.
     """
     try:
         lm.model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
-            f"model.gradient_checkpointing=true cannot be had with {lm.source.name}: {first_line(error)}"
+            f"model.gradient_checkpointing=true does not work with {lm.source.name}: {first_line(error)}"
         ) from error
 
 
 def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
-    """Why token-level signals cannot pass from teacher to student, or None when they can."""
+    """Why student and teacher cannot be compared token by token; None if they can."""
     ours, theirs = student.tokenizer, teacher.tokenizer
     if student.vocabulary != teacher.vocabulary:
         a, b = ours.get_vocab(), theirs.get_vocab()
@@ -277,9 +282,11 @@ def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | Non
 
 @contextlib.contextmanager
 def cached_casts(device_type: str) -> Iterator[None]:
-    """Where training has autocast on, cast each weight once for all passes: a training step's autocast keeps
-    no casts, so that every pass and every token written would cast all weights anew, and the backward pass
-    would hold as many half-precision copies of the weights as passes."""
+    """Cast each weight once for all passes inside the block, if autocast is enabled.
+
+    During training, autocast's cache is off. Every pass and every generated token would then cast all weights
+    again, and the backward pass would hold one half-precision copy of the weights per pass.
+    """
     if not torch.is_autocast_enabled(device_type):
         yield
         return
@@ -292,12 +299,14 @@ def cached_casts(device_type: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _a_trace_a_row() -> Iterator[None]:
-    """Keep transformers from searching the positions of a pass for traces behind one another, which waits
-    for the device at every pass: no row has more than one."""
+    """Disable transformers' detection of packed sequences, which synchronizes with the device at every pass.
+
+    Here every row has a single trace.
+    """
     from transformers import masking_utils
 
     search = getattr(masking_utils, "find_packed_sequence_indices", None)
-    if search is None:  # a release that searches elsewhere, or not
+    if search is None:  # another release of transformers
         yield
         return
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
@@ -312,7 +321,7 @@ def _context_length(config: Any) -> int:
 
 
 def _forget_packing(model: Any) -> None:
-    """A dequantised GGUF model is an ordinary one; what remembers the packing would stop save_pretrained."""
+    """Remove the quantization attributes of a dequantized GGUF model, which would break save_pretrained."""
     model.config.__dict__.pop("quantization_config", None)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)

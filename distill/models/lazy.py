@@ -1,14 +1,14 @@
-"""A model that is loaded when something first needs it."""
+"""Lazily loaded model."""
 
 from distill.models.flops import Work
 from distill.models.language_model import LanguageModel, ModelSource
 
 
 class LazyModel:
-    """A model that is loaded when something first needs it, and put away when training does not.
+    """A frozen model that is loaded on first use.
 
     Attributes:
-        work: what has been asked of it that caches keep, whether it was computed now or by an earlier run.
+        work: work for cached results, whether they were computed now or by an earlier run.
     """
 
     def __init__(self, source: ModelSource, device: str) -> None:
@@ -19,7 +19,7 @@ class LazyModel:
 
     @classmethod
     def of(cls, lm: LanguageModel) -> "LazyModel":
-        """A model that is there already, as it is."""
+        """Wrap a model that is already loaded."""
         held = cls(lm.source, str(lm.device))
         held._loaded = lm
         return held

@@ -1,6 +1,6 @@
-"""LoRA (2106.09685): the student's weights stay as they are, and small matrices beside them train.
+"""LoRA (2106.09685): train small matrices beside frozen weights.
 
-peft puts them into the model in place, so that everything else goes on with the model that it knows.
+peft injects them into the model in place, so the rest of the code uses the same model object.
 """
 
 import difflib
@@ -20,21 +20,20 @@ from distill.models.language_model import LanguageModel, ModelSource
 
 _ALL = "all-linear"
 _KEYS = ("rank", "alpha", "dropout", "targets")
-_ADAPTER = "default"  # peft's own name for the only one
-_SAMPLES = 1024  # of each frozen tensor, by which a changed base is told
+_ADAPTER = "default"  # peft's default adapter name
+_SAMPLES = 1024  # values per frozen tensor that go into the fingerprint
 
 
 @dataclass(frozen=True)
 class Lora:
-    """What is put beside a linear layer: y = Wx + (alpha / rank) · B A dropout(x); W does not train, B begins
-    at zero.
+    """LoRA settings: y = Wx + (alpha / rank) · B A dropout(x), with W frozen and B initially zero.
 
     Attributes:
         rank: rows of A and columns of B.
-        alpha: numerator of the factor on what the adapters add.
-        dropout: share of their inputs that training drops, in [0, 1).
-        targets: names of linear layers, whole (`model.layers.0.self_attn.q_proj`) or their ends (`q_proj`);
-            empty for all but the output matrix.
+        alpha: numerator of the scaling factor.
+        dropout: dropout rate of the adapters' input, in [0, 1).
+        targets: names of linear layers, full (`model.layers.0.self_attn.q_proj`) or suffixes (`q_proj`);
+            empty: all except the output matrix.
     """
 
     rank: int
@@ -44,10 +43,10 @@ class Lora:
 
 
 def read_lora(values: Any) -> Lora | None:
-    """What `model.lora` of a configuration says; None where all weights train.
+    """Validate `model.lora` of the configuration; None if all weights train.
 
     Raises:
-        UserError: a value makes no sense, or peft is not installed.
+        UserError: a value is invalid, or peft is not installed.
     """
     if values is None:
         return None
@@ -76,10 +75,10 @@ def read_lora(values: Any) -> Lora | None:
 
 
 def check_targets(lora: Lora, source: ModelSource) -> None:
-    """Refuse names that the model has no linear layer for, before its weights are loaded or downloaded.
+    """Check `model.lora.targets` before the model's weights are loaded or downloaded.
 
     Raises:
-        UserError: such a name, with the nearest ones, or the output matrix.
+        UserError: no linear layer has such a name (suggests close matches), or it is the output matrix.
     """
     if not lora.targets:
         return
@@ -90,7 +89,7 @@ def check_targets(lora: Lora, source: ModelSource) -> None:
     for target in lora.targets:
         found = [module for n, module in linear.items() if n == target or n.endswith(f".{target}")]
         if any(module is head for module in found):
-            # The chunked head reads the output matrix itself and would pass an adapter beside it by.
+            # The chunked head uses the output matrix directly and would ignore an adapter.
             raise UserError(
                 f"model.lora.targets: {target} is the output matrix of {source.name!r}, which takes no "
                 f"adapter (there are {', '.join(names)})"
@@ -105,14 +104,15 @@ def check_targets(lora: Lora, source: ModelSource) -> None:
 
 
 def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
-    """Put adapters into a model, in place: they alone train from now on. Its predictions do not change by it.
+    """Add adapters to a model in place and freeze all other weights. Predictions do not change yet.
 
-    They are fp32 beside half-precision weights too, so that no small step of theirs is rounded away.
+    The adapters are at least fp32 even with half-precision weights, so that small updates are not rounded
+    away.
 
     Args:
-        lm: in eval mode, as it is loaded.
-        lora: where they go, and how large.
-        seed: of A; the global random state is left as it was.
+        lm: the model, in eval mode.
+        lora: LoRA settings.
+        seed: for the initialization of A; the global random state is not changed.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -134,7 +134,7 @@ def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
     for parameter in lm.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    lm.model.eval()  # the adapters' dropout too
+    lm.model.eval()  # includes the adapters' dropout
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -142,17 +142,16 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many parameters train, of how many; a tied matrix counts once."""
+    """Numbers of trained and of all parameters; a tied matrix counts once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a plain model that predicts as the adapted one does, up to rounding to the weights' type.
+    """State dict of a plain model with the adapters merged into the weights, rounded to their dtype.
 
-    Computed beside the model: to add the product to its weights and take it off again would change these a
-    little every time.
+    The model itself is not changed: merging and unmerging in place would alter its weights by rounding.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -166,17 +165,17 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
             state[f"{name}.{key.removeprefix(prefix)}"] = state.pop(key)
         weight = state[f"{name}.weight"]
         delta = layer.get_delta_weight(_ADAPTER)  # pyright: ignore[reportAttributeAccessIssue]
-        # One by one to the CPU: a second copy of all weights may find no room beside the first.
+        # Move each to the CPU: a second copy of all weights may not fit on the device.
         state[f"{name}.weight"] = (weight + delta).to(weight.dtype).cpu()
     return state
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """The adapters alone, for `peft.PeftModel.from_pretrained(base, folder)`."""
+    """Save only the adapters, for `peft.PeftModel.from_pretrained(base, folder)`."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    # Without the embeddings, which do not train; asked to decide itself, peft looks at the hub for them.
+    # False because embeddings are frozen; with peft's default it would query the hub.
     state = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
     folder.mkdir(parents=True, exist_ok=True)
     named = {f"base_model.model.{name}": value.contiguous().cpu() for name, value in state.items()}
@@ -188,13 +187,13 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Parameters that do not train, under each of their names in the state."""
+    """Names of frozen parameters in the state dict; tied ones under each of their names."""
     named = module.named_parameters(remove_duplicate=False)
     return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of samples of the weights that do not train: a checkpoint without them must find these again."""
+    """Hash of samples of the frozen weights, to check on resuming that the base model is the same."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -207,7 +206,7 @@ def fingerprint(module: nn.Module) -> str:
 def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, (nn.Linear, Conv1D))  # what peft's all-linear means
+    return isinstance(module, (nn.Linear, Conv1D))  # the same classes as peft's all-linear
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -1,9 +1,10 @@
-"""Traces behind one another in one row, and attention that stays inside each.
+"""Packed batches: several traces in one row, with attention inside each trace only.
 
-transformers finds packed rows by their position ids, and leaks where it does not: with a cache or a padding
-mask, and in every model whose layers mix tokens by other means than its masks. So attention is ours here: it
-goes over each trace on its own, without a mask of all tokens by all tokens. Whether a model keeps its traces
-apart is measured before it trains."""
+transformers detects packed rows by position ids, but attention leaks between traces with a cache or a padding
+mask, and in models whose layers mix tokens without using the mask. So this module registers its own
+attention, which processes each trace separately and needs no mask of all tokens by all tokens. Before
+training, `allow_packing` measures whether a model really keeps its traces apart.
+"""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from distill.errors import UserError, first_line
 from distill.models.language_model import PACKED_ATTENTION, LanguageModel
 
 _flash: Any = None
-with contextlib.suppress(ImportError):  # torch's own since 2.10
+with contextlib.suppress(ImportError):  # part of torch since 2.10
     from torch.nn.attention.varlen import varlen_attn as _flash
 
 
@@ -36,25 +37,25 @@ def attention(
     segments: Segments | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention over `segments` of a row; without them, as torch's own does it.
+    """Attention function for transformers: inside each of `segments`; without segments, SDPA.
 
     Args:
         module: the attention layer.
         query: [1, heads, tokens, width].
-        key: [1, heads or groups of them, tokens, width].
-        value: as the keys.
-        attention_mask: not looked at where there are segments.
-        dropout: of the attention's weights.
-        scaling: of the products; None: by the width.
-        sliding_window: how many tokens back a token sees, itself included.
-        segments: the traces' bounds.
-        others: what a model hands over beside.
+        key: [1, heads or key-value groups, tokens, width].
+        value: like `key`.
+        attention_mask: ignored if there are segments.
+        dropout: dropout rate of attention weights.
+        scaling: factor on query-key products; None: 1/√width.
+        sliding_window: number of last tokens that a token attends to, including itself.
+        segments: bounds of the traces in the row.
+        others: further arguments of the model.
 
     Returns:
         [1, tokens, heads, width].
 
     Raises:
-        ValueError: the model asks for a kind of attention that this is not.
+        ValueError: the model needs an unsupported kind of attention.
     """
     if segments is None:
         return sdpa_attention_forward(
@@ -64,7 +65,7 @@ def attention(
         if others.get(name) is not None:
             raise ValueError(f"its attention has a {name}")
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # as it does for torch's own
+    if torch.is_autocast_enabled(device):  # autocast does not know this function: cast by hand
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if _flash is not None and query.is_cuda and query.element_size() == 2 and not dropout:
         return _in_one_kernel(query, key, value, segments, scaling, sliding_window), None
@@ -95,7 +96,7 @@ def _in_one_kernel(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),  # the token itself is not counted there
+        window_size=(-1 if window is None else window - 1, 0),  # the kernel does not count the token itself
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return found.unsqueeze(0)
@@ -107,33 +108,33 @@ AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
 
 @torch.no_grad()
 def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torch.float32) -> None:
-    """Make a model ready for packed rows, once it is on its device.
+    """Enable packed rows in a model that is on its device, and check that traces do not see each other.
 
     Args:
-        lm: gets our attention, which is torch's own wherever nothing is packed.
-        longest: of the traces.
-        precision: of the matrix products.
+        lm: the model; without segments its attention stays SDPA.
+        longest: tokens of the longest trace.
+        precision: dtype of matrix products.
 
     Raises:
-        UserError: its hidden states are not those of the traces one by one.
+        UserError: the model does not support packing: hidden states of packed and of padded traces differ.
     """
-    refusal = f"data.layout=packed cannot be had with {lm.source.name}: "
-    remedy = "; take data.layout=grouped, which pads little and goes with every model"
+    refusal = f"data.layout=packed does not work with {lm.source.name}: "
+    remedy = "; take data.layout=grouped, which pads little and works with every model"
     config = lm.model.config.get_text_config()
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise UserError(f"{refusal}it has layers of {', '.join(sorted(others))}{remedy}")
     lm.model.set_attn_implementation(PACKED_ATTENTION)
     if lm.model.config._attn_implementation != PACKED_ATTENTION:
         raise UserError(f"{refusal}its attention is its own{remedy}")
-    # A window is looked at where the traces are longer than it.
+    # To test a sliding window, one trace must be longer than it (if any trace is).
     window = getattr(config, "sliding_window", None) or 0
     lengths = [5, min(longest, window + 8) if window else 9, 3, 7]
-    # In full precision a small leak is no rounding; in half it may be another kernel that computes.
+    # In fp32 even a small leak exceeds rounding errors; half precision may use another kernel, so test both.
     for used in dict.fromkeys((torch.float32, precision)):
         try:
             with torch.autocast(lm.device.type, used, enabled=used != torch.float32):
                 error = _difference(lm, lengths)
-        except Exception as found:  # models raise what they please at what they do not know
+        except Exception as found:  # models raise all kinds of exceptions for unknown arguments
             raise UserError(f"{refusal}{first_line(found)}{remedy}") from found
         half = torch.finfo(used).eps > 1e-4 or torch.finfo(lm.model.dtype).eps > 1e-4
         if not error <= (5e-2 if half else 1e-4):
@@ -144,7 +145,7 @@ def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torc
 
 
 def _difference(lm: LanguageModel, lengths: Sequence[int]) -> float:
-    """The largest relative distance between the hidden states of packed and of padded traces."""
+    """Largest relative distance between hidden states of packed and of padded traces."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(lm.vocab_size, (len(lengths), max(lengths)), generator=generator).to(lm.device)
     mask = (torch.arange(1, max(lengths)) < torch.tensor(lengths).unsqueeze(1)).to(lm.device)

@@ -1,4 +1,4 @@
-"""The folder or file that a model's name stands for, told without torch; a hub id stands for none."""
+"""Resolve a model's name to a folder, a GGUF file or a hub id, without importing torch."""
 
 import importlib.util
 import re
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def first_found(spec: str | Sequence[str], key: str, find: Callable[[str], T]) -> T:
-    """What `find` makes of a name, or of the first of several for which it raises no UserError.
+    """Call `find` on a name, or on each of several until one raises no UserError; return its result.
 
     Raises:
-        UserError: it finds none; the message says what was tried.
+        UserError: `find` raised for all of them; the message joins all errors.
     """
     if isinstance(spec, str):
         return find(spec)
@@ -33,14 +33,14 @@ def first_found(spec: str | Sequence[str], key: str, find: Callable[[str], T]) -
 
 
 def find_path(spec: str, key: str) -> Path | None:
-    """A model's folder in Hugging Face format or its GGUF file; None where the name is a hub id.
+    """A model's folder in Hugging Face format or its GGUF file; None if the name is a hub id.
 
     Args:
-        spec: what the user wrote: a folder, a GGUF file, `package:NAME/PATH` or a hub id.
-        key: the config key it stands under, for messages.
+        spec: a folder, a GGUF file, `package:NAME/PATH` or a hub id.
+        key: the model's config key, for messages.
 
     Raises:
-        UserError: there is no such folder or file, or no model in it, and the name is no hub id.
+        UserError: there is no such folder or file, or it holds no model, and the name is not a valid hub id.
     """
     if not isinstance(spec, str) or not spec.strip():
         raise UserError(f"{key}={spec!r} is no model: give a hub id, a folder or a GGUF file")
@@ -73,7 +73,7 @@ def _in_package(spec: str, key: str) -> Path:
     package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
     if not package.isidentifier() or not inside:
         raise UserError(f"{key}={spec}: write package:NAME/PATH, with the package's import name")
-    # find_spec on a top-level name imports nothing.
+    # find_spec does not import a top-level package.
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What an objective refuses, each in a sentence, before any model is loaded."""
+"""Validate an objective before any model is loaded."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ from distill.teacher.distribution import TeacherDistribution
 
 
 def check_values(objective: ObjectiveSpec) -> None:
-    """Refuse fields whose value none of them can have.
+    """Check each field's value by itself.
 
     Raises:
         ValueError: names the field and the value.
@@ -47,10 +47,10 @@ def check_values(objective: ObjectiveSpec) -> None:
 
 
 def check_terms(objective: ObjectiveSpec) -> None:
-    """Refuse choices that make no sense together.
+    """Check that the fields fit together.
 
     Raises:
-        ValueError: says which, why, and what to take instead.
+        ValueError: names the conflicting fields, the reason and an alternative.
     """
     for name, term in objective.terms.items():
         if term.rows == "student" and not objective.on_policy:
@@ -58,10 +58,10 @@ def check_terms(objective: ObjectiveSpec) -> None:
                 f"the term {name} is taken on what the student writes, but loss.rollouts lets it write "
                 f"nothing"
             )
-        _refuse_what_has_no_sense(objective, name, term)
+        _check_term(objective, name, term)
 
 
-def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -> None:
+def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
     function = name_of(term.token_loss)
     fraction = objective.rollouts.fraction if isinstance(objective.rollouts, StudentRollouts) else 0.0
     if properties_of(term.token_loss).on_policy_only and term.rows != "student" and fraction < 1:
@@ -80,7 +80,7 @@ def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -
         raise ValueError(
             "a teacher that is shown the solution proposes no steps of its own: set loss.teacher_sees=prompt"
         )
-    _refuse_the_source(objective, function, term)
+    _check_source(objective, function, term)
     per_token = {key for key in asked if SIGNALS[key].shape == "token"}
     if per_token and objective.temperature != 1.0:
         raise ValueError(
@@ -89,7 +89,7 @@ def _refuse_what_has_no_sense(objective: ObjectiveSpec, name: str, term: Term) -
         )
 
 
-def _refuse_the_source(objective: ObjectiveSpec, function: str, term: Term) -> None:
+def _check_source(objective: ObjectiveSpec, function: str, term: Term) -> None:
     source = f"loss.distribution.source={objective.distribution.source}"
     if not objective.distribution.cached or "log_p" not in signals(term.token_loss):
         return
@@ -112,8 +112,7 @@ def _refuse_the_source(objective: ObjectiveSpec, function: str, term: Term) -> N
 
 
 def try_out(objective: ObjectiveSpec) -> None:
-    """Call every function once on two tokens, so that a bad parameter is found before any model is
-    loaded."""
+    """Call every token loss and weight once on two tokens, to find bad parameters early."""
     logprobs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]]), -1)
     one = torch.full((1, 2), -1.0)
     for term in objective.terms.values():

@@ -1,9 +1,9 @@
-"""An objective is three choices: rollouts × token_loss × token_weight (one file each in `conf/loss/`).
+"""Objectives: rollouts × token_loss × token_weight. Each file in `conf/loss/` is one objective.
 
     L = Σ_t m_t · w_t · ℓ_t / Σ_t m_t
 
-with both sums over the whole optimizer step, all micro-batches and ranks. This module forms a micro-batch's
-share of the two sums; `DistillModule` divides, once. A few methods add a second term to the first (`extra`).
+Both sums are over the whole optimizer step, all micro-batches and ranks. This module computes a micro-batch's
+share of the sums; `DistillModule` divides them, once per step. Some objectives add further terms (`extra`).
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ from distill.objective.terms import LossSums, MicroBatch, at, spread
 
 
 class Objective(ObjectiveSpec):
-    """Combines who writes, what is measured at a position, and how much the position counts.
+    """Training objective: who writes the completions, the loss of each token, and each token's weight.
 
-    Its fields are those of `distill.objective.spec.ObjectiveSpec`. A training step calls `chunked_inputs`,
-    then `ChunkedLoss`, then `sums`; calling the objective does the three at once.
+    The fields are those of `distill.objective.spec.ObjectiveSpec`. A training step calls `chunked_inputs`,
+    `ChunkedLoss` and `sums` in turn; calling the objective does all three.
     """
 
     def __post_init__(self) -> None:
@@ -45,13 +45,13 @@ class Objective(ObjectiveSpec):
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         **options: Any,
     ) -> LossSums:
-        """Losses and weights of one micro-batch.
+        """Compute losses and weights of one micro-batch.
 
         Args:
-            student: the head at the completion positions, in the order of `mask`'s true entries, row by row.
+            student: the student's head at the completion positions, in row-major order of the mask.
             mask: [batch, seq] true on completion tokens.
             labels: [batch, seq] token ids.
-            token_signals: cached log-probs, [batch, seq], by name.
+            token_signals: cached logprobs, [batch, seq], by name.
             options: the other fields of `distill.objective.terms.MicroBatch`.
         """
         batch = MicroBatch(mask, labels, token_signals, **options)
@@ -59,17 +59,17 @@ class Objective(ObjectiveSpec):
         return self.sums(batch, PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs)))
 
     def chunked_inputs(self, student: Head, batch: MicroBatch) -> ChunkedInputs:
-        """What the chunk loop needs of a micro-batch beside the student's head.
+        """Make the input of the chunk loop (`ChunkedLoss`) from a micro-batch.
 
         Args:
-            student: the head at the completion positions, in the order of the mask's true entries.
-            batch: its tokens, and what is known of them.
+            student: the student's head at the completion positions, in row-major order of the mask.
+            batch: tokens and signals of the micro-batch.
         """
         labels = at(batch.labels, batch.where)
         known = dict(batch.token_signals)
         if wanted := self.precomputed_signals:
-            # Weights that look at a whole sequence come before the loss, so that its gradient is made in one
-            # pass: see distill.losses.chunked.
+            # Weights that depend on a whole sequence are computed before the loss, so that loss and gradient
+            # need only one pass: see distill.losses.chunked.
             found = student_signals(student, labels, wanted, chunk_size=self.chunk_size)
             known |= {name: spread(values, batch.mask) for name, values in found.items()}
         flat = {name: at(values, batch.where) for name, values in known.items()}
@@ -85,11 +85,11 @@ class Objective(ObjectiveSpec):
         )
 
     def sums(self, batch: MicroBatch, found: PerTokenLosses) -> LossSums:
-        """A micro-batch's share of the step's sums, from what the chunk loop gave."""
+        """A micro-batch's share of the step's sums, from the results of the chunk loop."""
         mask, dtype, names = batch.mask, found.total.dtype, self._names(batch)
         weights = {name: spread(values, mask) for name, values in zip(names, found.weights, strict=True)}
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-        # On rows that the main term is not taken on, those of the term that stands in its place.
+        # If the main term does not apply to these rows, use the weights of the first term that does.
         divided_by = weights[names[0]] if names else none
         by_weight = self.normalize == "weights" or self.scale == "mean"
         shares = {
@@ -107,20 +107,20 @@ class Objective(ObjectiveSpec):
         )
 
     def _names(self, batch: MicroBatch) -> list[str]:
-        """Terms that are taken on these completions."""
+        """Names of the terms that apply to the micro-batch's completions."""
         rows = ("all", "student" if batch.by_student else "dataset")
         return [name for name, term in self.terms.items() if term.rows in rows]
 
     def _weighted(
         self, name: str, batch: MicroBatch, known: Mapping[str, Tensor], flat: Mapping[str, Tensor]
     ) -> WeightedTerm:
-        """A term with its weights at this micro-batch's completion tokens, or with what makes them inline.
+        """A term with its weights, or with a function that computes them inside the chunk loop.
 
         Args:
             name: of the term.
             batch: the micro-batch.
             known: [batch, seq] signals, by name.
-            flat: [tokens] the same at the completion tokens.
+            flat: [tokens] the same signals at the completion tokens only.
         """
         term = self.terms[name]
         token_loss = self._computed(term.token_loss)
@@ -149,11 +149,11 @@ class Objective(ObjectiveSpec):
         return WeightedTerm(token_loss, inline_weights, asked, term.coefficient)
 
     def _computed(self, token_loss: TokenLoss) -> TokenLoss:
-        """The loss itself, or what takes its place where the teacher is known by samples."""
+        """The loss itself, or its estimator if the teacher's distribution is cached as samples."""
         if self.distribution.source != "samples" or "log_p" not in signals(token_loss):
             return token_loss
         estimate = properties_of(token_loss).from_samples
-        assert estimate is not None  # refused otherwise
+        assert estimate is not None  # checked when the objective was made
         return estimate
 
     def weights(
@@ -162,12 +162,12 @@ class Objective(ObjectiveSpec):
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         progress: float = 0.0,
     ) -> Float[Tensor, "batch seq"]:
-        """The weights that these tokens would have, as a micro-batch of their own.
+        """Weights of the main term for these tokens, as one micro-batch.
 
         Args:
             mask: [batch, seq] true on completion tokens.
-            token_signals: what the weights ask for, [batch, seq], by name.
-            progress: the share of training done, in [0, 1].
+            token_signals: signals that the weight needs, [batch, seq], by name.
+            progress: share of training done, in [0, 1].
         """
         return self._weights("main", mask, token_signals, progress, seed=0)
 
@@ -185,12 +185,17 @@ class Objective(ObjectiveSpec):
         return values if self.scale == "mean" else values * self.scale
 
     def after_step(self, loss: float, progress: float) -> None:
-        """Tell losses that adapt during training the optimizer step's mean loss; the same on every rank."""
+        """Update losses that adapt during training (such as `Taid`) after an optimizer step.
+
+        Args:
+            loss: the step's mean loss, the same on every rank.
+            progress: share of training done, in [0, 1].
+        """
         for adaptive in self._adaptive().values():
             adaptive.after_step(loss, progress)
 
     def state(self) -> dict[str, dict[str, float]]:
-        """What such losses have learned so far, by term: part of a checkpoint."""
+        """State of losses that adapt during training, by term, for the checkpoint."""
         return {name: dict(adaptive.state) for name, adaptive in self._adaptive().items()}
 
     def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
+"""`python -m distill.presets`: a table of the objectives in `conf/loss/`."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
 
 
 def table(config_dir: Path) -> str:
-    """One row a preset, in Markdown."""
+    """Markdown table with one row per file in `conf/loss/`."""
     lines = [
         "| loss | paper | rollouts | token loss × token weight | asks of other models |",
         "|---|---|---|---|---|",
@@ -31,13 +31,13 @@ def table(config_dir: Path) -> str:
 
 
 def papers(preset: Path) -> str:
-    """arXiv numbers in the comment that a preset's file begins with, as links."""
+    """Links to the arXiv papers named in a file's leading comment."""
     head = preset.read_text(encoding="utf-8").split("\ndefaults:")[0]
     return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in _PAPER.findall(head))
 
 
 def asks(objective: Objective) -> str:
-    """What frozen models must give: from the cache, or live beside the student."""
+    """Describe which signals the objective needs of frozen models, and whether they are cached or live."""
     asked = [
         f"{_whose(role, objective)} distribution, {_how(name, objective)}"
         for name, role in objective.distributions.items()
@@ -54,7 +54,7 @@ def asks(objective: Objective) -> str:
 
 
 def _how(distribution: str, objective: Objective) -> str:
-    """Where a distribution can come from: `loss.distribution.source` for the teacher's on offline traces."""
+    """Whether a distribution can be cached (only the teacher's, on offline traces) or must be live."""
     if distribution != "log_p" or objective.on_policy:
         return "live"
     losses = [term.token_loss for term in objective.terms.values()]

@@ -1,4 +1,4 @@
-"""The fields of an objective, and what follows from them: which signals of which models it needs."""
+"""Fields of an objective, and the signals and models that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,33 +16,32 @@ from distill.teacher.distribution import TeacherDistribution
 
 @dataclass
 class ObjectiveSpec:
-    """Who writes, what is measured at a position, and how much the position counts.
+    """Fields of an objective.
 
     Attributes:
-        rollouts: `dataset` (offline traces as the data gives them), `teacher` (offline traces, sampled from
-            the teacher whatever the data has), or a `StudentRollouts`, which lets the student write a share
-            of the batches.
+        rollouts: who writes the completions. `dataset`: offline traces of the data; `teacher`: offline traces
+            sampled from the teacher, even if the data has completions; a `StudentRollouts`: the student
+            writes a fraction of the batches during training.
         token_loss: a function of `distill.losses.divergence`, bound to its parameters.
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
-        rows: completions that token_loss is taken on: `all`, the `dataset`'s or the `student`'s.
-        extra: further terms, by name, added to the first.
-        normalize: divide the step's sum, further terms' share of it too, by the completion tokens (`tokens`)
-            or by the main term's weights (`weights`) of the optimizer step.
+        rows: completions that the main term applies to: `all`, the `dataset`'s or the `student`'s.
+        extra: further terms, by name, added to the main term.
+        normalize: divisor of the optimizer step's summed loss (all terms): the number of completion tokens
+            (`tokens`) or the sum of the main term's weights (`weights`).
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
-            the weights by their mean over the optimizer step, which is exactly what `normalize=weights` does.
-        control: `none`, or what stands in for the weights in a controlled comparison: `uniform` (all 1),
-            `shuffled` (the same values, permuted inside the micro-batch), `inverted` (1 - w).
-        proposals: how next steps are proposed and valued, for weights that compare them.
-        teacher: whose signals are the teacher's: those of `model` (`model.teacher`), or of the student as it
-            was before training (`initial`).
-        teacher_sees: the problem (`prompt`), or its worked solution too (`solution`), under
-            `data.informed_prompt`.
-        distribution: where the teacher's distribution comes from, for losses that compare with all of it.
-        temperature: divides all models' logits in the token loss. Not the temperature of sampling, nor
-            DCOD's τ.
-        chunk_size: completion tokens whose logits exist at once; None: by the vocabulary and the device.
-        compile: whether torch.compile fuses what a loss does to the logits, where its gradient is written
-            out (`distill.losses.closed_forms`).
+            the weights by their mean over the optimizer step, which is the same as `normalize=weights`.
+        control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
+            micro-batch), `inverted` (1 - w); `none` leaves them.
+        proposals: how next reasoning steps are proposed and valued, for weights that compare them.
+        teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
+            training).
+        teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
+            (`solution`), with the template `data.informed_prompt`.
+        distribution: where the teacher's distribution comes from, for losses over the whole vocabulary.
+        temperature: divides all models' logits in the token loss. Not the sampling temperature, nor DCOD's τ.
+        chunk_size: completion tokens per chunk of logits; None: chosen from vocabulary size and device.
+        compile: whether to fuse operations on logits with torch.compile, for losses with a closed-form
+            gradient (`distill.losses.closed_forms`).
     """
 
     rollouts: StudentRollouts | Literal["dataset", "teacher"]
@@ -70,12 +69,12 @@ class ObjectiveSpec:
 
     @cached_property
     def signals(self) -> set[str]:
-        """Everything that the terms ask of any model."""
+        """Names of all model signals that the terms need."""
         return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
 
     @cached_property
     def distributions(self) -> dict[str, Role]:
-        """Signals over the whole vocabulary that frozen models give: by name, whose."""
+        """Frozen models' signals over the whole vocabulary: name to role."""
         return {
             name: SIGNALS[name].role
             for name in sorted(self.signals)
@@ -84,18 +83,18 @@ class ObjectiveSpec:
 
     @cached_property
     def live_distributions(self) -> dict[str, Role]:
-        """Those that need the model beside the student."""
+        """Entries of `distributions` that are not cached, so that the model must be in memory."""
         cached = {"log_p"} if self.caches_distribution else set()
         return {name: role for name, role in self.distributions.items() if name not in cached}
 
     @cached_property
     def caches_distribution(self) -> bool:
-        """Whether batches carry what is cached of the teacher's distribution."""
+        """Whether the teacher's distribution comes from the cache."""
         return self.distribution.cached and "log_p" in self.signals
 
     @cached_property
     def cached_signals(self) -> dict[str, Role]:
-        """Per-token signals that the traces must carry, scored once and cached: by name, whose."""
+        """Frozen models' per-token signals, computed once per trace and cached: name to role."""
         return {
             name: SIGNALS[name].role
             for name in sorted(self.signals)
@@ -104,14 +103,17 @@ class ObjectiveSpec:
 
     @cached_property
     def batch_signals(self) -> list[str]:
-        """Per-token signals that batches of the data's traces carry: none where the student writes all."""
+        """Names of the cached per-token signals in a batch; none if the student writes every completion."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
         return [] if writes_all else sorted(self.cached_signals)
 
     @cached_property
     def live_roles(self) -> set[Role]:
-        """Frozen models that run beside the student: for whole distributions and next steps, or to score its
-        rollouts."""
+        """Roles of frozen models needed in memory during training.
+
+        They give whole distributions, propose and value next reasoning steps, or compute logprobs of the
+        student's rollouts.
+        """
         live = set(self.live_distributions.values())
         if self.compares_steps:
             live.add("teacher")
@@ -119,17 +121,17 @@ class ObjectiveSpec:
 
     @cached_property
     def compares_tokens(self) -> bool:
-        """Whether a loss asks which tokens student and teacher have in common."""
+        """Whether a loss needs to know which tokens student and teacher have in common."""
         return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
 
     @cached_property
     def compares_steps(self) -> bool:
-        """Whether a weight asks what proposed next steps are worth."""
+        """Whether a weight compares the values of proposed next reasoning steps."""
         return any(SIGNALS[name].shape == "step" for name in self.signals)
 
     @property
     def across_vocabularies(self) -> bool:
-        """Whether all that is asked of the teacher makes sense where its vocabulary is another."""
+        """Whether the teacher's vocabulary may differ from the student's."""
         return all(
             properties_of(function).across_vocabularies
             for term in self.terms.values()
@@ -142,7 +144,7 @@ class ObjectiveSpec:
         return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
 
     def student_signals(self, term: Term) -> frozenset[str]:
-        """What a term's weight asks of the student in training."""
+        """Names of the per-token signals that a term's weight needs of the student in training."""
         return frozenset(
             name
             for name in signals(term.token_weight) & SIGNALS.keys()
@@ -150,17 +152,19 @@ class ObjectiveSpec:
         )
 
     def made_inline(self, name: str) -> bool:
-        """Whether a term's weights can be made token by token, inside the chunk loop."""
+        """Whether a term's weights can be computed token by token inside the chunk loop."""
         whole = name == "main" and self.control == "shuffled"
         return is_inline(self.terms[name].token_weight) and not whole
 
     @cached_property
     def precomputed_signals(self) -> set[str]:
-        """What weights want to know of the student before the loss is made, which takes a product with its
-        output matrix of its own."""
+        """The student's per-token signals that must be computed before the loss.
+
+        They cost one more product with the student's output matrix.
+        """
         return set().union(
             *(self.student_signals(term) for name, term in self.terms.items() if not self.made_inline(name)),
-            # A loss may ask for such a signal too.
+            # A loss may need such a signal too.
             *(
                 {key for key in signals(term.token_loss) & SIGNALS.keys() if SIGNALS[key].role == "student"}
                 - {"log_q"}

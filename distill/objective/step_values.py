@@ -1,4 +1,4 @@
-"""What student and teacher would each do next under one prefix, and what it is worth (2605.04078)."""
+"""Next reasoning steps proposed by student and teacher for the same prefix, and their values (2605.04078)."""
 
 import functools
 import itertools
@@ -20,19 +20,19 @@ from distill.losses.logits import label_logprobs
 from distill.models.language_model import LanguageModel, ModelSource
 
 Value = Literal["likelihood", "success"]
-_TOKEN_BUDGET = 16384  # of a batch of prefixes, padding included
+_TOKEN_BUDGET = 16384  # tokens per batch of prefixes, padding included
 
 
 @dataclass(frozen=True)
 class StepValues:
-    """What a batch's proposals are worth; all tokens of a step have its values.
+    """Values of proposed reasoning steps for a batch, repeated over all tokens of a reasoning step.
 
     Attributes:
-        student: [batch, seq] v(a_S|s) of the student's own next step under the step's prefix.
-        teacher: [batch, seq] v(a_T|s) of the teacher's.
-        first: [batch, seq] true on the first token of every step.
-        agreed: [batch, seq] true there where both propose the same tokens.
-        scored: proposed tokens whose likelihood the teacher gave.
+        student: [batch, seq] v(a_S|s), value of the student's proposal a_S for the reasoning step's prefix s.
+        teacher: [batch, seq] v(a_T|s), value of the teacher's proposal a_T.
+        first: [batch, seq] true on the first token of every reasoning step.
+        agreed: [batch, seq] true on such a first token if both proposals have the same tokens.
+        scored: number of proposed tokens whose logprobs the teacher computed.
     """
 
     student: Float[Tensor, "batch seq"]
@@ -44,17 +44,19 @@ class StepValues:
 
 @dataclass(frozen=True)
 class StepProposals:
-    """How next steps are proposed and valued. That the two are compared under one prefix is the paper's;
-    cutting at a separator and both values are our reading of it.
+    """How next reasoning steps are proposed and valued.
+
+    The paper compares both proposals for one prefix. Splitting at a separator and both kinds of value are
+    our interpretation.
 
     Attributes:
-        separator: a step ends with the token that has this text in it.
-        max_step_tokens: longest proposal.
-        temperature: of proposing; 0 is greedy.
-        value: `likelihood`: mean log-prob of the step's tokens by the teacher; `success`: the share of
-            continuations behind the step, written by the teacher, that end in the right answer.
-        continuations: how many, for `success`.
-        continuation_tokens: longest of them.
+        separator: a reasoning step ends with a token that contains this text.
+        max_step_tokens: longest proposal, in tokens.
+        temperature: sampling temperature of proposals; 0 is greedy.
+        value: `likelihood`: mean logprob of the proposal's tokens under the teacher; `success`: share of the
+            teacher's continuations after the proposal that end in the correct answer.
+        continuations: number of continuations per proposal, for `success`.
+        continuation_tokens: longest continuation, in tokens.
     """
 
     separator: str = "\n"
@@ -79,10 +81,10 @@ class StepProposals:
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_step_tokens)
 
     def check(self, student: ModelSource, grade: Grader | None) -> None:
-        """Refuse what cannot be cut or valued.
+        """Check that reasoning steps can be split and valued.
 
         Raises:
-            UserError: no token has the separator in it; or `success` without a grader.
+            UserError: no token contains the separator; or `success` without a grader.
         """
         if not self.step_ends(student.tokenizer):
             raise UserError(
@@ -97,7 +99,7 @@ class StepProposals:
             )
 
     def step_ends(self, tokenizer: Any) -> tuple[int, ...]:
-        """Tokens with which a step ends."""
+        """Ids of the tokens that end a reasoning step."""
         return _with_text(tokenizer, self.separator)
 
     @torch.no_grad()
@@ -110,14 +112,14 @@ class StepProposals:
         grade: Grader | None = None,
         seed: int = 0,
     ) -> StepValues:
-        """Both models' next step under every prefix of the batch at which a step begins, and its value.
+        """Let both models propose the next reasoning step wherever one begins in the batch, and value both.
 
         Args:
             student: the model in training; generation puts it into eval mode and back.
-            teacher: proposes and values.
-            batch: whose completions are cut into steps.
-            grade: judges continuations, for `success`.
-            seed: of what is drawn.
+            teacher: proposes too, and values both proposals.
+            batch: its completions are split into reasoning steps.
+            grade: grades continuations, for `success`.
+            seed: of sampling.
         """
         steps = self._steps(batch, student)
         rows = [(row, start) for row, starts in enumerate(steps) for start in starts]
@@ -125,7 +127,7 @@ class StepProposals:
         prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
         examples = [batch.examples[row] for row, _ in rows]
         ends = (*student.end_ids, *self.step_ends(student.tokenizer))
-        # The teacher values both: what its context does not hold is no part of a step.
+        # The teacher reads both proposals: cut them to fit its context.
         rooms = [teacher.context_length - len(prefix) for prefix in prefixes]
         proposals = [
             [
@@ -163,7 +165,7 @@ class StepProposals:
         )
 
     def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:
-        """Where steps begin in each completion, counted from its first token."""
+        """Where reasoning steps begin in each completion, counted from its first token."""
         ends = torch.tensor(self.step_ends(lm.tokenizer), device=batch.labels.device)
         closing = torch.isin(batch.labels, ends) & batch.mask
         found = []
@@ -183,10 +185,10 @@ class StepProposals:
         grade: Grader,
         seed: int,
     ) -> list[float]:
-        """The share of continuations behind each step that end in the right answer."""
+        """For each proposal, the share of the teacher's continuations that end in the correct answer."""
         sampling = Sampling(temperature=1.0, max_new_tokens=self.continuation_tokens)
         texts = [[*prefix, *step] for prefix, step in zip(prefixes, written, strict=True)]
-        # A step that ends the answer has nothing behind it.
+        # A proposal that ends the completion needs no continuation.
         counts = [0 if step[-1] in teacher.end_ids else self.continuations for step in written]
         going_on = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
         behind = iter(_write(teacher, going_on, sampling, teacher.end_ids, seed))
@@ -201,11 +203,11 @@ class StepProposals:
 def _write(
     lm: LanguageModel, prefixes: Sequence[list[int]], sampling: Sampling, ends: Sequence[int], seed: int
 ) -> list[list[int]]:
-    """As `generate`, in batches of alike lengths."""
+    """Like `generate`, in batches of similar lengths."""
     written: list[list[int]] = [[]] * len(prefixes)
     lengths = [len(prefix) + sampling.max_new_tokens for prefix in prefixes]
     for number, rows in enumerate(by_length(lengths, _TOKEN_BUDGET)):
-        drawn = (seed * 1_009 + number) % (1 << 63)  # more than that is no seed to torch
+        drawn = (seed * 1_009 + number) % (1 << 63)  # torch's range of seeds
         part = generate(lm, [prefixes[row] for row in rows], sampling, seed=drawn, end_ids=ends)
         for row, ids in zip(rows, part, strict=True):
             written[row] = ids
@@ -215,7 +217,7 @@ def _write(
 def _likelihoods(
     teacher: LanguageModel, prefixes: Sequence[list[int]], written: Sequence[list[int]]
 ) -> list[float]:
-    """The mean log-prob of each step's tokens."""
+    """Mean logprob of each proposal's tokens under the teacher."""
     example = Example("", "")
     traces = [
         Trace(example, np.asarray(prefix, dtype=np.int32), np.asarray(step, dtype=np.int32))

@@ -1,5 +1,4 @@
-"""The parts of an objective: a term, a micro-batch, and the micro-batch's share of the sums that terms add up
-to."""
+"""Data types of an objective: terms, micro-batches and loss sums."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,13 +22,13 @@ Rows = Literal["all", "dataset", "student"]
 
 @dataclass
 class Term:
-    """What is measured at a position, how much the position counts, and in whose writing.
+    """One term of an objective: coefficient · token_weight · token_loss, on some or all completions.
 
     Attributes:
         token_loss: a function of `distill.losses.divergence`, bound to its parameters.
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
         coefficient: factor on the whole term.
-        rows: completions it is taken on: `all`, those of the `dataset`, or those that the `student` wrote.
+        rows: completions that it applies to: `all`, the `dataset`'s or the `student`'s.
     """
 
     token_loss: TokenLoss
@@ -54,12 +53,12 @@ class Term:
         token_signals: Mapping[str, Float[Tensor, "batch seq"]],
         progress: float,
     ) -> Float[Tensor, "batch seq"]:
-        """What the weight gives, which is called with the signals that it accepts.
+        """Call `token_weight` with the signals that it accepts.
 
         Args:
             mask: true on completion tokens.
             token_signals: by name.
-            progress: the share of training done, in [0, 1].
+            progress: share of training done, in [0, 1].
         """
         available: dict[str, Any] = {**token_signals, "mask": mask, "progress": progress}
         accepted = parameters(self.token_weight)
@@ -68,21 +67,21 @@ class Term:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch's tokens, and what is known of them.
+    """Tokens and signals of one micro-batch.
 
     Attributes:
         mask: [batch, seq] true on completion tokens.
         labels: [batch, seq] token ids.
-        token_signals: cached log-probs, [batch, seq], by name.
-        others: frozen models' heads at the completion positions, or what is known of their distributions, by
-            the signal that they give.
-        compared: where the teacher's distribution has a counterpart to compare with; None: everywhere.
-        trace_weights: [batch] factors on all weights of a trace; None: none.
-        places: [tokens] of the mask's true entries, in it flattened, where they are known: a mask asks the
-            device how many there are.
-        constants: what losses ask for that is the same for all tokens, by name.
+        token_signals: per-token signals such as cached logprobs, [batch, seq], by name.
+        others: frozen models' distributions, by signal name: a head at the completion positions, or a
+            sparse distribution from the cache.
+        compared: [batch, seq] true where the teacher has a distribution to compare with; None: everywhere.
+        trace_weights: [batch] factors on all token weights of a trace; None: all 1.
+        places: [tokens] indices of the true entries in the flattened mask, if known. Without them, indexing
+            by the mask synchronizes with the device.
+        constants: inputs of losses that are the same for all tokens, by name.
         by_student: whether the student wrote these completions.
-        progress: the share of training done, in [0, 1].
+        progress: share of training done, in [0, 1].
         seed: of the control `shuffled`.
     """
 
@@ -100,17 +99,17 @@ class MicroBatch:
 
     @cached_property
     def where(self) -> Int[Tensor, " tokens"]:
-        """The completion tokens' places in the flattened mask."""
+        """Indices of the completion tokens in the flattened mask."""
         return self.mask.flatten().nonzero().squeeze(-1) if self.places is None else self.places
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """One micro-batch's share of the objective.
+    """One micro-batch's share of the optimizer step's loss.
 
     Attributes:
         total: Σ m·w·ℓ over all terms, with gradient.
-        denominator: the micro-batch's share of what the step's sum is divided by.
+        denominator: the micro-batch's share of the step's denominator.
         terms: each term's share of the total, by name, detached; the first is `main`.
         losses: [batch, seq] ℓ_t of the main term, detached.
         logprobs: [batch, seq] log π_θ(y_t), detached.
@@ -128,12 +127,12 @@ class LossSums:
 
 
 def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:
-    """Completion tokens' values, trace by trace."""
+    """Gather the completion tokens' values, trace by trace."""
     return values.flatten().index_select(0, where)
 
 
 def spread(values: Float[Tensor, " tokens"], mask: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
-    """Completion tokens' values in their places, zero elsewhere."""
+    """Scatter the completion tokens' values back to [batch, seq], zero elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 

@@ -1,1 +1,1 @@
-"""What a run or a sweep would take."""
+"""Estimate FLOPs, memory, time and disk of a run or a sweep."""

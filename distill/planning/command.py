@@ -1,4 +1,4 @@
-"""Print what a run or a sweep would take."""
+"""Print the plan of a run or a sweep."""
 
 from omegaconf import DictConfig
 
@@ -7,12 +7,11 @@ from distill.planning.plan import make_plan
 from distill.planning.sweep import SweepPlan
 from distill.training.setup import Launch, Setup
 
-planned = SweepPlan()  # of this process's jobs
+planned = SweepPlan()  # collects the plans of this process's jobs
 
 
 def print_plan(cfg: DictConfig) -> None:
-    """Print what the run would take, on a machine that need not be here; of a sweep's jobs all together, when
-    they are done."""
+    """Print the plan of a run, possibly for another machine; in a sweep, one plan for all jobs at the end."""
     quiet()
     launch = Launch.of_this_process()
     if not launch.sweep:

@@ -1,5 +1,4 @@
-"""What training holds in memory, from a configuration alone: bytes of weights, gradients, optimizer,
-activations and the chunked head."""
+"""Estimate the memory of training: weights, gradients, optimizer, activations and the chunked head."""
 
 from typing import Any
 
@@ -15,23 +14,23 @@ from distill.training.setup import Setup
 
 
 def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[str, int]]:
-    """Bytes of the student's weights, gradients, optimizer and activations, LoRA's included.
+    """Bytes of the student's weights, gradients, optimizer state and activations, including LoRA.
 
     Args:
         setup: the run.
-        rows: traces a micro-batch.
-        length: tokens of the longest.
+        rows: traces per micro-batch.
+        length: tokens of the longest trace.
 
     Returns:
-        The model, without numbers; bytes by what they hold. Activations are what the backward pass keeps of
-        the body, laid out side by side, without what it computes anew where activations are checkpointed. In
-        mixed precision they hold a bf16 copy of the weights.
+        The model without weights, and bytes by category. Activations are the tensors that the body's padded
+        forward pass saves for the backward pass; with gradient checkpointing, recomputed ones do not count.
+        In mixed precision they include a bf16 copy of the weights.
     """
     source = setup.student
     model = source.skeleton()
     model.to(dtype_of(source, model))
     if setup.lora:
-        lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which adapters do not ask for
+        lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which LoRA does not need
         lm.model, lm.source = model, source
         add_lora(lm, setup.lora, seed=setup.seed)
     if setup.gradient_checkpointing:
@@ -50,8 +49,10 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
 
 
 def _pretend(model: Any) -> None:
-    """Give a model on the meta device tensors of the CPU, which hold no numbers either: they take the ways
-    through attention and autocast that real ones take."""
+    """Replace meta tensors by fake CPU tensors, also without data.
+
+    They take the same code paths through attention and autocast as real tensors.
+    """
     found: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, p in module._parameters.items():
@@ -66,7 +67,7 @@ def _pretend(model: Any) -> None:
 
 def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
-    held: list[torch.Tensor] = []  # so that no storage's place is taken by another
+    held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         held.append(tensor)
@@ -83,8 +84,7 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
 
 
 def _kept_by_optimizer(factory: OptimizerFactory, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that the optimizer keeps a number of this type, and beside that a parameter, as it keeps them of
-    a small one."""
+    """Bytes of optimizer state per element and per parameter of this dtype, measured on a small parameter."""
     small = torch.nn.Parameter(torch.zeros(64, dtype=dtype))
     optimizer = factory([small])
     small.grad = torch.zeros_like(small)
@@ -95,15 +95,17 @@ def _kept_by_optimizer(factory: OptimizerFactory, dtype: torch.dtype) -> tuple[i
 
 
 def head_memory(setup: Setup, *, vocabulary: int, hidden: int, completions: int, trains: bool) -> int:
-    """Bytes of the chunked head at its peak: a chunk's logits some four times over and once a distribution
-    beside them, the gradient of the matrix in fp32, and those of the states.
+    """Peak bytes of the chunked head.
+
+    They are about four copies of a chunk's logits and one per frozen distribution, the matrix's gradient in
+    fp32, and the gradient of the hidden states.
 
     Args:
         setup: the run.
-        vocabulary: rows of the matrix.
-        hidden: its columns.
-        completions: tokens of a micro-batch.
-        trains: whether the matrix does.
+        vocabulary: rows of the output matrix.
+        hidden: columns of the output matrix.
+        completions: completion tokens of a micro-batch.
+        trains: whether the output matrix trains.
     """
     objective, device = setup.objective, "cpu" if setup.compute.device == "cpu" else "meta"
     matrix = torch.empty(vocabulary, 0, device=device)
@@ -114,7 +116,7 @@ def head_memory(setup: Setup, *, vocabulary: int, hidden: int, completions: int,
 
 
 def dtype_of(source: ModelSource, model: Any) -> torch.dtype:
-    """The type of a model's weights in memory."""
+    """Dtype of a model's weights in memory."""
     stored = getattr(model.config, "dtype", None)
     if source.dtype == "auto":
         return stored if isinstance(stored, torch.dtype) else torch.float32

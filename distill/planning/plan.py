@@ -1,11 +1,14 @@
-"""`python -m distill.plan …`: what a run takes, stage by stage, from configurations alone.
+"""`python -m distill.plan …`: estimate FLOPs, memory, time and disk of a run, stage by stage.
 
-No weight is loaded: FLOPs come from the models' shapes (`models.flops`), the activations from a forward pass
-whose tensors have shapes and no numbers. It is an estimate. Lengths of what is not written yet are taken from
-the data's own completions where there are some, else from `data.max_new_tokens`; all that the teacher writes
-is taken to be right; the memory that a framework needs for itself, fragmentation included, is not in it. Time
-is FLOPs at a sustained rate; for text that is written at least the time in which the memory gives the weights
-and the KV cache once a token."""
+No weights are loaded: FLOPs come from the models' shapes (`models.flops`), activations from a forward pass
+with fake tensors. Assumptions:
+
+- Completions that are not written yet are as long as the data's, or `data.max_new_tokens` if it has none.
+- All of the teacher's completions are correct and kept.
+- Memory excludes the framework's overhead and fragmentation.
+- Time is FLOPs at a sustained rate. Generation takes at least the time to read the weights and the KV cache
+  from memory once per token.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,14 +29,14 @@ _MACHINES = {"gpu": (300.0, 2000.0), "cpu": (0.2, 20.0)}  # TFLOP/s, GB/s: an A1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """Estimated resources of a run.
 
     Attributes:
-        stages: in their order.
-        memory: bytes of training, by what they hold.
-        rate: sustained FLOPs a second.
-        bandwidth: bytes a second.
-        notes: what was taken for granted.
+        stages: in order of execution.
+        memory: bytes held during training, by category.
+        rate: sustained FLOPs per second.
+        bandwidth: memory bandwidth, bytes per second.
+        notes: assumptions to print.
     """
 
     stages: Sequence[Stage]
@@ -77,10 +80,10 @@ class Plan:
 
 
 def make_plan(setup: Setup) -> Plan:
-    """What a run takes.
+    """Estimate the resources of a run.
 
     Raises:
-        UserError: a model's configuration does not load; how many traces there are cannot be told.
+        UserError: a model's configuration does not load, or the number of traces is unknown.
     """
     rate, bandwidth = _machine(setup)
     objective, recipe, steps = setup.objective, setup.recipe, setup.length.steps
@@ -106,7 +109,9 @@ def make_plan(setup: Setup) -> Plan:
     trained, memory = training(setup, student, frozen, traces)
     stages += trained
     if every := setup.evaluation.every:
-        times = max(0, steps(traces, objective).expected - 1) // every  # the last step has its own
+        times = (
+            max(0, steps(traces, objective).expected - 1) // every
+        )  # not after the last step, which has the final evaluation
         stages += [_repeated(stage, times) for stage in asked if times]
     stages += [replace(stage, name=f"{stage.name} after") for stage in asked]
     if objective.compares_steps:
@@ -126,7 +131,7 @@ def _repeated(stage: Stage, times: int) -> Stage:
 
 
 def _machine(setup: Setup) -> tuple[float, float]:
-    """FLOPs and bytes a second."""
+    """FLOPs per second and bytes per second of the machine."""
     values = setup.config["estimate"]
     for name, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Measures that a plan reckons with: of models, by their shapes, and of the traces that there will be."""
+"""Sizes that a plan is based on: of models, from their shapes, and of the expected traces."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,21 @@ from distill.models.language_model import ModelSource
 from distill.planning.memory import dtype_of
 from distill.training.setup import Setup
 
-MEASURED = 2000  # traces whose lengths are looked at, and micro-batches that are laid out
-_PROMPT = 128  # tokens of a prompt where none can be read
-_SCORING_BUDGET = 8192  # tokens a batch, as distill.teacher.logprobs.score
+MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
+_PROMPT = 128  # tokens of a prompt if the data cannot be read
+_SCORING_BUDGET = 8192  # tokens per batch, as in distill.teacher.logprobs.score
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model's measures."""
+    """Sizes of a model."""
 
     source: ModelSource
     parameters: int
     cost: Cost
-    bytes: int  # a number in memory
-    written_in: int  # the same while text is written: under autocast, weights have copies of its type
-    kv: int  # numbers that a token leaves in the KV cache
+    bytes: int  # per weight in memory
+    written_in: int  # per weight during generation: autocast keeps copies of the weights in its dtype
+    kv: int  # elements in the KV cache per token
     hidden: int
     widest: int
     rows: int
@@ -39,7 +39,7 @@ class ModelSize:
         return self.bytes * self.parameters
 
     def reading_memory(self) -> int:
-        """Of a forward pass without gradients: the weights, and a layer's intermediate results."""
+        """Bytes for a forward pass without gradients: the weights and one layer's activations."""
         return self.weights + self.bytes * _SCORING_BUDGET * (3 * self.widest + 4 * self.hidden)
 
     def writing_memory(self, rows: int, length: float) -> int:
@@ -48,12 +48,12 @@ class ModelSize:
 
 
 def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> ModelSize:
-    """A model's measures; `precision`: of the autocast that it runs under."""
+    """Sizes of a model; `precision`: autocast dtype during generation."""
     model = source.skeleton()
     output = model.get_output_embeddings().weight
     try:
         vocabulary = min(tokenizer_size(source.tokenizer), output.shape[0])
-    except UserError:  # a configuration alone is enough
+    except UserError:  # no tokenizer here; the configuration is enough
         vocabulary = output.shape[0]
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -75,14 +75,14 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
 
 
 def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
-    """As many traces as there will be, as long as one can tell.
+    """Traces of the expected number and lengths, with dummy token ids.
 
     Args:
         setup: the run.
-        notes: told what was taken for granted.
+        notes: assumptions are appended to it.
 
     Raises:
-        UserError: how many there are cannot be told.
+        UserError: the number of traces is unknown.
     """
     recipe, student = setup.recipe, setup.student
     data, estimate = setup.config["data"], setup.config["estimate"]
@@ -127,5 +127,5 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
 
 
 def blank(length: int) -> np.ndarray:
-    """So many token ids, whichever they are."""
+    """Dummy token ids."""
     return np.zeros(length, dtype=np.int32)

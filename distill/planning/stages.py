@@ -1,4 +1,4 @@
-"""The stages of a run, and what each takes."""
+"""Estimated resources of each stage of a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from distill.training.setup import Setup
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run.
+    """One stage of a run.
 
     Attributes:
-        name: what happens.
-        model: who computes.
-        parameters: of it.
+        name: description.
+        model: name of the model that computes.
+        parameters: number of the model's parameters.
         flops: of the whole stage.
-        read: bytes that the memory must give while text is written; 0 where text is read in parallel.
-        memory: bytes at its peak.
-        disk: bytes that it leaves.
-        shared: whether what it makes is cached, and so made once for all runs of a sweep.
+        read: bytes read from memory during generation; 0 for other stages.
+        memory: bytes at the peak.
+        disk: bytes that remain on disk.
+        shared: whether the result is cached, so that a sweep computes it only once.
     """
 
     name: str
@@ -54,7 +54,17 @@ def written(
     limit: int = 0,
     samples: int = 1,
 ) -> Stage:
-    """Completions in batches, in the order of the traces; so many of them are of one prompt, side by side."""
+    """Stage that generates completions in batches, in the order of the traces.
+
+    Args:
+        name: name of the stage.
+        who: the model that writes.
+        traces: expected prompts and completions.
+        per_batch: completions per batch.
+        recipe: recipe of the teacher's traces, which are cached; None for other completions.
+        limit: longest completion; 0: as in the recipe.
+        samples: consecutive traces with the same prompt.
+    """
     longest = limit or (recipe.sampling.max_new_tokens if recipe and recipe.sampling else 256)
     work, read, peak, tokens = Work(), 0.0, 0.0, 0
     for batch in in_shards(len(traces), per_batch):
@@ -62,10 +72,10 @@ def written(
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
         work += writing(prompts, lengths, math.ceil(len(batch) / samples))
         whole = max(prompts) + max(lengths)
-        # Each step reads all weights once, and each row at it what its cache holds by then.
+        # Each generated token reads all weights once, and each row's KV cache so far.
         cached = sum(count * (max(prompts) + count / 2) for count in lengths)
         read += who.written_in * (max(lengths) * who.parameters + who.kv * cached)
-        # The cache's buffers have some room ahead, and rows that have ended left some.
+        # An approximation: buffers of the KV cache are larger, but finished rows free theirs.
         peak, tokens = max(peak, len(batch) * whole), tokens + sum(lengths)
     memory = who.writing_memory(min(per_batch, len(traces)), peak / max(1, min(per_batch, len(traces))))
     disk = 4 * tokens if recipe is not None else 0
@@ -74,7 +84,7 @@ def written(
 
 
 def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
-    """What is computed once of the traces, and cached."""
+    """Stages that compute cached signals of the traces."""
     work = scoring(traces)
     stages, tokens = [], work.predictions
     for signal, role in objective.cached_signals.items():
@@ -98,7 +108,7 @@ def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[
 
 
 def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes: list[str]) -> list[Stage]:
-    """The student's answers to the benchmarks, once."""
+    """Stages of one evaluation of the student, one per benchmark."""
     stages = []
     prompt = round(sum(len(trace.prompt_ids) for trace in traces) / len(traces))
     completion = round(sum(len(trace.completion_ids) for trace in traces) / len(traces))
@@ -128,12 +138,12 @@ def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Micro-batches of a run, in its own order; the first so many where there are more.
+    """The first micro-batches of a run, in order (at most `MEASURED`).
 
     Attributes:
-        traces: by micro-batch.
-        on_policy: which of them the student writes itself.
-        scale: how many of the run's stand for one of them.
+        traces: traces of each micro-batch.
+        on_policy: for each micro-batch, whether the student writes its completions.
+        scale: number of the run's micro-batches divided by the number of these.
     """
 
     traces: Sequence[Sequence[Trace]]
@@ -158,14 +168,14 @@ class _Batches:
 
     @property
     def completions(self) -> int:
-        """Most tokens of a micro-batch's completions."""
+        """Largest number of completion tokens in a micro-batch."""
         return max(sum(len(trace.completion_ids) for trace in batch) for batch in self.traces)
 
 
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
 ) -> tuple[list[Stage], dict[str, int]]:
-    """Training and what the student writes in it; and the bytes in memory meanwhile, by what they hold."""
+    """Stages of training (rollouts, student, frozen models), and bytes in memory by category."""
     batches = _Batches.of(setup, traces)
     model, memory = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
     trains_head = model.get_output_embeddings().weight.requires_grad
@@ -187,7 +197,8 @@ def training(
         stages.append(replace(stage, memory=fixed + kv))
     peak = fixed + max(memory["activations"] + memory["head"], kv)
     memory["at the peak"] = peak
-    # A checkpoint's weights for use and for training on, and the optimizer's; the last one's are the student.
+    # A checkpoint has the weights twice (student/ and state.ckpt) and the optimizer state. The run folder's
+    # student shares its files with the last checkpoint.
     checkpoint = 2 * memory["weights"] + memory["optimizer"]
     kept = setup.checkpoints
     disk = kept.keep * checkpoint if kept.of_finished else memory["weights"]
@@ -205,7 +216,7 @@ def training(
 
 
 def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:
-    """What the student writes while it trains."""
+    """Stage of the student's rollouts during training."""
     rollouts = setup.objective.rollouts
     assert isinstance(rollouts, StudentRollouts)
     own = [
@@ -219,7 +230,7 @@ def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:
 def _training_flops(
     setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: _Batches, trains_head: bool
 ) -> tuple[float, float]:
-    """FLOPs of the student's training, and of the models beside it."""
+    """FLOPs of the student's training, and of frozen models during training."""
     objective = setup.objective
     products = 2 + bool(objective.precomputed_signals) + trains_head
     own = live = 0.0

@@ -1,4 +1,4 @@
-"""The plan of a sweep: what all its jobs take, method by method; what caches hold counts once."""
+"""Plan of a sweep: resources by method, with cached results counted once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,23 +13,25 @@ Method = tuple[str, ...]
 
 @dataclass
 class SweepPlan:
-    """The plans of a sweep's jobs, as they come. A method is what its jobs' command lines say beside the
-    seed, which changes nothing in what a job takes.
+    """Plans of a sweep's jobs, grouped by method.
+
+    A method is a job's command line without its seed, since jobs that differ only in the seed need the same
+    resources.
 
     Attributes:
-        jobs: how many, by method.
-        plans: of one of them, by method.
+        jobs: number of jobs, by method.
+        plans: plan of one job, by method.
     """
 
     jobs: dict[Method, int] = field(default_factory=dict)
     plans: dict[Method, Plan] = field(default_factory=dict)
 
     def add(self, words: Sequence[str], make: Callable[[], Plan]) -> None:
-        """A job.
+        """Add a job.
 
         Args:
-            words: of its command line.
-            make: its plan; not called where one of its method was planned.
+            words: its command line.
+            make: makes its plan; called only for the first job of a method.
         """
         method = tuple(word for word in words if not word.startswith("seed="))
         if method not in self.plans:
@@ -37,7 +39,7 @@ class SweepPlan:
         self.jobs[method] = self.jobs.get(method, 0) + 1
 
     def shared(self) -> list[tuple[Stage, float]]:
-        """What is made once for all, and the hours it takes."""
+        """Stages whose results are cached, computed once for all jobs, with their hours."""
         found = {}
         for plan in self.plans.values():
             for stage in plan.stages:
@@ -46,12 +48,12 @@ class SweepPlan:
         return list(found.values())
 
     def hours(self) -> float:
-        """Of the whole sweep, one job after the other."""
+        """Hours of the whole sweep, one job after another."""
         own = sum(self.jobs[name] * _hours(plan) for name, plan in self.plans.items())
         return own + sum(hours for _, hours in self.shared())
 
     def print(self) -> None:
-        """A row a method, below them what is made once."""
+        """Print a table with one row per method, then one per shared stage."""
         console = Console(soft_wrap=False, width=120)
         table = Table(title="plan of the sweep (an estimate)", title_justify="left", show_footer=True)
         jobs = sum(self.jobs[name] for name in self.plans)

@@ -1,1 +1,1 @@
-"""What the teacher gives: traces, log-probabilities, distributions."""
+"""Teacher signals, computed once and cached: traces, logprobs, distributions."""

@@ -1,4 +1,4 @@
-"""Completions that the teacher writes, cached and resumed."""
+"""Sample completions from the teacher, cached and resumable."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from distill.teacher.logprobs import _mix, in_shards, model_key
 
 
 def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teacher: ModelSource) -> None:
-    """Refuse a problem whose prompt leaves the teacher no room to write.
+    """Check that every prompt leaves room for a completion in the teacher's context.
 
     Raises:
-        UserError: names it.
+        UserError: a prompt is empty or too long; names the problem.
     """
     context = teacher.context_length
     for example, ids in zip(examples, prompts, strict=True):
@@ -41,8 +41,7 @@ def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teach
 
 
 def writer_key(source: ModelSource) -> dict[str, Any]:
-    """What anything that a model writes when it is asked a problem depends on beside the asking: the chat
-    template, too."""
+    """Cache key for completions of a model: weights, dtype, tokenizer and chat template."""
     template = str(source.tokenizer.chat_template).encode("utf-8", "surrogatepass")
     return {**model_key(source), "template": hashlib.sha256(template).hexdigest()[:32]}
 
@@ -58,18 +57,21 @@ def sample_completions(
     cache: Path,
     label: str = "teacher writes traces",
 ) -> list[list[np.ndarray]]:
-    """`samples` completions for every prompt, token ids with the end token, from the cache where they are
-    there.
+    """Sample completions for every prompt, or read them from the cache.
 
     Args:
-        model: who writes; loaded only when something is missing.
-        prompts: token ids of the writer's tokenizer.
-        sampling: how tokens are drawn.
-        samples: completions a prompt.
-        batch_size: prompts a batch; a batch is a shard, so that a run that is killed loses one batch at most.
-        seed: of the draw.
+        model: the model that writes; loaded only if completions are missing in the cache.
+        prompts: token ids of the model's tokenizer.
+        sampling: sampling parameters.
+        samples: completions per prompt.
+        batch_size: prompts per batch. Each batch is a shard of the cache, so a killed run loses one batch at
+            most.
+        seed: of sampling.
         cache: folder of all caches.
-        label: of the progress bar.
+        label: label of the progress bar.
+
+    Returns:
+        Per prompt, the token ids of its completions, including the end token if there is one.
     """
     key = {
         **model_key(model.source),

@@ -1,5 +1,7 @@
-"""Where the teacher's distribution over the vocabulary comes from: the teacher live beside the student, or
-what is cached of it for the data's traces, so that its trunk is not in memory while the student trains."""
+"""Sources of the teacher's distribution over the vocabulary: the teacher itself during training, or a cache.
+
+With a cache, the teacher's body is not in memory during training. A cache covers the data's traces only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,22 +20,22 @@ from distill.models.head import Head, factors, product
 
 @dataclass(frozen=True)
 class TeacherDistribution:
-    """Where a loss that compares with the teacher's whole distribution has it from.
+    """Source of the teacher's distribution, for losses over the whole vocabulary.
 
     Attributes:
-        source: `live`: the teacher runs beside the student. The others are cached once for the data's
-            traces. `hidden_states`: its final hidden states, of which its output matrix makes the whole
-            distribution again. `top_k`: its likeliest tokens and the mass of all others, k + 1 buckets in
-            which any divergence is taken; it stays a divergence, and where it is an f-divergence or a skewed
-            KL it is a lower bound of the whole one (data-processing inequality). `samples`: tokens drawn from
-            it with importance weights, for an unbiased forward KL up to a constant (2503.16870).
+        source: `live`: the teacher runs during training. The others are cached once for the data's traces.
+            `hidden_states`: the teacher's final hidden states; its output matrix then gives the whole
+            distribution. `top_k`: its k most likely tokens and the total probability of all others. The loss
+            is computed over these k + 1 buckets; it stays a divergence, and an f-divergence or skewed KL
+            becomes a lower bound of the whole one (data-processing inequality). `samples`: tokens sampled
+            with importance weights, for an unbiased forward KL up to a constant (2503.16870).
         top_k: k.
-        samples: tokens drawn at a position; what is drawn twice is kept once.
-        proposal_temperature: of the distribution that they are drawn from.
-        seed: of the draw.
-        dtype: of cached hidden states; None: the teacher's own.
-        verify: compute a few traces' anew, with the teacher, before a cache is used. Done in any case where
-            the run has the teacher in memory for something else.
+        samples: tokens sampled per position; duplicates are stored once.
+        proposal_temperature: temperature of the distribution that is sampled from.
+        seed: of sampling.
+        dtype: of cached hidden states; None: the teacher's dtype.
+        verify: recompute a few traces with the teacher before using a cache. This is always done if the run
+            has the teacher in memory anyway.
     """
 
     source: Source = "live"
@@ -68,18 +70,18 @@ class TeacherDistribution:
             raise ValueError(f"{place}.verify={self.verify!r} is neither true nor false")
 
     def bytes_a_token(self, hidden: int, vocabulary: int) -> int:
-        """What a completion token takes on the disk, beside file headers; the teacher's states in bf16.
+        """Bytes on disk per completion token, without file headers; hidden states counted as bf16.
 
         Args:
-            hidden: the teacher's width.
+            hidden: the teacher's hidden size.
             vocabulary: rows of its output matrix.
         """
         if self.source == "live":
             return 0
         if self.source == "hidden_states":
-            return 2 * hidden + 4  # and the label's log-prob
+            return 2 * hidden + 4  # hidden states and the label's logprob
         if self.source == "top_k":
-            return 8 * min(self.top_k, vocabulary - 1) + 4  # and the rest's
+            return 8 * min(self.top_k, vocabulary - 1) + 4  # ids, logprobs, log_rest
         return 8 * self.samples
 
     @property
@@ -88,12 +90,12 @@ class TeacherDistribution:
 
     @property
     def whole(self) -> bool:
-        """Whether the teacher's output matrix makes the distribution, at any temperature."""
+        """Whether the whole distribution is available, at any temperature."""
         return self.source in ("live", "hidden_states")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that a cache's content depends on beside teacher and tokens."""
+        """Settings that the cache's content depends on, besides teacher and tokens."""
         if self.source == "hidden_states":
             return {"states_dtype": self.dtype}
         if self.source == "top_k":
@@ -102,16 +104,16 @@ class TeacherDistribution:
 
     @torch.no_grad()
     def keep(self, head: Head, labels: Tensor, uniforms: Tensor | None = None) -> dict[str, Tensor]:
-        """What the cache keeps of a teacher's head, a row a token, by name, on the CPU.
+        """Compute what the cache stores, one row per token, by name, on the CPU.
 
         Args:
-            head: the teacher's at the completion's positions.
+            head: the teacher's head at the completion positions.
             labels: [tokens] the completion's tokens.
-            uniforms: [tokens, samples] random numbers in [0, 1) to draw with, for `samples`.
+            uniforms: [tokens, samples] random numbers in [0, 1) to sample with, for `samples`.
         """
         if self.source == "hidden_states":
             states = head.hidden if self.dtype is None else head.hidden.to(getattr(torch, self.dtype))
-            # The label's log-prob tells whether a matrix read later is the one that belongs to the states.
+            # The label's logprob serves to check that an output matrix loaded later fits these states.
             kept = {"hidden_states": states, "label_logprobs": label_logprobs(head, labels).float()}
             return {name: values.cpu().contiguous() for name, values in kept.items()}
         ready, size, parts = factors(head), fitting_chunk(head), []
@@ -134,14 +136,14 @@ class TeacherDistribution:
         return {name: values.cpu().contiguous() for name, values in kept.items()}
 
     def of(self, kept: Mapping[str, Tensor], matrix: Tensor | None) -> Head | SparseDistribution:
-        """The distribution again, from what `keep` kept and, for hidden states, the output matrix."""
+        """Restore the distribution from what `keep` returned; `matrix`: output matrix, for hidden states."""
         if self.source == "hidden_states":
             assert matrix is not None
             return Head(kept["hidden_states"].to(matrix.dtype), matrix)
         return SparseDistribution(kept["ids"], kept["logprobs"], kept.get("log_rest"))
 
     def uniforms(self, number: int, tokens: int) -> Tensor | None:
-        """[tokens, samples] float64: what trace `number` is drawn with, whatever is computed beside it."""
+        """[tokens, samples] float64 random numbers for trace `number`, independent of how it is batched."""
         if self.source != "samples":
             return None
         drawn = np.random.default_rng([self.seed, number]).random((tokens, self.samples))
@@ -149,7 +151,7 @@ class TeacherDistribution:
 
 
 def likeliest_tokens(log_p: Float[Tensor, "tokens vocab"], k: int) -> SparseDistribution:
-    """The k likeliest tokens and the mass of the rest; of a vocabulary of k or fewer, all but one."""
+    """The k most likely tokens and the total probability of the rest, which has at least one token."""
     found = log_p.topk(min(k, log_p.shape[-1] - 1), -1)
     return SparseDistribution(found.indices, found.values, log_rest(log_p, found.indices))
 
@@ -157,18 +159,18 @@ def likeliest_tokens(log_p: Float[Tensor, "tokens vocab"], k: int) -> SparseDist
 def drawn_tokens(
     log_p: Float[Tensor, "tokens vocab"], uniforms: Float[Tensor, "tokens samples"], temperature: float = 1.0
 ) -> SparseDistribution:
-    """Tokens drawn with importance weights (2503.16870): Σ_j w_j f(v_j) is Σ_v P_v f(v) in expectation.
+    """Sample tokens with importance weights (2503.16870): E[Σ_j w_j f(v_j)] = Σ_v P_v f(v).
 
-    v_1 … v_N are drawn from P' ∝ P^(1/τ'), and w_v = (draws of v) / N · P_v / P'_v. The weights are not
-    divided by their sum, which would make the estimate biased.
+    v_1 … v_N are sampled from P' ∝ P^(1/τ'), and w_v = (count of v) / N · P_v / P'_v. The weights are not
+    normalized to sum 1, which would bias the estimate.
 
     Args:
         log_p: the teacher's distribution.
-        uniforms: random numbers in [0, 1), one a draw.
+        uniforms: random numbers in [0, 1), one per sample.
         temperature: τ'.
 
     Returns:
-        Every drawn token once, with log w_v; behind them, where some were drawn twice, places of weight 0.
+        Every sampled token once, with log w_v, followed by one entry of weight 0 for each duplicate.
     """
     log_p = torch.log_softmax(log_p.double(), -1)
     log_proposal = torch.log_softmax(log_p / temperature, -1)

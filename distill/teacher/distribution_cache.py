@@ -1,4 +1,4 @@
-"""The teacher's distributions on disk, and its output matrix without the rest of it."""
+"""Cache of the teacher's distributions, and loading of its output matrix without the other weights."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from distill.teacher.logprobs import in_batches, model_key
 
 _TOKENS_PER_SHARD = 1 << 15  # hidden states of a 7B model: 224 MiB
 _VERIFIED_TRACES, _VERIFIED_TOKENS = 8, 64
-_CHECKED_TOKENS = 8  # of each of those traces: a product with the whole matrix, at every start
+_CHECKED_TOKENS = 8  # per trace; few, as each start of a run multiplies them with the whole matrix
 
 
 def cache_distributions(
@@ -38,18 +38,21 @@ def cache_distributions(
     token_budget: int = 8192,
     label: str = "teacher reads traces",
 ) -> list[StoredRows]:
-    """What is kept of the teacher's distribution at each trace's completion tokens, on disk.
+    """Compute the teacher's distribution at each trace's completion tokens and store it on disk.
 
     Args:
-        model: the teacher; loaded only when something is missing or is to be verified.
+        model: the teacher; loaded only if something is missing or to be verified.
         traces: with the teacher's own token ids.
-        wanted: what is kept of it.
+        wanted: what to store of the distribution.
         cache: folder of all caches.
-        token_budget: tokens a batch, padding included.
-        label: of the progress bar.
+        token_budget: tokens per batch, padding included.
+        label: label of the progress bar.
+
+    Returns:
+        For each trace, its rows in the cache, which are read on demand.
 
     Raises:
-        UserError: the disk is too small; what is cached is not what the teacher gives.
+        UserError: the disk is too small, or cached values differ from what the teacher gives.
     """
     key = {
         **model_key(model.source),
@@ -62,7 +65,7 @@ def cache_distributions(
 
     def keep(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
         parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
-        _refuse_a_small_disk(store, parts, len(store.missing()))
+        _check_disk_space(store, parts, len(store.missing()))
         made.extend(part)
         return parts
 
@@ -79,10 +82,10 @@ def cache_distributions(
 
 
 def output_matrix(model: LazyModel) -> Tensor:
-    """[vocab, hidden] of the tokenizer's real size, without gradient.
+    """Output matrix [vocab, hidden], cut to the tokenizer's real size, without gradient.
 
-    Read by its name from the model's files where that is possible; else the model is loaded, and put away
-    again unless something had loaded it before.
+    Only this matrix is read from the model's files if possible. Otherwise the whole model is loaded, and
+    released again unless it was loaded before.
     """
     found = None if model.loaded else _matrix_by_name(model.source)
     if found is None:
@@ -96,16 +99,19 @@ def output_matrix(model: LazyModel) -> Tensor:
 
 @torch.no_grad()
 def check_matrix(matrix: Tensor, rows: Sequence[StoredRows], traces: Sequence[Trace], name: str) -> None:
-    """Refuse a matrix that does not make of cached hidden states what the teacher made of them.
+    """Check that matrix and cached hidden states give the teacher's logprobs.
 
     Args:
-        matrix: as `output_matrix` gives it.
-        rows: of `cache_distributions`.
-        traces: as the teacher read them.
-        name: the teacher's, for the message.
+        matrix: from `output_matrix`.
+        rows: from `cache_distributions`.
+        traces: with the teacher's own token ids.
+        name: the teacher's name, for the message.
+
+    Raises:
+        UserError: the probabilities of a few tokens differ from the cached ones.
     """
     errors, dtypes = [], {matrix.dtype}
-    for number in _some(range(len(rows))):
+    for number in _choose_few(range(len(rows))):
         kept = rows[number].read()
         labels = torch.from_numpy(traces[number].completion_ids.astype(np.int64))[:_CHECKED_TOKENS]
         states = kept["hidden_states"][:_CHECKED_TOKENS]
@@ -122,7 +128,7 @@ def check_matrix(matrix: Tensor, rows: Sequence[StoredRows], traces: Sequence[Tr
 
 
 def _shards(lengths: Sequence[int]) -> list[range]:
-    """Traces that share a shard, by their tokens: a shard is in memory at once while it is made."""
+    """Group traces into shards by number of tokens, since a whole shard is in memory while it is computed."""
     starts, tokens = [0], 0
     for number, length in enumerate(lengths):
         if tokens and tokens + length > _TOKENS_PER_SHARD:
@@ -140,7 +146,7 @@ def _kept(
     token_budget: int = 8192,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[dict[str, Tensor]]:
-    """What is kept of these traces, in their order."""
+    """Compute what the cache stores for these traces, in order."""
 
     def keep(head: Head, labels: Tensor, rows: Sequence[int]) -> Mapping[str, Tensor]:
         drawn = [wanted.uniforms(row, len(traces[row].completion_ids)) for row in rows]
@@ -150,7 +156,7 @@ def _kept(
     return in_batches(lm, traces, numbers, keep, token_budget, progress)
 
 
-def _refuse_a_small_disk(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:
+def _check_disk_space(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:
     size = sum(values.nbytes for part in parts for values in part.values())
     free = shutil.disk_usage(store.folder).free
     if size * shards > free:
@@ -161,8 +167,8 @@ def _refuse_a_small_disk(store: ShardCache, parts: Sequence[Mapping[str, Tensor]
         )
 
 
-def _some(numbers: Sequence[int]) -> list[int]:
-    """A few at random, always the same."""
+def _choose_few(numbers: Sequence[int]) -> list[int]:
+    """A few of the numbers, chosen at random with a fixed seed."""
     count = min(_VERIFIED_TRACES, len(numbers))
     return [numbers[i] for i in np.random.default_rng(0).choice(len(numbers), count, replace=False)]
 
@@ -175,8 +181,8 @@ def _verify(
     found: Sequence[int],
     folder: Path,
 ) -> None:
-    """Compare some traces that were in the cache before with what the teacher gives now."""
-    numbers = _some(found)
+    """Recompute a few traces that were already in the cache, and compare."""
+    numbers = _choose_few(found)
     for number, now in zip(numbers, _kept(model.get(), traces, numbers, wanted), strict=True):
         before = rows[number].read()
         values = next(value for value in now.values() if value.is_floating_point())
@@ -190,14 +196,14 @@ def _verify(
 
 
 def _distance(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
-    """Relative distance of hidden states, total variation of what is known of two distributions."""
+    """Relative distance between hidden states, or total variation distance between sparse distributions."""
     a, b = ({name: v[:_VERIFIED_TOKENS] for name, v in kept.items()} for kept in (before, now))
     if "hidden_states" in a:
         one, other = a["hidden_states"].float(), b["hidden_states"].float()
         return float((one - other).norm() / other.norm())
     same = (a["ids"].unsqueeze(-1) == b["ids"].unsqueeze(-2)).float()
     p, q = a["logprobs"].exp(), b["logprobs"].exp()
-    # A place of weight 0 may name a drawn token again: it must not take part in the matching.
+    # An entry of weight 0 may repeat a sampled token's id: leave it out of the matching.
     same *= (p > 0).unsqueeze(-1) * (q > 0).unsqueeze(-2)
     distance = (p - (same @ q.unsqueeze(-1)).squeeze(-1)).abs().sum(-1) + ((same.sum(-2) == 0) * q).sum(-1)
     if "log_rest" in a:
@@ -206,15 +212,15 @@ def _distance(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
 
 
 def _tolerance(*dtypes: torch.dtype) -> float:
-    """What rounding and another batch's shape may change."""
+    """Largest difference that rounding and other batch shapes may explain."""
     return 1e-3 if all(dtype in (torch.float32, torch.float64) for dtype in dtypes) else 5e-2
 
 
 def _matrix_by_name(source: ModelSource) -> Tensor | None:
-    """The matrix from the one file that holds it; None where the files are of another kind."""
+    """Read the matrix from the safetensors file that holds it; None if that is not possible."""
     if source.gguf:
         return None
-    # Whatever hinders this, loading the whole model says it better, or does it.
+    # On any error, fall back to loading the whole model, which works or gives a better message.
     with contextlib.suppress(Exception):
         empty = source.skeleton()
         config = empty.config
@@ -239,7 +245,7 @@ def _matrix_by_name(source: ModelSource) -> Tensor | None:
 
 
 def _file_of(name: str, source: ModelSource) -> Path | None:
-    """The safetensors file that has a tensor of this name, fetched from the hub where it is not here yet."""
+    """The safetensors file with a tensor of this name, downloaded from the hub if necessary."""
     from transformers.utils import cached_file
 
     def fetched(filename: str) -> Path | None:
@@ -261,4 +267,4 @@ def _file_of(name: str, source: ModelSource) -> Path | None:
     if whole is None:
         return None
     with safe_open(whole, "pt") as file:
-        return whole if name in file.keys() else None  # noqa: SIM118  a file is no dict
+        return whole if name in file.keys() else None  # noqa: SIM118  safe_open is not a dict

@@ -1,5 +1,4 @@
-"""What the teacher gives: traces that it writes, log-probs of tokens. Computed once, cached, resumed after a
-kill."""
+"""Logprobs of traces by a frozen model, computed once, cached, and resumable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ _SCORED_PER_SHARD = 512
 
 
 def model_key(source: ModelSource) -> dict[str, Any]:
-    """What anything that a model computes depends on, for a cache's key."""
+    """Cache key for a model's outputs: weights, dtype and tokenizer."""
     return {
         "model": source.fingerprint,
         "dtype": source.dtype,
@@ -42,17 +41,17 @@ def score(
     token_budget: int = 8192,
     label: str = "teacher scores traces",
 ) -> list[np.ndarray]:
-    """Log-probs of each trace's completion tokens, float32, from the cache where they are there.
+    """Compute logprobs of each trace's completion tokens (float32), or read them from the cache.
 
     Args:
-        model: who scores; loaded only when something is missing.
+        model: the model that computes them; loaded only if some are missing in the cache.
         traces: with the model's own token ids.
-        signal: the name under which they are cached.
+        signal: name of the signal, used as the cache's name.
         cache: folder of all caches.
-        sampling: score under the distribution that this draws from (temperature, top-k, top-p) instead of the
-            model's own.
-        token_budget: tokens a batch, padding included.
-        label: of the progress bar.
+        sampling: compute logprobs under this sampling distribution (temperature, top-k, top-p) instead of
+            the model's own.
+        token_budget: tokens per batch, padding included.
+        label: label of the progress bar.
     """
     key = {
         **model_key(model.source),
@@ -84,12 +83,12 @@ def score(
 
 
 def scoring(traces: Sequence[Trace], token_budget: int = 8192) -> Work:
-    """What a model computes to score traces."""
+    """The work (for FLOPs) of computing logprobs of traces with `score`."""
     return reading(traces, in_shards(len(traces), _SCORED_PER_SHARD), token_budget)
 
 
 def in_shards(count: int, size: int) -> list[range]:
-    """So many items in shards of a size."""
+    """Split `count` items into ranges of `size`; the last may be shorter."""
     return [range(count)[start : start + size] for start in range(0, count, size)]
 
 
@@ -102,20 +101,24 @@ def in_batches(
     token_budget: int = 8192,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[dict[str, torch.Tensor]]:
-    """What there is to see at the completion tokens of some traces, in their order, on the CPU.
+    """Run a model over some traces in batches, and compute something at their completion tokens.
 
     Args:
-        lm: reads them.
+        lm: the model.
         traces: with the model's own token ids.
-        numbers: of those that are read.
-        look: gives tensors with a row a token, of a batch's output head, its tokens and its traces' numbers.
-        token_budget: tokens a batch, padding included.
-        progress: told the tokens that are read.
+        numbers: indices of the traces to read.
+        look: returns tensors with one row per token, given a batch's output head, completion tokens and
+            trace indices.
+        token_budget: tokens per batch, padding included.
+        progress: called with the number of tokens read.
+
+    Returns:
+        For each index in `numbers`, the tensors of `look` by name, on the CPU.
     """
     result: dict[int, dict[str, torch.Tensor]] = {}
     for places in by_length([len(traces[number]) for number in numbers], token_budget):
         rows = [numbers[place] for place in places]
-        # Without what a trace carries for training: it is not asked for here.
+        # Drop cached signals, which are not needed here.
         bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
         batch = collate(bare).to(lm.device)
         head = lm.completion_head(batch.input_ids, batch.mask)
@@ -131,8 +134,10 @@ def in_batches(
 def sampled_logprobs(
     head: Head, labels: torch.Tensor, sampling: Sampling, chunk_size: int = 256
 ) -> torch.Tensor:
-    """Log-probs of the labels under the distribution that `sampling` draws from. They were drawn from it: one
-    at the nucleus's border that rounding puts outside counts as inside."""
+    """Logprobs of the labels under a sampling distribution that they were sampled from.
+
+    A label that rounding puts just outside the top-p or top-k set counts as inside.
+    """
     if sampling.temperature == 0:
         raise UserError(
             "loss.token_weight.behavior=sampler needs traces that were sampled, not written greedily"
@@ -142,10 +147,10 @@ def sampled_logprobs(
     for start in range(0, len(labels), chunk_size):
         s = slice(start, start + chunk_size)
         logits: Any = product(ready.hidden[s], ready.weight.T)
-        # The warpers look at the logits alone; the ids stand in for a prefix that none of them reads.
+        # The warpers use the logits only; `ids` takes the place of the prefix, which they ignore.
         ids: Any = labels[s].unsqueeze(-1)
         kept = warp(ids, logits)
-        # The token was drawn, so it is in the nucleus, also where the last bits of this pass say otherwise.
+        # The label was sampled, so keep it even if rounding in this pass puts it outside.
         drawn = (logits / sampling.temperature).gather(-1, ids)
         warped = torch.log_softmax(kept.scatter(-1, ids, drawn), -1)
         parts.append(warped.gather(-1, ids).squeeze(-1))
@@ -153,5 +158,5 @@ def sampled_logprobs(
 
 
 def _mix(seed: int, index: int) -> int:
-    """One seed of two numbers, without the collisions of their sum."""
+    """Combine seed and index into one seed, without the collisions of a sum."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))

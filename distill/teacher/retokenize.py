@@ -1,4 +1,4 @@
-"""A trace as the teacher sees it: behind another prompt, or the same text in the teacher's own tokens."""
+"""The teacher's view of a trace: with another prompt, or retokenized with the teacher's tokenizer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,19 +14,18 @@ from distill.errors import UserError
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 
-_SPELLED = 100  # traces, for whether a tokenizer can spell them
+_SPELLED = 100  # traces to check that the teacher's tokenizer preserves the text
 
 
 @dataclass(frozen=True)
 class Retokenizer:
-    """Makes the teacher's view of what the student learns from, or writes.
+    """Makes the teacher's view of traces and rollouts.
 
     Attributes:
-        student: whose tokens traces are made of.
-        teacher: who reads.
+        student: model whose tokenizer the traces use.
+        teacher: model that reads the traces.
         prompt: template of the teacher's prompt, with `{problem}`.
-        informed: whether the teacher sees the problem's worked solution, which the template then has as
-            `{solution}`.
+        informed: whether the teacher sees the worked solution; the template then has `{solution}` too.
     """
 
     student: ModelSource
@@ -34,21 +33,23 @@ class Retokenizer:
     prompt: str
     informed: bool = False
 
-    @functools.cached_property  # vocabularies are large, and every trace asks
+    @functools.cached_property  # comparing vocabularies is slow, and needed for every trace
     def foreign(self) -> bool:
-        """Whether the teacher has tokens of its own."""
+        """Whether the teacher's vocabulary differs from the student's."""
         return vocabulary_mismatch(self.student, self.teacher) is not None
 
     @property
     def needed(self) -> bool:
-        """Whether the teacher reads anything but the student's own tokens."""
+        """Whether the teacher's view differs from the student's trace."""
         return self.informed or self.foreign
 
     def prompt_ids(self, example: Example) -> np.ndarray:
-        """The teacher's prompt, through its own chat template.
+        """Token ids of the teacher's prompt.
+
+        They use the teacher's chat template if its vocabulary differs from the student's, else the student's.
 
         Raises:
-            UserError: the teacher is to see a solution, and the problem comes with none.
+            UserError: the teacher must see a worked solution, but the problem has none.
         """
         solution = None
         if self.informed:
@@ -63,23 +64,23 @@ class Retokenizer:
         return encode_prompt(tokenizer, example, self.prompt, solution=solution)
 
     def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:
-        """The teacher's view of a completion, as far as its context goes.
+        """The teacher's view of a completion, truncated to its context.
 
         Args:
-            prompt_ids: of `prompt_ids`.
-            completion_ids: of the student's tokens; without an end token where it was cut off.
+            prompt_ids: from `prompt_ids`.
+            completion_ids: in the student's tokens; without an end token if the completion is truncated.
         """
         whole = self._read(prompt_ids, completion_ids)
         room, alignment = self.room(prompt_ids), whole.alignment
         if alignment is None or len(whole.completion_ids) <= room:
             return whole
-        # What the student may write is bounded by its own tokens; the same text may be more of the teacher's.
+        # A rollout's length is limited in student tokens; the same text may take more teacher tokens.
         kept = alignment.teacher_at < room
         columns = (alignment.student_at[kept], alignment.teacher_at[kept], alignment.same_token[kept])
         return TeacherView(prompt_ids, whole.completion_ids[:room], Alignment(*columns))
 
     def room(self, prompt_ids: np.ndarray) -> int:
-        """How many tokens of its own the teacher can read behind a prompt."""
+        """Number of teacher tokens left in the teacher's context after a prompt."""
         return self.teacher.context_length - len(prompt_ids)
 
     def _read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:
@@ -108,20 +109,21 @@ class Retokenizer:
         overlong: Literal["error", "drop"] = "error",
         say: Callable[[str], None] = print,
     ) -> list[Trace]:
-        """Give every trace its teacher view.
+        """Add the teacher's view to every trace.
 
         Args:
-            traces: of the student's tokens.
-            rollout: the longest completion that the student may write in the trace's place; where the
-                teacher's context leaves less room for it, rollouts end there (`room`), and that is said.
-            overlong: `error` refuses what the teacher's context does not hold, `drop` leaves it out.
-            say: told how many were left out, and of rollouts that must be shorter.
+            traces: in the student's tokens.
+            rollout: longest rollout of the student. If the teacher's context leaves less room (`room`),
+                rollouts will be shorter, which is reported.
+            overlong: `error` raises for a trace that exceeds the teacher's context, `drop` leaves it out.
+            say: reports traces left out and shortened rollouts.
 
         Returns:
-            The traces that have a view.
+            The traces that fit into the teacher's context.
 
         Raises:
-            UserError: the teacher's tokenizer cannot spell them; one is longer than the teacher's context.
+            UserError: the teacher's tokenizer does not preserve the text, or a trace exceeds the teacher's
+                context.
         """
         self._check_spelling(traces)
         for trace in traces:
@@ -167,7 +169,7 @@ class Retokenizer:
         return fitting
 
     def _check_spelling(self, traces: Sequence[Trace]) -> None:
-        """Refuse a teacher that reads another text than the student wrote: nothing could be compared."""
+        """Check that the teacher's tokenizer preserves the text of most traces."""
         if not self.foreign:
             return
         texts = [(trace.example.completion or trace.example.problem).strip() for trace in traces[:_SPELLED]]
@@ -183,14 +185,14 @@ class Retokenizer:
             at = next((i for i, (a, b) in enumerate(zip(text, own, strict=False)) if a != b), len(own))
             shown = slice(max(0, at - 20), at + 20)
             raise UserError(
-                f"the tokenizer of the teacher {self.teacher.name} cannot spell this data: {text[shown]!r} "
-                f"it reads as {own[shown]!r}, and behind that there is nothing to compare; choose another "
-                f"teacher"
+                f"the tokenizer of the teacher {self.teacher.name} does not preserve this data: it turns "
+                f"{text[shown]!r} into {own[shown]!r}, and after that nothing can be compared; choose "
+                f"another teacher"
             )
 
     def shared_ids(self) -> np.ndarray:
-        """[2, shared] int64: ids that mean the same to student (first row) and teacher, their end tokens
-        included."""
+        """[2, shared] int64: ids of the shared tokens, the student's in the first row, the teacher's in the
+        second; end tokens are included."""
         if not self.foreign:
             ids = np.arange(tokenizer_size(self.student.tokenizer))
             return np.stack([ids, ids])
@@ -200,13 +202,13 @@ class Retokenizer:
 
     @functools.cached_property
     def _names(self) -> dict[int, int]:
-        """The teacher's token by the student's that means the same."""
+        """Student id to teacher id of the shared tokens."""
         mine, theirs = shared_tokens(self.student.tokenizer, self.teacher.tokenizer).tolist()
         return dict(zip(mine, theirs, strict=True))
 
 
 def as_read(trace: Trace) -> Trace:
-    """The trace as the teacher reads it, for scoring: token for token the student's completion."""
+    """The trace with the teacher's prompt if its completion keeps the student's tokens, else the trace."""
     view = trace.teacher_view
     if view is None or view.alignment is not None:
         return trace
@@ -214,13 +216,13 @@ def as_read(trace: Trace) -> Trace:
 
 
 def teacher_trace(trace: Trace) -> Trace:
-    """The trace as the teacher reads it, also where its tokens are others than the student's."""
+    """The trace as the teacher reads it, possibly in other tokens than the student's."""
     view = trace.teacher_view
     return trace if view is None else Trace(trace.example, view.prompt_ids, view.completion_ids)
 
 
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:
-    """The end tokens are compared too."""
+    """Add the pair of end tokens to an alignment."""
     return Alignment(
         np.append(alignment.student_at, student_at),
         np.append(alignment.teacher_at, teacher_at),

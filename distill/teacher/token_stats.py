@@ -1,4 +1,4 @@
-"""What a model makes of traces, token by token and trace by trace, before anything is trained."""
+"""Statistics of traces under a model: per-token logprobs, ranks and entropies, rank-surprisal ratio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _TRACES_PER_SHARD = 256
 
 @dataclass(frozen=True)
 class TokenScores:
-    """A model's view of a trace's completion, a number a token.
+    """Statistics of a trace's completion under a model, one number per token.
 
     Attributes:
         logprobs: float32, at temperature 1.
-        ranks: int32, 1 of the likeliest token: one more than there are tokens of a higher logit.
-        entropy: float32, of the model's distribution there, in nats.
+        ranks: int32, 1 + number of tokens with a higher logit.
+        entropy: float32, entropy of the model's distribution at the position, in nats.
     """
 
     logprobs: np.ndarray
@@ -38,25 +38,29 @@ class TokenScores:
 
     @property
     def nll(self) -> float:
-        """Mean surprisal, nats a token."""
+        """Mean surprisal in nats per token."""
         return float(-self.logprobs.mean(dtype=np.float64))
 
     def mean_rank(self, limit: int = RANK_LIMIT) -> float:
-        """Mean rank, each no more than `limit`."""
+        """Mean of min(rank, limit)."""
         return float(np.minimum(self.ranks, limit).mean(dtype=np.float64))
 
     def rsr(self, limit: int = RANK_LIMIT) -> float:
-        """The rank-surprisal ratio (2601.14249): Σ min(rank, limit) / Σ surprisal. Lower is better:
-        tokens that are unlikely, and yet among the first that the student would think of."""
+        """Rank-surprisal ratio (2601.14249): Σ min(rank, limit) / Σ surprisal.
+
+        Lower is better: tokens have a low probability but still a high place in the student's ranking.
+        """
         return self.mean_rank(limit) / max(self.nll, _LEAST_SURPRISAL)
 
 
-_LEAST_SURPRISAL = 1e-12  # the authors' own guard
+_LEAST_SURPRISAL = 1e-12  # as in the authors' code
 
 
 def set_rsr(scores: Sequence[TokenScores], limit: int = RANK_LIMIT) -> float:
-    """The rank-surprisal ratio of a set of traces: Σ of their mean ranks / Σ of their mean surprisals, a
-    ratio of sums and not a mean of ratios (2601.14249, appendix A.8)."""
+    """Rank-surprisal ratio of a set of traces: Σ mean rank / Σ mean surprisal over traces.
+
+    This is a ratio of sums, not a mean of ratios (2601.14249, appendix A.8).
+    """
     surprisal = sum(one.nll for one in scores)
     return sum(one.mean_rank(limit) for one in scores) / max(surprisal, _LEAST_SURPRISAL)
 
@@ -69,14 +73,14 @@ def score_tokens(
     token_budget: int = 8192,
     label: str = "scoring traces",
 ) -> list[TokenScores]:
-    """Log-probs, ranks and entropies of every trace's completion tokens, from the cache where they are there.
+    """Compute the statistics of every trace's completion tokens, or read them from the cache.
 
     Args:
-        model: who scores; loaded only when something is missing.
+        model: the model that computes them; loaded only if some are missing in the cache.
         traces: with the model's own token ids.
         cache: folder of all caches.
-        token_budget: tokens a batch, padding included.
-        label: of the progress bar.
+        token_budget: tokens per batch, padding included.
+        label: label of the progress bar.
     """
     shards = in_shards(len(traces), _TRACES_PER_SHARD)
     key = {**model_key(model.source), "traces": hash_traces(traces)}

@@ -1,4 +1,4 @@
-"""What is found of a written trace: right or not, well-formed, not too long; always with the reason."""
+"""Verify traces: grade the answer and check format and length, with a reason for every verdict."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from distill.io.progress import progress_bar
 
 @dataclass(frozen=True)
 class Checks:
-    """Rules for traces, in the order in which they are asked.
+    """Rules that a correct trace must meet.
 
     Attributes:
-        grade: judges the answer; None: nobody does, and a trace is neither right nor wrong.
-        pattern: must be found in the completion.
-        min_tokens: fewest tokens.
-        max_tokens: most tokens.
+        grade: grades the answer; None: traces are not graded.
+        pattern: regular expression that must occur in the completion.
+        min_tokens: minimum number of completion tokens.
+        max_tokens: maximum number of completion tokens.
     """
 
     grade: Grader | None
@@ -29,10 +29,10 @@ class Checks:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], grade: Grader | None) -> "Checks":
-        """From the config node `check`.
+        """Build from the config node `check`.
 
         Raises:
-            UserError: a value that makes no sense; names it.
+            UserError: an invalid value; names the key.
         """
         if cfg["answer"] not in ("auto", "math", "none"):
             raise UserError(f"check.answer={cfg['answer']!r} is not one of auto, math, none")
@@ -50,7 +50,7 @@ class Checks:
         return cls(judge, pattern, cfg["min_tokens"] or 0, cfg["max_tokens"])
 
     def judge(self, records: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> None:
-        """Give every record its answer, verdict and reason, and its problem's pass rate."""
+        """Set every record's `answer`, `correct`, `reason` and its problem's `pass_rate`."""
         right: dict[str, list[bool]] = {}
         with progress_bar(total=len(records), description="judging", unit="trace") as bar:
             for record in records:
@@ -65,7 +65,7 @@ class Checks:
         self.close()
 
     def close(self) -> None:
-        """End what the grader holds; the next question starts it again."""
+        """Stop the grader's subprocesses, if it has any; they restart when needed."""
         if close := getattr(self.grade, "close", None):
             close()
 
@@ -79,7 +79,7 @@ class Checks:
         return verdict.answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")
 
     def _broken_rule(self, record: Mapping[str, Any]) -> str | None:
-        """The first rule of form that a completion breaks."""
+        """The first format or length rule that a completion violates; None if it meets all."""
         tokens = len(record["completion_ids"])
         if not record["finished"]:
             return "no end"

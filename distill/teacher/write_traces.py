@@ -1,7 +1,8 @@
-"""`python -m distill.generate`: a teacher writes traces for a set of problems, and each is judged and kept.
+"""`python -m distill.generate`: a teacher writes traces for a set of problems; each is graded and saved.
 
-A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
-that was killed and resumed gives the set of one clean run."""
+Finished completions are not generated again when a killed run is resumed. Each completion has its own seed,
+so the result is the same as without the interruption.
+"""
 
 import json
 import time
@@ -145,7 +146,7 @@ def generate(cfg: DictConfig) -> Path:
         Its folder.
 
     Raises:
-        UserError: anything that the user can mend, before the teacher is loaded.
+        UserError: a user's mistake; most are found before the teacher is loaded.
     """
     setup = WriteSetup.from_config(cfg)
     with claimed(setup.folder, setup.key):
@@ -254,7 +255,7 @@ def _write(
     completion_log: CompletionLog,
     check: Callable[[int, Written], None],
 ) -> tuple[list[Written], list[int]]:
-    """Every completion, and the places of those that were written anew."""
+    """Generate missing completions; return all completions and the indices of the new ones."""
     found = completion_log.read()
     missing = [place for place in range(len(requests)) if place not in found]
     new = 0
@@ -266,7 +267,7 @@ def _write(
         bar.update(len(requests) - len(missing))
         began = time.perf_counter()
         wanted = [requests[place] for place in missing]
-        # Closed at once where keeping fails, with the requests that are under way.
+        # If saving fails, close the generator at once, which cancels pending requests.
         writing = stack.enter_context(closing(engine.write(wanted, sampling))) if wanted else ()
         for index, written in writing:
             check(missing[index], written)
@@ -281,7 +282,7 @@ def _write(
 
 
 def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
-    """The engine's own, or the text in the teacher's tokens."""
+    """The engine's token ids, or the text tokenized with the teacher's tokenizer."""
     if written.ids is not None:
         return written.ids
     ids = encode_completion(source.tokenizer, written.text, source.end_ids)
@@ -289,7 +290,7 @@ def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over a trace set, JSON values."""
+    """Statistics of a trace set, as JSON values."""
     reasons: dict[str, int] = {}
     for record in records:
         if not record["correct"]:

@@ -1,6 +1,6 @@
 """Distil a student: `distill train loss=dcod model=qwen1.5b`; in a checkout `python train.py …` is the same.
 
-`--help` tells the groups, the README the rest.
+`--help` lists the config groups; the README has examples.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from distill.training.resume import resume_arguments
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
-    with no_collection():  # torch and transformers, only when something runs
+    with no_collection():  # imports torch and transformers, which `--help` does not need
         from distill.training.job import job
     with job(cfg) as started:
         if cfg.plan:
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse before torch is imported what can be told without it."""
+    """Validate numbers, files and folders of the configuration before torch is imported."""
     from distill.training.inputs import check_inputs
     from distill.training.numbers import check_numbers
 
@@ -45,7 +45,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """The command, from `sys.argv`."""
+    """Run the command with the arguments in `sys.argv`."""
     run_command("train", main, check, more=resume_arguments)
 
 

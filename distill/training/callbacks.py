@@ -1,4 +1,4 @@
-"""What happens around training steps: checkpoints, a clean stop, weight histograms, the progress bar."""
+"""Lightning callbacks: benchmarks during training, stopping, weight histograms, the progress bar."""
 
 import json
 import signal
@@ -21,12 +21,15 @@ from distill.training.step_metrics import WEIGHT_BINS
 
 
 class BenchmarkEvery(lightning.Callback):
-    """Ask the benchmarks while the student trains. The time that it takes is no step's, and what is drawn for
-    it comes from numbers of its own: training goes on as if it had not been.
+    """Evaluate the benchmarks every so many optimizer steps.
+
+    Training is not affected: evaluation time is not counted in any step's seconds, and evaluation draws from
+    its own random generators.
 
     Args:
-        every: optimizer steps between two; the end has its own evaluation. None: never.
-        evaluate: asks and logs, given the step; on the first rank alone.
+        every: optimizer steps between two evaluations; None: never. The last step is left out, because the
+            trained student is evaluated anyway.
+        evaluate: evaluates and logs, given the step; called on the first rank only.
     """
 
     def __init__(self, every: int | None, evaluate: Callable[[int], None]) -> None:
@@ -49,20 +52,25 @@ class BenchmarkEvery(lightning.Callback):
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """What SIGINT and SIGTERM do is afterwards what it was before: Lightning leaves a handler behind that
-    takes SIGTERM and does nothing, so that whatever follows training could not be ended."""
+    """Restore the SIGINT and SIGTERM handlers on exit.
+
+    Lightning leaves a SIGTERM handler behind that does nothing, so that the process could not be terminated
+    after training.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # no other may set them
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopOnSignal(lightning.Callback):
-    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at
-    once."""
+    """Stop after the current optimizer step, with a checkpoint, on Ctrl-C or SIGTERM.
+
+    A second signal stops at once, without a checkpoint.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -75,8 +83,8 @@ class StopOnSignal(lightning.Callback):
             self.received = signal.Signals(number).name
             pl_module.stop_wanted = True
             print(
-                f"\n{self.received}: stopping after this step, with a checkpoint; once more stops at "
-                f"once, without",
+                f"\n{self.received}: stopping after this step, with a checkpoint; press Ctrl-C again "
+                f"to stop at once, without a checkpoint",
                 file=sys.stderr,
             )
 
@@ -86,8 +94,8 @@ class StopOnSignal(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Agreed upon at the step's end, when all ranks exchange their sums: one that stops alone leaves the
-        # others waiting, and half a step cannot be resumed.
+        # `stopping` is set when all ranks exchange their sums at the end of an optimizer step: a rank that
+        # stopped alone would leave the others waiting, and half a step cannot be resumed.
         if pl_module.stopping:
             self.received = self.received or "a signal to another process"
             trainer.should_stop = True
@@ -99,20 +107,20 @@ class StopOnSignal(lightning.Callback):
 
 
 class StopAtBudget(lightning.Callback):
-    """Ends training with the first optimizer step at whose end the budget of tokens is spent.
+    """Stop after the optimizer step that uses up the token budget.
 
-    It stands before `StudentCheckpoints`, which keeps the step that training stops at. Ranks need no
-    agreement: the tokens are counted over all of them.
+    Must come before `StudentCheckpoints` in the list of callbacks, which saves the step that training stops
+    at. All ranks stop at the same step, because the count of tokens is summed over ranks.
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if pl_module.budget_spent:  # resumed where it had ended
+        if pl_module.budget_spent:  # resumed from the final checkpoint
             trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.budget_spent:  # the count changes at a step's end only
+        if pl_module.budget_spent:  # changes only at the end of an optimizer step
             trainer.should_stop = True
 
 
@@ -120,8 +128,8 @@ class WeightHistogram(lightning.Callback):
     """Histograms of the token weights over training, in `weights.jsonl` and in W&B.
 
     Args:
-        path: the file; a line for each span: step, counts.
-        every: optimizer steps a histogram spans.
+        path: JSON Lines file, one histogram a line: step, bin edges, counts.
+        every: optimizer steps that one histogram covers.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -131,7 +139,7 @@ class WeightHistogram(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if (
             trainer.is_global_zero and self.path.is_file()
-        ):  # a resumed run writes anew what its checkpoint had not seen
+        ):  # a resumed run rewrites the histograms after its checkpoint
             lines = [
                 x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= trainer.global_step
             ]
@@ -144,7 +152,7 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.global_step % self.every:  # what is left behind the last whole span
+        if trainer.global_step % self.every:  # the steps since the last histogram
             self._write(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -169,12 +177,12 @@ class WeightHistogram(lightning.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Micro-batches, rate, time left, loss; without the epoch and version numbers that Lightning adds.
+    """Progress bar with micro-batches, rate, time left and loss, without Lightning's epoch and version.
 
     Args:
-        batches: micro-batches of the whole run, or about so many.
-        max_tokens: where tokens are the budget, the bar counts them: how many batches they will take is
-            unknown.
+        batches: micro-batches of the whole run, possibly an estimate.
+        max_tokens: the token budget, if there is one. The bar then counts tokens, since the number of
+            batches is not known in advance.
     """
 
     def __init__(self, batches: int, max_tokens: int | None = None) -> None:
@@ -188,7 +196,7 @@ class ProgressBar(TQDMProgressBar):
         if self.max_tokens is not None:
             module: Any = trainer.lightning_module
             bar.total, bar.unit, bar.unit_scale = self.max_tokens, "token", True
-            bar.initial = bar.n = int(module.totals["tokens"])  # more than none in a resumed run
+            bar.initial = bar.n = int(module.totals["tokens"])  # nonzero in a resumed run
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -200,11 +208,11 @@ class ProgressBar(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        # An open bar would push every bar of a sweep's next jobs one line down.
+        # An open bar would push the bars of a sweep's later jobs one line down.
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
-        # Not by way of the module's log(), which costs more than all else that Lightning does in a step.
+        # Not through the module's log(), which costs more than everything else Lightning does in a step.
         loss = pl_module.totals.get("last_loss")
         return {} if loss is None else {"loss": loss}

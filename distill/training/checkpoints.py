@@ -1,4 +1,4 @@
-"""Checkpoints: folders with the student in Hugging Face format and the training state."""
+"""Checkpoint folders with the student in Hugging Face format and the training state."""
 
 import os
 import shutil
@@ -14,14 +14,16 @@ from distill.training.module import DistillModule
 
 
 class StudentCheckpoints(lightning.Callback):
-    """Checkpoints as folders, `step-000100/`, each with `state.ckpt` (all that resuming needs but LoRA's
-    base), `student/` (Hugging Face format, with tokenizer) and, with LoRA, `adapter/` (peft's format). A
-    folder appears whole, by one rename, and older ones go only after that.
+    """Save checkpoints as folders named `step-000100/`.
+
+    Each has `state.ckpt` (everything needed to resume, except LoRA's base weights), `student/` (Hugging Face
+    format, with tokenizer) and, with LoRA, `adapter/` (peft's format). A checkpoint is written to a temporary
+    folder and renamed when complete; older checkpoints are deleted only after that.
 
     Args:
-        folder: where they lie.
-        every: optimizer steps between two; the last step always has one.
-        keep: how many of the newest stay.
+        folder: parent folder of the checkpoints.
+        every: optimizer steps between two checkpoints; the last step always has one.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, folder: Path, every: int, keep: int = 1) -> None:
@@ -33,9 +35,9 @@ class StudentCheckpoints(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        for unfinished in self.folder.glob(".step-*.tmp"):  # of a run that was killed while it wrote
+        for unfinished in self.folder.glob(".step-*.tmp"):  # from a run killed while writing
             shutil.rmtree(unfinished)
-        for later in checkpoints(self.folder):  # of the run that is resumed from an earlier step
+        for later in checkpoints(self.folder):  # when resuming from an earlier step
             if int(later.name.removeprefix("step-")) > trainer.global_step:
                 shutil.rmtree(later)
 
@@ -63,9 +65,9 @@ class StudentCheckpoints(lightning.Callback):
             shutil.rmtree(temporary, ignore_errors=True)
         trainer.save_checkpoint(
             temporary / STATE, weights_only=False
-        )  # on every rank: sharded strategies gather here
+        )  # called on every rank, as Lightning requires
         for logger in trainer.loggers:
-            logger.save()  # metrics as far as the checkpoint, even if the run is killed next
+            logger.save()  # so that metrics up to the checkpoint survive if the run is killed
         if trainer.is_global_zero:
             save_student(module, temporary / "student")
             if is_adapted(module.student):
@@ -79,8 +81,7 @@ class StudentCheckpoints(lightning.Callback):
 
 
 def save_student(module: DistillModule, folder: Path) -> None:
-    """The student in Hugging Face format: plain `from_pretrained(folder)` loads model and tokenizer.
-    Adapters are merged into it."""
+    """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights."""
     merged = merged_state(module.student) if is_adapted(module.student) else None
     module.student.save_pretrained(folder, state_dict=merged)
     module.student_lm.tokenizer.save_pretrained(folder)

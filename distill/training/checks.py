@@ -1,4 +1,4 @@
-"""Values that no constructor looks at, checked before anything is computed."""
+"""Validate `trainer`, `data.layout`, `loss.compile` and `cache` before anything is computed."""
 
 import difflib
 import importlib.util
@@ -43,13 +43,13 @@ _STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "s
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
-    """Refuse what Lightning does not know and the training step is not made for.
+    """Validate the `trainer` group: argument names, reserved arguments, precision, strategy.
 
     Args:
         trainer: `trainer` of the configuration.
 
     Returns:
-        The type of the matrix products.
+        The dtype of matrix products.
     """
     known = inspect.signature(lightning.Trainer).parameters
     for key in trainer:
@@ -75,7 +75,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
 
 
 def check_devices(options: Mapping[str, Any]) -> None:
-    """Refuse values of lightning.Trainer's arguments that it does not take on this machine."""
+    """Reject values that lightning.Trainer does not accept on this machine, such as missing devices."""
     try:
         lightning.Trainer(**options, logger=False, enable_checkpointing=False)
     except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
@@ -83,7 +83,7 @@ def check_devices(options: Mapping[str, Any]) -> None:
 
 
 def check_compiler(wanted: bool, device: str) -> None:
-    """Refuse `loss.compile` where torch.compile has nothing to compile with."""
+    """Reject `loss.compile=true` without a C++ compiler (CPU) or Triton (GPU)."""
     if not wanted:
         return
     if device == "cpu":
@@ -100,8 +100,11 @@ def check_compiler(wanted: bool, device: str) -> None:
 
 
 def precision_of(trainer: Mapping[str, Any]) -> str:
-    """`trainer.precision`; for auto, bf16-mixed where the hardware multiplies bf16 faster than fp32: on a GPU
-    that has it, on a CPU with AMX. A GPU that is not here, as in a plan, is taken to have it."""
+    """Resolve `trainer.precision`.
+
+    `auto` is bf16-mixed on a GPU with bf16 support or a CPU with AMX, else 32-true. If the configuration asks
+    for a GPU that this machine lacks, as when planning, the GPU is assumed to support bf16.
+    """
     precision = str(trainer["precision"])
     if precision != "auto":
         return precision
@@ -119,21 +122,21 @@ def _has_amx() -> bool:
 
 
 def check_layout(data: Mapping[str, Any]) -> BatchLayout:
-    """How models read a batch, by `data` of the configuration."""
+    """Validate `data.layout` and build the batch layout."""
     if data["layout"] not in get_args(LayoutKind):
         raise UserError(f"data.layout={data['layout']!r} is not one of {', '.join(get_args(LayoutKind))}")
     return BatchLayout(data["layout"], data["token_budget"])
 
 
 def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of lightning.Trainer, by `trainer` of the configuration."""
-    # Without a number of steps the data decides; until it is known, Lightning is told that there is no limit.
+    """Build lightning.Trainer's arguments from `trainer` of the configuration."""
+    # Without trainer.max_steps the number of traces decides, which is not known yet: no limit for now.
     length = {"max_epochs": -1, "max_steps": trainer["max_steps"] or -1}
     return {**trainer, **length, "precision": precision_of(trainer)}
 
 
 def check_cache(cache: Path) -> None:
-    """Refuse a cache folder that cannot be written to."""
+    """Create the cache folder; raise UserError if that fails."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Batches of traces in a seeded order."""
+"""Data module: batches of traces in a seeded order."""
 
 import functools
 from collections.abc import Sequence
@@ -15,11 +15,10 @@ from distill.errors import UserError
 
 
 class TraceOrder:
-    """Which traces make up which batch: pass after pass over the set, each in an order of its own, without
-    end.
+    """The order of traces: endless epochs, each with its own permutation.
 
-    A function of the seed and the batch's number alone, so that a resumed run, or the same optimizer step cut
-    into other micro-batches or over other ranks, sees the same traces.
+    It depends only on the seed and the batch number. A resumed run sees the same traces, and so does an
+    optimizer step that is split into different micro-batches or over a different number of ranks.
     """
 
     def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -30,7 +29,7 @@ class TraceOrder:
         self.ranks = ranks
 
     def batch(self, number: int) -> list[int]:
-        """Indices of this rank's traces in batch `number`, counted over the whole run."""
+        """Indices of this rank's traces in batch `number`, counted from the start of the run."""
         first = (number * self.ranks + self.rank) * self.batch_size
         return [self._at(position) for position in range(first, first + self.batch_size)]
 
@@ -46,13 +45,13 @@ class DistillDataModule(lightning.LightningDataModule):
     """Batches of traces for a number of optimizer steps.
 
     Args:
-        traces: what to train on.
-        signals: cached log-probs that every batch carries.
-        batch_size: traces a micro-batch and rank.
+        traces: the training set.
+        signals: names of the cached logprobs to put into every batch.
+        batch_size: traces per micro-batch and rank.
         steps: optimizer steps of the whole run.
-        seed: of the order.
+        seed: of the order of traces.
         pad_id: any valid token id.
-        layout: how models read a batch.
+        layout: whether batches are padded, grouped or packed.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class DistillDataModule(lightning.LightningDataModule):
         return self._ahead
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """Stop the prefetching thread."""
         if self._ahead is not None:
             self._ahead.close()
 

@@ -1,4 +1,4 @@
-"""The run's benchmarks: what the student answers before, while and after it is trained."""
+"""Benchmarks of a training run: before, during and after training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,10 +24,10 @@ from distill.training.setup import Setup
 
 
 class StudentEvaluation:
-    """Asks the run's benchmarks, keeps the answers in its folder and logs the scores; on the first rank.
+    """Evaluate the student on the run's benchmarks, save its answers and log the scores; first rank only.
 
     Attributes:
-        scores: by stage, `before` and `after`, one a benchmark.
+        scores: by stage (`before`, `after`), one per benchmark.
     """
 
     def __init__(self, setup: Setup, prepared: Prepared, loggers: Sequence[Logger]) -> None:
@@ -39,11 +39,11 @@ class StudentEvaluation:
 
     @property
     def every(self) -> int | None:
-        """Optimizer steps between two evaluations while the student trains."""
+        """Optimizer steps between two evaluations during training; None: no evaluation during training."""
         return self.setup.evaluation.every if self.setup.asked else None
 
     def before(self) -> None:
-        """The untrained student's scores; a resumed run takes its own over."""
+        """Evaluate the untrained student; a resumed run reuses the scores it has saved."""
         if not self.setup.asked:
             return
         with self.clock("evaluation"):
@@ -54,14 +54,17 @@ class StudentEvaluation:
         self._log(self.scores["before"], step=0)
 
     def meanwhile(self, step: int) -> None:
-        """The scores after an optimizer step."""
+        """Evaluate the student after optimizer step `step`, during training."""
         with self.clock("evaluation"):
-            found = self.ask(f"step-{step:06d}")
-        self._log(found, step=step)
+            scores = self.ask(f"step-{step:06d}")
+        self._log(scores, step=step)
 
     def after(self, step: int) -> None:
-        """The trained student's scores, which lies on disk by then: a run that is killed while it answers
-        goes on behind its last completion."""
+        """Evaluate the trained student, which must be saved in the run folder.
+
+        Completions are saved as they are generated: a run that is killed meanwhile continues after the last
+        saved completion.
+        """
         if not self.setup.asked:
             return
         self.student.model.to(self.setup.compute.device)
@@ -77,26 +80,31 @@ class StudentEvaluation:
         self._log(self.scores["after"], step=step)
 
     def ask(self, stage: str, place: Callable[[str, Mapping[str, Any]], Path] | None = None) -> list[Score]:
-        """Scores of a stage; completions are kept in the folder that `place` names, if it is there, for a
-        benchmark and what they depend on beside the model."""
+        """Evaluate all benchmarks and save the answers of this stage.
+
+        Args:
+            stage: `before`, `after` or `step-000100`.
+            place: gives the folder in which to save completions, from the benchmark's name and the settings
+                (other than the model) that completions depend on; None: completions are not saved.
+        """
         lm, precision = self.student, self.setup.compute.precision
         engine = HfEngine(LazyModel.of(lm), token_budget=self.setup.evaluation.token_budget)
         scores = []
-        for one in self.setup.asked:
-            name = one.benchmark.name
-            kept = place(name, {"precision": str(precision), **one.benchmark.settings}) if place else None
+        for asked in self.setup.asked:
+            name = asked.benchmark.name
+            kept = place(name, {"precision": str(precision), **asked.benchmark.settings}) if place else None
             with (
                 FileLock(str(kept / "lock")) if kept else nullcontext(),
                 torch.autocast(
                     lm.device.type, precision, enabled=precision != torch.float32
                 ),  # as in training
             ):
-                scores.append(evaluate(one, lm.source, engine, folder=kept, label=f"{name} {stage}"))
+                scores.append(evaluate(asked, lm.source, engine, folder=kept, label=f"{name} {stage}"))
         write_samples(self.setup.folder, stage, scores)
         return scores
 
     def _of_all_runs(self, name: str, key: Mapping[str, Any]) -> Path:
-        # The untrained student is the same in all runs, as in a sweep's: it is asked once.
+        # The untrained student is the same in every job of a sweep: share its completions through the cache.
         asked_alike = {**writer_key(self.setup.student), "device": self.student.device.type, **key}
         return keyed_folder(self.setup.cache, f"untrained_{name}", asked_alike)
 

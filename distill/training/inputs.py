@@ -1,6 +1,6 @@
-"""Files and folders that a configuration names, looked for before torch is imported.
+"""Check that the files and folders of a configuration exist, before torch is imported.
 
-What runs looks for them again, with the same functions: this is only earlier.
+The code that opens them checks again, with the same functions; this only reports errors earlier.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,16 +18,16 @@ _ROLES = ("student", "teacher", "reference", "pilot")
 def check_inputs(
     cfg: DictConfig, words: Iterable[str], *, needed: Sequence[str] = (), data: bool = True
 ) -> None:
-    """Refuse models, data and benchmarks that name a folder or a file that is not there.
+    """Check that the folders and files of models, data and benchmarks exist.
 
     Args:
-        cfg: of training, or of another command with these groups.
-        words: the command line; whoever it names must be there, whether the loss asks for that model or not.
-        needed: roles that are looked for in any case.
-        data: whether the data are read.
+        cfg: configuration of training, or of another command with these groups.
+        words: the command line. A model named there is checked even if the loss does not need it.
+        needed: roles that are always checked.
+        data: whether to check the data too.
 
     Raises:
-        UserError: names the key.
+        UserError: something is missing; names the configuration key.
     """
     named = {word.lstrip("+").partition("=")[0] for word in words}
     for role in _ROLES:
@@ -39,37 +39,43 @@ def check_inputs(
 
 
 def check_model(spec: Any, key: str) -> None:
-    """Refuse a model's folder or file that is not there; whether the hub has an id is asked later."""
+    """Check that a model's folder or file exists; hub ids are not looked up here."""
     if spec:
         first_found(plain(spec), key, lambda one: find_path(one, key))
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Refuse a `data.path` that is not there, where our own reader would read it."""
+    """Check that the file `data.path` exists, if the data source is one of this package's readers."""
     path = OmegaConf.select(cfg, "data.path")
     if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
         check_file(str(path))
 
 
 def check_benchmarks(cfg: DictConfig) -> None:
-    """Refuse benchmarks' files that are not there."""
+    """Check that the benchmarks' files exist."""
     for path in _benchmark_paths(cfg.get("benchmark") or {}):
         check_file(path)
 
 
 def _benchmark_paths(node: Any) -> Iterator[str]:
-    """The files that `benchmark.path` and `benchmark.<name>.path` name."""
-    asked = {name: own for name, own in node.items() if OmegaConf.is_dict(own) and "_target_" in own}
+    """Files given by `benchmark.path` and `benchmark.<name>.path`."""
+    benchmarks = {
+        name: benchmark
+        for name, benchmark in node.items()
+        if OmegaConf.is_dict(benchmark) and "_target_" in benchmark
+    }
     path: Any = plain(node.get("path"))
-    if isinstance(path, str) and len(asked) > 1:
-        return  # one file for several, which is refused later
-    by_name = path if isinstance(path, dict) else dict.fromkeys(asked, path)
-    for name, own in asked.items():
-        found = by_name.get(name) or own.get("path")
-        if isinstance(found, str) and name != "arithmetic" and _ours(own.source):  # which takes no file
-            yield found
+    if isinstance(path, str) and len(benchmarks) > 1:
+        return  # one file for several benchmarks: rejected later with a better message
+    by_name = path if isinstance(path, dict) else dict.fromkeys(benchmarks, path)
+    for name, benchmark in benchmarks.items():
+        file = by_name.get(name) or benchmark.get("path")
+        if (
+            isinstance(file, str) and name != "arithmetic" and _ours(benchmark.source)
+        ):  # arithmetic generates its problems
+            yield file
 
 
 def _ours(source: Any) -> bool:
-    """Whether a source is one of ours, which read files alone; a user's own may take a path otherwise."""
+    """Whether a data source is one of this package's, whose `path` is always a file."""
     return str((source or {}).get("_target_", "")).startswith("distill.")

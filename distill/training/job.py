@@ -1,4 +1,4 @@
-"""A start of `train.py`: one run, or a job of a sweep."""
+"""One job of `train.py`: a single run, or one run of a sweep."""
 
 import sys
 import traceback
@@ -19,12 +19,13 @@ from distill.training.sweeps import Earlier
 
 
 class Job:
-    """A run or a plan, and the folder that it is given.
+    """A run or a plan, and its folder.
 
     Attributes:
-        folder: its own.
-        sweep: whether it is a sweep's job.
-        began: whether the folder is this run's, to write into.
+        folder: the run folder.
+        sweep: whether this is a job of a sweep.
+        began: whether this job has locked the run folder and may write into it.
+        held: holds the lock.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -38,12 +39,14 @@ class Job:
             cfg.logger.wandb.group = self.folder.parent.name
 
     def begin(self) -> Earlier:
-        """Lock the folder, for a run. In a sweep it may hold what an earlier start of the sweep has done of
-        this job: one that was broken off is to go on there, by `ckpt` of the configuration.
+        """Lock the run folder and, in a sweep, look for this job's earlier results.
+
+        If an earlier start of the sweep was interrupted, the job resumes: `ckpt_path` is set to its last
+        checkpoint.
 
         Raises:
-            Busy: another process is writing into it.
-            UserError: it holds another run.
+            Busy: another process is writing into the folder.
+            UserError: the folder holds another run.
         """
         self.held.enter_context(locked(self.folder))
         earlier = Earlier()
@@ -58,51 +61,54 @@ class Job:
 
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """What surrounds a run or a plan: its folder; a user's mistake as one sentence; a sweep's book-keeping.
+    """Context of a run or a plan: run folder, user errors without a traceback, a sweep's book-keeping.
 
-    A failure of a sweep's job is noted and leaves the sweep to its next job: the block may end early.
+    In a sweep, an error inside the block is recorded and swallowed, so that the next job can run.
 
     Args:
         cfg: the job's configuration; `dir` is set in it.
     """
-    one, failed = Job(cfg), True
+    started, failed = Job(cfg), True
     try:
-        with one_sentence_errors() if not one.sweep else nullcontext(), one.held:
-            yield one
-            if one.sweep and one.began:
-                (one.folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
-        if one.sweep:
+        with one_sentence_errors() if not started.sweep else nullcontext(), started.held:
+            yield started
+            if started.sweep and started.began:
+                (started.folder / "error.txt").unlink(missing_ok=True)  # from an earlier start of the sweep
+        if started.sweep:
             sweeps.outcomes.append(None)
         failed = False
     except Exception as error:
-        if not one.sweep:
+        if not started.sweep:
             raise
-        if isinstance(error, Busy):  # one who has more processors starts a sweep more than once
-            print(f"{cfg.name}: under way in another process")
+        if isinstance(error, Busy):  # several processes may share a sweep
+            print(f"{cfg.name}: already running in another process")
             failed = False
         else:
-            _note_failure(error, one)
+            _note_failure(error, started)
     finally:
-        with suppress(OSError):  # it is not empty
-            one.folder.rmdir()  # refused before anything was computed: Hydra had made the folder already
+        with suppress(OSError):  # the folder is not empty
+            started.folder.rmdir()  # Hydra creates it even if the configuration is then rejected
         if "wandb" in sys.modules:
-            # Otherwise the next job of a sweep goes on in this job's run.
+            # Otherwise the next job of a sweep logs to this job's W&B run.
             sys.modules["wandb"].finish(exit_code=int(failed))
-        if one.sweep:
+        if started.sweep:
             sweeps.give_back_memory()
 
 
 def _note_failure(error: Exception, failed: Job) -> None:
-    """Keep why a sweep's job failed, in its folder where it is its own; end a sweep that has no hope."""
+    """Record why a sweep's job failed; exit if all of the sweep's first jobs failed for the same reason.
+
+    The traceback goes to `error.txt` in the run folder, if the job had locked it.
+    """
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     failed_jobs.append(f"{failed.folder}: {reason}")
     sweeps.outcomes.append(reason)
     place = ""
-    if failed.began:  # else the folder is another run's, or nobody's
+    if failed.began:  # otherwise the folder may belong to another run
         place = f" ({failed.folder / 'error.txt'})"
-        failed.folder.mkdir(parents=True, exist_ok=True)  # gone with its lock where nothing was in it
+        failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
         (failed.folder / "error.txt").write_text(traceback.format_exc())
     if sweeps.hopeless():
-        # No exception that Hydra would take for the job's.
+        # Hydra would treat an exception as the job's, not the sweep's.
         sys.exit(f"error: {reason}\nthe sweep's first jobs all failed of this{place}: the sweep ends here")
     print(f"error: {reason}\nthis job failed{place}; the sweep goes on", file=sys.stderr)

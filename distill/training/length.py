@@ -1,4 +1,4 @@
-"""How long a run is, and how many optimizer steps that makes."""
+"""Length of a run, in tokens, epochs or optimizer steps."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from distill.objective.objective import Objective
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of a run.
+    """Number of optimizer steps of a run.
 
     Attributes:
-        limit: at most.
-        expected: as far as one can tell before; fewer than `limit` where tokens are the length.
-        max_tokens: completion tokens after which the run ends; the learning rate and what else goes by the
-            share of training done follow them then.
+        limit: maximum number of steps.
+        expected: estimated number of steps; less than `limit` if the run has a token budget.
+        max_tokens: token budget: completion tokens after which the run ends. The learning rate and other
+            schedules then follow the share of tokens used, not of steps.
         log_every: steps between two rows of metrics.
     """
 
@@ -29,15 +29,15 @@ class Steps:
 
 @dataclass(frozen=True)
 class RunLength:
-    """A run's length as it is asked for, and the size of its batches.
+    """Length of a run as configured, and its batch size.
 
     Attributes:
-        max_tokens: completion tokens to train on; None: as `max_steps` or `epochs` say.
-        max_steps: optimizer steps; None: as the others say.
-        epochs: passes over the traces; counts where the others are None.
-        batch_size: traces a micro-batch and process.
-        accumulate: micro-batches an optimizer step.
-        ranks: processes that train together.
+        max_tokens: completion tokens to train on; None: no token budget.
+        max_steps: maximum number of optimizer steps; None: `max_tokens` or `epochs` decides.
+        epochs: passes over the traces; used only if the other two are None.
+        batch_size: traces per micro-batch and rank.
+        accumulate: micro-batches per optimizer step.
+        ranks: number of training processes.
         log_every: optimizer steps between two rows of metrics.
     """
 
@@ -50,16 +50,16 @@ class RunLength:
     log_every: int = 1
 
     def steps(self, traces: Sequence[Trace], objective: Objective) -> Steps:
-        """Optimizer steps of a run on these traces."""
+        """Number of optimizer steps of a run on these traces."""
         per_step = self.batch_size * self.accumulate * self.ranks
         if self.max_tokens is None:
             steps = self.max_steps or max(1, math.ceil(self.epochs * len(traces) / per_step))
             return Steps(steps, steps, log_every=self.log_every)
-        # A completion has at least one token, so this many steps suffice whatever the student writes.
+        # A completion has at least one token, so this many steps always use up the budget.
         steps = math.ceil(self.max_tokens / per_step)
         steps = min(steps, self.max_steps or steps)
         rollouts = objective.rollouts
-        if isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1:  # the traces are prompts alone
+        if isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1:  # the traces have prompts only
             length = float(rollouts.max_new_tokens)
         else:
             length = sum(len(trace.completion_ids) for trace in traces) / len(traces)

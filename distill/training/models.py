@@ -1,4 +1,4 @@
-"""The models that an objective and its traces need: found by role, and checked against each other."""
+"""Find the models that an objective needs, by role, and check that they fit together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,16 @@ from distill.training.recipe import TraceRecipe
 def find_models(
     model: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, loss: str | None
 ) -> tuple[ModelSource, dict[Role, ModelSource]]:
-    """The student and, by role, the frozen models that something needs; nothing is loaded.
+    """Find the student and the frozen models that the objective or the traces need, without loading them.
 
     Args:
         model: `model` of the configuration.
-        objective: what is learned.
-        recipe: of the traces.
+        objective: the training objective.
+        recipe: how traces are made.
         loss: the objective's name, for messages.
+
+    Returns:
+        The student, and the frozen models by role.
 
     Raises:
         UserError: a model is missing.
@@ -38,13 +41,13 @@ def find_models(
     for role in ROLES:
         if role not in roles:
             continue
-        own = role == "teacher" and objective.teacher == "initial"
-        if own and recipe.completions == "teacher" and not writes_all(objective):
+        self_taught = role == "teacher" and objective.teacher == "initial"
+        if self_taught and recipe.completions == "teacher" and not writes_all(objective):
             raise UserError(
                 f"loss={loss} takes the student itself as teacher, "
                 f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
             )
-        if own or role == "initial" or (role == "reference" and not model["reference"]):
+        if self_taught or role == "initial" or (role == "reference" and not model["reference"]):
             frozen[role] = student
             continue
         if not model[role]:
@@ -56,7 +59,7 @@ def find_models(
 def check_vocabularies(
     student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
 ) -> None:
-    """Refuse a model that knows other tokens than the student's, which the objective asks it about."""
+    """Reject a frozen model whose vocabulary differs from the student's where the objective compares them."""
     for role, source in frozen.items():
         comparable = role == "teacher" and objective.across_vocabularies
         why = _why(role, objective, loss)
@@ -71,12 +74,12 @@ def check_vocabularies(
 
 
 def writes_all(objective: Objective) -> bool:
-    """Whether the student writes every completion itself, so that traces are prompts alone."""
+    """Whether the student writes every completion, so that traces need only prompts."""
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
 
 def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
-    """What the loss asks of a model, as the beginning of a sentence; None where it asks nothing."""
+    """Why the loss needs a model, as the beginning of an error message; None if it does not."""
     if role in objective.live_roles or role in objective.distributions.values():
         if role in objective.distributions.values():
             return f"loss={loss} needs the {role}'s distribution"
@@ -103,7 +106,7 @@ def _missing(role: Role, why: str | None) -> str:
 
 
 def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> None:
-    """Refuse an objective that asks for what these traces do not tell, or that makes no sense."""
+    """Reject combinations of objective and traces that contradict each other or have no effect."""
     asked = {SIGNALS[name].role for name in objective.signals}
     changed = [
         f"loss.{name}={getattr(objective, name)}"

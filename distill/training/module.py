@@ -1,5 +1,4 @@
-"""Student and frozen teacher as a LightningModule: the training step, the one division by the step's
-denominator, the metrics."""
+"""LightningModule with student and frozen models: training step, gradient normalization, metrics."""
 
 import math
 import time
@@ -38,15 +37,15 @@ from distill.training.step_metrics import StepMetrics
 
 @dataclass(frozen=True)
 class Supervision:
-    """What an objective asks beside the student as it trains.
+    """Everything besides the student that an objective needs during training.
 
     Attributes:
-        models: frozen, by role: those that the objective asks for live (`Objective.live_roles`), such as the
-            teacher where it compares whole distributions or scores rollouts.
-        teacher_matrix: [vocab, hidden] the teacher's output matrix, where its hidden states are cached.
-        retokenizer: makes the teacher's view of rollouts, where it reads other tokens than the student's.
-        grade: judges answers, where the objective values next steps by them.
-        cached_flops: of the frozen models for what traces carry of them: where the teacher's total begins.
+        models: frozen models needed in memory, by role (`Objective.live_roles`), such as a teacher that
+            gives whole distributions or logprobs of rollouts.
+        teacher_matrix: [vocab, hidden] the teacher's output matrix, if its hidden states are cached.
+        retokenizer: makes the teacher's view of rollouts, if teacher and student read different tokens.
+        grade: grades answers, if the objective values reasoning steps by them.
+        cached_flops: FLOPs that frozen models spent on cached signals; the teacher's total starts here.
     """
 
     models: Mapping[Role, LanguageModel] = field(default_factory=dict)
@@ -57,20 +56,20 @@ class Supervision:
 
 
 class DistillModule(lightning.LightningModule):
-    """Trains a student under an objective.
+    """Train a student with an objective.
 
-    The teacher, as any frozen model, is no submodule: it is outside `state_dict`, outside the optimizer, and
-    no `.train()` reaches it.
+    Frozen models such as the teacher are not submodules: they are not in `state_dict`, not in the optimizer,
+    and `.train()` does not reach them.
 
     Args:
-        student: the model in training; its parameters are this module's.
+        student: the model to train; the only submodule.
         objective: rollouts × token_loss × token_weight.
         optimizer: makes the optimizer from the parameters.
-        schedule: of the learning rate.
-        steps: of the whole run.
-        supervision: the models and the judge that the objective asks as the student trains.
+        schedule: learning rate schedule.
+        steps: number of optimizer steps of the whole run.
+        supervision: frozen models, grader and so on that the objective needs during training.
         seed: of rollouts and of the control `shuffled`.
-        layout: how models read what the student wrote.
+        layout: batch layout of the student's rollouts.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class DistillModule(lightning.LightningModule):
         self.seed = seed
         self.log_every = steps.log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
-        self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # the teacher's live ones
+        self.totals |= {"student_flops": 0.0, "teacher_flops": 0.0}  # teacher_flops: without cached_flops
         self.cached_flops = supervision.cached_flops
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
@@ -111,8 +110,8 @@ class DistillModule(lightning.LightningModule):
         self.step_metrics = StepMetrics(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
-        self.stop_wanted = False  # by this rank
-        self.stopping = False  # by any rank, and known to all
+        self.stop_wanted = False  # this rank received a signal
+        self.stopping = False  # some rank received a signal; the same on all ranks
         self._resumed_rng: dict[str, Tensor] = {}
         self._rollout_seconds = self._proposal_seconds = 0.0
         self._step_began = 0.0
@@ -141,11 +140,10 @@ class DistillModule(lightning.LightningModule):
             self.teacher_matrix = self.teacher_matrix.to(self.device)
 
     def on_train_start(self) -> None:
-        # Lightning leaves a module in the mode it finds it in, and models are loaded in eval mode.
+        # Models are loaded in eval mode, and Lightning does not change the mode.
         self.student.train()
         if self._resumed_rng:
-            # Last of all, because setting up (loaders, the benchmark before training) draws random numbers
-            # too.
+            # Done last, because set-up (data loaders, evaluation before training) draws random numbers too.
             torch.set_rng_state(self._resumed_rng["rng"].cpu())
             if "cuda_rng" in self._resumed_rng and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self._resumed_rng["cuda_rng"].cpu())
@@ -160,25 +158,28 @@ class DistillModule(lightning.LightningModule):
 
     @property
     def budget_spent(self) -> bool:
-        """Whether the run has trained on all the tokens that it was given; the same on every rank."""
+        """Whether the token budget is used up; the same on every rank."""
         return self.max_tokens is not None and self.totals["tokens"] >= self.max_tokens
 
     def _position(self, step: int) -> float:
-        """Where the run stands when `step` optimizer steps are done, on a scale to `expected_steps`."""
+        """Position in the schedule after `step` optimizer steps, from 0 to `expected_steps`.
+
+        With a token budget it follows the tokens used rather than the steps.
+        """
         if self.max_tokens is None:
             return step
         share = max(self.totals["tokens"] / self.max_tokens, step / self.steps)
         return share * self.expected_steps
 
     def _progress(self, step: int) -> float:
-        """The share of training that is done after `step` optimizer steps."""
+        """Share of training done after `step` optimizer steps, in [0, 1]."""
         return min(1.0, self._position(step) / self.expected_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         number = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._micro_batch
         self._micro_batch += 1
         for meter in self._meters.values():
-            meter.take()  # what evaluation spent between two steps is no part of training
+            meter.take()  # discard FLOPs of evaluations between two steps
         rollouts = self.objective.rollouts
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
         if isinstance(rollouts, StudentRollouts) and on_policy:
@@ -210,37 +211,37 @@ class DistillModule(lightning.LightningModule):
             seed=self.seed * 1_000_003 + number,
         )
         inputs = self.objective.chunked_inputs(student, micro_batch)
-        # Called from here, so that three functions of ours stand between the training step and the loss.
+        # The three stages of `Objective.__call__`, inlined to keep the path from here to the loss short.
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         result = self.objective.sums(micro_batch, found)
         self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
         self._count_heads(student, micro_batch)
         self.step_metrics.spend(**{name: meter.take() for name, meter in self._meters.items()})
-        # The step's sum is divided once, by its own denominator, in on_before_optimizer_step: undo
-        # Lightning's division by the number of micro-batches, which would make a mean of means.
+        # on_before_optimizer_step divides the whole step's sum by the whole step's denominator. Undo
+        # Lightning's division by the number of micro-batches, which would give a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the step's gradient by the step's denominator, over all micro-batches and ranks."""
-        own = self.step_metrics.sums
-        stop = own.new_tensor([float(self.stop_wanted)])
-        sums: Any = self.trainer.strategy.reduce(torch.cat([own, stop]), reduce_op="sum")
+        """Divide the gradient by the step's denominator, summed over all micro-batches and ranks."""
+        local_sums = self.step_metrics.sums
+        stop = local_sums.new_tensor([float(self.stop_wanted)])
+        sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, stop]), reduce_op="sum")
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
-        ).tolist()  # the step's one look at the device
+        ).tolist()  # the only device synchronization of the step
         values: dict[str, float] = dict(zip([*self.step_metrics.names, "stops"], numbers, strict=True))
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
-                f"{values['denominator']:.4g}, which nothing can be divided by: take "
-                f"loss.normalize=tokens and a "
-                f"number for loss.scale"
+                f"{values['denominator']:.4g}, and a negative sum cannot be the divisor: take "
+                f"loss.normalize=tokens and a number for loss.scale"
             )
-        # Ranks' gradients arrive as a mean. A zero denominator means zero weights and a zero gradient.
+        # DDP averages gradients over ranks, hence world_size. A zero denominator means that all weights are
+        # zero, and so is the gradient.
         factor = self.trainer.world_size / values["denominator"] if values["denominator"] > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
         torch._foreach_mul_(gradients, factor)
@@ -258,7 +259,7 @@ class DistillModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Not Lightning's own, which refuses fused optimizers in mixed precision, and would measure anew.
+        # Lightning's own clipping rejects fused optimizers in mixed precision and recomputes the norm.
         if not gradient_clip_val:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -269,7 +270,7 @@ class DistillModule(lightning.LightningModule):
 
     @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
-        """The frozen models' heads that this batch needs; what a trace carries need not be computed again."""
+        """Heads of the frozen models that this batch needs; cached signals are not computed again."""
         roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
@@ -285,7 +286,8 @@ class DistillModule(lightning.LightningModule):
     def _scored_by_frozen(
         self, batch: Batch, heads: Mapping[Role, Head], on_policy: bool
     ) -> dict[str, Tensor]:
-        """[batch, seq] frozen models' log-probs of what the student wrote; the data's traces carry theirs."""
+        """[batch, seq] frozen models' logprobs of the student's rollouts; empty for traces of the data, whose
+        logprobs are cached."""
         found = {}
         for name, role in self.objective.cached_signals.items() if on_policy else ():
             flat = label_logprobs(heads[role], batch.completion_labels)
@@ -294,8 +296,8 @@ class DistillModule(lightning.LightningModule):
         return found
 
     def _count_heads(self, student: Head, batch: MicroBatch) -> None:
-        """FLOPs of the objective's products with output matrices, its gradient's included."""
-        # Of the loss, of what weights want to know before it, of the gradients of states and matrix.
+        """Count the FLOPs of products with output matrices, forward and backward."""
+        # The loss, the signals computed before it, and the gradients of hidden states and matrix.
         products = 1 + bool(self.objective.precomputed_signals)
         products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
@@ -307,7 +309,7 @@ class DistillModule(lightning.LightningModule):
                 self._meters["teacher"].add(head_flops(other))
 
     def _cached_distribution(self, batch: Batch) -> dict[str, Head | SparseDistribution]:
-        """The teacher's distribution from what the batch carries of it."""
+        """The teacher's distribution from the batch's cached data, as signal `log_p`."""
         if not self.objective.caches_distribution:
             return {}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
@@ -316,7 +318,7 @@ class DistillModule(lightning.LightningModule):
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
-        """Which tokens the two vocabularies share, found once."""
+        """[2, shared] ids of the tokens that student and teacher share; computed once."""
         if self._shared_ids is None:
             assert self.retokenizer is not None
             ids = torch.from_numpy(self.retokenizer.shared_ids())
@@ -327,13 +329,13 @@ class DistillModule(lightning.LightningModule):
         return {"shared_ids": self._shared_ids}
 
     def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
-        """The student's own completions of the batch's prompts, in place of the data's."""
+        """Replace the batch's completions by the student's rollouts."""
         began = time.perf_counter()
         prompts = batch.prompts()
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling
         if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
-            # Token for token the teacher reads them too, behind a prompt that may be longer.
+            # The teacher reads the same completion tokens, after a prompt that may be longer.
             room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         assert self._writer is not None
@@ -351,7 +353,7 @@ class DistillModule(lightning.LightningModule):
         return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
-        """What the next steps of student and teacher are worth under the batch's prefixes."""
+        """Let student and teacher propose next reasoning steps for the batch's prefixes, and value them."""
         began = time.perf_counter()
         assert self.objective.proposals is not None
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
@@ -365,7 +367,7 @@ class DistillModule(lightning.LightningModule):
         return found
 
     def leave_out(self, seconds: float) -> None:
-        """Time that passed between two steps and is neither's."""
+        """Exclude time spent between two steps (on evaluation) from the step's seconds."""
         self._step_began += seconds
 
     def _log_step(self, values: dict[str, float], gradient_norm: float, lr: float) -> None:
@@ -394,8 +396,7 @@ class DistillModule(lightning.LightningModule):
         self._rollout_seconds = self._proposal_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]
-        # Straight to the loggers, under the optimizer step's own number: Lightning's counter lags by one when
-        # resumed.
+        # Log with the optimizer step's own number: Lightning's counter is one behind after resuming.
         step = self.trainer.global_step + 1
         if step == 1 or step % self.log_every == 0 or step == self.steps or self.budget_spent:
             for logger in self.trainer.loggers:
@@ -414,13 +415,14 @@ class DistillModule(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if frozen := frozen_names(self):  # LoRA: weights that do not train come from the model's source again
+        if frozen := frozen_names(
+            self
+        ):  # LoRA: frozen weights are loaded from the model's source when resuming
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
             checkpoint["base"] = fingerprint(self)
-        # What Lightning does not keep and an unbroken run would have had: the state of every random generator
-        # that dropout draws from, and the running totals. Tensors and numbers only, so that weights_only
-        # loads it.
+        # Lightning does not save the random generators (used by dropout) and our totals, which an exact
+        # resume needs. Tensors and numbers only, so that weights_only=True can load them.
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
@@ -438,13 +440,15 @@ class DistillModule(lightning.LightningModule):
             whole = self.state_dict()
             checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self)}
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
-        uncounted = dict.fromkeys(("student_flops", "teacher_flops"), math.nan)  # by earlier versions
+        uncounted = dict.fromkeys(
+            ("student_flops", "teacher_flops"), math.nan
+        )  # checkpoints of earlier versions lack them
         self.totals = uncounted | checkpoint["totals"]
         self.objective.load_state(checkpoint["objective"])
 
 
 def _read(teacher: LanguageModel, view: BatchTeacherView, tokens: int) -> Head:
-    """The teacher's head at the student's completion positions; nothing where it has no counterpart."""
+    """The teacher's head at the student's completion positions; zero where it has no counterpart."""
     head = teacher.completion_head(view.input_ids, view.mask, view.layout)
     return _at_students_tokens(head, view, tokens)
 
@@ -458,8 +462,8 @@ def _at_students_tokens(head: Head, view: BatchTeacherView, tokens: int) -> Head
 
 
 def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:
-    """[batch, seq] where the teacher has a counterpart (None: everywhere), and where it is the same piece of
-    text."""
+    """Two [batch, seq] tensors: where the teacher has a counterpart of the student's token (None:
+    everywhere), and 1 where the counterpart is the same text."""
     view = batch.teacher_view
     if view is None or view.student_at is None or view.same_token is None:
         return None, batch.mask.float()

@@ -1,4 +1,4 @@
-"""Numbers of the configuration that no constructor looks at, checked without torch."""
+"""Range checks for numbers in the configuration, without importing torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.errors import UserError
 
-# Whole numbers with the least that each may be.
+# Integer keys and their minimum.
 _WHOLE = {
     "seed": 0,
     "data.batch_size": 1,
@@ -31,11 +31,11 @@ _WHOLE_OR_NULL = (
     "trainer.max_steps",
     "model.threads",
 )
-_SEEDS = 2**32 - 1  # numpy's
+_SEEDS = 2**32 - 1  # numpy's maximum
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Refuse numbers outside their range, by the name of their key, in a resolved configuration."""
+    """Check the ranges of numbers in a resolved configuration; raise UserError that names the key."""
     for key, least in _WHOLE.items():
         value = _select(values, key, absent=least)
         if not _is_whole(value) or value < least:

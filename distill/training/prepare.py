@@ -1,4 +1,4 @@
-"""Before training: load the student, make the traces with their signals, keep the models beside it."""
+"""Prepare a training run: load the student, make traces with cached signals, load the frozen models."""
 
 import math
 import time
@@ -32,14 +32,14 @@ from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
 
-_THREADS = torch.get_num_threads()  # torch's choice, which an earlier job of a sweep may have changed
+_THREADS = torch.get_num_threads()  # torch's default; read once, as a job of a sweep may change it
 
 
 class Clock:
-    """Seconds of a run, by what they went into.
+    """Measures the seconds of a run by activity.
 
     Attributes:
-        seconds: by name, as `with clock(name)` adds them up.
+        seconds: by name, summed over all `with clock(name)` blocks.
     """
 
     def __init__(self) -> None:
@@ -54,20 +54,20 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Since it was made."""
+        """Seconds since the clock was created."""
         return time.perf_counter() - self._began
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains, and on what.
+    """Everything that was loaded and computed before training starts.
 
     Attributes:
-        student: on its device, with LoRA's adapters where the setup has some.
-        traces: with the signals that the objective wants cached.
-        supervision: the models that stay in memory beside the student, and what else the objective asks.
-        frozen: every model beside the student, by role: its name and what it was needed for, in words.
-        clock: of the run.
+        student: on its device, with LoRA adapters if configured.
+        traces: the training set, with cached signals.
+        supervision: frozen models that stay in memory, and everything else that the objective needs.
+        frozen: for the summary, by role: each frozen model's name and what it is used for.
+        clock: the run's clock.
     """
 
     student: LanguageModel
@@ -78,10 +78,10 @@ class Prepared:
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
-    """Load the student, and make the traces with everything that the objective wants cached.
+    """Load the student, make traces with cached signals, and load the frozen models needed in memory.
 
     Raises:
-        UserError: nothing to train on, or a trace that cannot be trained on.
+        UserError: there are no traces, or one cannot be trained on.
     """
     clock = clock or Clock()
     objective = setup.objective
@@ -129,7 +129,7 @@ def _load_student(setup: Setup) -> LanguageModel:
 
 
 def _begin(setup: Setup, student: LanguageModel) -> str:
-    """A run's first line."""
+    """The first line that a run prints."""
     trained, parameters = parameter_counts(student.model)
     adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if setup.lora else ""
     beside = ", ".join(f"{role} {source.name}" for role, source in setup.frozen.items()) or "no teacher"
@@ -146,9 +146,10 @@ def prepare_traces(
     cache: Path,
     say: Callable[[str], None] = print,
 ) -> list[Trace]:
-    """Traces with everything that the objective asks to have cached, from the cache where it is there.
+    """Make the traces with all signals that the objective reads from the cache, computing missing ones.
 
-    Where the student writes all, they are prompts alone, also those that the teacher would get wrong.
+    If the student writes every completion, traces have prompts only. All problems are used then: none is left
+    out because the teacher gets it wrong.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
     prompts_only = writes_all(objective)
@@ -165,7 +166,7 @@ def prepare_traces(
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             for trace, values in zip(traces, scored, strict=True):
                 trace.signals[signal] = values
-            # Computed when the set was written: as much as it would be here.
+            # The trace set's writer has spent these FLOPs; count them like those of any cached signal.
             frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
@@ -183,7 +184,8 @@ def prepare_traces(
 
 
 def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray] | None:
-    """The teacher's log-probs from a trace set; None unless all are there, of these very tokens and model."""
+    """The teacher's logprobs saved in a trace set; None unless all traces have them for exactly these tokens
+    and this teacher."""
     found = []
     for trace in traces:
         recorded = trace.example.recorded
@@ -203,7 +205,7 @@ def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray]
 def find_matrix(
     objective: Objective, frozen: dict[Role, LazyModel], traces: Sequence[Trace]
 ) -> Tensor | None:
-    """The teacher's output matrix, where it makes distributions of hidden states that the traces carry."""
+    """Load the teacher's output matrix if cached hidden states need it to give distributions, else None."""
     if not (objective.caches_distribution and objective.distribution.whole):
         return None
     matrix = output_matrix(frozen["teacher"])
@@ -215,7 +217,7 @@ def find_matrix(
 def _check_rollouts_fit(
     traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
 ) -> None:
-    """Refuse a teacher whose context is too short for what the student may write."""
+    """Reject a teacher whose context is too short for the longest possible rollout."""
     prompt = max(len(trace.prompt_ids) for trace in traces)
     context = teacher.context_length
     if context < min(prompt + longest, student.context_length):
@@ -229,20 +231,20 @@ def _check_rollouts_fit(
 def _place(
     setup: Setup, student: LanguageModel, live: Mapping[Role, LanguageModel], traces: Sequence[Trace]
 ) -> None:
-    """Move the student to its device and make the models ready for batches as they are laid out."""
+    """Move the student to its device; enable packing and gradient checkpointing if configured."""
     student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
         longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
-        for one in (student, *live.values()):
-            allow_packing(one, longest, setup.compute.precision)
+        for lm in (student, *live.values()):
+            allow_packing(lm, longest, setup.compute.precision)
     if setup.gradient_checkpointing:
         enable_gradient_checkpointing(student)
 
 
 def _in_words(frozen: Mapping[Role, ModelSource], objective: Objective) -> dict[str, str]:
-    """What each model beside the student is, and what it was needed for."""
+    """Describe each frozen model for the summary, by role: its name and its use."""
     found: dict[str, str] = {}
     for role, source in frozen.items():
         cached = [name for name, whose in objective.cached_signals.items() if whose == role]

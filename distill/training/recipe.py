@@ -1,4 +1,4 @@
-"""From a data config to batches: whose completions are learned, checked and tokenised, in which order."""
+"""Recipe for traces: read problems, get completions from the data or the teacher, filter, tokenize."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +21,20 @@ class TraceRecipe:
     """How a set of problems becomes a set of traces.
 
     Attributes:
-        source: gives the examples.
-        keep: `right` leaves out completions of a trace set that were judged wrong or did not end, and says
-            how many; `all` keeps them.
-        prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
-        informed_prompt: the same for a teacher that is shown the worked solution, with `{solution}` too.
-        completions: `dataset`: those that come with the problems; `teacher`: sampled from the teacher.
-        grade: judges sampled completions: only right ones are kept.
-        sampling: how the teacher draws.
-        samples: completions a problem that the teacher writes.
-        sampling_batch_size: problems a batch while it writes.
-        max_length: longest trace in tokens, prompt included; the model's context where null.
-        overlong: `error` refuses a longer trace, `drop` leaves it out and says how many.
-        seed: of the teacher's draw.
+        source: reads the examples.
+        keep: for trace sets: `right` drops traces that are graded wrong or unfinished, and reports how many;
+            `all` keeps them.
+        prompt: template with `{problem}`; the tokenizer's chat template, if any, is applied to the result.
+        informed_prompt: template for a teacher that sees the worked solution, with `{problem}` and
+            `{solution}`.
+        completions: `dataset`: the data's own; `teacher`: sampled from the teacher.
+        grade: grades sampled completions; only correct ones become traces. None: all do.
+        sampling: how the teacher samples.
+        samples: completions that the teacher writes per problem.
+        sampling_batch_size: problems per batch when the teacher writes.
+        max_length: longest trace in tokens, prompt included; None: the model's context.
+        overlong: `error` raises for a longer trace; `drop` leaves it out and reports how many.
+        seed: of the teacher's sampling.
     """
 
     source: Callable[[], list[Example]]
@@ -76,18 +77,18 @@ class TraceRecipe:
         say: Callable[[str], None] = print,
         prompts_only: bool = False,
     ) -> list[Trace]:
-        """The traces, in the order of the data.
+        """Make the traces, in the order of the data.
 
         Args:
-            student: whose tokens they are made of.
-            teacher: writes the completions, for `completions=teacher`.
+            student: model whose tokenizer is used.
+            teacher: writes the completions if `completions=teacher`.
             cache: folder of all caches.
-            say: told what was kept and what was left out.
-            prompts_only: the student writes every completion itself, so none is asked for: a trace is a
-                prompt, and an end token in a completion's place.
+            say: reports how many traces were kept and left out.
+            prompts_only: completions are not needed, because the student writes them during training. A
+                trace's completion is then a single end token.
 
         Raises:
-            UserError: nothing to train on; a trace that cannot be trained on; names which.
+            UserError: there are no traces, or one cannot be trained on; names which.
         """
         examples = self.source()
         if not examples:
@@ -102,14 +103,14 @@ class TraceRecipe:
         elif self.completions == "teacher":
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
-            traces = self.tokenize(self._kept(examples, say), student.source)
+            traces = self.tokenize(self._without_wrong(examples, say), student.source)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
-            contexts[teacher.source.name] = teacher.source.context_length  # it may read these very tokens
+            contexts[teacher.source.name] = teacher.source.context_length  # it may score the same tokens
         return self._fitting(traces, student, contexts, say)
 
-    def _kept(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
-        """Those that nobody judged wrong."""
+    def _without_wrong(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
+        """Drop traces of a trace set that are graded wrong or unfinished, unless `keep=all`."""
         if self.keep == "all" or all(example.recorded is None for example in examples):
             return examples
         kept = [
@@ -130,8 +131,9 @@ class TraceRecipe:
         return kept
 
     def tokenize(self, examples: Sequence[Example], student: ModelSource) -> list[Trace]:
-        """The examples' own completions in the student's tokens: those that were written, where they are the
-        same.
+        """Tokenize the examples' completions for the student.
+
+        A trace set's recorded token ids are used as they are if its tokenizer is the student's.
 
         Raises:
             UserError: an example has no completion; names it.
@@ -165,7 +167,7 @@ class TraceRecipe:
             ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
         else:
             ids = recorded.completion_ids
-        # What is context only stands with the prompt.
+        # Tokens before `learn_from` are context only: they go to the prompt.
         prompt_ids = np.concatenate([prompt_ids, ids[: recorded.learn_from]])
         return Trace(example, prompt_ids, ids[recorded.learn_from :], weight=recorded.weight)
 
@@ -180,9 +182,8 @@ class TraceRecipe:
         if teacher is None:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
         same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
-        # Of one vocabulary, both get the very same prompt: the teacher is scored under the one it wrote
-        # under,
-        # even where its own template would have put it otherwise.
+        # With one vocabulary, both get the prompt of the student's chat template, so that the teacher's
+        # logprobs are for the prompt it sampled under.
         tokenizer = student.tokenizer if same_tokens else teacher.source.tokenizer
         end_ids = teacher.source.end_ids
         prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
@@ -208,7 +209,7 @@ class TraceRecipe:
                     outcomes["wrong"] += 1
                     continue
                 outcomes["kept"] += 1
-                # Its completion stays the data's own, which is what an informed teacher is shown.
+                # The example keeps the data's completion: the solution that an informed teacher sees.
                 kept = replace(example, id=f"{example.id}#{number}") if self.samples > 1 else example
                 if not same_tokens:
                     ids = encode_completion(student.tokenizer, text, student.end_ids)
@@ -234,7 +235,7 @@ class TraceRecipe:
         contexts: Mapping[str, int],
         say: Callable[[str], None],
     ) -> list[Trace]:
-        """The traces that the models can read, each named with its context in `contexts`."""
+        """Traces that fit into `max_length` and the models' contexts (`contexts`: by model name)."""
         student_name, vocab_size = student.source.name, student.vocab_size
         name, context = min(contexts.items(), key=lambda item: item[1])
         limit = min(self.max_length or context, context)

@@ -1,4 +1,4 @@
-"""Resume a run: the checkpoint that `ckpt_path=` names."""
+"""Resume a run from the checkpoint given by `ckpt_path=`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +10,8 @@ from distill.errors import UserError
 
 
 def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
-    """What `ckpt_path=last` or `ckpt_path=<folder>` stands for: the checkpoint's path, and its run's folder
-    to go on in."""
+    """Resolve `ckpt_path=last` or `ckpt_path=<folder>` to overrides: the checkpoint's path and its run
+    folder."""
     if cfg.ckpt_path is None:
         return []
     if is_sweep(cfg, arguments):
@@ -24,6 +24,6 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
 
     wanted = str(cfg.ckpt_path)
     if wanted == "last" and any(word.startswith("dir=") for word in arguments):
-        wanted = str(cfg.dir)  # the run that is named, and no other
+        wanted = str(cfg.dir)  # the last checkpoint of this run, not of any run
     checkpoint = find_checkpoint(wanted, resolved(cfg), Path(cfg.runs)).resolve()
     return [f"ckpt_path='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]

@@ -1,4 +1,4 @@
-"""A training run, from the configuration to its summary: set up, prepare, fit, summarise."""
+"""Training run, from configuration to summary: set up, prepare, evaluate, fit, evaluate, summarize."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ from distill.training.module import DistillModule
 from distill.training.prepare import Clock, Prepared, prepare
 from distill.training.setup import Configuration, Setup
 
-_ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals with a place of their own in a summary
+_ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals that have their own place in the summary
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        folder: where all of it is kept.
-        summary: as in its `summary.json`; empty on all ranks but the first.
-        scores: by stage, `before` and `after`, one a benchmark.
+        folder: the run folder.
+        summary: the contents of `summary.json`; empty on all ranks but the first.
+        scores: by stage (`before`, `after`), one per benchmark.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class RunResult:
 
     @property
     def accuracy(self) -> float | None:
-        """After training, the benchmarks' mean; None where none was asked."""
+        """Mean accuracy over the benchmarks after training; None without benchmarks."""
         after = self.scores.get("after")
         return fmean(score.accuracy.value for score in after) if after else None
 
@@ -67,12 +67,12 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
     """Train a student.
 
     Args:
-        config: the run, or the configuration that it is set up from.
-        callbacks: Lightning's, beside the run's own.
+        config: the run's setup, or a configuration to set it up from.
+        callbacks: additional Lightning callbacks.
 
     Raises:
-        UserError: what is wrong, and what to do; nearly all is found before a model is loaded.
-        Interrupted: stopped by a signal, with a checkpoint.
+        UserError: a user's mistake, with a remedy; most are found before any model is loaded.
+        Interrupted: stopped by a signal, after saving a checkpoint.
     """
     quiet()
     clock = Clock()
@@ -81,11 +81,11 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
 
 
 def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback] = ()) -> RunResult:
-    """Train what is prepared, and ask the benchmarks before and after."""
+    """Train a prepared student, and evaluate the benchmarks before and after."""
     folder, resumed, clock = setup.folder, setup.resumed, prepared.clock
     if first_rank():
         if resumed and not asked_alike(folder, setup.config):
-            write_samples(folder, "before", [])  # asked otherwise, they are no longer to compare with
+            write_samples(folder, "before", [])  # the benchmark settings have changed: not comparable
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
     evaluation = StudentEvaluation(setup, prepared, loggers)
@@ -159,15 +159,15 @@ def _trainer(
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,
-        enable_checkpointing=False,  # ours are folders with the student in Hugging Face format
+        enable_checkpointing=False,  # StudentCheckpoints saves them
         enable_model_summary=False,
-        use_distributed_sampler=False,  # TraceOrder knows its rank
+        use_distributed_sampler=False,  # TraceOrder splits batches over ranks
         num_sanity_val_steps=0,
     )
 
 
 def _interrupted(setup: Setup, module: DistillModule, steps: Steps, stop: StopOnSignal) -> Interrupted:
-    """How far the run came, and what goes on from there."""
+    """The error for a run stopped by a signal: how far it came, and how to resume."""
     step, folder = module.trainer.global_step, setup.folder
     done = f"step {step} of {steps.limit}"
     if steps.max_tokens is not None:
@@ -175,15 +175,15 @@ def _interrupted(setup: Setup, module: DistillModule, steps: Steps, stop: StopOn
     onward = f"hydra.sweep.dir={folder.parent}" if setup.launch.sweep else f"ckpt_path={folder}"
     return Interrupted(
         f"stopped by {stop.received} after {done}; the checkpoint "
-        f"{checkpoints(folder / 'checkpoints')[-1]} is kept: the same command with {onward} goes on "
-        f"from there"
+        f"{checkpoints(folder / 'checkpoints')[-1]} is kept: to resume, run the same command with "
+        f"{onward}"
     )
 
 
 def _summary(
     setup: Setup, prepared: Prepared, module: DistillModule, scores: Mapping[str, Sequence[Score]]
 ) -> dict[str, Any]:
-    """What a finished run was and found."""
+    """The contents of `summary.json`."""
     totals, clock = module.totals, prepared.clock
     trained, parameters = parameter_counts(module.student)
     return {
@@ -198,13 +198,13 @@ def _summary(
         "steps": module.trainer.global_step,
         "precision": setup.compute.trainer["precision"],
         **{name: value for name, value in totals.items() if name not in _ELSEWHERE},
-        # Of the matrix products; what caches keep counts whether this run computed it or an earlier one.
+        # FLOPs of matrix products. Cached signals count even if an earlier run computed them.
         "flops": {
             "student": totals["student_flops"],
             "teacher_live": totals["teacher_flops"],
             "teacher_cached": module.cached_flops,
         },
-        # Training's over the whole run, however often it was resumed; the others' of this part.
+        # `training` includes the time before resuming; the others are of this process only.
         "seconds": {
             **{name: round(value, 2) for name, value in (clock.seconds | {"total": clock.total}).items()},
             "training": round(totals["seconds"], 2),
@@ -217,7 +217,7 @@ def _summary(
 
 
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
-    """Log the configuration; a resumed run forgets what was logged after its checkpoint."""
+    """Log the configuration; when resuming, delete metrics logged after the checkpoint."""
     for logger in loggers:
         logger.log_hyperparams({**setup.config, "versions": versions()})
     for logger in loggers:
@@ -243,8 +243,7 @@ def _finish(
 
 
 def _keep(checkpoint: Path, final: Path) -> None:
-    """A folder of the last checkpoint under the run's own name: the same files on disk where links are
-    possible."""
+    """Copy a folder of the last checkpoint into the run folder, with hard links if possible."""
 
     def link(source: str, target: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Learning rate over a run."""
+"""Learning rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over the run, as a factor on the optimizer's.
+    """Learning rate schedule: linear warmup, then cosine decay or constant.
 
     Attributes:
-        warmup_ratio: share of the steps over which it rises linearly from 0.
-        decay: `cosine` falls to `min_lr_ratio`, `constant` does not.
-        min_lr_ratio: the factor at the end.
+        warmup_ratio: share of the optimizer steps that warm up linearly from 0.
+        decay: `cosine` (down to `min_lr_ratio`) or `constant`.
+        min_lr_ratio: factor on the optimizer's learning rate at the end of the cosine.
     """
 
     warmup_ratio: float = 0.05
@@ -31,7 +31,7 @@ class Schedule:
             )
 
     def factor(self, step: float, steps: int) -> float:
-        """The factor for optimizer step `step` of `steps`, counted from 0; a fraction where tokens decide."""
+        """Factor on the learning rate at step `step` of `steps`, from 0; fractional with a token budget."""
         warmup = math.ceil(self.warmup_ratio * steps)
         if step < warmup:
             return min(1.0, (step + 1) / warmup)

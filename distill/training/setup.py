@@ -1,4 +1,4 @@
-"""What a training run is, from its configuration: checked, and with nothing loaded or written yet."""
+"""Setup of a training run: build and validate everything from the configuration, before loading models."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,9 +43,9 @@ class Launch:
     """How a run was started.
 
     Attributes:
-        loss: the objective's name, a file of `conf/loss/`.
-        overrides: words of the command line.
-        sweep: whether it is a sweep's job.
+        loss: name of the objective, a file in `conf/loss/`.
+        overrides: command-line overrides.
+        sweep: whether it is a job of a sweep.
     """
 
     loss: str | None = None
@@ -54,7 +54,7 @@ class Launch:
 
     @classmethod
     def of_this_process(cls) -> "Launch":
-        """As Hydra tells it; without Hydra, nothing is known."""
+        """Read from Hydra; empty if the process was not started by Hydra."""
         if not HydraConfig.initialized():
             return cls()
         hydra = HydraConfig.get()
@@ -64,13 +64,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a run computes.
+    """Device, precision and trainer options of a run.
 
     Attributes:
-        device: of this process; `cuda` for a GPU that need not be here.
-        precision: type of the matrix products.
+        device: torch device of this process; `cuda` if the run is for a GPU on another machine.
+        precision: dtype of matrix products.
         trainer: arguments of lightning.Trainer.
-        threads: of torch on the CPU; None: its own choice.
+        threads: torch's CPU threads; None: torch's default.
     """
 
     device: str
@@ -81,12 +81,12 @@ class Compute:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the student is asked before and after training.
+    """Benchmarks of a run, evaluated before and after training.
 
     Attributes:
-        benchmarks: may be none.
-        every: also after every so many optimizer steps.
-        token_budget: tokens that are answered at once, prompts and room for completions included.
+        benchmarks: may be empty.
+        every: optimizer steps between two evaluations during training; None: none during training.
+        token_budget: tokens per generation batch: prompts plus the maximum length of completions.
     """
 
     benchmarks: Sequence[Benchmark]
@@ -99,9 +99,9 @@ class CheckpointPolicy:
     """When checkpoints are written, and which are kept.
 
     Attributes:
-        every: optimizer steps between two; the last step always has one.
-        keep: how many of the newest stay.
-        of_finished: whether a finished run keeps them.
+        every: optimizer steps between two checkpoints; the last step always has one.
+        keep: number of newest checkpoints to keep.
+        of_finished: whether to keep checkpoints when the run has finished.
     """
 
     every: int
@@ -111,33 +111,33 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True)
 class Setup:
-    """A training run, checked: what learns what from whom, how long, where, and what is kept of it.
+    """A validated training run.
 
-    Nothing is loaded or written yet; `training.prepare.prepare` loads the models and makes the traces.
+    No model is loaded and nothing is written yet; `training.prepare.prepare` does that.
 
     Attributes:
-        name: of the run.
-        seed: of all that is drawn.
-        folder: the run's.
+        name: name of the run.
+        seed: of all random draws.
+        folder: the run folder.
         cache: folder of all caches.
-        resumed: checkpoint where the run goes on; None: from its beginning.
-        launch: how it was started.
-        config: the whole configuration, resolved, as `config.yaml` keeps it.
-        student: the model in training.
-        frozen: the models beside it, by role.
-        lora: adapters that train in place of all weights.
-        gradient_checkpointing: whether the backward pass computes activations anew.
-        objective: what is learned.
+        resumed: checkpoint to resume from; None: start from the beginning.
+        launch: how the run was started.
+        config: the whole resolved configuration, as saved in `config.yaml`.
+        student: the model to train.
+        frozen: frozen models such as the teacher, by role.
+        lora: LoRA settings; None: train all weights.
+        gradient_checkpointing: whether the backward pass recomputes activations.
+        objective: the training objective.
         recipe: how problems become traces.
-        optimizer: makes it from parameters.
-        schedule: of the learning rate.
-        length: of the run.
-        layout: how models read a batch.
-        compute: where and how.
-        evaluation: what the student is asked.
-        checkpoints: when, and which stay.
-        loggers: make the loggers.
-        histogram_every: optimizer steps that one histogram of the weights spans.
+        optimizer: makes the optimizer from the parameters.
+        schedule: learning rate schedule.
+        length: length and batch size of the run.
+        layout: whether batches are padded, grouped or packed.
+        compute: device, precision and trainer options.
+        evaluation: benchmarks, and when to evaluate them.
+        checkpoints: when to save checkpoints, and which to keep.
+        loggers: functions that make the loggers.
+        histogram_every: optimizer steps that one histogram of the token weights covers.
     """
 
     name: str
@@ -165,10 +165,10 @@ class Setup:
 
     @classmethod
     def from_overrides(cls, overrides: Iterable[str], *, here: bool = True) -> "Setup":
-        """The run of `python train.py <overrides>`, such as `["loss=dcod", "model=tiny"]`.
+        """Set up the run of `python train.py <overrides>`, such as `["loss=dcod", "model=tiny"]`.
 
         Raises:
-            UserError: as `from_config`; an unknown key or option, with the nearest names.
+            UserError: as `from_config`, or an unknown key or option; suggests close matches.
         """
         words = list(overrides)
         cfg = check_overrides(CONFIG, "train", words)
@@ -180,15 +180,15 @@ class Setup:
 
     @classmethod
     def from_config(cls, cfg: Configuration, *, here: bool = True) -> "Setup":
-        """The run of a configuration, with all found that a user can get wrong.
+        """Set up and validate a run.
 
         Args:
-            cfg: of `conf/train.yaml`, composed.
-            here: whether it is to run on this machine. Otherwise, as for a plan, the GPU, the data, the
-                benchmarks' problems and the tokenizers may be elsewhere.
+            cfg: composed configuration of `conf/train.yaml`.
+            here: whether the run is for this machine. If not, as for a plan, GPU, data, benchmark problems
+                and tokenizers are not checked, since this machine may lack them.
 
         Raises:
-            UserError: what is wrong, and what to do.
+            UserError: a user's mistake, with a remedy.
         """
         values = resolved(cfg)
         launch = Launch.of_this_process()
@@ -240,7 +240,7 @@ class Setup:
 
     @cached_property
     def reader(self) -> Retokenizer | None:
-        """Who makes the teacher's reading of traces and rollouts; None where it is asked nothing."""
+        """Makes the teacher's view of traces and rollouts; None if the objective needs no teacher signal."""
         objective, recipe = self.objective, self.recipe
         if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
             return None
@@ -250,12 +250,11 @@ class Setup:
 
     @cached_property
     def asked(self) -> Sequence[Asked]:
-        """The benchmarks' problems in the student's tokens."""
+        """The benchmarks' problems, tokenized for the student."""
         return [ask(benchmark, self.student) for benchmark in self.evaluation.benchmarks]
 
     def _check_models(self) -> None:
-        """Refuse models that do not fit together, by their tokenizers and configurations, and a folder that
-        holds another run."""
+        """Check that models fit together (tokenizers, configurations) and that the run folder is free."""
         objective = self.objective
         if self.resumed is None and first_rank():
             check_free(self.folder)
@@ -264,7 +263,7 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
-        _ = self.asked  # a missing file is better found now than after training
+        _ = self.asked  # so that a missing file is found now, not after training
 
 
 def _compute(values: Mapping[str, Any], here: bool) -> Compute:
@@ -295,7 +294,7 @@ def _evaluation(cfg: Configuration) -> Evaluation:
 
 
 def _path(recipe: TraceRecipe) -> str | None:
-    """The local file that traces are made of, where one of our own readers is given its name."""
+    """The data file, if the source is one of this package's readers and takes a path."""
     source = recipe.source
     if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
         return None

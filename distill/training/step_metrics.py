@@ -1,4 +1,4 @@
-"""What happened in an optimizer step: sums over its micro-batches and ranks, and the metrics made of them."""
+"""Metrics of an optimizer step, from sums over its micro-batches and ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,19 +26,19 @@ _SUMS = (
     "rollout_tokens",
     "truncated_rollouts",
 )
-_FLOPS = ("student_flops", "teacher_flops")  # known to the host, so they come last
+_FLOPS = ("student_flops", "teacher_flops")  # last, because they are counted on the host
 _STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 
 
 class StepMetrics:
-    """Sums on the device, which the step reads once, when it ends.
+    """Sums of one optimizer step, kept on the device and read once at its end.
 
     Args:
-        objective: says what there is to count.
+        objective: determines which sums there are.
         end_ids: tokens that end a completion.
 
     Attributes:
-        names: of the sums, in their order.
+        names: names of the sums, in order.
         traces: ids of the step's traces so far, on this rank.
     """
 
@@ -55,20 +55,20 @@ class StepMetrics:
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
-        """This rank's share, float64."""
+        """This rank's sums, float64."""
         assert self._sums is not None, "no micro-batch yet"
         return torch.cat([self._sums, self._sums.new_tensor(list(self._flops.values()))])
 
     def spend(self, *, student: float, teacher: float) -> None:
-        """Count FLOPs of a micro-batch: the student's, and those of all models beside it."""
+        """Add FLOPs of a micro-batch: the student's, and those of all frozen models."""
         self._flops["student_flops"] += student
         self._flops["teacher_flops"] += teacher
 
     def add(
         self, result: LossSums, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
     ) -> None:
-        """Count a micro-batch."""
-        # By places that are known: a mask asks the device how many there are.
+        """Add a micro-batch."""
+        # Index by known positions if possible: indexing by a mask synchronizes with the device.
         where = result.mask.flatten().nonzero().squeeze(-1) if batch.places is None else batch.places
         weights = result.weights.flatten()[where].double()
         tokens = result.mask.sum()
@@ -98,7 +98,7 @@ class StepMetrics:
         self.traces += batch.names
 
     def _written(self, mask: Tensor, labels: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens that the student wrote, and how many of its completions have no end; None: it wrote none."""
+        """Tokens of rollouts, and number of rollouts without an end token; zeros if `tokens` is None."""
         if tokens is None:
             none = mask.new_zeros((), dtype=torch.float64)
             return none, none
@@ -108,13 +108,12 @@ class StepMetrics:
         return tokens, (~torch.isin(labels.gather(-1, last), self._ends)).sum()
 
     def close(self) -> None:
-        """Begin the next step."""
+        """Reset for the next optimizer step."""
         self._sums, self.traces = None, ()
         self._flops = dict.fromkeys(_FLOPS, 0.0)
 
     def take_weight_counts(self) -> np.ndarray:
-        """How many tokens had a weight in each of `WEIGHT_BINS` (the last takes what is above) since last
-        asked."""
+        """Histogram of token weights over `WEIGHT_BINS` since the last call; outliers are in the end bins."""
         counts = self._weight_counts
         self._weight_counts = None
         return (
@@ -122,7 +121,7 @@ class StepMetrics:
         )
 
     def metrics(self, values: Mapping[str, float]) -> dict[str, float]:
-        """What is logged of the step's sums, by their names, over all ranks."""
+        """Metrics to log, from the step's sums over all ranks (by name)."""
         tokens, denominator = values["tokens"], values["denominator"]
         metrics = {
             "train/loss": values["total"] / denominator if denominator > 0 else 0.0,

@@ -1,4 +1,4 @@
-"""A sweep's jobs, looked up in their folders before they run: done, broken off, or another's."""
+"""Jobs of a sweep: skip finished ones, resume interrupted ones, stop a sweep whose jobs all fail."""
 
 import contextlib
 import ctypes
@@ -15,17 +15,17 @@ from distill.runs.folder import checkpoints, difference
 from distill.runs.read import accuracy
 
 _HOPELESS = 3
-outcomes: list[str | None] = []  # of this process's jobs: None, or why it failed
+outcomes: list[str | None] = []  # per job of this process: None, or why it failed
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier start of the sweep left of a job.
+    """Results of a job from an earlier start of the sweep.
 
     Attributes:
-        finished: there is nothing left to do.
-        score: of a finished job, what it returned: the accuracy after training, if a benchmark was asked.
-        checkpoint: of a job that was broken off, where it goes on; None: from its beginning.
+        finished: whether the job is done.
+        score: a finished job's accuracy after training; None without benchmarks.
+        checkpoint: an interrupted job's last checkpoint; None: start from the beginning.
     """
 
     finished: bool = False
@@ -34,10 +34,15 @@ class Earlier:
 
 
 def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
-    """What the job of this resolved configuration finds in its folder.
+    """Look for earlier results of a job in its run folder.
+
+    Args:
+        folder: the run folder.
+        config: the job's resolved configuration.
 
     Raises:
-        UserError: a run of another configuration, which would be lost; the message says which key differs.
+        UserError: the folder holds a run of another configuration, which would be overwritten; names the key
+            that differs.
     """
     path = folder / "summary.json"
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -55,16 +60,19 @@ def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
 
 
 def hopeless() -> str | None:
-    """Why no job of the sweep will succeed, as far as one can tell: the first ones all failed of the same."""
+    """The reason why the sweep should stop: its first jobs all failed with the same error; else None."""
     first = outcomes[:_HOPELESS]
     alike = len(outcomes) == _HOPELESS and None not in first and len(set(first)) == 1
     return first[0] if alike else None
 
 
 def give_back_memory() -> None:
-    """Return what a job held to the system before the next begins: the trainer and what hangs on it are
-    cycles, and glibc keeps freed pages, some 50 MB a job of the embedded pair."""
+    """Free a job's memory before the next job of a sweep.
+
+    The trainer is part of reference cycles, and glibc keeps freed pages: about 50 MB per job of the
+    embedded pair.
+    """
     gc.collect()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
+        with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -50,7 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
 }
 LEAKING: dict[str, tuple[dict[str, Any], str]] = {
-    "mamba": ({"state_size": 4}, "packed cannot be had"),
+    "mamba": ({"state_size": 4}, "packed does not work"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "it has layers of conv"),
     "bloom": ({}, "its attention is its own"),  # positions are distances that attention adds
     "gemma2": ({"head_dim": 8}, "softcap"),
@@ -126,7 +126,7 @@ def test_losses_and_gradients_are_those_of_the_traces_one_by_one(
 @pytest.mark.parametrize("family", LEAKING)
 def test_a_model_that_cannot_keep_packed_traces_apart_is_refused(family: str) -> None:
     more, why = LEAKING[family]
-    with pytest.raises(UserError, match=r"data\.layout=packed cannot be had with a small .*grouped") as error:
+    with pytest.raises(UserError, match=r"data\.layout=packed does not work with a small .*grouped") as error:
         allow_packing(small(family, **more), 20)
     assert why in str(error.value)
 

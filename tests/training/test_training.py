@@ -360,7 +360,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
     assert process.returncode == 130
     assert "SIGINT: stopping after this step, with a checkpoint" in errors
     assert "stopped by SIGINT after step" in errors
-    assert f"ckpt_path={tmp_path / 'runs' / 'stopped'} goes on from there" in errors
+    assert f"run the same command with ckpt_path={tmp_path / 'runs' / 'stopped'}" in errors
     assert "Traceback" not in errors
     (kept,) = checkpoints(tmp_path / "runs" / "stopped" / "checkpoints")
     step = int(kept.name.removeprefix("step-"))
