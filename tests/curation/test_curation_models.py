@@ -33,7 +33,7 @@ from distill.generation.sampling import Sampling
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
-from distill.teacher import logprobs as teachers
+from distill.teacher import completions as teachers
 from distill.teacher.token_stats import TokenScores, set_rsr
 from distill.tiny import task
 from distill.training.recipe import TraceRecipe

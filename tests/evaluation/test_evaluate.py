@@ -1,6 +1,7 @@
 """`python -m distill.evaluate`: from a folder to tables and a page, resumed, added to, compared."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 from commands import command as in_this_process
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
-from test_training import ROOT, environment, wandb_keys
 from test_training import arguments as training_arguments
+from test_training import environment, wandb_keys
 from test_training import run as train_run
 
 from distill.analysis import evaluate_model as command
@@ -281,7 +282,7 @@ def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", asks, json.dumps([words for words, _ in cases])],
         cwd=tmp_path,
-        env=environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env=environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,
