@@ -1,4 +1,4 @@
-"""`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
+"""`python -m distill.score`: measure the suitability of traces for a student, and rank teachers by it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +27,13 @@ from distill.training.recipe import TraceRecipe
 
 
 def score(cfg: DictConfig) -> Path:
-    """Score the traces of every teacher for a student, and write tables, JSON and a page of plots.
+    """Measure the suitability of every teacher's traces for a student; write tables, JSON and plots.
 
     Returns:
-        The folder that they are in.
+        The folder of the results.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: the configuration is invalid.
     """
     folder, cache = Path(cfg.out), Path(cfg.cache)
     _check(cfg)
@@ -61,7 +61,7 @@ def score(cfg: DictConfig) -> Path:
             looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
-        write_records(folder / "traces.parquet", looked)  # what to curate, or to train on
+        write_records(folder / "traces.parquet", looked)  # input for curation or training
         config = OmegaConf.to_yaml(cfg, resolve=True)
         write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
         print(report)
@@ -73,13 +73,13 @@ def score(cfg: DictConfig) -> Path:
 
 
 def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
-    """So many traces of each teacher, at random, of the same problems where all teachers share some."""
+    """Sample up to `count` traces per teacher, from the problems shared by all teachers, if any."""
     teachers = [by_problem(own) for own in _by_teacher(records).values()]
     shared = set(teachers[0]).intersection(*teachers[1:])
     chosen: list[Record] = []
     for own in teachers:
         names = [name for name in own if name in shared] or list(own)
-        names.sort()  # not the set's order: the same problems of every teacher
+        names.sort()  # the same order for every teacher, so that all get the same problems
         order = np.random.default_rng(seed).permutation(len(names))
         mine = [record for place in order for record in own[names[place]]]
         chosen += mine if count is None else mine[:count]
@@ -119,7 +119,7 @@ def _share_right(records: Sequence[Record]) -> float | None:
 
 
 def _learned(records: Sequence[Record], keep: str) -> list[Record]:
-    """Those that training would take."""
+    """Keep the traces that training would use."""
     kept = [
         record
         for record in records
@@ -139,7 +139,7 @@ def _learned(records: Sequence[Record], keep: str) -> list[Record]:
 def _fitting(
     records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
 ) -> tuple[list[Record], list[Trace]]:
-    """Those that the student's context holds, as it would be trained on them."""
+    """Tokenize the records as for training and keep those that fit into the student's context."""
     traces = recipe.tokenize([example_of(record) for record in records], student)
     fitting = [
         (record, trace)
@@ -165,8 +165,10 @@ def _teachers_view(
     traces: Sequence[Trace],
     device: str,
 ) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
-    """What a teacher makes of its traces, each of which gets its `teacher_view` where the teacher has other
-    tokens; or its log-probs alone; None where nobody gives them."""
+    """Token statistics of the traces under their teacher, or only its recorded logprobs; None if neither is
+    available.
+
+    If the teacher's tokenizer differs, sets each trace's `teacher_view`."""
     from distill.models.find import find
 
     teacher = teacher_of(records[0])
