@@ -47,8 +47,10 @@ class Answers:
         return np.mean([self.right[:, part].mean(1) for part in parts if part.any()], axis=0)
 
     def longer(self) -> Bool[np.ndarray, " problems"] | None:
-        """Mask of the problems whose reference solution is longer than their benchmark's median; None if there
-        are none. Problems without a reference solution (`reference` is NaN) are in neither half.
+        """Mask of the problems whose reference solution is longer than their benchmark's median.
+
+        Problems without a reference solution (`reference` is NaN) are in neither half. None if no solution is
+        longer than the median.
         """
         if not np.isfinite(self.reference).any():
             return None

@@ -24,7 +24,7 @@ AXIS_TITLES = {
 
 
 def accuracy_figure(table: Table, styles: Styles) -> Figure:
-    """Plot one row per method: mean over seeds with 95 % interval, rings for seeds, dashed line for before."""
+    """Plot one row per method: mean over seeds with 95 % interval, a ring per seed; dashed line: before."""
     methods = [method for method in table.methods if method.accuracy is not None]
     with paper():
         figure = new_figure(height=0.6 + 0.24 * len(methods))

@@ -3,8 +3,8 @@
 A difference in accuracy can be due to the runs' seeds or to the choice of problems. Each is tested by a
 paired test: a t-test over seeds, and a sign-flip test over problems with each problem's difference averaged
 over seeds. A difference counts as established only if both tests establish it, so p is the larger of the two
-(Berger, Technometrics 24, 1982: an intersection-union test keeps its level). Over the methods of a table, p is
-adjusted by Holm's method.
+(Berger, Technometrics 24, 1982: an intersection-union test keeps its level). Over the methods of a table, p
+is adjusted by Holm's method.
 """
 
 from collections.abc import Mapping, Sequence
