@@ -263,7 +263,7 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Replace `old` by `new`; a non-empty folder must be moved away first, because renaming needs that."""
+    """Replace `old` by `new`; the old folder is moved away first, as a rename cannot replace a full one."""
     if old.is_dir():
         aside = new.with_name(f"{new.name}.old")
         os.replace(old, aside)

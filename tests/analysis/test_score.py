@@ -1,4 +1,4 @@
-"""`python -m distill.score`: sets from anywhere, side by side, and a smoke test of their writers."""
+"""Tests of `python -m distill.score`: trace sets of any origin, comparison of teachers, smoke test."""
 
 import json
 import subprocess

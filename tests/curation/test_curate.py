@@ -1,4 +1,4 @@
-"""`python -m distill.curate`: sets of anyone, through steps in their order, to a set that training takes."""
+"""Tests of `python -m distill.curate`: any trace sets, curation steps in order, a trainable trace set."""
 
 import importlib.util
 import json

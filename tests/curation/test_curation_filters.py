@@ -1,4 +1,4 @@
-"""Curation steps that leave traces out: each by its definition, with every trace accounted for."""
+"""Tests of curation steps that filter traces: each against its definition, accounting for every trace."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Curation by what models make of traces: which suit the student, which student and teacher write anew."""
+"""Tests of curation steps that use models: suitability for the student, rewriting by student and teacher."""
 
 import inspect
 import itertools

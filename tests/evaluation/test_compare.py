@@ -1,4 +1,4 @@
-"""Evaluations against each other: pairing, tests and sentences, on folders whose outcome is known."""
+"""Tests of comparing evaluations: pairing, statistical tests and sentences, on folders with known results."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`python -m distill.evaluate`: from a folder to tables and a page, resumed, added to, compared."""
+"""Tests of `python -m distill.evaluate`: tables and page, resuming, extending and comparing evaluations."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random pair: what they leave, how they resume, what they refuse."""
+"""Tests of complete runs on a tiny random pair: outputs, resuming, rejected settings."""
 
 import csv
 import json
