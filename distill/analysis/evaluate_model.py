@@ -151,8 +151,8 @@ class Results:
                 deque(SampleFile(path), maxlen=0)
             except UserError as error:
                 raise UserError(
-                    f"{error}, after taking {path} away: the completions are kept, and other benchmarks than "
-                    f"those that are asked now join it again when they are asked"
+                    f"{error}, after removing {path}: the completions are kept, and the samples of other "
+                    f"benchmarks return to the file when these are evaluated again"
                 ) from error
 
     def keep_drift(self, drift: Drift | None, teacher: ModelSource) -> None:

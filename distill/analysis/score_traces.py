@@ -128,8 +128,8 @@ def _learned(records: Sequence[Record], keep: str) -> list[Record]:
     ]
     if len(kept) < len(records):
         print(
-            f"{len(kept)} of {len(records)} traces are looked at, the others are empty, wrong or have no end "
-            f"(keep=all looks at wrong ones too)"
+            f"{len(kept)} of {len(records)} traces are scored; the others are empty, wrong or unfinished "
+            f"(keep=all scores wrong ones too)"
         )
     if not kept:
         raise UserError(f"none of the {len(records)} traces is right and finished: take keep=all, or others")

@@ -59,16 +59,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distill.bench",
-        description="Speed and memory of this package's steps beside other people's. Every measurement is a "
-        "process of its own, contestants in turn; what is measured is kept, and a broken-off bench goes on.",
+        description="Compare speed and memory of this package's steps with other packages. Every measurement "
+        "is a separate process; contestants take turns. Measurements are saved, and an interrupted bench "
+        "resumes.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons; all where none is named")
-    parser.add_argument("--list", action="store_true", help="say what there is, and stop")
+    parser.add_argument("--list", action="store_true", help="list the comparisons and exit")
     parser.add_argument(
         "--only",
         action="append",
         metavar="CONTESTANT",
-        help="leave the others out, as in --only ours --only trl; --list names them",
+        help="measure only this contestant; repeatable (--only ours --only trl); --list shows the names",
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, in turn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -43,7 +43,7 @@ def collect(
         entries = [str(cfg.model.teacher)]
     if not entries:
         raise UserError(
-            "teachers=[] names nobody: name trace sets or models, or leave it out for the data alone"
+            "teachers=[] is empty: name trace sets or models, or leave it out to use only the data"
         )
     if doubled := [str(entry) for entry, count in Counter(entries).items() if count > 1]:
         raise UserError(f"teachers names {doubled[0]} twice")

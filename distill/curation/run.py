@@ -156,7 +156,7 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
 def _tokens_of(desk: Desk) -> ModelSource:
     if "student" not in desk.models:
         raise UserError(
-            "the data come as text, and a trace set holds tokens: say whose, model.student=<hub id, folder "
-            "or GGUF file>"
+            "the data are text, which must be tokenized for a student: set model.student=<hub id, folder or "
+            "GGUF file>"
         )
     return desk.models["student"].source

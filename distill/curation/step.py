@@ -54,7 +54,7 @@ class Desk:
             UserError: no grader is configured.
         """
         if self.grade is None:
-            raise UserError(f"curation step {step} needs answers judged: take check.answer=math or auto")
+            raise UserError(f"curation step {step} needs a grader: set check.answer=math or auto")
         return self.grade
 
     def traces(self, records: Sequence[Record], model: LazyModel) -> list[Trace]:

@@ -61,7 +61,9 @@ class Benchmark:
                 f"benchmark.temperature=0.6 or samples=1 (benchmark {self.name})"
             )
         if not re.fullmatch(r"[\w-][\w.-]*", str(self.name)):
-            raise ValueError(f"name={self.name!r} is no name of a benchmark: it is a folder's, too")
+            raise ValueError(
+                f"name={self.name!r} is not a valid benchmark name: it must also be a folder name"
+            )
         for key in ("source", "grade"):
             if not callable(getattr(self, key)):
                 raise ValueError(f"benchmark.{self.name}.{key}={getattr(self, key)!r} is no function")
@@ -149,13 +151,13 @@ def _paths(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
     if isinstance(path, dict):
         if unknown := [str(name) for name in path if name not in names]:
             raise UserError(
-                f"benchmark.path.{unknown[0]}: no such benchmark is asked "
-                f"(asked: {', '.join(names) or 'none'})"
+                f"benchmark.path.{unknown[0]}: this benchmark is not selected "
+                f"(selected: {', '.join(names) or 'none'})"
             )
         return {str(name): file for name, file in path.items() if file is not None}
     if len(names) > 1:
         raise UserError(
-            f"benchmark.path={path} is one file for {len(names)} benchmarks: say whose, as in "
+            f"benchmark.path={path} is one file for {len(names)} benchmarks: name one of them, as in "
             f"benchmark.{names[0]}.path={path}"
         )
     return dict.fromkeys(names, path)

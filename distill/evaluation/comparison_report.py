@@ -145,11 +145,11 @@ def _cautions(one: Comparison) -> Iterator[str]:
     first, second = one.first.label, one.second.label
     for name, said in one.settings.items():
         yield (
-            f"Beware: {name} was asked otherwise ({'; '.join(said)}), from which the difference may come as "
-            f"well as from the models."
+            f"Beware: the settings of {name} differ ({'; '.join(said)}), so the difference may be due to "
+            f"them instead of the models."
         )
     for label in one.unrecorded:
-        yield f"How {label} was asked is not recorded in its folder: make sure of prompt and sampling."
+        yield f"The settings of {label} are not recorded in its folder: check its prompt and sampling."
     for name, own in one.benchmarks.items():
         if max(own.truncated) > _MANY:
             yield (

@@ -34,8 +34,8 @@ def stands_for(wanted: Any, key: str, role: str) -> tuple[Any, int | None]:
     """Resolve a model name given as a value; see `named_model`."""
     if wanted is None:
         raise UserError(
-            "model is not set: name who is asked (a hub id, a folder, a run's folder, a GGUF file, or a name "
-            "of conf/model such as model=tiny)"
+            "model is not set: name the model to evaluate (a hub id, a folder, a run folder, a GGUF file, or "
+            "a name of conf/model such as model=tiny)"
         )
     if role not in ("student", "teacher"):
         raise UserError(f"model.role={role!r} is not one of student, teacher")

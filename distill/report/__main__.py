@@ -18,14 +18,14 @@ def main() -> None:
         type=int,
         default=0,
         metavar="PROBLEMS",
-        help="also have every student and its teacher write at so many problems, and show how errors add up",
+        help="also measure drift (exposure bias): students and teachers answer this many problems",
     )
     parser.add_argument(
         "--teacher",
         action="append",
         default=[],
         metavar="MODEL",
-        help="for --drift: the runs' teacher, said again, unless it is embedded; once for each of several",
+        help="for --drift: a teacher of the runs that may be loaded (embedded ones always may); repeatable",
     )
     parser.add_argument(
         "--trust-remote-code",

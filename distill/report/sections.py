@@ -202,8 +202,8 @@ def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[B
         yield Text(f"{method} and {baseline} are right on the same problems equally often.")
         return
     yield Text(
-        f"The problems on which {method} has most over {baseline}, then those on which it lacks most: "
-        f"extremes, chosen for their difference, not typical ones."
+        f"The problems with the largest advantage of {method} over {baseline}, then those with its largest "
+        f"disadvantage: extremes, not typical problems."
     )
     for parting in found:
         verb = "gains" if parting.gained else "loses"

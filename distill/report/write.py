@@ -192,7 +192,7 @@ def _examples(table: Table, count: int) -> Iterator[Block]:
     best = next((method for method in table.methods if method.gain is not None), None)
     if best is None or table.baseline is None or not count:
         return
-    yield Heading("Where methods part")
+    yield Heading("Where methods disagree")
     try:
         yield from sections.examples(partings(table, best, count), best.name, table.baseline)
     except ValueError as error:
