@@ -45,15 +45,15 @@ def score(cfg: DictConfig) -> Path:
         records = collect(cfg, lambda: student.source, print)
         found: dict[str, Suitability] = {}
         rights = {teacher: _share_right(own) for teacher, own in _by_teacher(records).items()}
-        chosen = _by_teacher(choose(_learned(records, cfg.keep), cfg.traces, cfg.seed))
+        chosen = _by_teacher(choose(_usable(records, cfg.keep), cfg.traces, cfg.seed))
         rows: list[dict[str, Any]] = []
         looked: list[Record] = []
         for teacher, own in chosen.items():
-            own, traces = _fitting(own, recipe, student.source)
+            own, traces = _tokenized_that_fit(own, recipe, student.source)
             scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
             view = None
             if cfg.support != "none":
-                view = _teachers_view(cfg, recipe, student.source, own, traces, device)
+                view = _teacher_stats(cfg, recipe, student.source, own, traces, device)
             alignments = [trace.teacher_view.alignment if trace.teacher_view else None for trace in traces]
             support = None if view is None else support_of(objective, scores, view, alignments)
             frame = trace_table(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
@@ -118,7 +118,7 @@ def _share_right(records: Sequence[Record]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def _learned(records: Sequence[Record], keep: str) -> list[Record]:
+def _usable(records: Sequence[Record], keep: str) -> list[Record]:
     """Keep the traces that training would use."""
     kept = [
         record
@@ -136,7 +136,7 @@ def _learned(records: Sequence[Record], keep: str) -> list[Record]:
     return kept
 
 
-def _fitting(
+def _tokenized_that_fit(
     records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
 ) -> tuple[list[Record], list[Trace]]:
     """Tokenize the records as for training and keep those that fit into the student's context."""
@@ -157,7 +157,7 @@ def _fitting(
     return [record for record, _ in fitting], [trace for _, trace in fitting]
 
 
-def _teachers_view(
+def _teacher_stats(
     cfg: DictConfig,
     recipe: TraceRecipe,
     student: ModelSource,

@@ -165,12 +165,12 @@ def motab(
     ask = partial(sample_completions, batch_size=batch_size, seed=desk.seed, cache=desk.cache)
     begin = partial(ask, student, sampling=sampling, samples=samples, label="student writes")
     go_on = partial(ask, teacher, sampling=correction, samples=1, label="teacher goes on")
-    drafts = _begun(problems, desk, student.source, context, begin)
+    drafts = _student_drafts(problems, desk, student.source, context, begin)
     read = score_tokens(teacher, [draft.trace for draft in drafts], cache=desk.cache, label="teacher reads")
     stays = [
         boundary.stays(one, step_starts(draft.ids, ends)) for draft, one in zip(drafts, read, strict=True)
     ]
-    results = _ended(drafts, stays, go_on)
+    results = _continued(drafts, stays, go_on)
     alone, verdicts = list[Verdict](), list[Verdict]()
     with progress_bar(total=len(drafts), description="judging", unit="trace") as bar:
         for draft, count, result in zip(drafts, stays, results, strict=True):
@@ -227,7 +227,7 @@ def _with_gold(same: Sequence[Record]) -> Record:
     )
 
 
-def _begun(
+def _student_drafts(
     problems: Sequence[Record], desk: Desk, student: ModelSource, context: int, write: _Writing
 ) -> list[_Draft]:
     """Generate the student's completions for all problems whose prompt fits into the context."""
@@ -244,7 +244,7 @@ def _begun(
     ]
 
 
-def _ended(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Writing) -> list[np.ndarray]:
+def _continued(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Writing) -> list[np.ndarray]:
     """The final completions; those with a bad step are cut there and continued by the teacher."""
     pairs = list(zip(drafts, stays, strict=True))
     safe = [

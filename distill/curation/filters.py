@@ -35,7 +35,7 @@ def correct(
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
     found = _judged(records, desk) if judge else list(records)
-    outcome = _sieve(found, lambda record: _why_not_right(record, unjudged))
+    outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
     outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
     if judge:
         anew = sum(
@@ -73,7 +73,7 @@ def length(
             return f"fewer than {min_tokens} tokens"
         return f"more than {max_tokens} tokens" if max_tokens is not None and tokens > max_tokens else None
 
-    outcome = _sieve(records, why_not)
+    outcome = _filter(records, why_not)
     outcome.figures["tokens"] = _tokens(records)
     outcome.figures["tokens_kept"] = _tokens(outcome.kept)
     return outcome
@@ -155,7 +155,7 @@ def well_formed(
             return f"repetition above {max_repetition:g}"
         return None
 
-    return _sieve(records, why_not)
+    return _filter(records, why_not)
 
 
 def thinking_closes(text: str) -> bool:
@@ -188,7 +188,7 @@ def repetition(text: str, size: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _sieve(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:
+def _filter(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:
     """Keep records for which `why_not` returns None; count the others by the reason it returns."""
     kept, left_out = [], Counter[str]()
     for record in records:

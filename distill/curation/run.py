@@ -95,11 +95,11 @@ def run_steps(
         UserError: a step drops every trace.
     """
     for name, step in steps.items():
-        _done(name, step, [], desk)  # find invalid options before any step runs for hours
+        _apply(name, step, [], desk)  # find invalid options before any step runs for hours
     left, log = list(records), []
     for name, step in steps.items():
         began = time.perf_counter()
-        outcome = _done(name, step, left, desk)
+        outcome = _apply(name, step, left, desk)
         entry = {
             "step": name,
             "traces": len(left),
@@ -121,7 +121,7 @@ def run_steps(
     return left, log
 
 
-def _done(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
+def _apply(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
     try:
         return step(records, desk)
     except (ValueError, TypeError) as error:  # invalid options

@@ -70,13 +70,13 @@ def compare_evaluations(
 
 
 def _text(found: Sequence[Comparison]) -> str:
-    return "\n\n".join([*(_section(one, found) for one in found), _explained(found)])
+    return "\n\n".join([*(_section(one, found) for one in found), _legend(found)])
 
 
 def _section(one: Comparison, found: Sequence[Comparison]) -> str:
     heading = f"{one.second.label} against {one.first.label}, on the problems that both were asked:"
     return "\n\n".join(
-        [heading, "\n".join(_table(one)), "\n".join(f"- {said}" for said in _said(one, found))]
+        [heading, "\n".join(_table(one)), "\n".join(f"- {said}" for said in _sentences(one, found))]
     )
 
 
@@ -88,7 +88,7 @@ def _table(one: Comparison) -> Iterator[str]:
     for name, own in one.benchmarks.items():
         cells = [
             name,
-            _asked(own),
+            _problems(own),
             *(_share(figure) for figure in own.accuracy),
             _points(own.difference),
             _p(own.difference.p),
@@ -106,7 +106,7 @@ def _table(one: Comparison) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def _said(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
+def _sentences(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
     """Sentences: established and unestablished differences, then warnings."""
     tests = sum(len(other.benchmarks) for other in found)
     over = f" (Holm over {tests} {'benchmarks' if len(found) == 1 else 'tests'})" if tests > 1 else ""
@@ -122,7 +122,7 @@ def _said(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
             yield f"{which} {one.second.label} is {better} than {one.first.label}: {numbers}."
         else:
             yield f"{which} nothing is established: {numbers}."
-    yield from _cautions(one)
+    yield from _warnings(one)
 
 
 def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
@@ -141,7 +141,7 @@ def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
     return f"Nothing is established on {name}: {problems}, {shares}, {numbers}; {seen}."
 
 
-def _cautions(one: Comparison) -> Iterator[str]:
+def _warnings(one: Comparison) -> Iterator[str]:
     first, second = one.first.label, one.second.label
     for name, said in one.settings.items():
         yield (
@@ -170,7 +170,7 @@ def _cautions(one: Comparison) -> Iterator[str]:
         yield f"Left out of {name}: {', '.join(reasons)}."
 
 
-def _explained(found: Sequence[Comparison]) -> str:
+def _legend(found: Sequence[Comparison]) -> str:
     tests = {own.difference.test for one in found for own in one.benchmarks.values()}
     if any(one.mean is not None for one in found):
         tests.add("sign-flip")
@@ -186,7 +186,7 @@ def _explained(found: Sequence[Comparison]) -> str:
     )
 
 
-def _asked(own: Compared) -> str:
+def _problems(own: Compared) -> str:
     if own.samples == (1.0, 1.0):
         return f"{own.problems:,}"
     counts = " and ".join(f"{count:.4g}" for count in dict.fromkeys(own.samples))

@@ -89,7 +89,7 @@ def write_page(
         samples = list(samples)
     lengths = [len(sample["completion"]) for sample in samples]
     characters = min(_LONGEST, max(lengths, default=0))
-    while characters > _SHORTEST and _kept(lengths, characters) * _BYTES_PER_CHARACTER > largest:
+    while characters > _SHORTEST and _shown_characters(lengths, characters) * _BYTES_PER_CHARACTER > largest:
         characters = int(characters * 0.8)
 
     def write(temporary: Path) -> None:
@@ -120,7 +120,7 @@ def packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
-def _kept(lengths: Sequence[int], longest: int) -> int:
+def _shown_characters(lengths: Sequence[int], longest: int) -> int:
     return sum(min(length, longest) for length in lengths)
 
 
