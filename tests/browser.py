@@ -1,4 +1,4 @@
-"""A real browser for tests, without a package for it: Chromium through chromedriver, Firefox by itself.
+"""Drive a real browser in tests without extra packages: Chromium via chromedriver, or Firefox directly.
 
 Both are looked for on the PATH. DISTILL_BROWSER=chromium or DISTILL_BROWSER=firefox leaves the other one out.
 """

@@ -1,4 +1,4 @@
-"""Commands in the tests' own process: to start Python and load torch takes longer than most of what they do.
+"""Run commands in the tests' process, which is faster than starting Python and importing torch each time.
 
 Each command is also run in a process of its own, by one test at least.
 """

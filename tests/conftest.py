@@ -1,4 +1,4 @@
-"""What every test may use: a random tiny pair, the real data beside the checkout, one thread."""
+"""Fixtures for all tests: a random tiny pair, real data next to the checkout, a single thread."""
 
 import os
 

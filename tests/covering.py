@@ -1,4 +1,4 @@
-"""Choose few cases of a cross product that still hold every combination of any two (or so many) values."""
+"""Choose a small subset of a cross product that covers every combination of any two (or n) values."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations

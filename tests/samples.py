@@ -1,4 +1,4 @@
-"""Records of samples.jsonl for tests."""
+"""Make records of samples.jsonl for tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The Python API, `distill.__all__`; and modules of earlier versions, which say where they are now."""
+"""Tests of the Python API, `distill.__all__`, and of moved modules, which name their new place."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Thinned cross products hold what they promise."""
+"""Tests that thinned cross products cover all required combinations."""
 
 from itertools import combinations, product
 

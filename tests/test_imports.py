@@ -1,4 +1,4 @@
-"""The folders of `distill/` have an order: each imports only what stands before it, and there is no cycle."""
+"""Tests of the layering of `distill/`: each folder imports only earlier ones, without cycles."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intervals, pass@k and paired tests against definitions, scipy, statsmodels' numbers, and simulations."""
+"""Tests of intervals, pass@k and paired tests against definitions, scipy, statsmodels and simulations."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""A wheel, installed into an empty folder, trains and evaluates without the checkout."""
+"""Tests that a wheel installed into an empty folder trains and evaluates without the checkout."""
 
 import os
 import shutil

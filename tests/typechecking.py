@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping applies to the package while tests run: an int will do for a float."""
+"""Type checker that jaxtyping applies to the package in tests; it accepts an int for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""A W&B server in small: as much of its GraphQL as `wandb.Api` asks to list runs and read them whole."""
+"""A stub of the W&B server: the part of its GraphQL API that `wandb.Api` needs to list and read runs."""
 
 import json
 import re

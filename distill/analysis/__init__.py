@@ -1,1 +1,1 @@
-"""Drift, suitability and token weights."""
+"""Analyses: drift (exposure bias), suitability of traces, token weights; evaluation of models."""

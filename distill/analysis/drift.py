@@ -1,21 +1,21 @@
-"""Exposure bias: how a student drifts from its teacher along the text that it writes itself.
+"""Exposure bias: how the student drifts from its teacher along the student's own completions.
 
 The measure of Arora et al. (2204.01171), with the teacher P as the oracle and the student Q as the model. At
-position t of a completion both predict the next token from the same prefix, and KL(P‖Q)_t is the student's
-error there, exact over the vocabulary:
+position t of a completion both predict the next token from the same prefix. The student's error there is
+KL(P‖Q)_t, exact over the vocabulary:
 
-    R(l)    = Σ_{t≤l} E over prefixes that the student wrote of KL(P‖Q)_t        what it errs by in use
-    ε(l)    = 1/l Σ_{t≤l} E over prefixes that the teacher wrote of KL(P‖Q)_t    what it errs by in training
-    ExAccErr(l) = (R(l) - l ε(l)) / (l ε(l)) · 100 %                             what its own prefixes add
+    R(l)    = Σ_{t≤l} E over student-written prefixes of KL(P‖Q)_t        error at inference
+    ε(l)    = 1/l Σ_{t≤l} E over teacher-written prefixes of KL(P‖Q)_t    error as in training
+    ExAccErr(l) = (R(l) - l ε(l)) / (l ε(l)) · 100 %                      excess due to the student's prefixes
 
-E at t is the mean over the completions that reach position t, the end token's own position included: one that
-has ended counts no more. So far along a trace only long completions speak, of the student and of the teacher
-not always those of the same problems; curves end where few problems are left (`least_problems`). The prefixes
-should be drawn at temperature 1 by both; with any other sampling R is that of the sampler.
+E at t is the mean over the completions that reach position t, including the position of the end token. At
+late positions only long completions count, and the student's and the teacher's may belong to different
+problems; curves end where few problems are left (`least_problems`). Both models should sample at temperature
+1; with other settings R measures the modified sampler instead of the student.
 
-Error that accumulates makes ExAccErr positive and lets it grow with l. It is negative where the student
-writes only some of what the teacher does (one of its styles, say) and is at home there: it then errs most on
-prefixes that it would never write.
+If errors accumulate, ExAccErr is positive and grows with l. It is negative if the student covers only part of
+the teacher's distribution (one of its styles, say) well: it then errs most on prefixes that it would never
+write.
 """
 
 import math
@@ -35,38 +35,40 @@ from distill.models.lazy import LazyModel
 from distill.statistics import Figure
 
 _LEAST_PROBLEMS = 10
-_ROUNDING = 1e-6  # nats a token: a KL that single precision does not tell from 0
-_BLOCK = 2048  # positions that are resampled at once
-_POINTS = 200  # of a curve in JSON
+_ROUNDING = 1e-6  # nats per token: a KL below this is 0 up to single precision
+_BLOCK = 2048  # positions resampled at once
+_POINTS = 200  # maximum points per curve in JSON
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure along the positions 1, 2, …, each [positions], with 95 % bootstrap intervals over problems."""
+    """A figure at the positions 1, 2, …, with 95 % bootstrap intervals over problems; arrays [positions]."""
 
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
     def at(self, position: int) -> Figure:
-        """The figure at a position, counted from 1."""
+        """The figure at a position, counting from 1."""
         return Figure(*(float(column[position - 1]) for column in (self.value, self.low, self.high)))
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a student drifts from its teacher.
+    """Drift of a student from its teacher.
 
     Attributes:
-        problems: how many there are.
-        completions: of the student, of the teacher.
-        least_problems: curves end where fewer have a completion of either kind that is so long.
-        curves: `exaccerr` in per cent, NaN where it is undefined; and, by who wrote the prefixes
-            (`_student_written`, `_teacher_written`): `kl`, `teacher_nll`, `student_nll`, nats a token.
+        problems: number of problems.
+        completions: number of completions by the student and by the teacher.
+        least_problems: curves end where fewer problems have a completion that long by the student or by the
+            teacher.
+        curves: `exaccerr` in per cent, NaN where undefined; and `kl`, `teacher_nll`, `student_nll` in nats
+            per token, with the suffix `_student_written` or `_teacher_written` for the writer of the prefix.
         reach: [positions] completions that reach a position, `student_written` and `teacher_written`.
-        figures: `exaccerr` where the curves end; `exaccerr@16`, `@64`, `@256`, … as far as they go; the other
-            curves' names: means over all tokens, also behind the curves' end. What is undefined is left out.
-        notes: sentences on what the numbers do not say themselves.
+        figures: `exaccerr` at the end of the curves; `exaccerr@16`, `@64`, `@256`, … up to there; under the
+            other curves' names means over all tokens, including those after the end of the curves. Undefined
+            figures are missing.
+        notes: sentences about caveats of these numbers.
     """
 
     problems: int
@@ -78,12 +80,12 @@ class Drift:
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """The curves' last position."""
+        """Last position of the curves."""
         return len(self.curves["exaccerr"].value)
 
     def json(self) -> dict[str, Any]:
-        """JSON values; of a curve of more than 200 positions 200 that are evenly spread, both ends among
-        them. What is undefined is null."""
+        """JSON values. Curves are thinned to at most 200 evenly spaced positions, including both ends;
+        undefined values are null."""
         kept = np.unique(np.linspace(0, len(self) - 1, min(_POINTS, len(self))).round().astype(int))
         return {
             "problems": self.problems,
@@ -115,25 +117,25 @@ def measure(
     seed: int = 0,
     least_problems: int = _LEAST_PROBLEMS,
 ) -> Drift | None:
-    """The student's drift from the teacher, from the cache where the models have read the traces before.
+    """Measure the student's drift from the teacher; cached per pair of models and traces.
 
     Args:
-        student: Q; loaded, as the teacher, only when something is missing.
+        student: Q. Both models are loaded only on a cache miss.
         teacher: P.
-        by_student: completions that the student wrote, as many a problem as there are.
-        by_teacher: completions of the same problems (`example`) that the teacher wrote.
-        cache: folder of all caches.
-        token_budget: tokens a batch, padding included.
-        resamples: of the bootstrap over problems.
-        seed: of the bootstrap.
-        least_problems: as in `compare`.
+        by_student: completions by the student, any number per problem.
+        by_teacher: completions by the teacher for the same problems (`example`).
+        cache: cache folder.
+        token_budget: tokens per batch, including padding.
+        resamples: number of bootstrap resamples over problems.
+        seed: seed of the bootstrap.
+        least_problems: see `compare`.
 
     Returns:
-        None where no position is reached by enough problems (`compare`).
+        The drift; None if no position is reached by enough problems (see `compare`).
 
     Raises:
-        UserError: the models have different vocabularies; a trace is longer than a model's context; the two
-            kinds of traces are of different problems.
+        UserError: the models have different vocabularies, a trace exceeds a model's context, or the student's
+            and the teacher's completions are for different problems.
     """
     problems = [
         [(trace.example.id, trace.example.problem) for trace in kind] for kind in (by_student, by_teacher)
@@ -173,22 +175,22 @@ def compare(
     seed: int = 0,
     least_problems: int = _LEAST_PROBLEMS,
 ) -> Drift | None:
-    """Drift from numbers a token: no model runs.
+    """Compute drift from per-token values, without running models.
 
-    The bootstrap draws problems, each with all its completions of both kinds.
+    The bootstrap resamples problems, each with all its completions by both models.
 
     Args:
-        by_student: a completion that the student wrote each.
-        by_teacher: one that the teacher wrote each.
-        student_problems: the problem of each, numbered from 0.
-        teacher_problems: likewise.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-        least_problems: curves end where fewer problems than that (than all, where there are fewer), or fewer
-            than a tenth of them, have a completion that is so long, of either kind.
+        by_student: per-token values of each completion by the student.
+        by_teacher: per-token values of each completion by the teacher.
+        student_problems: problem number (from 0) of each completion by the student.
+        teacher_problems: problem number (from 0) of each completion by the teacher.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+        least_problems: curves end where fewer than min(`least_problems`, all problems), or fewer than a tenth
+            of the problems, have a completion that long by the student or by the teacher.
 
     Returns:
-        None where not even position 1 has as many.
+        The drift; None if not even position 1 is reached by enough problems.
     """
     problems = 1 + max([*student_problems, *teacher_problems], default=-1)
     least = max(1, min(least_problems, problems), math.ceil(problems / 10))
@@ -224,7 +226,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Kind:
-    """Completions of one writer."""
+    """All completions by one of the two models."""
 
     tokens_of: Sequence[TokenDrift]
     problem: Int[np.ndarray, " completions"]
@@ -235,20 +237,20 @@ class _Kind:
         return np.asarray([len(one.kl) for one in self.tokens_of], dtype=int)
 
     def positions(self, least: int) -> int:
-        """How far at least so many problems have a completion."""
+        """The last position that at least `least` problems reach with a completion."""
         longest = np.zeros(self.problems, dtype=int)
         np.maximum.at(longest, self.problem, self.lengths)
         return int(np.sort(longest)[-least]) if least <= self.problems else 0
 
     def counts(self, last: int) -> Float[np.ndarray, "problems positions"]:
-        """Completions that reach a position, by problem."""
+        """Number of completions that reach each position, by problem."""
         table = np.zeros((self.problems, last))
         for problem, length in zip(self.problem, self.lengths, strict=True):
             table[problem, :length] += 1
         return table
 
     def sums(self, column: str, last: int) -> Float[np.ndarray, "problems positions"]:
-        """Summed over the completions that reach a position, by problem."""
+        """A column's sum over the completions that reach each position, by problem."""
         table = np.zeros((self.problems, last))
         for problem, one in zip(self.problem, self.tokens_of, strict=True):
             values = getattr(one, column)[:last]
@@ -256,7 +258,7 @@ class _Kind:
         return table
 
     def totals(self, column: str) -> Float[np.ndarray, " problems"]:
-        """Summed over all tokens, by problem."""
+        """A column's sum over all tokens, by problem."""
         each = [getattr(one, column).sum(dtype=np.float64) for one in self.tokens_of]
         return np.bincount(self.problem, each, self.problems)
 
@@ -265,7 +267,7 @@ class _Kind:
 
 
 def _mean(totals: np.ndarray, tokens: np.ndarray, drawn: np.ndarray) -> Figure:
-    with np.errstate(invalid="ignore"):  # a resample of empty completions alone
+    with np.errstate(invalid="ignore"):  # a resample may contain only empty completions
         low, high = _interval(((drawn @ totals) / (drawn @ tokens))[:, None])
     return Figure(float(totals.sum() / tokens.sum()), float(low[0]), float(high[0]))
 
@@ -279,7 +281,7 @@ def _means(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Curve:
 def _excess(
     student: tuple[np.ndarray, np.ndarray], teacher: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
 ) -> Curve:
-    """ExAccErr along the positions, from summed KL and counts [problems, positions] on either's prefixes."""
+    """ExAccErr by position, from (summed KL, counts) [problems, positions] for both kinds of prefixes."""
     bounds = []
     risk, expected = np.zeros((len(drawn), 1)), np.zeros((len(drawn), 1))
     for ours, theirs in zip(_resampled(*student, drawn), _resampled(*teacher, drawn), strict=True):
@@ -292,13 +294,13 @@ def _excess(
 
 
 def _share(risk: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(R(l) - l ε(l)) / (l ε(l)) in per cent; NaN where the teacher's prefixes show no error."""
+    """(R(l) - l ε(l)) / (l ε(l)) in per cent; NaN where there is no error on the teacher's prefixes."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(expected > 0, (risk - expected) / expected * 100, np.nan)
 
 
 def _resampled(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Iterator[np.ndarray]:
-    """[resamples, block] means at positions, block by block; NaN where a resample has no completion."""
+    """Yield resampled means by block of positions, [resamples, block]; NaN without any completion."""
     for start in range(0, sums.shape[-1], _BLOCK):
         s = slice(start, start + _BLOCK)
         with np.errstate(invalid="ignore"):
@@ -306,7 +308,7 @@ def _resampled(sums: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> Itera
 
 
 def _interval(samples: Float[np.ndarray, "resamples positions"]) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 95 % of those resamples in which a position's figure is defined."""
+    """Central 95 % of the resamples in which a position's figure is defined."""
     finite = np.isfinite(samples)
     bounds = np.percentile(np.where(finite, samples, 0.0), [2.5, 97.5], axis=0)
     for column in np.flatnonzero(~finite.all(0)):

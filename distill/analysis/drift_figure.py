@@ -1,4 +1,4 @@
-"""Drift at a glance: what the student's own prefixes add to its errors, and where along a trace."""
+"""Figure of a drift: ExAccErr, KL, surprisal and completion lengths by position."""
 
 import io
 from typing import Any
@@ -11,8 +11,8 @@ from distill.runs.plot import BLUE, GREEN, ORANGE
 
 
 def picture(drift: Drift, title: str = "") -> bytes:
-    """ExAccErr, the KL on both kinds of prefixes, the teacher's surprisal and how many completions are left,
-    along the positions of a completion, with 95 % bands of each position. PNG."""
+    """Plot ExAccErr, the KL on both kinds of prefixes, the teacher's surprisal and the number of completions
+    that reach a position, with pointwise 95 % bands, as PNG."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(11, 6.6), layout="constrained")
@@ -24,9 +24,9 @@ def picture(drift: Drift, title: str = "") -> bytes:
 
     def draw(axes: Any, name: str, color: str, label: str = "") -> None:
         curve = drift.curves[name]
-        # One position alone is a point, which no line shows.
+        # A single position needs a marker; a line would be invisible.
         style: dict[str, Any] = {"color": color, "marker": "." if len(drift) == 1 else "", "linewidth": 1.2}
-        if window > 1 and name != "exaccerr":  # which is a sum, and smooth
+        if window > 1 and name != "exaccerr":  # ExAccErr is a cumulative sum and smooth already
             axes.plot(positions, curve.value, color=color, linewidth=0.4, alpha=0.4)
             means = pandas.Series(curve.value).rolling(window, center=True, min_periods=1).mean()
             axes.plot(positions, means, label=label, **style)

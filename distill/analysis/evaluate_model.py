@@ -1,7 +1,7 @@
-"""`python -m distill.evaluate`: a model on benchmarks, with intervals; or evaluations against each other.
+"""`python -m distill.evaluate`: evaluate a model on benchmarks, or compare evaluations.
 
-A completion that is there is never written again: a run that was killed goes on, and one that asks more
-problems, more samples or further benchmarks of the same model adds to what its folder holds."""
+Completions are stored and reused: an interrupted evaluation resumes, and one with more problems, more samples
+or further benchmarks of the same model adds to its folder."""
 
 import json
 import re
@@ -38,13 +38,13 @@ from distill.teacher.completions import writer_key
 
 
 def evaluate_model(cfg: DictConfig) -> Path:
-    """Ask the model every benchmark and write what came of it.
+    """Evaluate a model on every configured benchmark and write the results.
 
     Returns:
         The folder of the results.
 
     Raises:
-        UserError: anything that the user can mend, before the model is loaded.
+        UserError: the configuration is invalid; raised before the model is loaded.
     """
     device = _device(cfg)
     if cfg.threads is not None:
@@ -65,7 +65,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
     model = LazyModel(source, device)
     try:
         engine: Engine = build(cfg.engine, "engine")(model)
-    except (ValueError, TypeError) as error:  # its arguments
+    except (ValueError, TypeError) as error:  # invalid arguments
         raise UserError(str(error)) from error
     whose = "_teacher" if cfg.model.role == "teacher" else ""
     cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
@@ -78,7 +78,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         held.callback(_remove_if_empty, folder / "completions")
         results = Results(folder, cfg.name, source)
         places = [folder / "completions" / one.benchmark.name for one in asked]
-        for one, place in zip(asked, places, strict=True):  # what is refused is refused before the first
+        for one, place in zip(asked, places, strict=True):  # check all folders before any benchmark runs
             key = {
                 "engine": engine.name,
                 **getattr(engine, "settings", {}),
@@ -90,7 +90,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         text = ""
         for one, place in zip(asked, places, strict=True):
             results.add(evaluate(one, source, engine, folder=place, label=one.benchmark.name))
-            text = write_report(folder, results.value)  # a run that is killed leaves what it had found
+            text = write_report(folder, results.value)  # an interrupted evaluation keeps its report so far
         if teacher:
             texts = [folder / "drift" / benchmark.name for benchmark in benchmarks]
             found = measure_drift(
@@ -108,17 +108,16 @@ def evaluate_model(cfg: DictConfig) -> Path:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # it is not empty, or not there
+    with suppress(OSError):  # not empty, or missing
         folder.rmdir()
 
 
 class Results:
-    """What a folder holds of one model's evaluation: `results.json` and `samples.jsonl`, which grow by a
-    benchmark at a time.
+    """Results of one model in a folder, `results.json` and `samples.jsonl`, updated benchmark by benchmark.
 
     Args:
-        folder: where they lie.
-        name: of the model, in titles.
+        folder: the evaluation's folder.
+        name: the model's name in titles.
         source: the model.
     """
 
@@ -152,12 +151,12 @@ class Results:
                 deque(SampleFile(path), maxlen=0)
             except UserError as error:
                 raise UserError(
-                    f"{error}, after taking {path} away: the completions are kept, and other benchmarks than "
-                    f"those that are asked now join it again when they are asked"
+                    f"{error}, after removing {path}: the completions are kept, and the samples of other "
+                    f"benchmarks return to the file when these are evaluated again"
                 ) from error
 
     def keep_drift(self, drift: Drift | None, teacher: ModelSource) -> None:
-        """Keep a drift from a teacher, and its picture, in place of earlier ones."""
+        """Store a drift from a teacher and its figure, replacing earlier ones."""
         if drift is None:
             print("drift: too few problems have completions of both models to compare them along their text")
             return
@@ -167,9 +166,9 @@ class Results:
         write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
 
     def add(self, score: Score) -> None:
-        """Keep a benchmark's score in place of an earlier one."""
+        """Store a benchmark's score, replacing an earlier one."""
         path = self.folder / "samples.jsonl"
-        mark = f'{{"benchmark": {json.dumps(score.benchmark)}, '  # what its lines begin with
+        mark = f'{{"benchmark": {json.dumps(score.benchmark)}, '  # prefix of the benchmark's lines
         write_lines(
             path,
             (line for line in read_lines(path) if not line.startswith(mark)),
@@ -177,22 +176,22 @@ class Results:
         )
         before, now = self.value["benchmarks"].get(score.benchmark, {}), score.summary()
         timeless = dict.fromkeys(("seconds", "tokens_per_second"))
-        if {**before, **timeless} != now:  # the same once more: how long it took stays known
+        if {**before, **timeless} != now:  # an unchanged score keeps its recorded time
             self.value["benchmarks"][score.benchmark] = now
         write_json(self.folder / "results.json", self.value)
         self.new.append(score)
 
 
 def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
-    """The model that is named, by what the user wrote.
+    """Find the model that a config key names.
 
     Args:
-        cfg: with `model`, and `threads`, which a pair that is named sets.
-        key: of the config, `model.source` or `teacher`.
-        role: of a pair of conf/model, whom to take.
+        cfg: config with `model` and `threads`; a null `threads` is set to that of a named pair.
+        key: config key that names the model, `model.source` or `teacher`.
+        role: `student` or `teacher`: which model of a pair in conf/model.
 
     Raises:
-        UserError: there is none; the message says what was tried.
+        UserError: the model is not found; the message says what was tried.
     """
     wanted, threads = named_model(cfg, key, role)
     if cfg.threads is None:
@@ -219,10 +218,10 @@ def _for_drift(
 
 
 def compare_folders(cfg: DictConfig) -> Path:
-    """Test evaluations or runs against the first of them.
+    """Compare evaluations or runs with the first of them.
 
     Raises:
-        UserError: fewer than two, one that is none, or a model beside them.
+        UserError: fewer than two folders, an invalid folder, or a model named together with `compare=`.
     """
     named = plain(cfg.compare)
     for key, given in (("model", cfg.model.source), ("teacher", cfg.teacher)):
@@ -254,7 +253,7 @@ def _device(cfg: DictConfig) -> str:
 
 
 def _slug(model: Any) -> str:
-    """A folder's name for a model: the last parts of a path, all of a hub id."""
+    """Folder name for a model: from the last components of a path, or the full hub id."""
     text = str(model[0] if isinstance(model, list) or OmegaConf.is_list(model) else model)
     path = Path(text)
     if path.exists():

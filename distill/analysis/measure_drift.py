@@ -1,4 +1,4 @@
-"""Drift from two models and some benchmarks: both write at the same problems, and both read all of it."""
+"""Measure drift on benchmarks: student and teacher generate completions, and both models read all of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,16 +21,16 @@ from distill.runs import folder as runs
 def asked_for_drift(
     benchmarks: Sequence[Benchmark], *, samples: Any, temperature: Any, limit: Any
 ) -> list[Benchmark]:
-    """The benchmarks as both models are asked them: drawn from all tokens, whatever else they are asked with.
+    """Copies of the benchmarks with sampling settings for drift: no top-p or top-k truncation.
 
     Args:
-        benchmarks: as they are evaluated.
-        samples: completions a problem that each model writes, as the user wrote it.
-        temperature: at which both write, likewise.
-        limit: problems of each benchmark, where that is fewer than its own limit, likewise; None: all.
+        benchmarks: the benchmarks as evaluated.
+        samples: completions per problem and model (not yet validated).
+        temperature: sampling temperature (not yet validated).
+        limit: maximum number of problems per benchmark (not yet validated); None: the benchmark's own limit.
 
     Raises:
-        UserError: a value that makes no sense; names its key, `drift.samples` and so on.
+        UserError: a value is invalid; the message names its key, such as `drift.samples`.
     """
     whole_number("drift.samples", samples, least=1)
     if limit is not None:
@@ -42,7 +42,7 @@ def asked_for_drift(
         )
     sampling = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     try:
-        Sampling(**sampling)  # also where there is no benchmark
+        Sampling(**sampling)  # validate even if there are no benchmarks
         return [
             replace(
                 benchmark,
@@ -59,8 +59,7 @@ def asked_for_drift(
 def ask_both(
     benchmark: Benchmark, problems: Sequence[Example], student: ModelSource, teacher: ModelSource
 ) -> tuple[Asked, Asked]:
-    """The first of the problems, as many as the benchmark has, as the student and as the teacher is asked
-    them.
+    """Tokenize the first `benchmark.limit` problems for the student and for the teacher.
 
     Raises:
         UserError: as in `ask`.
@@ -77,20 +76,20 @@ def measure_drift(
     kept: Sequence[tuple[Path, Path]],
     cache: Path,
 ) -> Drift | None:
-    """Have both write at the same problems and compare them on both kinds of text.
+    """Generate completions with both models for the same problems and measure the drift.
 
-    What is there is neither written nor read again, and a model that nothing is asked of is not loaded.
+    Completions and per-token values are cached; a model is loaded only if it has something to compute.
 
     Args:
-        asked: of each benchmark the problems as the student and as the teacher is asked them.
+        asked: for each benchmark, its problems tokenized for the student and for the teacher.
         student: Q.
-        teacher: P, of the same vocabulary.
-        kept: of each benchmark the folders of the student's and of the teacher's completions. What another
-            model or another asking left in them goes away.
-        cache: folder of all caches.
+        teacher: P, with the same vocabulary.
+        kept: for each benchmark, the folders of the student's and of the teacher's completions. They are
+            emptied if they were written by another model or with other settings.
+        cache: cache folder.
 
     Returns:
-        None where too few problems have completions of both (`distill.analysis.drift.compare`).
+        The drift; None if too few problems have completions by both (`distill.analysis.drift.compare`).
 
     Raises:
         UserError: as in `distill.analysis.drift.measure`.
@@ -114,6 +113,6 @@ def measure_drift(
                         read = TeacherView(prompts[1], one.ids)
                         written[number] = Trace(example, prompts[0], one.ids, teacher_view=read)
                     bar.update(len(numbers))
-            # In the requests' order, whatever was written first: the cache of teacher views knows them by it.
+            # In the order of the requests, because the cache key depends on the order of the traces.
             traces[role] += [written[number] for number in sorted(written)]
     return measure(student, teacher, traces["student"], traces["teacher"], cache=cache)

@@ -1,4 +1,4 @@
-"""`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
+"""`python -m distill.score`: measure the suitability of traces for a student, and rank teachers by it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +27,13 @@ from distill.training.recipe import TraceRecipe
 
 
 def score(cfg: DictConfig) -> Path:
-    """Score the traces of every teacher for a student, and write tables, JSON and a page of plots.
+    """Measure the suitability of every teacher's traces for a student; write tables, JSON and plots.
 
     Returns:
-        The folder that they are in.
+        The folder of the results.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: the configuration is invalid.
     """
     folder, cache = Path(cfg.out), Path(cfg.cache)
     _check(cfg)
@@ -45,15 +45,15 @@ def score(cfg: DictConfig) -> Path:
         records = collect(cfg, lambda: student.source, print)
         found: dict[str, Suitability] = {}
         rights = {teacher: _share_right(own) for teacher, own in _by_teacher(records).items()}
-        chosen = _by_teacher(choose(_learned(records, cfg.keep), cfg.traces, cfg.seed))
+        chosen = _by_teacher(choose(_usable(records, cfg.keep), cfg.traces, cfg.seed))
         rows: list[dict[str, Any]] = []
         looked: list[Record] = []
         for teacher, own in chosen.items():
-            own, traces = _fitting(own, recipe, student.source)
+            own, traces = _tokenized_that_fit(own, recipe, student.source)
             scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
             view = None
             if cfg.support != "none":
-                view = _teachers_view(cfg, recipe, student.source, own, traces, device)
+                view = _teacher_stats(cfg, recipe, student.source, own, traces, device)
             alignments = [trace.teacher_view.alignment if trace.teacher_view else None for trace in traces]
             support = None if view is None else support_of(objective, scores, view, alignments)
             frame = trace_table(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
@@ -61,7 +61,7 @@ def score(cfg: DictConfig) -> Path:
             looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
-        write_records(folder / "traces.parquet", looked)  # what to curate, or to train on
+        write_records(folder / "traces.parquet", looked)  # input for curation or training
         config = OmegaConf.to_yaml(cfg, resolve=True)
         write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
         print(report)
@@ -73,13 +73,13 @@ def score(cfg: DictConfig) -> Path:
 
 
 def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
-    """So many traces of each teacher, at random, of the same problems where all teachers share some."""
+    """Sample up to `count` traces per teacher, from the problems shared by all teachers, if any."""
     teachers = [by_problem(own) for own in _by_teacher(records).values()]
     shared = set(teachers[0]).intersection(*teachers[1:])
     chosen: list[Record] = []
     for own in teachers:
         names = [name for name in own if name in shared] or list(own)
-        names.sort()  # not the set's order: the same problems of every teacher
+        names.sort()  # the same order for every teacher, so that all get the same problems
         order = np.random.default_rng(seed).permutation(len(names))
         mine = [record for place in order for record in own[names[place]]]
         chosen += mine if count is None else mine[:count]
@@ -118,8 +118,8 @@ def _share_right(records: Sequence[Record]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def _learned(records: Sequence[Record], keep: str) -> list[Record]:
-    """Those that training would take."""
+def _usable(records: Sequence[Record], keep: str) -> list[Record]:
+    """Keep the traces that training would use."""
     kept = [
         record
         for record in records
@@ -128,18 +128,18 @@ def _learned(records: Sequence[Record], keep: str) -> list[Record]:
     ]
     if len(kept) < len(records):
         print(
-            f"{len(kept)} of {len(records)} traces are looked at, the others are empty, wrong or have no end "
-            f"(keep=all looks at wrong ones too)"
+            f"{len(kept)} of {len(records)} traces are scored; the others are empty, wrong or unfinished "
+            f"(keep=all scores wrong ones too)"
         )
     if not kept:
         raise UserError(f"none of the {len(records)} traces is right and finished: take keep=all, or others")
     return kept
 
 
-def _fitting(
+def _tokenized_that_fit(
     records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
 ) -> tuple[list[Record], list[Trace]]:
-    """Those that the student's context holds, as it would be trained on them."""
+    """Tokenize the records as for training and keep those that fit into the student's context."""
     traces = recipe.tokenize([example_of(record) for record in records], student)
     fitting = [
         (record, trace)
@@ -157,7 +157,7 @@ def _fitting(
     return [record for record, _ in fitting], [trace for _, trace in fitting]
 
 
-def _teachers_view(
+def _teacher_stats(
     cfg: DictConfig,
     recipe: TraceRecipe,
     student: ModelSource,
@@ -165,8 +165,10 @@ def _teachers_view(
     traces: Sequence[Trace],
     device: str,
 ) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
-    """What a teacher makes of its traces, each of which gets its `teacher_view` where the teacher has other
-    tokens; or its log-probs alone; None where nobody gives them."""
+    """Token statistics of the traces under their teacher, or only its recorded logprobs; None if neither is
+    available.
+
+    If the teacher's tokenizer differs, sets each trace's `teacher_view`."""
     from distill.models.find import find
 
     teacher = teacher_of(records[0])

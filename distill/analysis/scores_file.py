@@ -1,4 +1,4 @@
-"""What `python -m distill.score` left in a folder, read back, and what curation would keep of it."""
+"""Read the results of `python -m distill.score`, and preview curation steps on them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from distill.runs.config import read_run_config, unsaid
 
 @dataclass(frozen=True)
 class Scored:
-    """Scored traces, of one teacher or several.
+    """Traces of one or several teachers with their suitability for a student.
 
     Attributes:
-        config: what was scored, how, for which student.
-        shared_problems: how many problems all teachers answered.
-        figures: a row for each teacher and figure: teacher, traces, right, figure, value, and its 95 %
-            bootstrap interval over problems low, high.
-        rankings: teachers by a figure (`by`), best first: its value, and its distance from the first one's,
-            with a 95 % bootstrap interval low, high. Empty of one teacher.
-        traces: a row a trace, as in `traces.jsonl`.
+        config: configuration of the scoring: traces, settings, student.
+        shared_problems: number of problems that all teachers answered.
+        figures: one row per teacher and figure: teacher, traces, right, figure, value, and the 95 % bootstrap
+            interval over problems (low, high).
+        rankings: teachers ranked by a figure (`by`), best first: value, and distance from the first with its
+            95 % bootstrap interval (low, high). Empty for a single teacher.
+        traces: one row per trace, as in `traces.jsonl`.
         records: the same traces, in the same order, as a trace set.
-        smoke: a row a teacher: the student's accuracy after training on its traces, by seed as a list
+        smoke: one row per teacher: the student's accuracy after training on its traces, by seed as a list
             (`after`) and as a mean with an interval; None without a smoke test.
     """
 
@@ -45,10 +45,10 @@ class Scored:
 
 
 def read_scores(folder: str | Path) -> Scored:
-    """Read the folder that `python -m distill.score` wrote.
+    """Read a folder written by `python -m distill.score`.
 
     Raises:
-        UserError: it is not there, holds no scores, or a file in it is damaged.
+        UserError: the folder does not exist, has no results, or a file in it is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def read_scores(folder: str | Path) -> Scored:
     records = read_records(folder)
     try:
         found = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        # Not splitlines, which also splits at U+2028.
+        # Not splitlines(), which also splits at U+2028.
         lines = (folder / "traces.jsonl").read_text(encoding="utf-8").split("\n")
         traces = pandas.DataFrame([json.loads(line) for line in lines if line.strip()])
         smoke = folder / "smoke.json"
@@ -113,23 +113,22 @@ def _smoke(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 def select(
     found: Scored, words: Sequence[str], *, cache: str | Path | None = None
 ) -> tuple[list[Record], list[dict[str, Any]]]:
-    """What curation keeps of scored traces, as `python -m distill.curate` would; nothing is written.
+    """Apply curation steps to scored traces as `python -m distill.curate` would, without writing files.
 
         kept, log = select(found, ["curation=[correct,min_rsr]"])
 
     Args:
-        found: of `read_scores`; data and judge are those that it was scored with, and so are the models where
-            those are embedded ones. The folder may be somebody else's, and so may be the models it names: a
-            step that needs others asks for them in `words`, as `model.student=<hub id or folder>`.
-        words: as on the command line; a step that needs the models asks them on the CPU, unless it says
-            `trainer=gpu`.
-        cache: folder of all caches; None: the one that scoring used.
+        found: result of `read_scores`. Its data, grader and embedded models are used. Other models are not
+            taken from its configuration, because the folder may come from someone else; name them in `words`
+            as `model.student=<hub id or folder>`.
+        words: command-line overrides. Models run on the CPU unless these contain `trainer=gpu`.
+        cache: cache folder; None: the one used for scoring.
 
     Returns:
-        The records that all steps leave, and what each step did, as in `curation.json`.
+        The remaining records, and a log entry per curation step as in `curation.json`.
 
     Raises:
-        UserError: a word that says nothing, or steps that leave nothing.
+        UserError: an override is invalid, or a curation step drops every trace.
     """
     cfg = check_overrides(CONFIG, "curate", words)
     with open_dict(cfg):
@@ -151,8 +150,11 @@ def select(
 
 
 def _choose_models(cfg: DictConfig, scored: DictConfig) -> dict[str, str]:
-    """Take the embedded models that a configuration of scores names where `cfg` names none; of the others
-    that it names the words that say them again are given back, by their roles."""
+    """Fill in models that `cfg` lacks with embedded models of the scoring configuration.
+
+    Returns:
+        For the other models that it names, by role, the overrides with which the user can name them.
+    """
     untold: dict[str, str] = {}
     roles = [role for role in ("student", "teacher") if not cfg.model[role]]
     for role in roles:
@@ -167,4 +169,4 @@ def _choose_models(cfg: DictConfig, scored: DictConfig) -> dict[str, str]:
 
 
 def _quietly(line: str) -> None:
-    """The log says it, too."""
+    """Discard a progress message; the log has the same information."""

@@ -1,5 +1,5 @@
-"""A teacher's smoke test (DED, 2508.09883, step 1): train the student on each teacher's traces for a while,
-and see which student is best. The teacher with the best benchmark need not be the best teacher."""
+"""Smoke test of teachers (DED, 2508.09883, step 1): train the student briefly on each teacher's traces and
+compare the students. The model with the best benchmark results need not be the best teacher."""
 
 import hashlib
 import json
@@ -26,21 +26,21 @@ from distill.io.progress import progress_bar
 
 
 def smoke_test(cfg: DictConfig, folder: Path, teachers: Mapping[str, Sequence[Record]]) -> str:
-    """Train the student on each teacher's traces of the same problems, once a seed, and rank the teachers.
+    """Train the student on each teacher's traces of the same problems, once per seed, and rank the teachers.
 
-    Every run is a process of its own, kept in `smoke/`; one that is there is not made again,
-    and one that was killed goes on.
+    Every run is a separate process with its folder in `smoke/`. Finished runs are reused, interrupted ones
+    are resumed.
 
     Args:
         cfg: the configuration of `distill.score`.
-        folder: where to.
+        folder: output folder.
         teachers: all traces by teacher.
 
     Returns:
-        What to print.
+        The report to print.
 
     Raises:
-        UserError: there is no benchmark, too little to compare, or a run fails.
+        UserError: no benchmark is configured, there is nothing to compare, or a run fails.
     """
     benchmark = HydraConfig.get().runtime.choices.get("benchmark")
     if benchmark in (None, "none"):
@@ -62,7 +62,7 @@ def smoke_test(cfg: DictConfig, folder: Path, teachers: Mapping[str, Sequence[Re
 
 
 def _sets(folder: Path, teachers: Mapping[str, Sequence[Record]]) -> dict[str, Path]:
-    """A trace set a teacher, of the problems that all of them answered."""
+    """Write a trace set per teacher, restricted to the problems that all teachers answered."""
     problems = [by_problem(records) for records in teachers.values()]
     shared = set(problems[0]).intersection(*problems[1:])
     if not shared:
@@ -78,7 +78,7 @@ def _sets(folder: Path, teachers: Mapping[str, Sequence[Record]]) -> dict[str, P
 
 
 def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -> dict[str, Any]:
-    """One finished run's summary."""
+    """Train, or reuse, one run and return its summary."""
     words = [
         *_words(cfg),
         f"seed={seed}",
@@ -120,7 +120,7 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
 
 
 def _train(words: Sequence[str], log: IO[str]) -> int:
-    """Train in a process of its own, with the same package and the user's own YAML files; its exit status."""
+    """Train in a child process with the same package and the user's YAML files; return its exit status."""
     sources = HydraConfig.get().runtime.config_sources
     own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
     places = [str(Path(distill.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
@@ -134,7 +134,7 @@ def _train(words: Sequence[str], log: IO[str]) -> int:
 
 
 def _words(cfg: DictConfig) -> list[str]:
-    """The groups that were chosen and what was set in them, as train.py takes them."""
+    """The chosen config groups and the overrides within them, as arguments for train.py."""
     choices = HydraConfig.get().runtime.choices
     words = [f"{group}={choices[group]}" for group in ("model", "trainer", "benchmark")]
     task = HydraConfig.get().overrides.task

@@ -1,4 +1,4 @@
-"""How traces suit a student: figures of each trace and of a whole set, with bootstrap intervals."""
+"""Suitability of traces for a student: figures per trace and per trace set, with bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,23 +15,24 @@ from distill.losses.signals import SIGNALS, name_of, signals
 from distill.objective.objective import Objective
 from distill.teacher.token_stats import RANK_LIMIT, TokenScores
 
-RATIO_EDGES = np.linspace(-10.0, 5.0, 31)  # of the histogram of log-ratios; what lies beyond is in its ends
+RATIO_EDGES = np.linspace(-10.0, 5.0, 31)  # bins of the log-ratio histogram; values outside are clipped
 RANK_EDGES = np.asarray([1, 2, 3, 5, 10, 20, 50, 100])
 _WEIGHTS_NEED = {"student_logprobs", "teacher_logprobs", "initial_logprobs", "reference_logprobs"}
 
 
 @dataclass(frozen=True)
 class Support:
-    """How far the student supports a trace, a number a token.
+    """The student's support of a trace: per-token values [tokens] and sums for the teacher.
 
     Attributes:
-        log_ratio: log π_S − log π_T of the token; of a span that only both together have, its share.
-        weights: what the loss would weigh it at the start of training.
-        compared: whether the two could be compared there: always, where they have the same tokens.
-        teacher_nll: the teacher's summed surprisal over its own tokens of the trace, nats.
-        teacher_entropy: the sum of its distributions' entropies there; None where only its log-probs are
-            known.
-        teacher_tokens: how many those are.
+        log_ratio: log π_S − log π_T of the token. If the tokenizers differ, the ratio of a shared span is
+            spread evenly over its tokens.
+        weights: the loss's token weights at the start of training.
+        compared: whether student and teacher can be compared at the token; always, if they share a tokenizer.
+        teacher_nll: the teacher's surprisal summed over its own tokens of the trace, nats.
+        teacher_entropy: the entropies of the teacher's distributions summed likewise; None if only its
+            logprobs are known.
+        teacher_tokens: number of the teacher's tokens.
     """
 
     log_ratio: np.ndarray
@@ -48,16 +49,16 @@ def support_of(
     teacher: Sequence[TokenScores] | Sequence[np.ndarray],
     alignments: Sequence[Alignment | None],
 ) -> list[Support]:
-    """The weights that an objective's tokens would have, trace by trace.
+    """Compute log-ratios and the token weights of an objective, trace by trace.
 
     Args:
-        objective: whose weights.
-        student: its view of the traces.
-        teacher: its own view, or its log-probs alone.
-        alignments: of the two tokenisations; None where they are the same.
+        objective: objective that defines the weights.
+        student: token statistics of the traces under the student.
+        teacher: token statistics under the teacher, or only its logprobs.
+        alignments: alignments of the two tokenizations; None where they are equal.
 
     Raises:
-        UserError: the weights ask for something that is known in training alone.
+        UserError: the weights need signals that exist only during training.
     """
     asked = signals(objective.token_weight) & SIGNALS.keys()
     if unknown := asked - _WEIGHTS_NEED:
@@ -93,18 +94,18 @@ def support_of(
 def at_students_tokens(
     student: np.ndarray, teacher: np.ndarray, alignment: Alignment | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's log-probs at the student's tokens, and where there are any.
+    """Map the teacher's logprobs to the student's tokens.
 
-    Between two boundaries that both tokenisations have, both spell the same text: the span's log-ratio,
-    Σ log π_S − Σ log π_T, is spread evenly over the student's tokens in it: sums over spans are exact.
+    Between two boundaries that both tokenizations share, both spell the same text. The span's log-ratio,
+    Σ log π_S − Σ log π_T, is spread evenly over the student's tokens in it, so sums over spans are exact.
 
     Args:
-        student: [tokens] its log-probs.
-        teacher: [teacher_tokens] its log-probs of its own tokens.
-        alignment: which tokens begin at the same place; None: all, one by one.
+        student: [tokens] the student's logprobs.
+        teacher: [teacher_tokens] the teacher's logprobs of its own tokens.
+        alignment: which tokens start at the same place; None: the tokens are the same.
 
     Returns:
-        ([tokens] log-probs, zero where there are none; [tokens] whether there are).
+        ([tokens] logprobs, zero where there are none; [tokens] whether there are any).
     """
     if alignment is None:
         return teacher.astype(student.dtype), np.ones(len(student), dtype=bool)
@@ -114,7 +115,7 @@ def at_students_tokens(
     if len(mine) and alignment.same_token[-1]:
         ends.append(
             (mine[-1] + 1, theirs[-1] + 1)
-        )  # what is behind the last boundary, only where it is one token
+        )  # the span after the last boundary counts only if it is the same single token
     for (a, b), (start, at) in zip(ends, zip(mine, theirs, strict=True), strict=False):
         ratio = student[start:a].sum(dtype=np.float64) - teacher[at:b].sum(dtype=np.float64)
         given[start:a] = student[start:a] - ratio / (a - start)
@@ -130,7 +131,7 @@ def trace_table(
     *,
     limit: int = RANK_LIMIT,
 ) -> pandas.DataFrame:
-    """A row a trace: what it is, and the sums that every figure of a set is made of."""
+    """Table with one row per trace: identifiers, and the values from which figures of a set are computed."""
     rows = []
     for number, (record, problem, own) in enumerate(zip(records, problems, scores, strict=True)):
         row: dict[str, Any] = {
@@ -163,18 +164,18 @@ def trace_table(
 
 
 def effective_share(weights: np.ndarray) -> float | None:
-    """The effective sample size (Σw)²/Σw², as a share of the tokens; None where no token has a weight."""
+    """Effective sample size (Σw)²/Σw² as a share of the tokens; None if all weights are 0."""
     squares = float((weights**2).sum())
     return float(weights.sum()) ** 2 / squares / len(weights) if squares > 0 else None
 
 
 @dataclass(frozen=True)
 class Suitability:
-    """How a set of traces suits a student.
+    """Suitability of a trace set for a student.
 
     Attributes:
-        frame: a row a trace (`trace_table`).
-        right: the share of judged traces that are right, before those that training leaves out are left out.
+        frame: one row per trace (`trace_table`).
+        right: share of correct traces among the graded ones, before traces are filtered as for training.
         ratio_counts: [bins] tokens by log-ratio (`RATIO_EDGES`); empty without a teacher.
         rank_counts: [ranks] tokens by rank: at most 1, 2, 3, 5, … (`RANK_EDGES`), and above.
     """
@@ -185,24 +186,24 @@ class Suitability:
     rank_counts: list[int] = field(default_factory=list)
 
     def figures(self) -> dict[str, float | None]:
-        """Every figure of the set, over its traces as they are."""
+        """All figures of the set, without resampling."""
         return {name: values[0] if len(values) else None for name, values in self._figures(None).items()}
 
     def resampled(self, problems: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """The figures of bootstrap samples.
+        """All figures for bootstrap resamples.
 
         Args:
-            problems: [problems] their texts.
-            counts: [resamples, problems] how often each is drawn.
+            problems: [problems] texts of the problems.
+            counts: [resamples, problems] how often each problem is drawn.
 
         Returns:
-            [resamples] values by name.
+            Values [resamples] by figure.
         """
         place = {problem: number for number, problem in enumerate(problems)}
         return self._figures(counts[:, [place[problem] for problem in self.frame["problem"]]])
 
     def correlation(self) -> tuple[float, float] | None:
-        """Spearman's of weight and length over traces, and its p-value; None where one does not vary."""
+        """Spearman correlation of weight and length over traces, and its p-value; None if one is constant."""
         if (
             "weight" not in self.frame
             or self.frame["weight"].nunique() < 2
@@ -253,7 +254,7 @@ def suitability(
     *,
     right: float | None,
 ) -> Suitability:
-    """A set's figures, of its traces' rows and of their tokens."""
+    """Build the suitability of a trace set from its table and its token statistics."""
     ratios: list[int] = []
     if support is not None:
         all_ratios = np.concatenate([one.log_ratio[one.compared] for one in support])
@@ -264,6 +265,6 @@ def suitability(
 
 
 def draw(problems: int, resamples: int, seed: int) -> np.ndarray:
-    """[resamples, problems] how often each problem is drawn, with replacement."""
+    """Bootstrap counts [resamples, problems]: how often each problem is drawn, with replacement."""
     chances = np.full(problems, 1 / problems)
     return np.random.default_rng(seed).multinomial(problems, chances, size=resamples)

@@ -1,4 +1,4 @@
-"""What scoring found, as a table, JSON and one page of plots."""
+"""Report of the suitability of traces: Markdown table, JSON and an HTML page with plots."""
 
 import base64
 import html
@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 from distill.analysis.suitability import RANK_EDGES, RATIO_EDGES, Suitability, draw
 from distill.io.files import write_atomically
 
-# Okabe and Ito's colours: told apart with any kind of colour vision.
+# Okabe and Ito's colour-blind-safe palette.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
-# Name, heading, format, and what it says.
+# Name, heading, format and meaning.
 _COLUMNS = (
     ("tokens", "tokens", "{:.0f}", "mean completion length in the student's tokens"),
     ("nll", "NLL", "{:.3f}", "the student's surprisal, nats a token"),
@@ -55,13 +55,13 @@ def write_report(
     """Write `scores.json`, `scores.md`, `traces.jsonl`, `scores.png` and `scores.html`.
 
     Args:
-        folder: where to.
-        found: by teacher.
-        rows: a row a trace, of all teachers.
-        cfg: with `resamples` and `seed` of the bootstrap.
+        folder: output folder.
+        found: suitability by teacher.
+        rows: one row per trace, of all teachers.
+        cfg: config with `resamples` and `seed` of the bootstrap.
 
     Returns:
-        What to print.
+        The table and rankings to print.
     """
     samples = _bootstrap(found, cfg.resamples, cfg.seed)
     summary = {teacher: _summary(one, samples[teacher]) for teacher, one in found.items()}
@@ -87,7 +87,7 @@ def write_report(
 
 
 def _bootstrap(found: Mapping[str, Suitability], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Figures of bootstrap samples by teacher; the same problems are drawn for all, where they share them."""
+    """Bootstrap samples of all figures by teacher; teachers with the same problems share the draws."""
     problems = sorted(set().union(*(one.frame["problem"] for one in found.values())))
     samples = {}
     for teacher, one in found.items():
@@ -123,7 +123,7 @@ def _summary(one: Suitability, samples: Mapping[str, np.ndarray]) -> dict[str, A
 def _ranking(
     name: str, most: bool, summary: Mapping[str, Any], samples: Mapping[str, Mapping[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
-    """Teachers by a figure, best first, each with its distance from the first; empty where one lacks it."""
+    """Rank teachers by a figure, best first, with their distance from the first; empty if one lacks it."""
     if len(summary) < 2 or any(name not in one["figures"] for one in summary.values()):
         return []
     sign = -1.0 if most else 1.0

@@ -1,5 +1,4 @@
-"""What a student and its teacher make of the same tokens: how far apart their distributions are, exact over
-the vocabulary, and how much the written token surprises each."""
+"""Per-token KL between teacher and student, exact over the vocabulary, and both models' surprisal."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +26,12 @@ _TRACES_PER_SHARD = 256
 
 
 class TokenDrift(NamedTuple):
-    """What two models make of a completion, a number a token.
+    """Per-token values of a completion under teacher and student, each float32 [tokens], in nats.
 
     Attributes:
-        kl: float32, KL(P‖Q) of the teacher's and the student's distribution there, in nats.
-        teacher_nll: float32, the teacher's surprisal at the written token.
-        student_nll: float32, the student's.
+        kl: KL(P‖Q) of the teacher's and the student's distribution at the token.
+        teacher_nll: the teacher's surprisal of the token.
+        student_nll: the student's surprisal of the token.
     """
 
     kl: np.ndarray
@@ -49,18 +48,18 @@ def token_drift(
     token_budget: int = 8192,
     label: str = "reading traces",
 ) -> list[TokenDrift]:
-    """What student and teacher make of every trace's completion tokens, from the cache where it is there.
+    """Compute per-token KL and surprisals of every trace's completion under student and teacher, cached.
 
     Args:
         student: Q.
-        teacher: P; reads its own prompt where a trace has a `teacher_view`, else the student's.
-        traces: with the token ids that both models share.
-        cache: folder of all caches.
-        token_budget: tokens a batch, padding included.
-        label: of the progress bar.
+        teacher: P; gets the prompt of the trace's `teacher_view` if there is one, else the student's prompt.
+        traces: traces with token ids that both models share.
+        cache: cache folder.
+        token_budget: tokens per batch, including padding.
+        label: label of the progress bar.
 
     Raises:
-        UserError: as in `measure`; a model's logits are no numbers.
+        UserError: as in `measure`, or a model's logits are not finite.
     """
     _refuse_what_does_not_compare(student, teacher, traces)
     read_by_teacher = [_as_teacher_reads(trace) for trace in traces]
@@ -98,7 +97,7 @@ def _refuse_what_does_not_compare(student: LazyModel, teacher: LazyModel, traces
 
 
 def _as_teacher_reads(trace: Trace) -> Trace:
-    """The same completion behind the teacher's own prompt, where it has one; nothing that training wants."""
+    """The same completion after the teacher's own prompt, if there is one, without fields for training."""
     prompt = trace.prompt_ids if trace.teacher_view is None else trace.teacher_view.prompt_ids
     return Trace(trace.example, prompt, trace.completion_ids)
 
@@ -122,7 +121,7 @@ def _read(
             head = lm.completion_head(read.input_ids, read.mask)
             heads.append(Head(head.hidden, head.weight[:size]))
         labels = batch.labels[batch.mask]
-        none = torch.zeros(len(labels), device=student.device)  # nothing is trained here
+        none = torch.zeros(len(labels), device=student.device)  # weights are irrelevant: nothing is trained
         terms = [WeightedTerm(loss, none) for loss in (forward_kl, _teacher_nll)]
         found = weighted_token_losses(heads[0], labels, terms, others={"log_p": heads[1]})
         columns = torch.stack([*found.losses, -found.logprobs]).float().cpu()

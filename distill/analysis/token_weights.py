@@ -1,4 +1,4 @@
-"""What a run's loss weighs single tokens of any traces: by its student as it was, or as it became."""
+"""Token weights that a run's loss assigns to any traces, with its student before or after training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from distill.runs.config import read_run_config, said_again
 from distill.statistics import Figure
 from distill.teacher.token_stats import score_tokens
 
-_ROUNDING = 1e-6  # of weights, which are computed in single precision
+_ROUNDING = 1e-6  # weights are computed in single precision; smaller spreads count as constant
 
 
 def token_weights(
@@ -36,30 +36,32 @@ def token_weights(
     models: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> pandas.DataFrame:
-    """The weights that a run's loss gives the tokens of traces, whether it was trained on them or not.
+    """Compute the weights that a run's loss gives to the tokens of traces, trained on or not.
 
-    Every trace counts as a micro-batch of its own, which only matters where weights compare tokens
-    (`loss=rho1`, `loss.control=shuffled`).
+    Every trace is a micro-batch of its own. This only matters for weights that compare tokens (`loss=rho1`,
+    `loss.control=shuffled`).
 
     Args:
-        run: a training run's folder.
-        records: a trace set, right traces or wrong; of empty ones there is no row.
-        stage: by the student `before` training, or `after` it.
-        cache: folder of all caches.
-        device: where models compute; None: on a GPU where there is one.
-        models: those that may be loaded of the models that the run's configuration names, as it names them;
-            the embedded ones and the run's own student may be without that. A run's folder may be somebody
-            else's, and so may be what it names.
-        trust_remote_code: run Python from the models' folders and repositories, whatever the run did.
+        run: run folder.
+        records: a trace set, correct or not; traces with empty completions are skipped.
+        stage: use the student `before` or `after` training.
+        cache: cache folder.
+        device: device of the models; None: a GPU if there is one.
+        models: models of the run's configuration that may be loaded, spelled as in it. Embedded models and
+            the run's own student are always allowed. Others must be listed, because a run folder may come
+            from someone else.
+        trust_remote_code: run Python code from the models' folders and repositories, whatever the run's
+            configuration says.
 
     Returns:
-        A row a token: `trace` (the record's id), `problem`, `correct`, `tokens` (of the trace), `position`
-        (from 0), `token` (its text), `weight`, and what the weight is made of: `student_logprobs`, ...
+        One row per token: `trace` (the record's id), `problem`, `correct`, `tokens` (of the trace),
+        `position` (from 0), `token` (its text), `weight`, and the signals it is computed from:
+        `student_logprobs`, ...
 
     Raises:
-        UserError: there is no such run, its weights ask for more than log-probs of the written tokens, a
-            model is not to be had or not among `models`, its loss or its data are built of what is none of
-            ours, or a trace is longer than a model's context.
+        UserError: the run does not exist, its weights need more than logprobs of the trace's tokens, a model
+            cannot be loaded or is not in `models`, the loss or data are built from code outside this
+            package, or a trace exceeds a model's context.
     """
     if stage not in ("before", "after"):
         raise UserError(f"stage={stage!r} is not one of before, after")
@@ -107,13 +109,13 @@ def token_weights(
 
 
 def _asked(objective: Objective) -> dict[str, Role]:
-    """The log-probs that the weights are made of, and whose they are.
+    """Map the logprobs that the weights are computed from to the role of their model.
 
     Raises:
-        UserError: they are made of something else, too.
+        UserError: the weights need other signals too.
     """
     asked = sorted(signals(objective.token_weight) & SIGNALS.keys())
-    # Of the sampler's, the student's entropy and steps only training knows.
+    # The sampler's logprobs, the student's entropy and reasoning steps exist only during training.
     if unknown := [name for name in asked if name != f"{SIGNALS[name].role}_logprobs"]:
         raise UserError(
             f"the weights of {name_of(objective.token_weight)} ask for {', '.join(unknown)}, which training "
@@ -159,8 +161,8 @@ def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -
 
 
 def by_trace(tokens: pandas.DataFrame) -> pandas.DataFrame:
-    """A row a trace of `token_weights`: `trace`, `problem`, `correct`, `tokens`, `weight` (its tokens' mean)
-    and `effective_share`, (Σw)²/Σw² as a share of its tokens; NaN where no token has a weight."""
+    """Aggregate `token_weights` to one row per trace: `trace`, `problem`, `correct`, `tokens`, `weight` (mean
+    over tokens) and `effective_share`, (Σw)²/Σw² as a share of the tokens; NaN if all weights are 0."""
     sums: Any = tokens.assign(square=tokens["weight"] ** 2).groupby("trace", sort=False)
     found = sums.agg(
         problem=("problem", "first"),
@@ -174,8 +176,8 @@ def by_trace(tokens: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def length_correlation(traces: pandas.DataFrame, *, resamples: int = 500, seed: int = 0) -> Figure | None:
-    """Spearman's correlation of mean weight and length over traces (`by_trace`), with a 95 % bootstrap
-    interval over problems; None where one of them does not vary."""
+    """Spearman correlation of mean weight and length over traces (`by_trace`), with a 95 % bootstrap interval
+    over problems; None if one of them is constant."""
     pair = traces[["weight", "tokens"]].to_numpy(dtype=np.float64)
     if _alike(pair):
         return None
@@ -184,8 +186,8 @@ def length_correlation(traces: pandas.DataFrame, *, resamples: int = 500, seed: 
 
 
 def right_minus_wrong(traces: pandas.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Figure | None:
-    """How much more right traces weigh than wrong ones, in means over traces (`by_trace`), with a 95 %
-    bootstrap interval over problems; None where there are not both. Traces that nobody judged do not count.
+    """Mean weight of correct traces minus that of wrong ones (`by_trace`), with a 95 % bootstrap interval
+    over problems; None unless there are both. Traces that were not graded are ignored.
     """
     judged: Any = traces[traces["correct"].notna()]
     right = judged["correct"].to_numpy(dtype=bool)
@@ -200,7 +202,7 @@ def right_minus_wrong(traces: pandas.DataFrame, *, resamples: int = 2000, seed: 
 
 
 def _alike(pair: np.ndarray) -> bool:
-    """Whether a column does not vary."""
+    """Whether a column is constant."""
     return bool((np.ptp(pair, axis=0) <= _ROUNDING).any())
 
 
@@ -210,12 +212,12 @@ def _spearman(pair: np.ndarray) -> float:
 
 
 def _drawn(traces: pandas.DataFrame, resamples: int, seed: int) -> np.ndarray:
-    """[resamples, traces] how often each is drawn: all traces of a problem together. None of one problem."""
+    """Bootstrap counts [resamples, traces]; traces of a problem are drawn together. Empty for one problem."""
     place, problems = pandas.factorize(traces["problem"])
     return draw(len(problems), resamples if len(problems) > 1 else 0, seed)[:, place]
 
 
 def _figure(value: float, samples: Sequence[float] | np.ndarray) -> Figure:
-    """NaN for bounds where there are no samples."""
+    """A figure with its 95 % interval; NaN bounds without samples."""
     low, high = np.percentile(samples, [2.5, 97.5]) if len(samples) else (np.nan, np.nan)
     return Figure(value, float(low), float(high))

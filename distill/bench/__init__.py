@@ -1,5 +1,4 @@
-"""`python -m distill.bench`: speed and memory of this package's steps beside other people's, in one run.
+"""`python -m distill.bench`: benchmark speed and memory of this package's steps against other packages.
 
-`comparisons.py` declares who is compared with whom and what is to be reached; each measurement is a process
-of its own (`child.py`), so that none inherits another's memory; `running.py` takes them in turn; `report.py`
-writes what came of it."""
+`comparisons.py` declares comparisons, contestants and goals. Each measurement is a separate process
+(`child.py`) with its own memory. `running.py` runs contestants in turn, `report.py` writes the results."""

@@ -1,4 +1,4 @@
-"""`python -m distill.bench [NAME ...]`: measure, and write what was found."""
+"""`python -m distill.bench [NAME ...]`: run speed and memory comparisons and write their results."""
 
 import argparse
 import difflib
@@ -17,8 +17,8 @@ from distill.config.console import one_sentence_errors
 from distill.errors import UserError
 
 _SHAPES = {"cpu": ["135m"], "cuda": ["0.5b", "1.5b"]}
-_BUSY = 0.25  # processors
-# Rows, completion tokens, warm-up and timed steps: on a CPU a measurement takes some half a minute.
+_BUSY = 0.25  # processors that other programs may use
+# Rows, completion tokens, warm-up steps and timed steps; on a CPU a measurement takes about half a minute.
 _SIZES = {"cpu": (4, 384, 1, 1), "cuda": (8, 896, 3, 10)}
 
 
@@ -59,16 +59,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distill.bench",
-        description="Speed and memory of this package's steps beside other people's. Every measurement is a "
-        "process of its own, contestants in turn; what is measured is kept, and a broken-off bench goes on.",
+        description="Compare speed and memory of this package's steps with other packages. Every measurement "
+        "is a separate process; contestants take turns. Measurements are saved, and an interrupted bench "
+        "resumes.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons; all where none is named")
-    parser.add_argument("--list", action="store_true", help="say what there is, and stop")
+    parser.add_argument("--list", action="store_true", help="list the comparisons and exit")
     parser.add_argument(
         "--only",
         action="append",
         metavar="CONTESTANT",
-        help="leave the others out, as in --only ours --only trl; --list names them",
+        help="measure only this contestant; repeatable (--only ours --only trl); --list shows the names",
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, in turn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -124,10 +125,10 @@ def _find(name: str) -> Comparison:
 
 
 def _only(comparisons: list[Comparison], names: list[str]) -> list[Comparison]:
-    """The comparisons with the named contestants alone, and the goals that can be told of these.
+    """Restrict the comparisons to the named contestants and to the goals that concern only these.
 
     Raises:
-        UserError: a comparison has fewer than all the named ones.
+        UserError: a comparison lacks one of the named contestants.
     """
     for one in comparisons:
         there = [contestant.name for contestant in one.contestants]
@@ -145,10 +146,10 @@ def _some(comparison: Comparison, names: Collection[str]) -> Comparison:
 
 
 def _check_machine(options: argparse.Namespace) -> None:
-    """Refuse what would be measured for nothing.
+    """Check that measurements are possible and meaningful on this machine.
 
     Raises:
-        UserError: there is no such device, the machine is busy, or a file is not there.
+        UserError: the device does not exist, the machine is busy, or a file does not exist.
     """
     if options.traces is not None:
         read_lengths(options.traces)

@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: `python -m distill.bench.child COMPARISON CONTESTANT SETTING`.
+"""A single measurement as a separate process: `python -m distill.bench.child COMPARISON CONTESTANT SETTING`.
 
-Prints one line of JSON, the last on its output."""
+Prints the measurement as one line of JSON, the last line of its output."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(comparison: str, contestant: str, setting: Setting) -> Measurement:
-    """A contestant's figures under a setting, taken in this process."""
+    """Measure a contestant under a setting in this process."""
     meter = Meter(setting)
     COMPARISONS[comparison].contestant(contestant)(setting, meter)
     return meter.measurement()

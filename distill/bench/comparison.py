@@ -1,4 +1,4 @@
-"""What a comparison is: a setting, contestants that are measured under it, and goals on their figures."""
+"""Comparisons: contestants measured under the same settings, and goals for their figures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,18 @@ Contest = Callable[..., None]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who is measured.
+    """An implementation that is measured.
 
     Attributes:
-        name: in files and goals.
-        label: in tables.
-        run: called in a fresh process with the setting, the meter and `options`; sets up, calls
+        name: name in files and goals.
+        label: name in tables.
+        run: called in a new process with the setting, the meter and `options`; sets up, calls
             `meter.begin()`, and `meter.step(…)` after each step.
         needs: packages that must be installed.
-        own_loss: its loss is another function than the first contestant's, and not compared with it.
-        keeps_activations: it is given a setting without `gradient_checkpointing`, and left out where the
-            others' is so, too.
+        own_loss: whether its loss is a different function from the first contestant's, so that their values
+            are not compared.
+        keeps_activations: whether to run it without `gradient_checkpointing` in any case; it is skipped if
+            the others run without it too.
     """
 
     name: str
@@ -48,14 +49,14 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be reached: a bound on one contestant's figure, or on how it stands to another's.
+    """A goal: a bound on a contestant's figure, or on its ratio or difference to another contestant's.
 
     Attributes:
-        metric: see `Measurement.value`.
-        of: the contestant's name.
-        over: whose figure it is divided by, or taken from with `how=difference`.
-        how: `slope` is that of the figure's logarithm over the logarithm of the comparison's axis.
-        shape: applies to this shape alone.
+        metric: name of the figure, see `Measurement.value`.
+        of: name of the contestant.
+        over: name of the contestant whose figure is the divisor, or is subtracted with `how=difference`.
+        how: how the figure is evaluated; `slope` is the log-log slope over the comparison's axis.
+        shape: model shape that the goal applies to; None: all.
     """
 
     metric: str
@@ -68,7 +69,7 @@ class Goal:
 
     @property
     def bound(self) -> str:
-        """Such as "≥ 1.5"."""
+        """The bound as text, such as "≥ 1.5"."""
         if math.isfinite(self.at_least) and math.isfinite(self.at_most):
             return f"{self.at_least:g} to {self.at_most:g}"
         return f"≥ {self.at_least:g}" if math.isfinite(self.at_least) else f"≤ {self.at_most:g}"
@@ -76,19 +77,19 @@ class Goal:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contestants under one setting.
+    """Contestants measured under the same settings.
 
     Attributes:
-        name: on the command line and of the files.
-        title: in tables.
-        contestants: the first is ours, the others are set beside it.
-        goals: what is to be reached.
-        changes: to the setting, by field.
-        axis: the field that is varied, where growth is measured.
-        points: its values.
-        device: the only one that it can be measured on; None: any.
-        models: whether whole models take part.
-        note: below the table: how to read it.
+        name: name on the command line and of the files.
+        title: title in tables.
+        contestants: the first is ours; the others are compared with it.
+        goals: goals for the figures.
+        changes: changes to the base setting, by field.
+        axis: field of the setting that is varied, to measure growth.
+        points: values of the axis.
+        device: the only device that it can run on; None: any.
+        models: whether complete models are run.
+        note: explanation below the table.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Comparison:
     note: str = ""
 
     def settings(self, base: Setting) -> list[Setting]:
-        """The settings that its contestants are measured under: one, or one a point of the axis."""
+        """The settings to measure under: a single one, or one per point of the axis."""
         changed = replace(base, **self.changes)
         return [replace(changed, **{self.axis: x}) for x in self.points] if self.axis else [changed]
 
@@ -113,7 +114,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over rounds."""
+    """Median and range of a figure over rounds."""
 
     median: float
     least: float
@@ -124,15 +125,15 @@ class Spread:
         return Spread(median(values), min(values), max(values))
 
 
-# By contestant: a list of rounds, each a list over the comparison's settings.
+# By contestant: a list of rounds, each a list of measurements over the comparison's settings.
 Rounds = Mapping[str, Sequence[Sequence[Measurement]]]
 
 
 def outcome(goal: Goal, comparison: Comparison, rounds: Rounds) -> Spread | None:
-    """The goal's figure, round by round: both sides of a ratio come from the same round.
+    """Evaluate a goal's figure in every round; both sides of a ratio come from the same round.
 
     Returns:
-        Its median and range; None where a contestant that it asks for was not measured.
+        Median and range; None if a contestant of the goal was not measured.
     """
     if not rounds.get(goal.of) or (goal.over is not None and not rounds.get(goal.over)):
         return None
@@ -150,5 +151,5 @@ def outcome(goal: Goal, comparison: Comparison, rounds: Rounds) -> Spread | None
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Of log y over log x, by least squares: 0 where y does not grow, 1 where it grows as x does."""
+    """Least-squares slope of log y over log x: 0 if y is constant, 1 if it is proportional to x."""
     return float(np.polyfit(np.log(xs), np.log(np.maximum(ys, 1e-12)), 1)[0])

@@ -1,4 +1,4 @@
-"""Who is compared with whom, and what is to be reached."""
+"""The comparisons: contestants and goals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ _GKD_NOTE = (
 
 
 def ours(name: str) -> Callable[..., None]:
-    """A function of `ours.py`, imported where it runs: the list of comparisons is there without torch."""
+    """A function of `ours.py`, imported when called, so that listing comparisons does not import torch."""
 
     def run(setting: Setting, meter: Meter, **options: Any) -> None:
-        tune_allocator()  # as train.py does
+        tune_allocator()  # as in train.py
         from distill.bench import ours as module
 
         getattr(module, name)(setting, meter, **options)
@@ -28,7 +28,7 @@ def ours(name: str) -> Callable[..., None]:
 
 
 def peers(name: str) -> Callable[..., None]:
-    """The same of `peers.py`."""
+    """A function of `peers.py`, imported when called."""
 
     def run(setting: Setting, meter: Meter, **options: Any) -> None:
         from distill.bench import peers as module
@@ -54,12 +54,12 @@ def _gkd(name: str, label: str, beta: float, loss: str, *needs: str, **more: Any
 
 
 def _divergence(kind: str, beta: float) -> Comparison:
-    """A step with a live teacher."""
-    # On traces alone GKD's preset is the divergence by itself.
+    """A training step with a live teacher."""
+    # Without rollouts, the preset of GKD is the plain divergence.
     loss, *overrides = ("on_policy_kd", "loss.rollouts=dataset") if kind == "jsd" else (kind,)
     contestants = [
         _step("ours", "distill", loss, *overrides),
-        # Which is our default, as computing anew is TRL's: what the memory that is spared can be spent on.
+        # Our default, while TRL's is gradient checkpointing: the saved memory allows keeping activations.
         _step(
             "ours_kept",
             "distill, activations kept",
@@ -97,7 +97,7 @@ def _divergence(kind: str, beta: float) -> Comparison:
 
 
 def _head(kind: str) -> Comparison:
-    """The head alone."""
+    """The output head alone."""
     ways = [
         ("ours", "distill, in chunks", ()),
         ("full", "full logits, as one writes them first", ()),
@@ -172,7 +172,7 @@ _CACHE = Comparison(
         ),
     ),
     (
-        # What the FLOPs allow: 1.3 between models of one size, 1.9 for 1.5B under 7B.
+        # The bound given by the FLOPs: 1.3 for models of equal size, 1.9 for a 1.5B student of a 7B teacher.
         Goal("tokens_per_second", "hidden_states", "live", at_least=1.3),
     ),
     note="Teacher and student are of one size here; a larger teacher makes the cache pay sooner.",
@@ -191,7 +191,9 @@ _ALL = (
         ),
         (
             Goal("tokens_per_second", "ours", "trl", at_least=1.0),
-            Goal("peak_bytes", "ours", "trl", at_most=1.01),  # no more, as far as memory can be told
+            Goal(
+                "peak_bytes", "ours", "trl", at_most=1.01
+            ),  # equal up to the precision of memory measurements
         ),
     ),
     _divergence("forward_kl", 0.0),

@@ -1,7 +1,7 @@
-"""The output head alone: loss and gradients from hidden states, ours, from full logits, and other people's.
+"""The output head alone: loss and gradients from hidden states, by our code, full logits, and other packages.
 
-Beside the time and the peak stand the errors of the loss and of the states' gradient against the definition
-in float64, because a saving that computes something else is none."""
+Besides time and peak memory, this measures errors of the loss and of the hidden states' gradient against the
+definition in float64, because savings only count if the result is correct."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,25 +24,23 @@ Way = Literal["ours", "full", "freed", "liger", "trl_chunked", "torchtune"]
 _BETA: dict[Kind, float] = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 _TOKEN_LOSS = {"sft": cross_entropy, "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
-# Of one step: hidden states, matrix, the teacher's states and matrix, labels.
+# Inputs of one step: hidden states, output matrix, the teacher's hidden states and output matrix, labels.
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = True) -> None:
-    """Forward and backward over `setting.head_tokens` tokens, again and again.
+    """Measure repeated forward and backward passes over `setting.head_tokens` tokens.
 
     Args:
-        setting: what is measured.
-        meter: is told of every step.
-        kind: of loss, the mean over all tokens.
-        way: who computes it. `full`: from full logits, as one writes it first; `freed`: each tensor freed as
-            soon as it can be.
+        setting: setting of the measurement.
+        meter: meter to report every step to.
+        kind: which loss; the mean over all tokens.
+        way: implementation. `full`: straightforward, from full logits; `freed`: the same with each tensor
+            freed as early as possible.
         exact: also compute the errors against float64.
     """
     loss_of = _way(kind, way, meter)
-    loss_of(
-        draw(replace(setting, head_tokens=32, vocabulary=256))
-    ).backward()  # what is imported on first use
+    loss_of(draw(replace(setting, head_tokens=32, vocabulary=256))).backward()  # triggers lazy imports
     tensors = draw(setting)
     hidden, weight = tensors[:2]
     meter.needed = hidden.element_size() * (hidden.numel() + weight.numel())  # the gradients
@@ -66,7 +64,7 @@ def head(setting: Setting, meter: Meter, kind: Kind, way: Way, exact: bool = Tru
 
 
 def _errors(kind: Kind, way: Way, tensors: Tensors, loss: Tensor, gradient: Tensor) -> tuple[float, float]:
-    """Relative errors of the loss and of the states' gradient against float64."""
+    """Relative errors of the loss and of the hidden states' gradient against float64."""
     value, exact = definition(kind, tensors)
     if way == "torchtune" and kind == "forward_kl":
         value = value + _entropy(tensors)
@@ -75,7 +73,7 @@ def _errors(kind: Kind, way: Way, tensors: Tensors, loss: Tensor, gradient: Tens
 
 
 def _in_bf16(tensors: Tensors, tokens: int) -> Tensors:
-    """The first tokens, rounded."""
+    """The first tokens, rounded to bf16."""
     hidden, weight, theirs, their_weight, labels = (tensor.detach() for tensor in tensors)
     return (
         hidden[:tokens].bfloat16().requires_grad_(),
@@ -87,7 +85,7 @@ def _in_bf16(tensors: Tensors, tokens: int) -> Tensors:
 
 
 def draw(setting: Setting) -> Tensors:
-    """Random states, with logits as far apart as a trained model's."""
+    """Random inputs whose logits are spread like a trained model's."""
     shape = shape_of(setting)
     size = setting.vocabulary or shape.vocabulary
     torch.manual_seed(setting.seed)
@@ -96,7 +94,7 @@ def draw(setting: Setting) -> Tensors:
     def normal(rows: int, scale: float) -> Tensor:
         return torch.randn(rows, shape.hidden, device=device, dtype=dtype).mul_(scale)
 
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # as training computes there
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # as in training
     spread = 2.0 / shape.hidden**0.5
     hidden = normal(setting.head_tokens, 1.0)
     theirs = hidden + normal(setting.head_tokens, 0.5)
@@ -114,7 +112,7 @@ def _way(kind: Kind, way: Way, meter: Meter) -> Callable[[Tensors], Tensor]:
     from distill.bench import peers
 
     meter.packages.add({"liger": "liger-kernel", "trl_chunked": "trl", "torchtune": "torchtune"}[way])
-    if kind == "sft" and way == "liger":  # a Triton kernel: on a GPU alone
+    if kind == "sft" and way == "liger":  # a Triton kernel, for GPUs only
         fused = peers.peer("liger_kernel.transformers:LigerFusedLinearCrossEntropyLoss")()
         return lambda tensors: fused(tensors[1], tensors[0], tensors[4])
     if kind == "sft":
@@ -146,8 +144,8 @@ def ours(kind: Kind, tensors: Tensors) -> Tensor:
 
 
 def from_logits(kind: Kind, tensors: Tensors, *, freed: bool) -> Tensor:
-    """What one writes first: logits of all tokens, and torch's own loss of them; `freed`: no logits kept
-    beside their log-softmax."""
+    """Straightforward implementation: logits of all tokens and torch's loss; `freed`: logits are freed once
+    their log-softmax is computed."""
     hidden, weight, theirs, their_weight, labels = tensors
     logits = hidden @ weight.T
     if kind == "sft":
@@ -164,7 +162,7 @@ def from_logits(kind: Kind, tensors: Tensors, *, freed: bool) -> Tensor:
 
 
 def _divergence(kind: Kind, log_q: Tensor, log_p: Tensor) -> Tensor:
-    """[tokens, vocab], whose sum over the vocabulary is the divergence."""
+    """Summands [tokens, vocab] of the divergence."""
     if kind == "forward_kl":
         return F.kl_div(log_q, log_p, reduction="none", log_target=True)
     if kind == "reverse_kl":
@@ -175,8 +173,8 @@ def _divergence(kind: Kind, log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def definition(kind: Kind, tensors: Tensors, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient at the hidden states in float64, straight from the formula, a few tokens at a
-    time."""
+    """Compute the loss and its gradient with respect to the hidden states in float64, directly from the
+    formula, a few tokens at a time."""
     hidden, weight, theirs, their_weight, labels = (tensor.detach() for tensor in tensors)
     weight, their_weight = weight.double(), their_weight.double()
     total, gradients = weight.new_zeros(()), []

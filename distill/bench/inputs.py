@@ -1,7 +1,7 @@
-"""What all contestants of a comparison are given: the same random models, the same tokens.
+"""Inputs shared by all contestants of a comparison: random models and tokens.
 
-Weights are random, since no step's cost depends on them; tokens are words of a vocabulary as large as the
-output matrix, so that text and token ids are the same thing to every contestant."""
+Weights are random, because a step's cost does not depend on them. Every token of the vocabulary is a word, so
+that text and token ids are equivalent for every contestant."""
 
 import gzip
 import json
@@ -37,14 +37,14 @@ SHAPES = {
     "0.5b": Shape("qwen2", 896, 24, 14, 2, 4864, 151_936),  # Qwen2.5-0.5B
     "1.5b": Shape("qwen2", 1536, 28, 12, 2, 8960, 151_936),  # Qwen2.5-1.5B
 }
-# Tokens of GSM8K's 7,473 training problems and of their human solutions with SmolLM2's tokenizer (the first
-# 3,000): mean and deviation of the logarithm, and the longest.
+# Token counts of GSM8K's 7,473 training problems and of their human solutions with SmolLM2's tokenizer (the
+# first 3,000): mean and standard deviation of the logarithm, and maximum.
 _PROMPT = (4.03, 0.35, 194)
 _COMPLETION = (4.73, 0.42, 455)
-_CHARACTERS = (3.9, 2.3)  # a token there, of problems and of solutions
+_CHARACTERS = (3.9, 2.3)  # characters per token in these problems and solutions
 _PAD, _END = "<pad>", "<end>"
 
-Row = tuple[list[int], list[int]]  # token ids of a prompt and of its completion, end token included
+Row = tuple[list[int], list[int]]  # token ids of a prompt and of its completion, including the end token
 
 
 def shape_of(setting: Setting) -> Shape:
@@ -52,13 +52,13 @@ def shape_of(setting: Setting) -> Shape:
 
 
 def default_folder() -> Path:
-    """Where inputs lie: `DISTILL_BENCH`, else the user's cache."""
+    """Folder of the inputs: `DISTILL_BENCH`, else in the user's cache."""
     named = os.environ.get("DISTILL_BENCH")
     return Path(named) if named else Path("~/.cache/distill/bench").expanduser()
 
 
 def model_folder(setting: Setting, role: str) -> Path:
-    """A saved model with its tokenizer; made on first use."""
+    """Folder of a saved model with its tokenizer, created on first use."""
     folder = Path(setting.inputs) / setting.shape / f"{role}-{setting.seed}"
     if not folder.is_dir():
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -92,7 +92,7 @@ def _save_model(setting: Setting, role: str, folder: Path) -> None:
 
 
 def _tokenizer(vocabulary: int) -> Any:
-    """Words "w2", "w3", …: each its own token."""
+    """Make a tokenizer in which each of the words "w2", "w3", … is a token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -104,12 +104,12 @@ def _tokenizer(vocabulary: int) -> Any:
 
 
 def batch_rows(setting: Setting) -> list[Row]:
-    """The traces of a step's batch, all of one length."""
+    """Traces of a batch, all of the same length."""
     return draw_rows(setting, [(setting.prompt, setting.completion)] * setting.rows)
 
 
 def ragged_rows(setting: Setting, scale: float = 1.0) -> list[Row]:
-    """`setting.traces` traces of real lengths."""
+    """`setting.traces` traces with realistic lengths."""
     return draw_rows(setting, trace_lengths(setting, scale))
 
 
@@ -122,7 +122,7 @@ def draw_rows(setting: Setting, lengths: Sequence[tuple[int, int]]) -> list[Row]
 
 
 def trace_lengths(setting: Setting, scale: float = 1.0) -> list[tuple[int, int]]:
-    """Tokens of prompts and completions: of the given file's traces, else drawn as GSM8K's are."""
+    """Prompt and completion lengths in tokens: of the given file's traces, else sampled like GSM8K's."""
     random = np.random.default_rng(setting.seed)
     if setting.lengths is None:
         drawn = [
@@ -137,10 +137,10 @@ def trace_lengths(setting: Setting, scale: float = 1.0) -> list[tuple[int, int]]
 
 
 def read_lengths(path: Path) -> list[tuple[float, float]]:
-    """Lengths of a file's problems and solutions in tokens, by their characters.
+    """Lengths of a file's problems and solutions in tokens, estimated from their characters.
 
     Raises:
-        UserError: the file is not there, or its records hold no problem with a solution.
+        UserError: the file does not exist, or its records have no problems with solutions.
     """
     if not path.is_file():
         raise UserError(f"--traces {path} does not exist")
@@ -173,10 +173,10 @@ def _first(record: dict[str, Any], *names: str) -> str:
 
 
 def write_traces(setting: Setting, rows: Sequence[Row], path: Path) -> Path:
-    """The rows as a file of traces: a problem and a completion each, in words."""
+    """Write the rows as a file of traces with problems and completions as text."""
 
     def text(ids: Sequence[int]) -> str:
-        # With a blank before each, so that a completion right behind its problem begins a word.
+        # A space before each word, so that a completion directly after its problem starts a new word.
         return "".join(f" w{number}" for number in ids)
 
     def write(temporary: Path) -> None:

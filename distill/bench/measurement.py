@@ -1,4 +1,4 @@
-"""A setting of a comparison, and what a measurement gives."""
+"""Settings and results of measurements."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,22 +6,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement is taken of; the same for all contestants of a comparison.
+    """Setting of a measurement, the same for all contestants of a comparison.
 
     Attributes:
-        device: where the models are.
-        shape: of student and teacher, a name in `inputs.SHAPES`.
-        rows: traces a batch, each of `prompt` + `completion` tokens.
-        warmup: steps before the clock starts: the optimizer's state and lazy set-up are made in them.
-        steps: steps on the clock.
-        head_tokens: completion tokens where the output head is measured alone.
-        vocabulary: rows of the output matrix there; None: the shape's.
-        traces: how many, where the data pipeline or a batch layout is measured.
-        lengths: file of traces whose lengths are taken there; None: as GSM8K's solutions are.
-        gradient_checkpointing: whether layers are computed anew in the backward pass, by all but those who
-            keep activations.
-        seed: of weights, tokens and lengths.
-        inputs: folder of models and tokens, made once.
+        device: device of the models.
+        shape: shape of student and teacher, a name in `inputs.SHAPES`.
+        rows: traces per batch, each of `prompt` + `completion` tokens.
+        warmup: untimed steps at the start, for the optimizer state and lazy initialization.
+        steps: timed steps.
+        head_tokens: completion tokens when the output head is measured alone.
+        vocabulary: rows of the output matrix when the output head is measured alone; None: the shape's.
+        traces: number of traces when the data pipeline or a batch layout is measured.
+        lengths: file whose traces' lengths are used then; None: lengths like those of GSM8K.
+        gradient_checkpointing: whether activations are recomputed in the backward pass, except by contestants
+            with `keeps_activations`.
+        seed: seed of weights, tokens and lengths.
+        inputs: folder of models and tokens, created once.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -42,16 +42,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one process found.
+    """Result of one process.
 
     Attributes:
-        seconds: of each timed step.
-        tokens: completion tokens that each of them trained on.
-        peak_bytes: the most memory beyond what was there when the models were loaded, warm-up included.
-        losses: of all steps, warm-up included.
-        versions: of the packages that took part.
-        figures: whatever else was measured, by name (`gradient_error`, `disk_bytes_per_token`, …).
-        others: processors that other programs kept busy meanwhile.
+        seconds: seconds of each timed step.
+        tokens: completion tokens trained on in each timed step.
+        peak_bytes: peak memory beyond that after loading the models, including warm-up.
+        losses: losses of all steps, including warm-up.
+        versions: versions of the packages involved.
+        figures: other measured figures by name (`gradient_error`, `disk_bytes_per_token`, …).
+        others: processors kept busy by other programs in the meantime.
     """
 
     seconds: list[float]
@@ -66,7 +66,7 @@ class Measurement:
         """A figure by name.
 
         Raises:
-            KeyError: this contestant does not measure it.
+            KeyError: the contestant does not measure it.
         """
         if metric == "tokens_per_second":
             return sum(self.tokens) / sum(self.seconds)

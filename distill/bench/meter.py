@@ -1,4 +1,4 @@
-"""Time and memory of the steps of one process, whoever takes them."""
+"""Measure time and memory of training steps in this process, for any contestant."""
 
 import contextlib
 import ctypes
@@ -20,13 +20,13 @@ _STATUS = Path("/proc/self/status")
 
 
 class Measured(Exception):
-    """Raised where everything is measured, to leave a trainer that would go on to save and to report."""
+    """Raised after the last measured step, to leave a trainer before it saves or reports anything."""
 
 
 class Meter:
-    """Told by a contestant when its models are loaded and when a step has ended.
+    """Meter that a contestant calls after loading its models and after each step.
 
-    A step is timed from the end of the one before, so that a trainer's own work between steps counts.
+    A step is timed from the end of the previous one, so that a trainer's work between steps counts.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -34,20 +34,19 @@ class Meter:
         self.wanted = setting.warmup + setting.steps
         self.ends: list[float] = []
         self.tokens: list[int] = []
-        self.losses: list[Any] = []  # numbers or tensors without gradient, read at the end
+        self.losses: list[Any] = []  # numbers or detached tensors, read at the end
         self.figures: dict[str, float] = {}
-        self.needed = 0  # bytes of gradients and optimizer state, which every way to take the step must have
+        self.needed = 0  # bytes of gradients and optimizer state, which every implementation needs
         self.packages: set[str] = {"torch", "transformers"}
         self._began = 0.0
         self._memory = _Memory(setting.device)
 
     def begin(self, trained: Iterable[Any] = (), frozen: Iterable[Any] = ()) -> None:
-        """Everything is loaded and the first step is next: memory counts from here on.
+        """Start measuring memory; to be called after loading, before the first step.
 
         Args:
-            trained: models with AdamW; their gradients and its two moments are what `needed` says.
-            frozen: models beside them. All weights are read once, so that a file that lies mapped in memory
-                counts as loaded.
+            trained: models trained with AdamW; `needed` is the size of their gradients and AdamW's moments.
+            frozen: other models. All weights are read once, so that memory-mapped files count as loaded.
         """
         for model in trained:
             for parameter in model.parameters():
@@ -60,11 +59,11 @@ class Meter:
         self._began = time.perf_counter()
 
     def step(self, loss: Any, tokens: int) -> None:
-        """A step has ended.
+        """Record the end of a step.
 
         Args:
-            loss: a number, or a tensor that is not looked at before all is measured; None: it has none.
-            tokens: completion tokens that it trained on.
+            loss: a number, or a tensor that is not read before all steps are measured; None: no loss.
+            tokens: completion tokens trained on.
         """
         if self.setting.device == "cuda":
             import torch
@@ -98,10 +97,10 @@ class Meter:
 
 
 class _Memory:
-    """The greatest memory between `begin` and `end`, beyond what was there at `begin`.
+    """Peak memory between `begin` and `end`, beyond that at `begin`.
 
-    On a GPU the allocator's; on a CPU the process's resident memory, by the kernel's own high-water mark
-    where it lets itself be reset (Linux), else by a thread that looks every few milliseconds.
+    On a GPU that of torch's allocator; on a CPU the process's resident memory, by the kernel's high-water
+    mark if it can be reset (Linux), else by a thread that polls every few milliseconds.
     """
 
     def __init__(self, device: str) -> None:
@@ -147,8 +146,7 @@ class _Memory:
 
 
 def give_back_memory() -> None:
-    """What was freed while loading goes back to the system, so that it is not there for the steps to use
-    unseen."""
+    """Return freed memory to the system, so that steps cannot reuse it without being measured."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -164,8 +162,8 @@ def _reset_high_water() -> bool:
 
 
 def _resident(name: str) -> int:
-    """Bytes; VmRSS is what is resident now, VmHWM the most it has been."""
-    if not _STATUS.is_file():  # no Linux
+    """Resident memory in bytes; VmRSS: current, VmHWM: peak."""
+    if not _STATUS.is_file():  # not Linux
         import resource
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -175,7 +173,7 @@ def _resident(name: str) -> int:
 
 
 def busy_processors(seconds: float = 1.0) -> float:
-    """How many processors other programs keep busy, over so long; 0 where the system does not say."""
+    """Mean number of processors that other programs use during `seconds`; 0 if the system does not tell."""
     before, own = busy_seconds(), sum(os.times()[:2])
     if before is None:
         return 0.0
@@ -185,7 +183,7 @@ def busy_processors(seconds: float = 1.0) -> float:
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that all programs have spent since the machine started."""
+    """Processor seconds used by all programs since boot; None if the system does not tell."""
     stat = Path("/proc/stat")
     if not stat.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Our own steps: real runs of `train.py`, from the configuration on, with a meter among the callbacks."""
+"""Our contestants: real runs of `train.py`, starting from the configuration, with a meter as a callback."""
 
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -30,29 +30,29 @@ from distill.training.module import DistillModule
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
 
-LEARNING_RATE = 1.0e-5  # everybody's, constant, with AdamW's usual betas and no decay
+LEARNING_RATE = 1.0e-5  # same for all contestants: constant, AdamW with default betas, no weight decay
 CLIP = 1.0
 
 
 def train(setting: Setting, meter: Meter, loss: str, overrides: Sequence[str] = ()) -> None:
-    """A run on one batch, again and again; `loss` is a file of `conf/loss/`."""
+    """Measure a run that repeats one batch; `loss` is a preset in `conf/loss/`."""
     meter.packages.add("lightning")
     words = [f"loss={loss}", f"trainer.max_steps={meter.wanted}", *_layout("padded"), *overrides]
     _run(setting, meter, words, batch_rows(setting), batch_size=setting.rows)
 
 
 def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16) -> None:
-    """A run over traces of real lengths, once, laid out as `data.layout` says; it counts as one step."""
+    """Measure one epoch over traces of realistic lengths with a `data.layout`; it counts as one step."""
     meter.packages.add("lightning")
     words = ["loss=sft", "data.epochs=1", *_layout(layout)]
     _run(setting, _WholeRun(meter), words, ragged_rows(setting), batch_size=batch_size)
 
 
 def _layout(name: str) -> list[str]:
-    """The override for a layout; nothing for `padded` where this version knows no other.
+    """The override for a layout; none for `padded` if this version has no other layout.
 
     Raises:
-        UserError: this version does not know it.
+        UserError: this version does not have the layout.
     """
     if "\nlayout:" in (CONFIG / "shared" / "recipe.yaml").read_text(encoding="utf-8"):
         return [f"data.layout={name}"]
@@ -76,10 +76,10 @@ def _run(
 def set_up(
     setting: Setting, words: Sequence[str], rows: Sequence[Row], batch_size: int, folder: Path
 ) -> Setup:
-    """A run on these rows.
+    """Set up a run on the given rows.
 
     Raises:
-        UserError: this version has not what the words ask for.
+        UserError: this version does not support one of the overrides.
     """
     data = write_traces(setting, rows, folder / "traces.jsonl")
     student, teacher = (model_folder(setting, role) for role in ("student", "teacher"))
@@ -112,7 +112,7 @@ def set_up(
 
 
 class _Steps(lightning.Callback):
-    """Tells the meter of every optimizer step, and ends the run before it writes anything of the last."""
+    """Callback that reports every optimizer step to the meter and ends the run before final writes."""
 
     def __init__(self, meter: "Meter | _WholeRun") -> None:
         self.meter = meter
@@ -128,7 +128,7 @@ class _Steps(lightning.Callback):
         module: DistillModule = pl_module
         totals = module.totals
         flops = totals["student_flops"] + totals["teacher_flops"]
-        self.meter.figures["flops_per_step"] = flops - self.flops  # of the matrix products
+        self.meter.figures["flops_per_step"] = flops - self.flops  # FLOPs of the matrix products
         self.meter.step(totals["last_loss"], round(totals["tokens"] - self.tokens))
         self.tokens, self.flops = totals["tokens"], flops
         if self.meter.done:
@@ -141,7 +141,7 @@ class _Steps(lightning.Callback):
 
 
 class _WholeRun:
-    """A meter for which the whole run is one step."""
+    """A meter that counts the whole run as one step."""
 
     done = False
 
@@ -163,7 +163,7 @@ class _WholeRun:
 
 
 def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
-    """The same steps without Lightning and without what a run writes of them: what they cost at least."""
+    """Measure the same steps in a plain loop without Lightning, metrics and logs: their minimum cost."""
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         rows = batch_rows(setting)
@@ -187,11 +187,11 @@ def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:
         mean.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
-        meter.step(mean.item(), int(batch.mask.sum()))  # a look at the device, as a run has one
+        meter.step(mean.item(), int(batch.mask.sum()))  # synchronizes once per step, as a run does
 
 
 def make_cache(setting: Setting, meter: Meter, source: Source) -> None:
-    """What it costs to keep the teacher's distribution at a batch's completion tokens, and its size."""
+    """Measure caching the teacher's distributions for a batch: time, memory, and bytes on disk."""
     quiet()
     model = LazyModel(find_model(str(model_folder(setting, "teacher")), key="model.teacher"), setting.device)
     rows = batch_rows(setting)
@@ -210,14 +210,14 @@ def make_cache(setting: Setting, meter: Meter, source: Source) -> None:
 
 
 def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
-    """From a file of traces to the last batch of an epoch, without a model: read, tokenise, collate."""
+    """Measure the data pipeline without a model: read a file of traces, tokenize, collate one epoch."""
     quiet()
     source = find_model(str(model_folder(setting, "student")), key="model.student")
     lengths = [(32, 32)] * setting.traces
     with tempfile.TemporaryDirectory() as folder:
         data = write_traces(setting, draw_rows(setting, lengths), Path(folder) / "traces.jsonl")
         fields = {"problem": "problem", "completion": "completion"}
-        # What is read once, whatever the number of traces, is read before the clock starts: the tokenizer.
+        # Load the tokenizer before the clock starts; its cost does not depend on the number of traces.
         first = read_examples(path=str(data), fields=fields)[:1]
         TraceRecipe(lambda: first).tokenize(first, source)
         meter.begin()
@@ -241,7 +241,7 @@ def pipeline(setting: Setting, meter: Meter, batch_size: int = 8) -> None:
 
 
 def utilization(setting: Setting, meter: Meter, peak_tflops: float | None = None) -> None:
-    """SFT, and which share of the GPU's peak its matrix products reach."""
+    """Measure SFT and its model FLOPs utilization (matrix products / the GPU's peak)."""
     name = torch.cuda.get_device_name()
     peak = peak_tflops or next((value for part, value in _PEAKS.items() if part in name), None)
     if peak is None:
@@ -252,5 +252,5 @@ def utilization(setting: Setting, meter: Meter, peak_tflops: float | None = None
     meter.figures["mfu"] = flops * len(found.seconds) / sum(found.seconds) / (peak * 1e12)
 
 
-# Dense bf16 with fp32 sums, TFLOP/s, by the makers' data sheets.
+# Peak TFLOP/s for dense bf16 with fp32 accumulation, from the vendors' data sheets.
 _PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}

@@ -1,7 +1,7 @@
-"""Other people's steps: on the same tokens and weights, with the same optimizer, in their own trainers.
+"""Contestants from other packages: their trainers on the same tokens and weights, with the same optimizer.
 
-What differs from their defaults is said here, once: gradient checkpointing for all or for none (TRL turns it
-on), AdamW fused and without decay, a constant learning rate, no dropout, every step logged, nothing saved."""
+Differences from their defaults: gradient checkpointing for all contestants or for none (TRL's default is on),
+fused AdamW without weight decay, a constant learning rate, no dropout, every step logged, nothing saved."""
 
 import importlib
 import importlib.util
@@ -26,14 +26,14 @@ Loss = Literal["own", "liger", "trl_chunked", "torchtune_forward_kl", "torchtune
 
 
 def peer(path: str) -> Any:
-    """`module:name` of another package, of none that type checkers need to find."""
+    """Import `module:name` of an optional package that type checkers need not find."""
     module, _, name = path.partition(":")
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     return getattr(importlib.import_module(module), name)
 
 
 def sft_trainer(setting: Setting, meter: Meter) -> None:
-    """TRL's SFTTrainer, whose `nll` is the chunked one (once `chunked_nll`): no full logits."""
+    """TRL's SFTTrainer, whose `nll` loss is chunked (formerly `chunked_nll`), without full logits."""
     meter.packages |= {"trl", "accelerate"}
     rows = batch_rows(setting)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def sft_trainer(setting: Setting, meter: Meter) -> None:
 
 
 def transformers_trainer(setting: Setting, meter: Meter) -> None:
-    """transformers' own Trainer, with the loss that the model itself computes from full logits."""
+    """transformers' Trainer, with the model's own loss from full logits."""
     from transformers import Trainer, TrainingArguments
 
     meter.packages.add("accelerate")
@@ -67,16 +67,16 @@ def transformers_trainer(setting: Setting, meter: Meter) -> None:
 
 
 def gkd_trainer(setting: Setting, meter: Meter, beta: float, loss: Loss = "own") -> None:
-    """TRL's GKDTrainer on the data's completions alone, with its own loss or another in its place.
+    """TRL's GKDTrainer without rollouts, with its own loss or a replacement.
 
     Args:
-        setting: what is measured.
-        meter: is told of every step.
+        setting: setting of the measurement.
+        meter: meter to report every step to.
         beta: 0 is forward KL, 1 reverse KL.
-        loss: `own`: from full logits. `liger`: LigerFusedLinearJSDLoss on the hidden states, as earlier
-            releases' GKDTrainer took it with use_liger_kernel, its cross-entropy half turned off.
-            `trl_chunked`: that of TRL's DistillationTrainer, which is on-policy only. `torchtune_…`: its
-            chunked losses, as its distillation recipe calls them.
+        loss: `own`: from full logits. `liger`: LigerFusedLinearJSDLoss on the hidden states, as in earlier
+            releases of GKDTrainer with use_liger_kernel, without its cross-entropy half. `trl_chunked`: the
+            loss of TRL's DistillationTrainer, which is on-policy only. `torchtune_…`: torchtune's chunked
+            losses, as its distillation recipe calls them.
     """
     meter.packages |= {"trl", "accelerate"}
     trainer_class: Any = peer("trl.experimental.gkd.gkd_trainer:GKDTrainer")
@@ -103,12 +103,13 @@ def gkd_trainer(setting: Setting, meter: Meter, beta: float, loss: Loss = "own")
         )
 
 
-# Of both models: hidden states [rows, length - 1, width] and output matrix; labels [rows, length - 1].
+# Takes hidden states [rows, length - 1, width] and output matrix of both models, and labels
+# [rows, length - 1].
 ChunkedLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _with_loss(trainer_class: Any, loss_of: ChunkedLoss, device: str) -> Any:
-    """The trainer with a loss that is computed from hidden states."""
+    """Subclass a trainer to compute its loss from hidden states."""
 
     class WithLoss(trainer_class):
         def compute_loss(
@@ -145,8 +146,8 @@ def _chunked_loss(loss: Loss, beta: float) -> ChunkedLoss:
 
 
 def torchtune_of_states(kind: str) -> Any:
-    """torchtune's loss of hidden states, [rows, tokens, hidden], and matrices, [vocab, hidden]: the logits of
-    all its chunks, as its recipes make them."""
+    """torchtune's loss as a function of hidden states [rows, tokens, hidden] and output matrices [vocab,
+    hidden]. It computes the logits of all chunks first, as torchtune's recipes do."""
     divergence = torchtune_loss(kind)
 
     def of_chunks(
@@ -161,7 +162,7 @@ def torchtune_of_states(kind: str) -> Any:
 
 
 def liger_jsd(beta: float) -> Any:
-    """Liger's fused JSD alone (by default half of it is a cross-entropy), uncompiled, as TRL took it."""
+    """Liger's fused JSD without its cross-entropy half (on by default), uncompiled, as TRL used it."""
     loss = peer("liger_kernel.chunked_loss:LigerFusedLinearJSDLoss")
     return loss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False)
 
@@ -174,7 +175,7 @@ def trl_divergence(
 
 
 def trl_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """What SFTTrainer computes in the head's place, its metrics included."""
+    """SFTTrainer's replacement of the output head, including its metrics."""
     function = peer("trl.kernels.chunked_logprob:ChunkedLogProbFunction")
     size = peer("trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE")
     metrics = ("log_probs", "entropy", "is_top1")
@@ -182,8 +183,8 @@ def trl_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def torchtune_loss(name: str) -> Any:
-    """Its loss's file alone: the package itself wants torchao. `forward_kl` is a cross-entropy: the KL plus
-    the teacher's entropy."""
+    """Load a torchtune loss from its file alone, because importing the package needs torchao. Its
+    `forward_kl` is a cross-entropy: the KL plus the teacher's entropy."""
     found = importlib.util.find_spec("torchtune")
     assert found is not None
     assert found.submodule_search_locations
@@ -216,7 +217,7 @@ def _arguments(
         more |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     cuda = setting.device == "cuda"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL sets what transformers has renamed
+        warnings.simplefilter("ignore")  # TRL sets options that transformers has renamed
         return config(
             output_dir=folder,
             per_device_train_batch_size=setting.rows,
@@ -250,7 +251,7 @@ def dataset(rows: list[Row]) -> Any:
 
 
 def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Right-padded, as our own batches are."""
+    """Collate rows with right padding, like our batches."""
     width = max(row["length"] for row in rows)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -265,7 +266,7 @@ def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _fit(trainer: Any, meter: Meter, *frozen: Any) -> None:
-    """Train, with the meter among the callbacks."""
+    """Train with the meter as a callback."""
     from transformers import PrinterCallback, TrainerCallback
 
     seen: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A comparison's result as JSON, as a Markdown table and as a picture."""
+"""Write a comparison's result as JSON, Markdown table and plot."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _UNITS = {
     "loss_error_bf16": "loss error in bf16",
     "mfu": "model FLOPs utilisation",
 }
-# Figures that a column shows where anyone measured them: title, unit's factor, format.
+# Figures shown as a column if any contestant measured them: title, factor to the unit, format.
 _FIGURES = {
     "workspace_bytes": ("workspace, MiB", 2.0**-20, ",.0f"),
     "loss_error": ("loss error", 1.0, ".1e"),
@@ -64,8 +64,7 @@ def _json(result: Result) -> str:
 
 
 def judged(result: Result) -> list[tuple[Goal, Spread | None, bool | None]]:
-    """Every goal of this shape, its figure and whether its median reaches it; None where it was not
-    measured."""
+    """Every goal for this shape, its figure, and whether the median reaches it; None if not measured."""
     found = []
     for goal in result.comparison.goals:
         if goal.shape is not None and goal.shape != result.settings[0].shape:
@@ -90,7 +89,7 @@ def goal_in_words(goal: Goal, result: Result) -> str:
 
 
 def markdown(result: Result) -> str:
-    """Title, machine, table, goals."""
+    """Format the result as Markdown: title, machine, table, goals."""
     measured = {name: rows for name, rows in result.rounds.items() if rows}
     lines = [f"### {result.comparison.title} (`{result.comparison.name}`)", ""]
     if measured:
@@ -109,7 +108,7 @@ def markdown(result: Result) -> str:
 
 
 def _circumstances(result: Result) -> str:
-    """What was measured, where and with which versions."""
+    """A sentence on device, sizes, rounds and package versions."""
     setting = result.settings[0]
     everyone = [one for rows in result.rounds.values() for row in rows for one in row]
     versions = {name: number for one in everyone for name, number in one.versions.items()}
@@ -174,7 +173,7 @@ def _over(measurements: Sequence[Measurement], value: Callable[[Measurement], fl
 
 
 def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[str]:
-    """The first contestant's figures over this one's, round by round; none where this takes no steps."""
+    """The first contestant's figures divided by this one's in each round; empty if it takes no steps."""
     if not mine[0].losses:
         return ["", ""]
     return [
@@ -188,7 +187,7 @@ def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[
 
 
 def _losses(theirs: Sequence[Measurement], mine: Sequence[Measurement], own: bool, first: bool) -> list[str]:
-    """The last step's loss, and the greatest difference of any step and round from the first contestant's."""
+    """The last step's loss, and the largest difference in any step and round from the first contestant's."""
     if not mine[0].losses:
         return ["", ""]
     loss = f"{mine[0].losses[-1]:.6f}"
@@ -205,7 +204,7 @@ def _spread(spread: Spread) -> str:
 
 
 def cache_pays(result: Result) -> list[str]:
-    """Epochs × runs after which having made a cache took less time than a live teacher would have."""
+    """Sentences on the number of epochs × runs after which a cache is faster overall than a live teacher."""
     rounds = result.rounds
     lines = []
     for name in rounds:
@@ -222,7 +221,7 @@ def cache_pays(result: Result) -> list[str]:
 
 
 def plot(result: Result, path: Path) -> None:
-    """Every round as a point: speed and peak by contestant, or time and memory along the axis."""
+    """Plot speed and peak memory by contestant, or time and memory over the axis; one point per round."""
     from matplotlib.figure import Figure
 
     names = [name for name, rows in result.rounds.items() if rows]

@@ -1,4 +1,4 @@
-"""Measurements in turn, A B A B, each kept as soon as it is there."""
+"""Run measurements of contestants in turn (A B A B); each result is saved immediately."""
 
 import hashlib
 import importlib.util
@@ -23,12 +23,12 @@ _INSTALLED_AS = {"liger_kernel": "liger-kernel"}
 
 @dataclass
 class Result:
-    """What a comparison came to.
+    """Result of a comparison.
 
     Attributes:
-        comparison: what was compared.
-        settings: under which its contestants were measured, one a point of the axis.
-        rounds: by contestant: rounds, each a list over the settings.
+        comparison: the comparison.
+        settings: settings of the measurements, one per point of the axis.
+        rounds: by contestant, a list of rounds, each a list over the settings.
         absent: by contestant, why it was not measured.
     """
 
@@ -45,14 +45,14 @@ class Absent(Exception):
 def run(
     comparison: Comparison, base: Setting, rounds: int, folder: Path, say: Callable[[str], None] = print
 ) -> Result:
-    """All rounds of a comparison; what an earlier start has measured is read.
+    """Run all rounds of a comparison; saved measurements are reused.
 
     Args:
-        comparison: what is compared.
-        base: the setting, before the comparison's own changes.
-        rounds: measurements of each contestant at each point.
-        folder: where `rounds/` is, one file a measurement.
-        say: told of every measurement.
+        comparison: comparison to run.
+        base: base setting, before the comparison's changes.
+        rounds: measurements per contestant and point of the axis.
+        folder: folder of `rounds/`, which has one file per measurement.
+        say: callback for progress messages.
     """
     settings = comparison.settings(base)
     if comparison.models:
@@ -60,7 +60,7 @@ def run(
     absent = {one.name: why for one in comparison.contestants if (why := missing(one))}
     found: dict[str, list[list[Measurement]]] = {one.name: [] for one in comparison.contestants}
     for number in range(rounds):
-        # Contestant after contestant at every point, so that what drifts meets all alike.
+        # Alternate the contestants at every point, so that drift of the machine affects all of them alike.
         row: dict[str, list[Measurement]] = {name: [] for name in found}
         for setting in settings:
             for one in comparison.contestants:
@@ -90,7 +90,7 @@ def run(
 
 
 def missing(contestant: Contestant) -> str | None:
-    """Which of its packages are not installed, and how to install them."""
+    """A sentence on missing packages and how to install them; None if all are installed."""
     without = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
     if not without:
         return None
@@ -99,7 +99,7 @@ def missing(contestant: Contestant) -> str | None:
 
 
 def prepare(setting: Setting) -> None:
-    """Make the models that are not there, in a process of its own."""
+    """Create missing models in a child process."""
     folder = Path(setting.inputs) / setting.shape
     if not all((folder / f"{role}-{setting.seed}").is_dir() for role in ("student", "teacher")):
         arguments = ["--prepare", json.dumps(asdict(setting))]
@@ -109,7 +109,7 @@ def prepare(setting: Setting) -> None:
 def _measure(
     comparison: Comparison, one: Contestant, setting: Setting, number: int, folder: Path
 ) -> tuple[Measurement, bool]:
-    """A measurement, and whether it was there already.
+    """Take a measurement, or read a saved one; also return whether it was saved.
 
     Raises:
         Absent: the process failed.
@@ -136,7 +136,7 @@ def _measure(
 
 
 def _reason(done: subprocess.CompletedProcess[str], log: Path) -> str:
-    """Why a measurement failed, in a sentence; a defect's traceback is kept."""
+    """A sentence on why a measurement failed; unexpected tracebacks are saved to the log."""
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     if lines[-1].startswith("error: "):
         return lines[-1].removeprefix("error: ")
@@ -146,7 +146,7 @@ def _reason(done: subprocess.CompletedProcess[str], log: Path) -> str:
 
 @cache
 def source_hash() -> str:
-    """Of this package's code: what another version measured is not mixed in."""
+    """Hash of this package's code, so that measurements of different versions are not mixed."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -1,1 +1,1 @@
-"""One benchmark a file: `load` gives its problems, `grade` reads and judges a completion."""
+"""Benchmarks, one per module: `load` returns the problems, `grade` grades a completion."""

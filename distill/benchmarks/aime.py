@@ -18,17 +18,17 @@ def load(
     split: str = "train",
     limit: int | None = None,
 ) -> list[Example]:
-    r"""Problems with their integer as gold, without leading zeros.
+    r"""Load the problems; the gold answer is an integer without leading zeros.
 
     Args:
         path: local file with problem and answer, or with a solution whose last `\boxed{}` is the answer.
-        hub: data set id. `math-ai/aime24` gives the answer as a boxed solution; that is read, too.
-        subset: the hub set's configuration.
-        split: of the hub set.
-        limit: only so many problems, from the start.
+        hub: hub dataset id. Boxed solutions in place of answers (`math-ai/aime24`) are supported.
+        subset: configuration of the hub dataset.
+        split: split of the hub dataset.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: a record has no problem, or no integer from 0 to 999 for an answer.
+        UserError: a record has no problem, or its answer is not an integer from 0 to 999.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [

@@ -1,4 +1,4 @@
-"""AMC: problems of the American Mathematics Competitions 10 and 12, asked without their five choices."""
+"""AMC: problems of the American Mathematics Competitions 10 and 12, without their five choices."""
 
 from distill.benchmarks import fields
 from distill.data.readers import read_records
@@ -13,17 +13,17 @@ def load(
     split: str = "test",
     limit: int | None = None,
 ) -> list[Example]:
-    """Problems with their number as gold; the copies write it as a float, 27.0.
+    """Load the problems; the gold answer is a number (hub copies write it as a float, 27.0).
 
     Args:
         path: local file with problem or question, and answer.
-        hub: data set id.
-        subset: the hub set's configuration.
-        split: of the hub set.
-        limit: only so many problems, from the start.
+        hub: hub dataset id.
+        subset: configuration of the hub dataset.
+        split: split of the hub dataset.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: a record has no problem, or no number for an answer.
+        UserError: a record has no problem, or its answer is not a number.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [

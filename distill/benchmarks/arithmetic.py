@@ -1,4 +1,4 @@
-"""The embedded task: chains of + - * modulo 10, judged exactly (`distill.tiny.task`)."""
+"""The built-in tiny task: chains of + - * modulo 10, graded exactly (`distill.tiny.task`)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,21 +19,20 @@ def load(
     path: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """So many distinct problems, each with its solution; no two splits share any, whatever their counts and
-    seeds.
+    """Generate distinct problems with solutions; splits never overlap, for any counts and seeds.
 
     Args:
         split: `train`, `validation` or `test`.
-        count: how many.
-        operations: fewest and most operations of a chain.
-        seed: of the draw.
-        double: share of the problems, drawn by the text of each, whose solution takes two operations a step
-            and not one; those of a smaller share are among those of a larger one.
-        path: no file can be given: the problems are made.
-        limit: how many, in place of `count`.
+        count: number of problems.
+        operations: minimum and maximum number of operations in a chain.
+        seed: random seed.
+        double: share of the problems whose solution takes two operations per reasoning step instead of one.
+            They are chosen by a hash of the problem, so a larger share contains those of a smaller one.
+        path: must be None; the problems are generated.
+        limit: number of problems, overriding `count`.
 
     Raises:
-        UserError: a path is given, a limit below 1, or no share.
+        UserError: a path is given, or an argument is invalid.
     """
     if path is not None:
         raise UserError(
@@ -62,10 +61,10 @@ def _style(problem: str, double: float) -> task.Style:
 
 
 def grade(example: Example, completion: str) -> Verdict:
-    """Right when the completion ends in `#` and the exact answer."""
+    """Grade the final answer: correct if the completion ends in `#` and the exact answer."""
     return Verdict(task.extract_answer(completion), task.is_correct(example.problem, completion))
 
 
 def grade_steps(example: Example, completion: str) -> Verdict:
-    """Right when every written step is, too: what a teacher's trace must be."""
+    """Grade the answer and every reasoning step, as required of a teacher's trace."""
     return Verdict(task.extract_answer(completion), task.check_steps(example.problem, completion))

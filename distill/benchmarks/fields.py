@@ -1,4 +1,4 @@
-"""What stands in a benchmark's record: each copy of a set names its fields otherwise."""
+"""Read fields of benchmark records under any of several names, which vary between copies of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,21 +8,21 @@ from distill.errors import UserError
 
 
 def find(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value under the first of the names that the record has and that is not null; None without one."""
+    """The first value in `names` that is present and not null; None if there is none."""
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
 def text(record: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> str:
-    """A text that must be there and not empty.
+    """Read a required, non-empty text field.
 
     Args:
-        record: of the file or hub set.
-        names: the spellings of its field.
-        where: the record's place, for messages.
-        what: what is looked for, such as `problem`.
+        record: record of a file or hub dataset.
+        names: possible names of the field.
+        where: place of the record, for error messages.
+        what: what the field holds, for error messages, such as `problem`.
 
     Raises:
-        UserError: no such field, no text, or an empty one.
+        UserError: the field is missing, empty or not text.
     """
     value = find(record, names)
     if value is None:
@@ -37,10 +37,10 @@ def text(record: Mapping[str, Any], names: Sequence[str], where: str, what: str)
 
 
 def number(record: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> str:
-    """A number as the shortest text of its value: 27.0, "027" and "27" are all `27`.
+    """Read a required number as normalized text: 27.0, "027" and "27" all become `27`.
 
     Raises:
-        UserError: no such field, or no number in it.
+        UserError: the field is missing or not a number.
     """
     value = find(record, names)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -53,6 +53,6 @@ def number(record: Mapping[str, Any], names: Sequence[str], where: str, what: st
 
 
 def identity(record: Mapping[str, Any], names: Sequence[str], index: int) -> str:
-    """The record's own name, or its number in the set, from 0, where it has none."""
+    """The record's id, or its index (from 0) if it has none."""
     value = find(record, names)
     return str(index if value is None or value == "" else value)

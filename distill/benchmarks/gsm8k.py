@@ -8,7 +8,7 @@ from distill.data.readers import read_examples
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
-# The solutions carry calculator annotations, <<48/2=24>>, that no one wants written.
+# The solutions contain calculator annotations, <<48/2=24>>, which are removed.
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -20,10 +20,10 @@ def load(
     subset: str | None = "main",
     limit: int | None = None,
 ) -> list[Example]:
-    """Problems with the human solutions as completions and the number behind `####` as gold.
+    """Load problems; human solutions are the completions, the number after `####` is the gold answer.
 
     Raises:
-        UserError: a record has no question, no answer, or no `####` with a number behind it.
+        UserError: a record has no question, no answer, or no number after `####`.
     """
     fields = {"problem": "question", "completion": "answer"}
     examples = read_examples(path=path, hub=hub, subset=subset, split=split, fields=fields, limit=limit)
@@ -41,8 +41,8 @@ def _clean(example: Example, where: str) -> Example:
 
 
 def grade(example: Example, completion: str) -> Verdict:
-    """The final answer by `distill.benchmarks.grading.answers`, equal to the gold as an exact number.
+    """Extract the final answer and compare it with the gold answer as an exact number.
 
-    What stands behind `####` comes before "answer is": it is GSM8K's own mark, and "answer is" also occurs on
-    the way to it."""
+    `####` takes precedence over "answer is": it is GSM8K's own marker, while "answer is" also occurs earlier
+    in the reasoning."""
     return numeric.grade(example, completion, rules=("boxed", "####", "answer is", "last number"))

@@ -1,5 +1,4 @@
-"""HumanEval (2107.03374): 164 functions to be written from their signature and docstring, judged by running
-tests."""
+"""HumanEval (2107.03374): 164 functions to complete from signature and docstring, graded by running tests."""
 
 from typing import Any
 
@@ -19,17 +18,17 @@ def load(
     split: str = "test",
     limit: int | None = None,
 ) -> list[Example]:
-    """Problems, each the beginning of a program; the human's body as gold.
+    """Load the problems, each the beginning of a program; the human solution is the gold answer.
 
     Args:
         path: local file instead of the hub.
-        hub: data set id.
-        subset: its configuration.
-        split: its split; the benchmark is `test`.
-        limit: only the first so many.
+        hub: hub dataset id.
+        subset: configuration of the hub dataset.
+        split: split of the hub dataset; the benchmark is `test`.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: this machine cannot run what a model writes; a record lacks a field.
+        UserError: this machine cannot sandbox generated programs, or a record lacks a field.
     """
     sandbox.check()
     examples = []
@@ -46,15 +45,15 @@ def load(
 
 
 def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
-    """Right when the function that the completion gives passes the problem's `check`.
+    """Grade a completion by running the problem's `check` on its function.
 
-    A function that is given whole finds the prompt's imports and helper functions defined, as the field's own
-    harness appends every completion to the prompt.
+    The prompt's imports and helper functions are defined even if the completion repeats the whole function,
+    because the official harness appends every completion to the prompt.
 
     Args:
-        example: of `load`.
-        completion: without its thinking.
-        limits: of the program; `distill.benchmarks.grading.sandbox`'s own where None.
+        example: problem from `load`.
+        completion: completion without its thinking block.
+        limits: resource limits of the program; None: the defaults of `distill.benchmarks.grading.sandbox`.
     """
     name = example.details["entry_point"]
     program = programs.find_program(completion, name, example.problem)

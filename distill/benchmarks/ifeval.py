@@ -1,6 +1,6 @@
-"""IFEval (2311.07911): prompts whose instructions a program can verify, 541 prompts with 834 instructions.
+"""IFEval (2311.07911): 541 prompts with 834 instructions that a program can verify.
 
-The paper's four figures are, per prompt, `correct` (prompt-level strict) and the counts `prompt_loose`,
+The paper's four accuracies are, per prompt, `correct` (prompt-level strict) and the counts `prompt_loose`,
 `instruction_strict` and `instruction_loose`.
 """
 
@@ -22,10 +22,10 @@ def load(
     split: str = "train",
     limit: int | None = None,
 ) -> list[Example]:
-    """The prompts; there is no gold answer, the instructions are in `details`.
+    """Load the prompts, without gold answers; the instructions are in `details`.
 
     Raises:
-        UserError: names the place, and the field or instruction that is missing, unknown or wrong.
+        UserError: a field or instruction is missing, unknown or invalid; the message names it and its place.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [_example(record, where, index) for index, (where, record) in enumerate(records)]
@@ -45,7 +45,7 @@ def _example(record: Mapping[str, Any], where: str, index: int) -> Example:
         }
     except ValueError as error:
         raise UserError(f"{where}: {error}; mend the record or take it out") from error
-    # The prompt as it stands: some ask for it to be repeated.
+    # The prompt is not stripped: some instructions ask to repeat it exactly.
     return Example(fields.identity(record, ("key",), index), record["prompt"], where=where, details=details)
 
 
@@ -56,8 +56,8 @@ def _list(record: Mapping[str, Any], name: str, where: str) -> list[Any]:
 
 
 def grade(example: Example, completion: str) -> Verdict:
-    """Right when every instruction is followed by the completion as it stands (strict); the loose counts also
-    take one that follows it without its first line, its last line or its asterisks."""
+    """Grade a completion: correct if it follows every instruction (strict). The loose counts also accept it
+    if it follows them without its first line, last line or asterisks."""
     names: list[str] = example.details["instruction_id_list"]
     checks = [
         lambda response, check=CHECKS[name], kwargs=kwargs: (
@@ -86,8 +86,8 @@ def grade(example: Example, completion: str) -> Verdict:
 
 
 def _variants(response: str) -> list[str]:
-    """The response without its first line, its last, or both (models begin with "Sure, here is" and end with
-    a question), and all of them without asterisks; only those that differ from it."""
+    """Variants of the response for the loose counts: without its first line, its last line or both (models
+    begin with "Sure, here is" and end with a question), each also without asterisks."""
     lines = response.split("\n")
     shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     variants = [*shorter, *(text.replace("*", "") for text in (response, *shorter))]

@@ -1,5 +1,6 @@
-r"""MATH (2103.03874): competition problems with human solutions, whose last `\boxed{}` holds the answer; and
-MATH-500, the 500 of its 5,000 test problems that 2305.20050 drew."""
+r"""MATH (2103.03874): competition problems with human solutions, whose last `\boxed{}` holds the answer.
+
+Also MATH-500, the 500 of its 5,000 test problems that 2305.20050 sampled."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,18 +20,19 @@ def load(
     split: str = "test",
     limit: int | None = None,
 ) -> list[Example]:
-    r"""Problems with the human solutions as completions; gold is the field `answer` or, without one, what the
-    solution's last `\boxed{}` holds.
+    r"""Load problems with human solutions as completions.
+
+    The gold answer is the field `answer` or, if it is missing, the solution's last `\boxed{}`.
 
     Args:
         path: local file with problem and solution or answer.
-        hub: data set id; the default holds all seven subjects in one configuration.
-        subset: the hub set's configuration, such as `algebra`.
-        split: of the hub set.
-        limit: only so many problems, from the start.
+        hub: hub dataset id; the default has all seven subjects in one configuration.
+        subset: configuration of the hub dataset, such as `algebra`.
+        split: split of the hub dataset.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: a record has no problem, or neither an answer nor a box in its solution.
+        UserError: a record has no problem, or neither an answer nor a boxed answer in its solution.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [

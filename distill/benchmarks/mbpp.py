@@ -1,4 +1,4 @@
-"""MBPP (2108.07732): short Python tasks in a sentence each, with three asserts that the model is shown."""
+"""MBPP (2108.07732): short Python tasks, each a sentence and three asserts shown to the model."""
 
 import itertools
 import re
@@ -9,7 +9,7 @@ from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
-# The paper's splits, by task id; the published file has them all.
+# The paper's splits as ranges of task ids; the published file contains all tasks.
 _SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
 
@@ -21,19 +21,20 @@ def load(
     split: str = "test",
     limit: int | None = None,
 ) -> list[Example]:
-    """Tasks of a split, each followed by its tests as the paper's prompt shows them; the human's program as
-    gold.
+    """Load the tasks of a split, each followed by its tests as in the paper's prompt.
+
+    The gold answer is the human program.
 
     Args:
-        path: local file instead of the hub; of its tasks those with the split's ids (2108.07732, section 2.1)
-            are taken.
-        hub: data set id.
-        subset: `full`, or `sanitized` (427 tasks that were looked over, with other names of the fields).
+        path: local file instead of the hub; only tasks with the split's ids (2108.07732, section 2.1) are
+            used.
+        hub: hub dataset id.
+        subset: `full`, or `sanitized` (427 verified tasks, with different field names).
         split: `prompt`, `train`, `validation` or `test`.
-        limit: only the first so many of the split.
+        limit: load only the first `limit` tasks of the split.
 
     Raises:
-        UserError: this machine cannot run what a model writes; a split of another name; a record lacks a
+        UserError: this machine cannot sandbox generated programs, the split is unknown, or a record lacks a
             field.
     """
     sandbox.check()
@@ -66,7 +67,7 @@ def _example(where: str, record: Any) -> Example:
 
 
 def _entry_point(test: str, code: str) -> str:
-    """The function of the human's program that the test calls."""
+    """The name of the function of the human program that the test calls."""
     called = re.findall(r"\b([^\W\d]\w*)\s*\(", test)
     return next(
         (name for name in called if re.search(rf"\b(?:def|class)\s+{name}\b", code)), (called or [""])[0]
@@ -74,17 +75,18 @@ def _entry_point(test: str, code: str) -> str:
 
 
 def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
-    """Right when the completion's program passes all tests; counts, as `tests`, how many it passes.
+    """Grade a completion: correct if its program passes all tests; the count `tests` is how many it passes.
 
     Args:
-        example: of `load`.
-        completion: without its thinking.
-        limits: of the program and all its tests together; `grading.sandbox`'s own where None.
+        example: task from `load`.
+        completion: completion without its thinking block.
+        limits: resource limits of the program and all its tests together; None: the defaults of
+            `grading.sandbox`.
     """
     details = example.details
     program = programs.find_program(completion, details["entry_point"])
     if program is None:
         return programs.verdict(None, None, tests=len(details["tests"]))
-    # The setup builds on the program's classes.
+    # The setup code may use the program's classes.
     outcome = sandbox.run([program.source, details["setup"]], details["tests"], limits=limits)
     return programs.verdict(program, outcome, tests=len(details["tests"]))

@@ -1,9 +1,9 @@
-r"""OlympiadBench (2402.14008): olympiad problems with one or several answers, of several kinds.
+r"""OlympiadBench (2402.14008): olympiad problems with one or several answers, of several types.
 
-What counts as right follows the authors' judge (OpenBMB/OlympiadBench, `eval/auto_scoring_judge.py`): all
-answers of the gold, each once, in any order, numbers within the record's `error`. Two things that it also
-lets pass are wrong here: a hundredth or a hundred times a number (its reading of percentages), and a tuple
-that begins like the gold one and goes on."""
+Grading follows the authors' judge (OpenBMB/OlympiadBench, `eval/auto_scoring_judge.py`): a completion must
+give all gold answers, each once, in any order, with numbers within the record's `error`. Unlike the authors'
+judge, it rejects a hundredth or a hundred times a number (their handling of percentages) and a tuple that
+only starts like the gold tuple."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,21 @@ def load(
     split: str = "train",
     limit: int | None = None,
 ) -> list[Example]:
-    """Open-ended problems, what they refer to (`context`) before the question.
+    """Load open-ended problems, each with its `context`, if any, before the question.
 
-    Gold is the record's `final_answer`; `details` hold `multiple` (all of several answers must be given),
-    `kind` (Numerical, Expression, Equation, Interval, Tuple), `unit` and `tolerances` (largest absolute
-    differences: none, one for all answers, or one an answer).
+    The gold answer is the record's `final_answer`. `details` has `multiple` (whether there are several
+    answers, all required), `kind` (Numerical, Expression, Equation, Interval, Tuple), `unit` and `tolerances`
+    (maximum absolute differences: none, one for all answers, or one per answer).
 
     Args:
         path: local file with question and final_answer.
-        hub: data set id.
+        hub: hub dataset id.
         subset: open-ended (OE) or proofs (TP), text only (TO) or with pictures (MM), subject, language.
-        split: of the hub set; it has `train` alone.
-        limit: only so many problems, from the start.
+        split: split of the hub dataset, which only has `train`.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: a record has no question, no final answer (a proof has none), or an `error` that is no
+        UserError: a record has no question or no final answer (proofs have none), or its `error` is not a
             number.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
@@ -84,7 +84,7 @@ def _gold(record: Mapping[str, Any], where: str, kind: Any) -> str:
             "choose an open-ended part of the set (OE_...)"
         )
     gold = ", ".join(v.strip() for v in values)
-    # One interval reads "t(0,4]": the sign between was lost.
+    # One gold interval reads "t(0,4]": the sign after the variable was lost.
     return re.sub(r"^(\$?)[a-z](?=[(\[])", r"\1", gold) if kind == "Interval" else gold
 
 
@@ -99,27 +99,27 @@ def _tolerances(value: Any, where: str) -> list[float | None]:
 
 
 def _truth(value: Any) -> bool:
-    return value is True or str(value).strip().lower() == "true"  # CSV has texts alone
+    return value is True or str(value).strip().lower() == "true"  # in CSV files all values are texts
 
 
 class OlympiadJudge:
-    """Grader of answers that may be several, in any order, each compared by `MathJudge`.
+    """Grader for one or several answers in any order; each is compared by `MathJudge`.
 
-    It may be asked from several threads at once.
+    Thread-safe.
 
     Args:
-        judge: compares single answers.
+        judge: grader that compares single answers.
     """
 
     def __init__(self, judge: MathJudge | None = None) -> None:
         self.judge = judge or MathJudge()
 
     def __call__(self, example: Example, completion: str) -> Verdict:
-        r"""Whether the answers of a completion are those of the gold.
+        r"""Grade a completion.
 
-        They stand in the boxes of the closing sentence, with commas between them within a box; or in all
-        boxes of the completion, where these are the gold's answers and no other. Without a box they are found
-        as by `MathJudge`."""
+        Its answers are the boxes of the closing sentence, separated by commas within a box; or all boxes of
+        the completion, if these match the gold answers exactly. Without a box, answers are extracted as by
+        `MathJudge`."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
         how = {name: example.details.get(name) for name in ("multiple", "unit", "tolerances")}
@@ -149,11 +149,11 @@ class OlympiadJudge:
         """Whether two texts hold the same answers, and the reason.
 
         Args:
-            gold: the right answers, with commas between them.
-            answer: what is to be judged.
-            tolerances: largest absolute differences: one for all answers, or one a gold answer.
-            multiple: whether the gold holds several answers; None: as it reads.
-            unit: taken off the end of either.
+            gold: the gold answers, separated by commas.
+            answer: the answers to grade.
+            tolerances: maximum absolute differences: one for all answers, or one per gold answer.
+            multiple: whether there are several gold answers; None: decide by the text of `gold`.
+            unit: unit to strip from the end of both texts.
         """
         gold, answer = several.plain(gold), several.plain(answer)
         whole = not multiple and answers.number(gold) is not None
@@ -161,7 +161,7 @@ class OlympiadJudge:
         readings = [several.split(answer), several.split(answer, spaced=True)]
         if len(golds) == 1 and answers.number(answer) is not None:  # 1,024 is one number
             readings = [[answer]]
-        # As the authors do: so that a difference of 0.1 is within 0.1 after rounding.
+        # As in the authors' code: 1 % slack, so that rounding keeps a difference of 0.1 within 0.1.
         limits = [limit and limit * 1.01 for limit in tolerances or ()]
         right, reason = False, "wrong"
         for reading in readings:
@@ -173,13 +173,13 @@ class OlympiadJudge:
         return right, reason
 
     def readable(self, gold: str) -> bool:
-        """Whether every single answer of a gold can be read; one that is explained in prose cannot."""
+        """Whether every single gold answer can be parsed; answers explained in prose cannot."""
         return _PROSE.search(gold) is None and all(
             answers.number(leaf) is not None or self.judge.readable(leaf) for leaf in several.leaves(gold)
         )
 
     def close(self) -> None:
-        """End the judge's children; the next question starts others."""
+        """Stop the judge's child processes; the next call starts new ones."""
         self.judge.close()
 
 
@@ -191,7 +191,7 @@ _SPELLINGS = {"mins": "min", "minute": "min", "minutes": "min", "hours": "h", "h
 
 
 def _without(text: str, unit: str | None) -> str:
-    """A text without the unit at its end; another unit stays and is wrong."""
+    """Strip the unit from the end of a text; a different unit stays, which makes the answer wrong."""
     if not unit:
         return text
     if "%" in unit:

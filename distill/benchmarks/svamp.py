@@ -1,4 +1,4 @@
-"""SVAMP (2103.07191): one-step word problems, varied so that guessing from the numbers does not work."""
+"""SVAMP (2103.07191): one-step word problems, varied so that the numbers alone do not give the answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,17 +16,17 @@ def load(
     split: str = "train+test",
     limit: int | None = None,
 ) -> list[Example]:
-    """Problems, the story before the question, with their number as gold.
+    """Load the problems, body before question; the gold answer is a number.
 
     Args:
         path: local file with Body, Question and Answer, or with question_concat and Answer.
-        hub: data set id; this copy divides the 1,000 problems into 700 `train` and 300 `test`.
-        subset: the hub set's configuration.
-        split: of the hub set.
-        limit: only so many problems, from the start.
+        hub: hub dataset id; this copy splits the 1,000 problems into 700 `train` and 300 `test`.
+        subset: configuration of the hub dataset.
+        split: split of the hub dataset.
+        limit: load only the first `limit` problems.
 
     Raises:
-        UserError: a record has no question, or no number for an answer.
+        UserError: a record has no question, or its answer is not a number.
     """
     records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [
@@ -45,4 +45,4 @@ def _problem(record: Mapping[str, Any], where: str) -> str:
         return fields.text(record, ("question_concat", "Question", "question", "problem"), where, "question")
     body = fields.text(record, ("Body", "body"), where, "story")
     question = fields.text(record, ("Question", "question"), where, "question")
-    return f"{body}{'' if body[-1] in '.?!' else '.'} {question}"  # a third of the stories end without one
+    return f"{body}{'' if body[-1] in '.?!' else '.'} {question}"  # a third of the bodies lack it

@@ -1,1 +1,2 @@
-"""Choosing and changing traces before training: a step is a function, and a file in `conf/curation/`."""
+"""Filter and change traces before training. A curation step is a function with a YAML file in
+`conf/curation/`."""

@@ -1,4 +1,4 @@
-"""Traces that the student begins and the teacher ends."""
+"""MOTAB: traces that the student starts and the teacher continues where the student goes wrong."""
 
 import itertools
 import math
@@ -22,26 +22,26 @@ from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
 from distill.teacher.token_stats import TokenScores, score_tokens
 
-_SAMPLING = Sampling(temperature=0.6)  # of the authors' script, for both models
-_Writing = Callable[..., list[list[np.ndarray]]]  # of `prompts`, as sample_completions
+_SAMPLING = Sampling(temperature=0.6)  # as in the authors' script, for both models
+_Writing = Callable[..., list[list[np.ndarray]]]  # sample_completions with everything bound but `prompts`
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """When a step strays, and how far back the teacher begins.
+    """Criterion for a bad reasoning step, and where the teacher takes over.
 
-    A step strays where its mean surprisal under the teacher is more than margin + entropy_scale · the
-    teacher's entropy. In the authors' words: where the geometric mean of its tokens' probabilities is below
+    A reasoning step is bad if its mean surprisal under the teacher exceeds margin + entropy_scale · H, with
+    the teacher's entropy H. The paper states it as: the geometric mean of its tokens' probabilities is below
     ε₀ exp(−θ H), with margin = −log ε₀ and entropy_scale = θ.
 
     Attributes:
-        margin: nats a token.
-        entropy_scale: how much the teacher's own doubt lets pass.
-        entropy: `step`: its mean over the step's tokens (ours: what the teacher's surprisal at steps of its
-            own is on average); `start`: where the step begins (the authors', there of the likeliest 20
-            tokens alone).
-        back_to: `safe`: to the end of the last safe step, before the first one that strays; `fall`: to
-            before the step at which the geometric mean fell most, up to there (the authors').
+        margin: nats per token.
+        entropy_scale: tolerance in proportion to the teacher's uncertainty.
+        entropy: which H. `step`: mean entropy over the reasoning step's tokens (ours; it is the expected
+            surprisal of the teacher's own steps). `start`: entropy at the step's first token (the authors',
+            who use only the 20 most likely tokens).
+        back_to: `safe`: the teacher takes over before the first bad reasoning step. `fall`: before the
+            reasoning step where the geometric mean dropped most, up to the first bad one (the authors').
     """
 
     margin: float = 1.6
@@ -60,11 +60,11 @@ class Boundary:
             raise UserError(f"curation.motab.back_to={self.back_to!r} is not one of safe, fall")
 
     def stays(self, teacher: TokenScores, starts: Sequence[int]) -> int | None:
-        """How many tokens stay of a completion that strays; None of one that does not.
+        """Number of tokens to keep before the teacher takes over; None if no reasoning step is bad.
 
         Args:
-            teacher: what it makes of the completion.
-            starts: the first token of every step, 0 of the first one.
+            teacher: token statistics of the completion under the teacher.
+            starts: index of the first token of every reasoning step; the first is 0.
         """
         surprisals = list[float]()
         for start, end in itertools.pairwise([*starts, len(teacher)]):
@@ -81,12 +81,12 @@ class Boundary:
 
 @dataclass(frozen=True)
 class _Draft:
-    """What the student wrote for a problem.
+    """A completion by the student.
 
     Attributes:
-        record: the problem's, with its gold answer.
-        sample: which of the problem's.
-        trace: up to the end of the teacher's context.
+        record: a record of the problem, with the gold answer.
+        sample: number of the sample within the problem.
+        trace: prompt and completion, cut at the shorter context length of the two models.
     """
 
     record: Record
@@ -113,41 +113,41 @@ def motab(
     batch_size: int = 64,
     keep_unaided: bool = True,
 ) -> Outcome:
-    """New traces for the records' problems: the student writes, and where it strays from what the teacher
-    takes for possible, the teacher goes on from the last safe step (MOTAB, 2605.19433).
+    """Generate new traces: the student writes, and the teacher continues from the last good reasoning step
+    before the student's first bad one (MOTAB, 2605.19433).
 
-    The student so learns behind prefixes of its own, and the teacher never goes on behind nonsense. Of a
-    corrected trace only the teacher's part is learned (`learn_from`). In one that did not stray there is
-    nothing to correct; the authors train on it too, and so it is kept whole, or left out with
-    `keep_unaided=false`. Of either kind those with the right final answer are kept.
+    The student thus learns from its own prefixes, and the teacher never continues nonsense. Only the
+    teacher's part of a corrected trace is trained on (`learn_from`). A trace without a bad step is trained on
+    as a whole, as in the paper, or dropped with `keep_unaided=false`. Only traces with a correct final answer
+    are kept.
 
-    The boundary that adapts to the teacher's entropy, going back, and the teacher's end are the paper's; the
+    From the paper: the entropy-adaptive boundary, the backtracking and the teacher's continuation. The
     defaults of `margin`, `entropy_scale` and the temperatures are those of the authors' code
-    (wangbing1416/MOTAB). Ours: what `Boundary` says of its options; that the answer must be right; and that
-    the flawed steps are dropped and the safe ones are context, where the authors' text goes on from the
-    flawed step with "However," and is learned whole.
+    (wangbing1416/MOTAB). Ours: the options marked in `Boundary`; the check of the final answer; and that bad
+    reasoning steps are dropped and good ones are only context (the authors continue after the bad step with
+    "However," and train on the whole text).
 
-    The student writes to its end at once, the teacher reads that in one pass, and what stands behind the
-    first straying step is cut off: for causal models the same as asking after each step, and much cheaper.
-    What is written and read is cached; killed, the step goes on behind the last whole batch.
+    The student writes whole completions, the teacher reads each in one pass, and everything from the bad step
+    on is cut. For causal models this equals checking after every step, and is much cheaper. Completions and
+    token statistics are cached; an interrupted curation step resumes after the last complete batch.
 
     Args:
-        records: whose problems are asked; their completions are not used.
-        desk: has the student, the teacher and the judge, and the prompt under which the student is trained.
-        separator: a step ends with the token that has this text in it.
-        margin: as in `Boundary`, like the next three.
-        entropy_scale: see there.
-        entropy: see there.
-        back_to: see there.
-        samples: traces a problem.
-        sampling: how the student draws.
-        correction: how the teacher draws.
-        batch_size: problems a batch while either writes.
-        keep_unaided: keep right traces that did not stray.
+        records: traces; only their problems are used.
+        desk: curation context with student, teacher, grader, and the student's training prompt.
+        separator: a reasoning step ends with a token that contains this text.
+        margin: see `Boundary`.
+        entropy_scale: see `Boundary`.
+        entropy: see `Boundary`.
+        back_to: see `Boundary`.
+        samples: traces per problem.
+        sampling: sampling settings of the student.
+        correction: sampling settings of the teacher.
+        batch_size: problems per generation batch.
+        keep_unaided: keep correct traces without a bad reasoning step.
 
     Raises:
-        UserError: the two have different vocabularies, no token has the separator in it, a problem has no
-            gold answer, nobody judges, or an option makes no sense.
+        UserError: the vocabularies differ, no token contains the separator, a problem has no gold answer,
+            no grader is configured, or an option is invalid.
     """
     boundary = Boundary(margin, entropy_scale, entropy, back_to)
     whole_number("curation.motab.samples", samples, least=1)
@@ -165,12 +165,12 @@ def motab(
     ask = partial(sample_completions, batch_size=batch_size, seed=desk.seed, cache=desk.cache)
     begin = partial(ask, student, sampling=sampling, samples=samples, label="student writes")
     go_on = partial(ask, teacher, sampling=correction, samples=1, label="teacher goes on")
-    drafts = _begun(problems, desk, student.source, context, begin)
+    drafts = _student_drafts(problems, desk, student.source, context, begin)
     read = score_tokens(teacher, [draft.trace for draft in drafts], cache=desk.cache, label="teacher reads")
     stays = [
         boundary.stays(one, step_starts(draft.ids, ends)) for draft, one in zip(drafts, read, strict=True)
     ]
-    results = _ended(drafts, stays, go_on)
+    results = _continued(drafts, stays, go_on)
     alone, verdicts = list[Verdict](), list[Verdict]()
     with progress_bar(total=len(drafts), description="judging", unit="trace") as bar:
         for draft, count, result in zip(drafts, stays, results, strict=True):
@@ -196,12 +196,12 @@ def motab(
 
 
 def step_starts(ids: np.ndarray, ends: set[int]) -> list[int]:
-    """The first token of every step, each of which ends with one of `ends`; the last with the completion."""
+    """Index of the first token of every reasoning step; steps end with a token in `ends`."""
     return [0, *(at + 1 for at, token in enumerate(ids[:-1].tolist()) if token in ends)]
 
 
 def _step_ends(student: ModelSource, teacher: ModelSource, separator: str) -> set[int]:
-    """Tokens with which a step of either ends."""
+    """Ids of the tokens that end a reasoning step."""
     if (mismatch := vocabulary_mismatch(student, teacher)) is not None:
         raise UserError(
             f"curation.motab lets the teacher go on with the student's tokens, but {mismatch}: take two "
@@ -217,7 +217,7 @@ def _step_ends(student: ModelSource, teacher: ModelSource, separator: str) -> se
 
 
 def _with_gold(same: Sequence[Record]) -> Record:
-    """One of a problem's records that has the gold answer."""
+    """A record of the problem that has the gold answer."""
     for record in same:
         if record["gold"] is not None:
             return record
@@ -227,10 +227,10 @@ def _with_gold(same: Sequence[Record]) -> Record:
     )
 
 
-def _begun(
+def _student_drafts(
     problems: Sequence[Record], desk: Desk, student: ModelSource, context: int, write: _Writing
 ) -> list[_Draft]:
-    """What the student writes for every problem whose prompt leaves room in the context."""
+    """Generate the student's completions for all problems whose prompt fits into the context."""
     examples = [replace(example_of(record), completion=None) for record in problems]
     for example in examples[:1]:
         check_spelling(student.tokenizer, example, student.name)
@@ -244,8 +244,8 @@ def _begun(
     ]
 
 
-def _ended(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Writing) -> list[np.ndarray]:
-    """The completions, those that strayed with the teacher's end."""
+def _continued(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Writing) -> list[np.ndarray]:
+    """The final completions; those with a bad step are cut there and continued by the teacher."""
     pairs = list(zip(drafts, stays, strict=True))
     safe = [
         np.concatenate([draft.trace.prompt_ids, draft.ids[:count]])
@@ -260,7 +260,7 @@ def _ended(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Writin
 
 
 def _verdict(draft: _Draft, ids: np.ndarray, writer: ModelSource, grade: Grader) -> Verdict:
-    """Over a completion that `writer` ended, if anybody did."""
+    """Grade a completion whose last part was written by `writer`; unfinished ones are wrong."""
     if ids[-1] not in writer.end_ids:
         return Verdict(None, False, "no end")
     return grade(example_of(draft.record), writer.tokenizer.decode(ids, skip_special_tokens=True))
@@ -282,7 +282,7 @@ def _figures(
     return {
         "written": len(drafts),
         "share_strayed": sum(strayed) / len(drafts) if drafts else None,
-        # of the student's completion, what stays where it strayed
+        # kept share of the student's completion, over those with a bad reasoning step
         "mean_share_that_stays": sum(at) / len(at) if at else None,
         "quartiles_of_it": np.quantile(at, [0.25, 0.5, 0.75]).tolist() if at else None,
         "share_strayed_at_once": sum(share == 0 for share in at) / len(at) if at else None,

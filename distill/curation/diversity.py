@@ -1,5 +1,5 @@
-"""DED's choice (2508.09883, steps 3 and 4): problems that the student does not solve already, and of each the
-traces that are farthest apart."""
+"""DED's selection (2508.09883, steps 3 and 4): problems the student does not solve yet, and diverse traces of
+each."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,23 +31,23 @@ def pass_rate(
     batch_size: int = 32,
     from_record: bool = False,
 ) -> Outcome:
-    """Leave out all traces of problems that the student itself already solves (DED, 2508.09883, step 3).
+    """Drop all traces of problems that the student already solves (DED, 2508.09883, step 3).
 
-    What it writes is cached; it is loaded only where something is missing.
+    The student's answers are cached; it is loaded only if some are missing.
 
     Args:
         records: traces.
-        desk: has the student and the judge, and the prompt under which the student is trained.
-        above: the pass rate above which a problem goes.
-        samples: answers a problem; one without an end is wrong.
-        sampling: how the student draws.
-        batch_size: problems a batch while the student writes.
-        from_record: take the records' own pass rate, that of whoever wrote them, and ask no student; the mean
-            where records of a problem differ in it.
+        desk: curation context with student, grader, and the student's training prompt.
+        above: drop problems with a higher pass rate than this.
+        samples: answers per problem; unfinished ones count as wrong.
+        sampling: sampling settings of the student.
+        batch_size: problems per generation batch.
+        from_record: use the pass rate stored in the records, which is the teacher's, instead of running the
+            student; the mean if the records of a problem differ.
 
     Raises:
-        UserError: a problem without a gold answer (or without a pass rate), or whose prompt the student
-            cannot read; an option that makes no sense.
+        UserError: a problem has no gold answer (or no pass rate), its prompt does not fit into the student's
+            context, or an option is invalid.
     """
     share("curation.pass_rate.above", above)
     whole_number("curation.pass_rate.samples", samples, least=1)
@@ -89,19 +89,21 @@ def diverse(
     unit: Literal["characters", "tokens"] = "characters",
     normalised: bool = False,
 ) -> Outcome:
-    """Of each problem's traces keep those that are farthest apart in Levenshtein distance (DED, 2508.09883,
-    step 4): the pair farthest apart, then again and again the one whose nearest kept trace is farthest away.
-    Of equals the earlier.
+    """Keep the most diverse traces of each problem by Levenshtein distance (DED, 2508.09883, step 4).
+
+    Greedy: start with the two traces farthest apart, then add the trace with the largest distance to its
+    nearest kept trace. Ties go to the earlier trace.
 
     Args:
         records: traces.
-        desk: nothing of it is needed.
-        keep: P, most traces a problem.
-        unit: what an edit changes. Token ids are some five times faster, and must be of one vocabulary.
-        normalised: divide each distance by the longer trace's length; otherwise long traces are far from all.
+        desk: unused.
+        keep: P, the maximum number of traces per problem.
+        unit: unit of an edit. Tokens are about five times faster and need a common vocabulary.
+        normalised: divide each distance by the longer trace's length; otherwise long traces are far from all
+            others.
 
     Raises:
-        UserError: an option that makes no sense, or tokens of several vocabularies.
+        UserError: an option is invalid, or token ids are of several vocabularies.
     """
     whole_number("curation.diverse.keep", keep, least=1)
     if unit not in ("characters", "tokens"):
@@ -127,7 +129,7 @@ def diverse(
         {
             "problems": len(problems),
             "problems_thinned": len(before),
-            # over those problems: between any two of their traces, and between any two of the kept
+            # over the thinned problems: mean pairwise distance of all traces, and of the kept ones
             "mean_distance": float(np.mean(before)) if before else None,
             "mean_distance_kept": float(np.mean(after)) if after else None,
         },
@@ -135,15 +137,17 @@ def diverse(
 
 
 def farthest_apart(distances: Float[np.ndarray, "traces traces"], keep: int) -> list[int]:
-    """Rows of the traces that are kept, greedily by the largest distance to the nearest kept one.
+    """Select rows greedily by the largest distance to the nearest selected row.
 
     Args:
-        distances: symmetric.
-        keep: how many, no more than there are.
+        distances: symmetric distance matrix.
+        keep: number of rows to select, at most the number of traces.
     """
     distances = distances.copy()
-    np.fill_diagonal(distances, -1)  # so that no row is its own partner, or chosen twice
-    chosen = list(divmod(int(distances.argmax()), len(distances)))[:keep]  # argmax: the first of equals
+    np.fill_diagonal(distances, -1)  # never pair a row with itself or select it twice
+    chosen = list(divmod(int(distances.argmax()), len(distances)))[
+        :keep
+    ]  # argmax returns the first of equals
     while len(chosen) < keep:
         chosen.append(int(distances[chosen].min(axis=0).argmax()))
     return sorted(chosen)
@@ -189,7 +193,7 @@ def _recorded_rate(same: Sequence[Record]) -> float:
 def _student_rates(
     problems: Mapping[str, Sequence[Record]], desk: Desk, sampling: Sampling, samples: int, batch_size: int
 ) -> dict[str, float]:
-    """The share of the student's own answers to each problem that are right."""
+    """The student's pass rate on each problem."""
     student, grade = desk.model("student", "pass_rate"), desk.judge("pass_rate")
     source = student.source
     examples = [_with_gold(same) for same in problems.values()]
@@ -225,7 +229,7 @@ def _student_rates(
 
 
 def _with_gold(same: Sequence[Record]) -> Example:
-    """The problem with its gold answer, which any of its records may have."""
+    """The problem as an example with the gold answer, from any of its records."""
     known = next((record for record in same if record["gold"] is not None), None)
     if known is None:
         raise UserError(

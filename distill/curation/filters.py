@@ -1,4 +1,4 @@
-"""Traces that are kept or left out for what they are by themselves: right, of some length, well-formed."""
+"""Filters on single traces: correctness, length, form, random subsets."""
 
 import re
 from collections import Counter
@@ -20,22 +20,22 @@ def correct(
     unjudged: Literal["keep", "drop"] = "drop",
     judge: bool = False,
 ) -> Outcome:
-    """Keep what is judged right and ended by itself (DED, 2508.09883, step 2).
+    """Keep traces that are correct and finished (DED, 2508.09883, step 2).
 
     Args:
         records: traces.
-        desk: judges.
-        unjudged: what a finished trace gets that nobody judged.
-        judge: judge those that have a gold answer and no verdict yet. Their copies get `answer`, `correct`
+        desk: curation context with a grader.
+        unjudged: whether to keep or drop finished traces that were not graded.
+        judge: grade traces that have a gold answer but no verdict yet. Their copies get `answer`, `correct`
             and `reason`, and `pass_rate` over all records of their problem.
 
     Raises:
-        UserError: nobody judges, or an option that makes no sense.
+        UserError: no grader is configured, or an option is invalid.
     """
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
     found = _judged(records, desk) if judge else list(records)
-    outcome = _sieve(found, lambda record: _why_not_right(record, unjudged))
+    outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
     outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
     if judge:
         anew = sum(
@@ -48,16 +48,16 @@ def correct(
 def length(
     records: Sequence[Record], desk: Desk, *, min_tokens: int = 1, max_tokens: int | None = 16384
 ) -> Outcome:
-    """Keep completions of so many tokens, the end token included (DED, 2508.09883, step 2: under 16k).
+    """Keep completions by number of tokens, including the end token (DED, 2508.09883, step 2: under 16k).
 
     Args:
         records: traces.
-        desk: nothing of it is needed.
-        min_tokens: fewest that are kept.
-        max_tokens: most that are kept; null: any number.
+        desk: unused.
+        min_tokens: minimum length.
+        max_tokens: maximum length; null: no maximum.
 
     Raises:
-        UserError: a bound that is no whole number, or bounds with nothing between them.
+        UserError: a bound is not a whole number, or max_tokens < min_tokens.
     """
     whole_number("curation.length.min_tokens", min_tokens, least=0)
     if max_tokens is not None:
@@ -73,7 +73,7 @@ def length(
             return f"fewer than {min_tokens} tokens"
         return f"more than {max_tokens} tokens" if max_tokens is not None and tokens > max_tokens else None
 
-    outcome = _sieve(records, why_not)
+    outcome = _filter(records, why_not)
     outcome.figures["tokens"] = _tokens(records)
     outcome.figures["tokens_kept"] = _tokens(outcome.kept)
     return outcome
@@ -82,16 +82,16 @@ def length(
 def sample(
     records: Sequence[Record], desk: Desk, *, traces: int | None = None, per_problem: int | None = None
 ) -> Outcome:
-    """Keep traces at random, by the desk's seed: the control that a choice of as many is compared with.
+    """Keep a random subset: the baseline for selection methods that keep equally many traces.
 
     Args:
         records: traces.
-        desk: its seed draws.
-        traces: so many of all; all where there are fewer.
-        per_problem: at most so many of each problem.
+        desk: curation context with the seed.
+        traces: number of traces to keep; all if there are fewer.
+        per_problem: maximum number of traces to keep per problem.
 
     Raises:
-        UserError: none of the two is set, or both are, or one is no whole number.
+        UserError: not exactly one of the two is set, or it is not a whole number.
     """
     if (traces is None) == (per_problem is None):
         raise UserError(
@@ -119,20 +119,20 @@ def well_formed(
     boxed: bool = True,
     max_repetition: float | None = None,
 ) -> Outcome:
-    r"""Keep completions of the right form (DED, 2508.09883, step 2), the empty ones never.
+    r"""Keep well-formed completions (DED, 2508.09883, step 2); empty ones are always dropped.
 
     Args:
         records: traces.
-        desk: nothing of it is needed.
-        pattern: regular expression that must be found in the completion.
-        forbid: regular expression that must not be found in it.
-        think: every `<think>` must be closed by `</think>` before the next one. The first may be missing:
-            some chat templates open the thinking in the prompt.
-        boxed: every `\boxed{` must have its closing brace; `\{` and `\}` are signs and no braces.
-        max_repetition: largest `repetition` that is kept; null: any.
+        desk: unused.
+        pattern: regular expression that the completion must match somewhere.
+        forbid: regular expression that the completion must not match anywhere.
+        think: every `<think>` must be closed by `</think>` before the next one. The first `<think>` may be
+            missing, because some chat templates put it into the prompt.
+        boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
+        max_repetition: maximum `repetition`; null: no maximum.
 
     Raises:
-        UserError: no regular expression, or no share.
+        UserError: an invalid regular expression, or a `max_repetition` outside [0, 1].
     """
     wanted = _compiled("pattern", pattern)
     unwanted = _compiled("forbid", forbid)
@@ -155,19 +155,18 @@ def well_formed(
             return f"repetition above {max_repetition:g}"
         return None
 
-    return _sieve(records, why_not)
+    return _filter(records, why_not)
 
 
 def thinking_closes(text: str) -> bool:
-    """Whether `<think>` and `</think>` take turns up to the last `</think>`, with or without the first
-    `<think>`."""
+    """Whether `<think>` and `</think>` alternate up to a final `</think>`; the first tag may be missing."""
     tags = re.findall(r"</?think>", text)
     if tags and tags[0] == "</think>":
         tags.insert(0, "<think>")
     return tags == ["<think>", "</think>"] * (len(tags) // 2)
 
 
-# What stands behind a backslash is no brace; the pair `\\` is taken whole, so that `\\{` has one.
+# An escaped brace is not a brace. `\\` is matched as a unit, so that the brace in `\\{` counts.
 _BRACES = re.compile(r"\\boxed\s*\{|\\[\\{}]|[{}]")
 
 
@@ -183,14 +182,14 @@ def boxes_close(text: str) -> bool:
 
 
 def repetition(text: str, size: int = 4) -> float:
-    """Share of the runs of `size` words that occurred before; 0 of a text that has no such run."""
+    """Share of word n-grams (n = `size`) that occurred before; 0 for texts shorter than `size` words."""
     words = text.split()
     runs = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _sieve(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:
-    """Those for which nothing speaks against, and how many others by what does."""
+def _filter(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:
+    """Keep records for which `why_not` returns None; count the others by the reason it returns."""
     kept, left_out = [], Counter[str]()
     for record in records:
         if (reason := why_not(record)) is None:
@@ -203,7 +202,7 @@ def _sieve(records: Sequence[Record], why_not: Callable[[Record], str | None]) -
 def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | None:
     if record["correct"] is False:
         return record["reason"] or "wrong"
-    if not record["finished"]:  # whatever the record says of its answer
+    if not record["finished"]:  # even if the answer is recorded as correct
         return "no end"
     if record["correct"] is None and unjudged == "drop":
         return record["reason"] or "not judged"
@@ -211,7 +210,7 @@ def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | N
 
 
 def _judged(records: Sequence[Record], desk: Desk) -> list[Record]:
-    """The records, with a verdict for those that lack one and can get it; an unfinished one is wrong."""
+    """Grade the records that have a gold answer but no verdict; unfinished ones count as wrong."""
     grade = desk.judge("correct")
     found, anew = [], set[int]()
     with progress_bar(total=len(records), description="judging", unit="trace") as bar:

@@ -1,4 +1,4 @@
-"""Traces that suit the student: the best of each problem's, or all of them with weights."""
+"""Suitability of traces for the student: keep the best per problem, or weight all of them."""
 
 import math
 import re
@@ -17,25 +17,24 @@ from distill.errors import UserError
 from distill.models.lazy import LazyModel
 from distill.teacher.token_stats import RANK_LIMIT, score_tokens, set_rsr
 
-# Log-probs of one text differ by some 1e-5 with the batch that it is in: no difference between candidates.
+# Logprobs of the same text vary by about 1e-5 with its batch; smaller spreads do not tell traces apart.
 _ROUNDING = 1e-4
 
 
 def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int = RANK_LIMIT) -> Outcome:
-    """Of each problem keep the traces with the lowest rank-surprisal ratio for the student (2601.14249):
-    their tokens are not what it expects, and yet among the first that it would think of. Of equals the
-    earlier.
+    """Keep each problem's traces with the lowest rank-surprisal ratio for the student (2601.14249).
 
-    The ratio, its limit and the choice of one trace a problem are the paper's; `keep` is ours.
+    Tokens of such traces surprise the student but still rank high in its distribution. Ties go to the earlier
+    trace. The ratio, its rank limit and the choice of one trace per problem are the paper's; `keep` is ours.
 
     Args:
-        records: traces, of one writer or several.
-        desk: has the student.
-        keep: most traces a problem.
-        limit: the highest rank that counts, r_max.
+        records: traces, of one or several teachers.
+        desk: curation context with the student.
+        keep: maximum number of traces per problem.
+        limit: ranks are clipped at this value, r_max.
 
     Raises:
-        UserError: an option that makes no sense, or a trace that cannot be put into the student's tokens.
+        UserError: an option is invalid, or a trace cannot be tokenized for the student.
     """
     whole_number("curation.min_rsr.keep", keep, least=1)
     whole_number("curation.min_rsr.limit", limit, least=1)
@@ -70,35 +69,35 @@ def compact(
     gamma: float = 1.0,
     words: int = 3,
 ) -> Outcome:
-    """Weight each problem's traces, several teachers' as a rule, by how they suit the student (COMPACT,
-    2601.13992). All are kept.
+    """Weight each problem's traces, usually of several teachers, by their suitability for the student
+    (COMPACT, 2601.13992). All traces are kept.
 
-    Among the n traces of a problem, weight_j = n · softmax_j(α z(consensus) + β z(gain) − γ z(nll)), so that
-    the mean is 1; what a trace weighed before is multiplied by it. z is standardised over the n traces, and 0
-    where they do not differ. A problem's only trace keeps its weight.
+    Among the n traces of a problem, weight_j = n · softmax_j(α z(consensus) + β z(gain) − γ z(nll)), so the
+    mean is 1. It multiplies the trace's existing weight. z standardises over the n traces, and is 0 if they
+    do not differ. The only trace of a problem keeps its weight.
 
-    - consensus: how much a trace says the same as the problem's others: its mean similarity to them, the
-      Jaccard index of the sets of runs of `words` words (or signs) in a row.
-    - gain: what its reasoning does for the right answer: log p(gold | prompt, reasoning) − log p(gold |
-      prompt) of the student, per token of the gold answer. The reasoning is the completion up to its own
-      final answer, which stands where the recorded answer (else the gold one) is last found in it; the whole
-      completion where it is not. The second term is one number for all traces of a problem as long as the
-      gold answer has the same tokens behind all: it then matters for the figures alone.
-    - nll: the student's mean surprisal at the trace.
+    - consensus: mean similarity to the problem's other traces, as the Jaccard index of the sets of word
+      n-grams (n = `words`; punctuation marks count as words).
+    - gain: how much the reasoning helps the gold answer: the student's log p(gold | prompt, reasoning) −
+      log p(gold | prompt), per token of the gold answer. The reasoning is the completion up to the last
+      occurrence of the recorded answer (else the gold answer), or the whole completion if there is none. The
+      second term is the same for all traces of a problem, as long as the gold answer is tokenized alike after
+      each; it then only affects the figures.
+    - nll: the student's mean surprisal on the trace.
 
-    That consensus, information about the answer and the student's loss decide is the paper's (there they
-    weight gradients while the student trains); these formulas, and weighting once before training, are ours.
+    The paper combines consensus, information about the answer and the student's loss too, but weights
+    gradients during training; these formulas, and weighting once before training, are ours.
 
     Args:
         records: traces.
-        desk: has the student.
-        alpha: how much consensus counts; 0: not at all, and it is not computed. The next two alike.
-        beta: how much the gain counts. Only then must there be a gold answer.
-        gamma: how much the surprisal counts.
-        words: in a row, for consensus; a text of fewer is one run.
+        desk: curation context with the student.
+        alpha: coefficient α of consensus; 0: do not compute it.
+        beta: coefficient β of gain; 0: do not compute it. Otherwise traces need gold answers.
+        gamma: coefficient γ of nll; 0: do not compute it.
+        words: n-gram size for consensus; a shorter text is a single n-gram.
 
     Raises:
-        UserError: an option that makes no sense, or a trace without the gold answer that `beta` asks for.
+        UserError: an option is invalid, or `beta` > 0 and a trace has no gold answer.
     """
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
@@ -131,15 +130,16 @@ def compact(
             "weighted_problems": len(problems),
             "effective_sample_size": float(weights.sum()) ** 2 / squares if squares else 0.0,
             "weight_by_teacher": _by_teacher(kept, weights),
-            # of the problems with several traces
+            # over problems with several traces
             **{f"{name}_by_teacher": _by_teacher(rivals, found) for name, (_, found) in metrics.items()},
         },
     )
 
 
 def consensus(same: Sequence[Record], words: int) -> list[float]:
-    """Each trace's mean similarity to the others of its problem, of which there must be some: in the graph of
-    these traces, with the Jaccard index of their runs of words as an edge's weight, its mean edge."""
+    """Each trace's mean similarity (Jaccard index of word n-grams) to the other traces of its problem.
+
+    There must be at least two traces."""
     runs = [_runs(record["completion"], words) for record in same]
     return [
         sum(len(own & other) / len(own | other) for j, other in enumerate(runs) if j != i) / (len(runs) - 1)
@@ -148,7 +148,7 @@ def consensus(same: Sequence[Record], words: int) -> list[float]:
 
 
 def _runs(text: str, size: int) -> set[tuple[str, ...]]:
-    """Runs of words, where every sign is a word too: a calculation has no blanks."""
+    """Set of word n-grams. Every punctuation mark is a word too, because calculations may have no spaces."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
 
@@ -183,8 +183,10 @@ def _gains(records: Sequence[Record], desk: Desk, student: LazyModel) -> list[fl
 def answer_tokens(
     tokenizer: Any, end_ids: Sequence[int], before: str, answer: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a text and of the answer behind it, cut where the answer changes the text's own: a blank
-    before it may be part of its first token."""
+    """Tokenize a text followed by an answer and split the tokens into context and answer.
+
+    The split is at the first token that differs from the text alone: a space before the answer may be part of
+    the answer's first token."""
     whole = encode_completion(tokenizer, before + answer, end_ids)[:-1]
     alone = encode_completion(tokenizer, before, end_ids)[:-1]
     shared = min(len(whole), len(alone))
@@ -206,7 +208,7 @@ def _standardised(values: Float[np.ndarray, " traces"]) -> Float[np.ndarray, " t
 
 
 def _by_teacher(records: Sequence[Record], values: np.ndarray) -> dict[str, float]:
-    """The mean of each writer's."""
+    """Mean value per teacher."""
     found: dict[str, list[Any]] = {}
     for record, value in zip(records, values, strict=True):
         found.setdefault(teacher_of(record), []).append(value)

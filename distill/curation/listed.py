@@ -1,4 +1,4 @@
-"""What `teachers` lists: trace sets, data files and models that write now; told without torch."""
+"""Entries of `teachers`: trace sets, data files and models that generate traces now. Imports no torch."""
 
 import re
 from pathlib import Path
@@ -8,31 +8,31 @@ from omegaconf import DictConfig
 from distill.errors import UserError
 from distill.models.path import find_path
 
-TEACHER = "{teacher}"  # in data.fields.completion, where the list's names stand for it
+TEACHER = "{teacher}"  # placeholder in data.fields.completion, replaced by each entry of `teachers`
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet)(\.gz)?$")
 
 
 def listed(cfg: DictConfig) -> list[str]:
-    """`teachers` as a list, empty where there is none."""
+    """`teachers` as a list, empty if not set."""
     return [cfg.teachers] if isinstance(cfg.teachers, str) else list(cfg.teachers or [])
 
 
 def is_model(cfg: DictConfig, entry: str) -> bool:
-    """Whether one of `teachers` is a model, which writes its traces now."""
+    """Whether an entry of `teachers` is a model that generates its traces now."""
     return TEACHER not in completion_field(cfg) and not _is_set(entry)
 
 
 def check_there(entry: str) -> None:
-    """Refuse a trace set or a data file that is not there."""
+    """Raise UserError if a trace set or data file does not exist."""
     if not Path(entry).expanduser().exists():
         raise UserError(f"teachers: {entry} does not exist")
 
 
 def check_listed(cfg: DictConfig) -> None:
-    """Refuse sets and models of `teachers` that are not there; whether the hub has a model is asked later.
+    """Check that the trace sets and models in `teachers` exist; hub models are checked later.
 
     Raises:
-        UserError: names the entry.
+        UserError: an entry does not exist; the message names it.
     """
     if TEACHER in completion_field(cfg):
         return
@@ -44,7 +44,7 @@ def check_listed(cfg: DictConfig) -> None:
 
 
 def completion_field(cfg: DictConfig) -> str:
-    """`data.fields.completion`, empty where there is none."""
+    """`data.fields.completion`, empty if not set."""
     return str((cfg.data.get("fields") or {}).get("completion") or "")
 
 

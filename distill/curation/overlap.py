@@ -1,4 +1,4 @@
-"""Traces that are left out for what others hold: problems of a benchmark, traces that are there already."""
+"""Drop traces that overlap with benchmark problems (decontamination) or with earlier traces (duplicates)."""
 
 import re
 import unicodedata
@@ -19,11 +19,11 @@ from distill.data.readers import read_records
 from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
 
-Problem = tuple[str, str]  # its name and its text
+Problem = tuple[str, str]  # id and text
 
-# Where a file's record may hold its problem.
+# Possible names of the problem field in a file's records.
 _FIELDS = ("problem", "question", "prompt", "Problem", "Question")
-_EXAMPLES = 3  # overlaps that the figures show of each benchmark
+_EXAMPLES = 3  # overlaps shown per benchmark in the figures
 
 _WORD = re.compile(r"[^\W_]+")
 _WORD_OR_SIGN = re.compile(r"[^\W_]+|[-−+*×·/÷^=<>≤≥≠%]")
@@ -37,24 +37,23 @@ def decontaminate(
     n: int = 13,
     paths: Mapping[str, str | None] | None = None,
 ) -> Outcome:
-    """Leave out all traces of a problem that shares a passage with a benchmark's problem: `n` words in a row,
-    or the whole problem where that is shorter (13-grams: GPT-3, 2005.14165, appendix C).
+    """Drop all traces of problems that share a word n-gram with a benchmark problem (13-grams: GPT-3,
+    2005.14165, appendix C). A problem with fewer than `n` words is compared as a whole.
 
-    A changed number hides a problem only where it leaves no `n` words in a row; words around a short problem
-    hide it. A record that overlaps with several is counted in `left_out` under the first of them; the figures
-    count it with each, and show a few overlaps.
+    A problem with changed numbers is still found if `n` consecutive words are unchanged; a short problem is
+    missed if other words surround it. In `left_out` a trace that overlaps with several benchmarks counts
+    under the first only; the figures count it under each and show a few overlaps.
 
     Args:
         records: traces.
-        desk: nothing of it is needed.
-        against: `all` benchmarks of `conf/benchmark/`, or a list of their names and of files (JSON Lines,
+        desk: unused.
+        against: `all` benchmarks of `conf/benchmark/`, or a list of benchmark names and files (JSON Lines,
             Parquet, CSV) with a field `problem`, `question` or `prompt`.
-        n: words of a passage. Case, blanks and punctuation do not count (`passages`).
-        paths: by the name of a benchmark, the file to read it from in place of the hub.
+        n: n-gram size in words. Case, whitespace and punctuation are ignored (`passages`).
+        paths: local files to read benchmarks from instead of the hub, by benchmark name.
 
     Raises:
-        UserError: a name that is neither a benchmark nor a file; a benchmark that is not to be had: none is
-            passed over.
+        UserError: a name is neither a benchmark nor a file, or a benchmark cannot be loaded; none is skipped.
     """
     whole_number("curation.decontaminate.n", n, least=1)
     problems = _problems_of(against, paths or {})
@@ -80,16 +79,16 @@ def decontaminate(
 
 
 def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = None) -> Outcome:
-    """Keep the first of records that are alike: the same completion of the same problem, blanks aside.
+    """Drop repeated completions of a problem, ignoring whitespace; the first one is kept.
 
     Args:
         records: traces.
-        desk: nothing of it is needed.
-        near: also leave out what is this near to a kept trace of the same problem: the Jaccard similarity of
-            their sets of five words in a row (a completion of fewer words is one such run). null: off.
+        desk: unused.
+        near: also drop traces with at least this Jaccard similarity of word 5-grams to a kept trace of the
+            same problem (a completion of fewer words is a single n-gram). null: exact duplicates only.
 
     Raises:
-        UserError: no similarity above 0 up to 1.
+        UserError: `near` is not in (0, 1].
     """
     if near is not None:
         share("curation.deduplicate.near", near)
@@ -116,11 +115,11 @@ def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = N
 
 
 def passages(text: str, n: int) -> list[str]:
-    """What of a problem is compared: every run of `n` words, in their order; of a shorter problem all of its
-    words, with the signs of arithmetic between them, which there make all the difference.
+    """The word n-grams of a problem, in order; a shorter problem gives one passage of all its words.
 
-    Words are runs of letters and digits; case, blanks, punctuation and Unicode's variants of a letter do not
-    count.
+    Words are runs of letters and digits; case, whitespace, punctuation and Unicode variants are normalized
+    away. The passage of a short problem keeps arithmetic operators, because short problems may differ in
+    nothing else.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     words = _WORD.findall(text)
@@ -131,7 +130,7 @@ def passages(text: str, n: int) -> list[str]:
 
 
 def _index(problems: Sequence[Problem], n: int) -> dict[str, str]:
-    """Every passage, and the name of the first problem that has it."""
+    """Map every passage to the first problem that contains it."""
     found: dict[str, str] = {}
     for name, text in problems:
         for passage in passages(text, n):
@@ -142,12 +141,12 @@ def _index(problems: Sequence[Problem], n: int) -> dict[str, str]:
 def _problems_of(
     against: str | Sequence[str], paths: Mapping[str, str | None]
 ) -> dict[str, Sequence[Problem]]:
-    """The problems of each benchmark and file, by its name."""
+    """Load the problems of each benchmark and file, by name."""
     if not against:
         raise UserError("curation.decontaminate.against is empty: name benchmarks or files, or take all")
     wanted = [against] if isinstance(against, str) else list(against)
     hydra = GlobalHydra.instance()
-    # Inside a command Hydra is there, and knows configurations beside ours too (--config-dir).
+    # Inside a command Hydra is initialized already and also knows the user's --config-dir.
     with nullcontext() if hydra.is_initialized() else initialize_config_dir(str(CONFIG), version_base="1.3"):
         names = hydra.config_loader().get_group_options("benchmark")
         if unknown := sorted({name for name, path in paths.items() if path} - set(names)):
@@ -156,7 +155,7 @@ def _problems_of(
             )
         asked = names if "all" in wanted else [name for name in names if name in wanted]
         nodes: dict[str, Any] = {}
-        for name in asked:  # a suite is its benchmarks, `none` is nobody
+        for name in asked:  # a suite expands to its benchmarks, `none` to nothing
             cfg = compose("train", [f"benchmark='{name}'"]).benchmark
             own = {key: node for key, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
             nodes |= own
@@ -174,7 +173,7 @@ def _problems_of(
             missing[one] = error
     if missing:
         first, error = next(iter(missing.items()))
-        # A key that the configuration does not list yet is added with a plus.
+        # Hydra needs a plus to add a key that is not in the config.
         key = f"{'' if first in paths else '+'}curation.decontaminate.paths.{first}=<file>"
         alike = f", and so for {', '.join(list(missing)[1:])}" if len(missing) > 1 else ""
         raise UserError(
@@ -188,7 +187,7 @@ def _problems_of(
 
 
 class _Missing(UserError):
-    """A benchmark's problems are neither on the hub nor in a file that was named."""
+    """A benchmark's problems can be loaded neither from the hub nor from a given file."""
 
 
 def _problems_of_one(

@@ -1,4 +1,4 @@
-"""Traces in the student's own words."""
+"""Self-data distillation: replace target completions by the student's rewrites of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,26 +33,27 @@ def self_data(
     forbidden: Sequence[str] = FORBIDDEN,
     batch_size: int = 32,
 ) -> Outcome:
-    """Let the student, as it is before training, rewrite every target; a rewrite takes the target's place
-    where it is right (self-data distillation, 2410.09982; first as SDFT, 2402.13669). All records are kept.
+    """Replace each completion by a rewrite of the untrained student, if the rewrite is correct (self-data
+    distillation, 2410.09982; first as SDFT, 2402.13669). All records are kept.
 
-    Targets close to what the student would write itself change less of what it knows. That the original model
-    rewrites, shown the problem and the target, and that the target stands where the rewrite's final answer is
-    not the right one, is the papers'; the prompt's wording and the sampling are ours. SDFT's code has a list
-    of words that give away what was shown, `forbidden` here.
+    Targets close to the student's own distribution cause less forgetting. As in the papers, the original
+    model rewrites given the problem and the target, and the target is kept if the rewrite's final answer is
+    wrong. The prompt's wording and the sampling settings are ours. `forbidden` follows SDFT's code, which
+    rejects rewrites that mention the given solution.
 
-    What the student writes is cached; killed, the step goes on behind the last whole batch.
+    Rewrites are cached; an interrupted curation step resumes after the last complete batch.
 
     Args:
-        records: traces, each with its gold answer.
-        desk: has the student, the judge, and the prompt under which rewrites are learned.
+        records: traces, each with a gold answer.
+        desk: curation context with student, grader, and the training prompt of the rewrites.
         prompt: template with `{problem}` and `{solution}`.
-        sampling: how the student draws.
-        forbidden: a rewrite that says one of these speaks of a solution that nobody is shown in training.
-        batch_size: records a batch while the student writes.
+        sampling: sampling settings of the student.
+        forbidden: reject rewrites that contain any of these phrases, because they refer to a solution that is
+            not shown in training.
+        batch_size: records per generation batch.
 
     Raises:
-        UserError: a record without a gold answer, nobody judges, or an option that makes no sense.
+        UserError: a record has no gold answer, no grader is configured, or an option is invalid.
     """
     whole_number("curation.self_data.batch_size", batch_size, least=1)
     if "{problem}" not in prompt or "{solution}" not in prompt:
@@ -127,18 +128,17 @@ def written_anew(
     student: ModelSource,
     learn_from: int = 0,
 ) -> Record:
-    """A copy of the record with another completion, which ended and was judged, under the prompt that the
-    student learns it under.
+    """Copy a record with a new finished, graded completion and the student's training prompt.
 
     Args:
-        record: gives the problem, and whatever else stays.
-        desk: has the prompt.
-        ids: the completion, of the student's tokens.
-        verdict: of the completion.
-        sampling: how it was drawn.
-        writer: who wrote.
-        student: whose tokens they are.
-        learn_from: the first token that is learned.
+        record: record to copy.
+        desk: curation context with the prompt.
+        ids: tokens of the completion, in the student's vocabulary.
+        verdict: verdict on the completion.
+        sampling: sampling settings of the completion.
+        writer: model that generated the completion.
+        student: model whose tokenizer is used.
+        learn_from: index of the first token to train on.
     """
     tokenizer, prompt = student.tokenizer, desk.recipe.prompt
     example = example_of(record)

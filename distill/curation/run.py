@@ -1,4 +1,4 @@
-"""`python -m distill.curate`: a trace set of other trace sets, in steps that each say what they left out."""
+"""`python -m distill.curate`: run trace sets through curation steps; each step reports what it drops."""
 
 import json
 import time
@@ -24,13 +24,13 @@ from distill.training.recipe import TraceRecipe
 
 
 def curate(cfg: DictConfig) -> Path:
-    """Put trace sets through the configured steps, and write what is left as a trace set.
+    """Run trace sets through the configured curation steps and write the remaining traces as a trace set.
 
     Returns:
-        Its folder.
+        The folder of the new trace set.
 
     Raises:
-        UserError: anything that the user can mend; a step leaves nothing.
+        UserError: the configuration is invalid, or a curation step drops every trace.
     """
     import numpy as np
 
@@ -69,10 +69,10 @@ def curate(cfg: DictConfig) -> Path:
 
 
 def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
-    """A configuration's steps in their order, what they work with, and the judge, which is to be closed.
+    """Build the curation steps in order, their context, and the checks, which the caller must close.
 
     Raises:
-        UserError: a value that makes no sense; names it.
+        UserError: a value is invalid; the message names it.
     """
     whole_number("seed", cfg.seed, least=0)
     device = find_device(cfg.trainer)
@@ -89,17 +89,17 @@ def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
 def run_steps(
     records: Sequence[Record], steps: dict[str, Step], desk: Desk
 ) -> tuple[list[Record], list[dict[str, Any]]]:
-    """The records that all steps leave, and what each did: JSON values.
+    """Run all curation steps; return the remaining records and a log entry per step (JSON values).
 
     Raises:
-        UserError: a step leaves none.
+        UserError: a step drops every trace.
     """
     for name, step in steps.items():
-        _done(name, step, [], desk)  # a mistake in the last is better found before the first works for hours
+        _apply(name, step, [], desk)  # find invalid options before any step runs for hours
     left, log = list(records), []
     for name, step in steps.items():
         began = time.perf_counter()
-        outcome = _done(name, step, left, desk)
+        outcome = _apply(name, step, left, desk)
         entry = {
             "step": name,
             "traces": len(left),
@@ -121,15 +121,15 @@ def run_steps(
     return left, log
 
 
-def _done(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
+def _apply(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
     try:
         return step(records, desk)
-    except (ValueError, TypeError) as error:  # its options
+    except (ValueError, TypeError) as error:  # invalid options
         raise UserError(f"curation.{name}: {error}") from error
 
 
 def _in_words(entry: dict[str, Any]) -> str:
-    # A step that writes new traces counts those, kept and left out, and not the ones that it was given.
+    # A step that generates new traces reports counts of the new traces, not of its input.
     counted = entry["kept"] + sum(entry["left_out"].values())
     new = "" if counted == entry["traces"] else " new"
     lines = [
@@ -156,7 +156,7 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
 def _tokens_of(desk: Desk) -> ModelSource:
     if "student" not in desk.models:
         raise UserError(
-            "the data come as text, and a trace set holds tokens: say whose, model.student=<hub id, folder "
-            "or GGUF file>"
+            "the data are text, which must be tokenized for a student: set model.student=<hub id, folder or "
+            "GGUF file>"
         )
     return desk.models["student"].source

@@ -1,4 +1,4 @@
-"""What a curation step is given, and what it gives back."""
+"""Inputs and outputs of a curation step."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +17,15 @@ __all__ = ["Desk", "Outcome", "Record", "Step", "by_problem", "in_order", "share
 
 @dataclass(frozen=True)
 class Desk:
-    """What steps work with.
+    """Context shared by all curation steps.
 
     Attributes:
-        models: the frozen student and teacher, where they are named; nothing is loaded before it is used.
-        recipe: how a record becomes a trace of the student's tokens.
-        grade: judges a completion; None: nobody does.
-        cache: folder of all caches.
-        seed: of whatever a step draws.
-        say: told what is worth a line.
+        models: the frozen student and teacher, if configured; loaded on first use.
+        recipe: converts a record into a trace of student tokens.
+        grade: grades a completion; None: no grader is configured.
+        cache: cache folder.
+        seed: seed for steps that sample.
+        say: callback for progress messages.
     """
 
     models: dict[Literal["student", "teacher"], LazyModel]
@@ -36,9 +36,10 @@ class Desk:
     say: Callable[[str], None] = print
 
     def model(self, role: Literal["student", "teacher"], step: str) -> LazyModel:
-        """
+        """The model of a role.
+
         Raises:
-            UserError: the model is not named.
+            UserError: the model is not configured.
         """
         if role not in self.models:
             raise UserError(
@@ -47,23 +48,24 @@ class Desk:
         return self.models[role]
 
     def judge(self, step: str) -> Grader:
-        """
+        """The grader.
+
         Raises:
-            UserError: nobody judges.
+            UserError: no grader is configured.
         """
         if self.grade is None:
-            raise UserError(f"curation step {step} needs answers judged: take check.answer=math or auto")
+            raise UserError(f"curation step {step} needs a grader: set check.answer=math or auto")
         return self.grade
 
     def traces(self, records: Sequence[Record], model: LazyModel) -> list[Trace]:
-        """The records as that model would be trained on them."""
+        """Tokenize the records as for training that model."""
         return self.recipe.tokenize([example_of(record) for record in records], model.source)
 
     def scores(self, records: Sequence[Record], model: LazyModel) -> list[TokenScores]:
-        """What a model makes of the tokens of every record's completion, from the cache where it is there.
+        """Token statistics of every record's completion under a model, cached.
 
         Raises:
-            UserError: one is longer than its context.
+            UserError: a trace is longer than the model's context.
         """
         traces, context = self.traces(records, model), model.source.context_length
         for trace in traces:
@@ -78,12 +80,12 @@ class Desk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step leaves.
+    """Result of a curation step.
 
     Attributes:
-        kept: records, in the order in which they came; changed or new ones are copies.
-        left_out: how many records were left out, by the reason in words.
-        figures: what else there is to say of it, JSON values by name.
+        kept: remaining records, in their original order; changed or new records are copies.
+        left_out: number of dropped records by reason.
+        figures: further statistics, JSON values by name.
     """
 
     kept: list[Record]
@@ -91,21 +93,21 @@ class Outcome:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-# A step looks at its options, and at the models and the judge that it needs, also where there are no records.
+# A step must validate its options, models and grader even for an empty list of records (see `run_steps`).
 Step = Callable[[Sequence[Record], Desk], Outcome]
 
 
 def in_order(records: Iterable[Record], kept: Iterable[Record]) -> list[Record]:
-    """The kept records in the order of all."""
+    """Sort the kept records into the order of `records`."""
     chosen = {id(record) for record in kept}
     return [record for record in records if id(record) in chosen]
 
 
 def share(place: str, value: Any) -> None:
-    """Refuse an option that is no number in [0, 1].
+    """Check that an option is a number in [0, 1].
 
     Raises:
-        UserError: names the place.
+        UserError: it is not; the message names `place`.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise UserError(f"{place}={value!r} must be a number from 0 to 1")

@@ -1,1 +1,1 @@
-"""Models on benchmarks: scores, intervals, comparisons."""
+"""Evaluate models on benchmarks: scores, confidence intervals, comparisons."""

@@ -14,27 +14,27 @@ from distill.data.trace import Example, Grader
 from distill.errors import UserError, first_line, whole_number
 from distill.generation.sampling import Sampling
 
-_GRADERS = 4  # completions that are judged at once; most graders wait for a child process
+_GRADERS = 4  # completions graded in parallel; most graders wait for a child process
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of problems, how they are asked, and how an answer is judged.
+    """A set of problems with the prompt, sampling settings and grader.
 
     Attributes:
-        name: in reports and metrics.
-        source: gives the problems, of `path=` and `limit=`; each has its gold answer.
-        grade: judges a completion without its thinking part; called from several threads.
-        prompt: template with `{problem}`; put through the chat template where the tokenizer has one.
-        plain_prompt: the same for models without a chat template; None: as `prompt`.
-        system: what the conversation begins with, for models with a chat template.
-        sampling: how answers are drawn; greedy by default.
-        samples: completions a problem.
-        votes: whether samples of a problem can be counted by their answers.
-        thinking: what opens and closes a part that is not judged.
-        path: local file in place of the hub.
-        limit: only the first so many problems.
-        seed: of the draw.
+        name: name in reports and metrics.
+        source: function of `path=` and `limit=` that returns the problems with their gold answers.
+        grade: grades a completion without its thinking block; called from several threads.
+        prompt: template with `{problem}`; wrapped in the chat template if the tokenizer has one.
+        plain_prompt: template for models without a chat template; None: use `prompt`.
+        system: system message, for models with a chat template.
+        sampling: sampling settings; greedy by default.
+        samples: completions per problem.
+        votes: whether answers to a problem can be compared with each other, for majority voting.
+        thinking: opening and closing tag of the thinking block, which is not graded.
+        path: local file to read instead of the Hugging Face hub.
+        limit: use only the first `limit` problems.
+        seed: sampling seed.
     """
 
     name: str
@@ -61,7 +61,9 @@ class Benchmark:
                 f"benchmark.temperature=0.6 or samples=1 (benchmark {self.name})"
             )
         if not re.fullmatch(r"[\w-][\w.-]*", str(self.name)):
-            raise ValueError(f"name={self.name!r} is no name of a benchmark: it is a folder's, too")
+            raise ValueError(
+                f"name={self.name!r} is not a valid benchmark name: it must also be a folder name"
+            )
         for key in ("source", "grade"):
             if not callable(getattr(self, key)):
                 raise ValueError(f"benchmark.{self.name}.{key}={getattr(self, key)!r} is no function")
@@ -79,10 +81,10 @@ class Benchmark:
             raise ValueError(f"benchmark.thinking={tags!r} must be two texts, such as <think> and </think>")
 
     def problems(self) -> list[Example]:
-        """All problems, each with an id of its own."""
+        """Load all problems; repeated ids are made unique."""
         try:
             problems = self.source(path=self.path, limit=self.limit)
-        except ValueError as error:  # a setting of its source
+        except ValueError as error:  # an invalid setting of the source
             raise UserError(f"benchmark {self.name}: {first_line(error)}") from error
         if not problems:
             raise UserError(f"benchmark {self.name} has no problem: check benchmark.path, benchmark.limit")
@@ -94,7 +96,7 @@ class Benchmark:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a completion depends on beside the model and the problem, JSON values."""
+        """The settings besides model and problem that determine a completion, as JSON values."""
         return {
             "prompt": self.prompt,
             "plain_prompt": self.plain_prompt,
@@ -105,11 +107,13 @@ class Benchmark:
 
 
 def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
-    """The benchmarks of the config node `benchmark`: one a key that has a `_target_`, each with the node's
-    own settings (`path`, `limit`, `samples`, `temperature`, …) where these are not null.
+    """Build the benchmarks of the config node `benchmark`.
+
+    Every key with a `_target_` is a benchmark. The node's shared settings (`path`, `limit`, `samples`,
+    `temperature`, …) override those of each benchmark unless they are null.
 
     Raises:
-        UserError: a value that makes no sense; names its key.
+        UserError: a value is invalid; the message names its key.
     """
     nodes = {str(name): node for name, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
     paths = _paths(cfg, list(nodes))
@@ -140,20 +144,20 @@ def benchmarks_of(cfg: DictConfig) -> list[Benchmark]:
 
 
 def _paths(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
-    """`benchmark.path`: one file where one benchmark is asked, else a file by a benchmark's name."""
+    """Map benchmark names to local files; `benchmark.path` is one file or a mapping by name."""
     path: Any = plain(cfg.get("path"))
     if path is None:
         return {}
     if isinstance(path, dict):
         if unknown := [str(name) for name in path if name not in names]:
             raise UserError(
-                f"benchmark.path.{unknown[0]}: no such benchmark is asked "
-                f"(asked: {', '.join(names) or 'none'})"
+                f"benchmark.path.{unknown[0]}: this benchmark is not selected "
+                f"(selected: {', '.join(names) or 'none'})"
             )
         return {str(name): file for name, file in path.items() if file is not None}
     if len(names) > 1:
         raise UserError(
-            f"benchmark.path={path} is one file for {len(names)} benchmarks: say whose, as in "
+            f"benchmark.path={path} is one file for {len(names)} benchmarks: name one of them, as in "
             f"benchmark.{names[0]}.path={path}"
         )
     return dict.fromkeys(names, path)

@@ -1,4 +1,4 @@
-"""Two evaluations on the problems that both were asked: differences, their intervals and tests."""
+"""Compare two evaluations on their common problems: differences, confidence intervals, tests."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,23 +18,24 @@ from distill.statistics import (
     smallest_difference,
 )
 
-LEVEL = 0.05  # an adjusted p-value below it establishes a difference
-_MAY_DIFFER = {"seed", "samples"}  # other draws of the same kind, and means of more of them
+LEVEL = 0.05  # a difference counts as established if its adjusted p-value is below this
+_MAY_DIFFER = {"seed", "samples"}  # settings that may differ without making accuracies incomparable
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A benchmark as two sides answered it; of pairs the first side's comes first.
+    """Results of two evaluations on one benchmark; tuples are (first, second).
 
     Attributes:
-        problems: that both were asked.
-        samples: mean number a problem.
-        accuracy: over these problems.
-        difference: of the accuracies, second − first.
-        adjusted: its p-value after Holm, over all benchmarks of all comparisons.
-        smallest: the difference that so many problems would show in 80 % of cases; None: they can show none.
-        tokens: mean lengths of the completions.
-        longer: their difference.
+        problems: number of problems in both evaluations.
+        samples: mean number of samples per problem.
+        accuracy: accuracies over these problems.
+        difference: second accuracy − first accuracy.
+        adjusted: p-value of the difference after Holm's correction over all benchmarks of all comparisons.
+        smallest: the smallest difference that this many problems detect with 80 % power; None: too few
+            problems to detect any.
+        tokens: mean completion lengths.
+        longer: difference of the mean completion lengths, second − first.
         truncated: shares of completions that hit the token budget.
     """
 
@@ -64,18 +65,18 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides, benchmark by benchmark and over all.
+    """Two evaluations compared, per benchmark and over all benchmarks.
 
     Attributes:
-        first: what is compared with.
-        second: what is compared.
-        benchmarks: by name, those of which both were asked some problem.
-        mean: of the benchmarks' differences, each counting alike; None of a single one.
-        adjusted: its p-value after Holm, over all comparisons.
-        left_out: by benchmark, how many problems only the first was asked, only the second, and how many
-            have another text.
-        settings: by benchmark, in what the two were asked otherwise, as `key first against second`.
-        unrecorded: labels of sides whose folder does not say how they were asked.
+        first: the baseline.
+        second: the evaluation compared with it.
+        benchmarks: by name, the benchmarks with problems in common.
+        mean: unweighted mean of the benchmarks' differences; None if there is only one benchmark.
+        adjusted: p-value of `mean` after Holm's correction over all comparisons.
+        left_out: by benchmark, how many problems only the first has, only the second has, and how many
+            have different texts under the same id.
+        settings: by benchmark, the settings that differ, as `key first against second`.
+        unrecorded: labels of evaluations whose folder does not record their settings.
     """
 
     first: Side
@@ -103,7 +104,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A benchmark's problems that both sides were asked: [3, problems] mean accuracy, tokens, truncation."""
+    """Per-problem means of both sides, each [3, problems]: accuracy, tokens, truncation."""
 
     first: np.ndarray
     second: np.ndarray
@@ -111,10 +112,10 @@ class _Pair:
 
 
 def compare_sides(sides: Sequence[Side], *, resamples: int, seed: int) -> list[Comparison]:
-    """Every side but the first with the first.
+    """Compare every other side with the first.
 
     Raises:
-        UserError: two have no problem in common.
+        UserError: a side has no problem in common with the first.
     """
     pairs = [_pairs(sides[0], other) for other in sides[1:]]
     tests = sum(len(own) for own, _ in pairs)
@@ -138,7 +139,7 @@ def compare_sides(sides: Sequence[Side], *, resamples: int, seed: int) -> list[C
 
 
 def _pairs(first: Side, second: Side) -> tuple[dict[str, _Pair], dict[str, tuple[int, int, int]]]:
-    """The benchmarks with problems in common, and of all benchmarks how many problems are left out."""
+    """The common problems by benchmark, and the counts of problems left out by benchmark."""
     pairs, left_out = {}, {}
     for name in {**first.benchmarks, **second.benchmarks}:
         mine, theirs = first.benchmarks.get(name, {}), second.benchmarks.get(name, {})
@@ -177,7 +178,7 @@ def _compared(pair: _Pair, tests: int, resamples: int, seed: int) -> Compared:
         accuracy=(bootstrap_ratio(a[0], ones, **draw), bootstrap_ratio(b[0], ones, **draw)),
         difference=paired(a[0], b[0], **draw),
         adjusted=1.0,
-        # Holm's first step; the later ones ask for less.
+        # Level of Holm's first test, the strictest one.
         smallest=smallest_difference(a[0], b[0], level=LEVEL / tests),
         tokens=(float(a[1].mean()), float(b[1].mean())),
         longer=mean_difference([b[1] - a[1]], **draw),
@@ -186,7 +187,7 @@ def _compared(pair: _Pair, tests: int, resamples: int, seed: int) -> Compared:
 
 
 def _adjusted(found: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm's p-values: benchmarks' over all comparisons, means' over all means."""
+    """Add Holm-adjusted p-values: benchmarks over all comparisons, means over all means."""
     single = iter(holm([one.difference.p for own in found for one in own.benchmarks.values()]))
     means = iter(holm([own.mean.p for own in found if own.mean is not None]))
     return [
@@ -201,7 +202,7 @@ def _adjusted(found: Sequence[Comparison]) -> list[Comparison]:
 
 def _unrecorded(first: Side, second: Side) -> list[str]:
     if first.folder.resolve() == second.folder.resolve():
-        return []  # a run's two stages were asked alike
+        return []  # both stages of a run use the same settings
     return [side.label for side in (first, second) if side.settings is None]
 
 

@@ -1,4 +1,4 @@
-"""Evaluations against each other, in tables, sentences and a picture: what is established, what is not."""
+"""Report of a comparison: tables, sentences that name the established differences, and a forest plot."""
 
 import io
 import json
@@ -14,26 +14,26 @@ from distill.io.files import write_atomically
 from distill.runs.plot import GREEN, GREY, ORANGE
 from distill.statistics import Difference, Figure
 
-_MANY = 0.1  # of the completions that hit the token budget: worth a warning
+_MANY = 0.1  # warn if more than this share of completions hit the token budget
 
 
 def compare(
     folders: Sequence[Path | str], out: Path | None = None, *, resamples: int = 10_000, seed: int = 0
 ) -> str:
-    """Compare evaluations with the first of them, on the same problems.
+    """Compare evaluations with the first of them on their common problems, as a Markdown report.
 
     Args:
-        folders: of evaluations (`samples.jsonl`, `results.json`) or of training runs (`samples.jsonl`): `run`
-            stands for its student after training, `run@before` for before.
-        out: where to write `comparison.json`, `comparison.md` and `comparison.png`; None: nowhere.
-        resamples: of each bootstrap and each sign-flip test.
-        seed: of their draws.
+        folders: evaluation folders (`samples.jsonl`, `results.json`) or run folders (`samples.jsonl`). `run`
+            is the student after training, `run@before` the student before training.
+        out: folder for `comparison.json`, `comparison.md` and `comparison.png`; None: write nothing.
+        resamples: number of resamples of each bootstrap and each sign-flip test.
+        seed: seed of the resampling.
 
     Returns:
-        What to print: tables and sentences, in Markdown.
+        Tables and sentences in Markdown.
 
     Raises:
-        UserError: fewer than two folders, the same twice, one that cannot be read, or no problem in common.
+        UserError: fewer than two folders, a repeated or unreadable folder, or no problem in common.
     """
     return _text(compare_evaluations(folders, out, resamples=resamples, seed=seed))
 
@@ -41,20 +41,20 @@ def compare(
 def compare_evaluations(
     folders: Sequence[Path | str], out: Path | None = None, *, resamples: int = 10_000, seed: int = 0
 ) -> list[Comparison]:
-    """Compare evaluations with the first of them, on the same problems.
+    """Compare evaluations with the first of them on their common problems.
 
     Args:
-        folders: of evaluations or of training runs: `run` stands for its student after training, `run@before`
-            for before.
-        out: where to write `comparison.json`, `comparison.md` and `comparison.png`; None: nowhere.
-        resamples: of each bootstrap and each sign-flip test.
-        seed: of their draws.
+        folders: evaluation or run folders. `run` is the student after training, `run@before` the student
+            before training.
+        out: folder for `comparison.json`, `comparison.md` and `comparison.png`; None: write nothing.
+        resamples: number of resamples of each bootstrap and each sign-flip test.
+        seed: seed of the resampling.
 
     Returns:
-        One comparison for every folder but the first.
+        One comparison for each folder except the first.
 
     Raises:
-        UserError: fewer than two folders, the same twice, one that cannot be read, or no problem in common.
+        UserError: fewer than two folders, a repeated or unreadable folder, or no problem in common.
     """
     if len(folders) < 2:
         raise UserError(f"{len(folders)} folder to compare: name two at least, as in compare=[a,b]")
@@ -70,13 +70,13 @@ def compare_evaluations(
 
 
 def _text(found: Sequence[Comparison]) -> str:
-    return "\n\n".join([*(_section(one, found) for one in found), _explained(found)])
+    return "\n\n".join([*(_section(one, found) for one in found), _legend(found)])
 
 
 def _section(one: Comparison, found: Sequence[Comparison]) -> str:
     heading = f"{one.second.label} against {one.first.label}, on the problems that both were asked:"
     return "\n\n".join(
-        [heading, "\n".join(_table(one)), "\n".join(f"- {said}" for said in _said(one, found))]
+        [heading, "\n".join(_table(one)), "\n".join(f"- {said}" for said in _sentences(one, found))]
     )
 
 
@@ -88,7 +88,7 @@ def _table(one: Comparison) -> Iterator[str]:
     for name, own in one.benchmarks.items():
         cells = [
             name,
-            _asked(own),
+            _problems(own),
             *(_share(figure) for figure in own.accuracy),
             _points(own.difference),
             _p(own.difference.p),
@@ -106,8 +106,8 @@ def _table(one: Comparison) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def _said(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
-    """What is established, what is not, and what to beware of."""
+def _sentences(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
+    """Sentences: established and unestablished differences, then warnings."""
     tests = sum(len(other.benchmarks) for other in found)
     over = f" (Holm over {tests} {'benchmarks' if len(found) == 1 else 'tests'})" if tests > 1 else ""
     for name, own in one.benchmarks.items():
@@ -122,7 +122,7 @@ def _said(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
             yield f"{which} {one.second.label} is {better} than {one.first.label}: {numbers}."
         else:
             yield f"{which} nothing is established: {numbers}."
-    yield from _cautions(one)
+    yield from _warnings(one)
 
 
 def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
@@ -141,15 +141,15 @@ def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
     return f"Nothing is established on {name}: {problems}, {shares}, {numbers}; {seen}."
 
 
-def _cautions(one: Comparison) -> Iterator[str]:
+def _warnings(one: Comparison) -> Iterator[str]:
     first, second = one.first.label, one.second.label
     for name, said in one.settings.items():
         yield (
-            f"Beware: {name} was asked otherwise ({'; '.join(said)}), from which the difference may come as "
-            f"well as from the models."
+            f"Beware: the settings of {name} differ ({'; '.join(said)}), so the difference may be due to "
+            f"them instead of the models."
         )
     for label in one.unrecorded:
-        yield f"How {label} was asked is not recorded in its folder: make sure of prompt and sampling."
+        yield f"The settings of {label} are not recorded in its folder: check its prompt and sampling."
     for name, own in one.benchmarks.items():
         if max(own.truncated) > _MANY:
             yield (
@@ -170,7 +170,7 @@ def _cautions(one: Comparison) -> Iterator[str]:
         yield f"Left out of {name}: {', '.join(reasons)}."
 
 
-def _explained(found: Sequence[Comparison]) -> str:
+def _legend(found: Sequence[Comparison]) -> str:
     tests = {own.difference.test for one in found for own in one.benchmarks.values()}
     if any(one.mean is not None for one in found):
         tests.add("sign-flip")
@@ -186,7 +186,7 @@ def _explained(found: Sequence[Comparison]) -> str:
     )
 
 
-def _asked(own: Compared) -> str:
+def _problems(own: Compared) -> str:
     if own.samples == (1.0, 1.0):
         return f"{own.problems:,}"
     counts = " and ".join(f"{count:.4g}" for count in dict.fromkeys(own.samples))
@@ -202,7 +202,7 @@ def _share(figure: Figure) -> str:
 
 
 def _points(difference: Difference, unit: str = "") -> str:
-    # Adding zero takes the sign from a negative one.
+    # Adding 0.0 turns -0.0 into 0.0.
     value, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
     return f"{value:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
 
@@ -216,7 +216,7 @@ def _tested(difference: Difference, adjusted: float) -> str:
 
 
 def _picture(found: Sequence[Comparison]) -> bytes:
-    """A forest plot: a panel a comparison, a row a benchmark, below them their mean."""
+    """Forest plot as PNG: one panel per comparison, one row per benchmark, the mean at the bottom."""
     from matplotlib.figure import Figure as Page  # without pyplot: no window, no global state
 
     names = list(dict.fromkeys(name for one in found for name in one.benchmarks))

@@ -1,4 +1,4 @@
-"""What a comparison reads: the samples of evaluations and of training runs, as little of each as it needs."""
+"""Read the samples of evaluations and training runs for a comparison."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ _STAGES = ("before", "after")
 
 @dataclass
 class Answers:
-    """A problem's samples, summed: right ones, tokens, and how many hit the token budget."""
+    """Sums over a problem's samples: correct ones, tokens, and how many hit the token budget."""
 
-    text: bytes  # hash of the problem's
+    text: bytes  # hash of the problem text
     samples: set[int] = field(default_factory=set)
     right: int = 0
     tokens: int = 0
     truncated: int = 0
 
     def means(self) -> tuple[float, float, float]:
-        """Accuracy, tokens, and the share that hit the token budget."""
+        """Mean accuracy, mean tokens, and the share that hit the token budget."""
         n = len(self.samples)
         return self.right / n, self.tokens / n, self.truncated / n
 
@@ -35,11 +35,11 @@ class Side:
     """An evaluation, or a stage of a training run.
 
     Attributes:
-        folder: where it lies.
-        stage: of a run; None of an evaluation.
-        label: in tables and sentences.
-        benchmarks: by name, the answers by the problems' ids.
-        settings: by benchmark, how it was asked; None where that is not recorded.
+        folder: folder of the evaluation or run.
+        stage: `before` or `after` for a run; None for an evaluation.
+        label: name in tables and sentences.
+        benchmarks: answers by benchmark name and problem id.
+        settings: evaluation settings by benchmark; None if not recorded.
     """
 
     folder: Path
@@ -53,10 +53,10 @@ class Side:
 
 
 def read_sides(folders: Sequence[Path | str]) -> list[Side]:
-    """Read evaluations and runs; `run` stands for its student after training, `run@before` for before.
+    """Read evaluations and runs; `run` is the student after training, `run@before` before training.
 
     Raises:
-        UserError: a folder that is none of these, is named twice, or whose files are missing or damaged.
+        UserError: a folder is neither, is named twice, or has missing or damaged files.
     """
     places = [_place(folder) for folder in folders]
     for (path, stage), count in Counter((path.resolve(), stage or "after") for path, stage in places).items():
@@ -69,7 +69,7 @@ def read_sides(folders: Sequence[Path | str]) -> list[Side]:
 
 
 def _place(folder: Path | str) -> tuple[Path, str | None]:
-    """The folder, and the stage where one is asked for."""
+    """Split `folder@stage` into the folder and its stage, if any."""
     path = Path(folder).expanduser()
     name, at, stage = str(path).rpartition("@")
     if at and stage in _STAGES and not path.exists():
@@ -78,7 +78,7 @@ def _place(folder: Path | str) -> tuple[Path, str | None]:
 
 
 def _labels(places: Sequence[tuple[Path, str | None]]) -> list[str]:
-    """As little of each path's end as tells them apart."""
+    """The shortest path suffixes that differ from each other."""
     parts = [path.resolve().parts for path, _ in places]
     labels: list[str] = []
     for size in range(1, max(map(len, parts)) + 1):
@@ -92,7 +92,7 @@ def _labels(places: Sequence[tuple[Path, str | None]]) -> list[str]:
 
 
 def check_side(folder: Path | str) -> None:
-    """Refuse what is not the folder of an evaluation or a run, with or without its stage."""
+    """Raise UserError unless `folder`, with or without a stage, is an evaluation or a run."""
     _samples_of(_place(folder)[0])
 
 
@@ -133,7 +133,7 @@ def _read(folder: Path, stage: str | None, label: str) -> Side:
 
 
 def _count(record: Mapping[str, Any], where: str, benchmarks: dict[str, dict[str, Answers]]) -> None:
-    """Add a sample to its problem's."""
+    """Add a sample to its problem's sums."""
     kinds = {"benchmark": str, "id": str, "problem": str, "sample": int, "correct": bool, "tokens": int}
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):
@@ -156,7 +156,7 @@ def _count(record: Mapping[str, Any], where: str, benchmarks: dict[str, dict[str
 
 
 def _settings(folder: Path, stage: str | None) -> dict[str, Mapping[str, Any]] | None:
-    """How the benchmarks were asked: an evaluation's `results.json` says it, or a run's `summary.json`."""
+    """Settings by benchmark, from an evaluation's `results.json` or a run's `summary.json`."""
     path = folder / ("results.json" if stage is None else "summary.json")
     if not path.is_file():
         if stage is None:

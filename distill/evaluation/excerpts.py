@@ -1,27 +1,29 @@
-"""What is shown of a text that a model wrote: all of it or its ends, with the answer marked. Pure text."""
+"""Excerpts of completions for display: shorten long texts and mark the extracted answer."""
 
 import re
 from typing import Any
 
-SHORT_ANSWER = 200  # characters; what is longer is a program
-_MINUS = str.maketrans("−–﹣－", "----")  # one for one, so that places stay
+SHORT_ANSWER = 200  # characters; a longer answer is a program
+_MINUS = str.maketrans("−–﹣－", "----")  # one character for one, so that offsets stay valid
 
 Piece = str | dict[str, Any]
 
 
 def pieces(text: str, answer: str | None, rule: str, longest: int) -> list[Piece]:
-    """A text as it is shown: strings, with `{"answer": ...}` for the part that the answer was read from, and
-    `{"cut": n}` where n characters are left out.
+    """Split a text into pieces for display.
 
     Args:
-        text: what the model wrote.
-        answer: what was read out of it.
-        rule: the rule that found it.
-        longest: characters to show. What is left out is in the middle, beside the answer.
+        text: the completion.
+        answer: the answer extracted from it.
+        rule: the rule that extracted the answer.
+        longest: number of characters to show; the middle is cut, except around the answer.
+
+    Returns:
+        Strings, with `{"answer": ...}` for the answer and `{"cut": n}` where n characters are left out.
     """
     span = answer_span(text, answer, rule) if answer else None
     if span is not None and len(text) > longest and span[1] - span[0] > longest // 3:
-        span = None  # there is no room for it
+        span = None  # too long to show
     found: list[Piece] = []
     at = 0
     for start, end in _windows(len(text), span, longest):
@@ -36,11 +38,11 @@ def pieces(text: str, answer: str | None, rule: str, longest: int) -> list[Piece
 
 
 def answer_span(text: str, answer: str, rule: str) -> tuple[int, int] | None:
-    r"""Where an answer most likely was read from.
+    r"""Find the place that an answer was most likely extracted from.
 
     Returns:
-        (start, end): the last `\boxed{}` with it, the first place behind the last "answer is" or `####`, or
-        the last place where it stands as a word; None where it is nowhere.
+        (start, end): depending on the rule the last `\boxed{}` with the answer, or its first occurrence
+        after the last "answer is" or `####`; otherwise its last occurrence as a word. None if not found.
     """
     text, answer = text.translate(_MINUS), answer.translate(_MINUS).strip()
     if not answer:
@@ -51,9 +53,9 @@ def answer_span(text: str, answer: str, rule: str) -> tuple[int, int] | None:
     literal = re.escape(answer)
     if rule == "boxed" and (boxes := list(re.finditer(rf"boxed\s*\{{\s*({literal})\s*\}}", text))):
         return boxes[-1].span(1)
-    if re.fullmatch(r"-?\d+(\.\d+)?", answer):  # thousands may be set apart
+    if re.fullmatch(r"-?\d+(\.\d+)?", answer):  # the text may have thousands separators
         literal = re.sub(r"(?<=\d)(?=\d)", r"(?:,|\\\\,|\\{,\\})?", literal)
-    # Not inside another number or word; what reads answers takes the 3 of "3rd".
+    # Not inside another number or word, but allow "3rd": the extraction reads a 3 there.
     before = r"(?<![\d.])(?<!\d,)" if answer[0].isdigit() else r"(?<!\w)" if answer[0].isalpha() else ""
     after = r"(?!\d|[.,]\d)" if answer[-1].isdigit() else r"(?!\w)" if answer[-1].isalpha() else ""
     word = re.compile(before + literal + after)
@@ -65,7 +67,7 @@ def answer_span(text: str, answer: str, rule: str) -> tuple[int, int] | None:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The same, or its two ends with a note."""
+    """The text, or its two ends with a note if it is longer than `longest`."""
     if len(text) <= longest:
         return text
     half = longest // 2
@@ -73,13 +75,13 @@ def shortened(text: str, longest: int) -> str:
 
 
 def _windows(length: int, span: tuple[int, int] | None, longest: int) -> list[tuple[int, int]]:
-    """The parts of a text to show: its two ends and, where it is between them, what is around the answer."""
+    """The (start, end) ranges to show: both ends, and the surroundings of an answer between them."""
     if length <= longest:
         return [(0, length)]
     third = longest // 3
     head, tail = third, length - third
     if span is None or span[1] <= head or tail <= span[0]:
-        return [(0, head), (tail - third, length)]  # the end says what came of it all
+        return [(0, head), (tail - third, length)]  # show more of the end, where the conclusion is
     around = (third - (span[1] - span[0])) // 2
     start, end = max(0, span[0] - around), min(length, span[1] + around)
     first, last = (0, head), (tail, length)

@@ -10,7 +10,7 @@ from distill.evaluation.result import Score
 
 
 def metrics_of(scores: Sequence[Score]) -> dict[str, float]:
-    """Every figure as `<benchmark>/<figure>`, and the bounds of the accuracy's interval."""
+    """All figures as metrics `<benchmark>/<figure>`, and the bounds of the accuracy's interval."""
     metrics = {}
     for score in scores:
         for name, figure in score.figures.items():
@@ -21,11 +21,11 @@ def metrics_of(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def log_samples(logger: WandbLogger, scores: Mapping[str, Sequence[Score]]) -> None:
-    """Every completion of a stage's benchmarks as the table `samples`, the figures as the table `scores`.
+    """Log all completions as the W&B table `samples` and all figures as the table `scores`.
 
     Args:
-        logger: whose run they go to.
-        scores: by stage, such as `before`.
+        logger: the W&B logger.
+        scores: scores by stage, such as `before`.
     """
     import wandb
 

@@ -1,10 +1,10 @@
-"""One page of an evaluation, `results.html`: its figures, and every problem with what the model wrote.
+"""Write an evaluation's page `results.html`: its figures, and every problem with its completions.
 
-The page is a single file that needs nothing beside it: `page.html`, `.css`, `.js` and the data.
-Whatever a model wrote is in it only as packed JSON and is shown only as text; a content security policy lets
-nothing run but the page's own script.
+The page is a single self-contained file made of `page.html`, `.css`, `.js` and the data.
+Completions are embedded as packed JSON and shown only as text; a content security policy allows no script
+except the page's.
 
-`python -m distill.evaluation.page <folder>` writes it anew from a folder's `results.json`, `samples.jsonl`.
+`python -m distill.evaluation.page <folder>` rewrites it from a folder's `results.json` and `samples.jsonl`.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from distill.evaluation.excerpts import SHORT_ANSWER, pieces, shortened
 from distill.io.files import as_json, write_atomically
 
 LARGEST_PAGE = 30_000_000  # bytes; browsers open it within a second or two
-_LONGEST = 200_000  # characters of one completion, however much room there is
-_SHORTEST = 1_000  # no completion is cut below this for the page's size
-_BYTES_PER_CHARACTER = 0.5  # packed and in base 64; a first guess, the page's real size decides
-_CHUNK = 256_000  # characters unpacked at a time when a problem is folded out
+_LONGEST = 200_000  # maximum characters shown of one completion
+_SHORTEST = 1_000  # completions are never cut below this many characters to limit the page's size
+_BYTES_PER_CHARACTER = 0.5  # gzipped, in base 64; a first guess, corrected by the page's actual size
+_CHUNK = 256_000  # characters unpacked at a time when a problem is expanded
 
 
 class SampleFile:
-    """The records of a `samples.jsonl`, read from the disk each time they are gone through.
+    """Records of a `samples.jsonl`, read from disk on every iteration.
 
     Raises:
-        UserError: on the way, of a line that is no record.
+        UserError: during iteration, if a line is not a valid record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,19 +68,19 @@ def write_page(
     drift_picture: bytes | None = None,
     largest: int = LARGEST_PAGE,
 ) -> None:
-    """Write the page, in one move.
+    """Write the page atomically.
 
-    It is written as the samples are read: no more than an index of them is held. Where it would become too
-    large, the longest completions lose their middle; the page says where, and how much.
+    Samples are streamed; only an index of them is held in memory. If the page would become too large, the
+    middle of the longest completions is cut; the page shows where, and how much.
 
     Args:
-        path: of the page.
-        results: as in `results.json`; with `date`, that is shown as the evaluation's.
-        samples: as the lines of `samples.jsonl`, in that order (the page points at its lines). Gone through
-            several times: a list or a `SampleFile`; what can be read only once is held in memory.
-        title: of the page.
-        drift_picture: a PNG, shown where `results` has `drift`.
-        largest: bytes that the page should not exceed.
+        path: file to write.
+        results: content of `results.json`, optionally with the evaluation's `date`.
+        samples: records of `samples.jsonl`, in the file's order (the page refers to its line numbers). They
+            are iterated several times: a list or a `SampleFile`; an iterator is copied into a list.
+        title: title of the page.
+        drift_picture: PNG, shown if `results` has `drift`.
+        largest: target maximum size in bytes.
 
     Raises:
         UserError: the page cannot be written, or `samples` is a damaged file.
@@ -89,7 +89,7 @@ def write_page(
         samples = list(samples)
     lengths = [len(sample["completion"]) for sample in samples]
     characters = min(_LONGEST, max(lengths, default=0))
-    while characters > _SHORTEST and _kept(lengths, characters) * _BYTES_PER_CHARACTER > largest:
+    while characters > _SHORTEST and _shown_characters(lengths, characters) * _BYTES_PER_CHARACTER > largest:
         characters = int(characters * 0.8)
 
     def write(temporary: Path) -> None:
@@ -106,19 +106,21 @@ def write_page(
 
 
 def embedded(value: Any) -> str:
-    """A value as JSON that may stand inside a `<script>`: ASCII alone, without `<`, `>`, `&`; null for what
-    is no finite number."""
+    """Encode a value as JSON that is safe inside a `<script>`: ASCII only, without `<`, `>`, `&`.
+
+    Numbers that are not finite become null.
+    """
     text = json.dumps(as_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def packed(value: Any) -> str:
-    """A value as JSON, gzipped, in base 64."""
+    """Encode a value as gzipped JSON in base 64."""
     text = json.dumps(as_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
-def _kept(lengths: Sequence[int], longest: int) -> int:
+def _shown_characters(lengths: Sequence[int], longest: int) -> int:
     return sum(min(length, longest) for length in lengths)
 
 
@@ -175,14 +177,14 @@ def _write(
 
 
 class _Index:
-    """What the list of problems needs of all samples, column by column; the rest is in chunks."""
+    """Columns of all samples that the page's list of problems needs; the rest is stored in chunks."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, int]] = {"benchmark": {}, "rule": {}, "reason": {}}
         self._numbers: dict[tuple[str, str], int] = {}
         self._problems: dict[str, list[Any]] = {name: [] for name in ("benchmark", "id", "problem", "gold")}
         self._samples: dict[str, list[Any]] = {}
-        self._chunks: list[int] = [0]  # the first sample of each
+        self._chunks: list[int] = [0]  # first sample of each chunk
 
     def add(self, sample: Mapping[str, Any], characters: int) -> None:
         key = str(sample["benchmark"]), str(sample["id"])
@@ -214,7 +216,7 @@ class _Index:
             self._samples.setdefault(name, []).append(value)
 
     def close_chunk(self) -> int:
-        """The number of the chunk that ends here."""
+        """End the current chunk and return its number."""
         self._chunks.append(len(self._samples["problem"]))
         return len(self._chunks) - 2
 
@@ -231,7 +233,8 @@ class _Index:
 
 
 def _detail(sample: Mapping[str, Any], characters: int, tags: Sequence[str]) -> dict[str, Any]:
-    """A completion as it is folded out. Grading saw what is behind the thinking; so does the mark."""
+    """Details of a completion shown when it is expanded; the answer is marked only after the thinking block,
+    which is the part that was graded."""
     completion = str(sample["completion"])
     answer = sample.get("answer")
     answer = None if answer is None else str(answer)
@@ -259,7 +262,7 @@ def _detail(sample: Mapping[str, Any], characters: int, tags: Sequence[str]) -> 
 
 
 def _well_formed(text: str) -> str:
-    """Text that a UTF-8 file and an HTML title can hold."""
+    """Replace characters that a UTF-8 file or an HTML title cannot hold."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", text)
 
 

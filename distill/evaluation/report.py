@@ -1,4 +1,4 @@
-"""What an evaluation found, as a table, one page, and W&B's tables."""
+"""Report an evaluation's results: Markdown table, HTML page, logger metrics and W&B tables."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,8 +20,8 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> str:
     """Write `results.md` and `results.html` beside `results.json`.
 
     Args:
-        folder: of the evaluation.
-        results: the content of its `results.json`.
+        folder: the evaluation's folder.
+        results: content of its `results.json`.
 
     Returns:
         The table, in Markdown.
@@ -40,7 +40,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> str:
 
 
 def log_report(loggers: Sequence[Logger], new: Sequence[Score]) -> None:
-    """Hand what was found now to the loggers: figures, and to W&B every sample."""
+    """Log the figures of new scores; to W&B also every sample."""
     for logger in loggers:
         logger.log_metrics(metrics_of(new))
         logger.save()
@@ -50,7 +50,7 @@ def log_report(loggers: Sequence[Logger], new: Sequence[Score]) -> None:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """A row a benchmark: the accuracy first, then what else is known, each with its 95 % interval."""
+    """Format results as a Markdown table: one row per benchmark, figures with 95 % intervals."""
     benchmarks: Mapping[str, Any] = results["benchmarks"]
     lines = [
         f"{results['name']}, in % [95 % interval]:",
@@ -61,12 +61,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     for name, found in benchmarks.items():
         figures = found["figures"]
         further = [
-            f"{key} {_said(key, one)}" for key, one in figures.items() if key != "accuracy" and _tells(one)
+            f"{key} {_format_figure(key, one)}"
+            for key, one in figures.items()
+            if key != "accuracy" and _is_shown(one)
         ]
-        rate = found.get("tokens_per_second")  # unknown of what an earlier run has written
+        rate = found.get("tokens_per_second")  # missing if completions come from an earlier run
         lines.append(
             f"| {name} | {found['problems']:,} | {found['per_problem']} | "
-            f"{_said('accuracy', figures['accuracy'])} | {f'{rate:,.0f}' if rate else ''} | "
+            f"{_format_figure('accuracy', figures['accuracy'])} | {f'{rate:,.0f}' if rate else ''} | "
             f"{'; '.join(further)} |"
         )
     for name, found in benchmarks.items():
@@ -77,7 +79,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 f"{name}: the judge cannot read the gold answer of {len(golds)} problems ({shown}).",
             ]
     if drift := results.get("drift"):
-        said = "; ".join(f"{key} {_plain(one)}" for key, one in drift["figures"].items())
+        said = "; ".join(f"{key} {_format_plain(one)}" for key, one in drift["figures"].items())
         teacher = f" from {drift['teacher']}" if "teacher" in drift else ""
         lines += [
             "",
@@ -87,17 +89,17 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tells(figure: Mapping[str, Any]) -> bool:
-    """A share of nothing at all says nothing in a table; results.json has it."""
+def _is_shown(figure: Mapping[str, Any]) -> bool:
+    """Whether to show a figure in the table; zeros are only in results.json."""
     return figure["value"] is not None and figure["value"] != 0
 
 
-def _said(name: str, figure: Mapping[str, Any]) -> str:
+def _format_figure(name: str, figure: Mapping[str, Any]) -> str:
     if name in _PLAIN:
         return f"{figure['value']:.0f}"
     value, low, high = (100 * figure[part] for part in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _plain(figure: Mapping[str, Any]) -> str:
+def _format_plain(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3g} [{figure['low']:.3g}, {figure['high']:.3g}]"

@@ -1,4 +1,4 @@
-"""What a benchmark found: figures over its problems, each with an interval."""
+"""Scores: figures over a benchmark's problems, each with a confidence interval."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,17 +13,17 @@ from distill.statistics import Figure, agreement, bootstrap_ratio, majority, pas
 
 @dataclass(frozen=True)
 class Score:
-    """What a benchmark found.
+    """A model's result on a benchmark.
 
     Attributes:
-        benchmark: its name.
-        problems: how many.
-        samples: a record for each completion, in the problems' order (README: samples.jsonl).
-        figures: by name, each with its 95 % interval.
-        settings: how it was asked, JSON values.
-        unreadable: ids of problems whose gold answer the judge cannot read.
-        seconds: wall-clock time; None where a part was measured in an earlier run.
-        tokens_per_second: written by the model, over the time that it took to write; None as for seconds.
+        benchmark: the benchmark's name.
+        problems: number of problems.
+        samples: one record per completion, in the order of the problems (README: samples.jsonl).
+        figures: figures by name, each with its 95 % interval.
+        settings: the benchmark's settings, as JSON values.
+        unreadable: ids of problems whose gold answer the grader cannot read.
+        seconds: wall-clock time; None if some completions come from an earlier, interrupted evaluation.
+        tokens_per_second: generated tokens over the time spent generating; None as for `seconds`.
     """
 
     benchmark: str
@@ -57,12 +57,14 @@ class Score:
 
 
 def figures(samples: Sequence[dict[str, Any]], *, votes: bool = True) -> dict[str, Figure]:
-    """A benchmark's figures, each a mean over problems with a bootstrap interval over problems.
+    """Compute a benchmark's figures, each a mean over problems with a bootstrap interval over problems.
 
-    `accuracy` (of n samples: avg@n), `pass@k` and `maj@n` where there are several samples, `agreement` of
-    their answers, the further measures of the verdicts, and what tells how stable the model writes: shares of
-    completions that are `unfinished` (without an end), `truncated` (by the token budget or the context), that
-    give `no answer`, `repetition` (share of 4-grams that occurred before) and `tokens` (mean length).
+    - `accuracy`; with n samples per problem this is avg@n.
+    - `pass@k`, `maj@n` and `agreement` of the answers, if there are several samples per problem.
+    - The graders' additional counts.
+    - Shares of completions that are `unfinished` (no end-of-sequence token), `truncated` (by the token budget
+      or the context) or have `no answer`.
+    - `repetition` (share of 4-grams that occurred before) and `tokens` (mean length).
     """
     groups = by_problem(samples)
     counts = np.asarray([len(own) for own in groups], dtype=np.float64)
@@ -107,12 +109,14 @@ def figures(samples: Sequence[dict[str, Any]], *, votes: bool = True) -> dict[st
 def classify(
     samples: Iterable[dict[str, Any]], same: Callable[[str, str], tuple[bool, str]] | None = None
 ) -> None:
-    """Number the different answers of each problem, so that they can be counted. What equals the gold answer
-    is one answer; two others are the same if they are equal as text or numbers, or the judge says so.
+    """Assign equal answers to a problem the same class, for majority voting.
+
+    All correct answers are class 0. Two wrong answers are equal if they are equal as text or as numbers, or
+    if the grader considers them equivalent.
 
     Args:
-        samples: records as `Score` has them, whose `class` is set.
-        same: the judge's word on two answers; None: it has none.
+        samples: records of `Score.samples`; their `class` is set in place.
+        same: the grader's equivalence check of two answers; None: the grader has none.
     """
     for own in by_problem(samples):
         seen: list[str] = []
@@ -137,7 +141,7 @@ def _equal(one: str, other: str, same: Callable[[str, str], tuple[bool, str]] | 
 
 
 def by_problem(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The samples of each problem, in the problems' order."""
+    """Group samples by problem, in the order of the problems."""
     found: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
         found.setdefault(sample["id"], []).append(sample)

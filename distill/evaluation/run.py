@@ -1,4 +1,4 @@
-"""Ask a model the problems of a benchmark: completions, and a verdict each."""
+"""Run a model on a benchmark: generate completions and grade them."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -23,24 +23,24 @@ from distill.statistics import repetition
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark's problems as a model is asked them: `benchmark.samples` requests a problem, in order."""
+    """A benchmark's problems tokenized for a model: `benchmark.samples` requests per problem, in order."""
 
     benchmark: Benchmark
     problems: Sequence[Example]
     requests: Sequence[Request]
-    opened: bool  # whether the chat template itself opens a thinking part
+    opened: bool  # whether the chat template ends the prompt with an opening thinking tag
 
 
 def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | None = None) -> Asked:
-    """Put the problems into the model's tokens; nothing is loaded.
+    """Tokenize a benchmark's prompts for a model, without loading its weights.
 
     Args:
-        benchmark: how they are asked.
-        model: who is asked.
-        problems: those that were read before; None: they are read.
+        benchmark: the benchmark.
+        model: the model to evaluate.
+        problems: problems already loaded; None: load them.
 
     Raises:
-        UserError: the problems are not to be had, cannot be spelled, or do not fit into the model's context.
+        UserError: the problems cannot be loaded or tokenized, or exceed the model's context length.
     """
     problems = benchmark.problems() if problems is None else problems
     check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
@@ -71,14 +71,14 @@ def evaluate(
     folder: Path | None = None,
     label: str,
 ) -> Score:
-    """Have every problem answered and the answers judged.
+    """Generate completions for every problem and grade them.
 
     Args:
-        asked: the problems as `model` is asked them.
-        model: who answers.
-        engine: runs it.
-        folder: where completions are kept as they are written, and found again; None: nowhere.
-        label: of the progress bar.
+        asked: the tokenized problems.
+        model: the model to evaluate.
+        engine: generation engine of the model.
+        folder: folder whose `completions.jsonl` stores completions for resuming; None: do not store them.
+        label: label of the progress bar.
     """
     began, wrote = time.perf_counter(), engine.seconds
     benchmark = asked.benchmark
@@ -136,7 +136,7 @@ def score_of(
     unreadable: Sequence[str] = (),
     seconds: float | None = None,
 ) -> Score:
-    """The figures of samples that were judged, in the order of the requests."""
+    """Compute the score of graded samples, given in the order of the requests."""
     benchmark = asked.benchmark
     return Score(
         benchmark.name,
@@ -152,10 +152,10 @@ def score_of(
 def completions(
     asked: Asked, engine: Engine, folder: Path | None = None
 ) -> Generator[tuple[list[int], Written], None, None]:
-    """Each completion as soon as it is there, with the places of the requests that it answers.
+    """Yield each completion as soon as it is generated, with the indices of its requests.
 
-    A completion is known by its request's seed, which is made of the problem and the sample's number: a run
-    that asks more problems, or more samples of each, goes on with what there is.
+    Stored completions are identified by the request's seed, a hash of the problem and the sample's number,
+    so they are reused when `limit` or `samples` grows.
     """
     completion_log = CompletionLog(folder / "completions.jsonl") if folder else None
     written: dict[int, Written] = completion_log.read() if completion_log else {}
@@ -177,8 +177,8 @@ def completions(
 
 
 def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
-    """A completion without special tokens, but with what opens and closes its thinking, which some
-    tokenizers count among them."""
+    """Decode a completion without special tokens, but with the thinking tags, which some tokenizers treat as
+    special tokens."""
     if not set(tags) & set(tokenizer.all_special_tokens):
         return tokenizer.decode(ids, skip_special_tokens=True)
     left_out = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(tags)))
@@ -186,7 +186,7 @@ def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
 
 
 def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
-    """The record of one completion."""
+    """Grade one completion and return its record."""
     benchmark = asked.benchmark
     problem = asked.problems[place // benchmark.samples]
     if one.ids is None:
@@ -214,7 +214,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         "counts": {name: list(count) for name, count in verdict.counts.items()},
         "class": None,
         "finished": one.finished,
-        # A text's tokens are counted anew and may be some fewer than the server's.
+        # A server's text is tokenized again, which may give fewer tokens than it generated.
         "truncated": not one.finished and (one.ids is None or tokens >= room),
         "tokens": tokens,
         "reference_tokens": None if problem.completion is None else _length(problem.completion, model),
@@ -227,7 +227,7 @@ def _length(text: str, model: ModelSource) -> int:
 
 
 def _unreadable(asked: Asked) -> list[str]:
-    """Ids of problems whose gold answer the grader cannot read; it would judge every answer wrong."""
+    """Ids of problems whose gold answer the grader cannot read; it would grade every answer as wrong."""
     readable = getattr(asked.benchmark.grade, "readable", None)
     if readable is None:
         return []

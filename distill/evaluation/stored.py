@@ -1,4 +1,4 @@
-"""Benchmark samples of a run, in its `samples.jsonl`."""
+"""Write and read the benchmark samples of a run (`samples.jsonl`)."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from distill.io.files import read_lines, write_lines
 
 
 def write_samples(folder: Path, stage: str, scores: Sequence[Score]) -> None:
-    """Add the benchmarks' completions to `samples.jsonl`, in place of the same stage's earlier ones."""
+    """Write a stage's samples to `samples.jsonl`, replacing earlier samples of the same stage."""
     path = folder / "samples.jsonl"
     kept = (line for line in read_lines(path) if json.loads(line)["stage"] != stage)
     new = (
@@ -23,7 +23,7 @@ def write_samples(folder: Path, stage: str, scores: Sequence[Score]) -> None:
 
 
 def read_scores(folder: Path, stage: str, asked: Sequence[Asked]) -> list[Score] | None:
-    """A stage's scores from an earlier part of a resumed run; None where it was asked something else."""
+    """Read a stage's scores before a resume; None if the stored samples belong to other problems."""
     found: dict[str, list[dict[str, Any]]] = {}
     for line in read_lines(folder / "samples.jsonl"):
         record = json.loads(line)

@@ -1,1 +1,1 @@
-"""A sweep as a report: methods compared with a baseline, in tables, figures and examples."""
+"""Report of a sweep: methods compared with a baseline, in tables, figures and examples."""

@@ -1,6 +1,6 @@
-"""`python -m distill.report <sweep>`: methods side by side, tested against a baseline, as one page.
+"""`python -m distill.report <sweep>`: compare a sweep's methods with a baseline.
 
-Into `<sweep>/report`: `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF.
+Writes `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF to `<sweep>/report`.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ def main() -> None:
         type=int,
         default=0,
         metavar="PROBLEMS",
-        help="also have every student and its teacher write at so many problems, and show how errors add up",
+        help="also measure drift (exposure bias): students and teachers answer this many problems",
     )
     parser.add_argument(
         "--teacher",
         action="append",
         default=[],
         metavar="MODEL",
-        help="for --drift: the runs' teacher, said again, unless it is embedded; once for each of several",
+        help="for --drift: a teacher of the runs that may be loaded (embedded ones always may); repeatable",
     )
     parser.add_argument(
         "--trust-remote-code",
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
     arguments = parser.parse_args()
     with one_sentence_errors():
-        find_runs(arguments.folders)  # what is not there is refused before pandas and Matplotlib are imported
+        find_runs(
+            arguments.folders
+        )  # check the folders before importing pandas and Matplotlib, which is slow
         from distill.report.write import write_report
 
         if arguments.drift:

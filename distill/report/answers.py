@@ -1,4 +1,4 @@
-"""What finished runs answered, problem by problem, without the completions themselves."""
+"""Graded answers of finished runs by problem, without the completions."""
 
 import hashlib
 import json
@@ -13,18 +13,18 @@ from jaxtyping import Bool, Float
 from distill.io.files import read_lines
 from distill.runs.read import Run
 
-Key = tuple[str, str, str]  # a problem: its benchmark, its id, the hash of its text
+Key = tuple[str, str, str]  # identifies a problem: benchmark, id, hash of its text
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Problems that all of some runs were asked after training, and what came of them.
+    """Results after training on the problems that all of the runs have in common.
 
     Attributes:
-        problems: benchmark, id and hash of the text, in order.
-        right: [runs, problems] mean verdict of the problem's samples.
-        reference: [problems] tokens of the set's own solution; NaN where it has none.
-        elsewhere: problems that only some of the runs were asked, which are left out.
+        problems: benchmark, id and hash of the text of each problem.
+        right: [runs, problems] share of the problem's samples that are correct.
+        reference: [problems] length in tokens of the dataset's reference solution; NaN if it has none.
+        elsewhere: number of problems left out because only some of the runs have them.
     """
 
     problems: Sequence[Key]
@@ -37,19 +37,20 @@ class Answers:
         return list(dict.fromkeys(key[0] for key in self.problems))
 
     def of(self, benchmark: str) -> Bool[np.ndarray, " problems"]:
-        """Which problems are of a benchmark."""
+        """Mask of the problems of a benchmark."""
         return np.asarray([key[0] == benchmark for key in self.problems], dtype=bool)
 
     def accuracy(self, among: Bool[np.ndarray, " problems"] | None = None) -> Float[np.ndarray, " runs"]:
-        """Each run's accuracy, the mean of the benchmarks', over some of the problems."""
+        """Each run's accuracy over the selected problems, as the unweighted mean over benchmarks."""
         wanted = np.ones(len(self.problems), dtype=bool) if among is None else among
         parts = [self.of(name) & wanted for name in self.benchmarks]
         return np.mean([self.right[:, part].mean(1) for part in parts if part.any()], axis=0)
 
     def longer(self) -> Bool[np.ndarray, " problems"] | None:
-        """Which problems have a solution longer than their benchmark's median; None where that splits none.
+        """Mask of the problems whose reference solution is longer than their benchmark's median.
 
-        Problems without a solution of their set's are on neither side: `reference` is NaN.
+        Problems without a reference solution (`reference` is NaN) are in neither half. None if no solution is
+        longer than the median.
         """
         if not np.isfinite(self.reference).any():
             return None
@@ -69,10 +70,10 @@ class _Tally:
 
 
 def read_answers(runs: Sequence[Run]) -> Answers:
-    """What the runs answered after training.
+    """Read the runs' results after training.
 
     Raises:
-        ValueError: a file of samples that cannot be read; names it and the line.
+        ValueError: a samples file cannot be read; the message names the file and line.
     """
     found = [_read(run.folder / "samples.jsonl") for run in runs]
     shared = [key for key in found[0] if all(key in own for own in found)]
@@ -104,10 +105,10 @@ def _read(path: Path) -> dict[Key, _Tally]:
 
 
 def samples_of(path: Path) -> Any:
-    """The records of the stage after training, each with its line's number.
+    """Yield the records of the stage after training with their line numbers.
 
     Raises:
-        ValueError: a line that is no record; names the file and the line.
+        ValueError: a line is not a record; the message names the file and line.
     """
     for number, line in enumerate(read_lines(path), 1):
         try:

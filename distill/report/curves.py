@@ -1,4 +1,4 @@
-"""Learning curves against what was spent, and how the token weights moved, as means over seeds."""
+"""Learning curves over the training budget, and token weights over training, as means over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _POINTS = 60
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A metric against what was spent, each [points]: the seeds' mean, lowest and highest."""
+    """A metric over the spent budget: mean, minimum and maximum over seeds; arrays [points]."""
 
     spent: np.ndarray
     mean: np.ndarray
@@ -24,7 +24,7 @@ class LearningCurve:
 
 
 def accuracies(metrics: pandas.DataFrame) -> list[str]:
-    """The metrics that are a benchmark's accuracy."""
+    """Names of the metrics that are benchmark accuracies."""
     return sorted(name for name in metrics["metric"].unique() if name.endswith("/accuracy"))
 
 
@@ -35,24 +35,25 @@ def learning_curves(
     metric: str | Sequence[str] | None = None,
     by: Mapping[str, str] | None = None,
 ) -> dict[str, LearningCurve]:
-    """How a metric grew with what was spent, by method.
+    """Compute learning curves by method: a metric over the spent budget.
 
-    Seeds that were measured equally often are averaged measurement by measurement, what they had spent by
-    then, too. Others are interpolated linearly at 60 amounts, as far as all seeds went.
+    Seeds with equally many evaluations are averaged evaluation by evaluation, both metric and budget.
+    Otherwise the seeds are interpolated linearly at 60 budgets within the range that all of them cover.
 
     Args:
         metrics: `Runs.metrics` of `distill.runs.load`.
-        axis: `tokens`, `seconds`, `student_flops` or `flops`.
-        metric: its name; of several the mean where all were measured. None: every benchmark's accuracy.
-        by: method of each run (`run`); None: its `loss`.
+        axis: budget axis, `tokens`, `seconds`, `student_flops` or `flops`.
+        metric: name of the metric; several names: their mean at steps that have all of them. None: the
+            accuracies of all benchmarks.
+        by: method of each run (`run`); None: the run's `loss`.
 
     Raises:
-        ValueError: there is no such axis.
+        ValueError: the axis is unknown.
     """
     if axis not in AXES:
         raise ValueError(f"axis={axis!r} is not one of {', '.join(AXES)}")
     wanted = accuracies(metrics) if metric is None else [metric] if isinstance(metric, str) else list(metric)
-    # W&B's and our tables hold a benchmark's accuracy once a step; a mean is of steps that have all.
+    # A benchmark's accuracy occurs once per step; means are taken at steps that have all metrics.
     rows: Any = metrics[metrics["metric"].isin(wanted)]
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for run, own in rows.groupby("run", sort=False, observed=True):
@@ -79,13 +80,13 @@ def _mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> LearningCurve
 
 
 def weight_quantiles(weights: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
-    """Quantiles of the token weights along training: a row for each method and step, a column a quantile.
+    """Quantiles of the token weights over training: one row per method and step, one column per quantile.
 
-    Seeds' histograms are added; within a bin tokens count as evenly spread.
+    The histograms of all seeds are added; quantiles are interpolated linearly within bins.
 
     Args:
         weights: `Runs.weights` of `distill.runs.load`.
-        by: method of each run (`run`); None: its `loss`.
+        by: method of each run (`run`); None: the run's `loss`.
     """
     if not len(weights):
         return pandas.DataFrame(columns=["method", "step", *QUANTILES])
@@ -102,7 +103,7 @@ def weight_quantiles(weights: pandas.DataFrame, by: Mapping[str, str] | None = N
 
 
 def _named(rows: Any, by: Mapping[str, str] | None) -> pandas.DataFrame:
-    """With a column `method`; without the runs of none."""
+    """Add a column `method` and drop runs without a method."""
     named = rows["loss"].astype(str) if by is None else rows["run"].astype(str).map(dict(by))
     return rows.assign(method=named).dropna(subset=["method"])
 
@@ -114,12 +115,12 @@ def _quantile(edges: np.ndarray, reached: np.ndarray, q: float) -> float:
 
 
 def effective_share(metrics: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
-    """Effective sample size of the weights, (Σw)²/Σw² as a share of a step's tokens, mean over seeds: a row
-    for each method and step.
+    """Effective sample size of the weights, (Σw)²/Σw² as a share of the step's tokens, mean over seeds: one
+    row per method and step.
 
     Args:
         metrics: `Runs.metrics` of `distill.runs.load`.
-        by: method of each run (`run`); None: its `loss`.
+        by: method of each run (`run`); None: the run's `loss`.
     """
     table: Any = _named(metrics[metrics["metric"] == "weights/effective_sample_size"], by)
     return table.groupby(["method", "step"], sort=True)["value"].mean().rename("share").reset_index()

@@ -1,7 +1,7 @@
-"""Exposure bias of finished runs: each student against its teacher, on problems of the run's own benchmarks.
+"""Drift (exposure bias) of finished runs: each student against its teacher, on the run's benchmarks.
 
-Models write and read here, and nothing is computed twice: completions are kept under the model that wrote
-them, so that students of one teacher share its text, and what was measured under all that it depends on.
+Everything is cached: completions by model, so that students of the same teacher share its completions, and
+drifts by all their inputs.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
 
-_FORMAT = 1  # of what is kept
+_FORMAT = 1  # version of the cached drifts
 
 
 def drift_of_runs(
@@ -47,27 +47,29 @@ def drift_of_runs(
     teachers: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> tuple[dict[Path, Drift], dict[Path, str]]:
-    """How far each run's student drifts from the teacher that its configuration names.
+    """Measure the drift of each run's student from the teacher in the run's configuration.
 
-    Both write at the first problems of the run's benchmarks, and each reads the other's text. It is done on a
-    GPU where there is one, in the run's own types of weights. What is there from an earlier call is not done
-    again; no model is then loaded.
+    Both models generate completions for the first problems of the run's benchmarks and read each other's.
+    Models run on a GPU if there is one, in the run's dtypes. Results are cached; if all are there, no model
+    is loaded.
 
     Args:
-        runs: finished ones.
-        problems: of each benchmark, whatever `benchmark.limit` the run had; a smaller set's are all taken.
-        folder: where completions and what was measured are kept.
-        temperature: at which both write; ExAccErr is about 1.
-        samples: completions a problem that each model writes.
-        teachers: those of the runs' teachers that may be loaded, as the runs name them; the embedded ones
-            may be without that. A run's folder may be somebody else's, and so may be what it names.
-        trust_remote_code: run Python from the models' folders and repositories, whatever the runs did.
+        runs: finished runs.
+        problems: number of problems per benchmark, whatever the run's `benchmark.limit`; all if there are
+            fewer.
+        folder: cache folder for completions and drifts.
+        temperature: sampling temperature; ExAccErr is defined at 1.
+        samples: completions per problem and model.
+        teachers: teachers that may be loaded, spelled as in the runs' configurations. Embedded teachers are
+            always allowed. Others must be listed, because a run folder may come from someone else.
+        trust_remote_code: run Python code from the models' folders and repositories, whatever the runs'
+            configurations say.
 
     Returns:
-        By the run's folder the drift, and of runs that cannot be measured the reason.
+        By run folder the drifts, and the reasons for runs that cannot be measured.
 
     Raises:
-        UserError: a setting makes no sense, or the folder cannot be written to.
+        UserError: a setting is invalid, or the folder is not writable.
     """
     whole_number("problems", problems, least=1)
     asked_for_drift([], samples=samples, temperature=temperature, limit=problems)
@@ -78,7 +80,7 @@ def drift_of_runs(
     measuring = _Measuring(folder, problems, temperature, samples, teachers, trust_remote_code)
     found: dict[Path, Drift] = {}
     reasons: dict[Path, str] = {}
-    # Another process waits, and then finds everything there.
+    # A second process waits here and then finds everything in the cache.
     with (
         FileLock(folder / "lock"),
         progress_bar(total=len(runs), description="drift", unit="run") as bar,
@@ -91,7 +93,7 @@ def drift_of_runs(
             except UserError as error:
                 hint = "; if you trust it, say --trust-remote-code" if "custom code" in str(error) else ""
                 reasons[run.folder] = f"{error}{'' if trust_remote_code else hint}"
-            except Exception as error:  # as in a sweep, one run's failure is not the others'
+            except Exception as error:  # as in a sweep, one run's failure does not stop the others
                 reasons[run.folder] = f"{type(error).__name__}: {first_line(error)}"
             sweeps.give_back_memory()
             bar.update(1)
@@ -101,16 +103,16 @@ def drift_of_runs(
 
 
 def check_teachers(runs: Sequence[Run], teachers: Sequence[str]) -> None:
-    """Refuse at once what `drift_of_runs` would only give as the reasons of its runs.
+    """Check `teachers` before `drift_of_runs`, which would only report problems run by run.
 
     Raises:
-        UserError: a run's teacher is not among `teachers`, or one of these is no run's.
+        UserError: a run's teacher is not in `teachers`, or an entry is not the teacher of any run.
     """
     named: dict[str, None] = {}
     for run in runs:
         try:
             cfg = read_run_config(run.folder)
-        except UserError:  # the run's own reason, when it is measured
+        except UserError:  # reported when the run is measured
             continue
         _check_said(cfg, run, teachers)
         named |= dict.fromkeys(models_of(cfg, "teacher"))
@@ -126,7 +128,7 @@ def _check_said(cfg: DictConfig, run: Run, teachers: Sequence[str]) -> None:
 
 
 class _Measuring:
-    """What runs share: their teachers, and the problems that were read."""
+    """State shared between runs: loaded teachers and problems."""
 
     def __init__(
         self,
@@ -147,10 +149,10 @@ class _Measuring:
         self.read: dict[str, list[tuple[Benchmark, list[Example]]]] = {}
 
     def of(self, run: Run) -> Drift:
-        """A run's drift, as it is kept, or measured now.
+        """A run's drift, cached or measured now.
 
         Raises:
-            UserError: why it cannot be measured.
+            UserError: it cannot be measured; the message says why.
         """
         cfg: Any = read_run_config(run.folder, built=("benchmark",), trust_remote_code=self.trusted)
         if not (run.folder / "student" / "config.json").is_file():
@@ -182,7 +184,7 @@ class _Measuring:
         self, asked: list[tuple[Asked, Asked]], student: LazyModel, teacher: LazyModel, threads: int | None
     ) -> Drift:
         for other in self.teachers.values():
-            if other is not teacher:  # which the next run most often has, too, and so keeps
+            if other is not teacher:  # keep this one loaded: the next run usually has the same teacher
                 other.release()
         models = student.source, teacher.source
         kept = [(self._written(pair[0], models[0]), self._written(pair[1], models[1])) for pair in asked]
@@ -195,7 +197,7 @@ class _Measuring:
         return found
 
     def _written(self, asked: Asked, model: ModelSource) -> Path:
-        """The folder of a model's completions: another writer's or another asking's are elsewhere."""
+        """Folder of a model's completions, one per combination of model and benchmark settings."""
         benchmark = asked.benchmark
         key = {**writer_key(model), **benchmark.settings}
         return self.folder / "written" / f"{benchmark.name}-{_hash(key)}"
@@ -210,7 +212,7 @@ class _Measuring:
         return self.teachers[key]
 
     def _problems(self, cfg: DictConfig) -> list[tuple[Benchmark, list[Example]]]:
-        """The run's benchmarks as both are asked them, each with its problems."""
+        """The run's benchmarks with sampling settings for drift, each with its problems."""
         key = _hash(plain(cfg.benchmark))
         if key not in self.read:
             benchmarks = [replace(benchmark, limit=None) for benchmark in benchmarks_of(cfg.benchmark)]
@@ -220,7 +222,7 @@ class _Measuring:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """As the run computed: small models are slowed down by many threads."""
+    """Use the run's number of threads; small models are slower with many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -230,7 +232,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _key(student: ModelSource, teacher: ModelSource, asked: list[tuple[Asked, Asked]]) -> dict[str, Any]:
-    """All that a drift depends on, JSON values."""
+    """Cache key of a drift: everything it depends on, as JSON values."""
     return {
         "format": _FORMAT,
         "student": writer_key(student),

@@ -1,4 +1,4 @@
-"""How methods drift, as means over seeds: what their own prefixes add to their errors, along a completion."""
+"""Figure of the methods' drift by position, as means over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,24 @@ from scipy.stats import t
 from distill.analysis.drift import Curve, Drift
 from distill.report.style import legend_below, new_figure, paper
 
-_MARKS = 5  # a line's markers and intervals
-_ROOM = 0.5  # of the means' span, above and below them, for intervals
+_MARKS = 5  # markers and intervals per line
+_ROOM = 0.5  # space for intervals above and below the means, as a share of their range
 
 
 def mean_curves(
     drifts_by_method: Mapping[str, Sequence[Drift]], name: str = "exaccerr", *, window: int = 1
 ) -> dict[str, Curve]:
-    """A curve's mean over seeds by method, up to where the shortest of them ends, with the 95 % interval of
-    Student's t over seeds.
+    """A curve's mean over seeds by method, up to the end of the shortest, with 95 % Student's t intervals.
 
-    A single seed's interval is its own bootstrap's over problems: it says nothing about other seeds. Where a
-    curve is undefined in one of the seeds (ExAccErr of a student that does not err on its teacher's text), so
-    is the mean: one over the others would be of other seeds here than there.
+    The interval of a single seed is its bootstrap interval over problems, which says nothing about other
+    seeds. The mean is undefined where any seed's curve is (ExAccErr of a student without errors on its
+    teacher's text), so that all positions average the same seeds.
 
     Args:
-        drifts_by_method: a method's drifts, one a seed; methods without any are left out.
-        name: of the curve, as in `Drift.curves`.
-        window: average each seed's curve over so many positions first, as many as there are of them around a
-            position; an odd number. A single seed's bounds are averaged, too, and so rather too wide.
+        drifts_by_method: drifts by method, one per seed; methods without any are skipped.
+        name: name of the curve in `Drift.curves`.
+        window: odd number of positions; smooth each seed's curve by a centered moving average of this size.
+            The bounds of a single seed are smoothed too, which makes them slightly too wide.
     """
     return {
         method: _mean_curve([drift.curves[name] for drift in drifts], window)
@@ -59,8 +58,8 @@ def _smooth(values: Float[np.ndarray, " positions"], window: int) -> Float[np.nd
 
 
 def window_of(drifts_by_method: Mapping[str, Sequence[Drift]]) -> int:
-    """Over how many positions curves that are no sums, such as the KL, are averaged to be read as lines: an
-    eighth of the longest, an odd number."""
+    """Smoothing window for curves that are not cumulative, such as the KL: an eighth of the longest curve, as
+    an odd number."""
     longest = max((len(drift) for drifts in drifts_by_method.values() for drift in drifts), default=1)
     return longest // 8 | 1
 
@@ -72,18 +71,19 @@ def exaccerr_figure(
     kl: Mapping[str, Curve] | None = None,
     window: int = 1,
 ) -> Figure:
-    """ExAccErr along a completion, a line a method, with its 95 % interval at some positions; below it, if it
-    is given, the KL on the student's own prefixes, which tells a small excess from small errors: ExAccErr is
-    negative where a student drops one of its teacher's styles.
+    """Plot ExAccErr by position, one line per method, with 95 % intervals at some positions.
 
-    Intervals that reach far beyond all means are cut at the panel's border. A method whose curve is undefined
-    from end to end is in the legend alone, which says so.
+    If `kl` is given, a second panel shows the KL on the student's own prefixes. It distinguishes a small
+    excess from small errors: ExAccErr is negative if a student drops one of its teacher's styles.
+
+    Intervals that reach far beyond all means are clipped. A method whose curve is undefined everywhere
+    appears only in the legend, as undefined.
 
     Args:
-        curves: of `mean_curves`.
-        styles: of `distill.report.style.styles`, by method.
-        kl: of `mean_curves` with `kl_student_written`.
-        window: that these were averaged over.
+        curves: result of `mean_curves`.
+        styles: line styles by method, from `distill.report.style.styles`.
+        kl: result of `mean_curves` for `kl_student_written`.
+        window: smoothing window of `kl`.
     """
     names = [name for name in styles if name in curves or name in (kl or {})]
     columns = _legend_columns(names)
@@ -109,13 +109,13 @@ def exaccerr_figure(
 
 
 def _lines(axes: Any, curves: Mapping[str, Curve], styles: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether there was any."""
+    """Draw the lines; return whether there were any."""
     shown = [name for name in styles if name in curves and np.isfinite(curves[name].value).any()]
     longest = max((len(curves[name].value) for name in shown), default=1)
     step = max(1, longest // _MARKS)
     for number, name in enumerate(shown):
         curve, style = curves[name], styles[name]
-        # Each line's markers stand elsewhere, or intervals would lie upon each other.
+        # Shift the markers of each line, so that intervals do not overlap.
         first = round(step * (number + 0.5) / len(shown)) % len(curve.value)
         positions = np.arange(1, len(curve.value) + 1)
         axes.plot(positions, curve.value, markevery=(first, step), **style)
@@ -137,6 +137,6 @@ def _label(name: str, curves: Mapping[str, Curve]) -> str:
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    """As many as fit a column of the paper."""
+    """Number of legend columns that fit into one column of a paper."""
     longest = max(map(len, names), default=0)
     return max(1, min(len(names), 3 if longest <= 13 else 2 if longest <= 24 else 1))

@@ -1,4 +1,4 @@
-"""A drift in a file, with whole curves: what took models to measure is read back without any."""
+"""Store drifts with complete curves in files, so that they can be read back without running models."""
 
 import json
 import zipfile
@@ -14,12 +14,12 @@ from distill.statistics import Figure
 
 
 def write_drift(path: Path, drift: Drift, key: Mapping[str, Any]) -> None:
-    """Keep a drift as `.npz`, atomically.
+    """Write a drift as `.npz`, atomically.
 
     Args:
-        path: the file.
-        drift: what was measured.
-        key: everything that it depends on, JSON values.
+        path: file to write.
+        drift: the drift.
+        key: cache key, everything the drift depends on as JSON values.
     """
     said = {
         "key": key,
@@ -36,17 +36,18 @@ def write_drift(path: Path, drift: Drift, key: Mapping[str, Any]) -> None:
     arrays |= {f"reach {name}": counts for name, counts in drift.reach.items()}
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:  # a name would get an ending of numpy's
+        with temporary.open("wb") as stream:  # given a path, numpy would append .npz
             np.savez_compressed(stream, **arrays)
 
     write_atomically(path, write)
 
 
 def read_drift(path: Path, key: Mapping[str, Any]) -> Drift | None:
-    """A drift that `write_drift` kept; None where there is none of this key, or none that can be read: it is
-    then measured anew, from completions and caches that are kept elsewhere."""
+    """Read a drift written by `write_drift`; None if it is missing, unreadable or has another key.
+
+    The caller then measures it again; completions and token values are cached separately."""
     try:
-        # Opened here, because numpy leaves a damaged file open.
+        # Opened here, because numpy does not close a damaged file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             said = json.loads(str(arrays["said"]))
             if said["key"] != json.loads(json.dumps(key)):

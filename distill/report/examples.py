@@ -1,4 +1,4 @@
-"""Problems on which a method and the baseline part, with what each method wrote."""
+"""Example problems on which a method and the baseline disagree, with every method's completion."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from distill.report.methods import Method, Table
 
 @dataclass(frozen=True)
 class Completion:
-    """What a method's run wrote at a problem: the first of its samples."""
+    """A run's completion for a problem: the first of its samples."""
 
     method: str
     seed: int
@@ -23,16 +23,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Parting:
-    """A problem that a method gets right more often than the baseline, or less often.
+    """A problem that a method solves more or less often than the baseline.
 
     Attributes:
-        gained: whether the method does better there.
-        benchmark: of the problem.
-        id: of the problem.
-        problem: its text.
-        gold: its answer.
-        right: mean verdict over seeds, by method.
-        completions: one a method, of one seed where all have one in common.
+        gained: whether the method solves it more often.
+        benchmark: benchmark of the problem.
+        id: id of the problem.
+        problem: text of the problem.
+        gold: gold answer.
+        right: share of correct samples over seeds, by method.
+        completions: one per method, of the same seed if all methods have one in common.
     """
 
     gained: bool
@@ -45,11 +45,11 @@ class Parting:
 
 
 def partings(table: Table, method: Method, count: int = 3) -> list[Parting]:
-    """The problems on which the method has most over the baseline, and then those on which it lacks most;
-    up to `count` of each, of equal ones the first of their set.
+    """The problems with the largest advantage of the method over the baseline, then those with the largest
+    disadvantage; up to `count` of each. Ties go to the earlier problem.
 
     Raises:
-        ValueError: samples that cannot be read; names the file and the line.
+        ValueError: a samples file cannot be read; the message names the file and line.
     """
     if table.baseline is None or table.answers is None or count < 1:
         return []
@@ -92,7 +92,7 @@ def partings(table: Table, method: Method, count: int = 3) -> list[Parting]:
 
 
 def _seed(table: Table, method: Method) -> int:
-    """The first seed that all methods have, if there is one; else the method's own first."""
+    """The smallest seed that all methods have in common, else the method's smallest."""
     shared = set.intersection(*(set(one.seeds) for one in table.methods))
     return min(shared or method.seeds)
 

@@ -1,4 +1,4 @@
-"""The report's figures."""
+"""Figures of the report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ AXIS_TITLES = {
 
 
 def accuracy_figure(table: Table, styles: Styles) -> Figure:
-    """A row a method: the mean over seeds with its 95 % interval, a ring for each seed; dashed, before."""
+    """Plot one row per method: mean over seeds with 95 % interval, a ring per seed; dashed line: before."""
     methods = [method for method in table.methods if method.accuracy is not None]
     with paper():
         figure = new_figure(height=0.6 + 0.24 * len(methods))
@@ -45,7 +45,7 @@ def accuracy_figure(table: Table, styles: Styles) -> Figure:
 def _point(axes: Any, method: Method, row: int, style: Mapping[str, Any]) -> None:
     found = method.accuracy
     assert found is not None
-    # What lies beyond 0 and 100 % is Student's t, not accuracy.
+    # Student's t intervals can exceed 0 and 100 %; clip them.
     low, high = (100 * min(1.0, max(0.0, bound)) for bound in (found.low, found.high))
     if np.isfinite([low, high]).all():
         axes.plot([low, high], [row, row], color=style["color"], linewidth=1.4)
@@ -59,14 +59,14 @@ def learning_figure(
     title: str = "accuracy, %",
     scale: float = 100.0,
 ) -> Figure:
-    """A panel for each budget axis: means over seeds, at the end with a bar from the lowest seed to the
-    highest; bands along so many lines would hide them.
+    """Plot learning curves, one panel per budget axis: means over seeds, with a bar from the lowest to the
+    highest seed at the end. (Bands along many lines would hide them.)
 
     Args:
-        curves: of `learning_curves`, by axis.
-        styles: by method.
-        title: of the vertical axes.
-        scale: factor on the metric.
+        curves: results of `learning_curves` by axis.
+        styles: line styles by method.
+        title: label of the vertical axes.
+        scale: factor applied to the metric.
     """
     names = [name for name in styles if any(name in own for own in curves.values())]
     columns = min(2, len(curves))
@@ -101,8 +101,8 @@ def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str,
 
 
 def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
-    """Accuracy against the length of a problem's own solution: means over seeds with 95 % intervals over
-    seeds, in bins of about as many problems each. None where no set has solutions."""
+    """Plot accuracy over the length of the reference solution, in bins with about equally many problems:
+    means and 95 % intervals over seeds. None if no dataset has reference solutions."""
     found = accuracy_by_length(table, bins)
     if found is None:
         return None
@@ -110,7 +110,7 @@ def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
     with paper():
         figure = new_figure(height=2.4 + 0.14 * -(-len(lines) // 3))
         (axes,) = figure.axes
-        # Beside each other, or their bars could not be told apart.
+        # Shift the methods sideways, so that their bars do not overlap.
         step = 0.012 * (centers[-1] - centers[0]) if len(centers) > 1 else 0.0
         for number, (name, found) in enumerate(lines.items()):
             place = centers + step * (number - (len(lines) - 1) / 2)
@@ -124,11 +124,11 @@ def length_figure(table: Table, styles: Styles, bins: int = 5) -> Figure | None:
 
 
 def accuracy_by_length(table: Table, bins: int = 5) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-    """Accuracy in bins of solution length.
+    """Compute accuracy in bins of the reference solution's length.
 
     Returns:
         Mean length in each bin [bins], and by method [3, bins] the mean over seeds and its 95 % interval;
-        None where no set has solutions, or all are of one length.
+        None if there are no reference solutions, or all have the same length.
     """
     answers = table.answers
     if answers is None:
@@ -141,7 +141,7 @@ def accuracy_by_length(table: Table, bins: int = 5) -> tuple[np.ndarray, dict[st
         inner = np.quantile(answers.reference[known], np.linspace(0, 1, bins + 1)[1:-1])
         edges = np.unique(inner)
     else:
-        edges = lengths[:-1]  # the lengths are the bins
+        edges = lengths[:-1]  # one bin per length
     place = np.searchsorted(edges, answers.reference, side="left")
     members = [known & (place == number) for number in range(len(edges) + 1)]
     members = [own for own in members if own.any()]
@@ -155,8 +155,8 @@ def accuracy_by_length(table: Table, bins: int = 5) -> tuple[np.ndarray, dict[st
 
 
 def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles: Styles) -> Figure | None:
-    """A panel for each method whose weights differ: median, middle half and middle 90 % of the token weights
-    along training; below it the effective sample size. None where all weights are alike."""
+    """Plot the token weights over training, one panel per method with varying weights: median, central 50 %
+    and central 90 %, and below them the effective sample size. None if all weights are equal."""
     low, lower, middle, upper, high = QUANTILES
     spread = quantiles[quantiles[high] - quantiles[low] > 0.05 + 1e-9]
     names = [name for name in styles if name in set(spread["method"])]

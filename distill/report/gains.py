@@ -1,10 +1,10 @@
-"""What a method has over the baseline, and what the difference is worth.
+"""A method's accuracy gain over the baseline, with tests of significance.
 
-A difference in accuracy can come from the seeds of the runs and from the problems that were drawn. Each has a
-test of its own, paired: over seeds a t-test, over problems the sign-flip test of every problem's difference,
-averaged over seeds. Only what both establish is called established, so p is the larger of the two
-(Berger, Technometrics 24, 1982: an intersection-union test keeps its level); over the methods of a table p is
-adjusted by Holm's rule.
+A difference in accuracy can be due to the runs' seeds or to the choice of problems. Each is tested by a
+paired test: a t-test over seeds, and a sign-flip test over problems with each problem's difference averaged
+over seeds. A difference counts as established only if both tests establish it, so p is the larger of the two
+(Berger, Technometrics 24, 1982: an intersection-union test keeps its level). Over the methods of a table, p
+is adjusted by Holm's method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Gain:
-    """A method's accuracy over the baseline's, on problems that both were asked.
+    """A method's accuracy minus the baseline's, on their common problems.
 
     Attributes:
-        seeds: those that both have, and the difference is of.
-        over_seeds: of these; None of fewer than two.
-        over_problems: of the mean over these seeds.
-        adjusted: p after Holm's rule over the methods.
+        seeds: seeds that both have; the difference uses only these.
+        over_seeds: difference with its test over seeds; None for fewer than two seeds.
+        over_problems: difference of the means over seeds, with its test over problems.
+        adjusted: p after Holm's correction over the methods.
     """
 
     seeds: tuple[int, ...]
@@ -37,18 +37,18 @@ class Gain:
 
     @property
     def p(self) -> float:
-        """The larger of the two tests'."""
+        """The larger p-value of the two tests."""
         return max(self.over_problems.p, self.over_seeds.p if self.over_seeds else 0.0)
 
     @property
     def established(self) -> bool:
-        """Whether other seeds and other problems would show it, too. One seed never does."""
+        """Whether the difference is significant over both seeds and problems; never for a single seed."""
         return self.over_seeds is not None and self.adjusted < LEVEL
 
 
 @dataclass(frozen=True)
 class Part:
-    """A method on some of the problems: accuracy over seeds, and its gain over the baseline there."""
+    """A method on a subset of the problems: accuracy over seeds, and its gain over the baseline."""
 
     problems: int
     accuracy: Figure
@@ -57,8 +57,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Compared:
-    """Gains on all problems and on both halves; `widening`: the gain on long problems minus that on short
-    ones, over seeds."""
+    """Gains on all problems, and on those with short and with long solutions; `widening` is the gain on long
+    problems minus that on short ones, tested over seeds."""
 
     gain: Gain | None = None
     short: Part | None = None
@@ -71,12 +71,12 @@ def compared(
     mine: Mapping[int, Float[np.ndarray, " problems"]],
     baseline: Mapping[int, Float[np.ndarray, " problems"]],
 ) -> Compared:
-    """A method against the baseline, on all problems and on those with short and with long solutions.
+    """Compare a method with the baseline, on all problems and on those with short and with long solutions.
 
     Args:
         answers: the problems.
-        mine: the method's mean verdicts by seed.
-        baseline: the baseline's; empty without one, and of the baseline itself.
+        mine: the method's shares of correct samples, [problems] by seed.
+        baseline: the baseline's, likewise; empty if there is none, or if the method is the baseline.
     """
     shared = tuple(seed for seed in mine if seed in baseline)
     a = replace(answers, right=_stacked(baseline, shared, answers))
@@ -105,7 +105,7 @@ def _stacked(
 def _gain(
     seeds: tuple[int, ...], a: Answers, b: Answers, among: Bool[np.ndarray, " problems"] | None
 ) -> Gain | None:
-    """Of b over a, whose runs are the seeds."""
+    """The gain of b over a, whose runs correspond to `seeds`."""
     if not seeds:
         return None
     wanted = np.ones(len(a.problems), dtype=bool) if among is None else among
@@ -117,6 +117,6 @@ def _gain(
 
 
 def adjusted(gains: Sequence[Gain | None]) -> list[Gain | None]:
-    """With p-values after Holm's rule over those that there are."""
+    """Add Holm-adjusted p-values over all gains that are not None."""
     tested = iter(holm([gain.p for gain in gains if gain is not None]))
     return [None if gain is None else replace(gain, adjusted=next(tested)) for gain in gains]

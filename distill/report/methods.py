@@ -1,4 +1,4 @@
-"""Methods side by side: which runs share a table, means over seeds, gains over a baseline."""
+"""Group runs into tables of comparable methods, with means over seeds and gains over a baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,23 +19,24 @@ from distill.statistics import Difference, Figure, mean_over_runs
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: runs that differ in their seed alone.
+    """A row of the table: runs that differ only in their seed.
 
     Attributes:
-        name: the preset, with what else was set where it has several rows.
-        settings: in what its choices differ from the table's other rows, as `key=value`.
-        runs: one a seed.
+        name: the loss preset, with distinguishing settings if it has several rows.
+        settings: settings that differ from the table's other rows, as `key=value`.
+        runs: one run per seed.
         before: accuracy before training; None without a benchmark.
-        accuracy: after training, mean over seeds with Student's t interval.
-        gain: over the baseline; None of the baseline itself, or without one.
-        short: problems whose own solution is no longer than the median; None where sets have no solutions.
-        long: the others.
-        widening: the gain on long problems minus that on short ones, over seeds.
-        tokens: completion tokens trained on, a run.
-        by_student: share of them that the student wrote.
-        student_flops: a run; NaN where it was not counted.
-        teacher_flops: a run, those of its caches included.
-        seconds: wall-clock time of training, a run.
+        accuracy: accuracy after training, mean over seeds with Student's t interval.
+        gain: gain over the baseline; None for the baseline itself, or without one.
+        short: results on problems whose reference solution is at most the median length; None without
+            reference solutions.
+        long: results on problems with longer reference solutions.
+        widening: the gain on long problems minus that on short ones, tested over seeds.
+        tokens: completion tokens trained on per run.
+        by_student: share of these tokens that the student generated.
+        student_flops: student FLOPs per run; NaN if not counted.
+        teacher_flops: teacher FLOPs per run, including those for its caches.
+        seconds: wall-clock training time per run.
     """
 
     name: str
@@ -60,16 +61,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods that may be compared: all but the method is the same.
+    """Comparable methods: their runs share all other settings.
 
     Attributes:
-        differs: in what it differs from the sweep's other tables, as `key=value`.
-        asked: problems by benchmark.
-        methods: by accuracy, best first.
-        baseline: its name among them; None where it is missing.
-        answers: of all runs, in the methods' order; None where they cannot be read.
-        lengths: tokens of the solutions where short ones end, by benchmark.
-        notes: what is missing, or not alike, in sentences.
+        differs: settings that differ from the sweep's other tables, as `key=value`.
+        asked: number of problems by benchmark.
+        methods: methods by accuracy, best first.
+        baseline: name of the baseline method; None if it is missing.
+        answers: results of all runs, in the order of the methods; None if they cannot be read.
+        lengths: median length of the reference solutions in tokens, by benchmark.
+        notes: sentences on missing or inconsistent results.
     """
 
     differs: tuple[str, ...]
@@ -88,7 +89,7 @@ class Table:
         return next(method for method in self.methods if method.name == name)
 
     def right(self, method: Method) -> np.ndarray:
-        """[seeds, problems] mean verdicts of a method's runs."""
+        """[seeds, problems] share of correct samples of a method's runs."""
         assert self.answers is not None
         places = {id(run): place for place, run in enumerate(self.runs)}
         return self.answers.right[[places[id(run)] for run in method.runs]]
@@ -97,18 +98,18 @@ class Table:
 def tables_of(
     folders: Iterable[Path], *, baseline: str = "sft", across: Iterable[str] = ()
 ) -> tuple[list[Table], dict[Path, str]]:
-    """The finished runs of a sweep, or of several folders, as tables of methods.
+    """Group the finished runs of sweeps or folders into tables of methods.
 
     Args:
-        folders: sweeps, runs, or folders that hold some.
-        baseline: the loss that the others are tested against.
-        across: keys that count as part of the method, such as `data.path`.
+        folders: sweeps, runs, or folders that contain some.
+        baseline: loss of the baseline method.
+        across: config keys that count as part of the method, such as `data.path`.
 
     Returns:
-        The tables, the largest first, and by folder why a run is in none.
+        The tables, largest first, and by folder the reason why a run is in none.
 
     Raises:
-        UserError: a folder is not there, or no run is in it.
+        UserError: a folder does not exist or has no runs.
     """
     places = list(folders)
     finished, others = read_runs(places)
@@ -126,7 +127,7 @@ def tables_of(
 
 
 def method_of_runs(table: Table, found: Runs) -> dict[str, str]:
-    """The method's name by the name that each run has in the tables of `distill.runs.load`."""
+    """Map the run names of `distill.runs.load` to method names."""
     names = {run.folder.resolve(): method.name for method in table.methods for run in method.runs}
     rows = zip(found.runs["run"].tolist(), found.runs["place"].tolist(), strict=True)
     return {str(run): names[place] for run, where in rows if (place := Path(where).resolve()) in names}
@@ -171,7 +172,7 @@ def _table(comparison: Comparison, baseline: str, wanted: Sequence[Mapping[str, 
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """The loss; of several rows of one with what tells them apart."""
+    """Name each row by its loss, plus distinguishing settings if several rows have the same loss."""
     names = []
     for row in rows:
         alike = [other for other in rows if other.loss == row.loss]
@@ -181,7 +182,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _settings(row: Row) -> list[str]:
-    """Its choices, but not the optimizer's rate where that is the model's, as it is by itself."""
+    """The row's settings, without `optimizer.*` settings that repeat a `model.*` setting (their default)."""
     return [one for one in row.changes if one.replace("optimizer.", "model.") not in set(row.changes) - {one}]
 
 
@@ -205,7 +206,7 @@ def _baseline(
 
 
 def _missing(rows: Sequence[Row], names: Sequence[str], wanted: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """Which cells of methods × seeds are empty: seeds that other methods have, jobs that were planned."""
+    """Yield notes on missing runs: seeds that other methods have, and planned jobs."""
     every = {run.seed for row in rows for run in row.runs}
     lacking: dict[tuple[int, ...], list[str]] = {}
     for row, name in zip(rows, names, strict=True):
@@ -254,7 +255,7 @@ def _method(row: Row, name: str, compared: Compared) -> Method:
 
 
 def _with_adjusted(methods: Sequence[Method]) -> list[Method]:
-    """With Holm's p-values: over all methods, and likewise on short and on long problems."""
+    """Add Holm-adjusted p-values over all methods, separately for all, short and long problems."""
     whole = adjusted([method.gain for method in methods])
     halves = [
         adjusted([part and part.gain for part in parts])

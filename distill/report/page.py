@@ -1,4 +1,4 @@
-"""A document of a few kinds of parts, as Markdown and as one HTML page that needs nothing beside it."""
+"""Render a document made of a few kinds of blocks as Markdown and as one self-contained HTML page."""
 
 import base64
 import html
@@ -27,7 +27,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; the first column is text, the others are numbers."""
+    """A table; the first column is text, the others are numbers (right-aligned)."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,7 +35,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: what its files are called, and their content by format, `svg` among them."""
+    """A figure: the base name of its files, and their content by format, including `svg`."""
 
     name: str
     caption: str
@@ -44,14 +44,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote, under a line that says who."""
+    """A model-written text under a title line."""
 
     title: str
     text: str
 
 
 Block = Heading | Text | Items | Grid | Picture | Written
-_LONGEST = 3000  # characters of a completion that are shown
+_LONGEST = 3000  # maximum characters shown of a completion
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 2rem auto;
@@ -71,7 +71,7 @@ code { background: #f2f2f2; }
 
 
 def markdown(title: str, blocks: Iterable[Block], pictures: str = "figures") -> str:
-    """The document in Markdown; figures are links to `<pictures>/<name>.svg`."""
+    """Render the document as Markdown; figures are links to `<pictures>/<name>.svg`."""
     parts = [f"# {_foreign(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
@@ -94,7 +94,7 @@ def markdown(title: str, blocks: Iterable[Block], pictures: str = "figures") -> 
 
 
 def page(title: str, blocks: Iterable[Block]) -> str:
-    """The document as an HTML page. Nothing in it runs; what models wrote is shown as text."""
+    """Render the document as an HTML page without scripts; model-written text is escaped."""
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
@@ -138,23 +138,23 @@ def _html(block: Block) -> str:
 
 
 def _words(text: str) -> str:
-    """A sentence of ours, in which only `code` and **bold** are marked."""
+    """Render one of our own sentences; only `code` and **bold** are interpreted."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked)
 
 
 def _text(text: str) -> str:
-    """As HTML that a UTF-8 file can hold."""
+    """Escape a text for HTML and replace characters that a UTF-8 file cannot hold."""
     return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", text))
 
 
 def _marked(text: str) -> str:
-    """One line of Markdown in which no HTML begins."""
+    """Join a text into one line of Markdown and escape HTML tags."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
 def _foreign(text: str) -> str:
-    """The same of words that are not ours, in which no emphasis begins either."""
+    """Like `_marked`, for text that is not ours: escapes emphasis and code too."""
     return re.sub(r"([*`])", r"\\\1", _marked(text))
 
 

@@ -1,4 +1,4 @@
-"""The report's sections in words and tables."""
+"""Sections of the report: sentences and tables."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ _EXPLAINED = (
 
 
 def results(table: Table) -> Iterator[Block]:
-    """Accuracies, gains and what is established."""
+    """Accuracies, gains over the baseline, and conclusions."""
     asked = ", ".join(f"{name} ({count:,} problems)" for name, count in table.asked.items())
     said = ("Mean of " if len(table.asked) > 1 else "") + (asked or "No benchmark was asked")
     if table.differs:
@@ -62,7 +62,7 @@ def _result(table: Table, method: Method) -> list[str]:
 
 
 def conclusions(table: Table) -> Iterator[Block]:
-    """What the gains establish, in sentences."""
+    """Sentences on which gains are established."""
     tested = [method for method in table.methods if method.gain is not None]
     better = [m.name for m in tested if m.gain and m.gain.established and _gained(m.gain) > 0]
     worse = [m.name for m in tested if m.gain and m.gain.established and _gained(m.gain) < 0]
@@ -87,7 +87,7 @@ def conclusions(table: Table) -> Iterator[Block]:
 
 
 def costs(table: Table) -> Iterator[Block]:
-    """What each method spent, a run."""
+    """Costs of each method per run: tokens, FLOPs, time."""
     head = ["method", "trained tokens", "by the student", "student FLOPs", "teacher FLOPs", "training, s"]
     rows = [
         [
@@ -159,7 +159,7 @@ def _length(table: Table, method: Method) -> list[str]:
 def drifts(
     found: Mapping[str, Sequence[Drift]], reasons: Mapping[str, str], problems: int
 ) -> Iterator[Block]:
-    """How far each method's students drift from their teacher, mean over seeds."""
+    """Drift of each method's students from their teacher, mean over seeds."""
     if found:
         yield Text(
             f"At up to {problems:,} problems of each benchmark, at temperature 1. ExAccErr at the last "
@@ -197,13 +197,13 @@ def drifts(
 
 
 def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[Block]:
-    """Problems on which two methods part, with what all of them wrote."""
+    """Problems on which two methods disagree, with every method's completion."""
     if not found:
         yield Text(f"{method} and {baseline} are right on the same problems equally often.")
         return
     yield Text(
-        f"The problems on which {method} has most over {baseline}, then those on which it lacks most: "
-        f"extremes, chosen for their difference, not typical ones."
+        f"The problems with the largest advantage of {method} over {baseline}, then those with its largest "
+        f"disadvantage: extremes, not typical problems."
     )
     for parting in found:
         verb = "gains" if parting.gained else "loses"
@@ -218,7 +218,7 @@ def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[B
 
 
 def missing(notes: Sequence[str], others: dict[str, str]) -> Iterator[Block]:
-    """What the report lacks."""
+    """Notes on missing results, and runs left out of the tables."""
     if not notes and not others:
         return
     yield Heading("What is missing")
@@ -243,7 +243,7 @@ def _percent(share: float) -> str:
 def _figure(figure: Figure) -> str:
     if math.isnan(figure.low):
         return _percent(figure.value)
-    # Student's t knows nothing of the ends of the scale.
+    # Student's t intervals can exceed 0 and 100 %; clip them.
     return f"{_percent(figure.value)} [{_percent(max(0.0, figure.low))}, {_percent(min(1.0, figure.high))}]"
 
 

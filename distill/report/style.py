@@ -1,4 +1,4 @@
-"""How the report's figures look: a column wide, in vectors, told apart with any kind of colour vision."""
+"""Style of the report's figures: one column wide, vector formats, colour-blind-safe."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-COLUMN, PAGE = 3.4, 7.0  # inches: one column of two, and both
+COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column of a two-column page, and the full page
 FORMATS = ("svg", "pdf")
-# Okabe and Ito's colours (black for the baseline) without the yellow, which is too light for a line on white;
-# markers and dashes tell what more methods than colours share.
+# Okabe and Ito's colours (black for the baseline) without yellow, which is too light for a line on white.
+# Markers and dashes distinguish methods if there are more methods than colours.
 _BASELINE = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*")
@@ -29,22 +29,22 @@ _RC: dict[Any, Any] = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
-    "svg.fonttype": "path",  # the same in every browser
-    "svg.hashsalt": "distill",  # the same figure is the same file
+    "pdf.fonttype": 42,  # TrueType: journals reject Type 3
+    "svg.fonttype": "path",  # looks the same in every browser
+    "svg.hashsalt": "distill",  # makes the files deterministic
 }
 
 
 def legend_below(
     figure: Figure, styles: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], columns: int
 ) -> None:
-    """What the lines of all panels mean, under them, in no more columns than these.
+    """Add a legend for all panels below them.
 
     Args:
-        figure: to draw on.
-        styles: of `styles`, by method.
-        labels: by method; no legend where there is none.
-        columns: at most.
+        figure: figure to draw on.
+        styles: line styles by method, from `styles`.
+        labels: labels by method; no legend if empty.
+        columns: maximum number of columns.
     """
     from matplotlib.lines import Line2D
 
@@ -54,20 +54,20 @@ def legend_below(
 
 
 def paper() -> AbstractContextManager[None]:
-    """Figures that are made or written inside have the report's fonts and lines."""
+    """Context in which figures are created and saved with the report's fonts and lines."""
     return rc_context(_RC)
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, width: float = COLUMN, height: float = 2.4) -> Figure:
-    """An empty figure of so many inches; `figure.subplots(rows, columns)` has been called: `figure.axes`."""
+    """Create an empty figure (sizes in inches) with rows × columns subplots in `figure.axes`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.subplots(rows, columns)
     return figure
 
 
 def styles(names: Sequence[str], baseline: str | None = None) -> dict[str, dict[str, Any]]:
-    """A line's colour, marker and dashes for each name; the baseline is black. The same names in the same
-    order look the same in every figure."""
+    """Assign colour, marker and dashes to each name; the baseline is black. The result depends only on the
+    names and their order, so that all figures match."""
     others = [name for name in names if name != baseline]
     found: dict[str, dict[str, Any]] = {} if baseline is None else {baseline: dict(_BASELINE)}
     for number, name in enumerate(others):
@@ -81,7 +81,7 @@ def styles(names: Sequence[str], baseline: str | None = None) -> dict[str, dict[
 
 
 def written(figure: Figure, formats: Iterable[str] = FORMATS) -> dict[str, bytes]:
-    """The figure as files, by format. No date is in them."""
+    """Render the figure in each format, without dates in the metadata."""
     found = {}
     with paper():
         for kind in formats:

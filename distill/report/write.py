@@ -1,4 +1,4 @@
-"""The report as files."""
+"""Write the report of a sweep."""
 
 import dataclasses
 import json
@@ -36,20 +36,20 @@ def write_report(
     """Write the report of a sweep.
 
     Args:
-        folders: sweeps, runs, or folders that hold some.
-        baseline: the loss that the others are tested against.
-        across: keys that count as part of the method.
-        drift: problems at which students and teachers write for ExAccErr; 0: not at all.
-        examples: problems to show each way.
-        out: where to; None: `report` in the first folder.
-        teachers: those of the runs' teachers that may be loaded for drift (`distill.report.drift`).
-        trust_remote_code: run Python from the models' folders and repositories.
+        folders: sweeps, runs, or folders that contain some.
+        baseline: loss of the baseline method.
+        across: config keys that count as part of the method.
+        drift: number of problems per benchmark for measuring drift; 0: do not measure it.
+        examples: number of example problems in each direction.
+        out: output folder; None: `report` in the first folder.
+        teachers: teachers that may be loaded to measure drift (`distill.report.drift`).
+        trust_remote_code: run Python code from the models' folders and repositories.
 
     Returns:
-        What to print: the tables of results, and where the page is.
+        Text to print: the result tables, and the path of the page.
 
     Raises:
-        UserError: there is no finished run, or a folder is not there.
+        UserError: there is no finished run, or a folder does not exist.
     """
     for key, amount in (("--drift", drift), ("--examples", examples)):
         if amount < 0:
@@ -93,7 +93,7 @@ def write_report(
 
 @dataclasses.dataclass(frozen=True)
 class _Drifts:
-    """By method the drifts of its runs, and by folder why a run has none."""
+    """Drifts of runs by method, and by run folder the reasons for missing ones."""
 
     problems: int
     found: dict[str, list[Drift]]
@@ -192,7 +192,7 @@ def _examples(table: Table, count: int) -> Iterator[Block]:
     best = next((method for method in table.methods if method.gain is not None), None)
     if best is None or table.baseline is None or not count:
         return
-    yield Heading("Where methods part")
+    yield Heading("Where methods disagree")
     try:
         yield from sections.examples(partings(table, best, count), best.name, table.baseline)
     except ValueError as error:

@@ -1,5 +1,5 @@
-"""The embedded pair: a synthetic arithmetic task, a tiny teacher and a weaker tiny student.
+"""The embedded tiny pair: a synthetic arithmetic task, a tiny teacher and a weaker tiny student.
 
-`task` holds problems, written solutions and the verifier (pure Python); `build` trains both checkpoints from
-nothing; `teacher/`, `student/` and `build.json` are what `python -m distill.tiny.build` wrote.
+`task` has problems, solutions and the verifier (pure Python). `build` trains both models from scratch.
+`teacher/`, `student/` and `build.json` are the output of `python -m distill.tiny.build`.
 """

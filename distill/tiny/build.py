@@ -1,8 +1,8 @@
-"""Train the embedded pair from nothing: `python -m distill.tiny.build`.
+"""Train the embedded tiny pair from scratch: `python -m distill.tiny.build`.
 
-The teacher writes both styles of `distill.tiny.task` well. The student is smaller, has only seen "single"
-solutions and stops early: it half supports one of the teacher's styles and hardly the other, which is the
-situation that support-ratio weighted distillation is about.
+The teacher writes both styles of `distill.tiny.task` well. The student is smaller, is trained only on
+"single" solutions and stopped early. It gives some probability to one of the teacher's styles and hardly any
+to the other: the situation that support-ratio weighted distillation is designed for.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from distill.tiny import task
 
 CONTEXT = 128
 EVALUATED = 500
-MAX_NEW_TOKENS = 6 * task.DEFAULT_OPERATIONS[1] + 8  # the longest "single" solution and a little room
+MAX_NEW_TOKENS = 6 * task.DEFAULT_OPERATIONS[1] + 8  # the longest "single" solution and some margin
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the two models is made.
+    """Architecture and training settings of one of the two models.
 
     Attributes:
-        width, layers, inner, heads: of the Qwen2 architecture.
+        width, layers, inner, heads: sizes of the Qwen2 architecture.
         steps: optimizer steps at --steps-scale 1.
-        batch: sequences a step.
-        lr: peak learning rate, reached after a short warmup, then cosine to a tenth.
-        double: share of the training solutions written in style "double".
-        stop_at: end training once greedy accuracy on train problems reaches this; None trains all steps. The
-            student's strength is what matters to a study; the step that reaches it differs between machines.
+        batch: sequences per optimizer step.
+        lr: peak learning rate, reached after a short warmup, then cosine decay to a tenth.
+        double: share of the training solutions in style "double".
+        stop_at: stop once greedy accuracy on train problems reaches this; None: train for all steps. Studies
+            need a student of a given strength; the step that reaches it differs between machines.
     """
 
     width: int
@@ -60,19 +60,19 @@ STUDENT = Recipe(
 
 
 def make_tokenizer() -> Any:
-    """One token a character; no beginning-of-sequence token, and the end token is never added by itself."""
+    """Make a tokenizer with one token per character, which adds no special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<eos>", *task.CHARACTERS]
-    # No unknown token: a character from outside the task is an error, not silently something else.
+    # No unknown token, so that a character outside the task is an error.
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()  # otherwise decoding joins the characters with blanks
+    tokenizer.decoder = decoders.Fuse()  # otherwise decoding joins the characters with spaces
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
-        # AutoTokenizer loads it as a Qwen2 tokenizer, which would otherwise add an unknown token of its own.
+        # AutoTokenizer loads it as a Qwen2 tokenizer, which would otherwise add its own unknown token.
         unk_token="<pad>",
         eos_token="<eos>",
         model_max_length=CONTEXT,
@@ -104,7 +104,7 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def curriculum(progress: float) -> tuple[int, int]:
-    """Range of operations at a share of the training: a model learns its way around short chains sooner."""
+    """Range of operations at a share of the training; starting with short chains speeds up learning."""
     low, high = task.DEFAULT_OPERATIONS
     return (2, low) if progress < 0.15 else (2, high - 2) if progress < 0.3 else (2, high)
 
@@ -117,7 +117,7 @@ def train(
     name: str,
     until: Callable[[Any], bool] | None = None,
 ) -> tuple[Any, int]:
-    """Train a fresh model on solutions of ever new train problems; returns it and the steps taken."""
+    """Train a new model on freshly sampled train problems; return it and the number of optimizer steps."""
     torch.manual_seed(seed)
     rng = random.Random(f"{name} {seed}")
     model = make_model(recipe, tokenizer).train()
@@ -151,13 +151,14 @@ def train(
 
 
 def _backward(model: Any, tokenizer: Any, rows: list[tuple[str, str]], parts: int = 3) -> float:
-    """Cross-entropy per completion token, and its gradient; in parts of like length, for less padding."""
+    """Compute the cross-entropy per completion token and its gradient, in parts of similar length to reduce
+    padding."""
     rows = sorted(rows, key=lambda row: len(row[0] + row[1]))
     tokens = sum(len(solution) + 1 for _, solution in rows)
     total = 0.0
     for start in range(0, len(rows), -(-len(rows) // parts)):
         ids, labels = _tensors(tokenizer, rows[start : start + -(-len(rows) // parts)])
-        # Padding is on the right, where causal attention never looks: no attention mask, the fast path.
+        # With right padding, causal attention needs no attention mask, which is faster.
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
@@ -189,7 +190,7 @@ def complete(
     sample: bool = False,
     style: task.Style | None = None,
 ) -> list[str]:
-    """Completions, greedy or sampled at temperature 1; a style is forced by the beginning of its solution."""
+    """Generate completions, greedy or at temperature 1; a style is forced by the start of its solution."""
     prefixes = [task.style_prefix(problem, style) if style else "" for problem in problems]
     texts = [problem + prefix for problem, prefix in zip(problems, prefixes, strict=True)]
     batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
@@ -206,7 +207,7 @@ def complete(
 
 
 def measure(model: Any, tokenizer: Any, problems: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Accuracies and shares of styles on the given problems."""
+    """Measure accuracies and shares of the styles on the given problems."""
     torch.manual_seed(seed)
     runs = {
         "greedy": complete(model, tokenizer, problems),
@@ -226,10 +227,9 @@ def measure(model: Any, tokenizer: Any, problems: Sequence[str], seed: int = 0) 
 
 
 def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Train both models, write them, the tokenizer and build.json into `out`; returns build.json's
-    content."""
+    """Train both models, write them, the tokenizer and build.json to `out`; return build.json's content."""
     tokenizer = make_tokenizer()
-    # A short trial run is measured on fewer problems, too.
+    # A short trial run is also measured on fewer problems.
     test = task.problems(max(20, round(EVALUATED * min(1.0, steps_scale))), split="test")
     watched = task.problems(200, split="train", seed=seed + 1)
     report: dict[str, Any] = {"seed": seed, "steps_scale": steps_scale, "test_problems": len(test)}
@@ -242,7 +242,7 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
         return correct / len(watched) >= (STUDENT.stop_at or 2.0)
 
     out.mkdir(parents=True, exist_ok=True)
-    # Everything is written beside its final place first: an interrupted build leaves the old pair whole.
+    # Write to a temporary folder first, so that an interrupted build leaves the old pair intact.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         for name, recipe in {"student": STUDENT, "teacher": TEACHER}.items():
             steps = max(2, round(recipe.steps * steps_scale))
@@ -263,7 +263,7 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Put `new` where `old` is; a folder cannot be renamed over a full one, so the old one steps aside."""
+    """Replace `old` by `new`; the old folder is moved away first, as a rename cannot replace a full one."""
     if old.is_dir():
         aside = new.with_name(f"{new.name}.old")
         os.replace(old, aside)

@@ -1,14 +1,14 @@
 """A synthetic reasoning task: chains of + - * modulo 10, evaluated strictly from left to right.
 
-A problem is a string such as "3+7*2-5=". A solution is a written chain of steps, every step ended by ";",
-then the answer after "#". It comes in two styles:
+A problem is a string such as "3+7*2-5=". A solution is a chain of reasoning steps, each ending with ";", then
+the answer after "#". There are two styles:
 
-    single   3+7=0;0*2=0;0-5=5;#5      one operation a step: short leaps, more tokens
-    double   3+7*2=0;0-5=5;#5          two operations a step (the last step has one when their number is odd)
+    single   3+7=0;0*2=0;0-5=5;#5      one operation per step: easier steps, more tokens
+    double   3+7*2=0;0-5=5;#5          two operations per step (one in the last step if their number is odd)
 
-Each step starts with the running value and then copies the next operations of the problem, so that the answer
-follows from the text of the last step alone. "double" skips every other intermediate value: it is shorter,
-but a model has to do two operations in its head. There are no brackets and no precedence: "3+7*2=" is
+Each reasoning step starts with the running value and copies the next operations of the problem, so that the
+answer follows from the text of the last step alone. "double" skips every other intermediate value: it is
+shorter, but a model must do two operations at once. There are no brackets and no precedence: "3+7*2=" is
 (3+7)*2 = 20, written 0.
 """
 
@@ -24,8 +24,8 @@ Style = Literal["single", "double"]
 DEFAULT_OPERATIONS = (4, 8)
 CHARACTERS = "0123456789+-*=;#"
 TEST_ONE_IN = 8
-# A class of hashes within the test problems': one that no problem of the benchmark falls into, nor of those
-# that the embedded pair was measured on, so that both stay what they were without a validation split.
+# Validation problems are taken from a residue class of the test problems' hashes that contains no problem of
+# the benchmark or of the embedded pair's measurements, so that adding the split did not change these.
 VALIDATION_ONE_IN, VALIDATION = 2048, 1904
 
 _PROBLEM = re.compile(r"[0-9](?:[+*-][0-9])+=")
@@ -35,7 +35,7 @@ _ANSWER = re.compile(r"#([0-9])")
 
 
 def split_of(problem: str) -> Split:
-    """Which split a problem belongs to: its hash alone decides, so no two can ever overlap."""
+    """The split of a problem, determined by its hash alone, so that splits never overlap."""
     number = int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=4).digest(), "big")
     if number % VALIDATION_ONE_IN == VALIDATION:
         return "validation"
@@ -45,9 +45,9 @@ def split_of(problem: str) -> Split:
 def sample_problem(
     rng: random.Random, operations: tuple[int, int] = DEFAULT_OPERATIONS, split: Split = "train"
 ) -> str:
-    """One random problem of the split; the number of operations is uniform over the range, ends included.
+    """Sample a random problem of a split; the number of operations is uniform over the inclusive range.
 
-    Raises ValueError where the range holds none, as that of the shortest chains may for validation.
+    Raises ValueError if the range has no such problem, as possible for validation and the shortest chains.
     """
     for _ in range(100 * VALIDATION_ONE_IN):
         count = rng.randint(*operations)
@@ -61,9 +61,9 @@ def sample_problem(
 def problems(
     count: int, *, split: Split, seed: int = 0, operations: tuple[int, int] = DEFAULT_OPERATIONS
 ) -> list[str]:
-    """`count` distinct problems; the same arguments give the same list, a smaller count a prefix of it.
+    """Generate `count` distinct problems, deterministically; a smaller count gives a prefix of the list.
 
-    Raises ValueError where the range of operations is empty, or does not hold that many problems.
+    Raises ValueError if the range of operations is empty or has fewer problems.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
@@ -73,9 +73,11 @@ def problems(
     return list(_problems(count, split, seed, low, high))
 
 
-@functools.lru_cache(maxsize=8)  # the jobs of a sweep ask for the same ones, and validation's are rare
+@functools.lru_cache(
+    maxsize=8
+)  # jobs of a sweep use the same problems, and validation problems are slow to find
 def _problems(count: int, split: Split, seed: int, low: int, high: int) -> tuple[str, ...]:
-    # A string seed is hashed the same way by every Python.
+    # String seeds give the same sequence in every Python version.
     rng = random.Random(f"{seed}/{split}/{low}/{high}")
     found: dict[str, None] = {}  # a dict keeps the order
     for _ in range(1000 + 200 * count):
@@ -96,7 +98,7 @@ def answer(problem: str) -> str:
 
 
 def write_solution(problem: str, style: Style) -> str:
-    """The right solution of a problem, written in one of the two styles."""
+    """Write the correct solution of a problem in one of the two styles."""
     if style not in ("single", "double"):
         raise ValueError(f"style must be 'single' or 'double', got {style!r}")
     value, rest = _parse(problem)
@@ -111,25 +113,25 @@ def write_solution(problem: str, style: Style) -> str:
 
 
 def style_prefix(problem: str, style: Style) -> str:
-    """The shortest beginning of a solution that commits its writer to a style ("3+7=" or "3+7*")."""
+    """The shortest prefix of a solution that determines its style ("3+7=" or "3+7*")."""
     return write_solution(problem, style)[:4]
 
 
 def extract_answer(completion: str) -> str | None:
-    """The digit after "#" where the completion ends in exactly one "#digit"; None otherwise."""
+    """The digit after "#" if the completion ends in exactly one "#digit"; None otherwise."""
     _, mark, tail = completion.strip().partition("#")
     match = _ANSWER.fullmatch(mark + tail)
     return match[1] if match else None
 
 
 def is_correct(problem: str, completion: str) -> bool:
-    """Whether the completion is in format (steps, then "#digit", no more) and its final answer is right."""
+    """Whether the completion has the right format (reasoning steps, then "#digit") and final answer."""
     text = completion.strip()
     return _SOLUTION.fullmatch(text) is not None and extract_answer(text) == answer(problem)
 
 
 def check_steps(problem: str, completion: str) -> bool:
-    """Whether the answer and every written step is right: running value, copied operations and result.
+    """Whether the answer and every reasoning step are right: running value, copied operations and result.
 
     Steps of one and of two operations may be mixed; no operation may be left out.
     """
@@ -147,9 +149,9 @@ def check_steps(problem: str, completion: str) -> bool:
 
 
 def style_of(problem: str, completion: str) -> Literal["single", "double", "other"]:
-    """The style of a completion, judged by its form only: a wrong result does not change it.
+    """The style of a completion, determined by its form only, whatever its results.
 
-    "other" is whatever is out of format or mixes the styles.
+    "other" is a completion that has the wrong format or mixes the styles.
     """
     text = completion.strip()
     if not _SOLUTION.fullmatch(text):

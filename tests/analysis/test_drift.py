@@ -1,4 +1,4 @@
-"""Drift is its definition: token by token, in closed form where there is one, and resample by resample."""
+"""Tests of drift against its definition: per token, in closed form if there is one, and per resample."""
 
 import itertools
 import json

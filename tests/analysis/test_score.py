@@ -1,4 +1,4 @@
-"""`python -m distill.score`: sets from anywhere, side by side, and a smoke test of their writers."""
+"""Tests of `python -m distill.score`: trace sets of any origin, comparison of teachers, smoke test."""
 
 import json
 import subprocess
@@ -171,7 +171,7 @@ def test_without_a_teacher_there_are_no_weights_and_that_is_said(
     ("words", "message"),
     [
         (["keep=some"], "keep='some' is not one of right, all"),
-        (["teachers=[]"], r"teachers=\[\] names nobody"),
+        (["teachers=[]"], r"teachers=\[\] is empty"),
         (["teachers=[a.jsonl,a.jsonl]"], "teachers names a.jsonl twice"),
         (["teachers=[gone.jsonl]"], r"teachers: gone\.jsonl does not exist"),
         (["teachers=[no/such/model]"], "model.teacher=no/such/model: there is no such folder"),

@@ -1,4 +1,4 @@
-"""What `python -m distill.score` wrote, read back: the same figures, and what curation keeps of it."""
+"""Tests of reading the results of `python -m distill.score`, and of previewing curation on them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a run's loss weighs single tokens: recomputed by hand from the models, and what follows for traces."""
+"""Tests of a run's token weights against a computation from the models, and of their figures per trace."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Losses, weights and the chunked head against other people's code, which `make peers` installs.
+"""Tests of losses, weights and the chunked head against other packages, which `make peers` installs.
 
 Every comparison prints the greatest difference, absolute and over the peer's greatest value. Where a peer
 means something else by a name, or is wrong, a test shows by how much, and its docstring says where. Lines

@@ -1,4 +1,4 @@
-"""The mathematical benchmarks: their problems and golds, on the published files, and their graders."""
+"""Tests of the mathematical benchmarks: problems and gold answers of the published files, and graders."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""HumanEval and MBPP: the program is found in whatever form it is written, and the tests judge it."""
+"""Tests of HumanEval and MBPP: extraction of programs in any form, and grading by their tests."""
 
 import ast
 import json

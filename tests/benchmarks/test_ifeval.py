@@ -1,4 +1,4 @@
-"""IFEval's checks against a table by hand, against frozen verdicts of the reference, and under garbage."""
+"""Tests of IFEval's checks on hand-written cases, on stored verdicts of the reference, and on garbage."""
 
 import hashlib
 import json

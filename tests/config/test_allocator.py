@@ -1,4 +1,4 @@
-"""The allocator's settings, in processes of their own: they hold for a whole one."""
+"""Tests of the allocator's settings, in child processes because they apply to a whole process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The command line and its configuration: typos get the nearest names, every option composes and builds."""
+"""Tests of the command line and configuration: suggestions for typos; every option composes and builds."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""Every command answers help, typos and missing files at once: without torch, and within a second or so."""
+"""Tests that every command handles --help, typos and missing files quickly, without importing torch."""
 
 import json
 import os

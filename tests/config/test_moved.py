@@ -1,4 +1,4 @@
-"""Names of earlier versions, in YAML files and in code: today's are found for them."""
+"""Tests that names of earlier versions in YAML files and code still resolve."""
 
 import importlib
 

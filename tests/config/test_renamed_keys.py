@@ -1,4 +1,4 @@
-"""Renamed keys: a command that says an old one is told the new one, an old configuration is translated."""
+"""Tests of renamed keys: old keys in commands give errors with the new ones, old configs are translated."""
 
 import shutil
 from pathlib import Path

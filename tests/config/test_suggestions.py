@@ -1,4 +1,4 @@
-"""What suits a model: words of the command line that the user did not say, and the line that says them."""
+"""Tests of suggested settings of a model: overrides applied by default, and the message about them."""
 
 import os
 import subprocess

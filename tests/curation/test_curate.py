@@ -1,4 +1,4 @@
-"""`python -m distill.curate`: sets of anyone, through steps in their order, to a set that training takes."""
+"""Tests of `python -m distill.curate`: any trace sets, curation steps in order, a trainable trace set."""
 
 import importlib.util
 import json
@@ -179,7 +179,7 @@ def test_a_mistake_in_the_last_step_is_found_before_the_first_works(tmp_path: Pa
 def test_text_needs_someones_tokens(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"problem": "1+1=", "completion": "#2"}\n')
-    with pytest.raises(UserError, match=r"a trace set holds tokens: say whose, model\.student="):
+    with pytest.raises(UserError, match=r"must be tokenized for a student: set model\.student="):
         run([f"data.path={file}", "curation=none"], tmp_path / "set")
 
 

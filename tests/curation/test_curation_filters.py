@@ -1,4 +1,4 @@
-"""Curation steps that leave traces out: each by its definition, with every trace accounted for."""
+"""Tests of curation steps that filter traces: each against its definition, accounting for every trace."""
 
 import functools
 import json
@@ -184,7 +184,7 @@ def test_a_verdict_is_made_up_for_only_where_it_lacks_and_can_be_had() -> None:
     assert (found["answer"], found["correct"], found["reason"]) == ("0", True, "right")
     assert found["pass_rate"] == 2 / 4  # of the four of the problem that have a verdict
     assert outcome.kept[1] is records[4]
-    with pytest.raises(UserError, match=r"step correct needs answers judged: take check.answer=math or auto"):
+    with pytest.raises(UserError, match=r"step correct needs a grader: set check.answer=math or auto"):
         correct(records, desk(), judge=True)
 
 
@@ -706,7 +706,7 @@ def test_what_the_student_cannot_be_asked_is_named(student: LazyModel, tmp_path:
         pass_rate([record("long#0", problem="1" + "+1" * 200)], here)
     with pytest.raises(UserError, match=r"step pass_rate needs the student: set model.student="):
         pass_rate([record()], desk(tmp_path, grade=arithmetic.grade))
-    with pytest.raises(UserError, match=r"step pass_rate needs answers judged"):
+    with pytest.raises(UserError, match=r"step pass_rate needs a grader"):
         pass_rate([record()], desk(tmp_path, models={"student": student}))
     assert list(tmp_path.iterdir()) == []
 

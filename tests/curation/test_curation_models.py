@@ -1,4 +1,4 @@
-"""Curation by what models make of traces: which suit the student, which student and teacher write anew."""
+"""Tests of curation steps that use models: suitability for the student, rewriting by student and teacher."""
 
 import inspect
 import itertools
@@ -388,7 +388,7 @@ def test_rewriting_refuses_what_it_cannot_do(embedded: dict[str, LazyModel], tmp
     desk, records = desk_of(embedded, tmp_path), several(1)
     with pytest.raises(UserError, match=r"no gold answer: name the data's \(data.fields.gold\)"):
         self_data([records[0], records[1] | {"gold": None}], desk, prompt=INFORMED)
-    with pytest.raises(UserError, match=r"self_data needs answers judged: take check.answer"):
+    with pytest.raises(UserError, match=r"self_data needs a grader: set check.answer"):
         self_data(records, desk_of(embedded, tmp_path, grade=None), prompt=INFORMED)
     with pytest.raises(UserError, match=r"curation.self_data.prompt='\{problem\}' needs"):
         self_data(records, desk, prompt="{problem}")

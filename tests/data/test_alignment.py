@@ -1,4 +1,4 @@
-"""Two tokenisations of one text: what each token spells, and where both begin anew."""
+"""Tests of aligning two tokenizations of a text: what each token spells, and their common boundaries."""
 
 import importlib.util
 from pathlib import Path

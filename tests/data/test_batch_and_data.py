@@ -1,4 +1,4 @@
-"""Batches and their order, and from a recipe to traces that can be trained on."""
+"""Tests of batches and their order, and of building training traces from a recipe."""
 
 import json
 import shutil

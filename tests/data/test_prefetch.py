@@ -1,4 +1,4 @@
-"""A thread that makes what is asked for next: in order, a few ahead, and gone when it is not needed."""
+"""Tests of prefetching on a background thread: in order, a few items ahead, stopped when not needed."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Data files to examples to token ids: every format, every mistake in a file, the one end token."""
+"""Tests of reading data files and tokenizing examples: every format, every error in a file, one end token."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""The README and docs/ say what there is: commands compose, links lead somewhere, tables are complete."""
+"""Tests that README and docs/ are up to date: commands compose, links resolve, tables are complete."""
 
 import argparse
 import ast

@@ -1,4 +1,4 @@
-"""The notebooks: they hold what they should and no more, and run on what the commands write."""
+"""Tests of the notebooks: their content, and that they run on the output of the commands."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Evaluations against each other: pairing, tests and sentences, on folders whose outcome is known."""
+"""Tests of comparing evaluations: pairing, statistical tests and sentences, on folders with known results."""
 
 import json
 from collections.abc import Callable
@@ -174,7 +174,7 @@ def test_an_evaluation_and_a_run_whose_settings_nobody_wrote_down(tmp_path: Path
     a = written(tmp_path / "a", [sample("m", n, True) for n in range(9)])
     assert "recorded" not in compare([a, run])
     (run / "summary.json").unlink()
-    assert "How run was asked is not recorded in its folder: make sure of prompt and sampling." in compare(
+    assert "The settings of run are not recorded in its folder: check its prompt and sampling." in compare(
         [a, run]
     )
 
@@ -186,7 +186,9 @@ def test_other_settings_are_warned_of_and_other_seeds_are_not(tmp_path: Path) ->
     assert "Beware" not in compare([a, seeded])
     other = SETTINGS | {"prompt": "{problem}\n" + "Think! " * 30, "sampling": {"temperature": 0.6}}
     text = compare([a, written(tmp_path / "other", samples, other)])
-    assert "Beware: m was asked otherwise (prompt '{problem}' against '{problem}\\nThink! Think! Th…" in text
+    assert (
+        "Beware: the settings of m differ (prompt '{problem}' against '{problem}\\nThink! Think! Th…" in text
+    )
     assert "sampling.temperature 0.0 against 0.6; sampling.max_new_tokens 256 against None)" in text
 
 

@@ -1,4 +1,4 @@
-"""`python -m distill.evaluate`: from a folder to tables and a page, resumed, added to, compared."""
+"""Tests of `python -m distill.evaluate`: tables and page, resuming, extending and comparing evaluations."""
 
 import json
 import os
@@ -218,7 +218,7 @@ def test_a_teacher_of_the_family_shows_the_drift(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["benchmark=arithmetic"], "model is not set: name who is asked"),
+        (["benchmark=arithmetic"], "model is not set: name the model to evaluate"),
         (["model=/nowhere/at/all", "benchmark=arithmetic"], "model=/nowhere/at/all"),
         (["model=tiny", "model.role=boss", "benchmark=arithmetic"], "model.role='boss' is not one of"),
         (["model=smollm2-135m", "model.role=teacher", "benchmark=arithmetic"], "this pair has no teacher"),
@@ -239,7 +239,7 @@ def test_a_teacher_of_the_family_shows_the_drift(
         ([*TINY, "benchmark.thinking=no"], "benchmark.thinking='no' must be two texts"),
         ([*TINY, "benchmark.thinking=[]"], r"benchmark.thinking=\[\] must be two texts"),
         ([*TINY, "benchmark.temperature=true"], "temperature=True is not a number"),
-        ([*TINY, "benchmark.arithmetic.name=../x"], "name='../x' is no name of a benchmark"),
+        ([*TINY, "benchmark.arithmetic.name=../x"], "name='../x' is not a valid benchmark name"),
         ([*TINY, "benchmark.arithmetic.source.operations=[8,4]"], "benchmark arithmetic: operations must be"),
         ([*TINY, "engine=vllm"], "engine=vllm needs vLLM"),
         (["model=tiny", "benchmark=arithmetic", "model.dtype=int8"], "dtype 'int8' is not"),

@@ -1,4 +1,4 @@
-"""A benchmark's score: every problem once and in order, honest figures, nothing cut short unseen."""
+"""Tests of a benchmark's score: every problem once and in order, correct figures, reported truncation."""
 
 import json
 import math

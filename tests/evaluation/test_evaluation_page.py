@@ -1,3 +1,5 @@
+"""Tests of the evaluation page: its data, what is shown of completions, size limits, and escaping."""
+
 import base64
 import gzip
 import hashlib

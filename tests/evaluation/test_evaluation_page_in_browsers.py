@@ -1,4 +1,4 @@
-"""The page in real browsers, from a file. Each is skipped where it is not on the PATH; see `browser.py`."""
+"""Tests of the page in real browsers, from a file. Browsers not on the PATH are skipped; see `browser.py`."""
 
 import base64
 import time

@@ -1,4 +1,4 @@
-"""Text by a model: the model's own distribution, nothing added by padding, batches or the checkpoint."""
+"""Tests that generation samples the model's distribution, whatever the padding, batches or checkpoint."""
 
 import random
 from dataclasses import replace

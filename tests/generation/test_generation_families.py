@@ -1,4 +1,4 @@
-"""One decode loop for all families: it writes what transformers' own `generate` writes."""
+"""Tests that our decoding loop gives the same results as transformers' `generate` for all model families."""
 
 from collections.abc import Sequence
 from typing import Any

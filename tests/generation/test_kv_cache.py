@@ -1,4 +1,4 @@
-"""The cache with room ahead holds what transformers' own does, also when rows leave."""
+"""Tests that the preallocated KV cache equals transformers' cache, also when rows are removed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A teacher behind a server, against a stub that speaks the protocol and makes every fault of it."""
+"""Tests of a teacher behind a server, with a stub that implements the protocol and all its failures."""
 
 import asyncio
 import contextlib

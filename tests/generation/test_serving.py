@@ -1,4 +1,4 @@
-"""A set written through a real `transformers serve`, started here on this machine and always ended again."""
+"""Tests of generating a trace set through a real local `transformers serve` process."""
 
 import contextlib
 import json

@@ -1,5 +1,5 @@
-"""Rollouts by another engine than the model in training. vLLM itself needs a GPU: here a stand-in with its
-interface has a copy of the model of its own, and knows of the training only what is handed over."""
+"""Tests of rollouts by a separate engine. vLLM needs a GPU, so a stand-in with its interface is used here: it
+has its own copy of the model and gets weight updates only through the interface."""
 
 import csv
 import os

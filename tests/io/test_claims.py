@@ -1,4 +1,4 @@
-"""Folders that processes hold: whom the lock refuses touches nothing, and no two ever hold one at once."""
+"""Tests of folder locks: no two processes hold one at once, and a refused process changes nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Bars are live where someone looks, and do not fill a log file with a line for every step."""
+"""Tests that progress bars are live on terminals and do not fill log files with a line per step."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Gradients that are written out, against autograd through the losses as they are defined."""
+"""Tests of closed-form gradients against autograd through the losses' definitions."""
 
 import math
 from collections.abc import Callable

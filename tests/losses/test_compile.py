@@ -1,4 +1,4 @@
-"""Losses that torch.compile has fused, against those that it has not."""
+"""Tests of losses fused by torch.compile against uncompiled ones."""
 
 import shutil
 import subprocess

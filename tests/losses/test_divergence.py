@@ -1,4 +1,4 @@
-"""Token losses against their definitions, written out once more as sums over probabilities."""
+"""Tests of token losses against their definitions as sums over probabilities."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The chunked head against the plain computation: one matrix product, one log-softmax, autograd."""
+"""Tests of the chunked head against the plain computation: one matrix product, log-softmax, autograd."""
 
 import gc
 import math

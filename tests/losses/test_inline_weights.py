@@ -1,4 +1,4 @@
-"""Weights that are made while the loss is, against the same weights made before it."""
+"""Tests of token weights computed inline with the loss against the same weights computed before it."""
 
 import inspect
 from functools import partial

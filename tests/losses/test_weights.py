@@ -1,4 +1,4 @@
-"""Token weights against plain Python over lists of log-probabilities that know neither padding nor masks."""
+"""Tests of token weights against plain Python on lists of logprobs, without padding or masks."""
 
 import inspect
 import itertools

@@ -1,4 +1,4 @@
-"""The field's other token weights, each against its definition in plain Python over one completion."""
+"""Tests of token weights from the literature, each against its definition in plain Python."""
 
 import math
 from collections.abc import Callable

@@ -1,6 +1,5 @@
-"""Whatever a step makes, it makes where the models are, and none of its sizes depends on what tensors hold:
-seen on torch's device without memory. It refuses tensors of two devices, as a GPU does, and
-whatever a GPU would have to be waited for."""
+"""Tests that a step creates all tensors on the models' device and never synchronizes, on torch's meta device.
+It rejects tensors of two devices, as a GPU does, and every operation that would wait for a GPU."""
 
 import contextlib
 from dataclasses import replace

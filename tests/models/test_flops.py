@@ -1,4 +1,4 @@
-"""FLOPs counted from shapes: against torch's own counter, published sizes, and whole runs by hand."""
+"""Tests of FLOPs computed from shapes: against torch, published sizes, and manual counts of runs."""
 
 import json
 import math

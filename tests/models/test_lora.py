@@ -1,4 +1,4 @@
-"""LoRA: the adapters train alone, resume exactly, and what a run leaves needs neither them nor peft."""
+"""Tests of LoRA: only adapters train, resuming is exact, saved students need neither adapters nor peft."""
 
 import importlib.util
 import json

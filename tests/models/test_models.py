@@ -1,4 +1,4 @@
-"""Finding models, telling vocabularies apart, and the one alignment of predictions with tokens."""
+"""Tests of model resolution, vocabulary comparison, and the alignment of predictions with tokens."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What trainer.precision=auto comes to, what a layout may be called, and the fused optimizer's numbers."""
+"""Tests of trainer.precision=auto, names of layouts, and the fused optimizer's results."""
 
 from pathlib import Path
 

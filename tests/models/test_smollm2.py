@@ -1,5 +1,5 @@
-"""The README's recipe for a real model: SmolLM2-135M makes its own teacher on GSM8K, then learns from it with
-DCOD."""
+"""Tests of the README's recipe for a real model: SmolLM2-135M is fine-tuned to a teacher on GSM8K, then
+distilled from it with DCOD."""
 
 import importlib.util
 import json

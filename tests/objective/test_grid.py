@@ -1,5 +1,5 @@
-"""The whole grid: every token loss with every token weight, offline and on the student's own, in single
-precision and in bf16; and what is refused."""
+"""Tests of every token loss with every token weight, offline and on rollouts, in fp32 and bf16; and of
+rejected combinations."""
 
 import inspect
 from collections.abc import Callable

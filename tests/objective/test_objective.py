@@ -1,4 +1,4 @@
-"""Whole objectives: against plain Python loops over tokens and vocabulary, and what must change nothing."""
+"""Tests of complete objectives against plain Python loops over tokens and vocabulary, and of invariances."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Every preset of `conf/loss/`: what its file says of it, and that it trains."""
+"""Tests of every preset in `conf/loss/`: its description, and that it trains."""
 
 import csv
 from pathlib import Path

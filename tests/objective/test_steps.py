@@ -1,4 +1,4 @@
-"""Proposed next steps: where completions are cut, what is proposed there, and what it is worth."""
+"""Tests of proposed next reasoning steps: where completions are cut, the proposals, and their values."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""What a run would take, from configurations alone: against what models hold and runs log."""
+"""Tests of estimated costs of a run from its configuration, against actual models and logged runs."""
 
 import json
 import shutil

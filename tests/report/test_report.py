@@ -1,4 +1,4 @@
-"""`python -m distill.report`: who is compared with whom, what is tested, and what the page says and shows."""
+"""Tests of `python -m distill.report`: compared methods, statistical tests, and the page's content."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The report's drift: as the evaluation measures it, never twice, and a reason where there is none."""
+"""Tests of the report's drift: equal to the evaluation's, cached, and a reason if it cannot be measured."""
 
 import json
 import math

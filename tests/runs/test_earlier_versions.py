@@ -1,4 +1,4 @@
-"""A trace set, a cache and a run of commit 46be49d, made before folders moved and keys were renamed.
+"""Tests on a trace set, a cache and a run of commit 46be49d, from before folders and keys were renamed.
 
 `data_of_earlier_versions/` holds what these commands left there, but for pictures and locks:
 

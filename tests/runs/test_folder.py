@@ -1,4 +1,4 @@
-"""A run's folder: its configuration, written and read again as plain values."""
+"""Tests of the run folder: its configuration is written and read back as plain values."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`load`: one form from our own folders, W&B's offline files and its API; nothing is dropped unsaid."""
+"""Tests of `load`: equal tables from run folders, W&B offline files and W&B's API; omissions are reported."""
 
 import csv
 import json

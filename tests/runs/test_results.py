@@ -1,4 +1,4 @@
-"""`python -m distill.results`: which runs share a row, which a table, and what is said of the others."""
+"""Tests of `python -m distill.results`: which runs share a row or table, and notes on the others."""
 
 import json
 import os

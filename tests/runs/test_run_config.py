@@ -1,4 +1,4 @@
-"""A run's configuration of somebody else's hand: nothing in it runs, its models are not loaded unasked."""
+"""Tests of untrusted run configurations: no code of theirs runs, and models are loaded only on request."""
 
 import re
 import shutil

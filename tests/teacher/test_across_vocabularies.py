@@ -1,4 +1,4 @@
-"""Losses for a teacher with tokens of its own, from their definitions to whole runs."""
+"""Tests of losses for a teacher with another vocabulary, from their definitions to complete runs."""
 
 import csv
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What is computed once: whole shards or none, resumed where it was cut, never mistaken for another's."""
+"""Tests of caches: complete shards only, resuming after interruptions, no mix-ups between keys."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,5 +1,5 @@
-"""The teacher's distributions on disk: runs learn from them as from the teacher itself, which is not loaded;
-and what is on disk is the teacher's, or refused."""
+"""Tests of cached teacher distributions: training with them equals training with the live teacher, which is
+not loaded; a cache of another teacher is rejected."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""What a few tokens of the teacher's distribution are good for: buckets that keep a divergence one, samples
-that keep it right in expectation."""
+"""Tests of sparse teacher distributions: top-k with a rest bucket is a valid divergence, samples give
+unbiased estimates."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A teacher writes a trace set: resumable, the same whatever the batches, each trace with its verdict."""
+"""Tests of generating a trace set: resumable, independent of batching, every trace with a verdict."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What a model makes of traces equals its definition, token by token, over a set, and over other tokens."""
+"""Tests of token statistics against their definitions: per token, per set, and across tokenizers."""
 
 import itertools
 import math

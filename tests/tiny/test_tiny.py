@@ -1,4 +1,4 @@
-"""The embedded pair: the task, its verifier, the shipped checkpoints and the way they are rebuilt."""
+"""Tests of the embedded tiny pair: task, verifier, shipped checkpoints, and rebuilding them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs whose length is a number of completion tokens trained on."""
+"""Tests of runs limited by a number of trained completion tokens."""
 
 import json
 import math

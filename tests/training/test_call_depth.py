@@ -1,4 +1,4 @@
-"""How many functions of ours stand between the command and the loss, counted in the stack of a real run."""
+"""Tests of the number of our functions between the command and the loss, in the call stack of a real run."""
 
 import importlib
 import sys

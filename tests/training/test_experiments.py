@@ -1,5 +1,5 @@
-"""The ready-made sweeps of `conf/experiment/`: every job composes and builds, and no learning rate is chosen
-on the test set."""
+"""Tests of the sweeps in `conf/experiment/`: every job composes and builds, and no learning rate is chosen on
+the test set."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""A training step never waits for the device: seen from the operations that it calls, on a CPU."""
+"""Tests that a training step never waits for the device, by inspecting its operations on a CPU."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A run's setup: all that is wrong is found, and nothing is loaded or written."""
+"""Tests of a run's setup: it finds all configuration errors without loading or writing anything."""
 
 import ast
 import inspect

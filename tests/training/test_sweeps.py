@@ -1,5 +1,5 @@
-"""Sweeps that are started again: what is done is passed over, what was broken off goes on; and the choice of
-rates."""
+"""Tests of restarted sweeps (finished runs are skipped, interrupted ones resume) and of learning rate
+selection."""
 
 import json
 import os

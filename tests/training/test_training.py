@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random pair: what they leave, how they resume, what they refuse."""
+"""Tests of complete runs on a tiny random pair: outputs, resuming, rejected settings."""
 
 import csv
 import json
@@ -793,8 +793,11 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("benchmark=arithmetic benchmark.arithmetic.source.operations=5", "source.operations=5 must be two"),
         ("benchmark=arithmetic benchmark.token_budget=0", "benchmark.token_budget=0 must be"),
         ("benchmark=arithmetic benchmark.samples=2", "benchmark.samples=2: greedy completions"),
-        ("benchmark=[arithmetic,gsm8k] benchmark.path=x", "is one file for 2 benchmarks: say whose"),
-        ("benchmark=arithmetic benchmark.path={gsm8k:x}", "benchmark.path.gsm8k: no such benchmark is asked"),
+        ("benchmark=[arithmetic,gsm8k] benchmark.path=x", "is one file for 2 benchmarks: name one of them"),
+        (
+            "benchmark=arithmetic benchmark.path={gsm8k:x}",
+            "benchmark.path.gsm8k: this benchmark is not selected",
+        ),
         ("benchmark=arithmetic benchmark.temperature=-1", "temperature=-1"),
         ("cache=/proc/x", "cache=/proc/x cannot be made"),
         ("loss.token_weight.behavior=sampler", "behavior=sampler needs to know how the traces were sampled"),

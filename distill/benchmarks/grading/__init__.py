@@ -1,1 +1,1 @@
-"""Judge answers and programs."""
+"""Grade answers and programs."""

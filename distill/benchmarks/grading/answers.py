@@ -1,4 +1,4 @@
-"""The final answer in a completion, and whether two numbers are the same. Pure text, no model."""
+"""Extract the final answer from a completion and compare numbers, by text rules only."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from distill.benchmarks.grading import extraction, notation
 
-# A number as it stands in running text: sign, dollar, thousands separators, decimals, a fraction.
+# A number in running text: sign, dollar, thousands separators, decimals, a fraction.
 _IN_TEXT = re.compile(
     r"(?:(?<![\w.])-)?\$?(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+"
 )
@@ -14,29 +14,29 @@ _WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
 _CLAUSE_END = re.compile(r"\n|[,.;:]\s|[(;]")
 _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
-_MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # the dashes that models write
+_MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # dashes that models use as minus signs
 
 RULES = ("boxed", "answer is", "####", "output", "last number")
 THINKING = ("<think>", "</think>")
 
 
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
-    r"""The final answer and the rule that found it.
+    r"""Extract the final answer of a completion, and the rule that found it.
 
-    What comes after the chat's end token, or after a further question that a base model makes up, is left
-    out.
+    Text after the chat's end token, or after a further question made up by a base model, is ignored.
 
     Args:
         text: a completion.
-        rules: in the order in which they are tried: the last `\boxed{}` with something in it (`boxed`), what
-            stands behind the last "answer is", "Answer:" or the like, behind the last `####` that is no
-            heading, the output of a program that ends the text (`output`), the last number.
-        expressions: behind a marker take the whole expression, `$\frac{1}{2}$`, or words, `Evelyn`, and where
-            the text ends with a formula that holds the last number, this formula; otherwise the first number
-            behind a marker, or what a calculation there comes to.
+        rules: rules to try, in order. `boxed`: the last `\boxed{}` that is not empty. `answer is`: what
+            follows the last "answer is", "Answer:" or similar. `####`: what follows the last `####` that is
+            not a heading. `output`: the program output at the end of the text. `last number`: the last
+            number.
+        expressions: extract whole expressions such as `$\frac{1}{2}$` or words such as `Evelyn` after a
+            marker, and the closing formula if it contains the last number. Otherwise extract the first number
+            after a marker, or the result of a calculation there.
 
     Returns:
-        (answer, rule); (None, "none") where no rule finds one.
+        (answer, rule); (None, "none") if no rule finds an answer.
     """
     text = notation.undamaged(text.translate(_MINUS))
     if "answer is" in rules and (stated := extraction.stated(text)) is not None:
@@ -52,12 +52,12 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
 
 
 def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
-    """A completion without its thinking part; None where that is not closed.
+    """Remove the thinking block from a completion; None if the block is not closed.
 
     Args:
-        completion: as the model wrote it.
-        tags: what opens and closes it.
-        opened: whether the prompt's last words opened it already.
+        completion: the completion.
+        tags: opening and closing tag of the thinking block.
+        opened: whether the prompt ended with the opening tag.
     """
     _, closed, after = completion.rpartition(tags[1])
     if tags[0] in after or (opened and not closed):
@@ -66,13 +66,13 @@ def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last `\boxed{...}` (or `\fbox{}`, or `\boxed 5`) that is not empty."""
+    r"""Content of the last `\boxed{...}` (or `\fbox{}`, or `\boxed 5`) that is not empty."""
     box = extraction.last_box(text)
     return None if box is None else box.content
 
 
 def boxes(text: str) -> list[str]:
-    """Contents of all boxes of a completion, in their order; of boxes within each other, all."""
+    """Contents of all boxes of a completion, in order, including nested ones."""
     return [
         box.content
         for box in extraction.boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
@@ -80,20 +80,19 @@ def boxes(text: str) -> list[str]:
 
 
 def closing_boxes(text: str) -> list[str]:
-    r"""Contents of the boxes of the sentence with the last one: of "so $\boxed{1}$ and $\boxed{2}$" both."""
+    r"""Contents of the boxes in the sentence with the last box: both of "so $\boxed{1}$ and $\boxed{2}$"."""
     return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
 
 
 def number(text: str) -> Fraction | None:
-    r"""The exact value of one number as people write it: `$1,234.50`, `-3/4`, `72.`, `18\text{ eggs}`, `5%`
-    (as 5).
+    r"""Parse a single number exactly: `$1,234.50`, `-3/4`, `72.`, `18\text{ eggs}`, `5%` (as 5).
 
     Returns:
-        None for anything else, several numbers included.
+        The value; None for anything else, including several numbers.
     """
     bare = _DECORATION.sub("", text.translate(_MINUS)).strip().rstrip(".")
     bare = _SPACED_THOUSANDS.sub("", bare).replace(" /", "/").replace("/ ", "/")
-    # No exponents: "9e999999999" is a number to Fraction, and the end of the machine's memory.
+    # No exponents: Fraction("9e999999999") would exhaust the memory.
     if len(bare) > 200 or not any(c.isdigit() for c in bare) or not _WHOLE.fullmatch(bare):
         return None
     try:
@@ -103,7 +102,7 @@ def number(text: str) -> Fraction | None:
 
 
 def same_number(gold: str, answer: str | None) -> bool:
-    """Whether both are numbers and equal, exactly."""
+    """Whether both are numbers with exactly the same value."""
     if answer is None:
         return False
     expected, found = number(gold), number(answer)
@@ -111,12 +110,13 @@ def same_number(gold: str, answer: str | None) -> bool:
 
 
 def _number_after_marker(text: str) -> str | None:
-    """The first number behind the last marker that has one."""
+    """The first number after the last marker that is followed by one."""
     return next(filter(None, map(_first_number, extraction.after_marker(text))), None)
 
 
 def _expression_after_marker(text: str) -> str | None:
-    """The last with mathematics in it, or with a word or two: "Answer: yes, it fits" is a remark."""
+    """The last expression after a marker that has mathematics in it or is one or two words long; longer
+    phrases such as "Answer: yes, it fits" are remarks."""
     found = list(filter(None, map(extraction.expression, extraction.after_marker(text))))
     return next(
         (one for one in found if re.search(r"[\d\\=]", one) or one.count(" ") < 2), *found[:1] or [None]
@@ -124,7 +124,7 @@ def _expression_after_marker(text: str) -> str | None:
 
 
 def _first_number(paragraph: str) -> str | None:
-    """The first number of a paragraph; of a calculation ("15 * 8 = 120"), what it comes to."""
+    """The first number of a paragraph, or the result if it starts a calculation ("15 * 8 = 120")."""
     first = _IN_TEXT.search(paragraph)
     if first is None:
         return None
@@ -150,7 +150,7 @@ def _number_in_output(text: str) -> str | None:
 
 def _last_number(text: str) -> str | None:
     found = None
-    for found in _IN_TEXT.finditer(text):  # noqa: B007  the last one
+    for found in _IN_TEXT.finditer(text):  # noqa: B007  use the last match
         pass
     return found.group() if found else None
 

@@ -1,16 +1,16 @@
-r"""Whether two mathematical answers mean the same.
+r"""Compare mathematical answers for equivalence.
 
-Plain numbers and words are compared exactly; lists, sets, tuples, intervals, matrices and named values are
-taken apart and compared piece by piece; what is left, single expressions and equations, goes to math-verify.
-`compare` must run where it can be killed: in a child of `distill.benchmarks.grading.judge`.
+Plain numbers and words are compared exactly. Lists, sets, tuples, intervals, matrices and named values are
+split and compared element by element. Remaining single expressions and equations are compared by math-verify,
+which may hang: run `compare` in a process that can be killed, as `distill.benchmarks.grading.judge` does.
 
-- Numbers are exact: 3.14 is not \pi, 0.333 not 1/3. Decimals that agree in 6 places are the same where one of
-  them has that many (floating-point output; math-verify does so with expressions).
-- 50\% is 50 and is 0.5; but the gold 0.5 is not answered by 50.
-- Units, degrees and currencies are not looked at: `5\text{ cm}` is 5.
-- A list and a set hold their elements in any order; tuples and intervals in theirs, and (1,2] is not [1,2].
-- `x=5` and `x \in [1,2]` are 5 and [1,2] where the other side has no name.
-- Words are the same whatever their case; so are `(C)`, `C` and `\text{C}`. 1011 and 1011_2 are the same.
+- Numbers are exact: 3.14 is not \pi, 0.333 is not 1/3. Decimals that agree to 6 places are equal if one of
+  them has that many places (floating-point output; math-verify does the same for expressions).
+- 50\% equals 50 and 0.5, but 50 does not equal the gold answer 0.5.
+- Units, degrees and currencies are ignored: `5\text{ cm}` is 5.
+- Lists and sets may be in any order; tuples and intervals may not, and (1,2] is not [1,2].
+- `x=5` and `x \in [1,2]` equal 5 and [1,2] if the other side has no name.
+- Words are compared without case; `(C)`, `C` and `\text{C}` are equal. 1011 and 1011_2 are equal.
 """
 
 import re
@@ -28,7 +28,7 @@ from distill.benchmarks.grading.notation import (
 )
 from distill.benchmarks.grading.values import same_numbers, same_numerals, same_times
 
-_MOST_ELEMENTS = 100  # of a list or set; in any order they are compared each with each
+_MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
 _RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
@@ -42,12 +42,12 @@ _CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
 
 
 def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
-    """Whether two answers mean the same, and why it was decided; without any limit of time.
+    """Compare two answers, without a time limit.
 
     Args:
-        gold: the right answer, as LaTeX or plain text.
-        answer: what is judged.
-        tolerance: the largest absolute difference between numbers; None: as the module says.
+        gold: the gold answer, as LaTeX or plain text.
+        answer: the answer to grade.
+        tolerance: maximum absolute difference between numbers; None: see the module's docstring.
 
     Returns:
         (right, reason); the reason is `right`, `wrong`, `unreadable gold answer` or `unreadable answer`.
@@ -61,8 +61,7 @@ def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[boo
 
 
 def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | None:
-    """What can be decided without math-verify, in microseconds: equal texts, two numbers. None: not
-    decided."""
+    """Compare equal texts or two numbers without math-verify, in microseconds; None if undecided."""
     expected, found = plain(gold), plain(answer)
     if expected and _bare(expected) == _bare(found):
         return True
@@ -70,7 +69,7 @@ def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | No
 
 
 def readable(text: str) -> bool:
-    """Whether an answer can be read, as number, word or mathematics."""
+    """Whether an answer can be parsed as a number, words or mathematics."""
     text = plain(text)
     if not text:
         return False
@@ -85,7 +84,7 @@ def readable(text: str) -> bool:
 
 
 def _same(gold: str, answer: str, tolerance: float | None) -> bool:
-    """Two plain texts; the pieces of a structure come here too."""
+    """Compare two normalized texts, or elements of a structure."""
     if not gold or not answer:
         return False
     if _bare(gold) == _bare(answer):
@@ -109,7 +108,7 @@ def _bare(text: str) -> str:
 
 
 def _same_words(gold: str, answer: str) -> bool | None:
-    """None where the gold is no word, or the answer may be mathematics for it."""
+    """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
     expected, found = words(gold), words(answer)
     if expected is None:
         return None
@@ -135,7 +134,7 @@ def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bo
 
 
 def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
-    """Whether each element of the one is an element of the other, and the only one that it is taken for."""
+    """Whether the elements can be matched one to one."""
     if len(gold) != len(answer) or len(gold) > _MOST_ELEMENTS:
         return False
     left = list(answer)
@@ -148,8 +147,8 @@ def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -
 
 
 def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    """Matrices; a column or row may be written as a tuple, a matrix as [[1, 2], [3, 4]]. None where neither
-    side is one, or the other side is no table."""
+    """Compare matrices; a row or column may be written as a tuple, a matrix as [[1, 2], [3, 4]]. None if
+    neither side is a matrix, or the other side cannot be read as one."""
     one, other = rows(gold), rows(answer)
     if one is None and other is not None:
         one = _as_table(gold, other)
@@ -163,7 +162,7 @@ def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None
 
 
 def _as_table(text: str, table: list[list[str]]) -> list[list[str]] | None:
-    """A tuple or nested lists as the cells of a matrix of this form."""
+    """Read a tuple or nested lists as the cells of a matrix shaped like `table`."""
     brackets, entries = group(text)
     nested = [group(entry) for entry in entries]
     if entries and all(inner for inner, _ in nested):
@@ -174,10 +173,10 @@ def _as_table(text: str, table: list[list[str]]) -> list[list[str]] | None:
 
 
 def _same_groups(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    """Unions, and two texts that are each in brackets. None where either is not."""
+    """Compare unions, or two texts that are each in brackets; None if they are neither."""
     pieces, others = (split(_MEMBER.sub("", text), r"\cup") for text in (gold, answer))
     if len(pieces) > 1 and len(pieces) == len(others):
-        return _in_any_order(pieces, others, tolerance) or None  # math-verify knows [1,2] and [2,3] together
+        return _in_any_order(pieces, others, tolerance) or None  # math-verify can merge [1,2] and [2,3]
     (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
     if brackets == "()" and len(inside) == 1 and r"\pm" not in gold:
         return _same(inside[0], answer, tolerance)
@@ -194,8 +193,8 @@ def _same_groups(gold: str, answer: str, tolerance: float | None) -> bool | None
 
 
 def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    """`1, 2`, `x=1 or x=2`, beside each other or a set, a tuple, a list of Python's. None where neither is a
-    list."""
+    """Compare lists such as `1, 2` or `x=1 or x=2` with each other, or with a set, tuple or Python list. None
+    if neither side is a list."""
     parts, its_parts = expanded(split(gold)), expanded(split(answer))
     (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
     if len(parts) > 1 and len(its_parts) > 1:
@@ -220,7 +219,7 @@ def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
 
 
 def _all_named(parts: list[str]) -> list[str]:
-    """`x=1, 2` as `x=1`, `x=2`: a name holds for what follows without one."""
+    """Apply a name to the following elements without one: `x=1, 2` becomes `x=1`, `x=2`."""
     name, named = "", []
     for part in parts:
         sides = _EQUALS.split(part)
@@ -230,8 +229,8 @@ def _all_named(parts: list[str]) -> list[str]:
 
 
 def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    r"""`x = 5`, `x \in S` and `\sqrt{10} \approx 3.16` beside 5, S and either number; None where both sides
-    have a name that is not the same, or none has."""
+    r"""Compare `x = 5` with 5, `x \in S` with S, and `\sqrt{10} \approx 3.16` with either number. None if the
+    sides have different names, or neither has a name."""
     if _MEMBER.match(gold) or _MEMBER.match(answer):
         return _same(_MEMBER.sub("", gold), _MEMBER.sub("", answer), tolerance)
     about, its_about = _readings(gold), _readings(answer)
@@ -249,7 +248,7 @@ def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
 
 
 def _readings(text: str) -> list[str]:
-    r"""Both sides of `\approx`, but for a name; or the text."""
+    r"""Both sides of `\approx`, except a name; the text itself without `\approx`."""
     about = [side.strip() for side in _ABOUT.split(text, maxsplit=1)]
     if len(about) == 1:
         return about
@@ -257,12 +256,12 @@ def _readings(text: str) -> list[str]:
 
 
 def _sides(text: str) -> list[str]:
-    """What stands around the equals signs of one equation; of a list the text itself."""
+    """The sides of a single equation; the text itself for a list."""
     return [text] if len(split(text)) > 1 else [side.strip() for side in _EQUALS.split(text)]
 
 
 def _value(sides: list[str]) -> str:
-    """What `x = 4 = 8/2`, or `5 = x`, gives."""
+    """The value of `x = 4 = 8/2` or `5 = x`."""
     if len(sides) == 2 and _NAME.fullmatch(sides[1]) and not _NAME.fullmatch(sides[0]):
         return sides[0]
     return sides[-1]

@@ -1,7 +1,6 @@
-r"""Where in a completion the final answer stands: boxes, markers, closing formulas. Pure text, in linear
-time.
+r"""Locate the final answer in a completion: boxes, markers, closing formulas. Text rules in linear time.
 
-`distill.benchmarks.grading.answers.extract` puts these rules in order."""
+`distill.benchmarks.grading.answers.extract` applies these rules in order."""
 
 import re
 from collections.abc import Iterator
@@ -9,25 +8,25 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    r"""A `\boxed{...}`: its content, from its backslash to behind its closing brace."""
+    r"""A `\boxed{...}`: its content, and its range from the backslash to after the closing brace."""
 
     content: str
     start: int
     end: int
 
 
-# `\{` and `\}` are no groups. `\boxed 5` and `\boxed\frac{1}{2}` reach to the end of the formula.
+# `\{` and `\}` are not groups. `\boxed 5` and `\boxed\frac{1}{2}` extend to the end of the formula.
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}])")
 _FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
 _BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
     r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
 )
-# What ends an answer: the chat's own tokens, and the phrase of Minerva's prompt (2206.14858, appendix D.2).
+# End of an answer: the chat's special tokens, and the phrase in Minerva's prompt (2206.14858, appendix D.2).
 _REST = re.compile(
     r"<\|[a-z_]{2,20}\|>|<｜[^｜\n]{2,40}｜>|</s>|<eos>|<end_of_turn>|I hope it is correct", re.I
 )
-# A base model goes on to the next problem.
+# A base model often continues with another problem.
 _TURN = re.compile(
     r"^[ \t]{0,3}(?:[#*>]{1,6}[ \t]{0,3})?(?:(?:next|new)[ \t])?"
     r"(?:question|problem|exercise|q|human|user|instruction|input)"
@@ -54,8 +53,8 @@ _FAILED = re.compile(r"Error\b|Traceback|Exception\b|Timeout", re.I)
 
 
 def answering_part(text: str) -> str:
-    """What of a completion answers the question: up to the chat's end token, or to the next question that a
-    base model makes up once it has answered."""
+    """The part of a completion that answers the question: up to the chat's end token, or to the next question
+    that a base model makes up after its answer."""
     text = next((piece for piece in _REST.split(text) if piece.strip()), text)
     turns = [found.start() for found in _TURN.finditer(text)]
     begin = 0
@@ -67,19 +66,19 @@ def answering_part(text: str) -> str:
 
 
 def _answers(part: str) -> bool:
-    """Whether a turn holds an answer: a mark, or failing that a sentence that closes with a number."""
+    """Whether a turn contains an answer: a marker, or else a sentence that ends with a number."""
     if boxes(part) or _MARKER.search(part) or after_hashes(part) is not None:
         return True
-    # A sentence with a number at its end, then a blank line; not the text of a problem.
+    # A sentence that ends with a number, then a blank line; but not the text of a problem.
     closed = re.search(r"\d[^\n\d?:]{0,30}\n[ \t]{0,9}\n\s{0,20}\Z", part[-100:])
     return closed is not None and _TURN.match(part.lstrip()) is None
 
 
 def boxes(text: str) -> list[Box]:
-    r"""All boxes that close, in the order of their ends, each without what is nothing (`\boxed{}`) or a mere
-    placeholder (`\boxed{...}`). Of boxes within each other, all."""
+    r"""All closed boxes, including nested ones, in the order of their ends; without empty ones (`\boxed{}`)
+    and placeholders (`\boxed{...}`)."""
     found: list[Box] = []
-    open_braces: list[tuple[int, int]] = []  # where the box starts, or -1, and where its content does
+    open_braces: list[tuple[int, int]] = []  # start of the box, or -1 for a plain brace; start of the content
     for brace in _BRACES.finditer(text):
         if brace[2] == "{":
             open_braces.append((-1, brace.end()))
@@ -97,7 +96,7 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_box(text: str) -> Box | None:
-    r"""The box that begins last; where none closes, one that ends with its formula
+    r"""The box that starts last; if no box is closed, one that ends with its formula
     (`$\boxed{\frac{1}{2}$`)."""
     closed = boxes(text)
     if closed:
@@ -113,8 +112,8 @@ def last_box(text: str) -> Box | None:
 
 
 def closing_boxes(text: str) -> list[str]:
-    r"""The contents of the boxes of the sentence that holds the last box, in order: of "so $\boxed{1}$ and
-    $\boxed{2}$" both. A box within a box does not count."""
+    r"""Contents of the boxes in the sentence with the last box, in order: both of "so $\boxed{1}$ and
+    $\boxed{2}$". Nested boxes are ignored."""
     outer: list[Box] = []
     for box in sorted(boxes(text), key=lambda box: box.start):
         if not outer or box.start >= outer[-1].end:
@@ -130,23 +129,23 @@ def closing_boxes(text: str) -> list[str]:
 
 
 def stated(text: str) -> str | None:
-    """What Minerva's prompt asks for (2206.14858, appendix D.2), "The final answer is $5$. I hope it is
-    correct."; the first, as a base model goes on after it."""
+    """The answer in the form of Minerva's prompt (2206.14858, appendix D.2), "The final answer is $5$. I hope
+    it is correct."; the first one, because base models continue after it."""
     found = _MINERVA.search(text)
     return None if found is None or "boxed" in found[1] else found[1].strip().rstrip(".").strip() or None
 
 
 def after_marker(text: str) -> Iterator[str]:
-    """What stands behind "answer is" and the like, up to the end of its paragraph; the last one first."""
+    """Yield the rest of the paragraph after each "answer is" or similar marker, last one first."""
     for mark in reversed(list(_MARKER.finditer(text))[-20:]):
-        # What a paragraph may hold: of a megabyte without a blank line no one is interested in the end.
+        # Limit the length, in case the text has no blank lines.
         rest = text[mark.end() : mark.end() + 5000].lstrip(" \t\n:*_")
         if rest := re.split(r"\n\n|</answer>", rest, maxsplit=1)[0]:
             yield rest
 
 
 def after_hashes(text: str) -> str | None:
-    """The rest of the line behind the last `####` that is no heading."""
+    """The rest of the line after the last `####` that is not a heading."""
     for mark in reversed(list(_HASHES.finditer(text))[-50:]):
         line = text[mark.end() : mark.end() + 5000].split("\n", 1)[0].strip()
         if line and not _HEADING.match(line) and not line.endswith(":"):
@@ -155,7 +154,7 @@ def after_hashes(text: str) -> str | None:
 
 
 def program_output(text: str) -> str | None:
-    """The last line that a program printed, where a completion ends with its output (ToRA, 2309.17452)."""
+    """The last line of program output, if the completion ends with it (ToRA, 2309.17452)."""
     found = _OUTPUT.search(text, max(0, len(text) - 12_000))
     lines = found[1].strip().splitlines() if found else []
     return lines[-1].strip() if lines and not _FAILED.search(lines[-1]) else None
@@ -169,7 +168,7 @@ _MATHS = re.compile(
     r"|(?<![\\$])\$ (?P<spaced>(?:[^$\\\n]|\\.){1,500}?) \$(?![\d$])",
     re.S,
 )
-# Between the marker and its formula: words that give no answer themselves.
+# Filler words between a marker and its formula; they are not an answer themselves.
 _FILLERS = (
     "that the a an value values of is are be equal equals to simply just therefore thus exactly "
     "approximately about interval set point points expression equation function number numbers all real "
@@ -192,8 +191,8 @@ _SENTENCE_END = re.compile(
 
 
 def expression(paragraph: str) -> str | None:
-    r"""The answer that begins a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined where only
-    commas and "and" stand between them, or else the words of its first sentence."""
+    r"""The answer at the start of a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined if only
+    commas or "and" separate them, or else the words of its first sentence."""
     lead = _LEAD.match(paragraph)
     first = _MATHS.match(paragraph, lead.end() if lead else 0)
     if first is None and (subject := _SUBJECT.match(paragraph, lead.end() if lead else 0)):
@@ -219,7 +218,7 @@ def expression(paragraph: str) -> str | None:
 
 
 def last_formula(text: str) -> str | None:
-    """The formula that the text ends with, but for a few words; None where it ends otherwise."""
+    """The formula at the end of the text, followed by at most a few words; None if there is none."""
     tail = text.rstrip()[-2500:]
     last = None
     for last in _MATHS.finditer(tail):  # noqa: B007

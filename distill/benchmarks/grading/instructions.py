@@ -1,9 +1,9 @@
-"""IFEval's 25 kinds of verifiable instruction, one function each (2311.07911).
+"""IFEval's 25 types of verifiable instructions, one check function each (2311.07911).
 
-A check is given the response, and by keyword what the record says of the instruction (its `kwargs`; the names
-and the misspelt `section_spliter` are the data's). They decide as the reference implementation does
-(google-research, instruction_following_eval), its quirks included, in time linear in the response, and raise
-nothing whatever the response. Words to look for are regular expressions there, and so here.
+A check takes the response and, as keyword arguments, the record's `kwargs` of the instruction (the names and
+the misspelt `section_spliter` are the dataset's). The checks agree with the reference implementation
+(google-research, instruction_following_eval), including its quirks, take time linear in the response, and
+never raise for any response. As in the reference, words to look for are regular expressions.
 """
 
 import functools
@@ -26,26 +26,26 @@ def _compare(count: int, relation: Relation, threshold: int) -> bool:
 
 
 def existence(response: str, *, keywords: list[str]) -> bool:
-    """All keywords occur, also inside other words; case does not count."""
+    """All keywords occur, also inside other words; case-insensitive."""
     patterns = [re.compile(keyword, re.IGNORECASE) for keyword in keywords]
     return all(pattern.search(response) for pattern in patterns)
 
 
 def frequency(response: str, *, keyword: str, frequency: int, relation: Relation) -> bool:
-    """The keyword occurs so often, also inside other words; case does not count."""
+    """The keyword occurs the required number of times, also inside other words; case-insensitive."""
     found = re.finditer(keyword.strip(), response, re.IGNORECASE)
     return _compare(sum(1 for _ in found), relation, frequency)
 
 
 def forbidden_words(response: str, *, forbidden_words: list[str]) -> bool:
-    """None of the words occurs as a word of its own; case does not count."""
+    """None of the words occurs as a whole word; case-insensitive."""
     patterns = [re.compile(rf"\b{word}\b", re.IGNORECASE) for word in forbidden_words]
     return not any(pattern.search(response) for pattern in patterns)
 
 
 def letter_frequency(response: str, *, letter: str, let_frequency: int, let_relation: Relation) -> bool:
-    """The character occurs so often; case does not count. The reference draws a letter by chance in place of
-    the `#` and the `!` that two of the records ask for; here these are counted."""
+    """The character occurs the required number of times; case-insensitive. Two records ask for `#` and `!`:
+    they are counted here, while the reference replaces them by random letters."""
     if len(letter) != 1:
         raise ValueError(f"letter={letter!r} is not one character")
     return _compare(response.lower().count(letter.lower()), let_relation, let_frequency)
@@ -58,22 +58,22 @@ def letter_frequency(response: str, *, letter: str, let_frequency: int, let_rela
 def _detectors() -> Any:
     from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
 
-    factory = DetectorFactory()  # our own: langdetect's is half loaded while another thread makes it
-    factory.set_seed(0)  # each text's draw starts from it, so that neither order nor threads matter
-    # Sorted: a folder's own order differs between machines, and with it how sums are rounded.
+    factory = DetectorFactory()  # langdetect's global factory is not thread-safe while it loads
+    factory.set_seed(0)  # seeds every detection, so that results depend neither on order nor on threads
+    # Sorted, because the folder's order differs between machines and affects the rounding of sums.
     files = sorted(Path(PROFILES_DIRECTORY).iterdir(), key=lambda file: file.name)
     factory.load_json_profile([file.read_text("utf-8") for file in files if not file.name.startswith(".")])
     return factory
 
 
 def _language(text: str) -> str | None:
-    """The text's language as ISO 639-1 gives it; None where it has no letters to tell it by."""
+    """ISO 639-1 code of the text's language; None if the text has no letters."""
     if not text.strip():
         return None
     from langdetect.lang_detect_exception import LangDetectException
 
     detector = _detectors().create()
-    detector.append(text[:50_000])  # it reads the first 10,000 characters that are no address
+    detector.append(text[:50_000])  # only the first 10,000 characters outside addresses are used
     try:
         return detector.detect()
     except LangDetectException:
@@ -81,7 +81,7 @@ def _language(text: str) -> str | None:
 
 
 def response_language(response: str, *, language: str) -> bool:
-    """The response is in the language, or has no letters to tell it by."""
+    """The response is in the language, or has no letters."""
     return _language(response) in (language, None)
 
 
@@ -89,13 +89,13 @@ def response_language(response: str, *, language: str) -> bool:
 
 
 def number_sentences(response: str, *, num_sentences: int, relation: Relation) -> bool:
-    """So many sentences, as `distill.benchmarks.grading.sentences` splits them."""
+    """The response has the required number of sentences (see `distill.benchmarks.grading.sentences`)."""
     return _compare(len(sentences.split(response)), relation, num_sentences)
 
 
 def number_paragraphs(response: str, *, num_paragraphs: int) -> bool:
-    """Exactly so many paragraphs, divided by `***`; none but the first and the last may be empty, and these
-    do not count then."""
+    """The response has exactly `num_paragraphs` paragraphs separated by `***`. Only the first and the last
+    may be empty; they are not counted then."""
     first, *others = re.split(r"\s?\*\*\*\s?", response)
     *inner, last = others or [first]
     if not all(paragraph.strip() for paragraph in inner):
@@ -105,15 +105,15 @@ def number_paragraphs(response: str, *, num_paragraphs: int) -> bool:
 
 
 def number_words(response: str, *, num_words: int, relation: Relation) -> bool:
-    """So many words: runs of letters, digits and underscores."""
+    """The response has the required number of words: runs of letters, digits and underscores."""
     return _compare(sum(1 for _ in re.finditer(r"\w+", response)), relation, num_words)
 
 
 def nth_paragraph_first_word(
     response: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str
 ) -> bool:
-    """Exactly so many paragraphs, divided by an empty line, and the nth begins with the word; empty ones are
-    not counted, but have a number."""
+    """The response has exactly `num_paragraphs` paragraphs separated by empty lines, and the nth starts with
+    the word. Empty paragraphs are numbered, but not counted."""
     if not 1 <= nth_paragraph <= num_paragraphs:
         raise ValueError(f"nth_paragraph={nth_paragraph} of num_paragraphs={num_paragraphs} does not exist")
     paragraphs = [paragraph.strip() for paragraph in response.split("\n\n")]
@@ -127,14 +127,14 @@ def nth_paragraph_first_word(
 
 
 def number_placeholders(response: str, *, num_placeholders: int) -> bool:
-    """At least so many placeholders in square brackets, each within a line."""
-    # Cut behind its last bracket, a line is searched in one go, however many open.
+    """The response has at least `num_placeholders` placeholders in square brackets, each within a line."""
+    # Cutting lines after their last bracket keeps the search linear in the number of open brackets.
     closed = (line[: line.rfind("]") + 1] for line in response.split("\n") if "]" in line)
     return sum(len(re.findall(r"\[.*?\]", line)) for line in closed) >= num_placeholders
 
 
 def postscript(response: str, *, postscript_marker: str) -> bool:
-    """The marker of a postscript occurs; case does not count."""
+    """The postscript marker occurs; case-insensitive."""
     marker = postscript_marker.strip()
     written = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, marker.lower())
     return re.search(written, response.lower()) is not None
@@ -144,32 +144,32 @@ def postscript(response: str, *, postscript_marker: str) -> bool:
 
 
 def number_bullet_lists(response: str, *, num_bullets: int) -> bool:
-    """Exactly so many bullet points: lines that begin with `-`, or with a `*` that no other follows."""
+    """The response has exactly `num_bullets` bullet points: lines starting with `-` or a single `*`."""
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)
     dashes = re.findall(r"^[^\S\n]*-.*$", response, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
 def constrained_response(response: str) -> bool:
-    """One of the three answers occurs."""
+    """One of the three fixed answers occurs."""
     options = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
     return any(option in response for option in options)
 
 
 def number_highlighted_sections(response: str, *, num_highlights: int) -> bool:
-    """At least so many highlights, `*so*` or `**so**`, each within a line and not empty."""
+    """At least `num_highlights` non-empty highlights, `*text*` or `**text**`, each within a line."""
     single = [found.strip("*") for found in re.findall(r"\*[^\n*]*\*", response)]
     double = [found[2:-2] for found in re.findall(r"\*\*[^\n*]*\*\*", response)]
     return sum(1 for found in single + double if found.strip()) >= num_highlights
 
 
 def multiple_sections(response: str, *, section_spliter: str, num_sections: int) -> bool:
-    """At least so many sections, each begun with the splitter and a number, as in `Section 1`."""
+    """At least `num_sections` sections, each starting with the splitter and a number, as in `Section 1`."""
     return len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", response)) > num_sections
 
 
 def json_format(response: str) -> bool:
-    """The whole response is JSON, alone or in a Markdown fence."""
+    """The whole response is JSON, optionally in a Markdown fence."""
     text = response.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
@@ -181,7 +181,7 @@ def json_format(response: str) -> bool:
 
 
 def title(response: str) -> bool:
-    """A title in double angular brackets, `<<so>>`, within a line and not empty."""
+    """A non-empty title in double angle brackets, `<<title>>`, occurs within a line."""
     for line in filter(None, response.split("\n")):
         start, end = line.find("<<"), line.rfind(">>")
         if 0 <= start < end and line[start : end + 2].lstrip("<").rstrip(">").strip():
@@ -193,7 +193,7 @@ def title(response: str) -> bool:
 
 
 def two_responses(response: str) -> bool:
-    """Two different responses with `******` between them, and possibly before and behind."""
+    """Two different responses separated by `******`, which may also stand at the start and end."""
     first, *others = (part.strip() for part in response.split("******"))
     *inner, last = others or [""]
     given = [part for part in (first, *inner, last) if part]
@@ -201,7 +201,7 @@ def two_responses(response: str) -> bool:
 
 
 def repeat_prompt(response: str, *, prompt_to_repeat: str) -> bool:
-    """The response begins with the prompt; case does not count."""
+    """The response starts with the prompt; case-insensitive."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
@@ -209,7 +209,7 @@ def repeat_prompt(response: str, *, prompt_to_repeat: str) -> bool:
 
 
 def end_checker(response: str, *, end_phrase: str) -> bool:
-    """The response ends with the phrase, possibly quoted; case does not count."""
+    """The response ends with the phrase, optionally quoted; case-insensitive."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
@@ -223,22 +223,22 @@ def quotation(response: str) -> bool:
 
 
 def capital_word_frequency(response: str, *, capital_frequency: int, capital_relation: Relation) -> bool:
-    """So many words in capitals, as `distill.benchmarks.grading.sentences` finds words."""
+    """The required number of words in capitals (see `distill.benchmarks.grading.sentences`)."""
     return _compare(sentences.capital_words(response), capital_relation, capital_frequency)
 
 
 def english_capital(response: str) -> bool:
-    """In capitals, and English as far as can be told."""
+    """The response is in capital letters and, as far as can be detected, in English."""
     return response.isupper() and _language(response) in ("en", None)
 
 
 def english_lowercase(response: str) -> bool:
-    """In small letters, and English as far as can be told."""
+    """The response is in lower-case letters and, as far as can be detected, in English."""
     return response.islower() and _language(response) in ("en", None)
 
 
 def no_comma(response: str) -> bool:
-    """No comma."""
+    """The response has no comma."""
     return "," not in response
 
 
@@ -285,11 +285,11 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def arguments(instruction: object, given: object) -> dict[str, Any]:
-    """What a record says of an instruction, without its nulls, ready for the check.
+    """Validate an instruction's `kwargs` for its check and drop nulls.
 
     Raises:
-        ValueError: the instruction is none of these, or something is missing, too much or of the wrong kind
-            (the reference draws by chance what it does not find).
+        ValueError: the instruction is unknown, or an argument is missing, unknown or invalid (the reference
+            chooses missing ones at random).
     """
     if not isinstance(instruction, str) or (check := CHECKS.get(instruction)) is None:
         raise ValueError(f"instruction {instruction!r} is none of the 25 kinds")
@@ -309,6 +309,6 @@ def arguments(instruction: object, given: object) -> dict[str, Any]:
     except (
         ValueError,
         re.error,
-    ) as error:  # a word that is no regular expression, a paragraph beyond the last
+    ) as error:  # such as an invalid regular expression or paragraph number
         raise ValueError(f"instruction {instruction!r}: {error}") from error
     return given

@@ -1,8 +1,8 @@
-r"""Mathematical answers judged by math-verify, in child processes that can be killed.
+r"""Grade mathematical answers with math-verify in child processes.
 
-A comparison may hang, take all memory, or fail inside a thread; so a child answers one question at a time, as
-lines of JSON, with a memory limit, and is killed and started anew when it takes too long.
-`python -m distill.benchmarks.grading.judge` is that child."""
+A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process therefore
+handles one question at a time (as lines of JSON), has a memory limit, and is killed and replaced when it
+takes too long. `python -m distill.benchmarks.grading.judge` is such a child."""
 
 import contextlib
 import json
@@ -23,28 +23,27 @@ from distill.benchmarks.grading.equivalence import compare, quickly, readable
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
-_START_SECONDS = 120.0  # a busy machine may take long over the first import
-_LONGEST_ANSWER = 2_000  # characters; what is longer is no final answer
-_REMEMBERED = 100_000  # comparisons: many samples of a problem give the same answer
+_START_SECONDS = 120.0  # the first import can be slow on a busy machine
+_LONGEST_ANSWER = 2_000  # characters; a longer text is not a final answer
+_REMEMBERED = 100_000  # cached comparisons; many samples of a problem give the same answer
 
 
 class MathJudge:
     r"""Grader of free-form mathematical answers: numbers, fractions, intervals, sets, expressions, words.
 
-    The answer is found by `grading.answers.extract`: by default the last balanced `\boxed{}` of
-    the completion or, where there is none, what stands behind "answer is" or `####`, or the last number;
-    where several boxes end it and all of them together are the gold answer, these. A model's thinking, up to
-    `</think>`, is not looked at. What counts as the same answer: `distill.benchmarks.grading.equivalence`.
+    The answer is extracted by `grading.answers.extract`: by default the last balanced `\boxed{}` of the
+    completion or, without one, what follows "answer is" or `####`, or the last number. If the completion ends
+    with several boxes that together match the gold answer, these count. The thinking block, up to `</think>`,
+    is ignored. `distill.benchmarks.grading.equivalence` describes which answers are equal.
 
-    It may be asked from several threads at once; each question takes a free child, and waits for one where
-    all are busy.
+    Thread-safe: each question uses a free child process, and waits if all are busy.
 
     Args:
-        seconds: for one comparison; more is no match, with the reason `timeout`.
-        memory: bytes that a child may take.
-        workers: most children, each started when it is first needed; None: 4, or as many as there are
-            processors.
-        rules: of the extraction, in the order in which they are tried.
+        seconds: time limit of one comparison; exceeding it counts as wrong, with the reason `timeout`.
+        memory: memory limit of a child in bytes.
+        workers: maximum number of children, started on demand; None: 4, or the number of processors if that
+            is smaller.
+        rules: extraction rules, in the order in which they are tried.
     """
 
     def __init__(
@@ -63,10 +62,10 @@ class MathJudge:
         self._starting = 0
         self._changed = threading.Condition()
         self._known: dict[tuple[str, str, float | None], tuple[bool, str]] = {}
-        weakref.finalize(self, _end, self._children)  # when nobody holds it any more, and at exit
+        weakref.finalize(self, _end, self._children)  # on garbage collection and at exit
 
     def __call__(self, example: Example, completion: str) -> Verdict:
-        """Whether a completion's final answer is the gold one, which the example must have."""
+        """Grade a completion by its final answer; the example needs a gold answer."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
         if (said := answers.without_thinking(completion)) is None:
@@ -82,13 +81,13 @@ class MathJudge:
         return Verdict(answer if len(answer) <= _LONGEST_ANSWER else answer[:80] + "...", right, reason, rule)
 
     def same(self, gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
-        """Whether two answers mean the same, and the reason: `right`, `wrong`, `timeout`, `answer too long`,
+        """Whether two answers are equivalent, and the reason: `right`, `wrong`, `timeout`, `answer too long`,
         `unreadable answer`, `unreadable gold answer`.
 
         Args:
-            gold: the right answer, as LaTeX or plain text.
-            answer: what is to be judged.
-            tolerance: the largest absolute difference between numbers; None: see
+            gold: the gold answer, as LaTeX or plain text.
+            answer: the answer to grade.
+            tolerance: maximum absolute difference between numbers; None: see
                 `distill.benchmarks.grading.equivalence`.
         """
         if len(answer) > _LONGEST_ANSWER:
@@ -101,20 +100,20 @@ class MathJudge:
         if key not in self._known:
             said = self._ask({"gold": gold, "answer": answer, "tolerance": tolerance})
             if said is None:
-                return False, "timeout"  # not remembered: the machine may have been busy
+                return False, "timeout"  # not cached: the machine may have been busy
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = bool(said["correct"]), str(said["reason"])
         return self._known[key]
 
     def readable(self, gold: str) -> bool:
-        """Whether an answer can be read as mathematics or words at all, so that others can be compared with
+        """Whether a gold answer can be parsed as mathematics or words, so that answers can be compared with
         it."""
         said = self._ask({"gold": gold})
         return bool(said and said["correct"])
 
     def close(self) -> None:
-        """End all children; the next question starts another."""
+        """Stop all child processes; the next question starts a new one."""
         with self._changed:
             children, self._free = list(self._children), []
             self._children.clear()
@@ -123,18 +122,18 @@ class MathJudge:
             child.close()
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
-        """A child's answer; None where it took too long or died over it."""
+        """A child's response; None if it took too long or died."""
         with self._borrowed() as child:
             said = child.ask({**question, "seconds": self.seconds})
         return said
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator["_Child"]:
-        """A child that nobody else asks meanwhile. It is ended where it failed, or where the caller did."""
+        """Context with a child for exclusive use. It is stopped if it or the caller fails."""
         child = self._take()
         try:
             yield child
-        except BaseException:  # Ctrl-C too: its answer to an abandoned question must not reach the next one
+        except BaseException:  # including Ctrl-C: a late response must not be taken for the next question's
             child.close()
             raise
         finally:
@@ -171,17 +170,17 @@ class MathJudge:
 
 
 def _child_environment() -> dict[str, str]:
-    """One thread, and this very package: the checkout may not be installed, and the user elsewhere."""
+    """Environment of a child: one thread, and this package on the path even if it is not installed."""
     paths = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH")]
     ours = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     return {**os.environ, **ours, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class _Child:
-    """A process that compares answers, one question at a time.
+    """A child process that compares answers, one question at a time.
 
     Raises:
-        UserError: it does not start.
+        UserError: the process does not start.
     """
 
     def __init__(self, memory: int) -> None:
@@ -192,7 +191,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_child_environment(),
-            start_new_session=True,  # Ctrl-C is the parent's
+            start_new_session=True,  # only the parent handles Ctrl-C
         )
         try:
             ready = self._line(time.monotonic() + _START_SECONDS) == b'"ready"'
@@ -211,7 +210,8 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, question: Mapping[str, Any]) -> Any:
-        """Its answer; None where it took longer than the question's `seconds` or died, and is now ended."""
+        """The response; None if it took longer than the question's `seconds` or the child died (it is stopped
+        then)."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -219,7 +219,7 @@ class _Child:
             stdin.flush()
             line = self._line(time.monotonic() + question["seconds"])
             said = None if line is None else json.loads(line)
-        except (OSError, ValueError):  # ValueError: its pipes were closed by another thread
+        except (OSError, ValueError):  # ValueError: another thread closed the pipes
             said = None
         if said is None:
             self.close()
@@ -257,25 +257,25 @@ def _serve(memory: int) -> None:
     import logging
     import resource
 
-    import math_verify  # noqa: F401  before the limit: what it needs to load is not an answer's fault
+    import math_verify  # noqa: F401  imported before the memory limit applies
 
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is not an answer
+    os.dup2(2, 1)  # output of libraries must not be taken for a response
     print('"ready"', file=out, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        # A parent that was killed cannot kill: the child then ends itself.
+        # A killed parent cannot stop its children, so they end themselves.
         signal.setitimer(signal.ITIMER_REAL, question["seconds"] + 5.0)
         try:
             if "answer" in question:
                 correct, reason = compare(question["gold"], question["answer"], question["tolerance"])
             else:
                 correct, reason = readable(question["gold"]), ""
-        except (Exception, RecursionError) as error:  # sympy raises what it pleases
+        except (Exception, RecursionError) as error:  # sympy raises arbitrary exceptions
             correct, reason = False, f"unreadable answer: {type(error).__name__}"
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps({"correct": bool(correct), "reason": reason}), file=out, flush=True)

@@ -1,6 +1,6 @@
-r"""Mathematical notation brought into one form, and taken apart: units, words, lists, brackets. Pure text.
+r"""Normalize mathematical notation and split it: units, words, lists, brackets. Text rules only.
 
-`distill.benchmarks.grading.equivalence` compares what comes out."""
+`distill.benchmarks.grading.equivalence` compares the results."""
 
 import re
 
@@ -13,19 +13,19 @@ _SIGNS = {
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "。": ".",
     "％": r"\%", "°": "", "º": "", "˚": "", "€": "", "£": "", "¥": "", "₹": "", "\0": "",
-    # Spaces, and marks that nobody sees:
+    # Spaces and invisible characters:
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u200b": "", "\u200e": "", "\u200f": "", "\u202a": "", "\u202b": "", "\u202c": "",
     "\u202d": "", "\u202e": "",
     "\ufeff": "",
 }  # fmt: skip
 _TRANSLATED = str.maketrans(_SIGNS)
-_END = r"(?![A-Za-z])"  # of a command
+_END = r"(?![A-Za-z])"  # end of a LaTeX command
 _STYLES = (
     "displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|Large|large|boldsymbol|bm|mathbf|mathit"
 )
 _FONTS = r"mathrm|textrm|textbf|textit|textsf|texttt|textnormal|mbox|hbox|operatorname\*?|mathsf|emph"
-# Pattern and what stands in its place, applied in turn.
+# Patterns and replacements, applied in order.
 _PLAIN = [
     (re.compile(pattern), instead)
     for pattern, instead in [
@@ -81,8 +81,8 @@ _PLAIN = [
 
 
 def undamaged(text: str) -> str:
-    r"""LaTeX whose backslashes were read as escapes: a form feed and "rac" is `\frac`, a backspace and "oxed"
-    `\boxed`, a tab and "imes" `\times`."""
+    r"""Repair LaTeX whose backslashes were interpreted as escapes: a form feed and "rac" become `\frac`, a
+    backspace and "oxed" `\boxed`, a tab and "imes" `\times`."""
     return _TAB.sub(r"\\t", text.replace("\f", r"\f").replace("\b", r"\b")).replace("\right", r"\right")
 
 
@@ -91,14 +91,14 @@ _TWICE = re.compile(r"\\\\(?=[A-Za-z!,:%${}])")
 
 
 def plain(text: str) -> str:
-    r"""The text in one notation: no `$`, sizes of brackets, fonts, spacing, degrees; `\frac` with braces;
-    signs as LaTeX spells them; no full stop at the end."""
+    r"""Normalize a text: remove `$`, bracket sizes, fonts, spacing, degrees and the final full stop; write
+    `\frac` with braces and signs as LaTeX commands."""
     text = undamaged(text).translate(_TRANSLATED)
-    if r"\begin" not in text:  # of a text that was escaped twice; in a matrix it ends a row
+    if r"\begin" not in text:  # undo double escaping; in a matrix, \\ ends a row
         text = _TWICE.sub(r"\\", text)
     braces = re.findall(r"(?<!\\)[{}]", text)
     if 0 < (missing := braces.count("{") - braces.count("}")) < 4:
-        text += "}" * missing  # cut off: \text{Tuesday
+        text += "}" * missing  # a truncated answer such as \text{Tuesday
     for pattern, instead in _PLAIN:
         text = pattern.sub(instead, text)
     before = None
@@ -114,14 +114,14 @@ def plain(text: str) -> str:
 
 
 def _without_braces(text: str) -> str:
-    """`{5}` is 5; braces around all of it only."""
+    """Remove braces around the whole text: `{5}` becomes 5."""
     while len(text) > 1 and text[0] == "{" and _closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the brace at `start` is closed; -1 where it is not."""
+    """Index of the brace that closes the one at `start`; -1 if it is not closed."""
     depth = 0
     for brace in re.compile(r"(?<!\\)[{}]").finditer(text, start):
         depth += 1 if brace.group() == "{" else -1
@@ -134,7 +134,7 @@ _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 
 def bare_words(text: str) -> str:
-    r"""The text with what `\text{}` holds in its place."""
+    r"""Replace `\text{...}` by its content."""
     return _TEXT.sub(r" \1 ", text).strip()
 
 
@@ -143,8 +143,8 @@ _ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
 
 
 def words(text: str) -> str | None:
-    r"""The words that an answer consists of, in small letters: of `\text{Evelyn}`, `(C)`, `\text{(C)}`,
-    "odd". None for mathematics, such as `xy` or `a`+`b`; a single letter counts as a word."""
+    r"""An answer that consists of words, in lower case: `\text{Evelyn}`, `(C)`, `\text{(C)}`, "odd". None for
+    mathematics such as `xy` or `a`+`b`; a single letter counts as a word."""
     bare = bare_words(text)
     marked = bare != text
     while len(bare) > 2 and bare[0] == "(" and bare[-1] == ")" and bare.count("(") == 1:
@@ -155,7 +155,7 @@ def words(text: str) -> str | None:
     if not _WORDS.fullmatch(bare):
         return None
     letters = re.sub("[^A-Za-z]", "", bare)
-    # xy is a product, "no" a word; without a mark, three letters and a vowel make a word.
+    # xy is a product, "no" a word; outside \text{} and parentheses, a word has 3+ letters and a vowel.
     if len(letters) > 1 and not marked:
         if len(letters) < 3 and bare.casefold() not in ("no", "up"):
             return None
@@ -169,7 +169,7 @@ _UNIT_WORDS = re.compile(
     r"(?:(?<=[\d})])|(?<=\\pi))(\s?)([A-Za-z]{1,20})"
     r"(?:\.?[ /][A-Za-z]{1,20}|\.){0,6}\s?(?:\^\s?\{?\s?\d\s?\}?)?$"
 )
-# After a number, with or without a space between; single letters and other words need the space.
+# Units that may follow a number with or without a space; single letters and other words need the space.
 _UNITS = frozenset((
     "mm", "cm", "km", "in", "ft", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "mph", "kmh", "secs", "min", "hr",
     "hrs", "deg", "rad", "sq", "dollars", "cents", "degrees",
@@ -182,8 +182,7 @@ _CURRENCY = re.compile(r"^(?:US)?(?:Rs\.?|USD|dollars?)\s?|\s?(?:USD|dollars?)$"
 
 
 def without_unit(text: str) -> str:
-    r"""The number or expression before its unit: of `5\text{ cm}^2`, `18 eggs`, `5 cm`. All of it where there
-    is none."""
+    r"""Strip the unit from `5\text{ cm}^2`, `18 eggs` or `5 cm`; the whole text if there is no unit."""
     text = _CURRENCY.sub("", text)
     for _ in range(4):
         found = _UNIT_TEXT.search(text)
@@ -208,8 +207,8 @@ _JOINT = re.compile(
 
 
 def split(text: str, joint: str = ",") -> list[str]:
-    r"""The parts of a text outside all brackets: at commas, semicolons, "and", "or", or at `\cup`. Of a
-    thousand, `1,000`, no part."""
+    r"""Split a text outside all brackets at commas, semicolons, "and" and "or" (or at `\cup`). A number such
+    as `1,000` is not split."""
     if joint == "," and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return [text]
     parts, depth, begin = [], 0, 0
@@ -224,8 +223,8 @@ def split(text: str, joint: str = ",") -> list[str]:
 
 
 def group(text: str) -> tuple[str, list[str]]:
-    r"""The kind of brackets around the whole text, `()`, `[]`, `[)`, `(]`, `<>` or `set`, and the parts
-    inside; ("", []) where no one pair spans it."""
+    r"""The type of brackets around the whole text, `()`, `[]`, `[)`, `(]` or `set` (`<>` counts as `()`), and
+    the parts inside; ("", []) if no single pair spans the text."""
     first = _OPENING.match(text)
     if first is None or text[0] == "{":
         return "", []
@@ -249,7 +248,7 @@ def group(text: str) -> tuple[str, list[str]]:
 
 
 def expanded(parts: list[str]) -> list[str]:
-    r"""Parts with `\pm` as two of them."""
+    r"""Expand each part with `\pm` into two parts."""
     found = []
     for part in parts:
         if r"\pm" not in part:
@@ -270,7 +269,7 @@ _ROW_END = re.compile(r"\\\\(?:\[[^\]]{0,9}\])?")
 
 
 def rows(text: str) -> list[list[str]] | None:
-    """The cells of a matrix or an array, brackets around it or not; None for a determinant and anything
+    """The cells of a matrix or array, with or without brackets around it; None for determinants and anything
     else."""
     brackets, inside = group(text)
     found = _MATRIX.fullmatch(inside[0] if brackets in ("()", "[]") and len(inside) == 1 else text)

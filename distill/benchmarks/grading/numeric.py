@@ -1,4 +1,4 @@
-"""Grading where the answer is one number: GSM8K, SVAMP, AIME."""
+"""Grade answers that are a single number: GSM8K, SVAMP, AIME."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from fractions import Fraction
 from distill.benchmarks.grading import answers
 from distill.data.trace import Example, Verdict
 
-# What stands around a number in a box and does not change it.
+# Formatting around a boxed number that does not change its value.
 _BOLD = re.compile(r"\\(?:text|textbf|mathbf|mathrm|bf|mbox|boldsymbol)\s*\{\s*([^{}]*?)\s*\}")
 _FRACTION = re.compile(r"(-)?\s*(\d{1,9})?\s*\\[dt]?frac\s*(?:\{(\d{1,9})\}|(\d))\s*(?:\{(\d{1,9})\}|(\d))")
 _MIXED = re.compile(r"(-)?(\d{1,9})\s+(\d{1,9})()/(\d{1,9})()")
@@ -18,22 +18,22 @@ _DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-
 
 
 def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.RULES) -> Verdict:
-    r"""Whether the final answer is the gold one, as an exact number.
+    r"""Grade a completion by comparing its final answer with the gold answer as exact numbers.
 
     `025` is 25, `1,000.0` is 1000, `18\text{ eggs}` and `18 eggs a day` are 18, `\frac{1}{2}` is 0.5, `7 1/2`
-    is 7.5; of `m+n = 33` what stands behind the equals sign counts.
+    is 7.5; `m+n = 33` is 33.
 
     Args:
-        example: its gold is a number.
-        completion: without the thinking part.
-        rules: of `distill.benchmarks.grading.answers.extract`, in the order in which they are tried.
+        example: problem whose gold answer is a number.
+        completion: completion without its thinking block.
+        rules: rules of `distill.benchmarks.grading.answers.extract`, in the order in which they are tried.
     """
     answer, rule = answers.extract(completion, rules)
     if answer is None:
         return Verdict(None, False, "no answer", rule)
     found = answers.number(answer)
     if found is None:
-        # What was read is reported, so that equal answers of several samples read alike.
+        # Report the cleaned-up answer, so that equal answers of several samples have equal texts.
         tail = answer.rpartition("=")[2].replace("{,}", ",")
         answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
         found = _mixed(answer) or answers.number(_alone(answer))
@@ -57,6 +57,6 @@ def _mixed(text: str) -> Fraction | None:
 
 
 def _alone(text: str) -> str:
-    """The one number among words, or the text as it is: `18 eggs/day`, but not `sqrt(16)` or `5:30`."""
+    """The single number among words (`18 eggs/day`, but not `sqrt(16)` or `5:30`), or the text unchanged."""
     found = _WITH_WORDS.fullmatch(text)
     return text if found is None else found[1]

@@ -1,4 +1,4 @@
-"""The program in a completion: found as text, never run here. Shared by HumanEval and MBPP."""
+"""Extract the program from a completion, for HumanEval and MBPP. Nothing is executed here."""
 
 import ast
 import builtins
@@ -14,18 +14,18 @@ from distill.errors import UserError
 
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
 _OUR_LANGUAGE = ("", "python", "py", "python3", "python2", "{.python}")
-# A continuation ends where its function does: at what stands in the first column, but not at a bracket or a
-# string that closes there, nor at a comment.
+# A continuation ends with its function: at the next text in the first column, except a closing bracket or
+# string, or a comment.
 _NEXT_STATEMENT = re.compile(r"^[^\s)\]}'\"#]")
 _TOP_LEVEL = re.compile(r"^(?:(?:(?:async[ \t]+)?def|class|import|from)\b|@|`{3}|~{3})")
 _BEGINNING = re.compile(r"^(?:(?:async )?def |class |import |from |@|\w+ *=|if |\"\"\"|''')")
-_LONGEST = 100_000  # characters; no model is asked for more
-_EFFORT = 300_000  # characters that may be parsed to find where a program begins and ends
+_LONGEST = 100_000  # characters of a completion that are considered
+_EFFORT = 300_000  # maximum characters to parse while searching for the start and end of a program
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program and the rule that found it: `fence`, `continuation` (of the prompt's function), `whole
+    """A program and the rule that found it: `fence`, `continuation` (of the prompt's function) or `whole
     text`."""
 
     source: str
@@ -33,30 +33,30 @@ class Program:
 
 
 def find_program(completion: str, entry_point: str, prompt: str | None = None) -> Program | None:
-    """The program that a completion gives.
+    """Extract the program from a completion.
 
-    What stands between `[BEGIN]` and the first `[DONE]` is the completion, where there are such marks (MBPP's
-    prompt has them). Then, in this order:
+    If the completion has the markers `[BEGIN]` and `[DONE]` (as in MBPP's prompt), only the text between them
+    is used. The rules, in order:
 
-    1. `continuation`, where there is a prompt to continue: a completion that begins with a function's body,
-       indented, or not and with a `return`; up to the next statement in the first column.
-    2. `fence`: the last block of Python that defines the entry point, with those blocks that define what it
-       uses and does not define itself; the last block where none does. A fence that is not closed ends with
-       the text. A block with a body only continues the prompt.
-    3. `whole text`: from the first line that begins a program that defines the entry point, up to
-       what is no Python.
+    1. `continuation`, if there is a prompt to continue: the completion starts with a function body, which is
+       indented or contains a `return`. It ends before the next statement in the first column.
+    2. `fence`: the last Python block that defines the entry point, together with the blocks that define names
+       it uses but does not define; the last block if none defines the entry point. An unclosed fence extends
+       to the end of the text. A block with only a function body continues the prompt.
+    3. `whole text`: from the first line of a program that defines the entry point up to the first line that
+       is not Python.
 
     Args:
-        completion: without its thinking.
-        entry_point: the function that the tests call.
-        prompt: the beginning of a program, up to the function's docstring.
+        completion: completion without its thinking block.
+        entry_point: name of the function that the tests call.
+        prompt: beginning of a program, up to the function's docstring.
 
     Returns:
-        None where there is nothing like a program.
+        The program; None if nothing resembles a program.
     """
     text = completion.replace("\r\n", "\n").replace("\r", "\n")[:_LONGEST]
     text = text.partition("[DONE]")[0].rpartition("[BEGIN]")[2]
-    text = re.sub(r"\A (?=(?:def|class|import|from) |@)", "", text)  # a blank that belongs to the first token
+    text = re.sub(r"\A (?=(?:def|class|import|from) |@)", "", text)  # a space from the first token
     if prompt is not None and (found := _continue(prompt, text)) is not None:
         return Program(found, "continuation")
     blocks = list(_blocks(text))
@@ -69,7 +69,7 @@ def find_program(completion: str, entry_point: str, prompt: str | None = None) -
         body = _continue(prompt, blocks[-1]) if prompt is not None else None
         return Program(blocks[-1] if body is None else body, "fence")
     first = next((line for line in text.split("\n") if line.strip()), "")
-    if prompt is not None and first[:1] in (" ", "\t"):  # a body that is no Python: let Python say so
+    if prompt is not None and first[:1] in (" ", "\t"):  # an invalid body: running it gives the syntax error
         return Program(prompt + _body(text), "continuation")
     if prompt is None and (found := _program_in(text, entry_point)):
         return Program(found, "whole text")
@@ -77,7 +77,7 @@ def find_program(completion: str, entry_point: str, prompt: str | None = None) -
 
 
 def helpers(prompt: str, entry_point: str) -> str:
-    """What a prompt has beside its function: imports, functions that this one or its tests call."""
+    """The prompt's source without its function: imports, and helpers that the function or its tests call."""
     tree = _parse(prompt)
     if tree is None:
         return ""
@@ -87,10 +87,10 @@ def helpers(prompt: str, entry_point: str) -> str:
 
 
 def texts(record: Mapping[str, Any], where: str, names: Sequence[str]) -> list[str]:
-    """A record's fields, all of them text.
+    """Read text fields of a record.
 
     Raises:
-        UserError: names the place, the field and what is wrong with it.
+        UserError: a field is missing or not text; the message names the place and the field.
     """
     for name in names:
         if not isinstance(record.get(name), str):
@@ -100,22 +100,22 @@ def texts(record: Mapping[str, Any], where: str, names: Sequence[str]) -> list[s
 
 
 def check_python(source: str, where: str, name: str) -> None:
-    """Refuse tests that are no Python.
+    """Check that tests are valid Python.
 
     Raises:
-        UserError: names the place and the field.
+        UserError: they are not; the message names the place and the field.
     """
     if _parse(source) is None:
         raise UserError(f"{where}: the field {name!r} is no Python: {source[:60]!r}")
 
 
 def verdict(program: Program | None, outcome: Outcome | None, *, tests: int = 0) -> Verdict:
-    """What running a program has shown.
+    """Convert the outcome of running a program to a verdict.
 
     Args:
-        program: None where the completion has none.
-        outcome: of running it; None where there was nothing to run.
-        tests: how many checks are counted, as `tests`; 0: they are not.
+        program: the program; None if the completion has none.
+        outcome: outcome of running it; None if nothing was run.
+        tests: total number of checks, reported in the count `tests`; 0: do not report it.
     """
     passed = outcome.passed if outcome else ()
     counts = {"tests": (sum(passed), tests)} if tests else {}
@@ -125,15 +125,15 @@ def verdict(program: Program | None, outcome: Outcome | None, *, tests: int = 0)
 
 
 def _parse(source: str) -> ast.Module | None:
-    """The syntax tree; None for what is no Python."""
+    """The syntax tree; None if the source is not valid Python."""
     return _parsed(source)[0]
 
 
 def _parsed(source: str) -> tuple[ast.Module | None, int]:
-    """The syntax tree, or None and the line, from 1, at which the source is no Python.
+    """The syntax tree, or None and the line (from 1) of the syntax error.
 
-    What stands behind a backslash is another in the tree: each invalid escape would give a warning, and
-    warnings cannot be silenced for one thread."""
+    Escape sequences are replaced before parsing, so strings in the tree differ from the source. Invalid
+    escapes would cause warnings, which cannot be silenced for a single thread."""
     quiet = re.sub(r"\\([^\\'\"\n])", "__", source.replace("\\\\", "__"))
     try:
         return ast.parse(quiet), 0
@@ -144,7 +144,7 @@ def _parsed(source: str) -> tuple[ast.Module | None, int]:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Contents of the fenced blocks, of Python where any is."""
+    """Yield the contents of the fenced Python blocks, or of all fenced blocks if none is Python."""
     found: list[tuple[str, str]] = []
     inside: tuple[re.Match[str], list[str]] | None = None
     for line in text.split("\n"):
@@ -156,11 +156,11 @@ def _blocks(text: str) -> Iterator[str]:
         opening, lines = inside
         indent, mark, language = opening.groups()
         bare = line.rstrip()
-        line = line[len(indent) :] if line.startswith(indent) else line  # in a list's item
+        line = line[len(indent) :] if line.startswith(indent) else line  # inside a list item
         if fence and fence[2].startswith(mark) and not fence[3]:
             found.append((language.lower(), "\n".join(lines)))
             inside = None
-        elif bare.endswith(mark) and not fence:  # closed behind the last statement
+        elif bare.endswith(mark) and not fence:  # closed on the line of the last statement
             found.append((language.lower(), "\n".join([*lines, line.rstrip()[: -len(mark)]])))
             inside = None
         else:
@@ -170,7 +170,7 @@ def _blocks(text: str) -> Iterator[str]:
     found = [(language, block) for language, block in found if block.strip()]
     ours = [block for language, block in found if language in _OUR_LANGUAGE] or [block for _, block in found]
     for block in ours:
-        # Flat where it begins as a program does: else it is a body, which its indentation tells.
+        # Dedent programs, but not function bodies: their indentation identifies them.
         flat = textwrap.dedent(block)
         yield flat if _TOP_LEVEL.match(flat.lstrip("\n")) else block
 
@@ -183,14 +183,14 @@ def _before_fence(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _mentions(source: str, entry_point: str) -> bool:
-    """Whether it defines the entry point in the first column, by `def` or by an assignment; also where it is
-    no whole program."""
+    """Whether the source defines the entry point in the first column, by `def` or assignment; it need not be
+    valid Python."""
     name = re.escape(entry_point)
     return bool(re.search(rf"^(?:(?:async[ \t]+)?def[ \t]+{name}\b|{name}[ \t]*=[^=])", source, re.MULTILINE))
 
 
 def _join(blocks: Sequence[str], entry_point: str, prompt: str) -> str:
-    """The last block that defines the entry point, and the others that it needs, in the text's order."""
+    """Join the last block that defines the entry point and the blocks it depends on, in text order."""
     defining = [place for place, block in enumerate(blocks) if _mentions(block, entry_point)]
     whole = [place for place in defining if _parse(blocks[place]) is not None]
     taken = {(whole or defining)[-1]}
@@ -224,7 +224,7 @@ def _defined(tree: ast.Module | None) -> set[str]:
 
 
 def _unbound(tree: ast.Module | None) -> set[str]:
-    """Names that a program uses and binds nowhere."""
+    """Names that a program uses but never binds."""
     used: set[str] = set()
     bound = set(dir(builtins)) | _defined(tree)
     for node in ast.walk(tree) if tree else ():
@@ -242,7 +242,7 @@ def _unbound(tree: ast.Module | None) -> set[str]:
 
 
 def _continue(prompt: str, text: str) -> str | None:
-    """The prompt with the text as its function's body; None where the text is none."""
+    """The prompt completed with the text as its function's body; None if the text is not a body."""
     lines = text.split("\n")
     start = next((number for number, line in enumerate(lines) if line.strip()), None)
     if start is None or _FENCE.match(lines[start]):
@@ -250,7 +250,7 @@ def _continue(prompt: str, text: str) -> str | None:
     first, rest = lines[start], lines[start + 1 :]
     last = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
     pad = last[: len(last) - len(last.lstrip())] or "    "
-    # Tokenizers drop blanks at the start of what they decode: one or all of the first line's.
+    # Tokenizers may drop one or all leading spaces of the decoded text.
     first_mended = "\n".join([pad + first.lstrip(), *rest])
     if first[0] in " \t":
         variants = [_body("\n".join([first, *rest])), _body(first_mended)]
@@ -261,7 +261,7 @@ def _continue(prompt: str, text: str) -> str | None:
                 "\n".join([pad + line if line.strip() else line for line in _until_next(lines[start:])])
             )
     for body in variants:
-        # A comment, a word or a docstring is no body, though it parses as one.
+        # A comment, a word or a docstring parses as a body, but is none.
         if _parse(prompt + body) is not None and _does_something(body):
             return prompt + body
     return None
@@ -276,14 +276,14 @@ def _does_something(body: str) -> bool:
 
 
 def _body(text: str) -> str:
-    """Up to the next statement in the first column."""
+    """The text up to the next statement in the first column."""
     lines = text.split("\n")
     end = next((number for number, line in enumerate(lines) if _NEXT_STATEMENT.match(line)), len(lines))
     return "\n".join(lines[:end]).rstrip() + "\n"
 
 
 def _until_next(lines: Sequence[str]) -> Iterator[str]:
-    """Up to the next function, class, test or fence, of a body that is not indented."""
+    """Lines of an unindented body, up to the next function, class, test or fence."""
     for line in lines:
         if _TOP_LEVEL.match(line) or re.match(r"(?:print|assert)\b|if __name__", line):
             return
@@ -291,8 +291,8 @@ def _until_next(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _program_in(text: str, entry_point: str) -> str:
-    """The first stretch of lines that is a program and defines the entry point; else what stands from its
-    definition on, or the longest stretch that is a program."""
+    """The first range of lines that is a program and defines the entry point; else the text from the entry
+    point's definition on, or the longest range that is a program."""
     lines = text.split("\n")
     starts = [number for number, line in enumerate(lines) if _BEGINNING.match(line)][:20]
     effort, best = _EFFORT, ""
@@ -309,8 +309,8 @@ def _program_in(text: str, entry_point: str) -> str:
 
 
 def _longest_program(lines: list[str], effort: int) -> tuple[list[str], int]:
-    """The lines up to the first that is no Python, as an explanation below a program is; none where that
-    takes more effort than there is. And the effort that is left."""
+    """The lines up to the first that is not Python, such as an explanation after a program, and the remaining
+    effort. No lines if the effort runs out."""
     while lines:
         source = "\n".join(lines)
         effort -= len(source)
@@ -318,7 +318,7 @@ def _longest_program(lines: list[str], effort: int) -> tuple[list[str], int]:
             break
         tree, line = _parsed(source)
         if tree is not None:
-            # A heading of one word is Python, and a NameError.
+            # A one-word heading parses as Python but would raise a NameError.
             words = (
                 node.lineno
                 for node in tree.body

@@ -1,40 +1,39 @@
-"""Run a program that a model wrote, in a child process that can do no harm.
+"""Run a model-written program in a sandboxed child process.
 
-What holds, on Linux on x86-64 and arm64, for root and for ordinary users, in containers too; each by the
-kernel and for the whole life of the child (`sandbox_child`), none by patching Python:
+Guarantees on Linux (x86-64 and arm64), for root and ordinary users, also in containers. All are enforced by
+the kernel for the child's whole lifetime (`sandbox_child`), none by patching Python:
 
-- **One process.** A seccomp filter lets no process be made and no program be executed (fork, vfork, clone
-  without CLONE_THREAD, clone3, execve): there are no fork bombs, and no descendants that outlive the child.
-  Threads work; more than `Limits.threads` end it.
-- **It ends.** `Limits.seconds` of CPU time (RLIMIT_CPU, the second signal being SIGKILL) and `Limits.wall`
-  seconds by the clock (the parent kills); it dies with the parent's thread too (PR_SET_PDEATHSIG, which the
-  filter keeps it from taking back).
-- **Memory.** `Limits.memory` bytes of addresses (RLIMIT_AS); no shared memory, memfds or message queues
-  beside it.
-- **Nobody else is touched.** It signals itself only (seccomp on kill, tgkill, and on fcntl's F_SETOWN; from
-  Linux 6.12 on Landlock, too); no ptrace, no process_vm_*, no priorities or limits of others. Root's
-  capabilities are dropped; the user stays the same, because another may not be able to read the interpreter.
-- **No network.** No sockets but the two ends of a socketpair of its own; no io_uring.
-- **Files.** Landlock (Linux 6.2 and later): it writes in its temporary folder only, which is its working
-  folder and its HOME and is removed afterwards, and reads that, Python's library, the packages named here and
-  the system's libraries; nothing of /proc, /etc, /home, the caller's folder. Modes, owners, times and
-  attributes of files cannot be changed at all. At most `Limits.file_size` bytes a file (RLIMIT_FSIZE) and
-  about `Limits.disk` bytes in all.
-- **Nothing is inherited.** A fresh environment, /dev/null as input, no descriptors but its output and its
-  report, a session of its own. Output is read to its end and kept up to `Limits.output` bytes.
+- **One process.** A seccomp filter forbids creating processes and executing programs (fork, vfork, clone
+  without CLONE_THREAD, clone3, execve): no fork bombs, no descendants that outlive the child. Threads work;
+  the child is killed if it has more than `Limits.threads`.
+- **Time.** `Limits.seconds` of CPU time (RLIMIT_CPU, whose second signal is SIGKILL) and `Limits.wall`
+  seconds of wall-clock time (the parent kills it). The child also dies with the parent's thread
+  (PR_SET_PDEATHSIG, which the filter keeps it from resetting).
+- **Memory.** `Limits.memory` bytes of address space (RLIMIT_AS); no shared memory, memfds or message queues.
+- **Other processes.** It can signal only itself (seccomp on kill, tgkill, and on fcntl's F_SETOWN; from Linux
+  6.12 on also Landlock). No ptrace, no process_vm_*, no changes of others' priorities or limits. Root's
+  capabilities are dropped; the user stays the same, because another user may be unable to read the
+  interpreter.
+- **Network.** No sockets except the two ends of its own socketpair; no io_uring.
+- **Files.** Landlock (Linux 6.2 and later): it can write only in its temporary folder, which is its working
+  folder and HOME and is removed afterwards. It can read that folder, Python's library, the packages named
+  here and the system's libraries, but not /proc, /etc, /home or the caller's folder. Modes, owners, times and
+  attributes of files cannot be changed. At most `Limits.file_size` bytes per file (RLIMIT_FSIZE) and about
+  `Limits.disk` bytes in total.
+- **Inheritance.** A fresh environment, /dev/null as input, no file descriptors except its output and its
+  report, its own session. Output is read to the end; the first `Limits.output` bytes are kept.
 
-What does not hold:
+Limitations:
 
-- Linux before 6.2, or without Landlock: nothing can be written at all, not even in the temporary folder.
-  Linux before 5.13, or without Landlock: files that the user may read can be read, the environment in /proc
-  of the user's processes among them; still without a network to send them over.
-- Limits on disk and threads are looked at 20 times a second, so that they may be exceeded for as long.
-- A bug of the kernel, or what one program can learn of others from timing.
-- A verdict against a program that attacks this very harness: checks run in the program's process. That it
-  ends early, prints what it likes, or changes builtins does not make it pass: each check that has passed is
-  confirmed with a token of its own, which the harness fetches from a file only then. A program that looks
-  through the open descriptors for it could forge it, and objects that are equal to everything pass the checks
-  as they do in every harness."""
+- Linux before 6.2, or without Landlock: nothing can be written, not even in the temporary folder. Linux
+  before 5.13, or without Landlock: all files readable by the user can be read, including the environment of
+  the user's processes in /proc, though there is no network to send them over.
+- Limits on disk and threads are checked 20 times a second, so they may be exceeded for that long.
+- No protection from kernel bugs, or from timing side channels between programs.
+- Checks run in the program's process, so a program may attack the harness. Exiting early, printing anything
+  or changing builtins does not make it pass: each passed check is confirmed by a secret token, which the
+  harness reads from a file only after the check has passed. A program that searches the open descriptors for
+  the tokens could forge them. Objects that are equal to everything pass the checks, as in every harness."""
 
 import contextlib
 import importlib.util
@@ -58,27 +57,27 @@ from typing import Any
 from distill.errors import UserError
 
 _LAUNCHER = str(Path(__file__).with_name("sandbox_child.py"))
-_TICK = 0.05  # seconds between two looks at what the child takes
+_TICK = 0.05  # seconds between two checks of the child's resources
 _LONGEST_REPORT = 1 << 20
-_TOKEN = 32  # characters
-_LANDLOCK = 6  # newest version of its interface that is used; tests play older kernels
+_TOKEN = 32  # characters of a token
+_LANDLOCK = 6  # newest Landlock ABI version to use; tests lower it to simulate older kernels
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may take.
+    """Resource limits of a program.
 
     Attributes:
-        seconds: of CPU time, rounded up to whole ones; all its threads together.
-        wall: seconds by the clock, more than `seconds` so that a busy machine changes no verdict.
-        memory: bytes of addresses.
-        file_size: bytes a file.
-        disk: bytes of all files; a thousand files are too many, too.
-        threads: at once.
-        output: bytes kept of what it prints; the rest is read and dropped.
+        seconds: CPU seconds of all threads together, rounded up to whole seconds.
+        wall: wall-clock seconds; larger than `seconds`, so that a busy machine does not change verdicts.
+        memory: bytes of address space.
+        file_size: bytes per file.
+        disk: bytes of all files together; there is also a limit of 1,000 files.
+        threads: number of simultaneous threads.
+        output: bytes of printed output to keep; the rest is discarded.
     """
 
-    seconds: float = 10.0  # the slowest of MBPP's own programs takes 3.4
+    seconds: float = 10.0  # the slowest of MBPP's reference programs takes 3.4
     wall: float = 40.0
     memory: int = 2 << 30
     file_size: int = 16 << 20
@@ -89,15 +88,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program.
+    """Outcome of running a program.
 
     Attributes:
-        passed: for each check whether it passed.
-        reason: `right`; or of the first thing that went wrong `wrong: assertion` (in a check), `timeout`,
-            `memory`, or `error: ` and the exception's name, the signal's, or what it took too much of.
-        message: the exception's.
-        output: the start of what it printed, errors included.
-        seconds: by the clock.
+        passed: whether each check passed.
+        reason: `right`, or the first failure: `wrong: assertion` (in a check), `timeout`, `memory`, or
+            `error: ` with the name of the exception or signal, or the exceeded limit.
+        message: message of the exception.
+        output: start of the printed output, including stderr.
+        seconds: wall-clock seconds.
     """
 
     passed: tuple[bool, ...]
@@ -108,10 +107,10 @@ class Outcome:
 
 
 def check() -> None:
-    """Refuse a machine on which programs cannot be confined.
+    """Check that programs can be sandboxed on this machine.
 
     Raises:
-        UserError: it is no Linux, or neither x86-64 nor arm64.
+        UserError: the system is not Linux, or the machine is neither x86-64 nor arm64.
     """
     system, machine = sys.platform, platform.machine()
     if system != "linux" or machine not in ("x86_64", "aarch64"):
@@ -129,19 +128,18 @@ def run(
     limits: Limits | None = None,
     packages: Sequence[str] = ("numpy",),
 ) -> Outcome:
-    """Run sources one after the other and then each check, in one namespace, in a child of its own.
+    """Run sources in order and then each check, in one namespace, in a new child process.
 
-    Safe to call from several threads at once. A check passes when it raises nothing; those behind one that
-    fails are still run.
+    Thread-safe. A check passes if it raises nothing; a failed check does not prevent later ones from running.
 
     Args:
-        sources: Python programs; the first that raises ends it.
+        sources: Python programs; the first that raises ends the run.
         checks: Python statements, such as an `assert`.
-        limits: the default ones where None.
-        packages: what it may import beside the standard library, where it is installed here.
+        limits: resource limits; None: the defaults.
+        packages: packages it may import besides the standard library, if they are installed.
 
     Raises:
-        UserError: this machine cannot confine it.
+        UserError: this machine cannot sandbox programs.
     """
     check()
     limits = limits or Limits()
@@ -170,9 +168,7 @@ def run(
                     "landlock": _LANDLOCK,
                     "token_size": _TOKEN,
                 }
-                written = marshal.dumps(
-                    job
-                )  # two processes of one interpreter; json costs the child an import
+                written = marshal.dumps(job)  # marshal, because importing json would slow the child's start
                 stream.write(len(written).to_bytes(8, "little") + written + "".join(tokens).encode())
                 stream.seek(0)
                 began = time.monotonic()
@@ -192,7 +188,7 @@ def run(
             with child.stdout:
                 said, printed, stopped = _watch(child, report.fileno(), child.stdout.fileno(), limits, folder)
             seconds = time.monotonic() - began
-    if not said and stopped is None:  # not the program's fault: it has not begun
+    if not said and stopped is None:  # not the program's fault: it has not started
         raise UserError(
             "the interpreter for programs that a model wrote does not start; it says: "
             f"{printed.decode('utf-8', 'replace').strip() or 'nothing'}"
@@ -209,7 +205,7 @@ def _environment(folder: str) -> dict[str, str]:
         "TMPDIR": folder,
         "LANG": "C.UTF-8",
         "PYTHONUTF8": "1",
-        "PYTHONHASHSEED": "0",  # the same program, the same verdict
+        "PYTHONHASHSEED": "0",  # deterministic verdicts
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -218,7 +214,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 @lru_cache(maxsize=16)
 def _installed(package: str) -> str | None:
-    """The folder that a package lies in."""
+    """The folder that contains a package; None if it is not installed."""
     found = importlib.util.find_spec(package)
     places = found.submodule_search_locations if found else None
     return str(Path(next(iter(places))).resolve().parent) if places else None
@@ -227,8 +223,11 @@ def _installed(package: str) -> str | None:
 def _watch(
     child: subprocess.Popen[bytes], report: int, output: int, limits: Limits, folder: str
 ) -> tuple[bytes, bytes, str | None]:
-    """What the child reports and prints, up to its end, and why it was ended, where it was. It is dead
-    then."""
+    """Read the child's report and output until it ends; kill it if it exceeds a limit.
+
+    Returns:
+        Report, output, and the reason for killing it (None if it ended by itself). The child is dead.
+    """
     kept = {report: bytearray(), output: bytearray()}
     room = {report: _LONGEST_REPORT, output: limits.output}
     poller = select.poll()
@@ -237,7 +236,7 @@ def _watch(
     open_ones = set(kept)
 
     def read(milliseconds: float) -> bool:
-        """Whether anything was read, or came to its end."""
+        """Read what is available; return whether there was anything (data or end of file)."""
         ready = poller.poll(milliseconds)
         for descriptor, _ in ready:
             part = os.read(descriptor, 1 << 16)
@@ -267,7 +266,7 @@ def _watch(
         child.kill()
         child.wait()
     while open_ones and read(0):
-        pass  # what is left in the pipes; nobody else writes to them
+        pass  # read what is left in the pipes; no other process writes to them
     return bytes(kept[report]), bytes(kept[output]), stopped
 
 
@@ -275,7 +274,7 @@ def _too_much(pid: int, folder: str, limits: Limits) -> str | None:
     try:
         threads = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[17])
     except (OSError, ValueError, IndexError):
-        threads = 0  # it has just ended
+        threads = 0  # the child has just ended
     if threads > limits.threads:
         return "error: too many threads"
     taken, entries, folders = 0, 0, [folder]
@@ -291,14 +290,14 @@ def _too_much(pid: int, folder: str, limits: Limits) -> str | None:
                     if taken > limits.disk or entries > 1000:
                         return "error: too much written"
         except (FileNotFoundError, PermissionError):
-            pass  # removed meanwhile, or a folder that nobody may open, and nobody could write to
+            pass  # removed meanwhile, or a folder without permissions, which cannot be written to either
         except OSError:
-            return "error: too much written"  # a path too long to name
+            return "error: too much written"  # the path is too long
     return None
 
 
 def _read_report(said: bytes, tokens: Sequence[str]) -> tuple[tuple[bool, ...], str | None, str]:
-    """Which checks passed, the reason as far as the report has one, and the exception's message."""
+    """Parse the report: which checks passed, the reason (None if not reported), the exception's message."""
     passed = [False] * len(tokens)
     reason, message = None, ""
     lines = said.decode("utf-8", "replace").split("\n")[:-1]
@@ -325,7 +324,7 @@ def _read_report(said: bytes, tokens: Sequence[str]) -> tuple[tuple[bool, ...], 
 
 
 def _ending(code: int, seconds: float, limits: Limits) -> str:
-    """The reason of a program that ended without a report."""
+    """The reason for a program that ended without a complete report."""
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= limits.seconds):
         return "timeout"
     if code < 0:
@@ -344,8 +343,8 @@ def _temporary_folder() -> Iterator[str]:
 
 
 def _remove(folder: str) -> None:
-    """A folder with all that a program may have left in it: folders deeper than a path can name, or than
-    `shutil.rmtree` can recurse, and such as nobody may open."""
+    """Remove a folder with anything that a program may have left in it: unreadable folders, and folders
+    nested deeper than paths or the recursion of `shutil.rmtree` allow."""
     count = 0
     while True:
         with os.scandir(folder) as found:
@@ -359,9 +358,9 @@ def _remove(folder: str) -> None:
             os.chmod(entry.path, 0o700)
             with os.scandir(entry.path) as found:
                 inner = list(found)
-            for each in inner:  # lifted, so that nothing ever lies deeper than two
+            for each in inner:  # move one level up, so that the nesting is never deeper than two
                 if each.is_dir(follow_symlinks=False):
-                    os.chmod(each.path, 0o700)  # a folder that is moved is written to
+                    os.chmod(each.path, 0o700)  # moving a folder needs write permission on it
                 count += 1
                 os.rename(each.path, os.path.join(folder, f"lifted-{count}"))
             os.rmdir(entry.path)

@@ -1,24 +1,22 @@
-"""What the child's interpreter runs (`sandbox`): it shuts itself in, then runs a program and its
-checks.
+"""Script of the sandbox's child process (`sandbox`): confine itself, then run a program and its checks.
 
-A script of its own, started as `python -S -s -B confinement.py` with the job as its standard input: so that
-nothing happens between fork and exec in a parent with threads, and a start costs the bare interpreter's.
-Standard library only, and of that little: each import is paid for with every program.
+It is started as `python -S -s -B sandbox_child.py` with the job on its standard input. A separate script
+needs no code between fork and exec in a multithreaded parent, and starts as fast as the bare interpreter. It
+imports little, and only from the standard library, because every program pays for the imports.
 
-The report goes to a pipe that the job names: first `confined`, or `refused <why>`; then a line each `program
-<kind> <message>` (the program failed before any check), `failed <i> <kind> <message>`, `passed <i> <token>`.
-A check's token lies behind the job in the same file, and is read only when that check has passed; what the
-program prints is no report."""
+The report goes to a pipe named by the job: first `confined`, or `refused <why>`; then one line each of
+`program <kind> <message>` (the program failed before any check), `failed <i> <kind> <message>` or
+`passed <i> <token>`. The tokens follow the job in the same file; each is read only after its check has
+passed. Output of the program is separate from the report."""
 
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-# By machine: the kernel's name of it for filters, and which of the two numbers below is its.
+# By machine: the kernel's audit architecture, and the column of its system call numbers below.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-_NEWEST = 462  # of the calls known here; later ones, and x86-64's x32 calls, do not exist for the program
-
-# System calls that no program gets: name=x86-64/arm64.
+_NEWEST = 462  # newest known system call; later ones, and x86-64's x32 calls, return ENOSYS
+# System calls denied to every program: name=x86-64/arm64.
 _DENIED = """
 fork=57/- vfork=58/- execve=59/221 execveat=322/281 ptrace=101/117 process_vm_readv=310/270
 process_vm_writev=311/271 process_madvise=440/440 process_mrelease=448/448 kcmp=312/272
@@ -47,14 +45,14 @@ perf_event_open=298/241 add_key=248/217 request_key=249/218 keyctl=250/219 setti
 clock_settime=227/112 clock_adjtime=305/266 adjtimex=159/171 personality=135/92 vhangup=153/58
 uselib=134/-
 """
-# What else changes files: denied where Landlock cannot keep it to the temporary folder.
+# Further system calls that change files: denied if Landlock cannot restrict them to the temporary folder.
 _CHANGES = """
 creat=85/- truncate=76/45 unlink=87/- unlinkat=263/35 rename=82/- renameat=264/38 renameat2=316/276
 mkdir=83/- mkdirat=258/34 rmdir=84/- link=86/- linkat=265/37 symlink=88/- symlinkat=266/36
 """
 _EPERM, _EROFS, _ENOSYS = 1, 30, 38
 
-# Read by Python and its libraries. Not /proc: it shows other processes; not /etc, /home: they hold secrets.
+# Paths that Python and its libraries read. Not /proc (other processes), /etc or /home (secrets).
 _READABLE = (
     *("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/nix/store"),
     *("/etc/ld.so.cache", "/etc/localtime", "/dev/zero", "/dev/random", "/dev/urandom"),
@@ -66,8 +64,8 @@ def _number(calls: str, column: int) -> list[int]:
     return [int(number) for number in found if number != "-"]
 
 
-# A filter is a list of (code, jump if true, jump if false, operand): classic BPF over the call's number and
-# its six arguments. Each part below ends in a verdict, so that parts can be put one behind the other.
+# A filter is a list of (code, jump if true, jump if false, operand): classic BPF over the system call's
+# number and its six arguments. Each part below ends in a verdict, so that parts can be concatenated.
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 Part = list[tuple[int, int, int, int]]
@@ -86,30 +84,31 @@ def _refuse(error: int) -> Part:
 
 
 def _only(index: int, values: Iterable[int]) -> Part:
-    """Allowed where the argument's low word is one of the values."""
+    """Allow the call if the argument's low word is one of the values."""
     tests = [entry for value in values for entry in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW))]
     return [_argument(index), *tests, *_refuse(_EPERM)]
 
 
 def _not(index: int, values: Iterable[int]) -> Part:
-    """Allowed where the argument's low word is none of the values."""
+    """Allow the call if the argument's low word is none of the values."""
     tests = [entry for value in values for entry in ((_EQUAL, 0, 1, value), *_refuse(_EPERM))]
     return [_argument(index), *tests, (_RETURN, 0, 0, _ALLOW)]
 
 
 def _bits(index: int, bits: int, *, wanted: bool, error: int = _EPERM) -> Part:
-    """Allowed where the argument has any of the bits (or, not wanted, none)."""
+    """Allow the call if the argument has any of the bits (`wanted`), or none of them (not `wanted`)."""
     yes, no = (1, 0) if wanted else (0, 1)
     return [_argument(index), (_ANY_BIT, yes, no, bits), *_refuse(error), (_RETURN, 0, 0, _ALLOW)]
 
 
 def make_filter(machine: str, own: int, *, may_write: bool) -> Part:
-    """The system calls of a confined process.
+    """Build the seccomp filter of a confined process.
 
     Args:
-        machine: as `platform.machine()` says.
+        machine: result of `platform.machine()`.
         own: its process id, the only one that it may signal.
-        may_write: whether something else confines what it writes; else files open for reading only.
+        may_write: whether writing is allowed because Landlock restricts it; otherwise files can only be
+            opened for reading.
     """
     kernel_name, column = _MACHINES[machine]
 
@@ -119,7 +118,7 @@ def make_filter(machine: str, own: int, *, may_write: bool) -> Part:
     rules: Part = [
         (_LOAD, 0, 0, 4),
         (_EQUAL, 1, 0, kernel_name),
-        (_RETURN, 0, 0, _KILL),  # a call in another machine's numbers
+        (_RETURN, 0, 0, _KILL),  # a system call of another architecture
         (_LOAD, 0, 0, 0),
         (_GREATER, 0, 1, _NEWEST),
         *_refuse(_ENOSYS),
@@ -127,22 +126,24 @@ def make_filter(machine: str, own: int, *, may_write: bool) -> Part:
     for number in _number(_DENIED, column):
         rules += _answer(number, _refuse(_EPERM))
     rules += _answer(call("56/220"), _bits(0, 0x10000, wanted=True))  # clone: threads only
-    rules += _answer(call("435/435"), _refuse(_ENOSYS))  # clone3 hides its flags; libc then takes clone
-    rules += _answer(call("437/437"), _refuse(_ENOSYS))  # so does openat2
+    rules += _answer(
+        call("435/435"), _refuse(_ENOSYS)
+    )  # clone3's flags cannot be filtered; libc falls back to clone
+    rules += _answer(call("437/437"), _refuse(_ENOSYS))  # likewise for openat2
     rules += _answer(call("62/129"), _only(0, [own]))  # kill
     rules += _answer(call("234/131"), _only(0, [own]))  # tgkill
     rules += _answer(call("302/261"), _only(0, [0, own]))  # prlimit64
-    rules += _answer(call("157/167"), _not(0, [1]))  # prctl: it dies with its parent, whatever it says
-    # fcntl: F_SETOWN, F_SETSIG and F_SETOWN_EX make the kernel send a signal to anyone.
+    rules += _answer(call("157/167"), _not(0, [1]))  # prctl: it may not reset PR_SET_PDEATHSIG
+    # fcntl: with F_SETOWN, F_SETSIG and F_SETOWN_EX the kernel could signal other processes.
     rules += _answer(call("72/25"), _not(1, [8, 10, 15]))
-    # ioctl: is it a terminal, how wide, how much to read, (not) blocking, (not) closed on exec.
+    # ioctl: terminal queries, bytes available, blocking mode, close-on-exec.
     rules += _answer(call("16/29"), _only(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]))
-    rules += _answer(call("53/199"), _only(0, [1]))  # socketpair: asyncio wakes itself with one
+    rules += _answer(call("53/199"), _only(0, [1]))  # socketpair: AF_UNIX only; asyncio needs one
     nowhere: Part = [(_EQUAL, 1, 0, 0), *_refuse(_EPERM)]
     sending = [_argument(4), *nowhere, _argument(4, high=True), *nowhere, (_RETURN, 0, 0, _ALLOW)]
     rules += _answer(
         call("44/206"), sending
-    )  # sendto: without an address, that is, to the other end of a pair
+    )  # sendto: only without an address, to the other end of a socketpair
     if not may_write:
         for number in _number(_CHANGES, column):
             rules += _answer(number, _refuse(_EROFS))
@@ -154,16 +155,16 @@ def make_filter(machine: str, own: int, *, may_write: bool) -> Part:
 
 
 def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int) -> bool:
-    """Landlock: read what Python needs, write nothing outside the folder.
+    """Restrict file access with Landlock: read what Python needs, write only in the temporary folder.
 
     Args:
         libc: the C library.
-        folder: the temporary one.
-        readable: files and folders; those that are not there are passed over.
-        newest: version of Landlock's interface that may be used; 0: none.
+        folder: the temporary folder.
+        readable: readable files and folders; missing ones are skipped.
+        newest: newest Landlock ABI version to use; 0: do not use Landlock.
 
     Returns:
-        Whether it confines writing too, which takes truncation (version 3).
+        Whether writing is restricted too, which needs the truncation right (version 3).
     """
     import ctypes
     import os
@@ -175,20 +176,19 @@ def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int)
         _pack_ = 1
         _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
 
-    create, add, restrict = 444, 445, 446  # the same on every machine
+    create, add, restrict = 444, 445, 446  # the same numbers on every architecture
     version = libc.syscall(create, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     version = min(version, newest)
     if version < 1:
         return False
-    # Rights have come bit by bit: 13 in the first version, then renames between folders, truncation, devices.
+    # Access rights by ABI version: 13 in version 1, then renames between folders, truncation, device ioctls.
     every = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     read_file, read_folder, write_file, truncate = 1 << 2, 1 << 3, 1 << 1, 1 << 14
-    # Behind the filter a second wall, where there is one: TCP since version 4, abstract sockets and signals
-    # since version 6.
+    # In addition to the seccomp filter: TCP since version 4, abstract sockets and signals since version 6.
     size = 8 if version < 4 else 16 if version < 6 else 24
     wanted = Ruleset(every, 3, 3)
     rules = libc.syscall(create, ctypes.byref(wanted), ctypes.c_size_t(size), ctypes.c_uint32(0))
-    # In the folder: read, write, truncate, files, folders and their removal; no sockets, pipes, devices,
+    # In the folder: read, write, truncate, create and remove files and folders; no sockets, pipes, devices or
     # links.
     own = read_file | read_folder | write_file | truncate | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13
     null = read_file | write_file | truncate
@@ -200,7 +200,7 @@ def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int)
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
-            continue  # not on this machine
+            continue  # does not exist on this machine
         if not os.path.isdir(path):
             rights &= read_file | write_file | truncate
         rule = Beneath(rights & every, place)
@@ -214,8 +214,8 @@ def _confine_files(libc: Any, folder: str, readable: Iterable[str], newest: int)
 
 
 def confine(job: dict[str, Any]) -> None:
-    """Shut this process in, for good; `distill.benchmarks.grading.sandbox` says what that comes to."""
-    import _signal  # type: ignore  # signal without its enumerations, which take long to import
+    """Confine this process irrevocably; see `distill.benchmarks.grading.sandbox` for the guarantees."""
+    import _signal  # type: ignore  # `signal` itself is slow to import
     import ctypes
     import os
     import resource
@@ -227,8 +227,8 @@ def confine(job: dict[str, Any]) -> None:
         if libc.prctl(option, *padded):
             raise OSError(ctypes.get_errno(), f"prctl({option}) is refused")
 
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])  # what the starting thread blocks is no matter of ours
-    prctl(1, ctypes.c_ulong(9))  # PR_SET_PDEATHSIG: SIGKILL when the parent is gone
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])  # undo the starting thread's mask
+    prctl(1, ctypes.c_ulong(9))  # PR_SET_PDEATHSIG: SIGKILL when the parent dies
     if os.getppid() != job["parent"]:
         os._exit(1)
     for limit, value in (
@@ -241,13 +241,13 @@ def confine(job: dict[str, Any]) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu"], job["cpu"] + 1))  # SIGXCPU, then SIGKILL
-    prctl(38, ctypes.c_ulong(1))  # PR_SET_NO_NEW_PRIVS, which the next two ask for
+    prctl(38, ctypes.c_ulong(1))  # PR_SET_NO_NEW_PRIVS, required by Landlock and seccomp
     own = {
         f"{prefix}/{part}" for prefix in {sys.base_prefix, sys.base_exec_prefix} for part in ("lib", "lib64")
     }
     readable = [*_READABLE, *sorted(own), *sys.path, *job["readable"]]
     may_write = _confine_files(libc, job["folder"], readable, job["landlock"])
-    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())  # root's powers
+    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())  # drop root's capabilities
     rules = make_filter(os.uname().machine, os.getpid(), may_write=may_write)
 
     class Rule(ctypes.Structure):
@@ -266,7 +266,7 @@ def confine(job: dict[str, Any]) -> None:
 
 
 class _Packages:
-    """Finds the named packages in their folder, and none of their neighbours there."""
+    """Import finder for the named packages, which hides other packages in the same folder."""
 
     def __init__(self, folders: dict[str, str]) -> None:
         self.folders = folders
@@ -281,16 +281,16 @@ class _Packages:
 
 
 def run(job: dict[str, Any], tokens: int, start: int) -> None:
-    """The program, then its checks, in one namespace; a report line each.
+    """Run the program, then its checks, in one namespace, and report on each.
 
     Args:
-        job: of `distill.benchmarks.grading.sandbox`.
-        tokens: file in which the checks' tokens lie, one behind the other.
-        start: where the first of them does.
+        job: the job, made by `distill.benchmarks.grading.sandbox`.
+        tokens: file descriptor of the checks' tokens, stored one after another.
+        start: offset of the first token.
     """
     import os
 
-    # The program may change whatever it reaches by name: what comes after it uses nothing but these.
+    # The program may replace anything it can reach by name; code that runs after it uses only these.
     write, read, end, execute, kind_of, as_ascii = os.write, os.pread, os._exit, exec, type, ascii
     anything, text, report, size = BaseException, str, job["report"], job["token_size"]
 
@@ -301,10 +301,10 @@ def run(job: dict[str, Any], tokens: int, start: int) -> None:
             if error.args and kind_of(error.args[0]) is text:
                 message = as_ascii(error.args[0][:300])[1:-1]
         except anything:
-            pass  # an exception that does not want to be described
+            pass  # describing the exception failed
         write(report, f"{what} {kind} {message}\n".encode())
 
-    module = type(sys)("program")  # a real one: dataclasses look their module up
+    module = type(sys)("program")  # a real module, because dataclasses look theirs up
     sys.modules["program"] = module
     space = module.__dict__
     checks: list[Any] = []
@@ -329,16 +329,16 @@ def run(job: dict[str, Any], tokens: int, start: int) -> None:
             say(f"failed {number}", error)
         else:
             write(report, b"passed %d %s\n" % (number, read(tokens, size, start + number * size)))
-        number += 1  # noqa: SIM113  enumerate may be another by now
-    try:  # noqa: SIM105  and so may contextlib
+        number += 1  # noqa: SIM113  the program may have replaced enumerate
+    try:  # noqa: SIM105  or contextlib
         sys.stdout.flush()
     except anything:
         pass
-    end(0)  # threads and exit handlers have no say
+    end(0)  # without waiting for threads or exit handlers
 
 
 def main() -> None:
-    sys.path.pop(0)  # this script's own folder
+    sys.path.pop(0)  # this script's folder
     import marshal
     import os
 

@@ -1,11 +1,11 @@
-"""Sentences and capital words of English text, counted as IFEval's reference counts them, without data files.
+"""Count sentences and capital words of English text like IFEval's reference, without data files.
 
-The reference asks nltk, whose sentence splitter is Kiss & Strunk's ("Unsupervised Multilingual Sentence
-Boundary Detection", Computational Linguistics 2006) with a model that has to be downloaded. Here the same
-rules decide (those of nltk 3.9), with short word lists in place of the 20,000 words whose capitals that model
-has counted. The two can differ where a capital word that is in none of the lists follows an abbreviation, a
-single letter or an ellipsis: of 24,521 texts (problems, models' solutions, quotations, manuals, licences),
-71,725 sentences, 51 were counted otherwise, mostly by one sentence.
+The reference uses nltk, whose sentence splitter is Kiss & Strunk's ("Unsupervised Multilingual Sentence
+Boundary Detection", Computational Linguistics 2006) with a model that must be downloaded. This module uses
+the same rules (those of nltk 3.9), with short word lists instead of the model's capitalization statistics of
+20,000 words. The results can differ if a capitalized word that is in none of the lists follows an
+abbreviation, a single letter or an ellipsis. Of 24,521 texts (problems, models' solutions, quotations,
+manuals, licences) with 71,725 sentences, 51 were counted differently, mostly by one sentence.
 """
 
 import functools
@@ -15,7 +15,7 @@ import string
 from collections.abc import Iterator
 
 _NUMBER = "##number##"
-# What may follow a sentence's last word directly, and what is never split.
+# Characters that may directly follow a sentence's last word, and runs that are never split.
 _CLOSING = r"""[)";}\]*:@'({\[!?]"""
 _RUN = r"(?:-{2,}|\.{2,}|(?:\.\s){2,}\.)"
 _END = re.compile(rf"[.?!](?=(?P<after>{_CLOSING}|\s+(?P<next>\S+)))")
@@ -35,7 +35,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Words that the model takes for abbreviations, whatever follows.
+# Words that nltk's model always treats as abbreviations.
 _ABBREVIATIONS = _words(
     """
     a.a a.c a.d a.g a.h a.m a.m.e a.s a.t adm ala ariz aug ave b.f b.v bros c c.i.t c.o.m.b c.v calif chg
@@ -47,7 +47,7 @@ _ABBREVIATIONS = _words(
     yr
     """
 )
-# Words that so often start sentences that they do after an abbreviation, too.
+# Frequent sentence starters, which start a sentence even after an abbreviation.
 _STARTERS = _words(
     """
     according although among both but despite even he however i if in indeed instead it many meanwhile
@@ -55,8 +55,8 @@ _STARTERS = _words(
     they this though thus under when while yet
     """
 )
-# Frequent words whose capital means that a sentence starts, and frequent words whose capital may mean a title
-# or a name as well.
+# Frequent words that are capitalized only at the start of a sentence, and frequent words that are also
+# capitalized in titles or names.
 _ALWAYS_SMALL = _words(
     """
     absolutely almost always anyone anything anyway apply ask being believe besides between beyond call
@@ -81,7 +81,7 @@ _OFTEN_SMALL = _words(
     """
 )
 _SMALL = _ALWAYS_SMALL | _OFTEN_SMALL | (_STARTERS - {"i"})
-# The newspaper's headings ("4. Business"), which that model takes for part of the sentence.
+# Newspaper headings ("4. Business") in nltk's training data, after which its model does not split.
 _AFTER_NUMBERS = _words(
     """
     abreast business colgate commodities cooper corrections credit dividend financing henley insider
@@ -91,9 +91,9 @@ _AFTER_NUMBERS = _words(
 
 
 def split(text: str) -> list[str]:
-    """The text's sentences, none of them empty; in time linear in the text."""
+    """Split a text into non-empty sentences, in time linear in the text."""
     sentences = []
-    start, moved = 0, 0  # moved: what the sentence before took from this one's beginning
+    start, moved = 0, 0  # moved: characters of this sentence's start that belong to the previous one
     for stop, following in [*_breaks(text), (len(text.rstrip()), None)]:
         begin, start = start + moved, following or 0
         moved = 0
@@ -106,7 +106,7 @@ def split(text: str) -> list[str]:
 
 
 def _breaks(text: str) -> Iterator[tuple[int, int]]:
-    """Where a sentence stops and where the next one starts."""
+    """Yield where each sentence stops and where the next one starts."""
     for end, word_start in _candidates(text):
         context = text[word_start : end.end()] + end.group("after")
         if (_holds_end if len(context) < 50 else _holds_end.__wrapped__)(context):
@@ -114,7 +114,7 @@ def _breaks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _candidates(text: str) -> Iterator[tuple[re.Match[str], int]]:
-    """The last . ? or ! of each word that something follows, and where that word starts."""
+    """Yield the last . ? or ! of each word that is followed by something, and the start of that word."""
     previous, word_start = None, 0
     for found in _END.finditer(text):
         low = previous.start() if previous else 0
@@ -127,14 +127,14 @@ def _candidates(text: str) -> Iterator[tuple[re.Match[str], int]]:
         yield previous, word_start
 
 
-@functools.lru_cache(maxsize=4096)  # for texts that repeat themselves a thousand times
+@functools.lru_cache(maxsize=4096)  # for highly repetitive texts
 def _holds_end(context: str) -> bool:
     tokens = [token for line in context.split("\n") for token in _TOKEN.findall(line) if token.strip()]
     return any(_ends(token, following) for token, following in itertools.pairwise(tokens))
 
 
 def _ends(token: str, following: str) -> bool:
-    """Whether a sentence ends with the token, seeing the next one (sections 4.1 to 4.3 of the paper)."""
+    """Whether a sentence ends with the token, given the next token (sections 4.1 to 4.3 of the paper)."""
     if not token.endswith("."):
         return token in ("?", "!")
     bare, next_word = _type(token).removesuffix(".") or ".", _type(following)
@@ -161,7 +161,7 @@ def _ends(token: str, following: str) -> bool:
 
 
 def _starts(token: str, word: str) -> bool | None:
-    """Whether a word starts a sentence, by its capital; None where that says nothing."""
+    """Whether a word starts a sentence, judging by its capitalization; None if undecided."""
     if token in (";", ":", ",", ".", "!", "?") or token[0].islower():
         return False
     return True if token[0].isupper() and word in _ALWAYS_SMALL else None
@@ -180,8 +180,8 @@ def _is_abbreviation(token: str) -> bool:
     )
 
 
-# What nltk's word tokenizer (Treebank's rules) always splits off; a sentence's last period; an opening quote;
-# shortened words before a space; words that are two.
+# Rules of nltk's word tokenizer (Treebank): characters always split off, a sentence's final period, an
+# opening quote, clitics before a space, and contractions of two words.
 _ALWAYS_APART = re.compile(r"""[«»“”‘’„`\[\](){}<>;@#$%&?!*"]|\.{2,}|--|''|[:,](?!\d)""")
 _LAST_PERIOD = re.compile(r"""(?<=[^.])\.(?=[\])}>"'»”’ ]*$)""")
 _OPENING = re.compile(r"'(?![mtsdn])(?=\w\b)", re.IGNORECASE)
@@ -200,9 +200,9 @@ _TWO_WORDS = (
 
 
 def capital_words(text: str) -> int:
-    """How many of the text's words have capitals and no small letters. Hyphens hold a word together; n't,
-    's and the like are words of their own, as in DO N'T."""
-    # Pieces without a capital need no rules, and most have none.
+    """Count the words with capital letters and no lower-case letters. Hyphenated words are one word; n't, 's
+    and similar are separate words, as in DO N'T."""
+    # Skip pieces without capitals, which are most, before applying the slower rules.
     kept = [
         piece
         for sentence in split(text)

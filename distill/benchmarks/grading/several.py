@@ -1,6 +1,6 @@
-r"""Several answers in one text, `2, -1` or `(1,2),(2,1)`: taken apart, and matched with others in any order.
+r"""Split several answers in one text, such as `2, -1` or `(1,2),(2,1)`, and match them in any order.
 
-What a single answer means is another's question: `same(gold, answer, tolerance)` decides it, in
+Single answers are compared by a function `same(gold, answer, tolerance)`, as of
 `distill.benchmarks.grading.judge`."""
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 Same = Callable[[str, str, float | None], tuple[bool, str]]
 
 _WORDS = r"(?:text|textrm|textbf|mathrm|mbox|rm)"
-# Each is replaced in turn; what is left is what answers are told apart by.
+# Patterns and replacements that normalize a text, applied in order.
 _PLAIN = [
     (re.compile(r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})"), ""),  # 1{,}000 and 1,\!000
     (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\!"), ""),
@@ -34,19 +34,19 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def plain(text: str) -> str:
-    """The text without what only decorates it: dollar signs, spacing, degrees, sizes of brackets; `and` and
-    `or` between answers become commas."""
+    """Normalize a text: remove dollar signs, spacing, degrees and bracket sizes; replace `and` and `or`
+    between answers by commas."""
     for pattern, instead in _PLAIN:
         text = pattern.sub(instead, text)
     return text.strip(" \n\t.,;:")
 
 
 def split(text: str, *, spaced: bool = False) -> list[str]:
-    r"""The answers of a plain text: at commas and semicolons outside all brackets, `\pm a` as two.
+    r"""Split a normalized text into answers at commas and semicolons outside all brackets; `\pm a` gives two.
 
     Args:
-        text: as `plain` gives it; the braces of a set around all of it are taken off.
-        spaced: only at separators with a space behind them: `1,024, 2,048` are two numbers.
+        text: result of `plain`; set braces around the whole text are removed.
+        spaced: split only at separators followed by a space, so that `1,024, 2,048` gives two numbers.
     """
     text = _MEMBER_OF.sub("", text)
     inner = _inside(text, r"\{", r"\}")
@@ -55,7 +55,7 @@ def split(text: str, *, spaced: bool = False) -> list[str]:
 
 
 def leaves(text: str) -> list[str]:
-    """What single answers are compared by: the values of named answers, the entries of tuples."""
+    """The elements by which answers are compared: values of named answers, entries of tuples."""
     found = []
     for part in split(plain(text)):
         value = _named(part)[1]
@@ -67,13 +67,13 @@ def leaves(text: str) -> list[str]:
 def match(
     gold: Sequence[str], found: Sequence[str], same: Same, tolerances: Sequence[float | None] = ()
 ) -> tuple[bool, str]:
-    """Whether there are as many answers as there are golds, and each gold has an answer of its own.
+    """Whether the gold answers and the given answers can be matched one to one.
 
     Args:
-        gold: the right answers.
-        found: the given ones.
+        gold: the gold answers.
+        found: the given answers.
         same: compares two single answers.
-        tolerances: largest absolute difference: none, one for all, or one a gold.
+        tolerances: maximum absolute differences: none, one for all, or one per gold answer.
 
     Returns:
         (right, reason).
@@ -82,7 +82,7 @@ def match(
         return False, "wrong number of answers"
     limits = list(tolerances) * len(gold) if len(tolerances) == 1 else [*tolerances, *[None] * len(gold)]
     reasons: dict[tuple[int, int], str] = {}
-    owner: dict[int, int] = {}  # which gold an answer belongs to
+    owner: dict[int, int] = {}  # index of the gold answer that a given answer is matched with
 
     def fits(one: int, other: int) -> bool:
         if (one, other) not in reasons:
@@ -90,7 +90,7 @@ def match(
         return reasons[one, other] == "right"
 
     def place(one: int, seen: set[int]) -> bool:
-        """Find gold `one` an answer; golds that hold what it could have look for another (Kuhn)."""
+        """Match gold answer `one`, reassigning already matched ones if necessary (Kuhn's algorithm)."""
         for other in sorted(range(len(found)), key=lambda other: gold[one] != found[other]):
             if other not in seen and fits(one, other):
                 seen.add(other)
@@ -107,7 +107,7 @@ def match(
 
 
 def _same(gold: str, answer: str, same: Same, tolerance: float | None) -> tuple[bool, str]:
-    """One answer: named or not, a tuple or an interval entry by entry, a union piece by piece."""
+    """Compare single answers, named or not: tuples and intervals by entry, unions by piece."""
     name, value = _named(gold)
     other_name, other = _named(answer)
     if name is not None and other_name is not None:
@@ -132,8 +132,8 @@ def _same(gold: str, answer: str, same: Same, tolerance: float | None) -> tuple[
 
 
 def _named(text: str) -> tuple[str | None, str]:
-    r"""`x = 3` as ("x", "3"), `3` as (None, "3"), `x \in (0,1)` as (None, "(0,1)"), `1/3 \approx 0.33` as
-    (None, "1/3")."""
+    r"""Split an answer into name and value: `x = 3` into ("x", "3"), `3` into (None, "3"), `x \in (0,1)` into
+    (None, "(0,1)"), `1/3 \approx 0.33` into (None, "1/3")."""
     text = _MEMBER_OF.sub("", text.strip())
     about = _ABOUT.split(text)
     if len(about) > 1:
@@ -146,7 +146,7 @@ def _named(text: str) -> tuple[str | None, str]:
 
 
 def _letters(name: str) -> str:
-    r"""What a name is told by: `m_{\max }` and `m` are one, `f(x)` and `f` too."""
+    r"""The part of a name used for comparison: `m_{\max }` equals `m`, `f(x)` equals `f`."""
     found = _NAME.fullmatch(name)
     return re.sub(r"\s", "", found[1] if found else name)
 
@@ -156,7 +156,7 @@ def _unions(text: str) -> list[str]:
 
 
 def _entries(text: str) -> list[str]:
-    """The entries of a tuple or interval; none where the text is neither."""
+    """The entries of a tuple or interval; empty if the text is neither."""
     if not text or text[0] not in "([" or text[-1] not in ")]":
         return []
     depth = 0
@@ -169,7 +169,7 @@ def _entries(text: str) -> list[str]:
 
 
 def _inside(text: str, start: str, end: str) -> str | None:
-    """What the brackets around the whole text hold; None where they do not span it."""
+    """The text inside brackets around the whole text; None if they do not span it."""
     if not (text.startswith(start) and text.endswith(end)):
         return None
     inner = text[len(start) : -len(end)]

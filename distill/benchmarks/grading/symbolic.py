@@ -1,4 +1,4 @@
-"""Single expressions and equations, compared by math-verify. It may hang: see `grading.judge`."""
+"""Compare single expressions and equations with math-verify, which may hang: see `grading.judge`."""
 
 import re
 from typing import Any
@@ -8,15 +8,15 @@ _QUOTIENT = re.compile(r"(?<![\w.}^])(\d+)\s?/\s?(\d+)(?![\d.!^])")
 
 
 def parsed(text: str) -> list[Any]:
-    """sympy objects; none where math-verify cannot read the plain text."""
+    """Parse a normalized text to sympy objects; empty if math-verify cannot read it."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    # Without its units: to it, "a + b + c" ends in one.
+    # units=False, because math-verify takes the end of "a + b + c" for a unit.
     form = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
     )
-    # In a box of its own: of bare text math-verify takes a part, of several boxes a set.
+    # In a single box: math-verify reads only part of unboxed text, and several boxes as a set.
     found = parse(
         rf"\boxed{{{_spelled(text)}}}",
         [LatexExtractionConfig(normalization_config=form)],
@@ -27,8 +27,8 @@ def parsed(text: str) -> list[Any]:
 
 
 def _spelled(text: str) -> str:
-    r"""What math-verify would read otherwise: letters in `\text{}`, and 3/4x, to it three over 4x. Braces
-    that do not balance go."""
+    r"""Rewrite what math-verify would misread: letters in `\text{}`, and 3/4x, which it reads as 3/(4x).
+    Unbalanced braces are removed."""
     text = _QUOTIENT.sub(r"\\frac{\1}{\2}", _LETTER.sub(r" \1 ", text))
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", text):
@@ -39,7 +39,7 @@ def _spelled(text: str) -> str:
 
 
 def same_expressions(gold: str, answer: str, tolerance: float | None) -> bool:
-    """Equal up to what simplification and evaluation to 15 digits find, or within an absolute tolerance."""
+    """Whether expressions are equal by simplification and evaluation to 15 digits, or within a tolerance."""
     from math_verify import verify
 
     expected, found = parsed(gold), parsed(answer)
@@ -62,7 +62,7 @@ def _numeric(expression: Any) -> complex | None:
 
 
 def _same_equations(gold: Any, answer: Any) -> bool:
-    """Equations whose sides differ by a factor: y = 2x and 2y - 4x = 0."""
+    """Whether two equations are equal up to a constant factor, such as y = 2x and 2y - 4x = 0."""
     from sympy import Eq, cancel
 
     if not isinstance(gold, Eq) or not isinstance(answer, Eq):

@@ -1,7 +1,7 @@
-r"""What a number stands for, exactly: fractions, mixed numbers, percentages, clock times, numerals of other
-bases.
+r"""Exact values of numbers: fractions, mixed numbers, percentages, clock times, numerals in other bases.
 
-Texts are those that `grading.notation.plain` gives. None as a verdict: not both sides are such."""
+Texts must be normalized by `grading.notation.plain`. Comparisons return None if not both sides are of the
+compared type."""
 
 import re
 from fractions import Fraction
@@ -9,12 +9,12 @@ from fractions import Fraction
 from distill.benchmarks.grading import answers
 from distill.benchmarks.grading.notation import bare_words, group, without_unit
 
-_DECIMALS = 6  # places in which floating-point output must agree
+_DECIMALS = 6  # decimal places to which floating-point output must agree
 _LONGEST = 300  # characters
 _PERCENT = re.compile(r"\s?(?:\\?%|\\?\b(?:percent(?:age)?|pct)\b|\\text\{\s?percent\s?\})\s?$")
 _FRACTION = re.compile(r"([-+]?)(\d{0,40})\s?\\frac\{([-+]?)\s?(\d{1,80})\}\{([-+]?)\s?(\d{1,80})\}")
 _MIXED = re.compile(r"([-+]?)(\d{1,40})\s(?:and\s)?(\d{1,40})/(\d{1,40})")
-# The exponent is short: 10^{999999999} is no number that anyone should write out.
+# Only short exponents: expanding 10^{999999999} would exhaust the memory.
 _POWER = re.compile(
     r"([-+]?\d{0,40}(?:\.\d{0,40})?)\s?(?:\\times|\\cdot|\*|x)\s?10\^\{?\s?([-+]?\d{1,3})\s?\}?"
     r"|(-?\d{1,40}(?:\.\d{1,40})?)[eE]([-+]?\d{1,3})"
@@ -29,8 +29,8 @@ _BASES = {name: str(base) for base, name in enumerate(_NAMES.split())}
 
 
 def exact(text: str) -> Fraction | None:
-    r"""The value of a number: what `answers.number` reads, `\frac{3}{4}`, mixed numbers (`1\frac{1}{2}`, `1
-    1/2`: both 3/2), `3 \times 10^{5}`."""
+    r"""The value of a number: anything `answers.number` can parse, `\frac{3}{4}`, mixed numbers
+    (`1\frac{1}{2}` and `1 1/2` are 3/2), `3 \times 10^{5}`."""
     text = text.strip().removeprefix("+").strip()
     if len(text) > _LONGEST:
         return None
@@ -56,7 +56,7 @@ def exact(text: str) -> Fraction | None:
 
 
 def readings(text: str) -> list[Fraction]:
-    """What a number may mean: a percentage also its hundredth, which then comes second."""
+    """Possible values of a number: for a percentage both the number and, second, its hundredth."""
     bare = _PERCENT.sub("", text)
     value = exact(bare if bare != text else without_unit(text))
     if value is None:
@@ -65,8 +65,9 @@ def readings(text: str) -> list[Fraction]:
 
 
 def same_numbers(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    r"""Exactly, or within an absolute tolerance. Decimals with 6 places may differ in what is behind them, as
-    floating-point output does. 50\% is 50 and 0.5; but 0.5 is not answered by 50, nor 50 by 0.5\%."""
+    r"""Compare numbers exactly, or within an absolute tolerance. If either has at least 6 decimal places,
+    later places may differ (floating-point output). 50\% equals 50 and 0.5; but 50 does not equal a gold
+    answer 0.5, nor 0.5\% a gold answer 50."""
     expected, found = readings(gold), readings(answer)
     if not expected or not found:
         return None
@@ -89,7 +90,7 @@ def _places(text: str) -> int:
 
 
 def same_times(gold: str, answer: str) -> bool | None:
-    r"""9 a.m. and 4:30 \text{ p.m.}; the half of the day may be left out."""
+    r"""Compare times such as 9 a.m. and 4:30 \text{ p.m.}; one side may omit a.m. or p.m."""
     one, other = (_TIME.fullmatch(bare_words(text)) for text in (gold, answer))
     if one is None or other is None or not (one[2] or other[2] or ":" in one[1] + other[1]):
         return None
@@ -102,7 +103,8 @@ def _clock(time: str) -> str:
 
 
 def same_numerals(gold: str, answer: str) -> bool | None:
-    r"""1011_2 and 1011_{\text{two}}; one side may leave the base out, as the problem says it."""
+    r"""Compare numerals such as 1011_2 and 1011_{\text{two}}; one side may omit the base, which the problem
+    states."""
     one, other = _NUMERAL.fullmatch(gold), _NUMERAL.fullmatch(answer)
     if one and other:
         return one[1].casefold() == other[1].casefold() and _base(one[2]) == _base(other[2])

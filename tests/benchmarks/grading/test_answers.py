@@ -1,4 +1,4 @@
-"""Reading answers out of text: every rule, exact numbers, and garbage that must neither raise nor stall."""
+"""Tests of answer extraction: every rule, exact numbers, and garbage that must neither raise nor hang."""
 
 import re
 import time

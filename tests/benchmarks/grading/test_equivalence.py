@@ -1,4 +1,4 @@
-r"""What counts as the same answer, as tables of gold, answer and verdict."""
+r"""Tests of answer equivalence, as tables of gold answer, answer and verdict."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-r"""The final answer as a whole expression: every rule, turns and rests, several boxes; in linear time."""
+r"""Tests of extracting expressions as final answers: all rules, further turns, several boxes, linear time."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Free-form answers: what is right, and that no answer can hang or hurt the judge."""
+"""Tests of grading free-form answers, and that no answer can hang or crash the grader."""
 
 import gc
 import gzip

@@ -1,4 +1,4 @@
-"""Programs that a model wrote: what they print and pass is seen, what they try on others comes to nothing."""
+"""Tests of the sandbox: output and passed checks are reported, attacks on the system fail."""
 
 import json
 import os
