@@ -1,6 +1,6 @@
 """`python -m distill.plan loss=dcod model=qwen1.5b`: estimate time, memory and disk space of a run.
 
-It takes the overrides of `train.py`, with `-m` those of a sweep, and reads the models' configurations alone."""
+It takes the overrides of `train.py`, with `-m` those of a sweep, and loads no weights."""
 
 import hydra
 from omegaconf import DictConfig

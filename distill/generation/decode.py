@@ -177,8 +177,8 @@ class _Reader:
 
 
 class _Draw:
-    """Samples the next token of each row: the likeliest at temperature 0, else the one at which the cumulative
-    probability passes the row's number for this position.
+    """Samples the next token of each row: the likeliest at temperature 0, else the one at which the
+    cumulative probability passes the row's number for this position.
 
     Args:
         sampling: how tokens are sampled.

@@ -46,8 +46,8 @@ class StudentRollouts:
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
         max_new_tokens: longest completion; one that reaches it gets no end token.
-        engine: `hf`: the model in training generates; `vllm`: a copy of it in this process does, whose weights
-            are updated in memory before each use.
+        engine: `hf`: the model in training generates; `vllm`: a copy of it in this process does, with weights
+            updated in memory before each use.
         engine_options: arguments of `vllm.LLM`, such as its share of the GPU's memory.
     """
 
