@@ -50,7 +50,7 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets is imported where it is needed
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets may be imported later
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -44,8 +44,8 @@ class Runs:
         runs: a row per run: name, status, place; its summary (`tokens`, `seconds.training`, ...); its scores
             as `arithmetic/after/accuracy`, `..._low`, `..._high`; its configuration (`optimizer.lr`, ...).
         metrics: a row per step and metric: step, metric, value, and the cumulative tokens, seconds (of
-            training), student_flops and flops (with the teacher's) at that step; NaN if not logged. A metric's
-            NaN values have no row. Text columns are categorical: group with `observed=True`.
+            training), student_flops and flops (with the teacher's) at that step, NaN if not logged. A NaN
+            value has no row. Text columns are categorical: group with `observed=True`.
         scores: a row per benchmark, stage (`before`, `after`) and figure: its value, and low and high of its
             95 % interval.
         samples: a row per completion, as in `samples.jsonl`; W&B only has those before and after training.
