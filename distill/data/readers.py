@@ -237,7 +237,7 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
     except Exception as error:  # the hub client's errors share no base class
         reason = first_line(error)
         raise UserError(
-            f"data set {hub} is not to be had from the hub ({reason}); give a local file: data.path=<file> "
+            f"data set {hub} cannot be loaded from the hub ({reason}); give a local file: data.path=<file> "
             "(benchmark.path for a benchmark)"
         ) from error
     yield from ((f"{hub}, {split} row {number}", row) for number, row in enumerate(rows, start=1))

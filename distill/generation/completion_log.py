@@ -88,8 +88,8 @@ class CompletionLog:
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.path} cannot be read or written ({error.strerror or error}): see to it and run the same "
-            f"command again, what is written is kept"
+            f"{self.path} cannot be read or written ({error.strerror or error}): fix this and run the same "
+            f"command again; the completions so far are stored"
         )
 
 

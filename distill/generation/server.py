@@ -87,7 +87,9 @@ class ServerEngine:
         self.served_as = str(served_as or model.source.name)
         self.key_from, self.key = key_from, os.environ.get(key_from, "").strip()
         if not self.key.isascii() or not self.key.isprintable():
-            raise ValueError(f"the key in {key_from} has characters that no key has: set it anew")
+            raise ValueError(
+                f"the key in {key_from} has characters that are not allowed in a key: set it again"
+            )
         self.concurrency, self.retries, self.timeout, self.wait = concurrency, retries, timeout, wait
         self.refused = refused
         self.extra = dict(extra or {})
@@ -125,7 +127,7 @@ class ServerEngine:
         if sampling.temperature > 0:
             _say_if_all_alike(seen.values(), sampling)
         if self._skipped:
-            tqdm.write(f"{self._skipped} refused requests stand as empty completions", file=sys.stderr)
+            tqdm.write(f"{self._skipped} rejected requests are stored as empty completions", file=sys.stderr)
 
     async def _ask_all(self, requests: Sequence[Request], sampling: Sampling, put: _Put) -> None:
         """Put every completion as it arrives; after the last one put None, or the error that ended it."""
@@ -205,8 +207,8 @@ class ServerEngine:
                     break
         faults = f"{fault}, before that {before}" if before else fault
         raise UserError(
-            f"the server at {self.url} failed {attempts} times, the last with {faults}: see to it and run "
-            f"the same command again, what is written is kept (it was asked for {_beginning(request)})"
+            f"the server at {self.url} failed {attempts} times, the last with {faults}: check it and run "
+            f"the same command again; the completions so far are stored (request: {_beginning(request)})"
         )
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -297,16 +299,16 @@ class ServerEngine:
             else ""
         )
         return UserError(
-            f"the server at {self.url} refuses: status {answer.status_code}, {said}, asked for "
-            f"{_beginning(request)}; mend engine.url, engine.served_as={self.served_as} or {key} "
-            f"{self.key_from}{alone}, and run again: what is written is kept"
+            f"the server at {self.url} refuses: status {answer.status_code}, {said}, for the request "
+            f"{_beginning(request)}; correct engine.url, engine.served_as={self.served_as} or {key} "
+            f"{self.key_from}{alone}, and run again: the completions so far are stored"
         )
 
     def _say_fault(self, fault: str) -> None:
         """Print the first fault, so that the user knows why the command waits."""
         if not self._said_fault:
             self._said_fault = True
-            tqdm.write(f"the server at {self.url}: {fault}; it is asked again", file=sys.stderr)
+            tqdm.write(f"the server at {self.url}: {fault}; trying again", file=sys.stderr)
 
 
 def _host(url: Any) -> str:
@@ -324,7 +326,7 @@ def _host(url: Any) -> str:
     if parsed.port is not None and not 0 < parsed.port < 1 << 16:
         raise ValueError(f"engine.url={url!r}: there is no port {parsed.port}")
     if parsed.query or parsed.fragment or parsed.path.rstrip("/").endswith("/completions"):
-        raise ValueError(f"engine.url={url!r} goes too far: give it up to and without /chat/completions")
+        raise ValueError(f"engine.url={url!r} is too long: leave out /chat/completions and what follows")
     return parsed.host
 
 

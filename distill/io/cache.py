@@ -41,7 +41,7 @@ def keyed_folder(root: Path, name: str, key: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "key.json"
     if described.is_file() and described.read_text() != text:
-        raise UserError(f"cache {folder} was made from something else than its name says: delete it")
+        raise UserError(f"cache {folder} does not match its key.json: delete it")
     if not described.is_file():
         write_atomically(described, lambda temporary: temporary.write_text(text))
     return folder

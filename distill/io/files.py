@@ -28,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): see to it and run again"
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): fix this and run again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

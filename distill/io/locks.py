@@ -126,19 +126,19 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
                 raise ValueError(f"it holds a {type(before).__name__}")
         except ValueError as error:
             raise UserError(
-                f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
-                f"name another folder, or take that one away"
+                f"{described} is damaged ({error}), so the content of {config_key}={folder} is unknown: "
+                f"name another folder, or delete that one"
             ) from error
         if before != json.loads(json.dumps(key)) and _only_said(folder) is None:
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
-                f"folder, or take that one away"
+                f"folder, or delete that one"
             )
     elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:
         raise UserError(
-            f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
-            f"or take that one away"
+            f"{config_key}={folder} has {held[0]}, but no key.json that describes it: name another folder, "
+            f"or delete that one"
         )
 
 

@@ -27,7 +27,7 @@ def grid_of(runs: Sequence[Run]) -> Grid:
     for run in runs:
         after = accuracy(run.summary)
         if after is None:
-            raise UserError(f"{run.folder} asked no benchmark: there is nothing to choose by")
+            raise UserError(f"{run.folder} has no benchmark results to choose by")
         found[run.loss][float(run.config["optimizer.lr"])][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
