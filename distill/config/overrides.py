@@ -52,7 +52,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
     groups = groups_of(config_dir, config_name, arguments)
-    with _initialized(config_dir, _own_dirs(arguments)):
+    with _initialized(config_dir, _user_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -113,8 +113,8 @@ def _check_files(config_dir: Path, cfg: DictConfig) -> None:
     """Reject renamed keys in a user's own files, and in a smoke test's overrides for train.py."""
     for word in OverridesParser.create().parse_overrides(list(cfg.get("smoke", {}).get("overrides", []))):
         _check_key(word, "smoke.overrides: ")
-    said = _said(OmegaConf.to_container(cfg, resolve=False))
-    old = next((key for key in said if new_key(key) != key), None)
+    keys = _keys_and_references(OmegaConf.to_container(cfg, resolve=False))
+    old = next((key for key in keys if new_key(key) != key), None)
     if old is None:
         return
     last = re.compile(rf"\b{re.escape(old.rsplit('.', 1)[-1])}\b")
@@ -124,21 +124,21 @@ def _check_files(config_dir: Path, cfg: DictConfig) -> None:
     raise UserError(f"{old} is now {new_key(old)}: a file of the configuration{place} still says {old}")
 
 
-def _said(node: Any, above: str = "") -> Iterator[str]:
+def _keys_and_references(node: Any, above: str = "") -> Iterator[str]:
     """The keys that a node sets, and those that its values refer to as ${key}."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield f"{above}{key}"
-            yield from _said(value, f"{above}{key}.")
+            yield from _keys_and_references(value, f"{above}{key}.")
     elif isinstance(node, str):
         yield from re.findall(r"\$\{([\w.]+)\}", node)
 
 
 def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
     """The sweep of an experiment's file as overrides, without the keys that the user sets."""
-    said = {override.key_or_group for override in overrides}
+    set_by_user = {override.key_or_group for override in overrides}
     params = cfg.hydra.sweeper.get("params") or {}
-    return [f"{key}={value}" for key, value in params.items() if key not in said]
+    return [f"{key}={value}" for key, value in params.items() if key not in set_by_user]
 
 
 def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
@@ -182,7 +182,7 @@ def _check_folder(cfg: DictConfig, key: str) -> None:
         ) from error
 
 
-def _own_dirs(arguments: Sequence[str]) -> list[Path]:
+def _user_dirs(arguments: Sequence[str]) -> list[Path]:
     """The folders of `--config-dir`, Hydra's flag for a user's own YAML files.
 
     Raises:
@@ -225,7 +225,7 @@ def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ())
     defaults = plain(root.get("defaults", []))
     known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
     names = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name in known)
-    places = [config_dir, *_own_dirs(arguments)]
+    places = [config_dir, *_user_dirs(arguments)]
     return {
         name: sorted({path.stem for place in places for path in (place / name).glob("*.yaml")})
         for name in names
@@ -288,11 +288,11 @@ def _explain(
 
 def _renamed(error: Exception) -> str | None:
     """A sentence about a renamed file or key, if a file of the configuration fails because of it."""
-    said = first_line(error)
-    for old in re.findall(r"Could not load '(\w+)'", said):
+    message = first_line(error)
+    for old in re.findall(r"Could not load '(\w+)'", message):
         if new := MOVED_FILES.get(old):
-            return f"{said.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
-    for key in re.findall(r"Interpolation key '([\w.]+)' not found", said):
+            return f"{message.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
+    for key in re.findall(r"Interpolation key '([\w.]+)' not found", message):
         if new_key(key) != key:
             return f"{key} is now {new_key(key)}: a file of the configuration still says {key}"
     return None

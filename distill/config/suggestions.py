@@ -61,7 +61,7 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
     named = _parse(arguments)
     if config_name not in _TAKEN or "experiment" in named:
         return Suggestion()
-    folders = [config_dir, *_own_folders(arguments)]
+    folders = [config_dir, *_user_dirs(arguments)]
     models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
     found = [_read(folders, model, config_name) for model in models]
     keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
@@ -106,7 +106,7 @@ def _models(named: Override | None, root: Path) -> list[str]:
     return [str(named.value())]
 
 
-def _own_folders(arguments: Sequence[str]) -> list[Path]:
+def _user_dirs(arguments: Sequence[str]) -> list[Path]:
     """Folders that the user names with Hydra's --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])

@@ -76,7 +76,7 @@ def _acquired(folder: Path, key: str) -> FileLock:
     raise AssertionError("unreachable")
 
 
-_SAYS = ("key.json", "config.yaml", "versions.json")
+_DESCRIPTIONS = ("key.json", "config.yaml", "versions.json")
 
 
 @contextmanager
@@ -106,9 +106,9 @@ def claimed(
             yield
         finally:
             # Only here, where we hold the lock: without it, the files belong to another process.
-            if first_rank() and (said := _only_said(folder)) is not None:
+            if first_rank() and (descriptions := _description_files(folder)) is not None:
                 with suppress(OSError):
-                    for path in said:
+                    for path in descriptions:
                         path.unlink()  # `locked` removes the empty folder
 
 
@@ -129,7 +129,7 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
                 f"{described} is damaged ({error}), so the content of {config_key}={folder} is unknown: "
                 f"name another folder, or delete that one"
             ) from error
-        if before != json.loads(json.dumps(key)) and _only_said(folder) is None:
+        if before != json.loads(json.dumps(key)) and _description_files(folder) is None:
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
@@ -142,7 +142,7 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
         )
 
 
-def _only_said(folder: Path) -> list[Path] | None:
+def _description_files(folder: Path) -> list[Path] | None:
     """The folder's files, if they only describe what it was meant to hold (an empty completion log counts
     too); None if it holds anything else."""
     if not folder.is_dir():
@@ -150,7 +150,7 @@ def _only_said(folder: Path) -> list[Path] | None:
     found = [path for path in folder.iterdir() if path.name != ".lock"]
     ours = all(
         path.is_file()
-        and (path.name in _SAYS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
+        and (path.name in _DESCRIPTIONS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
         for path in found
     )
     return found if ours else None

@@ -161,7 +161,7 @@ def _check_plain(text: str, path: Path) -> None:
 def _check_target(node: Mapping[Any, Any], place: str) -> None:
     """Reject a node whose `_target_` is not allowed, or is a function that would be called at once."""
     target = node["_target_"]
-    found = _our_own(target)
+    found = _import_allowed(target)
     if found is None:
         raise UserError(
             f"{place}._target_={_short(target)} is none of distill's own, and nothing else is built from a "
@@ -175,7 +175,7 @@ def _check_target(node: Mapping[Any, Any], place: str) -> None:
         )
 
 
-def _our_own(target: Any) -> Any:
+def _import_allowed(target: Any) -> Any:
     """Import an allowed target; None for any other, without an import."""
     if not isinstance(target, str):
         return None

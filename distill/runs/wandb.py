@@ -262,12 +262,12 @@ def _update(node: dict[str, Any], items: Iterable[Any]) -> None:
                 if not isinstance(inner.get(key), dict):
                     inner[key] = {}
                 inner = inner[key]
-            inner[nested[-1]] = _Sent(item.value_json)
+            inner[nested[-1]] = _UndecodedJson(item.value_json)
         else:
-            inner[item.key] = _Sent(item.value_json)
+            inner[item.key] = _UndecodedJson(item.value_json)
 
 
-class _Sent(str):
+class _UndecodedJson(str):
     """JSON text that is not decoded yet."""
 
     __slots__ = ()
@@ -275,7 +275,7 @@ class _Sent(str):
 
 def _decode(node: Any) -> Any:
     """Decode JSON values; in a mapping, in place."""
-    if isinstance(node, _Sent):
+    if isinstance(node, _UndecodedJson):
         try:
             return float(node) if node[:1] in "-0123456789" and "." in node else json.loads(node)
         except ValueError as error:

@@ -242,7 +242,9 @@ def test_an_answer_that_drips_is_given_up_in_time(stub: Stub) -> None:
 def test_a_server_that_goes_silent_is_given_up_in_time(stub: Stub, tmp_path: Path) -> None:
     stub.fault, stub.silence = lambda number: FAULTS["hung up"], 3.0
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"failed 2 times, the last with no answer within 0.2 s: .*are stored"):
+    with pytest.raises(
+        UserError, match=r"failed 2 times, the last with no answer within 0.2 s: .*are stored"
+    ):
         run(words(stub, "engine.timeout=0.2", "engine.retries=1", "engine.concurrency=2"), tmp_path / "set")
     assert time.monotonic() - began < 30
 
