@@ -4,7 +4,7 @@
 
     result = train(Setup.from_overrides(["model=tiny", "loss=dcod"]))
 
-One batch's way through the package: `train.py` → `distill.training.module.DistillModule.training_step` →
+Call path of a training batch: `train.py` → `distill.training.module.DistillModule.training_step` →
 `distill.objective.objective.Objective` (rollouts × token_loss × token_weight) → `distill.losses`.
 """
 
@@ -48,7 +48,7 @@ __all__ = [
     "train",
 ]
 
-# Where each name is; imported with its first use, as torch takes seconds.
+# The module of each name. It is imported on first use, because importing torch takes seconds.
 _PLACES = {
     "Evaluation": "api",
     "Objective": "objective.objective",
@@ -78,7 +78,7 @@ def __dir__() -> list[str]:
 
 
 class _OldNames:
-    """The last of the import system's finders: says where a module of an earlier version is now."""
+    """Import finder, tried last, whose error names the current module for one of an earlier version."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:

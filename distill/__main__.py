@@ -1,4 +1,4 @@
-"""`distill VERB …`, or `python -m distill VERB …`: one entry to all commands."""
+"""Entry point of all commands: `distill VERB …` or `python -m distill VERB …`."""
 
 import difflib
 import runpy
@@ -6,7 +6,7 @@ import sys
 
 from distill import __version__
 
-# By verb: the module that is run, and what it does.
+# By verb: the module to run, and its description.
 VERBS = {
     "train": ("distill.training", "distil a student: loss=dcod model=qwen1.5b"),
     "plan": ("distill.plan", "what a run would take: memory, time, disk"),
@@ -24,7 +24,7 @@ VERBS = {
 
 
 def main() -> None:
-    """Run the verb that the command line begins with, as `python -m` runs its module."""
+    """Run the verb's module as `python -m` does."""
     verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if verb in ("--help", "-h", "help"):
         lines = [f"  {name:10}{said}" for name, (_, said) in VERBS.items()]
@@ -33,7 +33,7 @@ def main() -> None:
         print(f"distill {__version__}")
     elif verb in VERBS:
         sys.argv[1:] = words
-        # As the main module, so that ranks and jobs that are started from it run the same module again.
+        # Run as the main module, so that distributed ranks and jobs start the same module again.
         runpy.run_module(VERBS[verb][0], run_name="__main__", alter_sys=True)
     else:
         near = difflib.get_close_matches(verb.lower(), VERBS, n=3, cutoff=0.5)

@@ -1,11 +1,11 @@
-"""What the commands do, from Python: words as on the command line, typed values in place of print.
+"""The commands as Python functions: the same overrides as on the command line, typed results.
 
     from distill import evaluate_model, generate_traces
 
     traces = generate_traces(["model=tiny", "data=arithmetic", "data.limit=20"], out="outputs/traces/mine")
     found = evaluate_model(["model=tiny", "benchmark=arithmetic", "benchmark.limit=20"])
 
-Settings by keyword are words, too: `out="…"` is `out=…`, and `**{"data.limit": 20}` is `data.limit=20`.
+Keyword arguments are overrides too: `out="…"` is `out=…`, and `**{"data.limit": 20}` is `data.limit=20`.
 """
 
 import io
@@ -34,11 +34,11 @@ from distill.statistics import Figure
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's evaluation.
+    """Results of a model on benchmarks.
 
     Attributes:
-        folder: with `results.json`, `samples.jsonl` and the page `results.html`.
-        figures: by benchmark, `accuracy` and what else was found, each with its 95 % interval.
+        folder: holds `results.json`, `samples.jsonl` and the page `results.html`.
+        figures: by benchmark, `accuracy` and further metrics, each with its 95 % interval.
     """
 
     folder: Path
@@ -46,14 +46,14 @@ class Evaluation:
 
 
 def generate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
-    """Let a teacher write traces for a set of problems, and judge them (`distill generate`).
+    """Let a teacher write traces for a set of problems, and grade them (`distill generate`).
 
     Args:
         words: overrides, such as `model=tiny`.
-        settings: the same by keyword, such as `out`, the trace set's folder.
+        settings: overrides by keyword, such as `out`, the trace set's folder.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: a mistake that the user can correct.
     """
     from distill.teacher.write_traces import generate
 
@@ -61,14 +61,14 @@ def generate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
 
 
 def score_traces(words: Iterable[str] = (), **settings: Any) -> Scored:
-    """Score how traces suit a student, before training on them (`distill score`).
+    """Measure how well traces suit a student, before training on them (`distill score`).
 
     Args:
         words: overrides, such as `teachers=[outputs/traces/a,outputs/traces/b]`.
-        settings: the same by keyword, such as `out`, the folder of tables and plots.
+        settings: overrides by keyword, such as `out`, the folder of tables and plots.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: a mistake that the user can correct.
     """
     from distill.analysis.score_traces import score
 
@@ -76,14 +76,14 @@ def score_traces(words: Iterable[str] = (), **settings: Any) -> Scored:
 
 
 def curate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
-    """Choose and change traces in steps (`distill curate`).
+    """Select and edit traces in curation steps (`distill curate`).
 
     Args:
         words: overrides, such as `curation=[correct,deduplicate]`.
-        settings: the same by keyword, such as `out`, the new trace set's folder.
+        settings: overrides by keyword, such as `out`, the new trace set's folder.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: a mistake that the user can correct.
     """
     from distill.curation.run import curate
 
@@ -91,14 +91,14 @@ def curate_traces(words: Iterable[str] = (), **settings: Any) -> TraceSet:
 
 
 def evaluate_model(words: Iterable[str] = (), **settings: Any) -> Evaluation:
-    """Ask a model the problems of benchmarks (`distill evaluate`).
+    """Evaluate a model on benchmarks (`distill evaluate`).
 
     Args:
         words: overrides, such as `model=tiny` and `benchmark=[gsm8k,aime24]`.
-        settings: the same by keyword, such as `out`, the folder of the results.
+        settings: overrides by keyword, such as `out`, the folder of the results.
 
     Raises:
-        UserError: anything that the user can mend, before the model is loaded.
+        UserError: a mistake that the user can correct, reported before the model is loaded.
     """
     from distill.analysis import evaluate_model as evaluation
 
@@ -112,14 +112,14 @@ def evaluate_model(words: Iterable[str] = (), **settings: Any) -> Evaluation:
 
 
 def plan_run(words: Iterable[str] = (), **settings: Any) -> Plan:
-    """Reckon what a run would take: memory, time, disk (`distill plan`).
+    """Estimate the memory, time and disk space of a training run (`distill plan`).
 
     Args:
         words: overrides of a training run, such as `loss=dcod` and `model=qwen1.5b`.
-        settings: the same by keyword.
+        settings: overrides by keyword.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: a mistake that the user can correct.
     """
     from distill.planning.plan import make_plan
     from distill.training.setup import Setup
@@ -136,16 +136,16 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a language model by its name.
+    """Load a language model.
 
     Args:
-        model: a run's folder, a folder in Hugging Face format, a GGUF file, a hub id, or a pair of conf/model
-            such as `tiny`.
-        role: of a pair, whom to take: `student` or `teacher`.
-        device: where its weights go.
+        model: run folder, folder in Hugging Face format, GGUF file, hub id, or a pair of conf/model such as
+            `tiny`.
+        role: which model of a pair: `student` or `teacher`.
+        device: device of the weights.
         dtype: of the weights in memory; `auto`: as they are stored.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: run Python from the model's repository.
+        trust_remote_code: run Python code from the model's repository.
 
     Raises:
         UserError: there is no such model.
@@ -162,7 +162,7 @@ def load_model(
 def _run(
     command: str, words: Iterable[str], settings: dict[str, Any], run: Callable[[DictConfig], Path]
 ) -> Path:
-    """The folder that a command made; what it would print is in the folder's files."""
+    """Run a command without its printed output, and return the folder that it wrote."""
     quiet()
     with redirect_stdout(io.StringIO()):
         return run(_compose(command, words, settings))

@@ -1,4 +1,5 @@
-"""`python -m distill.curate`: a trace set of other trace sets, in steps that each say what they left out."""
+"""`python -m distill.curate`: select and edit traces in curation steps, each of which reports what it
+dropped."""
 
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse before torch is imported what can be told without it."""
+    """Report user mistakes before torch is imported."""
     from distill.curation.listed import check_listed
     from distill.training.inputs import check_inputs
 

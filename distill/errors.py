@@ -1,17 +1,17 @@
-"""What a user's mistake raises: a sentence, no traceback."""
+"""Exceptions for user errors, which are printed without a traceback."""
 
 from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the offending value, the place and the remedy.
+    """A mistake that the user can correct. The message names the bad value, its place and the remedy.
 
-    `train.py` prints the message and exits with code 1; every other exception keeps its traceback,
-    because it is a defect of ours.
+    Commands print the message and exit with code 1. Every other exception keeps its traceback, because it
+    is a bug.
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows in a traceback's place: the sentence (IPython asks for it by this name)."""
+        """The message without a traceback, for notebooks: IPython calls this method."""
         return [f"error: {self}"]
 
 
@@ -20,24 +20,26 @@ class Busy(UserError):
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient that is no number: training stops before the update."""
+    """A loss or gradient is NaN or infinite; training stops before the update."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended training, after a checkpoint, and ends a sweep. The message says how "
-    "to go on."""
+    """Ctrl-C or SIGTERM ended training after a checkpoint, and ends a sweep too.
+
+    The message says how to resume.
+    """
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: its message's first, or its kind where it has no message."""
+    """The first line of an error's message, or its type's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def whole_number(place: str, value: Any, *, least: int) -> None:
-    """Refuse a value that is no whole number from `least` on.
+    """Check that a value is a whole number of at least `least`.
 
     Raises:
-        UserError: names the place.
+        UserError: it is not; the message names `place`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{place}={value!r} must be a whole number, at least {least}")

@@ -1,7 +1,7 @@
-"""`python -m distill.evaluate`: a model on benchmarks, with intervals; or evaluations against each other.
+"""`python -m distill.evaluate`: evaluate a model on benchmarks, with intervals, or compare evaluations.
 
-A completion that is there is never written again: a run that was killed goes on, and one that asks more
-problems, more samples or further benchmarks of the same model adds to what its folder holds."""
+Stored completions are never generated again: a killed evaluation resumes, and one with more problems, samples
+or benchmarks of the same model adds to its folder."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse before torch is imported what can be told without it."""
+    """Report user mistakes before torch is imported."""
     from distill.config.instantiate import plain
     from distill.evaluation.comparison_sides import check_side
     from distill.evaluation.named import named_model

@@ -1,7 +1,7 @@
-"""`python -m distill.generate`: a teacher writes traces for a set of problems, and each is judged and kept.
+"""`python -m distill.generate`: a teacher writes traces for a set of problems; each is graded and stored.
 
-A completion that is there is never written again, and each is drawn with numbers of its own, so that a run
-that was killed and resumed gives the set of one clean run."""
+Stored completions are never generated again, and each completion has its own random seed. So a killed and
+resumed command gives the same trace set as an uninterrupted one."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse before torch is imported what can be told without it."""
+    """Report user mistakes before torch is imported."""
     from distill.training.inputs import check_inputs
 
     check_inputs(cfg, words, needed=("teacher",))

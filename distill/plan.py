@@ -1,5 +1,6 @@
-"""`python -m distill.plan loss=dcod model=qwen1.5b`: what the run of `train.py` with these words would take,
-stage by stage, from the models' configurations alone; with `-m` what a sweep would."""
+"""`python -m distill.plan loss=dcod model=qwen1.5b`: estimate time, memory and disk space of a run.
+
+It takes the overrides of `train.py`, with `-m` those of a sweep, and loads no weights."""
 
 import hydra
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from distill.training.numbers import check_numbers
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> None:
     tune_allocator()
-    with no_collection():  # torch and transformers, only when something runs
+    with no_collection():  # imports torch and transformers
         from distill.planning.command import print_plan
         from distill.training.job import job
 

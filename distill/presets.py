@@ -1,4 +1,4 @@
-"""`python -m distill.presets`: the table of `conf/loss/`, made from its files and what they build."""
+"""`python -m distill.presets`: print the table of all losses in `conf/loss/`."""
 
 import argparse
 

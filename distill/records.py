@@ -1,7 +1,8 @@
-"""The record of a trace: what was asked, what was written, by whom and how, and what was found of it.
+"""`python -m distill.records`: print a trace set as JSON Lines.
 
-A trace set is a folder with `traces.parquet`, one row a completion, that any Parquet reader opens;
-`python -m distill.records` prints it as JSON Lines. Token ids are kept: text that is tokenised again drifts.
+A trace set is a folder with `traces.parquet`, one row per completion: the problem, the completion, the model
+and settings that wrote it, and its grade. It stores token ids, because tokenizing the text again may give
+others.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from distill.data.trace_set import read_records
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The same as JSON Lines."""
+    """Records as lines of JSON."""
     return (json.dumps(record, ensure_ascii=False) for record in records)
 
 
@@ -26,11 +27,11 @@ def main() -> None:
         prog="python -m distill.records", description="Print a trace set as JSON Lines."
     )
     parser.add_argument("trace_set", type=Path, help="folder of a trace set, or its Parquet file")
-    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+    with contextlib.suppress(BrokenPipeError):  # the reader, such as `| head`, has closed the pipe
         for line in json_lines(read_records(parser.parse_args().trace_set)):
             print(line, flush=True)
         return
-    sys.stderr.close()  # nor does Python say so at its end
+    sys.stderr.close()  # keeps Python from reporting the broken pipe at exit
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m distill.results <sweep or run folders>`: finished runs as a Markdown table, one row a method.
+"""`python -m distill.results <sweep or run folders>`: finished runs as Markdown tables, one row per method.
 
-Runs are one row where nothing but their seed differs, and share a table where nothing but seed and method do:
-another benchmark, data set, model, batch size or length makes another table, whose heading says what differs.
+Runs that differ only in their seed form one row. Rows that differ only in the method form one table. Another
+benchmark, data set, model, batch size or length makes another table, whose heading names the difference.
 """
 
 from distill.config.console import one_sentence_errors

@@ -1,4 +1,4 @@
-"""`python -m distill.score`: how traces suit a student, before training; whose traces suit it best."""
+"""`python -m distill.score`: measure how well teachers' traces suit a student, before training."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse before torch is imported what can be told without it."""
+    """Report user mistakes before torch is imported."""
     from distill.curation.listed import check_listed
     from distill.training.inputs import check_inputs
 

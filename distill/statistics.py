@@ -1,9 +1,9 @@
-"""How sure a figure is: intervals over problems, pass@k and its kin, and tests of two models on the same
+"""Statistics of evaluations: intervals over problems, pass@k and maj@k, and tests of two models on the same
 problems.
 
-The unit is the problem. Samples of one problem resemble each other, so they are drawn together (a cluster
-bootstrap; Miller 2411.00640): an interval over single samples would be too narrow. SciPy, which takes half a
-second to import, comes with the first test.
+The unit is the problem. Samples of one problem are correlated, so they are resampled together (a cluster
+bootstrap; Miller 2411.00640): an interval over single samples would be too narrow. SciPy takes half a second
+to import, so it is imported by the first test.
 """
 
 import math
@@ -15,32 +15,32 @@ from typing import Any
 import numpy as np
 
 _BOUNDS = (0.025, 0.975)  # of every interval
-_AT_ONCE = 2**20  # numbers drawn at a time
+_AT_ONCE = 2**20  # random numbers per chunk
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95 % interval; NaN where there is none."""
+    """A figure with its 95 % interval; NaN if unknown."""
 
     value: float
     low: float
     high: float
 
     def json(self) -> dict[str, float | None]:
-        """As JSON has it: null for NaN."""
+        """The fields for JSON, with null for NaN."""
         return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its 95 % interval, and how probable one as large would be without any.
+    """A mean difference with its 95 % interval and p-value.
 
     Attributes:
-        value: of the two models' means over problems, second − first.
-        low: the interval's lower bound.
-        high: its upper bound.
+        value: difference of the two models' means over problems, second − first.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
         p: two-sided p-value.
-        test: what gave p: `McNemar`, `sign-flip` or `paired t`.
+        test: the test that gave p: `McNemar`, `sign-flip` or `paired t`.
     """
 
     value: float
@@ -59,24 +59,23 @@ def bootstrap_ratio(
 ) -> Figure:
     """Σ numerators / Σ denominators, with the 95 % percentile interval of a bootstrap over problems.
 
-    Where all problems show the same figure (0 of 30 right, or 30 of 30), a bootstrap has no width. For
-    figures between 0 and 1 the interval then says what a share of other problems that could have gone
-    unseen would change: n problems all show the same with probability 2.5 % where a share 1 − 0.025^(1/n)
-    would show something else. At 0 and at 1 that is Clopper and Pearson's exact interval (Biometrika 26,
-    1934) of a proportion of problems. Other figures that do not vary get no width, and no interval where
-    there is but one problem.
+    If all problems have the same figure (0 of 30 right, or 30 of 30), a bootstrap interval has no width. For
+    figures between 0 and 1 the interval then covers a share of different problems that the sample may have
+    missed: n problems are all alike with probability 2.5 % if a share 1 − 0.025^(1/n) of problems differs. At
+    0 and at 1 that is Clopper and Pearson's exact interval (Biometrika 26, 1934) of a proportion of problems.
+    Other figures that do not vary get an interval without width, or none for a single problem.
 
     Args:
-        numerators: [problems] such as right answers; NaN where a problem has no figure: it is left out.
-        denominators: [problems] such as samples, not negative; where one is zero, it adds nothing.
-        resamples: how many bootstrap samples.
-        seed: of the draw.
+        numerators: [problems] such as right answers; a problem with NaN is left out.
+        denominators: [problems] such as samples, not negative; a problem with zero adds nothing.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
 
     Returns:
-        The figure; NaN where no problem has one.
+        The figure; NaN if no problem has one.
 
     Raises:
-        ValueError: no problems, two lengths, a negative denominator, an infinite number.
+        ValueError: no problems, different lengths, a negative denominator or an infinite number.
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if above.ndim != 1 or above.shape != below.shape or not len(above):
@@ -110,17 +109,17 @@ def _all_alike(value: float, problems: int) -> tuple[float, float]:
 
 
 def _resampled(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums over problems drawn with replacement.
+    """Sums over problems resampled with replacement.
 
     Args:
-        values: [columns, problems] what is summed; the columns share their draws.
+        values: [columns, problems] values to sum; all columns use the same resamples.
 
     Returns:
         [columns, resamples].
     """
     problems = values.shape[1]
-    # Drawn places, not multinomial counts, which take three times as long; in the fewest bytes, as half of
-    # the time goes into the draw.
+    # Random indices, because multinomial counts take three times as long. In the smallest dtype, because
+    # drawing them takes half of the time.
     kind = np.uint16 if problems <= 2**16 else np.int64
     found = np.empty((len(values), resamples))
     for rows in _chunks(resamples, problems):
@@ -141,7 +140,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def pass_at_k(right: int, n: int, k: int) -> float:
-    """The probability that at least one of k samples is right, from n samples of which some are.
+    """pass@k: the probability that at least one of k samples is right, estimated from n samples.
 
     1 − C(n − right, k) / C(n, k), unbiased, as a product that does not overflow (Chen et al. 2107.03374,
     equation 1 and figure 3).
@@ -159,15 +158,15 @@ def pass_at_k(right: int, n: int, k: int) -> float:
 def majority(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
     """maj@n of a problem: whether the answer that most samples give is right (Wang et al. 2203.11171).
 
-    Only samples with an answer vote. Answers with as many votes share the verdict: the mean of theirs, which
-    is what drawing one of them gives on average.
+    Only samples with an answer vote. For a tie the result is the mean over the tied answers, which is the
+    expected value of choosing one at random.
 
     Args:
         classes: [samples] the same number for the same answer; None: no answer.
-        correct: [samples] verdicts; the mean of its samples' is an answer's.
+        correct: [samples] verdicts; an answer's verdict is the mean of its samples'.
 
     Returns:
-        Between 0 and 1; 0 where no sample has an answer.
+        Between 0 and 1; 0 if no sample has an answer.
     """
     votes: dict[int, list[bool]] = {}
     for answer, right in zip(classes, correct, strict=True):
@@ -182,7 +181,7 @@ def agreement(classes: Sequence[int | None]) -> float | None:
     """The probability that two different samples of a problem give the same answer.
 
     Args:
-        classes: [samples] the same number for the same answer; None: no answer, which agrees with nothing.
+        classes: [samples] the same number for the same answer; None: no answer, which never agrees.
 
     Returns:
         The share of pairs that agree; None for fewer than two samples.
@@ -195,7 +194,7 @@ def agreement(classes: Sequence[int | None]) -> float | None:
 
 
 def repetition(words: Sequence[Any], n: int = 4) -> float | None:
-    """The share of a sequence's n-grams that occurred earlier in it: 1 − distinct n-grams / n-grams
+    """The share of a sequence's n-grams that occur earlier in it: 1 − distinct n-grams / n-grams
     (seq-rep-n of Welleck et al. 1908.04319).
 
     Args:
@@ -203,7 +202,7 @@ def repetition(words: Sequence[Any], n: int = 4) -> float | None:
         n: length of the n-grams.
 
     Returns:
-        Between 0 and 1; None where the sequence is shorter than n.
+        Between 0 and 1; None if the sequence is shorter than n.
     """
     grams = len(words) - n + 1
     if grams < 1:
@@ -215,8 +214,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
     """McNemar's exact two-sided p-value (Psychometrika 12, 1947; the sign test of the problems that differ).
 
     Args:
-        first_only: problems that the first model alone answers right.
-        second_only: problems that the second alone does.
+        first_only: number of problems that only the first model answers right.
+        second_only: number of problems that only the second model answers right.
     """
     if first_only < 0 or second_only < 0:
         raise ValueError(f"counts of problems must not be negative: {first_only}, {second_only}")
@@ -233,19 +232,20 @@ def paired(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """How two models differ on the same problems, b − a.
+    """The difference of two models on the same problems, b − a.
 
-    Where every mean is 0 or 1 (a sample each), p is McNemar's exact one; otherwise a sign-flip test's, which
-    agrees with it there. Interval and sign-flip test: `mean_difference`.
+    If every mean is 0 or 1 (one sample per problem), p is McNemar's exact p-value; otherwise that of a
+    sign-flip test, which agrees with it in that case. For the interval and the sign-flip test see
+    `mean_difference`.
 
     Args:
         a: [problems] the first model's mean verdicts.
-        b: [problems] the second's, of the same problems.
+        b: [problems] the second model's, on the same problems.
         resamples: of the bootstrap and of the test.
-        seed: of both draws.
+        seed: of both.
 
     Raises:
-        ValueError: no problems, two lengths, or a number that is not finite.
+        ValueError: no problems, different lengths, or a number that is not finite.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -259,24 +259,24 @@ def paired(
 def mean_difference(
     differences: Sequence[np.ndarray], *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """The mean over benchmarks of their problems' mean differences: each benchmark counts alike.
+    """The mean over benchmarks of their mean differences, with equal weight per benchmark.
 
-    The interval is a percentile bootstrap over problems within each benchmark, to which two problems were
-    added that differ by as much as others do (root mean square of the differences that are not zero), one
-    each way. So it has a width where no problem differs, or all do alike; for differences of −1, 0 and 1 it
+    The interval is a percentile bootstrap over problems within each benchmark. Two artificial problems are
+    added to each, with differences of plus and minus the root mean square of the nonzero differences. So the
+    interval has a width even if no problem differs, or all differ equally. For differences of −1, 0 and 1 it
     is the bootstrap form of Bonett and Price's adjusted Wald interval, which is recommended for paired
     proportions (J. Educ. Behav. Stat. 37, 2012; Fagerland, Lydersen and Laake, Stat. Med. 33, 2014).
 
-    The test flips the signs of problems' differences at random: if both models answer alike, each answer
-    could as well be the other's (Fisher 1935; for language models' outputs Dror et al. ACL 2018, P18-1128).
-    That is exact where both have as many samples a problem, and holds its level in the limit otherwise; a
-    bootstrap's p-value is exact in neither case. p counts the sample itself among the draws, so it is never 0
-    (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
+    The test flips the signs of the problems' differences at random: under the null hypothesis the two models'
+    answers are exchangeable (Fisher 1935; for language models Dror et al. ACL 2018, P18-1128). It is exact if
+    both models have the same number of samples per problem, and asymptotically valid otherwise; a bootstrap's
+    p-value is exact in neither case. p counts the observed sample among the draws, so it is never 0 (Phipson
+    and Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
 
     Args:
-        differences: of each benchmark [problems].
+        differences: per benchmark, [problems].
         resamples: of the bootstrap and of the test.
-        seed: of both draws.
+        seed: of both.
 
     Raises:
         ValueError: a benchmark without problems, or a number that is not finite.
@@ -294,14 +294,14 @@ def mean_difference(
     shares = np.concatenate([own / len(own) / len(strata) for own in strata])
     low, high = _percentiles(means)
     value = float(np.mean([own.mean() for own in strata]))
-    # With few problems the two that were added may draw the interval away from what was seen.
+    # With few problems, the two artificial ones may shift the interval away from the observed value.
     return Difference(
         value, min(low, value), max(high, value), _sign_flip(shares, resamples, rng), "sign-flip"
     )
 
 
 def _sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> float:
-    """Two-sided p-value of Σ values, each of which could as well have the other sign."""
+    """Two-sided p-value of Σ values if the sign of each value is random."""
     values = values[values != 0]
     if not len(values):
         return 1.0
@@ -311,13 +311,13 @@ def _sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> floa
         count = (rows.stop - rows.start) * len(values)
         bits = np.unpackbits(np.frombuffer(rng.bytes(-(-count // 8)), dtype=np.uint8))[:count]
         sums = 2 * (bits.reshape(-1, len(values)) @ values) - total
-        # What equals the sample up to rounding is as large.
+        # A sum that equals the observed one up to rounding counts as equally large.
         as_large += int((np.abs(sums) >= seen - 1e-12 * np.abs(values).sum()).sum())
     return as_large / (1 + draws)
 
 
 def mean_over_runs(values: Sequence[float] | np.ndarray) -> Figure:
-    """The mean of a figure over training runs, such as seeds, with Student's t interval; of one run without.
+    """The mean of a figure over training runs, such as seeds, with Student's t interval (NaN for one run).
 
     Args:
         values: [runs].
@@ -333,18 +333,17 @@ def mean_over_runs(values: Sequence[float] | np.ndarray) -> Figure:
 
 
 def paired_runs(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Difference:
-    """How two methods' figures differ over training runs that share their seeds, b − a: the paired t-test
-    and its interval.
+    """The difference of two methods over training runs with the same seeds, b − a, by a paired t-test.
 
-    The same seed means the same order of traces, so that pairs vary less than runs do. With two runs that
-    differ by the very same number nothing is known of how much others would: p is 1.
+    The same seed gives the same order of traces, so that differences vary less than runs do. If all
+    differences are equal, their variance is unknown, and p is 1.
 
     Args:
-        a: [runs] of the first method.
-        b: [runs] of the second, with the same seeds in the same order.
+        a: [runs] figures of the first method.
+        b: [runs] figures of the second method, with the same seeds in the same order.
 
     Raises:
-        ValueError: fewer than two runs, or not as many of both.
+        ValueError: fewer than two runs, or different numbers of runs.
     """
     from scipy.stats import t as student_t
 
@@ -360,8 +359,8 @@ def paired_runs(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests, adjusted so that all together find something where nothing is in at most 5 %
-    of cases if what is below 0.05 counts (Holm, Scand. J. Stat. 6, 1979)."""
+    """Adjust the p-values of several tests so that, at a threshold of 0.05, the probability of any false
+    positive is at most 5 % (Holm, Scand. J. Stat. 6, 1979)."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -377,21 +376,21 @@ def smallest_difference(
     power: float = 0.8,
     level: float = 0.05,
 ) -> float | None:
-    """The smallest true difference that so many problems show with the probability `power`.
+    """The smallest true difference that this number of problems detects with probability `power`.
 
-    With a sample each: the exact power of McNemar's exact test, at the share of problems on which the two
-    were seen to differ, or at the difference itself where that is more. Otherwise the normal approximation
-    of the sign-flip test, at the standard deviation that was seen; the formula is Miettinen's (Biometrics 24,
+    With one sample per problem: the exact power of McNemar's exact test, at the observed share of problems on
+    which the models differ, or at the difference itself if that is larger. Otherwise the normal approximation
+    of the sign-flip test, at the observed standard deviation; the formula is Miettinen's (Biometrics 24,
     1968), with the problems' variance in place of the share of those that differ.
 
     Args:
         a: [problems] the first model's mean verdicts.
-        b: [problems] the second's.
-        power: the probability.
-        level: p-value from which on a difference counts; smaller where several tests share 0.05.
+        b: [problems] the second model's.
+        power: probability of detection.
+        level: largest p-value that counts as a detection; smaller if several tests share 0.05.
 
     Returns:
-        Between 0 and 1; None where so few problems show no difference at all.
+        Between 0 and 1; None if so few problems cannot detect any difference.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -402,29 +401,31 @@ def smallest_difference(
     seen = float(np.mean(first != second)) if single else 0.0
 
     def lacking(difference: float) -> float:
-        if single or deviation < 1e-9:  # where nothing varies, that says nothing of how much it could
+        if single or deviation < 1e-9:  # no observed variance: it says nothing about the true one
             return _mcnemar_power(n, max(seen, difference), difference, level) - power
         spread = norm.isf(level / 2) * math.hypot(deviation, difference) + norm.ppf(power) * deviation
         return difference - float(spread) / math.sqrt(n)
 
-    # Not even if all problems differ in the same direction, of which 2^(1 − n) is the probability.
+    # Not even if all n problems differ in the same direction, which has p-value 2^(1 − n).
     if 2.0 ** (1 - n) > level or lacking(1.0) <= 0:
         return None
     return float(brentq(lacking, 0.0, 1.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
 
 
 def _mcnemar_power(problems: int, differ: float, difference: float, level: float) -> float:
-    """How often the exact test finds a true difference, where the two differ on a share of problems."""
+    """Power of McNemar's exact test for a true difference, if the models differ on a share of problems."""
     if differ <= 0:
         return 0.0
     from scipy.stats import binom
 
     ends = binom.ppf(1e-9, problems, differ), binom.isf(1e-9, problems, differ)
     counts = np.arange(int(ends[0]), int(ends[1]) + 1)
-    # The test rejects where the rarer side has at most so many of the problems that differ; -1: never.
+    # The test rejects if the rarer direction has at most this many of the differing problems; -1: never.
     most = binom.ppf(level / 2, counts, 0.5)
     most = np.where(binom.cdf(most, counts, 0.5) <= level / 2, most, most - 1)
-    second = (1 + difference / differ) / 2  # of a problem that differs: that the second alone is right
+    second = (
+        1 + difference / differ
+    ) / 2  # probability that the second model is the right one on a differing problem
     found = binom.cdf(most, counts, second) + binom.cdf(most, counts, 1 - second)
     return float(binom.pmf(counts, problems, differ) @ found)
 

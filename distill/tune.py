@@ -1,4 +1,4 @@
-"""`python -m distill.tune <sweep>`: each method's learning rate from a finished sweep with `experiment=tune`.
+"""`python -m distill.tune <sweep>`: choose each method's learning rate from a sweep with `experiment=tune`.
 
 It prints the grid and writes `learning_rates.yaml` into the sweep's folder, which `lr_from=<folder>` reads.
 """

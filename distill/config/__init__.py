@@ -1,1 +1,1 @@
-"""Compose, check and build the configuration; the console."""
+"""Compose, check and instantiate the configuration; console output and errors."""

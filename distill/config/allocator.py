@@ -1,7 +1,7 @@
-"""How the C library hands out memory to tensors on a CPU.
+"""Tune glibc's allocator for tensors on a CPU.
 
-glibc's defaults split what layers leave behind, so that a step's peak is far above what its tensors add up
-to, and give memory back only to take it again page by page."""
+glibc's defaults fragment the heap, so that a training step's peak is far above the sum of its tensors. They
+also return freed memory to the system, only to request it again page by page."""
 
 import contextlib
 import ctypes
@@ -11,16 +11,15 @@ import sys
 from collections.abc import Iterator
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt(3)
-_OWN_BLOCK = 32 * 2**20  # a block this large is mapped by itself: the most that glibc comes to on its own
-_KEPT = 2**30  # free memory at the heap's end that is kept
+_OWN_BLOCK = 32 * 2**20  # larger blocks are mapped separately; glibc's own dynamic maximum
+_KEPT = 2**30  # free memory at the heap's end that is not returned to the system
 
 
 def tune_allocator() -> None:
-    """Huge pages for tensors of 2 MiB and more, each at a page's beginning; free memory is kept for the next
-    step. What the environment sets already stays.
+    """Use huge pages for tensors of 2 MiB and more, and keep freed memory for the next step.
 
-    To be called before torch is imported: it reads `THP_MEM_ALLOC_ENABLE` with its first tensor. Nothing
-    happens where the C library is not glibc.
+    Settings that the environment already has stay. Call this before torch is imported: torch reads
+    `THP_MEM_ALLOC_ENABLE` when it allocates its first tensor. Does nothing if the C library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
@@ -33,7 +32,7 @@ def tune_allocator() -> None:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Import without the garbage collector, which walks for a tenth of the time through modules that stay."""
+    """Disable the garbage collector during imports, where it takes a tenth of the time and frees nothing."""
     gc.disable()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What every command does around its work: the command line is checked, and mistakes are one sentence."""
+"""Run a command: check its command line, and print user errors as one sentence."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from distill.config.paths import CONFIG
 from distill.config.suggestions import take_suggestions
 
 Words = Sequence[str]
-_SHOW_JOB = (["--cfg", "job"], ["-c", "job"])  # which Hydra would compose once more
+_SHOW_JOB = (["--cfg", "job"], ["-c", "job"])  # printed here, because Hydra would compose a second time
 _SHOW = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 
 
@@ -25,14 +25,14 @@ def run_command(
 ) -> None:
     """Run a command that Hydra configures, from `sys.argv`.
 
-    Nothing up to `main` imports torch, so that a typo or a missing file is answered at once.
+    Nothing before `main` imports torch, so that a typo or a missing file is reported at once.
 
     Args:
-        name: of its configuration, a file of `conf/`.
-        main: decorated by `hydra.main`.
-        check: told the configuration and the command line, refuses what a user can mend; not for a sweep,
-            whose jobs are checked one by one as they run.
-        more: told the same, returns words to put behind the command line.
+        name: name of the command's configuration, a file of `conf/`.
+        main: function decorated by `hydra.main`.
+        check: given the configuration and the command line, raises `UserError` for user mistakes. Not called
+            for a sweep, whose jobs are checked one by one as they run.
+        more: given the same, returns overrides to append to the command line.
     """
     arguments = sys.argv[1:]
     if "--version" in arguments:

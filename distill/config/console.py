@@ -1,4 +1,4 @@
-"""Print a user's mistake as one sentence; keep the terminal to what the run says."""
+"""Print user errors without a traceback, and silence other libraries' output."""
 
 import contextlib
 import logging
@@ -12,14 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 
 from distill.errors import Interrupted, UserError
 
-failed_jobs: list[str] = []  # of the sweep in this process, each with its reason
-at_end: list[Callable[[], None]] = []  # what is said when all jobs are done
+failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
+at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
 
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """A user's mistake prints its sentence and exits with 1; Ctrl-C exits with 130; a defect keeps its
-    traceback."""
+    """Print a `UserError` as one sentence and exit with 1; exit with 130 on Ctrl-C; keep the traceback of
+    every other exception, because it is a bug."""
     try:
         yield
     except UserError as error:
@@ -35,27 +35,27 @@ def one_sentence_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_empty_folder() -> Iterator[None]:
-    """A job that was refused before anything was computed leaves no folder: Hydra had made it already."""
+    """Remove the folder that Hydra made for a job that wrote nothing into it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def quiet() -> None:
-    """Leave the terminal to what the run has to say."""
+    """Silence progress bars, logs and warnings of other libraries."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets is imported where it is needed
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets may be imported later
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    # Dropout is what train and eval mode differ in; DistillModule.on_train_start sets the mode itself.
+    # The warning about eval mode concerns dropout; DistillModule.on_train_start sets the mode itself.
     for pattern in (
         ".*module\\(s\\) in eval mode at the start of training.*",
         ".*does not have many workers.*",

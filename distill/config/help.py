@@ -1,4 +1,4 @@
-"""The help of a command that Hydra configures, without composing its configuration."""
+"""The `--help` text of a command, made without composing its configuration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ import yaml
 
 
 def help_text(config_dir: Path, config_name: str, groups: Mapping[str, Sequence[str]]) -> str:
-    """What `--help` prints.
+    """The text that `--help` prints.
 
     Args:
-        config_dir: with the texts, `hydra/help/<config_name>.yaml`.
-        config_name: the command's.
-        groups: the options of each group that it has.
+        config_dir: folder of the configuration, with the texts in `hydra/help/<config_name>.yaml`.
+        config_name: the command's root file.
+        groups: the command's configuration groups, each with its options.
     """
     texts = yaml.safe_load(
         (config_dir / "hydra" / "help" / f"{config_name}.yaml").read_text(encoding="utf-8")

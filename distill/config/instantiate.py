@@ -1,4 +1,4 @@
-"""Objects from nodes of the configuration."""
+"""Instantiate objects from nodes of the configuration."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +15,15 @@ OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.
 
 
 def build(node: Any, place: str) -> Any:
-    """Instantiate a config node; what it refuses is the user's to mend."""
+    """Instantiate a config node.
+
+    Args:
+        node: with a `_target_`.
+        place: key of the node, for the error message.
+
+    Raises:
+        UserError: the target does not exist, or rejects its arguments.
+    """
     try:
         use_new_names(node)
         return hydra.utils.instantiate(node, _convert_="all")
@@ -29,8 +37,10 @@ def build(node: Any, place: str) -> Any:
 
 
 def use_new_names(node: Any) -> None:
-    """Put today's names in place of the `_target_`s of earlier versions, at any depth, in a node as it is
-    written: interpolations stay as they are."""
+    """Replace the `_target_`s of earlier versions by the current names, in place and at any depth.
+
+    Interpolations are not resolved.
+    """
     if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_interpolation():
         return
     for key in node if isinstance(node, DictConfig) else range(len(node)):
@@ -42,9 +52,9 @@ def use_new_names(node: Any) -> None:
 
 
 def build_optimizer(node: Any) -> OptimizerFactory:
-    """What makes the optimizer of parameters; a bad learning rate is found now, and not when training
-    starts."""
-    import torch  # not above: the command line is answered without it
+    """A function from parameters to an optimizer. It is tried on one parameter, so that a bad learning rate
+    is reported now and not when training starts."""
+    import torch  # not at the top: the command line is checked without torch
 
     factory = build(node, "optimizer")
     try:
@@ -55,15 +65,15 @@ def build_optimizer(node: Any) -> OptimizerFactory:
 
 
 def plain(node: Any) -> Any:
-    """A node of the configuration as lists, dicts and values; what is no node as it is."""
+    """A config node as plain lists, dicts and values; anything else unchanged."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, with today's names for what moved and without Hydra's own part.
+    """A configuration as plain values, with current `_target_` names and without Hydra's own part.
 
     Raises:
-        UserError: what a value says when it is computed.
+        UserError: an interpolation such as `${scaled:...}` rejects its arguments.
     """
     try:
         return renamed({str(key): plain(cfg[key]) for key in cfg if key != "hydra"})
@@ -75,7 +85,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def renamed(node: Any) -> Any:
-    """Plain values with today's names in place of the `_target_`s of earlier versions, at any depth."""
+    """Plain values with the `_target_`s of earlier versions replaced by the current names, at any depth."""
     if isinstance(node, dict):
         return {
             key: new_name(value) if key == "_target_" and isinstance(value, str) else renamed(value)

@@ -1,10 +1,10 @@
-"""Names that moved: modules and functions of earlier versions, and where they are now.
+"""Old and current names of modules, classes and functions that moved.
 
-YAML files and runs of earlier versions name classes and functions (`_target_`) by them, and are still read.
+YAML files and runs of earlier versions have the old names as `_target_`, and can still be read.
 """
 
-# Below `distill.`; a module's line holds for all in it that has no line of its own. Where a folder or a
-# command now has the name of an old module, what was in the module is listed one by one.
+# Names without `distill.`. A module's entry applies to everything in it without an entry of its own. If a
+# folder or a command now has the name of an old module, the old module's contents are listed one by one.
 MOVED: dict[str, str] = {
     "account": "training.step_metrics",
     "account.StepAccount": "training.step_metrics.StepMetrics",
@@ -225,10 +225,10 @@ MOVED: dict[str, str] = {
 
 
 def new_name(name: str) -> str:
-    """Where a name of an earlier version is now; any other name as it is.
+    """The current name for a name of an earlier version; any other name unchanged.
 
     Args:
-        name: of a module, class or function, such as `distill.data.TraceRecipe`.
+        name: full name of a module, class or function, such as `distill.data.TraceRecipe`.
     """
     first, _, rest = name.partition("distill.")
     if first or not rest:

@@ -1,5 +1,4 @@
-"""The command line's manners: a typo is answered with the nearest valid names, a mistake with one
-sentence."""
+"""Validate overrides, suggest close matches, and report user errors as one sentence."""
 
 import argparse
 import difflib
@@ -34,15 +33,16 @@ register()
 
 
 def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]) -> DictConfig:
-    """Compose the configuration once, ahead of Hydra, and answer a typo with the nearest names.
+    """Compose the configuration before Hydra does, and report typos with the closest valid names.
 
     Args:
         config_dir: folder of the configuration.
         config_name: its root file.
-        arguments: the command line; options (`-m`, `--cfg job`) are passed over.
+        arguments: the command line; options (`-m`, `--cfg job`) are ignored.
 
     Returns:
-        The configuration (of a sweep's first job), with what suits the model where the user names nothing.
+        The configuration (of a sweep's first job), with the model's suggested settings where the user names
+        none.
 
     Raises:
         UserError: an unknown group, option or key, a value that does not parse, or an output folder that
@@ -52,7 +52,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
     groups = groups_of(config_dir, config_name, arguments)
-    with _initialized(config_dir, _own_dirs(arguments)):
+    with _initialized(config_dir, _user_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -100,7 +100,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
 
 
 def _check_key(override: Override, place: str = "") -> None:
-    """Refuse a key that was renamed; the sentence is the word as it is now."""
+    """Reject a key that was renamed, with an error that shows the override under its new key."""
     key, new = override.key_or_group, new_key(override.key_or_group)
     if new == key:
         return
@@ -110,11 +110,11 @@ def _check_key(override: Override, place: str = "") -> None:
 
 
 def _check_files(config_dir: Path, cfg: DictConfig) -> None:
-    """Refuse renamed keys in a user's own files, and among the words that a smoke test hands to train.py."""
+    """Reject renamed keys in a user's own files, and in a smoke test's overrides for train.py."""
     for word in OverridesParser.create().parse_overrides(list(cfg.get("smoke", {}).get("overrides", []))):
         _check_key(word, "smoke.overrides: ")
-    said = _said(OmegaConf.to_container(cfg, resolve=False))
-    old = next((key for key in said if new_key(key) != key), None)
+    keys = _keys_and_references(OmegaConf.to_container(cfg, resolve=False))
+    old = next((key for key in keys if new_key(key) != key), None)
     if old is None:
         return
     last = re.compile(rf"\b{re.escape(old.rsplit('.', 1)[-1])}\b")
@@ -124,26 +124,25 @@ def _check_files(config_dir: Path, cfg: DictConfig) -> None:
     raise UserError(f"{old} is now {new_key(old)}: a file of the configuration{place} still says {old}")
 
 
-def _said(node: Any, above: str = "") -> Iterator[str]:
-    """The keys that are set, and those that values name as ${key}."""
+def _keys_and_references(node: Any, above: str = "") -> Iterator[str]:
+    """The keys that a node sets, and those that its values refer to as ${key}."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield f"{above}{key}"
-            yield from _said(value, f"{above}{key}.")
+            yield from _keys_and_references(value, f"{above}{key}.")
     elif isinstance(node, str):
         yield from re.findall(r"\$\{([\w.]+)\}", node)
 
 
 def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
-    """What an experiment's file sweeps over, as words of a command line; what the user says himself goes
-    before it."""
-    said = {override.key_or_group for override in overrides}
+    """The sweep of an experiment's file as overrides, without the keys that the user sets."""
+    set_by_user = {override.key_or_group for override in overrides}
     params = cfg.hydra.sweeper.get("params") or {}
-    return [f"{key}={value}" for key, value in params.items() if key not in said]
+    return [f"{key}={value}" for key, value in params.items() if key not in set_by_user]
 
 
 def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
-    """One job for every option of every group that is swept over, the others at their first value."""
+    """One job per option of each swept group, with all other sweeps at their first value."""
     single = [_first_value(override) for override in overrides]
     yield single
     for place, override in enumerate(overrides):
@@ -153,7 +152,7 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
 
 
 def _resolve(cfg: DictConfig) -> None:
-    """Raise what a value of the configuration says when it is computed."""
+    """Resolve all interpolations, so that a `UserError` from one of them is raised here."""
     HydraConfig.instance().set_config(cfg)
     try:
         for key in cfg:
@@ -172,7 +171,7 @@ def is_sweep(cfg: DictConfig, arguments: Iterable[str]) -> bool:
 
 
 def _check_folder(cfg: DictConfig, key: str) -> None:
-    """Refuse an output folder that cannot be made, before Hydra makes it with a traceback."""
+    """Reject an output folder that cannot be created, before Hydra fails on it with a traceback."""
     folder = Path(str(OmegaConf.select(cfg, key))).expanduser()
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -183,17 +182,17 @@ def _check_folder(cfg: DictConfig, key: str) -> None:
         ) from error
 
 
-def _own_dirs(arguments: Sequence[str]) -> list[Path]:
-    """The folders of `--config-dir`, Hydra's flag for a user's own YAML files, with groups like ours.
+def _user_dirs(arguments: Sequence[str]) -> list[Path]:
+    """The folders of `--config-dir`, Hydra's flag for a user's own YAML files.
 
     Raises:
-        UserError: one is not there.
+        UserError: a folder does not exist.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
     try:
         found = [path.absolute() for path in parser.parse_known_args(arguments)[0].config_dir]
-    except SystemExit:  # no folder behind it, which Hydra says itself
+    except SystemExit:  # the flag has no value; Hydra reports that itself
         return []
     for path in found:
         if not path.is_dir():
@@ -203,7 +202,7 @@ def _own_dirs(arguments: Sequence[str]) -> list[Path]:
 
 @contextmanager
 def _initialized(config_dir: Path, own: Sequence[Path]) -> Iterator[None]:
-    """Hydra, ready to compose of our folder and the user's behind it."""
+    """Initialize Hydra with our configuration folder, and the user's folders after it."""
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         if own:
             search_path = create_config_search_path(str(config_dir))
@@ -215,7 +214,7 @@ def _initialized(config_dir: Path, own: Sequence[Path]) -> Iterator[None]:
 
 
 def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The groups that a root file names, among its defaults or as a key, each with its options.
+    """The groups that a root file names in its defaults or as a key, each with its options.
 
     Args:
         config_dir: folder of the configuration.
@@ -226,7 +225,7 @@ def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ())
     defaults = plain(root.get("defaults", []))
     known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
     names = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name in known)
-    places = [config_dir, *_own_dirs(arguments)]
+    places = [config_dir, *_user_dirs(arguments)]
     return {
         name: sorted({path.stem for place in places for path in (place / name).glob("*.yaml")})
         for name in names
@@ -234,7 +233,7 @@ def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ())
 
 
 def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
-    """Every option of a sweep, also the third, is looked at before the first job runs."""
+    """Check all options of a sweep before its first job runs."""
     if override.key_or_group not in groups or override.is_delete():
         return
     if override.key_or_group == "experiment" and override.is_sweep_override():
@@ -256,7 +255,7 @@ def _values(override: Override) -> list[object]:
 
 
 def _first_value(override: Override) -> str:
-    """The override as it is for a sweep's first job."""
+    """The override of a sweep's first job."""
     if not override.is_sweep_override():
         return str(override.input_line)
     if not override.is_discrete_sweep():
@@ -288,12 +287,12 @@ def _explain(
 
 
 def _renamed(error: Exception) -> str | None:
-    """What a file of the configuration still calls by an old name, if the configuration fails of that."""
-    said = first_line(error)
-    for old in re.findall(r"Could not load '(\w+)'", said):
+    """A sentence about a renamed file or key, if a file of the configuration fails because of it."""
+    message = first_line(error)
+    for old in re.findall(r"Could not load '(\w+)'", message):
         if new := MOVED_FILES.get(old):
-            return f"{said.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
-    for key in re.findall(r"Interpolation key '([\w.]+)' not found", said):
+            return f"{message.rstrip('.')}: /{old} is now /{new}, as in `- /{new}@_here_`"
+    for key in re.findall(r"Interpolation key '([\w.]+)' not found", message):
         if new_key(key) != key:
             return f"{key} is now {new_key(key)}: a file of the configuration still says {key}"
     return None
@@ -309,7 +308,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _nearest(name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
-    # First a key's last part alone, wherever it stands: lr for optimizer.lr.
+    # First the keys with the same last part: lr suggests optimizer.lr.
     near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,7 +1,7 @@
-"""Keys of the configuration that were renamed, and where they are now.
+"""Old and current names of configuration keys that were renamed.
 
-A command line that says an old one is told the new one. A `config.yaml` of an earlier version is translated
-when it is read, so that its run compares and resumes as if it were made today.
+An old key on the command line is an error that names the new key. A `config.yaml` of an earlier version is
+translated when it is read, so that its run can be compared and resumed like a current one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ import yaml
 
 from distill.config.moved import new_name
 
-# The longest key that fits counts: schedule.decay is lr_scheduler.decay.
+# The longest matching prefix counts: schedule.decay becomes lr_scheduler.decay.
 RENAMED: dict[str, str] = {
     "benchmark.every": "eval_every",
     "ckpt": "ckpt_path",
@@ -22,21 +22,21 @@ RENAMED: dict[str, str] = {
     "schedule.floor": "lr_scheduler.min_lr_ratio",
     "schedule.warmup": "lr_scheduler.warmup_ratio",
 }
-# Files of conf/ that others name in their defaults, as `- /objective@_here_`.
+# Files of conf/ that users' files may name in their defaults, as in `- /objective@_here_`.
 MOVED_FILES: dict[str, str] = {
     name: f"shared/{name}"
     for name in ("evaluation", "objective", "pair", "student_rollouts", "support_ratio", "writing")
 }
 
-# The C reader takes a hundredth of OmegaConf's time; config.yaml is written resolved, by OmegaConf.
+# The C loader takes a hundredth of OmegaConf's time. It suffices, because config.yaml is already resolved.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def new_key(key: str) -> str:
-    """Where a key of an earlier version is now; any other key as it is.
+    """The current key for a key of an earlier version; any other key unchanged.
 
     Args:
-        key: with dots between its parts, such as `schedule.warmup`.
+        key: full key with dots, such as `schedule.warmup`.
     """
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
@@ -46,13 +46,13 @@ def new_key(key: str) -> str:
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration under today's keys and today's `_target_`s.
+    """A configuration with current keys and `_target_`s.
 
-    Where it has both an old key and the new one, the new one counts: `optimizer.lr` was made of `model.lr`,
+    If it has both the old and the new key, the new one counts: `optimizer.lr` was derived from `model.lr`
     unless it was set itself.
 
     Args:
-        config: nested, resolved.
+        config: nested and resolved.
     """
     translated: dict[str, Any] = {}
     of_today = {path for path, _ in _leaves(config)}
@@ -81,10 +81,10 @@ def _leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def read_described(path: Path) -> dict[str, Any]:
-    """A run's `config.yaml`, of this version or an earlier one, under today's keys.
+    """Read a run's `config.yaml`, of this version or an earlier one, with current keys.
 
     Raises:
-        OSError, ValueError, yaml.YAMLError: it cannot be read.
+        OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
     with path.open(encoding="utf-8") as stream:
         config = yaml.load(stream, _Loader)

@@ -1,4 +1,4 @@
-"""What a configuration can compute of its own values: `${scaled:...}` and `${chosen_lr:...}`."""
+"""OmegaConf resolvers of the configuration: `${scaled:...}` and `${chosen_lr:...}`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ CHOICE = "learning_rates.yaml"
 
 
 def register() -> None:
-    """Make them known to OmegaConf."""
+    """Register the resolvers with OmegaConf."""
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("chosen_lr", chosen_lr, replace=True)
 
 
 def scaled(amount: float, scale: float) -> int:
-    """A whole share of an amount, at least 1.
+    """An amount times a scale, rounded, at least 1.
 
     Raises:
-        UserError: the scale is no positive number.
+        UserError: the scale is not a positive number.
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
         raise UserError(f"scale={scale!r} must be a positive number")
@@ -29,16 +29,16 @@ def scaled(amount: float, scale: float) -> int:
 
 
 def chosen_lr(chosen: Mapping[str, float], folder: str | None, loss: str) -> float:
-    """The learning rate that was chosen for a loss.
+    """The learning rate chosen for a loss.
 
     Args:
-        chosen: by loss.
-        folder: of a sweep with `experiment=tune` whose choice (`python -m distill.tune`) is taken in place of
-            these.
-        loss: the preset.
+        chosen: learning rates by loss.
+        folder: of a sweep with `experiment=tune`. If given, the learning rates that `python -m distill.tune`
+            wrote there are used instead of `chosen`.
+        loss: name of the loss preset.
 
     Raises:
-        UserError: none was chosen for this loss, or the folder holds no choice.
+        UserError: the loss has no learning rate, or the folder has no file of them.
     """
     place = "lrs"
     if folder is not None:

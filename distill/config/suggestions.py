@@ -1,7 +1,7 @@
-"""What suits a model: the data, benchmark, trainer and learning rate of `conf/experiment/<model>.yaml`.
+"""Suggested settings per model: data, benchmark, trainer and learning rate of `conf/experiment/<model>.yaml`.
 
-Where a command names no experiment, these become words of its command line, before Hydra composes, unless
-the user names the same thing.
+If a command names no experiment, they are added to its command line before Hydra composes, except for what
+the user sets.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from distill.errors import UserError
 
-# The groups that a command takes from a bundle; keys such as optimizer.lr are train.py's alone.
+# Groups that a command takes from the model's file; only train.py also takes keys such as optimizer.lr.
 _TAKEN = {
     "train": ("data", "benchmark", "loss", "trainer"),
     "generate": ("data", "trainer"),
@@ -30,11 +30,11 @@ _TAKEN = {
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a command takes because it suits the model.
+    """Overrides that a model's file suggests.
 
     Attributes:
-        model: as the command names it.
-        words: of the command line, such as `data=gsm8k`.
+        model: the model's name on the command line.
+        words: suggested overrides, such as `data=gsm8k`.
     """
 
     model: str = ""
@@ -47,7 +47,7 @@ class Suggestion:
 
 
 def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Suggestion:
-    """What a command line leaves to the model's suggestion; nothing where it names an experiment.
+    """The model's suggestions that the command line does not set itself; none if it names an experiment.
 
     Args:
         config_dir: folder of the configuration.
@@ -61,7 +61,7 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
     named = _parse(arguments)
     if config_name not in _TAKEN or "experiment" in named:
         return Suggestion()
-    folders = [config_dir, *_own_folders(arguments)]
+    folders = [config_dir, *_user_dirs(arguments)]
     models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
     found = [_read(folders, model, config_name) for model in models]
     keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
@@ -74,11 +74,11 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
 
 
 def take_suggestions(config_dir: Path, config_name: str, arguments: Sequence[str]) -> list[str]:
-    """The command line with what suits the model in it, which the first line printed says."""
+    """The command line with the model's suggestions added; prints them as one line."""
     suggestion = suggest(config_dir, config_name, arguments)
     if suggestion.words and not {"-c", "--cfg"} & set(arguments):
         print(suggestion)
-    # Hydra wants all words in one place: options may stand before them.
+    # Hydra wants all overrides next to each other; options may come before them.
     place = next((place for place, one in enumerate(arguments) if _is_word(one)), len(arguments))
     return [*arguments[:place], *suggestion.words, *arguments[place:]]
 
@@ -88,7 +88,8 @@ def _is_word(argument: str) -> bool:
 
 
 def _parse(arguments: Iterable[str]) -> dict[str, Override]:
-    """The words of a command line by key or group; none of one that does not parse, which others refuse."""
+    """The overrides of a command line by key or group; empty if it does not parse, which is reported
+    elsewhere."""
     try:
         parsed = OverridesParser.create().parse_overrides([one for one in arguments if _is_word(one)])
         return {one.key_or_group: one for one in parsed}
@@ -105,15 +106,15 @@ def _models(named: Override | None, root: Path) -> list[str]:
     return [str(named.value())]
 
 
-def _own_folders(arguments: Sequence[str]) -> list[Path]:
-    """What the user names with Hydra's --config-dir."""
+def _user_dirs(arguments: Sequence[str]) -> list[Path]:
+    """Folders that the user names with Hydra's --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
     return parser.parse_known_args(arguments)[0].config_dir
 
 
 def _read(folders: Iterable[Path], model: str, config_name: str) -> dict[str, Any]:
-    """A bundle's groups and keys that the command takes; nothing where there is no such file."""
+    """The groups and keys of the model's file that apply to the command; empty if there is no such file."""
     paths = [folder / "experiment" / f"{model}.yaml" for folder in folders]
     path = next(filter(Path.is_file, paths), None)
     if path is None:
@@ -141,5 +142,5 @@ def _as_word(value: Any) -> str:
 
 
 def _named(key: str, named: Iterable[str]) -> bool:
-    """Whether the command line says a key itself, or takes what it is in away."""
+    """Whether the command line sets or deletes a key, or a node above it."""
     return any(key == own or (key.startswith(f"{own}.") and "." in own) for own in named)

@@ -1,4 +1,4 @@
-"""Settings as words of a command line, whatever is in them."""
+"""Format settings as command-line overrides, with quoting."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ _OTHERWISE_READ = {"true", "false", "null", "nan", "inf"}
 
 
 def words_of(settings: Mapping[str, Any]) -> list[str]:
-    """One word a setting: `{"out": Path("a b")}` as `out="a b"`."""
+    """One override per setting: `{"out": Path("a b")}` becomes `out="a b"`."""
     return [f"{key}={_value(value)}" for key, value in settings.items()]
 
 
 def quoted(value: str) -> str:
-    """A text as a value on Hydra's command line, whatever is in it."""
-    # Backslashes count only before a quote, the closing one too: there each is doubled.
+    """Quote a text as a value on Hydra's command line."""
+    # A backslash needs escaping only before a quote, the closing quote included: double it there.
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     closing = len(escaped) - len(escaped.rstrip("\\"))
     return '"' + escaped + "\\" * closing + '"'

@@ -1,1 +1,1 @@
-"""Traces: records, readers, tokens, batches."""
+"""Traces: records, file readers, tokenization and batches."""

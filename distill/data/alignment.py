@@ -1,4 +1,5 @@
-"""Two tokenisations of one text, side by side: where both have a boundary, both models have read the same."""
+"""Align two tokenisations of one text: where both have a token boundary, both models have read the same
+text."""
 
 import functools
 import itertools
@@ -10,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-_INCOMPLETE = "\ufffd"  # what a decoder writes for a character of which some bytes are missing
+_INCOMPLETE = "\ufffd"  # the decoder's replacement for an incomplete character
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A text as the tokens that make it up.
+    """A tokenised text with its character offsets.
 
     Attributes:
-        text: what the tokens spell together; special tokens spell nothing.
-        ends: how many characters are spelled after each token; None inside a character.
-        marks: tokens that begin every text and spell nothing: the lone ▁ of some tokenizers.
+        text: decoded text of the tokens; special tokens decode to nothing.
+        ends: number of characters decoded up to and including each token; None inside a character.
+        marks: number of leading tokens that decode to nothing, such as the lone ▁ of some tokenizers.
     """
 
     text: str
@@ -30,12 +31,12 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Tokens of two tokenisations that begin at the same place of the text.
+    """Pairs of tokens of two tokenisations that begin at the same character of the text.
 
     Attributes:
         student_at: [pairs] int64 index of the student's token.
         teacher_at: [pairs] int64 index of the teacher's token.
-        same_token: [pairs] whether both are the same piece of text, and not one longer than the other.
+        same_token: [pairs] whether both tokens also end at the same character.
     """
 
     student_at: np.ndarray
@@ -44,16 +45,16 @@ class Alignment:
 
 
 def spell(tokenizer: Any, ids: Sequence[int]) -> Spelling:
-    """Which characters each token stands for, whatever kind the tokenizer is of.
+    """Find the characters of each token, for any kind of tokenizer.
 
-    Tokens are decoded along with those before them, never alone: many decoders drop the blank that a text
-    begins with, and a character may be spread over several tokens.
+    Each token is decoded together with those before it: many decoders drop a text's leading blank, and a
+    character may span several tokens.
     """
     decode = functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text: list[str] = []
     ends: list[int | None] = []
     start = known = length = 0
-    shown = ""  # tokens start … known, decoded: the context of the next piece
+    shown = ""  # decoded tokens start … known: the context of the next token
     for position in range(1, len(ids) + 1):
         now = decode(list(ids[start:position]))
         if now.endswith(_INCOMPLETE):
@@ -62,7 +63,7 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> Spelling:
         text.append(now[len(shown) :])
         length += len(text[-1])
         ends.append(length)
-        if now:  # special tokens spell nothing, and give no context
+        if now:  # special tokens decode to nothing and are no context
             start, known = known, position
             shown = decode(list(ids[start:known]))
     special = set(tokenizer.all_special_ids)
@@ -73,8 +74,8 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> Spelling:
 
 
 def beginning_alike(spelling: Spelling, other: Spelling) -> Spelling:
-    """The spelling, of the other's text, without the one blank that its tokenizer puts before every text, or
-    with the one that its decoder drops there."""
+    """The spelling with its leading blank made like the other's: without the blank that a tokenizer puts
+    before every text, or with the blank that a decoder drops."""
     blanks = [len(text) - len(text.lstrip(" ")) for text in (spelling.text, other.text)]
     if blanks[0] == blanks[1] + 1:
         ends = tuple(end if end is None else max(0, end - 1) for end in spelling.ends)
@@ -87,9 +88,9 @@ def beginning_alike(spelling: Spelling, other: Spelling) -> Spelling:
 
 
 def align(student: Spelling, teacher: Spelling) -> Alignment:
-    """Pairs of tokens before which both have spelled the same text, in its order.
+    """Pair the tokens that have the same text before them, in text order.
 
-    As far as the two texts agree: where a tokenizer cannot spell something, nothing behind it is compared.
+    Only as far as the two texts agree: after something that a tokenizer cannot represent, nothing is paired.
     """
     shorter = min(len(student.text), len(teacher.text))
     parting = (i for i in range(shorter) if student.text[i] != teacher.text[i])
@@ -104,8 +105,10 @@ def align(student: Spelling, teacher: Spelling) -> Alignment:
 
 
 def _starts(spelling: Spelling, agreed: int) -> dict[int, int]:
-    """By place in the text, the token that begins there: the first, before which there is nothing else.
-    (Special tokens spell nothing.) Marks are passed over: before them a model has nothing to decide."""
+    """By character position, the first token that begins there. (Special tokens have no characters.)
+
+    Marks are skipped, because a model has no choice about them.
+    """
     before: list[int | None] = [0, *spelling.ends[:-1]]
     found: dict[int, int] = {}
     for index, at in enumerate(before[: len(spelling.ends)]):
@@ -115,14 +118,14 @@ def _starts(spelling: Spelling, agreed: int) -> dict[int, int]:
 
 
 def shared_tokens(student: Any, teacher: Any) -> np.ndarray:
-    """Ids of the tokens that both vocabularies have, whatever way each writes a blank.
+    """Ids of the tokens that both vocabularies have, however each encodes a blank.
 
     Args:
         student: its tokenizer.
         teacher: its tokenizer.
 
     Returns:
-        [2, shared] int64: the student's ids, ascending, over the teacher's. Special tokens are not shared.
+        [2, shared] int64: the student's ids, ascending, and the teacher's ids. Special tokens are not shared.
     """
     theirs = _pieces(teacher)
     pairs = sorted((index, theirs[piece]) for piece, index in _pieces(student).items() if piece in theirs)
@@ -130,12 +133,12 @@ def shared_tokens(student: Any, teacher: Any) -> np.ndarray:
 
 
 def _pieces(tokenizer: Any) -> dict[bytes, int]:
-    """Every token but the special ones, by the bytes that it stands for inside a text."""
+    """Ids of all tokens but the special ones, by the bytes that each stands for inside a text."""
     special = set(tokenizer.all_special_ids)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = backend is not None and "ByteLevel" in _decoder_types(backend)
     found: dict[bytes, int] = {}
-    # A lone byte, <0x61>, only where no token of its own stands for it: that is the one that gets written.
+    # A byte token such as <0x61> counts only if no other token has that byte: tokenizers write the other one.
     order = sorted(tokenizer.get_vocab().items(), key=lambda item: (_is_byte(item[0]), item[1]))
     for token, index in order:
         if index not in special:
@@ -149,7 +152,7 @@ def _decoder_types(backend: Any) -> set[str]:
 
 
 def _from_byte_level(token: str) -> bytes:
-    """GPT-2's alphabet, which stands for bytes; added tokens outside it stand for themselves."""
+    """Decode GPT-2's byte alphabet; added tokens outside of it are plain text."""
     alphabet = _byte_alphabet()
     return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
@@ -159,7 +162,7 @@ def _is_byte(token: str) -> bool:
 
 
 def _from_pieces(token: str) -> bytes:
-    """SentencePiece writes a blank as ▁ and lone bytes as <0x0A>; others write what they mean."""
+    """Decode SentencePiece's ▁ for a blank and <0x0A> for a byte; other tokens are plain text."""
     if _is_byte(token):
         return bytes([int(token[3:5], 16)])
     return token.replace("▁", " ").encode("utf-8", "surrogatepass")

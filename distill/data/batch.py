@@ -1,4 +1,4 @@
-"""Traces side by side: the one layout that scoring, training and rollouts share."""
+"""Batches of traces: collation for training, rollouts and teacher log-probs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,17 +16,17 @@ from distill.io.files import hash_arrays
 
 @dataclass(frozen=True)
 class BatchTeacherView:
-    """A batch as the teacher reads it, where that is not as the student does.
+    """A batch as the teacher reads it, if its prompts or tokens differ from the student's.
 
     Attributes:
         input_ids: [batch, teacher_length], right-padded.
-        mask: [batch, teacher_length - 1] true where the next token belongs to the completion.
+        mask: [batch, teacher_length - 1] true if the next token belongs to the completion.
         prompts: the teacher's prompts, without padding.
-        student_at: [pairs] among the batch's completion tokens (row by row), those that can be compared;
-            None: all, one by one.
-        teacher_at: [pairs] their counterparts among the teacher's completion tokens.
-        same_token: [pairs] whether both are the same piece of text.
-        layout: how they go through the teacher's body.
+        student_at: [pairs] indices of the comparable tokens among the batch's completion tokens, row by row;
+            None: all tokens are comparable, in order.
+        teacher_at: [pairs] indices of their counterparts among the teacher's completion tokens.
+        same_token: [pairs] whether both tokens are the same text.
+        layout: how the tokens go through the teacher's body.
     """
 
     input_ids: Int[Tensor, "batch teacher_length"]
@@ -40,22 +40,21 @@ class BatchTeacherView:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded traces, and everything about their tokens shifted by one: column t speaks of token t+1.
+    """Right-padded traces. Everything about single tokens is shifted by one: column t is about token t+1.
 
     Attributes:
         input_ids: [batch, length].
         labels: [batch, length - 1] the token to predict.
-        mask: [batch, length - 1] true where that token belongs to the completion.
+        mask: [batch, length - 1] true if that token belongs to the completion.
         signals: [batch, length - 1] cached log-probs of that token, by name; zero where the mask is false.
-        examples: what the traces are about.
+        examples: the traces' problems.
         teacher_view: the batch as the teacher reads it; None: the same tokens.
-        distribution: what is cached of the teacher's distribution, by name: one row for each completion token
-            that the teacher reads, trace by trace.
-        trace_weights: [batch] how much each trace's tokens count; None: all alike.
-        places: [tokens] of the mask's true entries, in it flattened: what picks completion tokens without
-            asking the device how many there are.
-        layout: how the traces go through the student's body, and through that of any model that reads the
-            same tokens.
+        distribution: cached parts of the teacher's distribution, by name: a row per completion token that the
+            teacher reads, trace by trace.
+        trace_weights: [batch] weight of each trace's tokens; None: all equal.
+        places: [tokens] indices of the mask's true entries in the flattened mask. They select completion
+            tokens without a device synchronization.
+        layout: how the traces go through the body of the student, or of any model that reads the same tokens.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -76,17 +75,17 @@ class Batch:
         return _moved(self, lambda held: held.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """In memory that a GPU can copy from while both go on."""
+        """Copy the batch into pinned memory, for asynchronous transfers to a GPU."""
         return _moved(self, lambda held: held.pin_memory())
 
     @property
     def tokens(self) -> int:
-        """How many completion tokens there are, without asking the device."""
+        """Number of completion tokens, without a device synchronization if `places` is set."""
         return int(self.mask.sum()) if self.places is None else len(self.places)
 
     @property
     def completion_labels(self) -> Int[Tensor, " tokens"]:
-        """Trace by trace."""
+        """Labels of the completion tokens, trace by trace."""
         return self.labels[self.mask] if self.places is None else self.labels.flatten()[self.places]
 
     @property
@@ -101,7 +100,7 @@ class Batch:
 
 
 def _moved(held: Any, move: Callable[[Any], Any]) -> Any:
-    """A batch or its views with every tensor moved."""
+    """A batch or teacher view with all of its tensors moved."""
 
     def each(value: Any) -> Any:
         if isinstance(value, (Tensor, Layout)):
@@ -119,13 +118,13 @@ def collate(
     pad_id: int = 0,
     layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
 ) -> Batch:
-    """Lay traces side by side. Masks go by length, never by id: the padding token may be the end token.
+    """Collate traces into a batch. Masks follow lengths and not ids: the padding token may be the end token.
 
     Args:
         traces: at least one.
-        signals: which of the traces' signals the batch carries.
-        pad_id: any valid id; no real token sees it and no loss counts it.
-        layout: how models read them.
+        signals: names of the traces' signals to include.
+        pad_id: any valid id; it is never attended to and is in no loss.
+        layout: how models read the batch.
     """
     ids, mask = _side_by_side(traces, pad_id)
     values = {name: np.zeros(mask.shape, dtype=np.float32) for name in signals}
@@ -173,7 +172,7 @@ def _side_by_side(
 def _collate_teacher_views(
     traces: Sequence[Trace], views: Sequence[TeacherView], layout: BatchLayout
 ) -> BatchTeacherView:
-    ids, mask = _side_by_side(views, pad_id=0)  # an id that every vocabulary has
+    ids, mask = _side_by_side(views, pad_id=0)  # a valid id in every vocabulary
     found = BatchTeacherView(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
@@ -182,7 +181,7 @@ def _collate_teacher_views(
     )
     if views[0].alignment is None:
         return found
-    # From places in a completion to places among all completion tokens of the batch.
+    # From indices in a completion to indices among all completion tokens of the batch.
     mine = np.cumsum([0, *(len(trace.completion_ids) for trace in traces)])
     theirs = np.cumsum([0, *(len(view.completion_ids) for view in views)])
     alignments = [view.alignment for view in views if view.alignment is not None]
@@ -196,16 +195,16 @@ def _collate_teacher_views(
 
 
 def hash_traces(traces: Iterable[Trace]) -> str:
-    """One hash of the tokens of all traces, in their order."""
+    """Hash of the tokens of all traces, in order."""
     return hash_arrays(ids for trace in traces for ids in (trace.prompt_ids, trace.completion_ids))
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices in batches of alike lengths, each at most `token_budget` tokens with its padding (or one
-    item)."""
+    """Group indices into batches of similar lengths, each of at most `token_budget` tokens with padding, or a
+    single item."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        # Sorted from the longest: the first of a batch sets its padded length.
+        # Sorted from the longest, so the first item sets the batch's padded length.
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
             batches[-1].append(index)
         else:

@@ -1,5 +1,6 @@
-"""How a batch's traces go through a model's body: side by side, in groups of alike lengths, or behind one
-another. All three give the same hidden states at the completion tokens, in the same order."""
+"""Layouts of a batch's forward passes: one padded batch, groups of similar lengths, or packed sequences.
+
+All three give the same hidden states at the completion tokens, in the same order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +12,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 LayoutKind = Literal["padded", "grouped", "packed"]
-# What a pass costs beside its tokens, in tokens: launches of kernels, and every weight's gradient once more.
+# Fixed cost of a pass, in tokens: kernel launches, and another gradient of every weight.
 _PASS = 64
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where traces begin and end that lie behind one another in one row.
+    """Boundaries of the traces in a packed row.
 
     Attributes:
-        lengths: of the traces, known to the host.
-        bounds: [traces + 1] where each begins, and where the last ends.
+        lengths: of the traces, on the host.
+        bounds: [traces + 1] start of each trace, and end of the last.
     """
 
     lengths: tuple[int, ...]
@@ -33,9 +34,9 @@ class Pass:
     """One call of a model's body.
 
     Attributes:
-        tokens: [rows, length] places of its tokens in the batch's padded ids, flattened.
-        positions: [rows, length] of each token in its own trace; None: as they lie in the row.
-        segments: of a packed row; None: a trace a row.
+        tokens: [rows, length] indices of its tokens in the batch's flattened padded ids.
+        positions: [rows, length] position of each token in its trace; None: its column.
+        segments: of a packed row; None: one trace per row.
     """
 
     tokens: Int[Tensor, "rows length"]
@@ -45,12 +46,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch's way through a body.
+    """The forward passes of a batch through a model's body.
 
     Attributes:
-        passes: one behind the other.
-        predicting: [tokens] places, among all passes' flattened states, of those that predict the completion
-            tokens, trace by trace.
+        passes: in order.
+        predicting: [tokens] indices, in the flattened hidden states of all passes, of the states that predict
+            the completion tokens, trace by trace.
     """
 
     passes: tuple[Pass, ...]
@@ -76,11 +77,11 @@ class BatchLayout:
     """How batches are laid out.
 
     Attributes:
-        kind: `padded`: one pass, all rows as long as the longest. `grouped`: traces of alike lengths share a
-            pass, in as many as make padding and passes together cheapest. `packed`: traces behind one
-            another in one row, without padding, and attention inside each.
-        token_budget: most tokens of a pass, padding included, for `grouped` and `packed`; a longer trace has
-            one of its own.
+        kind: `padded`: one pass, all rows padded to the longest. `grouped`: several passes of traces of
+            similar lengths, chosen to minimize the cost of padding and passes. `packed`: traces concatenated
+            in one row without padding, each attending only to itself.
+        token_budget: most tokens per pass, padding included, for `grouped` and `packed`; a longer trace gets
+            a pass of its own.
     """
 
     kind: LayoutKind = "padded"
@@ -97,13 +98,13 @@ class BatchLayout:
         return (_packs if self.kind == "packed" else alike)(lengths, self.token_budget)
 
     def read_lengths(self, lengths: Sequence[int]) -> list[int]:
-        """The traces' lengths with what each is padded by, in any order."""
+        """The traces' lengths with padding, in any order."""
         if self.kind == "packed":
             return list(lengths)
         return [max(lengths[row] for row in rows) for rows in self.groups(lengths) for _ in rows]
 
     def of(self, prompts: Sequence[int], lengths: Sequence[int]) -> Layout:
-        """Lay a batch out.
+        """The layout of a batch.
 
         Args:
             prompts: the prompts' lengths, at least 1 each.
@@ -111,7 +112,7 @@ class BatchLayout:
         """
         width = max(lengths)
         passes: list[Pass] = []
-        first = [0] * len(lengths)  # where each trace's states begin, among all passes'
+        first = [0] * len(lengths)  # start of each trace's states, in those of all passes
         seen = 0
         for rows in self.groups(lengths):
             if self.kind == "packed":
@@ -131,7 +132,7 @@ class BatchLayout:
                 for place, row in enumerate(rows):
                     first[row] = seen + place * length
             seen += passes[-1].tokens.numel()
-        # Position t of the model predicts token t + 1.
+        # The state at position t predicts token t + 1.
         predicting = [
             np.arange(begin + prompt - 1, begin + length - 1)
             for begin, prompt, length in zip(first, prompts, lengths, strict=True)
@@ -140,15 +141,17 @@ class BatchLayout:
 
 
 def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> list[list[int]]:
-    """Indices in groups of alike lengths, of at most `token_budget` tokens with their padding (or one item
-    each), so that padding and `per_group` for each group are least together. By dynamic programming over the
-    sorted lengths: the best groups are neighbours in that order."""
+    """Group indices by similar lengths, at the least total cost of padding plus `per_group` per group.
+
+    A group has at most `token_budget` tokens with padding, or a single item. By dynamic programming over the
+    sorted lengths, because optimal groups are contiguous in that order.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     sizes = np.array([lengths[i] for i in order], dtype=np.int64)
-    cost = np.zeros(len(order) + 1, dtype=np.int64)  # of the first so many
-    begins = np.zeros(len(order) + 1, dtype=np.int64)  # of the last group among them
+    cost = np.zeros(len(order) + 1, dtype=np.int64)  # least cost of the first n items
+    begins = np.zeros(len(order) + 1, dtype=np.int64)  # start of the last group among them
     for end in range(1, len(order) + 1):
-        padded = sizes[:end] * np.arange(end, 0, -1)  # of a group from each place on
+        padded = sizes[:end] * np.arange(end, 0, -1)  # tokens of a group that starts at each index
         allowed = padded <= token_budget
         allowed[-1] = True
         costs = np.where(allowed, cost[:end] + padded + per_group, np.iinfo(np.int64).max)
@@ -162,7 +165,7 @@ def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> 
 
 
 def _packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Rows behind one another, in their order, in packs of at most `token_budget` tokens (or one row)."""
+    """Fill packs with rows in order, each of at most `token_budget` tokens, or a single row."""
     packs: list[list[int]] = []
     size = 0
     for row, length in enumerate(lengths):

@@ -9,18 +9,18 @@ Item = TypeVar("Item")
 
 
 class Prefetcher(Generic[Item]):
-    """Items by number, in their order, made by a thread that stays a few ahead of whoever takes them.
+    """Iterator over numbered items, in order, made by a background thread that stays a few items ahead.
 
-    Collating and reading from disk let go of Python's lock for most of their time, so a thread does, and
-    memory-mapped caches need no copy to another process. What it raises is raised where the item would have
-    been taken.
+    A thread suffices, because collating and reading from disk release the GIL most of the time, and
+    memory-mapped caches need no copy to another process. An exception of the thread is raised where its item
+    would have been returned.
 
     Args:
-        make: an item by its number; draws no random numbers, so that being ahead changes none.
-        start: number of the first.
-        total: one more than the number of the last; the length is this, also where the first is not 0: a
-            resumed run's bar and counts are the whole run's.
-        ahead: how many wait at most.
+        make: makes an item from its number. It must draw no random numbers, so that prefetching changes none.
+        start: number of the first item.
+        total: number of the last item plus 1. It is the length, even if `start` is not 0, so that a resumed
+            run's progress bar and counts cover the whole run.
+        ahead: most items that wait.
     """
 
     def __init__(self, make: Callable[[int], Item], start: int, total: int, ahead: int = 2) -> None:
@@ -31,8 +31,8 @@ class Prefetcher(Generic[Item]):
         return self.total
 
     def __iter__(self) -> Iterator[Item]:
-        # A generator, so that no thread begins before the first item is asked for: Lightning makes iterators
-        # to see whether it can.
+        # A generator, so that no thread starts before the first item is requested: Lightning makes iterators
+        # only to test that it can.
         waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(self.ahead)
         stop = threading.Event()
 
@@ -71,11 +71,11 @@ class Prefetcher(Generic[Item]):
             self._ended.remove(end)
 
     def close(self) -> None:
-        """End the threads of all iterators."""
+        """Stop the threads of all iterators."""
         for end in tuple(self._ended):
             end()
 
-    # Lightning asks a loader for them before it resumes in the middle; the position follows from the step.
+    # Lightning requires these methods to resume within an epoch; the position follows from the step.
     def state_dict(self) -> dict[str, Any]:
         return {}
 

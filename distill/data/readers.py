@@ -1,4 +1,4 @@
-"""Read examples from a file (JSON Lines, Parquet, CSV) or a set of the hub."""
+"""Read examples from a file (JSON Lines, Parquet, CSV) or a hub data set."""
 
 import csv
 import gzip
@@ -26,23 +26,23 @@ def read_examples(
     limit: int | None = None,
     missing: Literal["error", "drop"] = "error",
 ) -> list[Example]:
-    """Problems and completions from a local file or a hub data set.
+    """Read problems and completions from a local file or a hub data set.
 
     Args:
-        path: JSON Lines (also .gz), Parquet or CSV. Without it the hub is asked.
-        hub: data set id.
-        subset: the hub set's configuration name.
-        split: of the hub set.
-        fields: which field of a record holds what: `problem`, `context` (put below the problem where it is
-            not empty, as Alpaca's input), `completion`, `gold`, `id`, or `messages` (a conversation whose
-            last message is the completion, in OpenAI's or in ShareGPT's form). A dot goes into a nested
-            field. A trace set knows its own.
-        limit: read only so many records, from the start.
-        missing: what a record without the completion's field gets; `drop` leaves it out, as where not every
-            teacher of a set wrote for every problem.
+        path: JSON Lines, Parquet or CSV file (text also as .gz), or folder of a trace set. None: use the hub.
+        hub: id of a data set on the hub.
+        subset: configuration name of the hub data set.
+        split: of the hub data set.
+        fields: name of the record's field for `problem`, `context` (appended below the problem if not empty,
+            such as Alpaca's input), `completion`, `gold`, `id`, or `messages` (a conversation in OpenAI's or
+            ShareGPT's form, whose last message is the completion). A dot goes into a nested field. Ignored
+            for a trace set.
+        limit: read only this many records, from the start.
+        missing: `error` or `drop` for a record without the completion field, as in a file where not every
+            teacher wrote for every problem.
 
     Raises:
-        UserError: names the file, the line and the field.
+        UserError: the data cannot be read; names the file, the line and the field.
     """
     if missing not in ("error", "drop"):
         raise ValueError(f"data.missing={missing!r} is not one of error, drop")
@@ -99,7 +99,7 @@ _SHAREGPT = {
 
 
 def _openai_form(messages: Any) -> Any:
-    """ShareGPT's {from, value} as {role, content}; everything else as it is."""
+    """ShareGPT's {from, value} messages as {role, content}; anything else unchanged."""
     if (
         isinstance(messages, Sequence)
         and messages
@@ -110,7 +110,7 @@ def _openai_form(messages: Any) -> Any:
 
 
 def recorded_tokens(record: Mapping[str, Any]) -> Recorded | None:
-    """The tokens of a trace set's row; None for any other record."""
+    """The tokens of a record of a trace set; None for any other record."""
     if any(record.get(name) is None for name in ("completion_ids", "prompt_ids", "tokenizer", "finished")):
         return None
     logprobs = record.get("teacher_logprobs")
@@ -137,7 +137,7 @@ def read_records(
     split: str = "train",
     limit: int | None = None,
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Records with the place they stand at ("file, line 3"), for messages."""
+    """Records, each with its place ("file, line 3") for error messages."""
     if path is None and hub is None:
         raise UserError(
             "no data: set data.path=<file> (JSON Lines, Parquet or CSV) or data.hub=<data set id>"
@@ -150,13 +150,13 @@ def read_records(
 
 
 def check_file(path: str | Path) -> Path:
-    """The file that `data.path` names: itself, or a trace set's in its folder.
+    """The file that `data.path` names; for a trace set's folder, its `traces.parquet`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path = Path(path).expanduser()
-    if (path / "traces.parquet").is_file():  # a trace set's folder
+    if (path / "traces.parquet").is_file():
         path = path / "traces.parquet"
     if not path.is_file():
         raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
@@ -182,7 +182,7 @@ def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _readable(path: Path, records: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The records, and one sentence for a file that breaks off or is not what its ending says."""
+    """The records; raises `UserError` for a file that is truncated or not of its extension's format."""
     where = f"{path}, at the start"
     try:
         for where, record in records:
@@ -206,7 +206,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _decode(line: bytes, path: Path, number: int) -> str:
     try:
-        # Spreadsheets begin their files with a byte order mark.
+        # Spreadsheets write a byte order mark at the start of a file.
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
@@ -237,7 +237,7 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
     except Exception as error:  # the hub client's errors share no base class
         reason = first_line(error)
         raise UserError(
-            f"data set {hub} is not to be had from the hub ({reason}); give a local file: data.path=<file> "
+            f"data set {hub} cannot be loaded from the hub ({reason}); give a local file: data.path=<file> "
             "(benchmark.path for a benchmark)"
         ) from error
     yield from ((f"{hub}, {split} row {number}", row) for number, row in enumerate(rows, start=1))
@@ -245,7 +245,7 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
 
 def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any:
     value: Any = record
-    # Field names may hold dots themselves ("gemini-1.5-flash_L2"): the longest name that fits wins.
+    # Field names may contain dots themselves ("gemini-1.5-flash_L2"): the longest matching name counts.
     rest = place
     while rest:
         parts = rest.split(".")

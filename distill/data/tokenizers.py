@@ -1,16 +1,16 @@
-"""What a tokenizer's ids mean, and which of them end a completion."""
+"""Vocabulary size, vocabulary hash and end tokens of a tokenizer."""
 
 import hashlib
 from typing import Any
 
 
 def tokenizer_size(tokenizer: Any) -> int:
-    """Number of ids that stand for a token (the output matrix may have more rows)."""
+    """Largest token id plus 1 (the output head may have more rows)."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of the vocabulary: equal where, and only where, ids mean the same tokens."""
+    """Hash of the vocabulary, equal only for tokenizers whose ids mean the same tokens."""
     digest = hashlib.sha256()
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
         digest.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
@@ -18,11 +18,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
-    """Every token that ends a completion; what the chat template puts behind an answer comes first.
+    """Ids of all tokens that end a completion, first the one that the chat template puts after an answer.
 
     Args:
-        tokenizer: with an end of sequence.
-        configuration: the model's, or its generation settings; None: neither says more.
+        tokenizer: with an end-of-sequence token.
+        configuration: model or generation configuration, with further end tokens; None: there is none.
     """
     configured = getattr(configuration, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
@@ -32,14 +32,14 @@ def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
 
 
 def _closing_token(tokenizer: Any) -> int | None:
-    """The token that the chat template puts behind an answer, if it has a template that takes one."""
+    """The token that the chat template puts after an answer; None without a template that renders one."""
     if not tokenizer.chat_template:
         return None
     marker = "ANSWER"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates raise what they please
+    except Exception:  # a template may raise anything
         return None
     behind = tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids
     return behind[0] if behind else None

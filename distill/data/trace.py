@@ -1,4 +1,4 @@
-"""The trace: a problem, a worked answer to it, and the tokens of both."""
+"""Traces: a problem, a completion that solves it, and the tokens of both."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +14,19 @@ from distill.io.stored_rows import StoredRows
 
 @dataclass(frozen=True)
 class Recorded:
-    """A completion as its writer's tokens, from a trace set (`distill.records`).
+    """The tokens of a completion as the teacher wrote them, from a trace set (`distill.data.trace_set`).
 
     Attributes:
         tokenizer: hash of the vocabulary that the ids belong to.
         prompt_ids: int32.
-        completion_ids: int32, the end token included where there is one.
-        finished: whether it ended by itself.
-        correct: the verdict; None where nobody judged.
-        teacher: fingerprint and dtype of the model that wrote; None where that is not known.
-        teacher_logprobs: float32, of the completion's tokens at temperature 1; None where nobody scored them.
-        writer: name of who wrote.
-        weight: how much the trace counts in training beside others.
-        learn_from: the first completion token that is learned; those before it are context.
+        completion_ids: int32, the end token included if there is one.
+        finished: whether the completion ended with an end token and was not cut off.
+        correct: the grader's verdict; None: not graded.
+        teacher: fingerprint and dtype of the model that wrote; None: not known.
+        teacher_logprobs: float32, of the completion's tokens at temperature 1; None: not computed.
+        writer: name of the model that wrote.
+        weight: of the trace in training.
+        learn_from: index of the first completion token to train on; the tokens before it are context.
     """
 
     tokenizer: str
@@ -43,19 +43,18 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Example:
-    """A problem, as data files and benchmarks give it.
+    """A problem of a data file or benchmark, with what is known about it.
 
     Attributes:
-        id: stable name inside its set.
-        problem: the problem's text, before any prompt.
-        gold: the right answer, where it is known.
-        completion: a worked answer, where the data has one.
-        messages: the conversation up to the completion, where the data has one; it then stands for the
-            prompt.
+        id: stable name inside its data set.
+        problem: the problem's text, without a prompt.
+        gold: the right answer, if known.
+        completion: a solution, if the data has one.
+        messages: the conversation up to the completion, if the data has one. It replaces the prompt.
         where: the file and line, or the data set and row, that it was read from.
-        recorded: the completion's own tokens, where it comes from a trace set.
-        details: what a benchmark's grader needs beside the gold answer, JSON values: a program's tests,
-            instructions, a numeric tolerance.
+        recorded: the completion's original tokens, if it comes from a trace set.
+        details: further inputs of a benchmark's grader, JSON values: a program's tests, instructions, a
+            numeric tolerance.
     """
 
     id: str
@@ -69,20 +68,20 @@ class Example:
 
     @property
     def place(self) -> str:
-        """Where to look for it, in messages."""
+        """The example's id and origin, for messages."""
         return f"{self.id} ({self.where})" if self.where else self.id
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grader found in a completion.
+    """A grader's verdict on a completion.
 
     Attributes:
-        answer: what it read out of it.
-        correct: whether that is right.
-        reason: why that was decided.
-        rule: the rule that found the answer, such as `boxed`.
-        counts: further measures by name, as (right, of so many): IFEval's instructions, a program's tests.
+        answer: the answer extracted from the completion.
+        correct: whether the answer is right.
+        reason: why it was graded so.
+        rule: the extraction rule that found the answer, such as `boxed`.
+        counts: further results by name, as (right, total): IFEval's instructions, a program's tests.
     """
 
     answer: str | None
@@ -97,13 +96,12 @@ Grader = Callable[[Example, str], Verdict]
 
 @dataclass(frozen=True)
 class TeacherView:
-    """A trace as the teacher reads it, where that is not as the student does (`distill.teacher.retokenize`).
+    """A trace as the teacher reads it, if its prompt or tokens differ (`distill.teacher.retokenize`).
 
     Attributes:
-        prompt_ids: int32, of the teacher's tokens.
-        completion_ids: int32, of the teacher's tokens.
-        alignment: which of the completion's tokens can be compared; None: they are the student's own, one by
-            one.
+        prompt_ids: int32, of the teacher's vocabulary.
+        completion_ids: int32, of the teacher's vocabulary.
+        alignment: the comparable tokens of both completions; None: the completion has the same tokens.
     """
 
     prompt_ids: np.ndarray
@@ -116,16 +114,16 @@ class TeacherView:
 
 @dataclass
 class Trace:
-    """A completion to learn from, as token ids: text that is tokenised again drifts.
+    """A completion to train on, as token ids: tokenizing its text again may give others.
 
     Attributes:
-        example: where it comes from.
+        example: the problem and its origin.
         prompt_ids: int32, chat template included.
-        completion_ids: int32, the end token included where there is one.
+        completion_ids: int32, the end token included if there is one.
         signals: float32 log-probs of the completion's tokens by name, such as `teacher_logprobs`.
-        teacher_view: what the teacher reads in its place; None: the same tokens.
-        distribution: what is cached of the teacher's distribution, a row a completion token that it reads.
-        weight: how much each of its tokens counts beside other traces'.
+        teacher_view: the tokens that the teacher reads instead; None: the same tokens.
+        distribution: cached parts of the teacher's distribution, a row per completion token that it reads.
+        weight: factor on the weights of the trace's tokens.
     """
 
     example: Example
@@ -143,14 +141,14 @@ class Trace:
 def encode_prompt(
     tokenizer: Any, example: Example, prompt: str, *, solution: str | None = None
 ) -> np.ndarray:
-    """Token ids up to the point where the completion begins.
+    """Token ids of the prompt, up to the start of the completion.
 
     Args:
-        tokenizer: with its chat template applied when it has one, else the plain text.
-        example: its own messages are used where it has them.
+        tokenizer: its chat template is applied if it has one.
+        example: its messages are used if it has some.
         prompt: template with `{problem}`.
-        solution: stands for `{solution}` in the template; a conversation's last message is then put through
-            the template too.
+        solution: replaces `{solution}` in the template. If given, the last message of a conversation is put
+            through the template too.
     """
     turns: tuple[Mapping[str, str], ...] = example.messages or ({"role": "user", "content": example.problem},)
     if solution is not None or not example.messages:
@@ -158,10 +156,10 @@ def encode_prompt(
         turns = (*turns[:-1], {**turns[-1], "content": filled})
     messages = list(turns)
     if tokenizer.chat_template:
-        # As text first: what the template inserts and what the tokenizer cannot spell are two things.
+        # First as text, to tell an error of the template from one of the tokenizer.
         try:
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # templates raise what they please
+        except Exception as error:  # a template may raise anything
             raise UserError(
                 f"the chat template refuses the conversation of {example.place} ({first_line(error)}): "
                 f"change its "
@@ -169,18 +167,18 @@ def encode_prompt(
             ) from error
         return np.asarray(_spell(tokenizer, text, add_special_tokens=False), dtype=np.int32)
     ids = _spell(tokenizer, "\n".join(message["content"] for message in messages))
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append it to every text
         ids = ids[:-1]
     return np.asarray(ids, dtype=np.int32)
 
 
 def conversation(example: Example, user: str, system: str | None = None) -> Example:
-    """The example as the conversation that a model is asked to go on with.
+    """The example with its prompt as a conversation.
 
     Args:
-        example: its own messages are used where it has them.
-        user: template with `{problem}`.
-        system: what the conversation begins with, where the example's own does not begin so.
+        example: its messages are used if it has some.
+        user: template with `{problem}`, for an example without messages.
+        system: system message, added if the conversation does not begin with one.
     """
     turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
     if system and turns[0]["role"] != "system":
@@ -189,33 +187,32 @@ def conversation(example: Example, user: str, system: str | None = None) -> Exam
 
 
 def fill(template: str, **values: str) -> str:
-    """The template with its names filled in; braces elsewhere, as LaTeX has them, stay."""
+    """Fill in a template's names; other braces, such as LaTeX's, stay as they are."""
     return re.sub(
         "|".join(f"{{{name}}}" for name in values), lambda found: values[found.group()[1:-1]], template
     )
 
 
 def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None = None) -> np.ndarray:
-    """Token ids of a completion with an end token, as a model that writes it after the prompt would.
+    """Token ids of a completion and an end token, as a model would write them after the prompt.
 
     Args:
         tokenizer: of the student.
         text: the completion.
-        end_ids: tokens that end a completion; the first is put behind it. The tokenizer's own where None.
+        end_ids: tokens that end a completion; the first is appended. None: the tokenizer's own.
     """
     end_ids = end_ids or [tokenizer.eos_token_id]
     ids = _spell(tokenizer, text, add_special_tokens=False)
-    while ids and ids[-1] in end_ids:  # data that was written by a model may end in one already
+    while ids and ids[-1] in end_ids:  # completions of a model may already end with one
         ids = ids[:-1]
     return np.asarray([*ids, end_ids[0]], dtype=np.int32)
 
 
 def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
-    """Refuse a tokenizer that loses a tenth of the text: some drop silently what their vocabulary does not
-    cover.
+    """Reject a tokenizer that loses a tenth of the text: some silently drop what their vocabulary lacks.
 
     Raises:
-        UserError: names the model, shows the text and what is left of it.
+        UserError: names the model, and shows the text and what is left of it.
     """
     text = "".join((example.problem + (example.completion or "")).split())
     ids = _spell(tokenizer, example.problem + (example.completion or ""), add_special_tokens=False)
@@ -230,7 +227,7 @@ def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
 def _spell(tokenizer: Any, text: str, **options: Any) -> list[int]:
     try:
         return tokenizer(text, **options).input_ids
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise UserError(
             f"the tokenizer cannot spell {text[:60]!r} ({error}): take it out of the data"
         ) from error

@@ -1,7 +1,8 @@
-"""The record of a trace: what was asked, what was written, by whom and how, and what was found of it.
+"""Trace sets: folders of stored completions.
 
-A trace set is a folder with `traces.parquet`, one row a completion, that any Parquet reader opens;
-`python -m distill.records` prints it as JSON Lines. Token ids are kept: text that is tokenised again drifts.
+A trace set holds `traces.parquet`, one row per completion: the problem, the completion, the model and
+settings that wrote it, and its grade. `python -m distill.records` prints it as JSON Lines. It stores token
+ids, because tokenizing the text again may give others.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from distill.io.files import write_atomically
 
 Record = dict[str, Any]  # one row of a trace set
 
-# Column by column: Hugging Face feature type, and what it holds.
+# Columns, each with its Hugging Face feature type and description.
 COLUMNS: dict[str, tuple[Any, str]] = {
     "id": ("string", "problem's name inside its set, #sample behind it"),
     "problem": ("string", "the problem alone"),
@@ -58,7 +59,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
         "how it was drawn",
     ),
 }
-# What a trace set that lacks one of these columns is taken to hold in it.
+# Values of these columns for a trace set without them.
 DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0}
 
 
@@ -67,14 +68,14 @@ class TraceSet:
     """A trace set on disk.
 
     Attributes:
-        folder: with `traces.parquet`, and what tells how it was made.
+        folder: holds `traces.parquet`, and files that describe how it was made.
     """
 
     folder: Path
 
     @cached_property
     def records(self) -> list[Record]:
-        """One dict a trace, its keys those of `COLUMNS`."""
+        """One dict per trace, with the keys of `COLUMNS`."""
         return read_records(self.folder)
 
     def __len__(self) -> int:
@@ -96,10 +97,10 @@ def features() -> Any:
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a trace set's Parquet file, in one move.
+    """Write a trace set's Parquet file atomically.
 
     Raises:
-        KeyError: a record lacks a column, or has one that there is not.
+        KeyError: a record lacks a column, or has an unknown one.
     """
     from datasets import Dataset, disable_progress_bars
 
@@ -113,10 +114,10 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """A trace set's records.
+    """Read a trace set's records.
 
     Raises:
-        UserError: there is none, or the file is damaged or of another kind; names it.
+        UserError: the file does not exist, is damaged or is not a trace set; names it.
     """
     import pyarrow.lib
     import pyarrow.parquet
@@ -138,7 +139,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def example_of(record: Mapping[str, Any]) -> Example:
-    """A record as the problem and completion that training reads, its tokens along with it."""
+    """A record as an example for training, with its stored tokens."""
     return Example(
         record["id"],
         record["problem"],
@@ -150,8 +151,10 @@ def example_of(record: Mapping[str, Any]) -> Example:
 
 
 def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records that answer the same problem, in their order; the problem's text decides, since sets of several
-    writers name it each in their own way."""
+    """Group records by problem, in order.
+
+    The problem's text identifies it, because trace sets of several teachers may name it differently.
+    """
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(problem_of(record), []).append(record)
@@ -159,22 +162,22 @@ def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
-    """What the column `template` holds.
+    """The value of the column `template`.
 
     Args:
         tokenizer: with its chat template.
         user: template with `{problem}`.
-        system: what the conversation began with.
+        system: system message.
     """
     text = f"{tokenizer.chat_template}\0{system}\0{user}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def problem_of(record: Record) -> str:
-    """The problem's text, whatever the blanks in it."""
+    """The problem's text with normalized whitespace."""
     return " ".join(record["problem"].split())
 
 
 def teacher_of(record: Record) -> str:
-    """Who wrote."""
+    """Name of the model that wrote the completion."""
     return record["teacher"] or "unknown"

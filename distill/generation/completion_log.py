@@ -1,4 +1,4 @@
-"""Completions as they are written: a line each, so that a process that is killed loses none."""
+"""Append-only log of completions: one line per completion, so that a killed process loses none."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from distill.generation.engine import Written
 
 
 class CompletionLog:
-    """A file of JSON Lines that is only ever added to: `place`, `ids`, `finished`, `text`.
+    """An append-only file of JSON Lines with the fields `place`, `ids`, `finished` and `text`.
 
     Args:
-        path: the file; made where it is not there.
+        path: the file; created if needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class CompletionLog:
         self._stream: Any = None
 
     def read(self) -> dict[int, Written]:
-        """What is there, by its place. A last line that broke off is cut away.
+        """The logged completions by place. An incomplete last line is removed from the file.
 
         Raises:
             UserError: another line is damaged, or the file cannot be read; names it.
@@ -54,27 +54,27 @@ class CompletionLog:
         return found
 
     def add(self, place: int, written: Written) -> None:
-        """Keep a completion; it is in the file when this returns.
+        """Append a completion; it is in the file when this returns.
 
         Raises:
-            UserError: it cannot be written, as where the disk is full; what is there stays as it was.
+            UserError: it cannot be written, for example because the disk is full. The file is unchanged.
         """
         assert self._stream is not None, "the journal is not open"
         ids = None if written.ids is None else written.ids.tolist()
         record = {"place": place, "ids": ids, "finished": written.finished, "text": written.text}
         rest, before = json.dumps(record).encode() + b"\n", self._stream.tell()
         try:
-            while rest:  # a disk that is nearly full takes a part
+            while rest:  # a nearly full disk may accept only a part
                 rest = rest[self._stream.write(rest) :]
         except OSError as error:
-            with contextlib.suppress(OSError):  # else the next `read` cuts the torn line away
+            with contextlib.suppress(OSError):  # if this fails, the next `read` removes the incomplete line
                 self._stream.truncate(before)
             raise self._unusable(error) from error
 
     def __enter__(self) -> "CompletionLog":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("ab", buffering=0)  # nothing waits here that a kill would lose
+            self._stream = self.path.open("ab", buffering=0)  # a kill must not lose a buffered line
         except OSError as error:
             raise self._unusable(error) from error
         return self
@@ -88,16 +88,16 @@ class CompletionLog:
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.path} cannot be read or written ({error.strerror or error}): see to it and run the same "
-            f"command again, what is written is kept"
+            f"{self.path} cannot be read or written ({error.strerror or error}): fix this and run the same "
+            f"command again; the completions so far are stored"
         )
 
 
 def _token_ids(ids: Any) -> np.ndarray | None:
-    """int32, of a flat list of token ids.
+    """A list of token ids as int32; None for None.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is anything else.
     """
     if ids is None:
         return None

@@ -1,4 +1,4 @@
-"""Text by a model: one path for evaluation, for the teacher's traces and for the student's rollouts."""
+"""Generate completions with a model, for evaluation, the teacher's traces and the student's rollouts."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -23,20 +23,23 @@ def generate(
     end_ids: Sequence[int] | None = None,
     draws: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Completions for a batch of prompts, token ids, with the end token where the model wrote one.
+    """Generate completions for a batch of prompts.
 
-    The model is put into eval mode with its KV cache on, whatever training had set, and put back. The global
-    random state is left as it was.
+    The model generates in eval mode and with a KV cache; its mode is restored afterwards. The global random
+    state does not change.
 
     Args:
-        lm: the model that writes.
-        prompts: token ids, any lengths.
-        sampling: how tokens are drawn.
-        seed: of the draw; the same seed, batch and machine give the same completions.
-        end_ids: tokens that end a completion; the model's own where None.
-        draws: [prompts, max_new_tokens] numbers in [0, 1), each of which decides one token, in place of the
-            seed: a row's completion is then its own numbers' alone, whatever batch it is in (up to what the
-            batch's shape does to the last bits of the logits).
+        lm: the model.
+        prompts: token ids, of any lengths.
+        sampling: how tokens are sampled.
+        seed: of the sampling; the same seed, batch and machine give the same completions.
+        end_ids: tokens that end a completion; None: the model's own.
+        draws: [prompts, max_new_tokens] numbers in [0, 1), one per sampled token, instead of the seed. A
+            row's completion then depends on its own numbers only, and not on its batch (except that the
+            batch's shape changes the rounding of logits).
+
+    Returns:
+        Token ids per prompt, with the end token if the model wrote one.
     """
     rooms = [max(1, min(sampling.max_new_tokens, lm.context_length - len(prompt))) for prompt in prompts]
     if draws is None:
@@ -68,16 +71,16 @@ def generate(
 
 
 class _Reader:
-    """A model that reads a batch on, token by token, and says what may come next.
+    """Runs the model on a batch token by token, with a KV cache, and returns the next token's logits.
 
-    Prompts are padded on the left, once; masks and positions of all tokens to come are made with them. A
-    prompt that several rows begin with is read for one of them. The model's own preparation picks what its
-    family takes, as for transformers' own `generate`.
+    Prompts are left-padded once, and the masks and positions of all later tokens are made at the same time. A
+    prompt that several rows share is read once. The model's own `prepare_inputs_for_generation` selects its
+    inputs, as in transformers' `generate`.
 
     Args:
-        lm: who reads.
-        prompts: token ids, any lengths.
-        room: tokens that may come behind a prompt at most.
+        lm: the model.
+        prompts: token ids, of any lengths.
+        room: most new tokens per prompt.
     """
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], room: int) -> None:
@@ -88,14 +91,14 @@ class _Reader:
         self._lm = lm
         self._takes = set(inspect.signature(type(lm.model).forward).parameters)
         self._cache_name = next((name for name in ALL_CACHE_NAMES if name in self._takes), "past_key_values")
-        self._length = max(map(len, prompts))  # of what was read, padding included
+        self._length = max(map(len, prompts))  # tokens read so far per row, padding included
         self._cache: Any = growing_cache(lm.model, self._length + room - 1)
-        # Rows that ended leave a cache of ours; one that a model makes itself they keep to the end.
+        # Finished rows leave our cache; a cache that the model makes itself keeps them to the end.
         self._rows_leave = self._cache is not None
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         shared = self._rows_leave and len(places) < len(prompts)
         begins = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=lm.device)
-        self._begins = begins if shared else None  # of a row, its prompt's place among those that are read
+        self._begins = begins if shared else None  # per row, the index of its prompt among those read
         read = list(places) if shared else prompts
         pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
         ids = torch.full((len(read), self._length + room), pad, dtype=torch.long)
@@ -104,13 +107,15 @@ class _Reader:
             ids[row, self._length - len(prompt) : self._length] = torch.tensor(prompt, dtype=torch.long)
             mask[row, : self._length - len(prompt)] = 0
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        positions[:, self._length :].clamp_(max=lm.context_length - 1)  # rows that ended may lie on
+        positions[:, self._length :].clamp_(
+            max=lm.context_length - 1
+        )  # finished rows may go on past the context
         self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
         self._padded = not bool(mask.all())
         self._places = torch.arange(len(prompts), device=lm.device)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
-        """Logits of each row's first token."""
+        """Read the prompts; return the logits of each row's first new token."""
         logits = self._read(first=True)
         if self._begins is None:
             return logits
@@ -119,19 +124,19 @@ class _Reader:
         return logits[self._begins]
 
     def read(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Logits of what comes behind these tokens."""
+        """Read a token per row; return the logits of the next one."""
         self._ids[self._places, self._length] = tokens
         self._length += 1
         return self._read(first=False)
 
     def keep(self, staying: Sequence[int]) -> Int[Tensor, " kept"]:
-        """Go on with some rows alone.
+        """Continue with some of the rows.
 
         Args:
-            staying: their places, ascending.
+            staying: indices of these rows, ascending.
 
         Returns:
-            For each place from now on, whose row lies there.
+            The old row index of each remaining row.
         """
         from distill.generation.kv_cache import keep_rows
 
@@ -152,7 +157,7 @@ class _Reader:
 
     def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
         options = {
-            # None where nothing is padded, which attention is faster with.
+            # None without padding, because attention is faster then.
             "attention_mask": self._mask[:, : self._length] if self._padded else None,
             "position_ids": self._positions[:, : self._length],
             "use_cache": True,
@@ -167,18 +172,18 @@ class _Reader:
         )
         output = self._lm.model(**inputs, return_dict=True)
         self._cache = output[self._cache_name]
-        logits = output.logits[:, -1, : self._lm.vocab_size]  # other rows stand for no token
+        logits = output.logits[:, -1, : self._lm.vocab_size]  # further rows of the head are no tokens
         return (logits if self._rows_leave else logits[self._places]).float()
 
 
 class _Draw:
-    """The next token of each row: the likeliest at temperature 0, else the one at which the cumulated
-    probability passes the row's number for this position.
+    """Samples the next token of each row: the likeliest at temperature 0, else the one at which the
+    cumulative probability passes the row's number for this position.
 
     Args:
-        sampling: how tokens are drawn.
+        sampling: how tokens are sampled.
         draws: [rows, tokens] numbers in [0, 1).
-        device: where the logits lie.
+        device: of the logits.
     """
 
     def __init__(self, sampling: Sampling, draws: np.ndarray, device: torch.device) -> None:
@@ -189,27 +194,27 @@ class _Draw:
     def __call__(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         if self._warp is None:
             return logits.argmax(-1)
-        warped: Any = self._warp(torch.empty(0), logits)  # no warper of ours looks at the text
+        warped: Any = self._warp(torch.empty(0), logits)  # our warpers ignore the input ids
         masses = (warped - warped.amax(-1, keepdim=True)).exp()
         reached = masses.cumsum(-1, dtype=torch.float64)
         numbers = self._numbers[:, self._drawn, None] * reached[:, -1:]
         self._drawn += 1
-        # Logits that are no numbers pass no number: an id all the same, and the loss will tell.
+        # NaN logits pass no number. Clamp to a valid id; the loss then reports the NaN.
         return torch.searchsorted(reached, numbers, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
     def keep(self, places: Int[Tensor, " kept"]) -> None:
-        """Go on with some rows alone."""
+        """Continue with some of the rows."""
         self._numbers = self._numbers[places]
 
 
 def uniform_draws(seed: int, count: int, row: int = 0) -> np.ndarray:
-    """[count] numbers in [0, 1) that are this seed's and row's alone; of fewer, the first of more."""
+    """[count] uniform numbers in [0, 1), determined by seed and row. A smaller count gives a prefix."""
     bits = np.random.Philox(key=seed % (1 << 128), counter=[0, 0, row, 0])
     return np.random.Generator(bits).random(count)
 
 
 def warpers(sampling: Sampling) -> Any:
-    """What turns a model's logits into those that `sampling` draws from: transformers' own, in its order."""
+    """transformers' logits warpers for `sampling`, in transformers' order."""
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     found = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
@@ -222,8 +227,8 @@ def warpers(sampling: Sampling) -> Any:
 
 @contextmanager
 def _eval_mode(model: Any) -> Iterator[None]:
-    """Eval mode, and back, module by module: a part that was frozen in eval mode must not be put into
-    training."""
+    """Set eval mode, and restore each module's own mode: a part frozen in eval mode must not come back in
+    training mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -234,5 +239,5 @@ def _eval_mode(model: Any) -> Iterator[None]:
 
 
 def _decoding(model: Any) -> AbstractContextManager[Any]:
-    """transformers' own choice of how a mixture's experts compute on few tokens."""
+    """transformers' own optimization of mixture-of-experts models for decoding."""
     return getattr(model, "_optimize_model_for_decode", nullcontext)()

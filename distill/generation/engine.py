@@ -1,4 +1,4 @@
-"""The interface of engines: requests, completions, seeds."""
+"""The engine interface: requests, completions and seeds."""
 
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
@@ -12,12 +12,12 @@ from distill.generation.sampling import Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """One completion that is asked for.
+    """A request for one completion.
 
     Attributes:
-        prompt_ids: int32, of the teacher's tokens.
-        messages: the same as a conversation, for engines that take text.
-        seed: of this completion alone.
+        prompt_ids: int32, the prompt's token ids.
+        messages: the same prompt as a conversation, for engines that take text.
+        seed: of this completion's sampling.
     """
 
     prompt_ids: np.ndarray
@@ -27,12 +27,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """One completion.
+    """A generated completion.
 
     Attributes:
-        ids: int32, the end token included where it was written; None where the engine gives text alone.
-        text: what an engine without ids wrote.
-        finished: whether it ended by itself.
+        ids: int32, the end token included if the model wrote one; None: the engine returns only text.
+        text: the text, of an engine that returns no ids.
+        finished: whether it ended with an end token and was not cut off.
     """
 
     ids: np.ndarray | None
@@ -42,11 +42,12 @@ class Written:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Writes completions. The same request gets the same completion, whatever is asked beside it, as far as
-    the engine can keep that.
+    """Generates completions. A request's completion does not depend on the other requests, as far as the
+    engine can guarantee that.
 
     Attributes:
-        seconds: that went into writing so far; loading the model is not counted."""
+        seconds: time spent generating so far, without loading the model.
+    """
 
     name: str
     seconds: float
@@ -54,11 +55,11 @@ class Engine(Protocol):
     def write(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Generator[tuple[int, Written], None, None]:
-        """Each request's completion with the request's place, as soon as it is there."""
+        """Yield each completion, with the index of its request, as soon as it is done."""
         ...
 
 
 def request_seed(seed: int, problem: str, sample: int) -> int:
-    """One seed of the set's seed, the problem's text and the sample's number."""
+    """The seed of a completion, from the trace set's seed, the problem's text and the sample's number."""
     digest = hashlib.blake2b(f"{seed}\0{sample}\0{problem}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big")

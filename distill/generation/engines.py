@@ -1,4 +1,4 @@
-"""Who runs the teacher while it writes: transformers in this process, vLLM, or a server."""
+"""Engines in this process: transformers and vLLM. `distill.generation.server` has the engine for servers."""
 
 import functools
 import time
@@ -17,11 +17,11 @@ from distill.models.lazy import LazyModel
 
 
 class HfEngine:
-    """transformers in this process (`distill.generation.decode`), in batches of alike lengths.
+    """transformers in this process (`distill.generation.decode`), in batches of similar lengths.
 
     Args:
-        model: who writes; loaded with the first request.
-        token_budget: tokens a batch, prompts, room for completions and padding included.
+        model: the model that writes; loaded on the first request.
+        token_budget: tokens per batch, with prompts, room for completions and padding.
     """
 
     name = "hf"
@@ -69,9 +69,9 @@ class VllmEngine:
     """vLLM in this process, for large teachers: `pip install "distill[vllm]"`.
 
     Args:
-        model: who writes; vLLM loads it itself, by name and revision.
-        batch: requests that are handed over at once; what is written of a batch is kept when it is done.
-        key: of the configuration, that chose this engine.
+        model: the model that writes; vLLM loads it itself, by name and revision.
+        batch: requests per call of vLLM; completions are returned when their batch is done.
+        key: the config key that chose this engine, for messages.
         options: further arguments of `vllm.LLM`, such as `tensor_parallel_size`.
     """
 
@@ -84,15 +84,15 @@ class VllmEngine:
         self.batch = batch
         self.seconds = 0.0
         self.options = options
-        # What decides over what is written (a quantization, say), and not only over how fast.
+        # Options that change the completions, such as a quantization, and not only the speed.
         deciding = {name: value for name, value in options.items() if name not in _VLLM_SPEED}
         self.settings = {"options": deciding} if deciding else {}
 
     def check(self) -> Any:
-        """vLLM's own module.
+        """Import vLLM, and return its module.
 
         Raises:
-            UserError: there is no vLLM, or it does not read the model's file.
+            UserError: vLLM is not installed, or cannot read the model's file.
         """
         try:
             import vllm  # pyright: ignore[reportMissingImports]
@@ -107,12 +107,14 @@ class VllmEngine:
         return vllm
 
     def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Write with other weights from now on: copied from memory to memory, by vLLM's own loader, which
-        knows which of transformers' matrices it keeps as one. Needs vLLM's worker in this process
-        (VLLM_ENABLE_V1_MULTIPROCESSING=0)."""
+        """Replace the weights, by a copy in memory.
+
+        vLLM's own loader does it, because it knows which of transformers' matrices vLLM fuses. Needs vLLM's
+        worker in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0).
+        """
         worker = self._llm.llm_engine.model_executor.driver_worker
         worker.model_runner.model.load_weights((name, weight.detach()) for name, weight in weights)
-        self._llm.reset_prefix_cache()  # keys and values of the old weights
+        self._llm.reset_prefix_cache()  # its keys and values belong to the old weights
 
     @functools.cached_property
     def _llm(self) -> Any:
@@ -152,9 +154,7 @@ class VllmEngine:
                 ids = [int(token) for token in output.outputs[0].token_ids]
                 finished = output.outputs[0].finish_reason == "stop"
                 if finished and (not ids or ids[-1] not in ends):
-                    ids.append(
-                        ends[0]
-                    )  # vLLM leaves the token that stopped it out, where it was a stop token
+                    ids.append(ends[0])  # vLLM leaves out the stop token that ended the completion
                 yield place, Written(np.asarray(ids, dtype=np.int32), finished)
 
 

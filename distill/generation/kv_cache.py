@@ -1,8 +1,8 @@
-"""Keys and values of what was read, in buffers with room: a token more costs no copy of all that came before,
-and a text that has ended leaves its place to another.
+"""KV cache in buffers with spare room: a new token needs no copy of the old ones, and finished rows are
+removed.
 
-transformers' own cache (`DynamicCache`) concatenates all keys and values anew for every token. Layers of it
-that do not grow without bound (sliding windows, linear attention) are taken as they are."""
+transformers' own cache (`DynamicCache`) concatenates all keys and values again for every token. Its layers of
+bounded size (sliding windows, linear attention) are used unchanged."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,16 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-_LEAST = 64  # tokens of room that a buffer gets at least
+_LEAST = 64  # smallest room added to a buffer, in tokens
 
 
 class GrowingLayer(DynamicLayer):
-    """The cache of one layer of full attention: `keys` and `values` are views of buffers with room.
+    """The cache of a full-attention layer: `keys` and `values` are views of buffers with spare room.
 
-    A buffer is made half as long again when it is full, so that n tokens cost fewer than 3 n copies.
+    A full buffer grows by half its length, so that n tokens cost fewer than 3 n copies.
 
     Args:
-        limit: tokens that will come at most: no buffer is longer than that.
+        limit: most tokens that will be cached; no buffer is longer.
     """
 
     def __init__(self, limit: int) -> None:
@@ -37,7 +37,7 @@ class GrowingLayer(DynamicLayer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Append, and give all keys and values."""
+        """Append keys and values, and return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
@@ -54,14 +54,14 @@ class GrowingLayer(DynamicLayer):
         return self._views[0], self._views[1]
 
     def keep_rows(self, rows: int, holes: Tensor, fillers: Tensor) -> None:
-        """Keep the first rows, into whose holes those rows move that lie behind them.
+        """Keep the first rows, after moving later rows into the places of finished ones.
 
         Args:
-            rows: that are kept.
-            holes: places below `rows`.
-            fillers: places from `rows` on, one for each hole.
+            rows: number of rows to keep.
+            holes: indices below `rows` of finished rows.
+            fillers: indices from `rows` on of the rows that replace them, one per hole.
         """
-        if self.keys is None or self.values is None:  # nothing was read
+        if self.keys is None or self.values is None:  # the cache is empty
             return
         length = self.get_seq_length()
         for buffer in self._held():
@@ -69,16 +69,16 @@ class GrowingLayer(DynamicLayer):
         self._show(rows, length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows made of those at these places, of which one may be taken several times; their room goes
-        along, which transformers' own would have made anew for the next token."""
-        if self.keys is None or self.values is None:  # nothing was read
+        """Select rows by index, possibly several times each. The buffers keep their spare room, which
+        transformers' own method would drop."""
+        if self.keys is None or self.values is None:  # the cache is empty
             return
         length = self.get_seq_length()
         self._buffers = [buffer[beam_idx] for buffer in self._held()]
         self._show(len(beam_idx), length)
 
     def _held(self) -> list[Tensor]:
-        """The buffers, or what another hand has put in their place."""
+        """The buffers, or the tensors that other code has put in their place."""
         if not self._in_buffers():
             assert self.keys is not None
             assert self.values is not None
@@ -86,7 +86,7 @@ class GrowingLayer(DynamicLayer):
         return self._buffers
 
     def _in_buffers(self) -> bool:
-        """Whether the keys and values are what was shown last: transformers' methods put others in place."""
+        """Whether the keys and values are our views; methods of transformers may have replaced them."""
         return bool(self._views) and self.keys is self._views[0] and self.values is self._views[1]
 
     def _show(self, rows: int, length: int) -> None:
@@ -103,12 +103,12 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(model: Any, limit: int) -> Cache | None:
-    """An empty cache for a model of transformers, with a `GrowingLayer` for each layer of full attention;
-    None for the few models that make a cache of their own.
+    """An empty cache for a transformers model, with a `GrowingLayer` for each full-attention layer; None for
+    the few models that make their own cache.
 
     Args:
-        model: who reads.
-        limit: tokens that it will read at most, padding included.
+        model: the model.
+        limit: most tokens per row that it will read, padding included.
     """
     if not model._supports_default_dynamic_cache():
         return None
@@ -118,16 +118,16 @@ def growing_cache(model: Any, limit: int) -> Cache | None:
 
 
 def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int[Tensor, " kept"]:
-    """Keep some rows of a batch. As few as can be move: those that lie behind the last place that is left
-    fill the holes of those that went.
+    """Keep some rows of a batch, and move as few of them as possible: only rows past the new batch size move,
+    into the places of finished rows.
 
     Args:
         cache: of `growing_cache`.
-        staying: places of the rows that are kept, ascending.
-        device: where the cache lies.
+        staying: indices of the rows to keep, ascending.
+        device: of the cache.
 
     Returns:
-        For each place that is left, whose row lies there now.
+        The old row index of each remaining row.
     """
     count = len(staying)
     holes = sorted(set(range(count)) - set(staying))
@@ -142,5 +142,5 @@ def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int
         if isinstance(layer, GrowingLayer):
             layer.keep_rows(count, into, moved)
         else:
-            layer.reorder_cache(cast(torch.LongTensor, places))  # which takes any rows, also fewer
+            layer.reorder_cache(cast(torch.LongTensor, places))  # which also accepts fewer rows
     return places

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 is greedy; top_p 1 and top_k 0 are off."""
+    """How the next token is sampled. Temperature 0 is greedy; top_p 1 and top_k 0 are off."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -27,12 +27,12 @@ class Sampling:
                 f"sampling: temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
                 f"top_k={self.top_k} >= 0, max_new_tokens={self.max_new_tokens} >= 1"
             )
-        for name in ("temperature", "top_p"):  # transformers refuses a whole number
+        for name in ("temperature", "top_p"):  # transformers rejects an int
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def warps(self) -> bool:
-        """Whether tokens come from another distribution than the model's own at temperature 1."""
+        """Whether tokens are sampled from another distribution than the model's at temperature 1."""
         return self.temperature != 1.0 or self.top_p < 1.0 or self.top_k > 0
 
 
@@ -41,15 +41,14 @@ class StudentRollouts:
     """On-policy data: the student writes a share of the batches while it trains (GKD, 2306.13649).
 
     Attributes:
-        fraction: λ, the probability that a batch is written by the student; the coin is the same on all
-            ranks.
-        temperature: of sampling; another knob than the loss's temperature.
+        fraction: λ, the probability that the student writes a batch; the choice is the same on all ranks.
+        temperature: of the sampling, not of the loss.
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
-        max_new_tokens: longest completion; one that reaches it has no end token, and none is invented.
-        engine: who runs the student while it writes: `hf`, the model in training itself; `vllm`, a copy in
-            this process that is given its weights in memory before it writes.
-        engine_options: arguments of `vllm.LLM`, such as the share of a GPU's memory that it may take.
+        max_new_tokens: longest completion; one that reaches it gets no end token.
+        engine: `hf`: the model in training generates; `vllm`: a copy of it in this process does, with weights
+            updated in memory before each use.
+        engine_options: arguments of `vllm.LLM`, such as its share of the GPU's memory.
     """
 
     fraction: float = 0.5
@@ -72,6 +71,6 @@ class StudentRollouts:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
 
     def chosen(self, seed: int, batch: int) -> bool:
-        """The coin for one batch: it depends on nothing but the seed and the batch's number, so that all
-        ranks and a resumed run see the same."""
+        """Whether the student writes a batch. Depends only on the seed and the batch's number, so that all
+        ranks and a resumed run agree."""
         return random.Random(f"rollouts {seed} {batch}").random() < self.fraction

@@ -1,4 +1,4 @@
-"""A teacher behind a server that speaks OpenAI's protocol: vLLM's, transformers', or a commercial one."""
+"""Engine for servers with OpenAI's API: vLLM's, transformers', or a commercial one."""
 
 import asyncio
 import contextlib
@@ -23,35 +23,35 @@ from distill.generation.sampling import Sampling
 from distill.models.lazy import LazyModel
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-_OF_ONE_REQUEST = {400, 413, 422}  # refusals that may be a single problem's fault: too long, or filtered
+_OF_ONE_REQUEST = {400, 413, 422}  # rejections that may concern a single problem: too long, or filtered
 _HERE = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
-# What an answer raises that has another form than a chat completion.
+# Raised when a response is not a chat completion.
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-_CONNECT = 30.0  # seconds; a server may take long over an answer, but not over letting anyone in
-_ALIKE_PROBLEMS = 5  # with the same completion each time, before that is called strange
+_CONNECT = 30.0  # seconds to connect; only the response itself may take long
+_ALIKE_PROBLEMS = 5  # problems whose samples are all equal, from which on a warning is printed
 
 _Put = Callable[[tuple[int, Written] | BaseException | None], None]
 
 
 class ServerEngine:
-    """Chat completions by HTTP, several at once; a fault is tried again a bounded number of times.
+    """Requests chat completions over HTTP, several at once, with a limited number of retries.
 
-    What is written before a server gives up is kept by the caller: when one request has failed for good, no
-    other is begun, and those under way are waited for. Ctrl-C waits for nothing.
+    When a request has finally failed, no further request is sent, and those in progress are waited for, so
+    that the caller can store their completions. Ctrl-C stops at once.
 
     Args:
-        model: the teacher; its tokenizer spells what comes back as text.
-        url: up to and without `/chat/completions`, such as `http://localhost:8000/v1`.
+        model: the teacher; its tokenizer encodes the returned text.
+        url: base URL, everything before `/chat/completions`, such as `http://localhost:8000/v1`.
         served_as: the model's name on the server; None: as in `model.teacher`.
         key_from: environment variable that holds the API key.
-        concurrency: requests under way at once.
-        retries: further attempts after a fault.
-        timeout: seconds without a whole answer after which an attempt is given up.
-        wait: seconds before the first further attempt; doubled for each one after, at most a minute.
-        refused: `error` ends the run where the server refuses a single request (too long for its context,
-            or filtered); `skip` lets an empty completion without an end stand for it.
-        extra: further fields of every request, which servers do not share, such as `repetition_penalty`;
-            one that is None is not sent.
+        concurrency: requests in progress at the same time.
+        retries: further attempts after a failed request.
+        timeout: seconds to wait for a complete response.
+        wait: seconds before the first retry; doubled for each further retry, at most a minute.
+        refused: what to do if the server rejects a single request (too long for its context, or filtered).
+            `error`: stop; `skip`: return an empty, unfinished completion.
+        extra: further fields of every request that are not common to all servers, such as
+            `repetition_penalty`; a field that is None is not sent.
     """
 
     name = "server"
@@ -87,13 +87,15 @@ class ServerEngine:
         self.served_as = str(served_as or model.source.name)
         self.key_from, self.key = key_from, os.environ.get(key_from, "").strip()
         if not self.key.isascii() or not self.key.isprintable():
-            raise ValueError(f"the key in {key_from} has characters that no key has: set it anew")
+            raise ValueError(
+                f"the key in {key_from} has characters that are not allowed in a key: set it again"
+            )
         self.concurrency, self.retries, self.timeout, self.wait = concurrency, retries, timeout, wait
         self.refused = refused
         self.extra = dict(extra or {})
-        # What decides over what is written, and not only over how it is asked for.
+        # Settings that change the completions.
         self.settings = {"served_as": self.served_as, "extra": self.extra}
-        # A proxy that the environment names leads away from a server on this machine.
+        # A server on this machine must not be reached through a proxy of the environment.
         self._proxied = host not in _HERE
         self._said_fault, self._skipped = False, 0
         self.seconds = 0.0
@@ -105,8 +107,8 @@ class ServerEngine:
         self._said_fault, self._skipped = False, 0
         seen: dict[bytes, list[str]] = {}
         began = time.perf_counter()
-        # A loop in a thread of its own: requests go on while a completion is kept, it works where a loop runs
-        # already (a notebook), and all that is under way can be dropped at once.
+        # The event loop has its own thread: requests continue while the caller stores a completion, it works
+        # if a loop is already running (a notebook), and all requests can be cancelled at once.
         loop = asyncio.new_event_loop()
         asked = loop.create_task(self._ask_all(requests, sampling, found.put))
         thread = threading.Thread(target=_run, args=(loop, asked), daemon=True, name="server engine")
@@ -125,10 +127,10 @@ class ServerEngine:
         if sampling.temperature > 0:
             _say_if_all_alike(seen.values(), sampling)
         if self._skipped:
-            tqdm.write(f"{self._skipped} refused requests stand as empty completions", file=sys.stderr)
+            tqdm.write(f"{self._skipped} rejected requests are stored as empty completions", file=sys.stderr)
 
     async def _ask_all(self, requests: Sequence[Request], sampling: Sampling, put: _Put) -> None:
-        """Put every completion as it comes, and None behind the last, or why there are no more."""
+        """Put every completion as it arrives; after the last one put None, or the error that ended it."""
         waiting = iter(enumerate(requests))
         over = asyncio.Event()
         failures: list[UserError] = []
@@ -145,7 +147,7 @@ class ServerEngine:
 
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            # The time is taken over the whole answer, which httpx does not: one that drips would never end.
+            # The timeout is for the whole response and not httpx's, with which a slow stream would never end.
             async with httpx.AsyncClient(
                 headers=headers,
                 timeout=httpx.Timeout(None, connect=min(_CONNECT, self.timeout)),
@@ -177,7 +179,7 @@ class ServerEngine:
             try:
                 post = client.post(f"{self.url}/chat/completions", json=body)
                 answer = await asyncio.wait_for(post, self.timeout)
-            except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
+            except asyncio.TimeoutError:  # not the same class as TimeoutError in Python 3.10
                 fault = f"no answer within {self.timeout:g} s"
             except httpx.HTTPError as error:
                 fault = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -195,7 +197,7 @@ class ServerEngine:
                     return Written(None, finished=False)
                 else:
                     raise self._refusal(answer, request)
-            # A server that fails may hang up too, and then that it hung up says nothing.
+            # A failing server may also close the connection; report the fault before that too.
             before = last if last and last != fault else before
             if over.is_set():
                 break
@@ -205,12 +207,12 @@ class ServerEngine:
                     break
         faults = f"{fault}, before that {before}" if before else fault
         raise UserError(
-            f"the server at {self.url} failed {attempts} times, the last with {faults}: see to it and run "
-            f"the same command again, what is written is kept (it was asked for {_beginning(request)})"
+            f"the server at {self.url} failed {attempts} times, the last with {faults}: check it and run "
+            f"the same command again; the completions so far are stored (request: {_beginning(request)})"
         )
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        # Near the context's end a completion is bounded by its own prompt: some servers refuse it otherwise.
+        # A long prompt leaves less room than max_new_tokens: some servers reject a larger max_tokens.
         room = self.source.context_length - len(request.prompt_ids)
         body: dict[str, Any] = {
             "model": self.served_as,
@@ -223,30 +225,32 @@ class ServerEngine:
             "stream": False,
         }
         if sampling.top_k:
-            body["top_k"] = sampling.top_k  # not OpenAI's own, but vLLM's and others'
+            body["top_k"] = sampling.top_k  # not in OpenAI's API, but in vLLM's and others'
         return {name: value for name, value in (body | self.extra).items() if value is not None}
 
     def _read(self, answer: Any, request: Request) -> Written:
         choice = answer["choices"][0]
         message, finished = choice["message"], choice["finish_reason"] == "stop"
-        thought = message.get("reasoning_content") or message.get("reasoning")  # the latter vLLM's, by now
+        thought = message.get("reasoning_content") or message.get(
+            "reasoning"
+        )  # the latter is vLLM's current name
         thought = thought if isinstance(thought, str) else ""
         text = message.get("content")
         if not isinstance(text, str):
-            # A model that was cut off while it thought has written no answer; nor has one that was filtered.
+            # A completion that was cut off while thinking, or filtered, has no answer.
             if text is not None or (finished and not thought):
                 raise TypeError(f"content is {type(text).__name__}")
             text = ""
-        # What no file can hold is not kept.
+        # Replace lone surrogates, which cannot be written to a file.
         text = text.encode("utf-8", "replace").decode("utf-8")
         ends = self.source.end_ids
-        # vLLM gives them where it is asked to: +engine.extra.return_token_ids=true
+        # vLLM returns token ids on request: +engine.extra.return_token_ids=true
         if ids := choice.get("token_ids"):
             if finished and ids[-1] not in ends:
                 ids = [*ids, ends[0]]
             return Written(np.asarray(ids, dtype=np.int32), finished, text)
-        # Some servers leave the end token in the text; transformers serve then says "length" where it was the
-        # last token that was allowed.
+        # Some servers leave the end token in the text. If it was also the last allowed token, transformers
+        # serve reports "length".
         for end in self.source.tokenizer.convert_ids_to_tokens(ends):
             if end and text.endswith(end):
                 text, finished = text.removesuffix(end), True
@@ -256,27 +260,28 @@ class ServerEngine:
         return Written(None, finished, text)
 
     def _without_prompt(self, text: str, request: Request, usage: Any, thought: bool) -> str:
-        """The completion alone: `transformers serve` puts the prompt in front where it parses answers by its
-        architecture's template and the model has one of its own.
+        """The completion without its prompt.
 
-        A completion may also begin as its prompt does; so the server's count of tokens decides.
+        `transformers serve` prepends the prompt if it parses answers by its architecture's template and the
+        model has another one. A completion may also begin like its prompt, so the server's token count
+        decides.
         """
         tokenizer = self.source.tokenizer
         prompt = tokenizer.decode(request.prompt_ids).strip()
         if thought and text.strip() == prompt.removesuffix("<think>").strip():
-            return ""  # it was cut off while it thought, and wrote nothing else
+            return ""  # cut off while thinking: there is no other text
         written = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
         if not prompt or not text.startswith(prompt) or not isinstance(written, int):
             return text
         rest = text[len(prompt) :]
         try:
             whole, part = (len(encode_completion(tokenizer, t, self.source.end_ids)) for t in (text, rest))
-        except UserError:  # it cannot be spelled, which is said where it is kept
+        except UserError:  # it cannot be tokenized, which is reported when it is stored
             return text
         return rest if abs(part - written) < abs(whole - written) else text
 
     def _with_thought(self, thought: str, text: str, request: Request, closed: bool) -> str:
-        """The completion as the model wrote it, of a server that takes the thinking out of it."""
+        """The completion as the model wrote it, for a server that returns the thinking separately."""
         prompt = self.source.tokenizer.decode(request.prompt_ids[-32:]).rstrip()
         opened = "" if prompt.endswith("<think>") else "<think>\n"
         thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")
@@ -294,23 +299,23 @@ class ServerEngine:
             else ""
         )
         return UserError(
-            f"the server at {self.url} refuses: status {answer.status_code}, {said}, asked for "
-            f"{_beginning(request)}; mend engine.url, engine.served_as={self.served_as} or {key} "
-            f"{self.key_from}{alone}, and run again: what is written is kept"
+            f"the server at {self.url} refuses: status {answer.status_code}, {said}, for the request "
+            f"{_beginning(request)}; correct engine.url, engine.served_as={self.served_as} or {key} "
+            f"{self.key_from}{alone}, and run again: the completions so far are stored"
         )
 
     def _say_fault(self, fault: str) -> None:
-        """Once: who waits should know for what."""
+        """Print the first fault, so that the user knows why the command waits."""
         if not self._said_fault:
             self._said_fault = True
-            tqdm.write(f"the server at {self.url}: {fault}; it is asked again", file=sys.stderr)
+            tqdm.write(f"the server at {self.url}: {fault}; trying again", file=sys.stderr)
 
 
 def _host(url: Any) -> str:
-    """The host of an address that can be asked.
+    """The host of a server's URL.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is no valid base URL.
     """
     try:
         parsed = httpx.URL(str(url))
@@ -321,19 +326,19 @@ def _host(url: Any) -> str:
     if parsed.port is not None and not 0 < parsed.port < 1 << 16:
         raise ValueError(f"engine.url={url!r}: there is no port {parsed.port}")
     if parsed.query or parsed.fragment or parsed.path.rstrip("/").endswith("/completions"):
-        raise ValueError(f"engine.url={url!r} goes too far: give it up to and without /chat/completions")
+        raise ValueError(f"engine.url={url!r} is too long: leave out /chat/completions and what follows")
     return parsed.host
 
 
 def _run(loop: asyncio.AbstractEventLoop, asked: "asyncio.Task[None]") -> None:
     asyncio.set_event_loop(loop)
-    with contextlib.suppress(asyncio.CancelledError):  # before it had begun
+    with contextlib.suppress(asyncio.CancelledError):  # cancelled before it started
         loop.run_until_complete(asked)
     loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether an event happens in the time; returns with it."""
+    """Wait for an event; False if it does not happen in time."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except asyncio.TimeoutError:
@@ -351,7 +356,7 @@ def _beginning(request: Request) -> str:
 
 
 def _say_if_all_alike(completions: Iterable[list[str]], sampling: Sampling) -> None:
-    """Of a server that leaves the temperature out of account, nobody would see that samples are copies."""
+    """Warn if all samples of each problem are equal: the server may ignore the temperature."""
     several = [texts for texts in completions if len(texts) > 1]
     if len(several) >= _ALIKE_PROBLEMS and all(len(set(texts)) == 1 for texts in several):
         tqdm.write(

@@ -1,1 +1,1 @@
-"""Files, caches, locks, progress bars."""
+"""Files, caches, locks and progress bars."""

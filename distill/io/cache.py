@@ -1,7 +1,7 @@
-"""Computed once, kept: numbered shards on disk under a key that names all they were computed from.
+"""Cache of computed tensors: numbered shards on disk, in a folder named by the hash of all their inputs.
 
-A shard is a safetensors file, written to a temporary name and renamed, so that a run that is killed leaves
-whole shards only and the next one goes on behind them. No pickle.
+A shard is a safetensors file that is written under a temporary name and then renamed. So a killed run leaves
+only complete shards, and the next one continues after them. No pickle.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ os.umask(_UMASK)
 
 
 def keyed_folder(root: Path, name: str, key: Mapping[str, Any]) -> Path:
-    """The folder for what is computed from `key`, with `key.json` in it; made where it is not there.
+    """The cache folder of a key, created with its `key.json` if needed.
 
     Args:
-        root: where caches live.
-        name: what is in it.
-        key: everything that the content depends on, JSON values only. Another key is another folder.
+        root: folder of all caches.
+        name: name of the content.
+        key: everything that the content depends on, JSON values only. Another key gives another folder.
 
     Raises:
-        UserError: the folder was made from something else than `key` says (a copied or edited cache).
+        UserError: the folder's `key.json` holds another key (a copied or edited cache).
     """
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True, indent=1)
     folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "key.json"
     if described.is_file() and described.read_text() != text:
-        raise UserError(f"cache {folder} was made from something else than its name says: delete it")
+        raise UserError(f"cache {folder} does not match its key.json: delete it")
     if not described.is_file():
         write_atomically(described, lambda temporary: temporary.write_text(text))
     return folder
@@ -51,13 +51,13 @@ class ShardCache:
     """A folder of shards, `<root>/<name>-<hash of key>/00000.safetensors`, beside `key.json`.
 
     Args:
-        root: where caches live.
-        name: what is in it, such as `teacher_logprobs`.
-        key: everything that the content depends on, JSON values only. Another key is another folder.
-        shards: how many there are when it is complete.
+        root: folder of all caches.
+        name: name of the content, such as `teacher_logprobs`.
+        key: everything that the content depends on, JSON values only. Another key gives another folder.
+        shards: number of shards of the complete cache.
 
     Raises:
-        UserError: the folder was made from something else than `key` says (a copied or edited cache).
+        UserError: the folder's `key.json` holds another key (a copied or edited cache).
     """
 
     def __init__(self, root: Path, name: str, key: Mapping[str, Any], shards: int) -> None:
@@ -76,14 +76,15 @@ class ShardCache:
         return [index for index in range(self.shards) if index not in missing]
 
     def write_rows(self, index: int, parts: Sequence[Mapping[str, Tensor]]) -> None:
-        """A shard that `rows` reads part by part: every tensor of a part has as many rows as its others."""
+        """Write a shard whose parts `rows` reads one by one. All tensors of a part have the same number of
+        rows."""
         names = parts[0].keys()
         arrays = {name: torch.cat([part[name] for part in parts]) for name in names}
         lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
         write_atomically(self._path(index), lambda path: save_file({**arrays, LENGTHS: lengths}, path))
 
     def rows(self, index: int) -> list[StoredRows]:
-        """The shard's parts, of which nothing but their lengths is read yet."""
+        """The shard's parts; only their lengths are read now."""
         path = self._path(index)
         described = path.stat()
         version = described.st_ino, described.st_mtime_ns
@@ -99,13 +100,14 @@ class ShardCache:
         label: str,
         unit: str = "token",
     ) -> list[StoredRows]:
-        """Every item's part, after what is missing is computed: by one of several processes, for which the
-        others wait.
+        """Compute missing shards, and return the parts of all items.
+
+        Of several processes with the same cache, one computes and the others wait.
 
         Args:
-            shards: which items each shard holds.
-            sizes: of every item, as the progress bar counts.
-            compute: gives a shard's parts; told its items, and what moves the bar.
+            shards: the items of each shard.
+            sizes: size of every item, for the progress bar.
+            compute: given a shard's items and a function that advances the bar, returns the shard's parts.
             label: of the bar.
             unit: of the bar.
         """

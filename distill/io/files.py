@@ -1,4 +1,4 @@
-"""Atomic files: JSON, lines of text, hashes of arrays."""
+"""Atomic writes, JSON, lines of text, and hashes of arrays."""
 
 import hashlib
 import json
@@ -19,24 +19,24 @@ _UMASK = os.umask(0)  # can only be read by setting it
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file, then put it in place in one move: the file is whole or not there."""
+    """Let `write` fill a temporary file, then rename it, so that the file is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes its files for the owner alone
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files that only the owner can read
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): see to it and run again"
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): fix this and run again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON has it: a dataclass by its fields, and null for a number that is not finite, which JSON
-    does not know and browsers refuse."""
+    """Convert a value for JSON: a dataclass to its fields, and a number that is not finite to null, because
+    browsers reject NaN and Infinity."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -49,7 +49,7 @@ def as_json(value: Any) -> Any:
 
 
 def hash_arrays(arrays: Iterator[np.ndarray]) -> str:
-    """One hash of a sequence of integer arrays, their borders included."""
+    """Hash of a sequence of integer arrays, including their boundaries."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
@@ -63,7 +63,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_lines(path: Path, *parts: Iterable[str]) -> None:
-    """Lines of text, atomically; they may come from the file itself."""
+    """Write lines of text atomically; `parts` may read from the same file."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
@@ -73,7 +73,10 @@ def write_lines(path: Path, *parts: Iterable[str]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Not splitlines, which also splits at U+2028 and its like inside a completion. No file is no line."""
+    """Read the non-empty lines of a file; none if there is no file.
+
+    Not `splitlines`, which also splits at U+2028 and the like inside a completion.
+    """
     if path.is_file():
         with path.open(encoding="utf-8", newline="\n") as stream:
             for line in stream:

@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes into."""
+"""Locks for folders that only one process at a time may write into."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 from distill.errors import Busy, UserError
 from distill.io.files import write_atomically
 
-# Where Lightning, which takes long to import, reads the rank too.
+# Environment variables from which Lightning reads the rank too; importing it takes long.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_ATTEMPTS, _PATIENCE = 20, 0.2  # to lock a folder; seconds
+_ATTEMPTS, _PATIENCE = 20, 0.2  # attempts to lock a folder, and seconds per attempt
 
 
 def first_rank() -> bool:
-    """Whether this process is the one of a run that writes and prints."""
+    """Whether this process has rank 0, which writes and prints."""
     if "lightning.pytorch" in sys.modules:
         from lightning.pytorch.utilities import rank_zero_only
 
@@ -29,16 +29,16 @@ def first_rank() -> bool:
 
 @contextmanager
 def locked(folder: Path, key: str = "dir") -> Iterator[None]:
-    """Hold a folder, so that no two processes write into it; only a run's first rank does.
+    """Lock a folder, so that no two processes write into it; only a run's first rank takes the lock.
 
-    On the way out the folder goes where nothing is in it.
+    At the end, an empty folder is removed.
 
     Args:
-        folder: made where it is not there.
+        folder: created if needed.
         key: the config key that names it, for messages.
 
     Raises:
-        Busy: another process does.
+        Busy: another process holds the lock.
         UserError: the folder cannot be written to.
     """
     if not first_rank():
@@ -48,55 +48,56 @@ def locked(folder: Path, key: str = "dir") -> Iterator[None]:
     try:
         yield
     finally:
-        # While the lock is still held: whoever opened this file before then sees, when it gets the lock, that
-        # the file is gone, and begins again. After a release it would be the next one's lock that goes away.
+        # Delete the lock file before the release: a process that opened it meanwhile sees, when it gets the
+        # lock, that the file is gone, and tries again. After the release, this would delete the next holder's
+        # lock file.
         with suppress(OSError):
             (folder / ".lock").unlink(missing_ok=True)
-        with suppress(OSError):  # it is not empty: what was written, or the next one's lock
+        with suppress(OSError):  # the folder is not empty: it has content, or the next holder's lock file
             folder.rmdir()
         lock.release()
 
 
 def _acquired(folder: Path, key: str) -> FileLock:
-    """A folder's lock, held."""
+    """Acquire a folder's lock."""
     for attempt in range(_ATTEMPTS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # For a moment, not at once: a lock file that its holder has just taken away is tried again.
+            # Wait a moment: a lock file that its holder has just deleted is tried again.
             lock = FileLock(folder / ".lock", timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
             lock.acquire()
             return lock
         except Timeout as error:
             raise Busy(f"another run is writing into {folder}: name another folder with {key}=") from error
         except OSError as error:
-            # One who leaves takes an empty folder away, maybe just between two looks at it.
+            # A process that leaves may remove the empty folder between two of these calls.
             if not isinstance(error, FileNotFoundError | FileExistsError) or attempt == _ATTEMPTS - 1:
                 raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
     raise AssertionError("unreachable")
 
 
-_SAYS = ("key.json", "config.yaml", "versions.json")
+_DESCRIPTIONS = ("key.json", "config.yaml", "versions.json")
 
 
 @contextmanager
 def claimed(
     folder: Path, key: dict[str, Any], config_key: str = "out", what: str = "a trace set"
 ) -> Iterator[None]:
-    """Hold a folder that is new or was begun with the same key.
+    """Lock a folder that is new or was started with the same key.
+
+    At the end, the folder is removed if nothing was written into it.
 
     Args:
-        folder: made where it is not there.
+        folder: created if needed.
         key: everything that its content depends on, JSON values.
         config_key: the config key that names the folder, for messages.
-        what: it holds, for messages.
-
-    On the way out the folder goes where nothing was put into it.
+        what: name of its content, for messages.
 
     Raises:
-        UserError: it holds something else, or another process holds it.
+        UserError: the folder holds something else, or another process holds its lock.
     """
     with locked(folder, config_key):
-        # Under the lock: what another process is about to write into the folder would not be seen before.
+        # Checked under the lock, because before that another process may still write into the folder.
         described = folder / "key.json"
         text = json.dumps(key, sort_keys=True, indent=1)
         _check_same(folder, key, config_key, what)
@@ -104,15 +105,16 @@ def claimed(
             write_atomically(described, lambda path: path.write_text(text))
             yield
         finally:
-            # Only here, where the folder is ours: whom the lock refuses must touch nothing of its holder's.
-            if first_rank() and (said := _only_said(folder)) is not None:
+            # Only here, where we hold the lock: without it, the files belong to another process.
+            if first_rank() and (descriptions := _description_files(folder)) is not None:
                 with suppress(OSError):
-                    for path in said:
-                        path.unlink()  # `locked` takes the empty folder away
+                    for path in descriptions:
+                        path.unlink()  # `locked` removes the empty folder
 
 
 def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -> None:
-    """
+    """Check that a folder is new or was started with the same key.
+
     Raises:
         UserError: the folder holds something that was made with another key.
     """
@@ -124,31 +126,31 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
                 raise ValueError(f"it holds a {type(before).__name__}")
         except ValueError as error:
             raise UserError(
-                f"{described} is damaged ({error}), so nobody can tell what {config_key}={folder} holds: "
-                f"name another folder, or take that one away"
+                f"{described} is damaged ({error}), so the content of {config_key}={folder} is unknown: "
+                f"name another folder, or delete that one"
             ) from error
-        if before != json.loads(json.dumps(key)) and _only_said(folder) is None:
+        if before != json.loads(json.dumps(key)) and _description_files(folder) is None:
             differing = ", ".join(name for name in key if before.get(name) != key[name])
             raise UserError(
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
-                f"folder, or take that one away"
+                f"folder, or delete that one"
             )
     elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:
         raise UserError(
-            f"{config_key}={folder} has {held[0]}, but no key.json that says of what: name another folder, "
-            f"or take that one away"
+            f"{config_key}={folder} has {held[0]}, but no key.json that describes it: name another folder, "
+            f"or delete that one"
         )
 
 
-def _only_said(folder: Path) -> list[Path] | None:
-    """The files that say of what a folder was to be made, and an empty completion log; None where it
-    holds anything else."""
+def _description_files(folder: Path) -> list[Path] | None:
+    """The folder's files, if they only describe what it was meant to hold (an empty completion log counts
+    too); None if it holds anything else."""
     if not folder.is_dir():
         return None
     found = [path for path in folder.iterdir() if path.name != ".lock"]
     ours = all(
         path.is_file()
-        and (path.name in _SAYS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
+        and (path.name in _DESCRIPTIONS or (path.name == "completions.jsonl" and path.stat().st_size == 0))
         for path in found
     )
     return found if ours else None

@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal or in a notebook, a state now and then where a file takes the output."""
+"""Progress bars: live on a terminal or in a notebook, a line every few seconds if the output is a file."""
 
 import sys
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-_SECONDS_IN_FILES = 10.0  # between two states of a bar that no one watches
+_SECONDS_IN_FILES = 10.0  # between two updates of a bar that is written to a file
 _inside = ContextVar("inside", default=False)
 
 
 def watched() -> bool:
-    """Whether the error stream, where bars are drawn, is looked at as it comes."""
+    """Whether the error stream, where bars are drawn, is a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 @contextmanager
 def inside() -> Iterator[None]:
-    """Bars that are made in here are of a part of another bar's work: they go when they are full, and are not
-    drawn into files."""
+    """Context for bars inside another bar's work: they disappear when they are full, and are not written to
+    files."""
     token = _inside.set(True)
     try:
         yield
@@ -29,13 +29,13 @@ def inside() -> Iterator[None]:
 
 
 def progress_bar(*, total: int, description: str, unit: str, scaled: bool = False) -> Any:
-    """A bar with count, rate and time left.
+    """A progress bar with count, rate and remaining time.
 
     Args:
-        total: units of the whole work.
-        description: in front of the bar.
-        unit: what is counted, in the singular.
-        scaled: show thousands as k, millions as M.
+        total: number of units.
+        description: text before the bar.
+        unit: name of a unit, in the singular.
+        scaled: show thousands as k and millions as M.
     """
     interval = 0.1 if watched() else _SECONDS_IN_FILES
     return tqdm(

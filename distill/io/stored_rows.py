@@ -1,4 +1,4 @@
-"""Rows of a cache's shard that are read when they are asked for."""
+"""Rows of a cache shard, read on access."""
 
 import functools
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from safetensors import SafetensorError, safe_open
 
 from distill.errors import UserError
 
-LENGTHS = "lengths"  # the tensor that says how many rows each part of a shard has
+LENGTHS = "lengths"  # name of the tensor with the number of rows of each part of a shard
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a shard, read from the memory-mapped file when they are asked for: light to hold, and to send
-    to a loader's process.
+    """Rows of a shard, read from the memory-mapped file on access: cheap to keep, and to send to another
+    process.
 
     Attributes:
-        path: the shard.
+        path: the shard's file.
         start: first row.
-        stop: behind the last row.
-        version: the file's number and time: another one of its name is not taken for it.
+        stop: last row plus 1.
+        version: the file's inode and modification time, which tell it from a later file of the same name.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class StoredRows:
         return self.stop - self.start
 
     def read(self) -> dict[str, Any]:
-        """Its tensors, by name."""
+        """Read the rows' tensors, by name."""
         shard = opened(self.path, self.version)
         names = [name for name in shard.keys() if name != LENGTHS]  # noqa: SIM118  a shard is no dict
         return {name: shard.get_slice(name)[self.start : self.stop] for name in names}
@@ -41,7 +41,7 @@ class StoredRows:
 
 @functools.lru_cache(maxsize=256)
 def opened(path: Path, version: tuple[int, int]) -> Any:
-    """A mapped shard, kept open: its header is parsed once a process."""
+    """A memory-mapped shard. It stays open, so that its header is parsed once per process."""
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:

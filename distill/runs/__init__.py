@@ -1,1 +1,1 @@
-"""Runs' folders: write, read, tabulate."""
+"""Run folders: write them, read them, and make tables of them."""

@@ -1,7 +1,7 @@
-"""A run's configuration, read from its folder, which anybody may have written.
+"""Read a run's configuration safely: the run folder may come from an untrusted person.
 
-Whoever builds objects or finds models from the file of a run reads it by `read_run_config` and asks
-`said_again` about models: a report on somebody else's run must not run what that somebody chose.
+Code that builds objects or loads models from a run's file reads it with `read_run_config`, and checks models
+with `said_again`: a report on somebody else's run must not execute code that they chose.
 """
 
 import importlib
@@ -19,8 +19,8 @@ from distill.config.instantiate import plain
 from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 
-# The only targets that are built from a run's file: what conf/benchmark, conf/data and conf/loss name. A
-# class of these keeps values and checks them; a function is only bound, and called by our own code later.
+# The only targets that are instantiated from a run's file: those of conf/benchmark, conf/data and conf/loss.
+# These classes only hold and check values. Functions are only bound, and called later by our own code.
 _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.benchmarks.aime": ("load",),
     "distill.benchmarks.amc": ("load",),
@@ -44,7 +44,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.teacher.distribution": ("TeacherDistribution",),
     "distill.training.recipe": ("TraceRecipe",),
 }
-# All that they define themselves and that has no underscore: functions of tensors.
+# Modules whose public functions and classes are all allowed: they compute on tensors.
 _WHOLLY_OURS = ("distill.losses.divergence", "distill.losses.weights")
 _SHIPPED = re.compile(r"package:distill/tiny/\w+")
 _Reader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -53,17 +53,17 @@ _Reader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_run_config(
     folder: Path, *, built: Sequence[str] = (), trust_remote_code: bool = False
 ) -> DictConfig:
-    """A run's `config.yaml`, in which nothing is left that would run code of its writer's choice.
+    """Read a run's `config.yaml` without anything that could execute code of its writer's choice.
 
     Args:
-        folder: the run's.
-        built: the sections that the caller builds objects from. Elsewhere every `_target_` is taken out, so
-            that nobody builds by mistake what was not looked at.
-        trust_remote_code: of the models, whatever the file says.
+        folder: run folder.
+        built: sections that the caller instantiates. In all others every `_target_` is removed, so that
+            nothing unchecked is instantiated by mistake.
+        trust_remote_code: value of this key for the models, whatever the file has.
 
     Raises:
-        UserError: it cannot be read, it holds a YAML tag, an alias or an interpolation, or a section of
-            `built` names a target that is none of ours; the message names the place and the remedy.
+        UserError: the file cannot be read, it has a YAML tag, an alias or an interpolation, or a section of
+            `built` has a `_target_` that is not allowed; the message names the place and the remedy.
     """
     path = folder / "config.yaml"
     try:
@@ -77,7 +77,7 @@ def read_run_config(
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds no configuration: take another run")
     values: Any = OmegaConf.to_container(cfg, resolve=False)
-    values = translate(values)  # where an earlier version wrote it
+    values = translate(values)  # an earlier version may have written it
     for key, value in _values(values, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(
@@ -100,20 +100,20 @@ def read_run_config(
 def said_again(
     cfg: DictConfig, role: str, said: Sequence[str], folder: Path, remedy: Callable[[str], str]
 ) -> None:
-    """Refuse a model that a run's file alone names; one that is shipped with distill is ours.
+    """Reject a model that only the run's file names: the user must repeat it, unless distill ships it.
 
     Args:
         cfg: of `read_run_config`.
-        role: under `model`: student, teacher, reference, pilot.
-        said: what the user named, as the file has it, with `@<revision>` where that has one, too.
-        folder: the run's.
-        remedy: how to say a model again, of its name.
+        role: key under `model`: student, teacher, reference or pilot.
+        said: models that the user named, written as in the file, with `@<revision>` if it has one.
+        folder: run folder.
+        remedy: from a model's name to the option that repeats it, for the message.
 
     Raises:
-        UserError: it was not said again; the message names it and the remedy.
+        UserError: the user did not repeat the model; the message names it and the remedy.
     """
     if missing := unsaid(cfg, role, said):
-        # A name that would steer the terminal is shown, and not to be said.
+        # A name with control characters is shown escaped.
         again = [one if one.isprintable() else repr(one) for one in missing]
         raise UserError(
             f"{folder / 'config.yaml'}: model.{role}={_short(missing[0])} is named by the run's file alone, "
@@ -123,8 +123,8 @@ def said_again(
 
 
 def unsaid(cfg: DictConfig, role: str, said: Sequence[str] = ()) -> list[str]:
-    """Those of the models that a run's file names for a role which are neither shipped with distill nor said
-    again."""
+    """The models that a run's file names for a role and that are neither shipped with distill nor repeated
+    by the user."""
     return [
         one
         for one in models_of(cfg, role)
@@ -133,8 +133,8 @@ def unsaid(cfg: DictConfig, role: str, said: Sequence[str] = ()) -> list[str]:
 
 
 def models_of(cfg: DictConfig, role: str) -> list[str]:
-    """The models that a run's file names for a role, in the order in which they are tried, each with
-    `@<revision>` where it has one."""
+    """The models that a run's file names for a role, in the order in which they are tried, with
+    `@<revision>` if it has one."""
     model: Any = plain(cfg.get("model"))
     named = model.get(role) if isinstance(model, dict) else None
     revision = model.get("teacher_revision" if role == "teacher" else "student_revision") if named else None
@@ -143,7 +143,7 @@ def models_of(cfg: DictConfig, role: str) -> list[str]:
 
 
 def _check_plain(text: str, path: Path) -> None:
-    """Refuse what YAML has beside values: tags make objects, and aliases make much of little."""
+    """Reject YAML tags, which make objects, and aliases, which can expand to huge values."""
     for event in yaml.parse(text, Loader=_Reader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
@@ -159,9 +159,9 @@ def _check_plain(text: str, path: Path) -> None:
 
 
 def _check_target(node: Mapping[Any, Any], place: str) -> None:
-    """Refuse a node whose `_target_` is none of ours, or a function that would be called at once."""
+    """Reject a node whose `_target_` is not allowed, or is a function that would be called at once."""
     target = node["_target_"]
-    found = _our_own(target)
+    found = _import_allowed(target)
     if found is None:
         raise UserError(
             f"{place}._target_={_short(target)} is none of distill's own, and nothing else is built from a "
@@ -175,8 +175,8 @@ def _check_target(node: Mapping[Any, Any], place: str) -> None:
         )
 
 
-def _our_own(target: Any) -> Any:
-    """What a target of ours is, imported; None for any other, of which nothing is imported."""
+def _import_allowed(target: Any) -> Any:
+    """Import an allowed target; None for any other, without an import."""
     if not isinstance(target, str):
         return None
     module, _, name = target.rpartition(".")
@@ -184,14 +184,14 @@ def _our_own(target: Any) -> Any:
         return getattr(importlib.import_module(module), name)
     if module in _WHOLLY_OURS and not name.startswith("_"):
         found = vars(importlib.import_module(module)).get(name)
-        # What it imports from elsewhere is not its own.
+        # Names that the module imports from elsewhere are not allowed.
         own = inspect.isfunction(found) or inspect.isclass(found)
         return found if own and found.__module__ == module else None
     return None
 
 
 def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Every mapping with a `_target_`, at any depth, and its key."""
+    """All mappings with a `_target_`, at any depth, with their keys."""
     if isinstance(value, dict) and "_target_" in value:
         yield key, value
     for place, own in _inside(value, key):
@@ -199,7 +199,7 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that holds no others, and every key, by its place."""
+    """All leaf values and all keys, with their places."""
     if not isinstance(value, (dict, list)):
         yield key, value
     if isinstance(value, dict):

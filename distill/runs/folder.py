@@ -1,4 +1,4 @@
-"""A run's folder: what was run, on what, and what came of it."""
+"""Run folders: describe a run, find its checkpoints, and decide whether it can be resumed."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ STATE = "state.ckpt"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in a folder, oldest first."""
+    """Complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
@@ -37,8 +37,7 @@ _PACKAGES = (
     "peft",
     "vllm",
 )
-# What makes two configurations the same run; the rest (how long, how often saved, where logged) may change on
-# resuming.
+# Sections that must be equal to resume a run. Others, such as length, checkpoints and loggers, may change.
 _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
 _MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget"}
@@ -48,8 +47,8 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
     """Write `config.yaml` and `versions.json` (packages, machine, git state, command line).
 
     Args:
-        folder: the run's.
-        config: all values, resolved.
+        folder: run folder.
+        config: the resolved configuration.
         overrides: of the command line.
     """
     text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
@@ -58,8 +57,8 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
 
 
 def versions() -> dict[str, Any]:
-    """Packages, machine, git state, command line."""
-    import torch  # not above: a checkpoint is found without it
+    """Versions of packages, machine, git state and command line."""
+    import torch  # not at the top: finding a checkpoint does not need it
 
     packages = {}
     for name in _PACKAGES:
@@ -86,14 +85,14 @@ def _program() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and whether the working tree differs from it, or None outside a checkout."""
+    """Commit and changed files; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
-    if CHECKOUT is None:  # what a wheel is installed below may be another project's checkout
+    if CHECKOUT is None:  # an installed wheel may lie inside another project's checkout
         return None
     try:
         return {
@@ -105,7 +104,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder for a new run that holds another's work, which would be lost or mixed up with it."""
+    """Reject a folder for a new run that holds another run's checkpoints or results."""
     held = [name for name in ("student", "summary.json") if (folder / name).exists()]
     if held or checkpoints(folder / "checkpoints"):
         raise UserError(
@@ -115,10 +114,10 @@ def check_free(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Make a folder ready for a new run; what one that broke off before any checkpoint left goes away.
+    """Prepare a folder for a new run, and delete the files of a run that ended before its first checkpoint.
 
     Raises:
-        UserError: it holds a run's work.
+        UserError: it holds another run's checkpoints or results.
     """
     check_free(folder)
     for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
@@ -127,7 +126,7 @@ def claim(folder: Path) -> None:
 
 
 def fresh(folder: Path, key: Mapping[str, Any]) -> None:
-    """A folder for what is made from `key`: what another key left in it goes away."""
+    """Prepare a folder for content that depends on `key`, and delete content of another key."""
     described, text = folder / "key.json", json.dumps(key, sort_keys=True, indent=1)
     if described.is_file() and described.read_text(encoding="utf-8") == text:
         return
@@ -137,17 +136,18 @@ def fresh(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
-    """The checkpoint to resume from.
+    """Find the checkpoint to resume from.
 
     Args:
-        wanted: `last`: the newest checkpoint of the newest run with this configuration; or a run's or
-            checkpoint's folder.
-        config: the configuration now, resolved; the run must have been made with the same model, data, loss,
-            optimizer and seed.
-        runs: where runs lie, for `last`.
+        wanted: `last` for the newest checkpoint of the newest run with this configuration; or the folder of a
+            run or checkpoint.
+        config: the current configuration, resolved. Model, data, loss, optimizer and seed of the run must be
+            the same.
+        runs: folder of all runs, for `last`.
 
     Raises:
-        UserError: there is none, or it belongs to another configuration; the message says which key differs.
+        UserError: there is no checkpoint, or it has another configuration; the message names the key that
+            differs.
     """
     if wanted != "last":
         folder = Path(wanted)
@@ -178,12 +178,13 @@ def _known(runs: Path) -> str:
 
 
 def difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
-    """The first key in which a run's configuration differs from `config`, as a sentence's end.
+    """The first key in which a run's configuration differs from `config`, as text for a message; None if
+    there is none.
 
     Args:
-        run: its folder.
-        config: the configuration now, resolved.
-        length_too: also compare how long the run is and what it is asked, which may change on resuming.
+        run: run folder.
+        config: the current configuration, resolved.
+        length_too: also compare the run's length and benchmarks, which may change on resuming.
     """
     if not (run / "config.yaml").is_file():
         return "it has no config.yaml"
@@ -196,7 +197,7 @@ def difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -
 
 
 def asked_alike(run: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run that is resumed asked its benchmarks as they are asked now."""
+    """Whether a run has the same benchmark settings as `config`."""
     before = read_described(run / "config.yaml").get("benchmark")
     return _first_difference(before, config.get("benchmark"), "benchmark", _MAY_CHANGE) is None
 

@@ -1,4 +1,4 @@
-"""Runs as tidy tables, the same whether our own folders, W&B's offline files or W&B itself tells them."""
+"""Load runs into tidy tables, from run folders, W&B's offline files or W&B's server."""
 
 import json
 import re
@@ -26,31 +26,31 @@ from distill.runs.read import (
     run_folders,
 )
 
-# What a run has spent by a step, and the metrics that say so together.
+# Cumulative costs of a run, each with the metrics that add up to it.
 AXES = {
     "tokens": ("train/tokens_total",),
     "seconds": ("train/seconds_total",),
     "student_flops": ("train/student_flops_total",),
     "flops": ("train/student_flops_total", "train/teacher_flops_total"),
 }
-_KEYS = ("run", "group", "loss", "seed")  # the first columns of every table
+_KEYS = ("run", "group", "loss", "seed")  # first columns of every table
 
 
 @dataclass(frozen=True, repr=False)
 class Runs:
-    """Runs, and what they logged; `run`, `group`, `loss` and `seed` are in every table.
+    """Tables of runs. Each has the columns `run`, `group`, `loss` and `seed`.
 
     Attributes:
-        runs: a row a run: name, status, place; its summary (`tokens`, `seconds.training`, ...); its figures
+        runs: a row per run: name, status, place; its summary (`tokens`, `seconds.training`, ...); its scores
             as `arithmetic/after/accuracy`, `..._low`, `..._high`; its configuration (`optimizer.lr`, ...).
-        metrics: a row for each step and metric: step, metric, value, and what had been spent by that step:
-            tokens, seconds (of training), student_flops, flops (the teacher's, too); NaN where it was not
-            logged. A value that is NaN is no row. Texts are categories: group with `observed=True`.
-        scores: a row for each figure of a benchmark: benchmark, stage (`before`, `after`), figure, value, and
-            its 95 % interval low, high.
-        samples: a row a completion, as in `samples.jsonl`; W&B has those of before and after training only.
-        weights: histograms of the token weights, a row a bin: step, low, high, count.
-        left_out: what is in no table, a run's place or a file's, and why.
+        metrics: a row per step and metric: step, metric, value, and the cumulative tokens, seconds (of
+            training), student_flops and flops (with the teacher's) at that step, NaN if not logged. A NaN
+            value has no row. Text columns are categorical: group with `observed=True`.
+        scores: a row per benchmark, stage (`before`, `after`) and figure: its value, and low and high of its
+            95 % interval.
+        samples: a row per completion, as in `samples.jsonl`; W&B only has those before and after training.
+        weights: histograms of the token weights, a row per bin: step, low, high, count.
+        left_out: run folders and files that could not be read or were filtered out, with the reason.
     """
 
     runs: pandas.DataFrame
@@ -70,7 +70,7 @@ class Runs:
 
 @dataclass
 class _Found:
-    """A run from any of the sources. `path`: its folder's parts, of which the last ones name it."""
+    """A run from any source. `path` has the parts of its folder's path; the last ones make its name."""
 
     place: str
     path: tuple[str, ...]
@@ -93,7 +93,7 @@ def load_runs(
     samples: bool = True,
     unfinished: bool = False,
 ) -> Runs:
-    """Read runs into tidy tables.
+    """Load runs into tidy tables.
 
         found = runs.load("outputs/sweeps/compare")
         found = runs.load("wandb:entity/project", group="compare")
@@ -101,21 +101,19 @@ def load_runs(
         loss.pivot_table("value", "tokens", "loss", observed=True).plot()
 
     Args:
-        where: a run's folder, one that holds runs, such as a sweep's, a W&B project as
+        where: a run folder, a folder that holds runs (such as a sweep's), a W&B project as
             `wandb:entity/project`, or several of them.
-        group: only the runs of this W&B group, which is a sweep's name.
-        source: of folders. `folder`: our own files; metrics come from W&B's offline file where there is no
-            `metrics.csv`. `wandb`: the files alone that W&B keeps of a run (`wandb/offline-run-*`), wherever
-            they lie.
-        columns: keys of the configuration that every table gets as columns, such as `loss.control`.
-        metrics: only these, by name.
-        samples: whether completions are read; of W&B's runs each is a download.
-        unfinished: whether runs without a summary come along, as far as they were written; `status` says what
-            became of them.
+        group: only load runs of this W&B group, which is a sweep's name.
+        source: what to read in folders. `folder`: our own files, with metrics from W&B's offline file if
+            `metrics.csv` is missing. `wandb`: only W&B's offline files (`wandb/offline-run-*`), at any depth.
+        columns: configuration keys to add to every table as columns, such as `loss.control`.
+        metrics: only load these metrics.
+        samples: load completions; for runs on W&B's server, each run's are downloaded.
+        unfinished: also load runs without a summary, as far as they were written; see their `status`.
 
     Raises:
-        UserError: a folder is not there, there is no run in it, W&B cannot be read, or a key of `columns`
-            is in no run.
+        UserError: a folder does not exist or has no run, W&B cannot be read, or no run has a key of
+            `columns`.
     """
     if source not in ("folder", "wandb"):
         raise UserError(f"source={source!r} is neither folder nor wandb")
@@ -160,7 +158,7 @@ def _from_folders(folder: Path, samples: bool, left_out: dict[str, str]) -> Iter
             try:
                 config = read_config(run)
             except (OSError, ValueError, yaml.YAMLError):
-                left_out[str(run)] = status  # it broke off before it was described
+                left_out[str(run)] = status  # it ended before its configuration was written
                 continue
             if status.startswith(("unreadable", "no training run")):
                 left_out[str(run)] = status
@@ -176,7 +174,7 @@ def _from_folders(folder: Path, samples: bool, left_out: dict[str, str]) -> Iter
 
 
 def _read_lines(path: Path, keys: set[str], left_out: dict[str, str]) -> list[dict[str, Any]]:
-    """The records of a file, which have these keys; none of a damaged one."""
+    """The records of a file, all with these keys; none if it is damaged."""
     try:
         return read_json_lines(path, keys)
     except (OSError, ValueError) as error:
@@ -199,7 +197,7 @@ def _read_metrics(found: _Found, run: Path, left_out: dict[str, str]) -> None:
 
 
 def _group(run: Path, config: Mapping[str, Any]) -> str | None:
-    """W&B's; of a run that did not log there the name of the folder above, unless single runs lie there."""
+    """The run's W&B group; without W&B the name of the folder above, unless that holds single runs."""
     if "logger.wandb.group" in config:
         return config["logger.wandb.group"]
     above = run.resolve().parent.name
@@ -231,7 +229,7 @@ def _from_api(path: str, group: str | None, samples: bool, left_out: dict[str, s
     for place, one in wandb_runs.read_api(path, group):
         try:
             found = _from_wandb(place, wandb_runs.read_api_run(one))
-        except Exception as error:  # of many kinds, as W&B's versions differ; the other runs can be read
+        except Exception as error:  # error classes differ between W&B versions; go on with the other runs
             left_out[place] = f"cannot be read: {first_line(error)}"
             continue
         if samples:
@@ -243,9 +241,10 @@ def _from_api(path: str, group: str | None, samples: bool, left_out: dict[str, s
 
 
 def _from_wandb(place: str, run: wandb_runs.WandbRun) -> _Found:
-    """
+    """Convert a W&B run.
+
     Raises:
-        ValueError: a histogram in it is none.
+        ValueError: a histogram is invalid.
     """
     config = dict(flat(translate({key: own for key, own in run.config.items() if key != "versions"})))
     status = run.ended or "unfinished: it sent no summary"
@@ -258,24 +257,24 @@ def _from_wandb(place: str, run: wandb_runs.WandbRun) -> _Found:
 
 
 def _samples(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """W&B's tables hold no mapping in a cell."""
+    """Parse the column `counts`, because cells of W&B's tables cannot hold mappings."""
     return [row | {"counts": json.loads(row["counts"])} if "counts" in row else row for row in rows]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """The order in which 2_sft comes before 10_sft."""
+    """Sort key by which 2_sft comes before 10_sft."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _names(found: Sequence[_Found]) -> list[str]:
-    """The runs' folders, with as much of what is above them as tells them apart."""
+    """Unique names of runs: the last parts of their folders' paths, as few as possible."""
     longest = max((len(run.path) for run in found), default=1)
     names: list[str] = []
     for parts in range(1, longest + 1):
         names = ["/".join(run.path[-parts:]) for run in found]
         if len(set(names)) == len(names):
             return names
-    return [run.place for run in found]  # two of W&B's were written in folders of the same name
+    return [run.place for run in found]  # two W&B runs were written in folders of the same name
 
 
 def _tables(
@@ -319,18 +318,18 @@ def _tables(
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> pandas.DataFrame:
-    """A row each; these columns come first and are there even where no row is."""
+    """A data frame of rows; the columns in `first` come first, and exist even without rows."""
     names = dict.fromkeys([*first, *(name for row in rows for name in row)])
     return pandas.DataFrame({name: pandas.Series([row.get(name) for row in rows]) for name in names})
 
 
 def _row(own: Mapping[str, Any], run: _Found, figures: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A run's row: what is known of it first, its configuration last."""
+    """A run's row: its identity, summary and scores first, its configuration last."""
     summary = {key: value for key, value in run.summary.items() if key != "benchmarks" and "/" not in key}
     told = {
         key: value
         for key, value in flat(summary)
-        # What W&B adds of its own: the tables, and the last value of everything that was logged.
+        # Without W&B's additions: tables, and the last values of all metrics.
         if not key.startswith(("_", "samples.", "scores."))
     }
     row = {**own, "name": run.summary.get("name") or run.config.get("name"), "status": run.status}
@@ -353,7 +352,8 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _metrics(
     found: Sequence[_Found], keys: Sequence[Mapping[str, Any]], wanted: Sequence[str] | None
 ) -> pandas.DataFrame:
-    """All runs' metrics, a row a value, by step and name. There may be millions: texts are categories."""
+    """Metrics of all runs, one row per value, by step and name. Text columns are categorical, because there
+    may be millions of rows."""
     known = sorted({name for run in found for name in run.metrics.columns})
     names = [name for name in known if wanted is None or name in wanted]
     codes, steps, values, which = [], [], [], []
@@ -382,7 +382,7 @@ def _metrics(
 
 
 def _spent(metrics: pandas.DataFrame) -> dict[str, np.ndarray]:
-    """By each step, as last logged before it; nothing before training."""
+    """Cumulative costs at each step, from the last logged values; 0 before training."""
     said = {}
     for axis, names in AXES.items():
         if set(names) <= set(metrics.columns):
@@ -393,7 +393,7 @@ def _spent(metrics: pandas.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _spread(values: Sequence[Any], of: np.ndarray) -> Any:
-    """A value a run, repeated for each of its rows."""
+    """Repeat each run's value for all of its rows."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return np.asarray(values or [0])[of] if len(of) else np.empty(0)
     texts = [None if value is None else value if isinstance(value, str) else str(value) for value in values]

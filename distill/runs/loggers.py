@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` in the run's folder, Weights & Biases, or both."""
+"""Loggers: `metrics.csv` in the run's folder, and Weights & Biases."""
 
 import csv
 import hashlib
@@ -19,8 +19,8 @@ from distill.io.locks import first_rank
 
 
 class CsvMetrics(Logger):
-    """One row a step in `metrics.csv`, columns as they come; a resumed run goes on behind its checkpoint's
-    step.
+    """Writes one row per step into `metrics.csv`, and adds columns as metrics appear. A resumed run continues
+    after its checkpoint's step.
 
     Args:
         folder: the run's folder.
@@ -31,10 +31,10 @@ class CsvMetrics(Logger):
         self.path = Path(folder) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
         self.columns: list[str] = ["step"]
-        self._pending: list[int] = []  # steps that the file does not hold yet
-        self._rewrite = True  # a written row or the header changed: the file is made anew
+        self._pending: list[int] = []  # steps that are not in the file yet
+        self._rewrite = True  # a written row or the header changed, so the whole file must be written
         if self.path.is_file():
-            # A run that was killed while it wrote may have left half a row at the end.
+            # A run that was killed while writing may have left an incomplete last row.
             with self.path.open(newline="") as stream:
                 lines = [line for line in stream if line.endswith("\n")]
             reader = csv.DictReader(lines)
@@ -51,7 +51,7 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration is in `config.yaml` beside this file."""
+        """Does nothing: the configuration is in `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -69,7 +69,7 @@ class CsvMetrics(Logger):
             self.save()
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows behind `step`: a run resumed from its checkpoint writes them anew."""
+        """Drop the rows after `step`, because a run resumed from its checkpoint writes them again."""
         self.rows = {number: row for number, row in self.rows.items() if number <= step}
         self._rewrite = True
 
@@ -101,15 +101,14 @@ def wandb_logger(
     entity: str | None = None,
     tags: list[str] | None = None,
 ) -> WandbLogger:
-    """A W&B logger that asks no question: offline unless the user is logged in; `WANDB_MODE` has the last
-    word.
+    """A W&B logger without prompts: offline unless the user is logged in; `WANDB_MODE` overrides that.
 
     Args:
-        folder: the run's folder; the `wandb/` files go there.
+        folder: run folder; W&B's files go into its `wandb/`.
         project: W&B project.
-        group: one for all runs of a sweep.
+        group: W&B group, the same for all runs of a sweep.
         name: of the run.
-        entity: W&B user or team; the account's default where null.
+        entity: W&B user or team; None: the account's default.
         tags: of the run.
     """
     import wandb
@@ -118,7 +117,7 @@ def wandb_logger(
     os.environ.setdefault("WANDB_SILENT", "true")
     if not first_rank():
         return WandbLogger(save_dir=folder, offline=True)  # never starts a run: only rank 0 logs
-    # One id for one folder, so that a resumed run goes on in its W&B run.
+    # The id depends on the folder, so that a resumed run continues its W&B run.
     identity = hashlib.sha256(f"{platform.node()}:{Path(folder).resolve()}".encode()).hexdigest()[:12]
     options: dict[str, Any] = {
         "project": project,
@@ -131,7 +130,7 @@ def wandb_logger(
     }
     try:
         run = wandb.init(**options, mode=mode, resume="allow" if mode == "online" else None)
-    except Exception as error:  # of many kinds: no network, a bad key, a setting that does not exist
+    except Exception as error:  # of many classes: no network, a bad key, an unknown setting
         if mode != "online":
             raise UserError(f"logger.wandb: {str(error).strip().splitlines()[0]}") from error
         print(f"W&B cannot be reached ({str(error).strip().splitlines()[0]}): this run is logged offline")
@@ -140,8 +139,7 @@ def wandb_logger(
 
 
 def wandb_logged_in() -> bool:
-    """Whether an API key is at hand, in the environment or the netrc file; nothing is asked over the
-    network."""
+    """Whether there is an API key in the environment or the netrc file; makes no network request."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

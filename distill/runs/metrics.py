@@ -1,4 +1,4 @@
-"""A run's `metrics.csv` as a table."""
+"""Read a run's `metrics.csv`."""
 
 import csv
 import io
@@ -9,12 +9,12 @@ import pyarrow.csv
 
 
 def read_metrics(path: Path) -> pandas.DataFrame:
-    """`metrics.csv`: a row a step, which is the index; a column a metric, float64, NaN where there is none.
+    """Read `metrics.csv`: a row per step, which is the index; a float64 column per metric, NaN if not logged.
 
-    A run that was killed while it wrote may have left half a row at the end, which does not count.
+    An incomplete last row of a killed run is ignored.
 
     Raises:
-        OSError, ValueError: it cannot be read; the message says why.
+        OSError, ValueError: the file cannot be read; the message says why.
     """
     text = path.read_bytes()
     text = text[: text.rfind(b"\n") + 1]
@@ -23,7 +23,7 @@ def read_metrics(path: Path) -> pandas.DataFrame:
     names = next(csv.reader([text[: text.find(b"\n")].decode()]))
     if "step" not in names:
         raise ValueError("it has no column step")
-    # Arrow reads the very number that was written, not one a last bit beside it.
+    # Arrow parses numbers exactly; pandas' default parser may be off in the last bit.
     kinds = {name: pyarrow.int64() if name == "step" else pyarrow.float64() for name in names}
     table = pyarrow.csv.read_csv(
         io.BytesIO(text), convert_options=pyarrow.csv.ConvertOptions(column_types=kinds)

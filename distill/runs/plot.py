@@ -1,18 +1,18 @@
-"""A run at a glance: `training.png` in its folder."""
+"""Plot a run's overview: `training.png` in its folder."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's colours: told apart with any kind of colour vision.
+# Okabe and Ito's colours, which are safe for all kinds of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 
 
 def plot_run(folder: Path) -> Path | None:
-    """Loss, token weights early and late, accuracy before and after, from what the run logged.
+    """Plot the loss, the first and last token weights, and the accuracy before and after training.
 
     Returns:
-        The picture's path, or None where the run logged no `metrics.csv`.
+        Path of the image; None if the run has no `metrics.csv`.
     """
     if not (folder / "metrics.csv").is_file():
         return None
@@ -47,7 +47,7 @@ def _plot_loss(axes: Any, metrics: Any) -> None:
     )
     axes.set(xlabel="optimizer step", title=f"loss (mean of {window} steps)")
     if (steps[["train/loss", "train/nll"]] > 0).all(axis=None):
-        axes.set_yscale("log")  # a weighted loss lies orders of magnitude below the NLL
+        axes.set_yscale("log")  # a weighted loss may be orders of magnitude below the NLL
     axes.legend(frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""A training run as its folder tells it: which folders are runs, whether they finished, what they hold."""
+"""Read run folders: find runs, check whether they finished, and load their summary and configuration."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import yaml
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
 
-_MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # one of them is in every run's folder
+_MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # every run folder has one of these
 _OF_A_SUMMARY = ("name", "seed", "benchmarks", "tokens", "rollout_tokens", "seconds")
 
 
@@ -28,7 +28,7 @@ class Run:
 
     @property
     def loss(self) -> str:
-        """The preset's name; of runs that do not tell it, the run's own without its seed."""
+        """Name of the loss preset; if the run does not record it, the run's name without its seed."""
         return loss_of(self.summary, self.config)
 
     @property
@@ -37,28 +37,28 @@ class Run:
 
 
 def loss_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The preset's name; of runs that do not tell it, the run's own without its seed."""
+    """Name of the loss preset; if the run does not record it, the run's name without its seed."""
     name = summary.get("name") or config.get("name") or ""
     return summary.get("loss") or re.sub(r"_seed\d+$", "", name)
 
 
 def accuracy(summary: Mapping[str, Any], stage: str = "after") -> float | None:
-    """Of a stage, `before` or `after`, the mean of the benchmarks; None where none was asked."""
+    """Mean accuracy over benchmarks at a stage, `before` or `after`; None without benchmarks."""
     asked = summary["benchmarks"].values()
     return fmean(own[stage]["figures"]["accuracy"]["value"] for own in asked) if asked else None
 
 
 def accuracies(runs: Iterable[Run], stage: str = "after") -> list[float]:
-    """Of those runs that asked a benchmark."""
+    """Mean accuracies of the runs that have benchmarks."""
     found = [accuracy(run.summary, stage) for run in runs]
     return [value for value in found if value is not None]
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The folders of runs among these and below them, each once.
+    """The run folders among these folders and below them, each once.
 
     Raises:
-        UserError: a folder is not there, or no run is in it.
+        UserError: a folder does not exist or has no run.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -72,7 +72,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The runs in a folder or below it; nothing is sought inside a run."""
+    """The run folders in a folder or below it; run folders themselves are not searched."""
     if any((folder / mark).is_file() for mark in _MARKS):
         yield folder
         return
@@ -82,7 +82,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> Run | str:
-    """A finished run, or why it has none of the results of one."""
+    """Read a finished run; returns the reason as text if it is not finished or unreadable."""
     if not (folder / "summary.json").is_file():
         return why_unfinished(folder)
     try:
@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Run | str:
 
 
 def why_unfinished(folder: Path) -> str:
-    """What became of a run that left no summary: how it failed, or how far it came."""
+    """Why a run has no summary: its error, or the last checkpoint of an interrupted run."""
     if (folder / "error.txt").is_file():
         reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
         return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
@@ -112,16 +112,16 @@ def why_unfinished(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.yaml`, flat; of an earlier version under today's keys.
+    """Read `config.yaml` as a flat mapping with current keys.
 
     Raises:
-        OSError, ValueError, yaml.YAMLError: it cannot be read.
+        OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
     return dict(flat(read_described(folder / "config.yaml")))
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys of a nested mapping with dots between their parts, and their values; an empty one is a value."""
+    """Full keys (with dots) and values of a nested mapping; an empty mapping is a value."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -130,12 +130,12 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file, which all have these keys; none where there is no file.
+    """Read the records of a JSON Lines file, all with these keys; none if there is no file.
 
-    A last line that was not written to its end does not count.
+    An incomplete last line is ignored.
 
     Raises:
-        OSError, ValueError: it cannot be read; the message names the line.
+        OSError, ValueError: the file cannot be read; the message names the line.
     """
     if not path.is_file():
         return []
@@ -154,7 +154,7 @@ def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> float | None:
-    """A figure as JSON may hold it, or None of anything else; W&B writes NaN and infinities as strings."""
+    """A number from JSON as float; None for anything else. W&B writes NaN and infinities as strings."""
     if isinstance(value, str):
         return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

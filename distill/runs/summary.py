@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""Print the table at the end of a run."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """The small table at a run's end."""
+    """Print a finished run's table of results."""
     table = Table(title=f"{summary['name']}: {summary['status']}", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -44,7 +44,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _short(path: Path) -> str:
-    """Relative to where the user stands, when it lies below."""
+    """The path, relative to the current folder if it lies below it."""
     here = Path.cwd()
     return str(path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path)
 

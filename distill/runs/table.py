@@ -1,7 +1,7 @@
-"""`python -m distill.results <sweep or run folders>`: finished runs as a Markdown table, one row a method.
+"""Markdown tables of finished runs, one row per method, for `python -m distill.results`.
 
-Runs are one row where nothing but their seed differs, and share a table where nothing but seed and method do:
-another benchmark, data set, model, batch size or length makes another table, whose heading says what differs.
+Runs that differ only in their seed form one row. Rows that differ only in the method form one table. Another
+benchmark, data set, model, batch size or length makes another table, whose heading names the difference.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.runs.read import Run, accuracies, find_runs, read_run
 from distill.statistics import mean_over_runs
 
-# Where a run lies, how often it writes and what it is called changes nothing in what it finds.
+# Keys without an effect on results: folders, names, logging and speed.
 _BESIDE_THE_POINT = re.compile(
     r"(seed|name|dir|runs|cache|ckpt_path|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing)"
     r"|trainer\.log_every_n_steps)(\.|$)"
@@ -29,12 +29,12 @@ _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone, in its order.
+    """Runs that differ only in their seed.
 
     Attributes:
-        loss: the preset.
-        changes: in what its other choices differ from the table's other rows, as `key=value`.
-        runs: one a seed.
+        loss: name of the loss preset.
+        changes: further settings that differ from other rows of the table, as `key=value`.
+        runs: one per seed, in order.
     """
 
     loss: str
@@ -42,18 +42,19 @@ class Row:
     runs: list[Run]
 
     def accuracies(self, stage: str) -> list[float]:
-        """Of `before` or `after`, a run each, the mean of its benchmarks; empty without one."""
+        """Mean accuracy over benchmarks of each run, at the stage `before` or `after`; empty without
+        benchmarks."""
         return accuracies(self.runs, stage)
 
     @property
     def mean(self) -> float | None:
-        """Accuracy after training."""
+        """Mean accuracy after training."""
         after = self.accuracies("after")
         return fmean(after) if after else None
 
     @property
     def half_width(self) -> float | None:
-        """Of the mean's 95 % interval (Student's t over seeds); None of a single seed."""
+        """Half width of the mean's 95 % interval (Student's t over seeds); None for a single seed."""
         after = self.accuracies("after")
         if len(after) < 2:
             return None
@@ -62,28 +63,28 @@ class Row:
 
     @property
     def tokens(self) -> float:
-        """Completion tokens trained on, a run."""
+        """Completion tokens trained on, mean per run."""
         return fmean(run.summary["tokens"] for run in self.runs)
 
     @property
     def by_student(self) -> float:
-        """The share of these tokens that the student wrote itself."""
+        """Share of these tokens in the student's rollouts."""
         return fmean(run.summary["rollout_tokens"] for run in self.runs) / self.tokens if self.tokens else 0.0
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of training, a run."""
+        """Wall-clock time of training, mean per run."""
         return fmean(run.summary["seconds"]["training"] for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that may be compared.
+    """Rows that differ only in the method, for one table.
 
     Attributes:
-        differs: in what it differs from the other comparisons, as `key=value`; empty of the only one.
+        differs: settings that differ from the other tables, as `key=value`; empty if there is only one table.
         rows: by mean accuracy, best first.
-        repeated: older runs of a row's seed, which count nowhere.
+        repeated: older runs with a row's seed, which are not used.
     """
 
     differs: list[str]
@@ -92,10 +93,10 @@ class Comparison:
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """The finished runs in these folders or below them; of the others the folder and the reason.
+    """Read the finished runs in these folders or below them; for other runs, the folder and the reason.
 
     Raises:
-        UserError: a folder is not there, or no run is in it.
+        UserError: a folder does not exist or has no run.
     """
     finished, others = [], {}
     for folder in find_runs(folders):
@@ -109,18 +110,18 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]:
-    """Runs by what they have in common: a comparison where all but the method is the same.
+    """Group runs into tables in which everything but the method is the same.
 
     Args:
-        runs: finished ones.
-        across: keys that count as part of the method, such as `data.path` where sets of traces are compared.
+        runs: finished runs.
+        across: keys that count as part of the method, such as `data.path` to compare trace sets.
     """
     besides = set(across)
     if unknown := [key for key in besides if not any(key in run.config for run in runs)]:
         raise UserError(
             f"across {unknown[0]}: no run has this key; every run's config.yaml shows what there is"
         )
-    # What follows from such a key says the same in every run.
+    # Keys that are derived from such a key have the same values in all runs.
     said = {key: [_text(run.config.get(key)) for run in runs] for run in runs for key in run.config}
     besides |= {key for key, values in said.items() if any(values == said[other] for other in besides)}
 
@@ -142,7 +143,7 @@ def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]
                 if run.seed in newest:
                     repeated.append(newest[run.seed])
                 newest[run.seed] = run
-            # What is null is left out: only one method has a pilot, say.
+            # Leave out null values: for example, only one method has a pilot.
             config = group[0].config
             changes = [f"{key}={_text(config[key])}" for key in common + own if config.get(key) is not None]
             rows.append(Row(group[0].loss, changes, [newest[seed] for seed in sorted(newest)]))
@@ -153,7 +154,7 @@ def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]
 
 
 def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
-    """All tables, in Markdown, and below them what is not in them."""
+    """All tables in Markdown, and below them the runs that are in no table."""
     runs, others = read_runs(folders)
     parts = [_markdown(comparison) for comparison in compare(runs, across)] or ["No run is finished."]
     if others:
@@ -163,10 +164,10 @@ def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
 
 
 def _split(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[list[Run]]:
-    """The runs in groups that agree on the loss, if that is wanted, and on every key that is wanted."""
+    """Group runs that have the same values of all wanted keys (and the same loss, if `loss` is wanted)."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        # A key that an older run's configuration did not have yet is as good as null.
+        # A key that an older run's configuration lacks counts as null.
         same = {key: value for key, value in run.config.items() if value is not None and wanted(key)}
         loss = run.loss if wanted("loss") else ""
         groups[json.dumps([loss, same], sort_keys=True, default=str)].append(run)
@@ -174,8 +175,11 @@ def _split(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[list[Run]
 
 
 def _differing(groups: Sequence[Sequence[Run]], wanted: Callable[[str], bool]) -> list[str]:
-    """The keys that are wanted and not the same in all groups, those near the root first; of several that
-    say the same the one nearest to it (`data.limit`, and not the `data.recipe.source.count` made from it)."""
+    """The wanted keys whose values differ between groups, those with the fewest parts first.
+
+    Of several keys with the same values, only those with the fewest parts: `data.limit`, and not the
+    `data.recipe.source.count` derived from it.
+    """
     configs = [group[0].config for group in groups]
     keys = sorted({key for config in configs for key in config if wanted(key)})
     found: dict[str, tuple[int, list[str]]] = {}
@@ -246,7 +250,7 @@ def _short(word: str) -> str:
 
 
 def arguments_of(command: str, description: str) -> argparse.ArgumentParser:
-    """What every command over sweeps takes: `folders`, and `--across`."""
+    """The arguments of all commands over sweeps: `folders` and `--across`."""
     parser = argparse.ArgumentParser(prog=f"python -m distill.{command}", description=description)
     parser.add_argument("folders", nargs="+", type=Path, help="sweeps, runs, or folders that hold some")
     parser.add_argument(

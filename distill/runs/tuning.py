@@ -1,6 +1,6 @@
-"""`python -m distill.tune <sweep>`: each method's learning rate from a finished sweep with `experiment=tune`.
+"""Choose each method's learning rate from a sweep with `experiment=tune`, for `python -m distill.tune`.
 
-It prints the grid and writes `learning_rates.yaml` into the sweep's folder, which `lr_from=<folder>` reads.
+The choice is written to `learning_rates.yaml` in the sweep's folder, which `lr_from=<folder>` reads.
 """
 
 from collections import defaultdict
@@ -21,13 +21,13 @@ def grid_of(runs: Sequence[Run]) -> Grid:
     """Mean accuracy after training, by loss and learning rate.
 
     Raises:
-        UserError: the methods do not share one grid of rates and seeds, or no benchmark was asked.
+        UserError: the losses have different learning rates or seeds, or a run has no benchmark.
     """
     found: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         after = accuracy(run.summary)
         if after is None:
-            raise UserError(f"{run.folder} asked no benchmark: there is nothing to choose by")
+            raise UserError(f"{run.folder} has no benchmark results to choose by")
         found[run.loss][float(run.config["optimizer.lr"])][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
@@ -41,12 +41,12 @@ def grid_of(runs: Sequence[Run]) -> Grid:
 
 
 def choose(grid: Grid) -> dict[str, float]:
-    """The rate with the highest accuracy, by loss; of several the lowest."""
+    """The learning rate with the highest accuracy, by loss; of equally good ones the lowest."""
     return {loss: max(own, key=lambda lr: (own[lr], -lr)) for loss, own in grid.items()}
 
 
 def table(grid: Grid) -> str:
-    """One row a method, in Markdown; what is chosen is bold."""
+    """The grid as a Markdown table, one row per loss, with the chosen rates in bold."""
     rates = list(next(iter(grid.values())))
     chosen = choose(grid)
     lines = [
@@ -61,7 +61,7 @@ def table(grid: Grid) -> str:
 
 
 def at_the_edge(grid: Grid) -> list[str]:
-    """Losses whose best rate is the grid's lowest or highest, so that a better one may lie outside."""
+    """Losses whose best rate is the lowest or highest of the grid, so that a better one may lie outside."""
     return [loss for loss, lr in choose(grid).items() if len(grid[loss]) > 1 and lr in _ends(grid[loss])]
 
 
@@ -70,10 +70,10 @@ def _ends(own: Mapping[float, float]) -> tuple[float, float]:
 
 
 def tune(folder: Path) -> str:
-    """Choose, write the choice into the sweep's folder, and say what was found.
+    """Choose learning rates, write them into the sweep's folder, and return the report to print.
 
     Raises:
-        UserError: the sweep is not finished, or not one over learning rates.
+        UserError: the sweep is not finished, or is not a sweep over learning rates.
     """
     runs, others = read_runs([folder])
     if others:

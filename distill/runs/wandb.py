@@ -1,4 +1,4 @@
-"""Training runs as W&B holds them: the files that an offline run leaves, and the API."""
+"""Read training runs from W&B's offline files and from its API."""
 
 import json
 import tempfile
@@ -15,24 +15,24 @@ from distill.errors import UserError, first_line
 from distill.runs.read import number
 
 _MAGIC, _MAGIC_BYTES = b":W&B", 7
-_BLOCK, _HEADER = 32768, 7  # of the LevelDB log format, the file's own first 7 bytes counted
+_BLOCK, _HEADER = 32768, 7  # of the LevelDB log format; the file's first 7 bytes count as part of a block
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _STEP = "trainer/global_step"  # the optimizer step; `_step` counts calls of log()
 
 
 @dataclass
 class WandbRun:
-    """What W&B was told of a run, whether its file says so or the API.
+    """A run from W&B's offline files or API.
 
     Attributes:
-        id: W&B's.
-        name: the run's.
-        group: the sweep's.
+        id: W&B's run id.
+        name: of the run.
+        group: W&B group, which is the sweep's name.
         config: nested.
         summary: nested.
-        history: the rows as logged, in their order.
-        ended: in words where the run did not end well; None where it did.
-        folder: where the tables lie; None of the API's.
+        history: logged rows, in order.
+        ended: how the run ended if it did not finish; None if it did.
+        folder: folder of its tables; None for a run of the API.
     """
 
     id: str = ""
@@ -46,7 +46,7 @@ class WandbRun:
 
 
 def find_files(folder: Path) -> list[list[Path]]:
-    """The `.wandb` files in a folder or below it, those of one resumed run together and in order."""
+    """The `.wandb` files in a folder or below it; the files of a resumed run are grouped and in order."""
     parts: dict[tuple[Path, str], dict[Path, Path]] = {}
     for path in sorted(folder.rglob("run-*.wandb")):
         if path.parent.name != "latest-run":  # a link to one of the others
@@ -59,10 +59,10 @@ def find_files(folder: Path) -> list[list[Path]]:
 
 
 def read_files(paths: Iterable[Path]) -> WandbRun:
-    """A run from its files, the parts of a resumed one in their order.
+    """Read a run from its files, in order if it was resumed.
 
     Raises:
-        OSError, ValueError: a file cannot be read or is damaged; the message says which and where.
+        OSError, ValueError: a file cannot be read or is damaged; the message names the file and the place.
     """
     run = WandbRun()
     for path in paths:
@@ -78,10 +78,10 @@ def read_files(paths: Iterable[Path]) -> WandbRun:
 
 
 def read_table(run: WandbRun, name: str) -> list[dict[str, Any]]:
-    """The rows of a table that an offline run logged last under this name; none where there is none.
+    """The rows of the table that an offline run last logged under this name; none without such a table.
 
     Raises:
-        OSError, ValueError: its file is not there or damaged.
+        OSError, ValueError: the table's file is missing or damaged.
     """
     described = run.summary.get(name)
     if run.folder is None or not isinstance(described, dict) or "path" not in described:
@@ -94,13 +94,13 @@ def read_api(path: str, group: str | None) -> Iterator[tuple[str, Any]]:
 
     Args:
         path: `entity/project`, or a project of the account's default entity.
-        group: only this one's.
+        group: only the runs of this W&B group.
 
     Yields:
-        A run's address, and `wandb.Api`'s run.
+        A run's address, and the run of `wandb.Api`.
 
     Raises:
-        UserError: nobody is logged in, or W&B does not answer or knows no such project.
+        UserError: the user is not logged in, W&B cannot be reached, or there is no such project.
     """
     import wandb
 
@@ -115,12 +115,12 @@ def read_api(path: str, group: str | None) -> Iterator[tuple[str, Any]]:
         filters = {} if group is None else {"group": group}
         for run in api.runs(path, filters=filters, order="+created_at"):
             yield f"wandb:{'/'.join(run.path)}", run
-    except Exception as error:  # of many kinds, as versions differ: no network, a bad key, no such project
+    except Exception as error:  # classes differ between versions: no network, a bad key, no such project
         raise UserError(f"wandb:{path} cannot be read: {first_line(error)}") from error
 
 
 def read_api_run(found: Any) -> WandbRun:
-    """A run of `wandb.Api`, with its whole history and not a sample of it."""
+    """Convert a run of `wandb.Api`, with its full history instead of W&B's sample of it."""
     state = found.state
     return WandbRun(
         id=found.id,
@@ -134,7 +134,7 @@ def read_api_run(found: Any) -> WandbRun:
 
 
 def download_table(found: Any, name: str) -> list[dict[str, Any]]:
-    """As `read_table`, of a run of `wandb.Api`."""
+    """Like `read_table`, for a run of `wandb.Api`."""
     described = _plain(found.summary_metrics).get(name)
     if not isinstance(described, dict) or "path" not in described:
         return []
@@ -144,21 +144,21 @@ def download_table(found: Any, name: str) -> list[dict[str, Any]]:
 
 
 def read_history(rows: Iterable[Mapping[str, Any]]) -> tuple[pandas.DataFrame, list[dict[str, Any]]]:
-    """What `metrics.csv` and `weights.jsonl` hold, from the rows of W&B's history.
+    """The content of `metrics.csv` and `weights.jsonl`, from the rows of W&B's history.
 
-    A run that was resumed repeats the steps behind its checkpoint: the last word counts, and what lies behind
-    the checkpoint and was not said again is forgotten, as in `metrics.csv`.
+    A resumed run repeats the steps after its checkpoint. As in `metrics.csv`, everything after the checkpoint
+    is dropped then, and the new rows count.
 
     Returns:
-        A row a step, a column a metric, float64, NaN where there is none; and the histograms of the weights,
-        as `{"step", "edges", "counts"}`.
+        The metrics, with a row per step and a float64 column per metric, NaN if not logged; and the
+        histograms of the token weights, as `{"step", "edges", "counts"}`.
     """
     steps: dict[int, dict[str, float]] = {}
     spans: dict[int, dict[str, Any]] = {}
     last = -1
     for row in rows:
         if (place := number(row.get(_STEP))) is None:
-            continue  # the row of a table
+            continue  # the row logs a table
         step = int(place)
         if "train/loss" in row:
             if step < last:
@@ -180,14 +180,14 @@ def read_history(rows: Iterable[Mapping[str, Any]]) -> tuple[pandas.DataFrame, l
 def _edges(histogram: Mapping[str, Any]) -> list[float]:
     if "bins" in histogram:
         edges = np.asarray(histogram["bins"], dtype=float)
-    else:  # W&B may pack bins of one width
+    else:  # W&B may store bins of equal width in packed form
         packed = histogram["packedBins"]
         edges = packed["min"] + packed["size"] * np.arange(packed["count"] + 1)
     return np.round(edges, 6).tolist()
 
 
 def _records(data: bytes) -> Iterator[Any]:
-    """The protocol messages of a `.wandb` file, as far as it was written."""
+    """The protobuf messages of a `.wandb` file, up to an incomplete end."""
     from wandb.proto import wandb_internal_pb2
 
     if not _MAGIC.startswith(data[:4].rstrip(b"\0")):
@@ -196,17 +196,17 @@ def _records(data: bytes) -> Iterator[Any]:
         record: Any = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             record.ParseFromString(content)
-        except Exception as error:  # the message's own kind, which depends on protobuf's backend
+        except Exception as error:  # its class depends on protobuf's backend
             raise ValueError(f"a record cannot be read ({first_line(error)})") from error
         yield record
 
 
 def _log(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log (github.com/google/leveldb, doc/log_format.md), whose checksum is W&B's
-    own: CRC-32 over the kind and the content, unmasked.
+    """The records of a LevelDB log (github.com/google/leveldb, doc/log_format.md), with W&B's own checksum:
+    an unmasked CRC-32 over type and content.
 
-    A file whose writer was killed, or is writing still, ends within a record; there may be zeros behind it,
-    where the rest was not yet written. That is its end.
+    If the writer was killed or is still writing, the file ends within a record, possibly followed by zeros.
+    The incomplete record is ignored.
     """
     position, parts = _MAGIC_BYTES, b""
     written = len(data.rstrip(b"\0"))
@@ -253,7 +253,8 @@ def _take(run: WandbRun, record: Any) -> None:
 
 
 def _update(node: dict[str, Any], items: Iterable[Any]) -> None:
-    """Values stay as they are sent, for `_decode`: a summary is sent anew with every row of the history."""
+    """Update a nested mapping. Values stay undecoded until `_decode`, because W&B sends the summary again
+    with every row of the history."""
     for item in items:
         inner = node
         if nested := item.nested_key:
@@ -261,20 +262,20 @@ def _update(node: dict[str, Any], items: Iterable[Any]) -> None:
                 if not isinstance(inner.get(key), dict):
                     inner[key] = {}
                 inner = inner[key]
-            inner[nested[-1]] = _Sent(item.value_json)
+            inner[nested[-1]] = _UndecodedJson(item.value_json)
         else:
-            inner[item.key] = _Sent(item.value_json)
+            inner[item.key] = _UndecodedJson(item.value_json)
 
 
-class _Sent(str):
-    """JSON that was not read yet."""
+class _UndecodedJson(str):
+    """JSON text that is not decoded yet."""
 
     __slots__ = ()
 
 
 def _decode(node: Any) -> Any:
-    """Read what was sent, in mappings in place."""
-    if isinstance(node, _Sent):
+    """Decode JSON values; in a mapping, in place."""
+    if isinstance(node, _UndecodedJson):
         try:
             return float(node) if node[:1] in "-0123456789" and "." in node else json.loads(node)
         except ValueError as error:
@@ -296,7 +297,7 @@ def _remove(node: dict[str, Any], items: Iterable[Any]) -> None:
 
 
 def _plain(node: Any) -> Any:
-    """W&B's mappings as dicts."""
+    """Convert W&B's mappings to dicts."""
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, Mapping) else node
 
 

@@ -396,7 +396,7 @@ def test_a_hub_set_that_cannot_be_reached_is_named_with_its_remedy(
 
     monkeypatch.setattr("datasets.load_dataset", no_hub)
     with pytest.raises(
-        UserError, match=r"openai/gsm8k is not to be had from the hub \(no hub here\).*benchmark.path"
+        UserError, match=r"openai/gsm8k cannot be loaded from the hub \(no hub here\).*benchmark.path"
     ):
         run([f"model={tiny_pair[0]}", "benchmark=suite"], tmp_path / "a")
 

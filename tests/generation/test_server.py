@@ -227,7 +227,7 @@ def test_an_answer_of_another_form_is_a_fault_like_any_other(
     stub.fault = lambda number: fault if number % 2 == 0 else None
     assert [one.text for one in ask(stub, "1+2=", concurrency=1)] == ["1+2=3;#3"]
     stub.fault = lambda number: fault
-    with pytest.raises(UserError, match=r"failed 3 times, the last with .*\(it was asked for '1\+2='\)$"):
+    with pytest.raises(UserError, match=r"failed 3 times, the last with .*\(request: '1\+2='\)$"):
         ask(stub, "1+2=", retries=2)
 
 
@@ -242,7 +242,9 @@ def test_an_answer_that_drips_is_given_up_in_time(stub: Stub) -> None:
 def test_a_server_that_goes_silent_is_given_up_in_time(stub: Stub, tmp_path: Path) -> None:
     stub.fault, stub.silence = lambda number: FAULTS["hung up"], 3.0
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"failed 2 times, the last with no answer within 0.2 s: .*is kept"):
+    with pytest.raises(
+        UserError, match=r"failed 2 times, the last with no answer within 0.2 s: .*are stored"
+    ):
         run(words(stub, "engine.timeout=0.2", "engine.retries=1", "engine.concurrency=2"), tmp_path / "set")
     assert time.monotonic() - began < 30
 
@@ -279,7 +281,7 @@ def test_refused_problems_may_stay_empty(
     assert len(empty) == 6
     assert all(r["reason"] == "no end" and r["completion_ids"] == [] and not r["finished"] for r in empty)
     assert sum(record["correct"] for record in records) == 18
-    assert "6 refused requests stand as empty completions" in capsys.readouterr().err
+    assert "6 rejected requests are stored as empty completions" in capsys.readouterr().err
 
 
 def test_what_a_server_said_before_it_hung_up_is_told_too(stub: Stub) -> None:
@@ -350,9 +352,9 @@ def test_a_bad_setting_is_refused_by_its_name(override: str, message: str, tmp_p
         ({"url": "http://"}, r"engine.url='http://' is no http"),
         ({"url": "http://[::1/v1"}, r"engine.url='http://\[::1/v1' is no http"),
         ({"url": "http://here:999999/v1"}, r"engine.url='http://here:999999/v1': there is no port 999999"),
-        ({"url": "http://here/v1/chat/completions"}, r"goes too far: give it up to and without /chat/comp"),
+        ({"url": "http://here/v1/chat/completions"}, r"is too long: leave out /chat/comp"),
         ({"refused": "maybe"}, r"engine.refused='maybe' is not one of error, skip"),
-        ({"key_from": "ODD_KEY"}, r"the key in ODD_KEY has characters that no key has"),
+        ({"key_from": "ODD_KEY"}, r"the key in ODD_KEY has characters that are not allowed in a key"),
     ],
 )
 def test_so_is_one_that_nothing_can_be_asked_with(
@@ -486,7 +488,7 @@ def test_samples_that_are_all_copies_are_said(stub: Stub, capsys: pytest.Capture
 def test_who_waits_is_told_for_what_once(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     stub.fault = lambda number: FAULTS["busy"] if number < 4 else None
     ask(stub, "1+2=", "2+2=", "3+2=")
-    assert capsys.readouterr().err.count("status 429 ('slow down'); it is asked again") == 1
+    assert capsys.readouterr().err.count("status 429 ('slow down'); trying again") == 1
 
 
 def test_a_server_on_this_machine_is_asked_without_the_proxy(
@@ -572,7 +574,7 @@ def test_a_full_disk_takes_no_half_completion(tmp_path: Path) -> None:
         size = journal.path.stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, hard))  # half a line more, then no more
         try:
-            with pytest.raises(UserError, match=r"journal cannot be read or written \(.+\): .*is kept"):
+            with pytest.raises(UserError, match=r"journal cannot be read or written \(.+\): .*are stored"):
                 journal.add(1, written)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -596,7 +598,7 @@ def test_a_set_whose_key_is_damaged_and_one_that_another_process_writes_are_refu
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "key.json").write_text('{"teacher": ')
-    with pytest.raises(UserError, match=r"key.json is damaged .*so nobody can tell what out=.* holds"):
+    with pytest.raises(UserError, match=r"key.json is damaged .*so the content of out=.* is unknown"):
         run(words(stub), folder)
     with (
         locked(tmp_path / "other", "out"),

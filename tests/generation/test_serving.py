@@ -211,7 +211,9 @@ def test_a_real_server_that_dies_and_comes_back_is_asked_for_the_rest_alone(
                 server.kill()
 
         monkeypatch.setattr(CompletionLog, "add", deadly)
-        with pytest.raises(UserError, match=r"failed 2 times, the last with .*what is written is kept"):
+        with pytest.raises(
+            UserError, match=r"failed 2 times, the last with .*the completions so far are stored"
+        ):
             run(words(server, teacher, "samples=2", "engine.retries=1", "engine.wait=0.1"), folder)
         monkeypatch.setattr(CompletionLog, "add", add)
         first = kept.read_bytes()

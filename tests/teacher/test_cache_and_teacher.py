@@ -80,7 +80,7 @@ def test_a_folder_that_was_made_from_something_else_is_refused(tmp_path: Path) -
     cache = ShardCache(tmp_path, "thing", {"model": "a"}, 1)
     described = cache.folder / "key.json"
     described.write_text(described.read_text().replace('"a"', '"b"'))
-    with pytest.raises(UserError, match=r"thing-.* was made from something else.*delete it"):
+    with pytest.raises(UserError, match=r"thing-.* does not match its key.json: delete it"):
         ShardCache(tmp_path, "thing", {"model": "a"}, 1)
 
 
@@ -107,9 +107,9 @@ def test_a_shard_that_fails_while_it_is_written_is_not_there(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(distill.io.cache, "save_file", full)
-    with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
+    with pytest.raises(UserError, match=r"cannot be written .*no space.*: fix this and run"):
         cache.write_rows(1, [{"values": torch.arange(3.0)}])
-    with pytest.raises(UserError, match=r"cannot be written .*no space.*: see to it and run"):
+    with pytest.raises(UserError, match=r"cannot be written .*no space.*: fix this and run"):
         cache.write_rows(0, [{"values": torch.arange(4.0)}])
     assert files(cache.folder) == {"key.json", "00000.safetensors"}
     assert cache.missing() == [1]

@@ -262,10 +262,10 @@ def test_a_folder_that_nobody_can_tell_the_content_of_is_refused(tmp_path: Path)
     run(SMALL, tmp_path / "set")
     key = tmp_path / "set" / "key.json"
     key.write_text("[1]")
-    with pytest.raises(UserError, match=r"key.json is damaged \(it holds a list\), so nobody can tell what"):
+    with pytest.raises(UserError, match=r"key.json is damaged \(it holds a list\), so the content of"):
         run(SMALL, tmp_path / "set")
     key.unlink()
-    with pytest.raises(UserError, match=r"has completions.jsonl, but no key.json that says of what"):
+    with pytest.raises(UserError, match=r"has completions.jsonl, but no key.json that describes it"):
         run(SMALL, tmp_path / "set")
 
 
