@@ -9,7 +9,7 @@ from distill.io import progress
 from distill.training.callbacks import ProgressBar
 
 SCRIPT = """
-from distill.progress import progress_bar
+from distill.io.progress import progress_bar
 with progress_bar(total=2000, description="counting", unit="step") as bar:
     for _ in range(2000):
         bar.update()
@@ -25,7 +25,7 @@ def test_a_bar_in_a_file_shows_its_start_and_its_end_alone() -> None:
 
 
 INSIDE = """
-from distill.progress import inside, progress_bar
+from distill.io.progress import inside, progress_bar
 with progress_bar(total=2, description="whole", unit="run") as bar, inside():
     for _ in range(2):
         with progress_bar(total=9, description="part", unit="step") as part:

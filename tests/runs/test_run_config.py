@@ -17,6 +17,7 @@ from test_training import ROOT, arguments
 from distill.analysis.score_traces import score
 from distill.analysis.scores_file import read_scores, select
 from distill.analysis.token_weights import token_weights
+from distill.config.instantiate import resolved
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
 from distill.models.language_model import ModelSource
@@ -157,8 +158,8 @@ def test_a_selection_of_scores_builds_nothing_of_the_writers_choice_and_loads_no
     [
         "builtins.print",
         "os.getcwd",
-        "distill.runs.write_json",
-        "distill.trace_sets.shutil.rmtree",
+        "distill.io.files.write_json",
+        "distill.training.run.shutil.rmtree",
         "distill.losses.weights.torch.save",  # what a module imports
         "distill.losses.divergence.Tensor",
         "distill.losses.divergence.effective_sample_size",
@@ -166,8 +167,8 @@ def test_a_selection_of_scores_builds_nothing_of_the_writers_choice_and_loads_no
         "distill.losses.weights.uniform.__globals__",
         "distill.losses.weights.",
         "distill.benchmarks.humaneval.sandbox.run",
-        "distill.benchmarks.programs.find_program",
-        "distill.engines.HfEngine",
+        "distill.benchmarks.grading.programs.find_program",
+        "distill.generation.engines.HfEngine",
         "test_run_config.never_called",
         ["os", "getcwd"],
         None,
@@ -247,7 +248,7 @@ def test_every_preset_of_ours_is_read_back_from_a_runs_file(group: str, tmp_path
             if group == "data":
                 with open_dict(cfg):
                     cfg.data.path = "x"
-            describe(tmp_path, cfg, [])
+            describe(tmp_path, resolved(cfg), [])
             found = read_run_config(tmp_path, built=BUILT)
             for section in BUILT:
                 assert found[section] == OmegaConf.to_container(cfg[section], resolve=True)
@@ -342,4 +343,4 @@ def test_only_what_reads_our_own_files_reads_configurations_past_the_guard() -> 
         if "OmegaConf.load(" in path.read_text()
     }
     ours = {"config/overrides.py", "config/resolvers.py", "config/suggestions.py"}
-    assert loads == {*ours, "analysis/evaluate_model.py"}
+    assert loads == {*ours, "evaluation/named.py"}

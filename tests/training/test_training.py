@@ -856,8 +856,8 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) 
     program = """
 import sys
 from pathlib import Path
-from distill.cli import check_overrides
-from distill.building import build
+from distill.config.overrides import check_overrides
+from distill.config.instantiate import build
 for word in sys.argv[2:]:
     try:
         build(check_overrides(Path(sys.argv[1]), "train", [word]).loss, "loss")
