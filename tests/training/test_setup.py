@@ -23,7 +23,10 @@ CHECKED = [
     *sorted((ROOT / "distill" / "planning").glob("*.py")),
 ]
 # Where a configuration comes in: a command's own, and what it is turned into.
-SEES_CONFIGURATIONS = {"training/setup.py", "training/job.py", "training/resume.py", "planning/command.py"}
+SEES_CONFIGURATIONS = {
+    *("training/setup.py", "training/job.py", "training/resume.py", "planning/command.py"),
+    *("training/__main__.py", "training/inputs.py"),  # the command, and what it checks before torch is there
+}
 
 
 def long_or_wide(text: str) -> list[str]:
@@ -113,7 +116,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "run" / "student").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds student already: resume that run with ckpt="):
+    with pytest.raises(UserError, match=r"holds student already: resume that run with ckpt_path="):
         Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, f"dir={tmp_path / 'run'}"))
 
 
