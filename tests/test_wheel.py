@@ -79,5 +79,5 @@ def test_the_installed_command_tells_its_verbs_and_the_nearest_name(site: Path, 
     refused = python("-m", "distill", "train", *words, cwd=tmp_path, site=site)
     assert refused.stderr == f"error: --config-dir {tmp_path / 'nowhere'}: there is no such folder\n"
     refused = python("-m", "distill", "train", "sede=1", cwd=tmp_path, site=site)
-    assert refused.stderr.endswith("did you mean seed or schedule?; distill train --cfg job shows all\n")
+    assert refused.stderr.endswith("did you mean seed or lr_scheduler?; distill train --cfg job shows all\n")
     assert not list(tmp_path.iterdir())
