@@ -88,7 +88,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     finally:
         with suppress(OSError):  # the folder is not empty
             started.folder.rmdir()  # Hydra creates it even if the configuration is then rejected
-        if "wandb" in sys.modules:
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
             # Otherwise the next job of a sweep logs to this job's W&B run.
             sys.modules["wandb"].finish(exit_code=int(failed))
         if started.sweep:

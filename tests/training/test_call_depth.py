@@ -83,6 +83,7 @@ def test_six_functions_at_most_stand_between_the_command_and_the_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # a test before may have left a run in it
     words = [*words, f"loss.token_loss._target_={__name__}.{token_loss}", f"dir={tmp_path / 'run'}"]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments(tiny_pair, traces, tmp_path, *words)])
     STACKS.clear()
