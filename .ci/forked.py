@@ -56,6 +56,7 @@ class Watch:
         self.passed: list[str] = []
         self.seconds: dict[str, float] = {}
         self.entered: dict[str, list[str]] = {}
+        self._shared: dict[tuple[str, str], set[str]] = {}  # what fixtures of several tests entered, by whose
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -69,8 +70,25 @@ class Watch:
             self.hits.clear()
         result = yield
         self.seconds[item.nodeid] = round(time.perf_counter() - began, 4)
-        for name in self.hits or ():
+        names = getattr(item, "fixturenames", ())
+        shared = [
+            hits
+            for (name, base), hits in self._shared.items()
+            if name in names and item.nodeid.startswith(base)
+        ]
+        for name in set().union(self.hits or (), *shared):
             self.entered.setdefault(name, []).append(item.nodeid)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+        if self.hits is None or fixturedef.scope == "function":
+            return (yield)
+        before = set(self.hits)
+        self.hits.clear()
+        result = yield
+        self._shared.setdefault((fixturedef.argname, fixturedef.baseid), set()).update(self.hits)
+        self.hits |= before
         return result
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -91,6 +109,7 @@ def in_fork(work: Callable[[], object], log: Path, limit: float) -> Any:
     if (child := os.fork()) == 0:
         try:
             os.setsid()  # one group with all that it starts, to be ended as one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number, target in enumerate((os.open(os.devnull, os.O_RDONLY), stream, stream)):
                 os.dup2(target, number)

@@ -8,9 +8,9 @@ A mutant is a plausible bug, written down as a replacement of text inside a func
 qualified name: the list outlives moves of code and of tests, and a renamed function is one edited line.
 
 First all tests run once, in a copy whose functions tell that they are entered. Then each mutant meets the
-tests that enter its function, the fastest first, until one fails; behind them come the other tests of the
-same files, for what one test leaves to another in fixtures and caches. Last, the tests that killed a mutant
-run without any: one that fails then too proves nothing.
+tests that enter its function until one fails: the one that killed it before, whatever file that lay in, and
+the others by how fast they are. Last, the tests that killed a mutant run without any: one that fails then too
+proves nothing.
 
 Results are kept outside the checkout by the content of code and tests, and a second start goes on where the
 first ended. It needs Python 3.11 (tomllib) and a system that forks.
@@ -21,9 +21,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,21 +98,29 @@ def record(kept: Path, skip: Sequence[str], slowest: float) -> dict[str, Any]:
     return recorded
 
 
-def tests_of(at: Function, recorded: Mapping[str, Any]) -> list[str]:
-    """Tests that enter a function, the fastest first, and behind them the others of their files."""
-    seconds = recorded["seconds"]
-    entering = set(recorded["entered"].get(str(at), ()))
-    files = {name.split("::")[0] for name in entering}
-    beside = {name for name in seconds if name.split("::")[0] in files} - entering
-    return [name for part in (entering, beside) for name in sorted(part, key=lambda x: (seconds[x], x))]
+def tests_of(at: Function, recorded: Mapping[str, Any], first: Sequence[str]) -> list[str]:
+    """Tests that enter a function: those of the names in `first` before all others, and fast ones before slow
+    ones. A test's second set of parameters counts as twice as slow, the third as thrice: what one lets pass,
+    most others do."""
+    seconds: dict[str, float] = recorded["seconds"]
+    costs, seen = {}, Counter[str]()
+    for test in sorted(recorded["entered"].get(str(at), ()), key=seconds.__getitem__):
+        seen[test.split("[")[0]] += 1
+        costs[test] = test_name(test) not in first, seconds[test] * seen[test.split("[")[0]], test
+    return sorted(costs, key=costs.__getitem__)
 
 
-def try_out(kept: Path, at: Function, text: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def test_name(test: str) -> str:
+    """What is left of a test's id where its file and its parameters may be others now."""
+    return test.split("[")[0].split("::")[-1]
+
+
+def try_out(kept: Path, at: Function, text: str, chosen: Sequence[str], usual: float) -> dict[str, Any]:
     """Run the tests with a mutant in its file's place: who noticed, after how many seconds, of how many."""
-    chosen, began, by = tests_of(at, recorded), time.monotonic(), None
+    began, by = time.monotonic(), None
     place = kept / "tree" / at.path
     original, times = place.read_bytes(), place.stat()
-    limit = LIMIT + 3 * sum(recorded["seconds"][name] for name in chosen)
+    limit = LIMIT + 3 * usual
     # A time of its own, so that no compiled file of another mutant is taken for this one's.
     moment = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
     try:
@@ -141,13 +151,19 @@ def verdict(mutant: Mutant, results: Mapping[str, Any]) -> tuple[bool, str]:
 
 def judge(kept: Path, applied: Mapping[Mutant, tuple[Function, str]], recorded: Mapping[str, Any]) -> Any:
     """Results of all mutants, of earlier starts too, and whether the tests that noticed are sound."""
-    path = kept / "results.json"
+    path, known = kept / "results.json", kept.parent / "killers.json"
     results = read_json(path) or {"mutants": {}, "sound": {}}
+    killers = read_json(known) or {}  # of any code and tests, by what is wrong
     copy_to(kept / "tree")
     for number, (mutant, (at, text)) in enumerate(applied.items(), 1):
         if mutant.key not in results["mutants"]:
-            results["mutants"][mutant.key] = try_out(kept, at, text, recorded)
+            chosen = tests_of(at, recorded, killers.get(mutant.why, ()))
+            usual = sum(recorded["seconds"][name] for name in chosen)
+            results["mutants"][mutant.key] = found = try_out(kept, at, text, chosen, usual)
             write_json(path, results)
+            if found["by"] in recorded["seconds"]:
+                killers[mutant.why] = sorted({*killers.get(mutant.why, ()), test_name(found["by"])})
+                write_json(known, killers)
             print(f"{number:4}/{len(applied)}  {verdict(mutant, results)[1]}", flush=True)
     noticed = {results["mutants"][mutant.key]["by"] for mutant in applied} & recorded["seconds"].keys()
     if unknown := sorted(noticed - results["sound"].keys(), key=recorded["seconds"].__getitem__):
@@ -184,6 +200,7 @@ def main() -> int:
     print(f"{len(applied)} of {len(mutants)} mutants apply", flush=True)
     if arguments.check:
         return int(bool(wrong))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending the tests
     warm_up()
     kept = arguments.cache / content_key(listed["tests"])
     recorded = record(kept, listed["tests"]["skip_files"], listed["tests"]["slowest"])
