@@ -104,8 +104,8 @@ def tests_of(at: Function, recorded: Mapping[str, Any], first: Sequence[str]) ->
     """Tests that enter a function, in the order in which they are asked.
 
     Those of the names in `first` come before all others, those that only look at what a fixture of several
-    tests did come behind, and fast ones before slow ones. A test's second set of parameters counts as twice as slow,
-    the third as thrice: what one lets pass, most others do.
+    tests did come behind, and fast ones before slow ones. A test's second set of parameters counts as twice
+    as slow, the third as thrice: what one lets pass, most others do.
     """
     seconds: dict[str, float] = recorded["seconds"]
     costs, seen = {}, Counter[str]()
