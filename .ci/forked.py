@@ -55,7 +55,8 @@ class Watch:
         self.failed: list[str] = []
         self.passed: list[str] = []
         self.seconds: dict[str, float] = {}
-        self.entered: dict[str, list[str]] = {}
+        self.entered: dict[str, list[str]] = {}  # tests by function
+        self.inherited: dict[str, list[str]] = {}  # those for which a fixture of several tests entered it
         self._shared: dict[tuple[str, str], set[str]] = {}  # what fixtures of several tests entered, by whose
 
     @pytest.hookimpl(trylast=True)
@@ -88,6 +89,7 @@ class Watch:
         self.hits.clear()
         result = yield
         self._shared.setdefault((fixturedef.argname, fixturedef.baseid), set()).update(self.hits)
+        self.hits.clear()
         self.hits |= before
         return result
 
@@ -162,7 +164,9 @@ def run_tests(
         status = pytest.main([*always, *options, *files], plugins=[watch])
         if status not in (0, 1) and not watch.failed:  # a conftest that cannot be imported is no report
             watch.failed.append(f"pytest itself ({status!r})")
-        return {name: getattr(watch, name) for name in ("failed", "passed", "seconds", "entered")}
+        return {
+            name: getattr(watch, name) for name in ("failed", "passed", "seconds", "entered", "inherited")
+        }
 
     shutil.rmtree(tree / ".hypothesis", ignore_errors=True)  # examples that another mutant failed at
     return in_fork(work, log, limit)

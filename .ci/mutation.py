@@ -3,6 +3,7 @@
     python .ci/mutation.py --check              # does every entry still apply? A second, without torch
     python .ci/mutation.py --out mutation.json  # run the tests, on one core
     python .ci/mutation.py --only Taid          # only mutants with this in their function or their why
+    python .ci/mutation.py --kept               # run nothing: only tell what earlier starts found
 
 A mutant is a plausible bug, written down as a replacement of text inside a function that is named by its
 qualified name: the list outlives moves of code and of tests, and a renamed function is one edited line.
@@ -91,22 +92,28 @@ def record(kept: Path, skip: Sequence[str], slowest: float) -> dict[str, Any]:
         "took": round(time.monotonic() - began),
         "failed": sorted(set(found["failed"])),
         "seconds": {name: seconds for name, seconds in found["seconds"].items() if name in good},
-        "entered": {name: [x for x in tests if x in good] for name, tests in found["entered"].items()},
     }
+    for how in ("entered", "inherited"):
+        recorded[how] = {name: [x for x in tests if x in good] for name, tests in found[how].items()}
     write_json(kept / "recorded.json", recorded)
     shutil.rmtree(tree)
     return recorded
 
 
 def tests_of(at: Function, recorded: Mapping[str, Any], first: Sequence[str]) -> list[str]:
-    """Tests that enter a function: those of the names in `first` before all others, and fast ones before slow
-    ones. A test's second set of parameters counts as twice as slow, the third as thrice: what one lets pass,
-    most others do."""
+    """Tests that enter a function, in the order in which they are asked.
+
+    Those of the names in `first` come before all others, those that only look at what a fixture of several
+    tests did come behind, and fast ones before slow ones. A test's second set of parameters counts as twice
+    as slow, the third as thrice: what one lets pass, most others do.
+    """
     seconds: dict[str, float] = recorded["seconds"]
     costs, seen = {}, Counter[str]()
-    for test in sorted(recorded["entered"].get(str(at), ()), key=seconds.__getitem__):
-        seen[test.split("[")[0]] += 1
-        costs[test] = test_name(test) not in first, seconds[test] * seen[test.split("[")[0]], test
+    for inherits, how in enumerate(("entered", "inherited")):
+        for test in sorted(recorded[how].get(str(at), ()), key=seconds.__getitem__):
+            function = test.split("[")[0]
+            seen[function] += 1
+            costs[test] = test_name(test) not in first, inherits, seconds[test] * seen[function], test
     return sorted(costs, key=costs.__getitem__)
 
 
@@ -139,7 +146,9 @@ def try_out(kept: Path, at: Function, text: str, chosen: Sequence[str], usual: f
 
 def verdict(mutant: Mutant, results: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a test noticed a mutant, and a line that says so."""
-    found = results["mutants"][mutant.key]
+    found = results["mutants"].get(mutant.key)
+    if found is None:
+        return False, f"not run      {mutant}"
     if found["by"] is None:
         marked = " (as marked)" if mutant.survives else ""
         return False, f"SURVIVED     {mutant}: {found['tests']} tests pass with it{marked}"
@@ -181,6 +190,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="only say which entries do not apply")
+    parser.add_argument("--kept", action="store_true", help="only tell what earlier starts found")
     parser.add_argument("--only", default="", help="part of a mutant's function or of its why")
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where they are kept (%(default)s)")
@@ -201,20 +211,31 @@ def main() -> int:
     if arguments.check:
         return int(bool(wrong))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending the tests
-    warm_up()
     kept = arguments.cache / content_key(listed["tests"])
-    recorded = record(kept, listed["tests"]["skip_files"], listed["tests"]["slowest"])
-    results = judge(kept, applied, recorded)
+    if arguments.kept:
+        recorded, results = read_json(kept / "recorded.json"), read_json(kept / "results.json")
+        if not recorded or not results:
+            raise SystemExit(f"no earlier start has found anything: {kept}")
+    else:
+        warm_up()
+        recorded = record(kept, listed["tests"]["skip_files"], listed["tests"]["slowest"])
+        results = judge(kept, applied, recorded)
     killed, rows = 0, []
     for mutant in applied:
         dead, line = verdict(mutant, results)
         killed += dead
-        rows.append({**asdict(mutant), "killed": dead, **results["mutants"][mutant.key]})
+        rows.append({**asdict(mutant), "killed": dead, **results["mutants"].get(mutant.key, {})})
         print(line)
-    took = round(sum(row["seconds"] for row in rows))
-    print(f"{killed} of {len(mutants)} killed; {recorded['took']} s of recording, {took} s of mutants")
+    run = [row for row in rows if "seconds" in row]
+    took = f"{recorded['took']} s of recording, {sum(row['seconds'] for row in run):.0f} s of mutants"
+    print(f"{killed} of {len(mutants)} killed, {len(mutants) - len(run)} without a result; {took}")
     if arguments.out:
-        head = {"commit": git("rev-parse", "HEAD").strip(), "killed": killed, "of": len(mutants)}
+        head = {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "killed": killed,
+            "run": len(run),
+            "of": len(mutants),
+        }
         missing = [{**asdict(mutant), "not_applied": reason} for mutant, reason in wrong.items()]
         write_json(arguments.out, {**head, "mutants": [*rows, *missing]})
     return int(bool(wrong) or any(not row["killed"] and not row["survives"] for row in rows))
