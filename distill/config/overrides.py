@@ -1,6 +1,5 @@
 """Validate overrides, suggest close matches, and report user errors as one sentence."""
 
-import argparse
 import difflib
 import re
 import tempfile
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.instantiate import plain
-from distill.config.paths import TRAIN
+from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
 from distill.config.suggestions import suggest
@@ -52,7 +51,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
     groups = groups_of(config_dir, config_name, arguments)
-    with _initialized(config_dir, _user_dirs(arguments)):
+    with _initialized(config_dir, user_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -182,24 +181,6 @@ def _check_folder(cfg: DictConfig, key: str) -> None:
         ) from error
 
 
-def _user_dirs(arguments: Sequence[str]) -> list[Path]:
-    """The folders of `--config-dir`, Hydra's flag for a user's own YAML files.
-
-    Raises:
-        UserError: a folder does not exist.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
-    try:
-        found = [path.absolute() for path in parser.parse_known_args(arguments)[0].config_dir]
-    except SystemExit:  # the flag has no value; Hydra reports that itself
-        return []
-    for path in found:
-        if not path.is_dir():
-            raise UserError(f"--config-dir {path}: there is no such folder")
-    return found
-
-
 @contextmanager
 def _initialized(config_dir: Path, own: Sequence[Path]) -> Iterator[None]:
     """Initialize Hydra with our configuration folder, and the user's folders after it."""
@@ -225,7 +206,7 @@ def groups_of(config_dir: Path, config_name: str, arguments: Sequence[str] = ())
     defaults = plain(root.get("defaults", []))
     known = {*root, *(name for entry in defaults if isinstance(entry, dict) for name in entry)} - {"hydra"}
     names = sorted(path.name for path in config_dir.iterdir() if path.is_dir() and path.name in known)
-    places = [config_dir, *_user_dirs(arguments)]
+    places = [config_dir, *user_dirs(arguments)]
     return {
         name: sorted({path.stem for place in places for path in (place / name).glob("*.yaml")})
         for name in names

@@ -4,10 +4,9 @@ If a command names no experiment, they are added to its command line before Hydr
 the user sets.
 """
 
-import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from distill.config.instantiate import flat
+from distill.config.paths import user_dirs
 from distill.errors import UserError
 
 # Groups that a command takes from the model's file; only train.py also takes keys such as optimizer.lr.
@@ -61,7 +62,7 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
     named = _parse(arguments)
     if config_name not in _TAKEN or "experiment" in named:
         return Suggestion()
-    folders = [config_dir, *_user_dirs(arguments)]
+    folders = [config_dir, *user_dirs(arguments)]
     models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
     found = [_read(folders, model, config_name) for model in models]
     keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
@@ -106,13 +107,6 @@ def _models(named: Override | None, root: Path) -> list[str]:
     return [str(named.value())]
 
 
-def _user_dirs(arguments: Sequence[str]) -> list[Path]:
-    """Folders that the user names with Hydra's --config-dir."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
-    return parser.parse_known_args(arguments)[0].config_dir
-
-
 def _read(folders: Iterable[Path], model: str, config_name: str) -> dict[str, Any]:
     """The groups and keys of the model's file that apply to the command; empty if there is no such file."""
     paths = [folder / "experiment" / f"{model}.yaml" for folder in folders]
@@ -125,15 +119,7 @@ def _read(folders: Iterable[Path], model: str, config_name: str) -> dict[str, An
         for key, option in entry.items() if isinstance(entry, dict) else ():
             if (group := key.removeprefix("override ").lstrip("/")) in _TAKEN[config_name]:
                 found[group] = option
-    return found | (dict(_flat(bundle)) if config_name == "train" else {})
-
-
-def _flat(node: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+    return found | (dict(flat(bundle)) if config_name == "train" else {})
 
 
 def _as_word(value: Any) -> str:

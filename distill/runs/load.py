@@ -11,13 +11,13 @@ import numpy as np
 import pandas
 import yaml
 
+from distill.config.instantiate import flat
 from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 from distill.runs import wandb as wandb_runs
 from distill.runs.metrics import read_metrics
 from distill.runs.read import (
     find_runs,
-    flat,
     loss_of,
     number,
     read_config,

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from distill.config.instantiate import flat
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
 
@@ -118,15 +119,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
     return dict(flat(read_described(folder / "config.yaml")))
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Full keys (with dots) and values of a nested mapping; an empty mapping is a value."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:

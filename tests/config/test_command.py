@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
+from distill.errors import UserError
+from distill.training.__main__ import check
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ["torch", "transformers", "datasets", "lightning", "matplotlib", "wandb", "scipy", "sympy"]
 COMPOSED = {
@@ -76,6 +81,19 @@ def test_train_refuses_what_it_can_tell_without_torch(words: list[str], said: st
     assert status == 1
     assert error.startswith(f"error: {said}")
     assert imported == []
+
+
+def test_a_plan_may_name_data_that_lie_on_another_machine() -> None:
+    words = ["data=traces", "data.path=/nothere.jsonl", "model=tiny"]
+    check(check_overrides(CONFIG, "train", [*words, "plan=true"]), words)
+    with pytest.raises(UserError, match=r"data file /nothere.jsonl does not exist"):
+        check(check_overrides(CONFIG, "train", words), words)
+
+
+def test_a_config_dir_without_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    ((status, error, imported),) = told("training", ["--config-dir"], cwd=tmp_path)
+    assert (status, imported) == (1, [])
+    assert error == "error: --config-dir needs a folder after it, such as --config-dir my_conf\n"
 
 
 def test_a_comparison_with_a_folder_that_is_not_there_is_refused_without_torch(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from pandas.testing import assert_frame_equal
 from test_training import arguments, run
 
+from distill.config.instantiate import flat
 from distill.errors import UserError
 from distill.runs import wandb as wandb_runs
 from distill.runs.load import Runs, load_runs
-from distill.runs.read import flat, read_config
+from distill.runs.read import read_config
 
 traces = test_training.traces  # the fixture
 TABLES = ("runs", "metrics", "scores", "samples", "weights")
