@@ -168,15 +168,16 @@ def _teacher_stats(
     """Token statistics of the traces under their teacher, or only its recorded logprobs; None if neither is
     available.
 
-    If the teacher's tokenizer differs, sets each trace's `teacher_view`."""
+    If the teacher's prompt or tokenizer differs, sets each trace's `teacher_view`."""
     from distill.models.find import find
 
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
         frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
-        reader = Retokenizer(student, frozen.source, recipe.prompt)
-        for trace in traces if reader.foreign else ():
-            trace.teacher_view = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+        own = recipe.teacher_prompt is not None
+        retokenizer = Retokenizer(student, frozen.source, recipe.prompt_for_teacher(), own)
+        for trace in traces if retokenizer.needed else ():
+            trace.teacher_view = retokenizer.view(trace)
         read = [teacher_trace(trace) for trace in traces]
         return score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.curation.rewriting import written_anew
 from distill.curation.step import Desk, Outcome, Record, by_problem, whole_number
-from distill.data.trace import Grader, Trace, Verdict, check_spelling, encode_prompt
+from distill.data.trace import Grader, Trace, Verdict, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -20,6 +20,7 @@ from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
+from distill.teacher.retokenize import Retokenizer
 from distill.teacher.token_stats import TokenScores, score_tokens
 
 _SAMPLING = Sampling(temperature=0.6)  # as in the authors' script, for both models
@@ -87,11 +88,13 @@ class _Draft:
         record: a record of the problem, with the gold answer.
         sample: number of the sample within the problem.
         trace: prompt and completion, cut at the shorter context length of the two models.
+        read: the same after the teacher's prompt.
     """
 
     record: Record
     sample: int
     trace: Trace
+    read: Trace
 
     @property
     def ids(self) -> np.ndarray:
@@ -165,8 +168,8 @@ def motab(
     ask = partial(sample_completions, batch_size=batch_size, seed=desk.seed, cache=desk.cache)
     begin = partial(ask, student, sampling=sampling, samples=samples, label="student writes")
     go_on = partial(ask, teacher, sampling=correction, samples=1, label="teacher goes on")
-    drafts = _student_drafts(problems, desk, student.source, context, begin)
-    read = score_tokens(teacher, [draft.trace for draft in drafts], cache=desk.cache, label="teacher reads")
+    drafts = _student_drafts(problems, desk, teacher.source, context, begin)
+    read = score_tokens(teacher, [draft.read for draft in drafts], cache=desk.cache, label="teacher reads")
     stays = [
         boundary.stays(one, step_starts(draft.ids, ends)) for draft, one in zip(drafts, read, strict=True)
     ]
@@ -228,17 +231,27 @@ def _with_gold(same: Sequence[Record]) -> Record:
 
 
 def _student_drafts(
-    problems: Sequence[Record], desk: Desk, student: ModelSource, context: int, write: _Writing
+    problems: Sequence[Record], desk: Desk, teacher: ModelSource, context: int, write: _Writing
 ) -> list[_Draft]:
     """Generate the student's completions for all problems whose prompt fits into the context."""
+    recipe, student = desk.recipe, desk.model("student", "motab").source
     examples = [replace(example_of(record), completion=None) for record in problems]
     for example in examples[:1]:
         check_spelling(student.tokenizer, example, student.name)
-    prompts = [encode_prompt(student.tokenizer, example, desk.recipe.prompt) for example in examples]
-    asked = [row for row, prompt in enumerate(prompts) if len(prompt) < context]
+    prompts = [recipe.student_prompt.encode(student.tokenizer, example) for example in examples]
+    own = recipe.teacher_prompt is not None
+    view = Retokenizer(student, teacher, recipe.prompt_for_teacher(), own)
+    teachers = [view.prompt_ids(example) for example in examples]
+    rooms = [context - max(len(a), len(b)) for a, b in zip(prompts, teachers, strict=True)]
+    asked = [row for row, room in enumerate(rooms) if room > 0]
     written = write(prompts=[prompts[row] for row in asked])
     return [
-        _Draft(problems[row], number, Trace(examples[row], prompts[row], ids[: context - len(prompts[row])]))
+        _Draft(
+            problems[row],
+            number,
+            Trace(examples[row], prompts[row], ids[: rooms[row]]),
+            Trace(examples[row], teachers[row], ids[: rooms[row]]),
+        )
         for row, several in zip(asked, written, strict=True)
         for number, ids in enumerate(several)
     ]
@@ -248,7 +261,7 @@ def _continued(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Wr
     """The final completions; those with a bad step are cut there and continued by the teacher."""
     pairs = list(zip(drafts, stays, strict=True))
     safe = [
-        np.concatenate([draft.trace.prompt_ids, draft.ids[:count]])
+        np.concatenate([draft.read.prompt_ids, draft.ids[:count]])
         for draft, count in pairs
         if count is not None
     ]

@@ -86,7 +86,7 @@ def _read(
             if "path" not in cfg.data and _set_file(Path(entry).expanduser()) is None:
                 raise UserError(
                     f"teachers: {entry} is no trace set, and data={cfg_name(cfg)} says nothing of what its "
-                    f"fields hold: take data=traces, with data.prompt as you train"
+                    f"fields hold: take data=traces, with data.student_prompt as you train"
                 )
     if path is not None and (file := _set_file(Path(str(path)).expanduser())) is not None:
         records = read_records(file)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from rapidfuzz.distance import Levenshtein
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
-from distill.data.trace import Example, check_spelling, encode_prompt
+from distill.data.trace import Example, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -200,7 +200,7 @@ def _student_rates(
     if not examples:
         return {}
     check_spelling(source.tokenizer, replace(examples[0], completion=None), source.name)
-    prompts = [encode_prompt(source.tokenizer, example, desk.recipe.prompt) for example in examples]
+    prompts = [desk.recipe.student_prompt.encode(source.tokenizer, example) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
         if not 0 < len(prompt) < source.context_length:
             raise UserError(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.special import softmax
 
 from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, whole_number
-from distill.data.trace import Trace, encode_completion, encode_prompt
+from distill.data.trace import Trace, encode_completion
 from distill.data.trace_set import example_of, teacher_of
 from distill.errors import UserError
 from distill.models.lazy import LazyModel
@@ -165,7 +165,7 @@ def _gains(records: Sequence[Record], desk: Desk, student: LazyModel) -> list[fl
                 f"curation.compact.beta=0"
             )
         example = example_of(record)
-        prompt = encode_prompt(source.tokenizer, example, desk.recipe.prompt)
+        prompt = desk.recipe.student_prompt.encode(source.tokenizer, example)
         for before, traces in ((_reasoning(record), behind), ("", alone)):
             context, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
             if len(answer) == 0:

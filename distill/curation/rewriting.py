@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from distill.curation.step import Desk, Outcome, Record, whole_number
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_fingerprint
-from distill.data.trace import Verdict, check_spelling, encode_prompt, fill
+from distill.data.trace import Verdict, check_spelling
 from distill.data.trace_set import example_of, template_hash
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -68,11 +69,9 @@ def self_data(
         )
     examples = [example_of(record) for record in records]
     for example in examples[:1]:
-        shown = fill(prompt, problem=example.problem, solution=example.completion or "")
+        shown = Prompt(prompt).messages(example)[-1]["content"]
         check_spelling(source.tokenizer, replace(example, problem=shown, completion=None), source.name)
-    prompts = [
-        encode_prompt(source.tokenizer, example, prompt, solution=example.completion) for example in examples
-    ]
+    prompts = [Prompt(prompt).encode(source.tokenizer, example) for example in examples]
     asked = [row for row, ids in enumerate(prompts) if len(ids) < source.context_length]
     written = sample_completions(
         student,
@@ -140,16 +139,16 @@ def written_anew(
         student: model whose tokenizer is used.
         learn_from: index of the first token to train on.
     """
-    tokenizer, prompt = student.tokenizer, desk.recipe.prompt
+    tokenizer, prompt = student.tokenizer, desk.recipe.student_prompt
     example = example_of(record)
     return record | {
-        "messages": [{"role": "user", "content": fill(prompt, problem=example.problem)}],
+        "messages": [dict(turn) for turn in prompt.messages(example)],
         "completion": tokenizer.decode(ids, skip_special_tokens=True),
         "answer": verdict.answer,
         "correct": verdict.correct,
         "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
         "finished": True,
-        "prompt_ids": encode_prompt(tokenizer, example, prompt).tolist(),
+        "prompt_ids": prompt.encode(tokenizer, example).tolist(),
         "completion_ids": [int(token) for token in ids],
         "ids_from": "engine",
         "teacher_logprobs": None,
@@ -159,6 +158,6 @@ def written_anew(
         "engine": "hf",
         "learn_from": learn_from,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": template_hash(tokenizer, prompt),
+        "template": template_hash(tokenizer, prompt.user, prompt.system),
         "sampling": vars(sampling) | {"seed": desk.seed},
     }

@@ -35,6 +35,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.benchmarks.svamp": ("load",),
     "distill.benchmarks.grading.judge": ("MathJudge",),
     "distill.benchmarks.grading.sandbox": ("Limits",),
+    "distill.data.prompt": ("student_prompt", "teacher_prompt"),
     "distill.data.readers": ("read_examples",),
     "distill.evaluation.benchmark": ("Benchmark",),
     "distill.generation.sampling": ("Sampling", "StudentRollouts"),

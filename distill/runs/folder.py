@@ -40,7 +40,14 @@ _PACKAGES = (
 # Sections that must be equal to resume a run. Others, such as length, checkpoints and loggers, may change.
 _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget"}
+_MAY_CHANGE = {
+    "trainer.log_every_n_steps",
+    "benchmark.token_budget",
+    # References to keys of `data`, which are compared themselves.
+    "data.recipe.student_prompt",
+    "data.recipe.teacher_prompt",
+    "data.recipe.other_prompt",
+}
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -203,9 +210,13 @@ def asked_alike(run: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:
-    if isinstance(before, dict) and isinstance(now, dict):
+    if place in may_change:
+        return None
+    if isinstance(before, dict | None) and isinstance(now, dict | None) and before != now:
+        # A section that one version does not have equals one whose values are all null.
+        before, now = before or {}, now or {}
         for key in {**before, **now}:
             if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}", may_change):
                 return found
         return None
-    return None if before == now or place in may_change else f"{place} was {before!r} and is {now!r}"
+    return None if before == now else f"{place} was {before!r} and is {now!r}"

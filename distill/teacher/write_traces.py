@@ -18,8 +18,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build
+from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.tokenizers import tokenizer_fingerprint
-from distill.data.trace import Example, Trace, check_spelling, conversation, encode_completion, encode_prompt
+from distill.data.trace import Example, Trace, check_spelling, encode_completion
 from distill.data.trace_set import template_hash, write_records
 from distill.errors import UserError, whole_number
 from distill.generation.completion_log import CompletionLog
@@ -51,7 +52,7 @@ class WriteSetup:
         logprobs: whether the teacher scores its completions.
         checks: judge the completions.
         examples: the problems, under ids that are unique.
-        prompted: the same with the conversation that the teacher is shown.
+        messages: of each problem, the conversation that the teacher is shown.
         prompts: of each problem, the prompt's token ids.
         template: hash of the chat template and the prompt's wording.
         config: the configuration as YAML.
@@ -66,7 +67,7 @@ class WriteSetup:
     logprobs: bool
     checks: Checks
     examples: Sequence[Example]
-    prompted: Sequence[Example]
+    messages: Sequence[tuple[Message, ...]]
     prompts: Sequence[np.ndarray]
     template: str
     config: str
@@ -80,13 +81,19 @@ class WriteSetup:
         """
         device = find_device(cfg.trainer)
         recipe = build(cfg.data.recipe, "data")
+        prompt: Prompt = recipe.prompt_for_teacher()
         sampling: Sampling = build(cfg.sampling, "sampling")
         checks = Checks.of(cfg.check, recipe.grade)
         _check_values(cfg, sampling)
         source = _teacher(cfg)
         examples = _unique_ids(recipe.source())
-        prompted = [conversation(example, cfg.prompt.user, cfg.prompt.system) for example in examples]
-        prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in prompted]
+        for example in examples:
+            prompt.check(example)
+        asked = [prompt.messages(example) for example in examples]
+        prompts = [
+            encode_messages(source.tokenizer, messages, example.place)
+            for messages, example in zip(asked, examples, strict=True)
+        ]
         check_room(examples, prompts, source)
         teacher = LazyModel(source, device)
         try:
@@ -103,9 +110,9 @@ class WriteSetup:
             logprobs=cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"),
             checks=checks,
             examples=examples,
-            prompted=prompted,
+            messages=asked,
             prompts=prompts,
-            template=template_hash(source.tokenizer, cfg.prompt.user, cfg.prompt.system),
+            template=template_hash(source.tokenizer, prompt.user, prompt.system),
             config=OmegaConf.to_yaml(cfg, resolve=True),
         )
 
@@ -113,8 +120,8 @@ class WriteSetup:
     def requests(self) -> list[Request]:
         """One request a completion, problem by problem."""
         return [
-            Request(prompt, example.messages or (), request_seed(self.seed, example.problem, sample))
-            for example, prompt in zip(self.prompted, self.prompts, strict=True)
+            Request(prompt, messages, request_seed(self.seed, example.problem, sample))
+            for example, messages, prompt in zip(self.examples, self.messages, self.prompts, strict=True)
             for sample in range(self.samples)
         ]
 
@@ -135,7 +142,7 @@ class WriteSetup:
     def check_spelling(self, place: int, written: Written) -> None:
         """Refuse text that the teacher's tokenizer cannot spell: another model may be behind a server."""
         if written.ids is None:
-            example = replace(self.prompted[place // self.samples], completion=written.text)
+            example = replace(self.examples[place // self.samples], completion=written.text)
             check_spelling(self.teacher.source.tokenizer, example, self.teacher.source.name)
 
 
@@ -171,8 +178,6 @@ def generate(cfg: DictConfig) -> Path:
 def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
-    if "{problem}" not in cfg.prompt.user:
-        raise UserError(f"prompt.user={cfg.prompt.user!r} has no {{problem}} in it")
     whole_number("seed", cfg.seed, least=0)
     if cfg.logprobs not in (True, False, "auto"):
         raise UserError(f"logprobs={cfg.logprobs!r} is not one of auto, true, false")
@@ -209,7 +214,7 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
     logprobs: list[Any] = [None] * len(written)
     if setup.logprobs:
         traces = [
-            Trace(setup.prompted[place // setup.samples], request.prompt_ids, completion_ids)
+            Trace(setup.examples[place // setup.samples], request.prompt_ids, completion_ids)
             for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
         ]
         logprobs = score(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")

@@ -215,7 +215,7 @@ def test_any_text_survives_the_command_line(text: str) -> None:
 
     if "${" in text:
         return  # an interpolation, on purpose
-    (override,) = OverridesParser.create().parse_overrides([f"data.prompt={quoted(text)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"data.student_prompt.user={quoted(text)}"])
     assert override.value() == text
 
 

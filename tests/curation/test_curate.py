@@ -21,6 +21,7 @@ from test_training import run as train_run
 from distill.curation.run import curate, run_steps
 from distill.curation.step import Desk, Outcome, Record, in_order
 from distill.data.batch import collate
+from distill.data.prompt import Prompt
 from distill.data.trace_set import COLUMNS, DEFAULTS, by_problem, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.losses.divergence import cross_entropy
@@ -236,7 +237,7 @@ def test_a_teacher_with_tokens_of_its_own_is_not_shown_context(
     (trace,) = TraceRecipe(list).tokenize(
         [example_of(in_students_tokens(student, learn_from=6))], student.source
     )
-    reader = Retokenizer(student.source, teacher.source, "{solution}{problem}", informed=True)
+    reader = Retokenizer(student.source, teacher.source, Prompt("{solution}{problem}"))
     with pytest.raises(UserError, match="begins with tokens that are not learned"):
         reader.read_all([trace])
 

@@ -33,7 +33,8 @@ from distill.curation.filters import (
 )
 from distill.curation.overlap import decontaminate, deduplicate, passages
 from distill.curation.step import Desk, Outcome, Record, share, whole_number
-from distill.data.trace import Example, Grader, Verdict, encode_prompt
+from distill.data.prompt import Prompt
+from distill.data.trace import Example, Grader, Verdict
 from distill.data.trace_set import COLUMNS
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -64,7 +65,7 @@ def record(name: str = "p#0", **columns: Any) -> Record:
 
 
 def desk(cache: Path = Path("/nowhere"), **parts: Any) -> Desk:
-    recipe = TraceRecipe(source=lambda: [], prompt="{problem}")
+    recipe = TraceRecipe(source=lambda: [], student_prompt=Prompt("{problem}"))
     return Desk(**({"models": {}, "recipe": recipe, "grade": None, "cache": cache} | parts))
 
 
@@ -634,7 +635,7 @@ def test_problems_that_the_student_solves_are_left_out(student: LazyModel, tmp_p
     tokenizer = student.source.tokenizer
     written = sample_completions(
         student,
-        [encode_prompt(tokenizer, example, "{problem}") for example in examples],
+        [Prompt("{problem}").encode(tokenizer, example) for example in examples],
         Sampling(temperature=1.0, max_new_tokens=60),
         samples=4,
         batch_size=4,

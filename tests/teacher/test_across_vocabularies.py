@@ -16,6 +16,7 @@ from test_training import run
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from distill.data.prompt import Prompt
 from distill.errors import UserError
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import gold, jsd, uld
@@ -293,16 +294,16 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
 ) -> None:
     """OPSD's distributions against two plain passes over the same completion under the two prompts."""
     from distill.data.batch import collate
-    from distill.data.trace import Example, Trace, encode_completion, encode_prompt
+    from distill.data.trace import Example, Trace, encode_completion
     from distill.teacher.retokenize import Retokenizer
     from distill.training.module import _read
 
-    reader = Retokenizer(student.source, student.source, "{solution};{problem}", informed=True)
+    reader = Retokenizer(student.source, student.source, Prompt("{solution};{problem}"))
     traces = []
     for number, problem in enumerate(task.problems(3, split="train", operations=(2, 4))):
         example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
         ids = encode_completion(student.tokenizer, task.write_solution(problem, "double"))
-        traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+        traces.append(Trace(example, Prompt("{problem}").encode(student.tokenizer, example), ids))
     reader.read_all(traces)
     batch = collate(traces)
     assert batch.teacher_view is not None

@@ -27,6 +27,7 @@ from distill.analysis.suitability import (
     trace_table,
 )
 from distill.data.alignment import Alignment
+from distill.data.prompt import Prompt
 from distill.data.trace import Example, Trace, encode_completion
 from distill.errors import UserError
 from distill.losses.divergence import cross_entropy
@@ -219,7 +220,7 @@ def test_a_teacher_of_permuted_tokens_is_as_the_same_teacher_of_the_students(
     same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
     model = lazy(tmp_path / "teacher")
     own = traces(student)
-    reader = Retokenizer(student.source, model.source, "{problem}")
+    reader = Retokenizer(student.source, model.source, Prompt("{problem}"))
     readings = [reader.read(reader.prompt_ids(t.example), t.completion_ids.tolist()) for t in own]
     read = [Trace(t.example, r.prompt_ids, r.completion_ids) for t, r in zip(own, readings, strict=True)]
     mine = [by_loops(student, trace) for trace in own]
