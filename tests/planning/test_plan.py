@@ -190,7 +190,7 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
         planned(words)
     plan = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=10"])
     held = AutoModelForCausalLM.from_pretrained(tiny_pair[1])
-    scoring = stage(plan, "teacher scores")
+    scoring = stage(plan, "teacher reads")
     assert scoring.parameters == sum(p.numel() for p in held.parameters())
     assert scoring.memory > 2 * scoring.parameters  # in bf16
     longer = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=40"])
