@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from distill.config.instantiate import build
 from distill.config.paths import CONFIG
-from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, share, whole_number
 from distill.data.readers import read_records
 from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
@@ -31,7 +31,7 @@ _WORD_OR_SIGN = re.compile(r"[^\W_]+|[-−+*×·/÷^=<>≤≥≠%]")
 
 def decontaminate(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     against: str | Sequence[str] = "all",
     n: int = 13,
@@ -46,7 +46,7 @@ def decontaminate(
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         against: `all` benchmarks of `conf/benchmark/`, or a list of benchmark names and files (JSON Lines,
             Parquet, CSV) with a field `problem`, `question` or `prompt`.
         n: n-gram size in words. Case, whitespace and punctuation are ignored (`passages`).
@@ -78,12 +78,12 @@ def decontaminate(
     return Outcome([record for record in records if id(record) not in gone], dict(left_out), figures)
 
 
-def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = None) -> Outcome:
+def deduplicate(records: Sequence[Record], context: CurationContext, *, near: float | None = None) -> Outcome:
     """Drop repeated completions of a problem, ignoring whitespace; the first one is kept.
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         near: also drop traces with at least this Jaccard similarity of word 5-grams to a kept trace of the
             same problem (a completion of fewer words is a single n-gram). null: exact duplicates only.
 

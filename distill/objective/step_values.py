@@ -94,7 +94,7 @@ class StepProposals:
             )
         if self.value == "success" and grade is None:
             raise UserError(
-                "loss.proposals.value=success needs data whose answers can be judged, and these cannot: take "
+                "loss.proposals.value=success needs data whose answers can be graded, and these cannot: take "
                 "value=likelihood, or data=gsm8k or arithmetic"
             )
 

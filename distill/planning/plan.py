@@ -20,7 +20,7 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Stage, evaluation, scored, training, written
+from distill.planning.stages import Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
 from distill.training.models import writes_all
 from distill.training.setup import Setup
@@ -102,7 +102,7 @@ def make_plan(setup: Setup) -> Plan:
             written("teacher writes traces", teacher, read, per_batch, recipe, samples=recipe.samples)
         )
     if not writes_all(objective):
-        stages += scored(objective, frozen, traces)
+        stages += caching(objective, frozen, traces)
     live = sum(frozen[role].weights for role in objective.live_roles)
     asked = [
         replace(stage, memory=stage.memory + live) for stage in evaluation(setup, student, traces, notes)

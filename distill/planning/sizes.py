@@ -16,7 +16,7 @@ from distill.training.setup import Setup
 
 MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
 _PROMPT = 128  # tokens of a prompt if the data cannot be read
-_SCORING_BUDGET = 8192  # tokens per batch, as in distill.teacher.logprobs.score
+_SCORING_BUDGET = 8192  # tokens per batch, as in distill.teacher.logprobs.cached_logprobs
 
 
 @dataclass(frozen=True)

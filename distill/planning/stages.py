@@ -84,7 +84,7 @@ def written(
     return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
-def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
+def caching(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
     """Stages that compute cached signals of the traces."""
     work, by_teacher = scoring(traces), scoring([teacher_trace(trace) for trace in traces])
     stages, tokens = [], work.predictions
@@ -92,7 +92,7 @@ def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[
         who = frozen[role]
         flops = who.cost.forward(by_teacher if role == "teacher" else work)
         memory = who.reading_memory()
-        name = f"{role} scores traces ({signal})"
+        name = f"{role} reads traces ({signal})"
         place, disk = (who.source.name, who.parameters), 4 * tokens
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:

@@ -1,4 +1,5 @@
-"""Run folders: describe a run, find its checkpoints, and decide whether it can be resumed."""
+"""Run folders: describe a run, find its checkpoints (`distill.training.checkpoints` saves them), and decide
+whether it can be resumed."""
 
 import json
 import platform
@@ -164,16 +165,18 @@ def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
                 f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
             )
         run = found[-1].parent.parent
-        if differs := difference(run, config):
+        if differs := config_difference(run, config):
             raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
         return found[-1]
     candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
     for run in candidates:
-        if not difference(run, config):
+        if not config_difference(run, config):
             return checkpoints(run / "checkpoints")[-1]
     nearest = ""
     if candidates:
-        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], config)}"
+        nearest = (
+            f"; the newest run differs: {candidates[0].name}: {config_difference(candidates[0], config)}"
+        )
     raise UserError(f"ckpt_path=last: no run in {runs} with this configuration has a checkpoint{nearest}")
 
 
@@ -184,7 +187,7 @@ def _known(runs: Path) -> str:
     )
 
 
-def difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
+def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
     """The first key in which a run's configuration differs from `config`, as text for a message; None if
     there is none.
 

@@ -7,7 +7,7 @@ so the result is the same as without the interruption.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,8 +34,8 @@ from distill.models.find import find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
-from distill.teacher.logprobs import score
-from distill.teacher.verify import Checks
+from distill.teacher.logprobs import cached_logprobs
+from distill.teacher.verify import NOT_GRADED, Checks
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WriteSetup:
         samples: completions a problem.
         seed: of the sampling.
         logprobs: whether the teacher scores its completions.
-        checks: judge the completions.
+        checks: grade the completions.
         examples: the problems, under ids that are unique.
         messages: of each problem, the conversation that the teacher is shown.
         prompts: of each problem, the prompt's token ids.
@@ -196,7 +196,7 @@ def _teacher(cfg: DictConfig) -> ModelSource:
 
 
 def _unique_ids(examples: Sequence[Example]) -> list[Example]:
-    """The problems under ids of their own: an id may stand for several problems of a file, and each is judged
+    """The problems under ids of their own: an id may stand for several problems of a file, and each is graded
     by its own answer."""
     if not examples:
         raise UserError("the data holds no problem: check data.path, data.limit")
@@ -208,7 +208,7 @@ def _unique_ids(examples: Sequence[Example]) -> list[Example]:
 
 
 def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, Any]]:
-    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet judged."""
+    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet graded."""
     source = setup.teacher.source
     ids = [_token_ids(completion, source) for completion in written]
     logprobs: list[Any] = [None] * len(written)
@@ -217,7 +217,7 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
             Trace(setup.examples[place // setup.samples], request.prompt_ids, completion_ids)
             for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
         ]
-        logprobs = score(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
+        logprobs = cached_logprobs(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
     records = []
     for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
         number, sample = divmod(place, setup.samples)
@@ -321,7 +321,17 @@ def _in_words(summary: dict[str, Any], folder: Path) -> str:
         f"{summary['right']} right; {summary['solved_problems']} problems solved at least once; "
         f"{summary['tokens']:,} tokens, {summary['new_tokens']:,} of them written now"
         + (f" at {rate:,.0f} tokens/s" if rate else ""),
-        *(f"  not right, {reason or 'not judged'}: {count}" for reason, count in summary["reasons"].items()),
+        *_rejected(summary["reasons"]),
         f"{folder / 'traces.parquet'}",
     ]
     return "\n".join(lines)
+
+
+def _rejected(reasons: Mapping[str, int]) -> Iterator[str]:
+    """A line of the completions that are not correct, by reason, and one of those without a verdict."""
+    words = {"wrong": "wrong answer"}
+    ungraded = reasons.get(NOT_GRADED, 0)
+    if found := [f"{count} {words.get(why, why)}" for why, count in reasons.items() if why != NOT_GRADED]:
+        yield f"  rejected: {', '.join(found)}"
+    if ungraded:
+        yield f"  without a gold answer, not graded: {ungraded}"

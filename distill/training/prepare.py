@@ -21,11 +21,11 @@ from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
 from distill.models.lora import add_lora, is_adapted, parameter_counts
-from distill.models.packing import allow_packing
+from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
-from distill.teacher.logprobs import score, scoring
+from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, as_read, teacher_trace
 from distill.training.models import writes_all
 from distill.training.module import Supervision
@@ -172,9 +172,9 @@ def prepare_traces(
             frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
-        label = f"{'student' if role == 'initial' else role} scores traces"
+        label = f"{'student' if role == 'initial' else role} reads traces"
         read = [as_read(trace) for trace in traces] if role == "teacher" else traces
-        scored = score(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
+        scored = cached_logprobs(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     if objective.caches_distribution:

@@ -132,7 +132,7 @@ def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     assert [record["correct"] for record in records] == [True, False]
     assert [record["answer"] for record in records] == ["2", "3"]
     assert len({record["id"] for record in records}) == 2
-    assert said == ["mine.jsonl: 2 traces, 1 of 2 judged right"]
+    assert said == ["mine.jsonl: 2 traces, 1 of 2 correct"]
 
 
 def test_traces_are_chosen_of_the_same_problems_and_no_more_than_asked() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distill.config.renamed_keys import read_described
-from distill.runs.folder import asked_alike, describe, difference
+from distill.runs.folder import asked_alike, config_difference, describe
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -20,13 +20,13 @@ CONFIG: dict[str, Any] = {
 def test_what_is_described_is_read_again_as_it_was(tmp_path: Path) -> None:
     describe(tmp_path, CONFIG, ["seed=0"])
     assert read_described(tmp_path / "config.yaml") == CONFIG
-    assert difference(tmp_path, CONFIG, length_too=True) is None
+    assert config_difference(tmp_path, CONFIG, length_too=True) is None
 
 
 def test_a_run_of_before_its_classes_moved_compares_as_equal(tmp_path: Path) -> None:
     old = CONFIG | {"loss": CONFIG["loss"] | {"_target_": "distill.objective.Objective"}}
     describe(tmp_path, old, [])
-    assert difference(tmp_path, CONFIG) is None
+    assert config_difference(tmp_path, CONFIG) is None
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_length_and_questions_may_change_on_resuming(
 ) -> None:
     describe(tmp_path, CONFIG, [])
     now = CONFIG | {section: CONFIG[section] | changed}
-    assert difference(tmp_path, now) == found
+    assert config_difference(tmp_path, now) == found
     assert asked_alike(tmp_path, now) == (section != "benchmark")
