@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from distill.curation.step import CurationContext, Outcome, Record, whole_number
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Verdict, check_spelling
 from distill.data.trace_set import example_of, template_hash
