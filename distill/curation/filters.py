@@ -127,6 +127,7 @@ def well_formed(
     think: bool = True,
     boxed: bool = True,
     max_repetition: float | None = None,
+    parts: Sequence[str] | None = None,
 ) -> Outcome:
     r"""Keep well-formed completions (DED, 2508.09883, step 2); empty ones are always dropped.
 
@@ -139,19 +140,27 @@ def well_formed(
             missing, because some chat templates put it into the prompt.
         boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
         max_repetition: maximum `repetition`; null: no maximum.
+        parts: tags that the completion must consist of, as in 2605.14071: each opened and closed once, in this
+            order, with text inside, and a `\boxed{` behind the last. None: any text.
 
     Raises:
-        UserError: an invalid regular expression, or a `max_repetition` outside [0, 1].
+        UserError: an invalid regular expression, a part that is no tag name, or a `max_repetition` outside [0, 1].
     """
     wanted = _compiled("pattern", pattern)
     unwanted = _compiled("forbid", forbid)
     if max_repetition is not None:
         share("curation.well_formed.max_repetition", max_repetition)
 
+    for part in parts or ():
+        if not re.fullmatch(r"\w+", str(part)):
+            raise UserError(f"curation.well_formed.parts: {part!r} is no name of a tag, such as solution")
+
     def why_not(record: Record) -> str | None:
         text = record["completion"]
         if not text.strip():
             return "empty"
+        if parts and (flaw := flaw_of_parts(text, parts)):
+            return flaw
         if wanted is not None and not wanted.search(text):
             return f"without {pattern}"
         if unwanted is not None and unwanted.search(text):
@@ -173,6 +182,26 @@ def thinking_closes(text: str) -> bool:
     if tags and tags[0] == "</think>":
         tags.insert(0, "<think>")
     return tags == ["<think>", "</think>"] * (len(tags) // 2)
+
+
+def flaw_of_parts(text: str, parts: Sequence[str]) -> str | None:
+    r"""Why a text does not consist of tagged parts; None if it does.
+
+    Args:
+        text: a completion.
+        parts: names of tags. Each must be opened and closed once, in this order, with text inside; a `\boxed{`
+            must follow the last.
+    """
+    tags = list(re.finditer(rf"<(/?)({'|'.join(parts)})>", text))
+    wanted = [f"<{slash}{part}>" for part in parts for slash in ("", "/")]
+    if [tag.group() for tag in tags] != wanted:
+        found = {tag.group() for tag in tags}
+        missing = next((tag for tag in wanted if tag not in found), None)
+        return f"without {missing}" if missing else "parts repeated or out of order"
+    for begin, end in zip(tags[::2], tags[1::2], strict=True):
+        if not text[begin.end() : end.start()].strip():
+            return f"{begin.group()} is empty"
+    return None if "\\boxed{" in text[tags[-1].end() :] else "no \\boxed behind the parts"
 
 
 # An escaped brace is not a brace. `\\` is matched as a unit, so that the brace in `\\{` counts.

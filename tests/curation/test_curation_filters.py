@@ -13,6 +13,7 @@ from typing import Any
 import hydra.utils
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,6 +230,41 @@ def test_a_rule_of_form_leaves_out_with_its_own_reason(completion: str, reason: 
     assert outcome.left_out == ({} if reason is None else {reason: 1})
     off = well_formed([record(completion=completion)], context(), think=False, boxed=False)
     assert off.left_out == ({"empty": 1} if reason == "empty" else {})
+
+
+PARTS = ["understanding", "strategy", "solution", "verification"]
+IN_PARTS = (
+    "## 1. UNDERSTAND\n<understanding>\nx is asked.\n</understanding>\n## 2. PLAN\n<strategy>add</strategy>\n"
+    "## 3. SOLVE\n<solution>1+1=2</solution>\n## 4. VERIFY\n<verification>2-1=1</verification>\n"
+    "## 5. FINAL ANSWER\nAnswer: \\boxed{2}"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("", "", None),
+        ("</strategy>", "", "without </strategy>"),
+        ("<solution>1+1=2</solution>", "", "without <solution>"),
+        ("<solution>1", "<solution><solution>1", "parts repeated or out of order"),
+        ("1+1=2</solution>", "<strategy>1+1=2</strategy></solution>", "parts repeated or out of order"),
+        ("add", " \n", "<strategy> is empty"),
+        ("Answer: \\boxed{2}", "2", "no \\boxed behind the parts"),
+        ("asked", "asked, not \\boxed{3} or <b>4</b>", None),
+    ],
+)
+def test_a_trace_in_the_papers_parts_is_well_formed(old: str, new: str, reason: str | None) -> None:
+    outcome = well_formed([record(completion=IN_PARTS.replace(old, new, 1))], context(), parts=PARTS)
+    assert outcome.left_out == ({} if reason is None else {reason: 1})
+
+
+def test_the_instruction_of_the_paper_asks_for_the_form_that_is_checked() -> None:
+    """The prompt itself has the tags in order, the headings between them and the box at the end."""
+    system = yaml.safe_load((CONF / "teacher_prompt" / "discord.yaml").read_text())["system"]
+    outcome = well_formed([record(completion=system)], context(), parts=PARTS)
+    assert outcome.left_out == {}
+    headings = re.findall(r"^## (\d\. [A-Z ]+)$", system, re.MULTILINE)
+    assert headings == ["1. UNDERSTAND", "2. PLAN", "3. SOLVE", "4. VERIFY", "5. FINAL ANSWER"]
 
 
 @given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\{", "\\}", "\\\\", "x"])).map("".join))
