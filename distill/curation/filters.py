@@ -140,8 +140,8 @@ def well_formed(
             missing, because some chat templates put it into the prompt.
         boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
         max_repetition: maximum `repetition`; null: no maximum.
-        parts: tags that the completion must have, as in 2605.14071: each opened and closed once, in this order,
-            with text inside, and a `\boxed{` behind the last. None: none.
+        parts: tags that the completion must have, as in 2605.14071: each opened and closed once, in this
+            order, with text inside, and a `\boxed{` behind the last. None: none.
 
     Raises:
         UserError: an invalid regular expression, a part that is no tag name, or a `max_repetition` outside
