@@ -25,6 +25,7 @@ from distill.losses.divergence import (
     reverse_kl,
     skew_forward_kl,
     skew_reverse_kl,
+    symmetric_kl,
     todi,
     tvd,
 )
@@ -38,6 +39,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
+    "symmetric_kl": symmetric_kl,
     "jsd": jsd,
     "jsd_0.1": partial(jsd, beta=0.1),
     "skew_forward_kl": skew_forward_kl,
