@@ -53,8 +53,8 @@ _SAME = {
         ("3+4i", "4i+3"), ("x^2", "x**2"),
         (r"2\cdot 3^x", "2*3^x"), (r"\frac{2}{3}\sqrt{3}", r"\frac{2\sqrt3}{3}"), ("a+b+c", "c+b+a"),
         (r"\sin^2 t", r"\sin^2(t)"),
-        (r"\infty", "infinity"), (r"\binom{5}{2}", "10"), ("2^{-1007}", r"\frac{2}{2^{1008}}"), (r"\log_2 8", "3"), ("e^2", r"\mathrm{e}^2"),
-        (r"\frac \pi4", r"\frac{\pi}{4}"),
+        (r"\infty", "infinity"), (r"\binom{5}{2}", "10"), (r"\log_2 8", "3"), ("e^2", r"\mathrm{e}^2"),
+        (r"\frac \pi4", r"\frac{\pi}{4}"), ("2^{-1007}", r"\frac{2}{2^{1008}}"),
     ],
     "equations and inequalities": [
         ("y=2x", "2y-4x=0"), ("x^2=4", "2x^2=8"), ("x^5+y^5+xy=1", "2x^5+2y^5+2xy=2"),
