@@ -104,9 +104,12 @@ def test_the_suites_are_as_printed() -> None:
 
 
 @pytest.mark.parametrize("data", ["math", "gsm8k"])
-def test_a_suite_asks_as_the_student_is_asked_in_training(data: str) -> None:
-    prompt = OmegaConf.load(CONF / "data" / f"{data}.yaml").prompt
-    assert {benchmark.prompt for benchmark in suite(f"benchmark=paper_{data}").values()} == {prompt}
+def test_a_suite_asks_the_problem_alone_or_under_the_teachers_instruction(data: str) -> None:
+    plain, told = suite(f"benchmark=paper_{data}"), suite(f"benchmark=paper_{data}_instructed")
+    assert {(one.prompt, one.system) for one in plain.values()} == {("{problem}", None)}
+    instruction = OmegaConf.load(CONF / "teacher_prompt" / "discord.yaml")
+    assert {(one.prompt, one.system) for one in told.values()} == {(instruction.user, instruction.system)}
+    assert [one.sampling for one in told.values()] == [one.sampling for one in plain.values()]
 
 
 @pytest.mark.realdata
