@@ -57,7 +57,7 @@ def test_temperatures_are_those_of_table_6() -> None:
     if not PAPER.is_file():
         pytest.skip(f"no {PAPER}")
     rows = re.findall(
-        r"^\| (?:Qwen2\.5 )?([\w.→ ]*?) \| (SFT|symmetric KL) \| (\d) \|.*?\| (\d) \|",
+        r"^\|\s*(?:Qwen2\.5 )?([\w.→ ]*?)\s*\| (SFT|symmetric KL) \| (\d) \|.*?\| (\d) \|",
         PAPER.read_text(),
         re.MULTILINE,
     )
