@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM

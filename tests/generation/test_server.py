@@ -1,7 +1,6 @@
 """Tests of a teacher behind a server, with a stub that implements the protocol and all its failures."""
 
 import asyncio
-import contextlib
 import json
 import os
 import resource
@@ -9,15 +8,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from chat_stub import BREAKS_OFF, DRIPS, Stub, completion
 from test_generate import SMALL, run
 
 from distill.errors import UserError
@@ -30,86 +27,6 @@ from distill.io.locks import locked
 from distill.models.find import find_model
 from distill.models.lazy import LazyModel
 from distill.tiny import task
-
-DRIPS, BREAKS_OFF = -1, -2
-Fault = Callable[[int], tuple[int, dict[str, str], str] | None]
-
-
-@dataclass
-class Stub:
-    """Answers chat completions with the right solution, or as `fault` says, by the request's number.
-
-    A fault's status 0 hangs up, after `silence`; DRIPS sends the answer a byte at a time, without end;
-    BREAKS_OFF announces more than it sends. `answer` is everything's answer.
-    """
-
-    fault: Fault = lambda number: None
-    silence: float = 0.0
-    answer: dict[str, Any] | None = None
-    token_ids: bool = False
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    url: str = ""
-    under_way: int = 0
-    most_under_way: int = 0
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    state = Stub()
-    lock = threading.Lock()
-    tokenizer = find_model("package:distill/tiny/teacher", key="model.teacher").tokenizer
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                number = len(state.seen)
-                state.seen.append(body)
-                state.keys.append(self.headers.get("Authorization"))
-                state.under_way += 1
-                state.most_under_way = max(state.most_under_way, state.under_way)
-            answer = state.fault(number)
-            if answer is None and state.answer is not None:
-                answer = 200, {}, json.dumps(state.answer)
-            elif answer is None:
-                text = task.write_solution(body["messages"][-1]["content"], "double")
-                choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                if body["max_tokens"] < len(text) + 1:
-                    choice = {"message": {"content": text[: body["max_tokens"]]}, "finish_reason": "length"}
-                elif state.token_ids:
-                    choice["token_ids"] = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-                answer = 200, {}, json.dumps({"choices": [choice]})
-            elif answer[0] == 0:
-                time.sleep(state.silence)
-            with lock:
-                state.under_way -= 1
-            code, headers, text = answer
-            if code == 0:
-                self.close_connection = True
-                return
-            self.send_response(code if code > 0 else 200)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(text.encode()) if code > 0 else 1 << 20))
-            self.end_headers()
-            with contextlib.suppress(OSError):  # nobody listens any more
-                self.wfile.write(text.encode())
-                while code == DRIPS:
-                    self.wfile.write(b" ")
-                    time.sleep(0.05)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def words(stub: Stub, *more: str) -> list[str]:
@@ -136,11 +53,6 @@ def ask(stub: Stub, *problems: str, **options: Any) -> list[Written]:
     sampling = Sampling(temperature=1.0, max_new_tokens=50)
     found = dict(engine.write(asked_for(*problems, model=model), sampling))
     return [found[place] for place in range(len(problems))]
-
-
-def completion(message: dict[str, Any], reason: str = "stop", tokens: int | None = None) -> dict[str, Any]:
-    answer = {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": reason}]}
-    return answer if tokens is None else answer | {"usage": {"completion_tokens": tokens}}
 
 
 def test_a_set_by_a_server_is_asked_for_as_it_should_be(
