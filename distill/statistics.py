@@ -193,6 +193,51 @@ def agreement(classes: Sequence[int | None]) -> float | None:
     return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))
 
 
+def cohen_kappa(tables: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Figure:
+    """Agreement of two raters beyond chance, with the 95 % percentile interval of a bootstrap over problems.
+
+    κ = (p_o − p_e) / (1 − p_e) (Cohen, Educ. Psychol. Meas. 20, 1960), where p_o is the share of samples with
+    the same verdict, and p_e the share that two independent raters would agree on who give each verdict as
+    often as these do.
+
+    If the raters agree on every sample, a bootstrap interval has no width. Its lower bound is then κ at
+    p_o = 0.025^(1/n), the exact bound of a proportion that is 1 for n problems, with the observed p_e. If one
+    rater gives all samples the same verdict and the other does not, κ is 0, without width.
+
+    Args:
+        tables: [problems, 2, 2] numbers of samples by the first rater's verdict (no, yes) and the second's.
+        resamples: number of bootstrap samples; those in which κ is undefined are left out.
+        seed: of the bootstrap.
+
+    Returns:
+        The figure; NaN if all verdicts of both raters are the same one: then chance alone explains it.
+
+    Raises:
+        ValueError: no problems, another shape, or a negative number.
+    """
+    counts = np.asarray(tables, dtype=np.float64)
+    if counts.ndim != 3 or counts.shape[1:] != (2, 2) or not len(counts) or not (counts >= 0).all():
+        raise ValueError(f"tables {counts.shape} must be [problems, 2, 2], with numbers of samples")
+    cells = counts.reshape(-1, 4).T
+    value, chance = (float(found[0]) for found in _kappa(cells.sum(axis=1, keepdims=True)))
+    if math.isnan(value):
+        return Figure(math.nan, math.nan, math.nan)
+    if not cells[1:3].any():
+        seen = int((cells.sum(axis=0) > 0).sum())
+        return Figure(value, (_BOUNDS[0] ** (1 / seen) - chance) / (1 - chance), value)
+    found, _ = _kappa(_resampled(cells, resamples, np.random.default_rng(seed)))
+    return Figure(value, *_percentiles(found[~np.isnan(found)]))
+
+
+def _kappa(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cohen's κ and the agreement by chance of [4, n] numbers of samples: no no, no yes, yes no, yes yes."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = cells / cells.sum(axis=0)
+        first, second = shares[2] + shares[3], shares[1] + shares[3]
+        chance = first * second + (1 - first) * (1 - second)
+        return (shares[0] + shares[3] - chance) / (1 - chance), chance
+
+
 def repetition(words: Sequence[Any], n: int = 4) -> float | None:
     """The share of a sequence's n-grams that occur earlier in it: 1 − distinct n-grams / n-grams
     (seq-rep-n of Welleck et al. 1908.04319).

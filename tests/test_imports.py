@@ -17,6 +17,7 @@ ORDER = (
         "planning",
         "curation",
         "analysis",
+        "judge",
         "report",
         "bench",
     ),

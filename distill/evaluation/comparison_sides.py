@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,27 +109,43 @@ def _samples_of(folder: Path) -> Path:
 
 
 def _read(folder: Path, stage: str | None, label: str) -> Side:
-    path = _samples_of(folder)
-    wanted, stages = stage or "after", set[str | None]()
     benchmarks: dict[str, dict[str, Answers]] = {}
+    read = None
+    for where, record in read_samples(folder, stage):
+        read = None if record.get("stage") is None else stage or "after"
+        _count(record, where, benchmarks)
+    return Side(folder, read, label, benchmarks, _settings(folder, read))
+
+
+def read_samples(folder: Path, stage: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the samples of an evaluation, or of a stage of a run, each with its place for messages.
+
+    Args:
+        folder: folder of the evaluation or run.
+        stage: `before` or `after`; None: all samples of an evaluation, those after training of a run.
+
+    Raises:
+        UserError: there are none, or the file is damaged.
+    """
+    path = _samples_of(folder)
+    wanted, stages, found = stage or "after", set[str | None](), False
     for where, record in read_records(path=str(path), hub=None):
         stages.add(None if record.get("stage") is None else str(record["stage"]))
         if len(stages) > 1 and None in stages:
             raise UserError(f"{where}: only some samples have a stage; the file is damaged, evaluate again")
         if record.get("stage") in (None, wanted):
-            _count(record, where, benchmarks)
+            found = True
+            yield where, record
     if not stages:
         raise UserError(f"{path} is empty: there is nothing to compare")
     if None in stages and stage:
         raise UserError(f"{folder} is an evaluation, which has no stages: leave @{stage} out")
-    if not benchmarks:
+    if not found:
         has = ", ".join(sorted(map(str, stages)))
         raise UserError(
             f"{path} has no samples of the stage {wanted}, only: {has}; finish the run, or name "
             f"{folder}@{min(map(str, stages))}"
         )
-    read = None if None in stages else wanted
-    return Side(folder, read, label, benchmarks, _settings(folder, read))
 
 
 def _count(record: Mapping[str, Any], where: str, benchmarks: dict[str, dict[str, Answers]]) -> None:

@@ -23,7 +23,8 @@ COMPOSED = {
     "score": ["teachers=[nothere/traces.jsonl]"],
     "curate": ["data.path=nothere.jsonl"],
 }
-OTHERS = {"results": ["nothere"], "report": ["nothere"], "records": ["nothere"], "tune": ["nothere"]}
+OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune")}
+OTHERS["judge"] = ["nothere", "--url", "http://localhost:8000/v1", "--model", "big"]
 # Runs a module with several command lines in one process, and tells what each printed and what is imported.
 RUN = """
 import contextlib, io, json, runpy, sys
