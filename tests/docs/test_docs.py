@@ -106,7 +106,7 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    if any(word.startswith(("experiment=compare", "experiment=tune")) for word in words):
+    if any(word.startswith(("experiment=compare", "experiment=tune", "experiment=table5")) for word in words):
         words.append("loss=sft")  # one method's jobs: tests of the experiments look at all
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
 
