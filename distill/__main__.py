@@ -10,7 +10,7 @@ from distill import __version__
 VERBS = {
     "train": ("distill.training", "distil a student: loss=dcod model=qwen1.5b"),
     "plan": ("distill.plan", "what a run would take: memory, time, disk"),
-    "generate": ("distill.generate", "let a teacher write traces, and judge them"),
+    "generate": ("distill.generate", "let a teacher write traces, and grade them"),
     "score": ("distill.score", "how traces suit a student, before training on them"),
     "curate": ("distill.curate", "choose and change traces before training"),
     "evaluate": ("distill.evaluate", "ask a model benchmarks, or compare such evaluations"),

@@ -128,7 +128,7 @@ def _header(text: str) -> list[str]:
 
 
 def _paragraph(comments: Iterable[str]) -> str:
-    return " ".join(line.lstrip("#").strip() for line in comments).strip()
+    return " ".join(line.strip().lstrip("#").strip() for line in comments).strip()
 
 
 def prefix_of(path: Path, conf: Path) -> str:
@@ -177,6 +177,11 @@ def config_reference(root: Path) -> str:
                 name
                 for name in COMMANDS
                 if f"{file.stem}@_here_" in (conf / f"{name}.yaml").read_text("utf-8")
+            ]
+            users += [
+                f"`experiment={path.stem}`"
+                for path in sorted((conf / "experiment").glob("*.yaml"))
+                if f"{file.stem}@_global_" in path.read_text("utf-8")
             ]
             parts += [f"## Shared by {', '.join(users)}", *_fragment(file, [""])]
     for group, files in groups(conf).items():

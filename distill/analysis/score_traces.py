@@ -22,7 +22,7 @@ from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.teacher.retokenize import Retokenizer, teacher_trace
-from distill.teacher.token_stats import TokenScores, score_tokens
+from distill.teacher.token_stats import TokenStats, token_stats
 from distill.training.recipe import TraceRecipe
 
 
@@ -50,7 +50,7 @@ def score(cfg: DictConfig) -> Path:
         looked: list[Record] = []
         for teacher, own in chosen.items():
             own, traces = _tokenized_that_fit(own, recipe, student.source)
-            scores = score_tokens(student, traces, cache=cache, label=f"student reads {teacher}")
+            scores = token_stats(student, traces, cache=cache, label=f"student reads {teacher}")
             view = None
             if cfg.support != "none":
                 view = _teacher_stats(cfg, recipe, student.source, own, traces, device)
@@ -164,21 +164,22 @@ def _teacher_stats(
     records: Sequence[Record],
     traces: Sequence[Trace],
     device: str,
-) -> Sequence[TokenScores] | Sequence[np.ndarray] | None:
+) -> Sequence[TokenStats] | Sequence[np.ndarray] | None:
     """Token statistics of the traces under their teacher, or only its recorded logprobs; None if neither is
     available.
 
-    If the teacher's tokenizer differs, sets each trace's `teacher_view`."""
+    If the teacher's prompt or tokenizer differs, sets each trace's `teacher_view`."""
     from distill.models.find import find
 
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
         frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
-        reader = Retokenizer(student, frozen.source, recipe.prompt)
-        for trace in traces if reader.foreign else ():
-            trace.teacher_view = reader.read(reader.prompt_ids(trace.example), trace.completion_ids.tolist())
+        own = recipe.teacher_prompt is not None
+        retokenizer = Retokenizer(student, frozen.source, recipe.prompt_for_teacher(), own)
+        for trace in traces if retokenizer.needed else ():
+            trace.teacher_view = retokenizer.view(trace)
         read = [teacher_trace(trace) for trace in traces]
-        return score_tokens(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
+        return token_stats(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(
         record["completion_ids"] == trace.completion_ids.tolist()
         for record, trace in zip(records, traces, strict=True)

@@ -137,9 +137,9 @@ def select(
             cfg[key] = found.config[key]
         cfg.cache = str(cache or found.config.cache)
     untold = _choose_models(cfg, found.config)
-    steps, desk, checks = prepared(cfg)
+    steps, context, checks = prepared(cfg)
     try:
-        return run_steps(found.records, steps, replace(desk, say=_quietly))
+        return run_steps(found.records, steps, replace(context, say=_quietly))
     except UserError as error:
         for role, again in untold.items():
             if f"set model.{role}=" in str(error):

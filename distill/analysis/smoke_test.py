@@ -77,6 +77,16 @@ def _sets(folder: Path, teachers: Mapping[str, Sequence[Record]]) -> dict[str, P
     return sets
 
 
+def _prompts(cfg: DictConfig) -> list[str]:
+    """Overrides that give a run the prompts of this configuration."""
+    return [
+        f"data.{whose}.{part}={quoted(text)}"
+        for whose in ("student_prompt", "teacher_prompt")
+        for part, text in cfg.data[whose].items()
+        if text is not None
+    ]
+
+
 def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -> dict[str, Any]:
     """Train, or reuse, one run and return its summary."""
     words = [
@@ -84,7 +94,7 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
         f"seed={seed}",
         "data=traces",
         f"data.path={quoted(str(traces.resolve()))}",
-        f"data.prompt={quoted(cfg.data.prompt)}",
+        *_prompts(cfg),
         f"data.keep={cfg.keep}",
         f"data.batch_size={cfg.data.batch_size}",
         f"max_tokens={cfg.smoke.max_tokens}",

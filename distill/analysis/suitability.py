@@ -13,7 +13,7 @@ from distill.data.alignment import Alignment
 from distill.errors import UserError
 from distill.losses.signals import SIGNALS, name_of, signals
 from distill.objective.objective import Objective
-from distill.teacher.token_stats import RANK_LIMIT, TokenScores
+from distill.teacher.token_stats import RANK_LIMIT, TokenStats
 
 RATIO_EDGES = np.linspace(-10.0, 5.0, 31)  # bins of the log-ratio histogram; values outside are clipped
 RANK_EDGES = np.asarray([1, 2, 3, 5, 10, 20, 50, 100])
@@ -45,8 +45,8 @@ class Support:
 
 def support_of(
     objective: Objective,
-    student: Sequence[TokenScores],
-    teacher: Sequence[TokenScores] | Sequence[np.ndarray],
+    student: Sequence[TokenStats],
+    teacher: Sequence[TokenStats] | Sequence[np.ndarray],
     alignments: Sequence[Alignment | None],
 ) -> list[Support]:
     """Compute log-ratios and the token weights of an objective, trace by trace.
@@ -68,7 +68,7 @@ def support_of(
         )
     found = []
     for own, theirs, alignment in zip(student, teacher, alignments, strict=True):
-        logprobs = theirs.logprobs if isinstance(theirs, TokenScores) else theirs
+        logprobs = theirs.logprobs if isinstance(theirs, TokenStats) else theirs
         given, compared = at_students_tokens(own.logprobs, logprobs, alignment)
         # Before training the student is the initial and the reference model.
         known: dict[str, np.ndarray] = dict.fromkeys(
@@ -83,7 +83,7 @@ def support_of(
                 compared=compared,
                 teacher_nll=float(-logprobs.sum(dtype=np.float64)),
                 teacher_entropy=float(theirs.entropy.sum(dtype=np.float64))
-                if isinstance(theirs, TokenScores)
+                if isinstance(theirs, TokenStats)
                 else None,
                 teacher_tokens=len(logprobs),
             )
@@ -126,7 +126,7 @@ def at_students_tokens(
 def trace_table(
     records: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
-    scores: Sequence[TokenScores],
+    scores: Sequence[TokenStats],
     support: Sequence[Support] | None,
     *,
     limit: int = RANK_LIMIT,
@@ -249,7 +249,7 @@ class Suitability:
 
 def suitability(
     frame: pandas.DataFrame,
-    scores: Sequence[TokenScores],
+    scores: Sequence[TokenStats],
     support: Sequence[Support] | None,
     *,
     right: float | None,

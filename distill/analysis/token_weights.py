@@ -21,7 +21,7 @@ from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.runs.config import read_run_config, said_again
 from distill.statistics import Figure
-from distill.teacher.token_stats import score_tokens
+from distill.teacher.token_stats import token_stats
 
 _ROUNDING = 1e-6  # weights are computed in single precision; smaller spreads count as constant
 
@@ -80,7 +80,7 @@ def token_weights(
     logprobs: dict[str, list[np.ndarray]] = {}
     for signal, source in sources.items():
         _check(source, student, traces)
-        read = score_tokens(
+        read = token_stats(
             LazyModel(source, device), traces, cache=cache, label=f"{asked[signal]} reads traces"
         )
         logprobs[signal] = [one.logprobs for one in read]

@@ -246,7 +246,7 @@ _ALL = (
     Comparison(
         "growth_traces",
         "the data pipeline over the number of traces",
-        (Contestant("pipeline", "read, tokenise, one epoch of batches", ours("pipeline")),),
+        (Contestant("pipeline", "read, tokenize, one epoch of batches", ours("pipeline")),),
         (Goal("seconds_per_step", "pipeline", at_least=0.9, at_most=1.1, how="slope"),),
         {"warmup": 0},
         axis="traces",

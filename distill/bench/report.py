@@ -18,7 +18,7 @@ _UNITS = {
     "peak_bytes": "peak",
     "workspace_bytes": "workspace",
     "loss_error_bf16": "loss error in bf16",
-    "mfu": "model FLOPs utilisation",
+    "mfu": "model FLOPs utilization",
 }
 # Figures shown as a column if any contestant measured them: title, factor to the unit, format.
 _FIGURES = {

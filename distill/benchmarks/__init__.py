@@ -1,1 +1,5 @@
-"""Benchmarks, one per module: `load` returns the problems, `grade` grades a completion."""
+"""Benchmarks, one per module: `load` returns the problems.
+
+The grader of a benchmark is named in `conf/benchmark/NAME.yaml`: `grading.judge` for mathematics,
+`grading.numeric` for numbers, or a function of the benchmark's own module (ifeval, humaneval, ...).
+"""

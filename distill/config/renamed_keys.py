@@ -16,11 +16,27 @@ from distill.config.moved import new_name
 RENAMED: dict[str, str] = {
     "benchmark.every": "eval_every",
     "ckpt": "ckpt_path",
+    "data.prompt": "data.student_prompt.user",
+    "data.recipe.prompt": "data.recipe.student_prompt.user",
     "model.checkpoint_activations": "model.gradient_checkpointing",
     "model.lr": "optimizer.lr",
+    "prompt": "teacher_prompt",  # a group
+    "prompt.system": "data.teacher_prompt.system",
+    "prompt.user": "data.teacher_prompt.user",
     "schedule": "lr_scheduler",
     "schedule.floor": "lr_scheduler.min_lr_ratio",
     "schedule.warmup": "lr_scheduler.warmup_ratio",
+}
+# Keys that earlier versions did not have, with the value that does what those did. A key is added where its
+# sibling is. Keys whose value is null need no entry.
+ADDED: dict[str, tuple[str, Any]] = {
+    "loss.token_weight.temperature_is": ("loss.token_weight.ratio_from", "divisor"),
+    "loss.token_weight.max_log_ratio": ("loss.token_weight.ratio_from", 5.0),
+    "data.other_prompt": ("data.student_prompt.user", "error"),
+    "data.recipe.student_prompt._target_": (
+        "data.recipe.student_prompt.user",
+        "distill.data.prompt.student_prompt",
+    ),
 }
 # Files of conf/ that users' files may name in their defaults, as in `- /objective@_here_`.
 MOVED_FILES: dict[str, str] = {
@@ -46,7 +62,7 @@ def new_key(key: str) -> str:
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with current keys and `_target_`s.
+    """A configuration with current keys and `_target_`s, and with the keys that were added since.
 
     If it has both the old and the new key, the new one counts: `optimizer.lr` was derived from `model.lr`
     unless it was set itself.
@@ -64,6 +80,14 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         for part in new[:-1]:
             node = node.setdefault(part, {})
         node[new[-1]] = new_name(value) if path[-1] == "_target_" and isinstance(value, str) else value
+    present = {".".join(path) for path, _ in _leaves(translated)}
+    for key, (sibling, value) in ADDED.items():
+        if sibling in present and key not in present:
+            *above, last = key.split(".")
+            node = translated
+            for part in above:
+                node = node.setdefault(part, {})
+            node[last] = value
     return translated
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.curation.rewriting import written_anew
-from distill.curation.step import Desk, Outcome, Record, by_problem, whole_number
-from distill.data.trace import Grader, Trace, Verdict, check_spelling, encode_prompt
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, whole_number
+from distill.data.trace import Grader, Trace, Verdict, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -20,7 +20,8 @@ from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
-from distill.teacher.token_stats import TokenScores, score_tokens
+from distill.teacher.retokenize import Retokenizer
+from distill.teacher.token_stats import TokenStats, token_stats
 
 _SAMPLING = Sampling(temperature=0.6)  # as in the authors' script, for both models
 _Writing = Callable[..., list[list[np.ndarray]]]  # sample_completions with everything bound but `prompts`
@@ -59,7 +60,7 @@ class Boundary:
         if self.back_to not in ("safe", "fall"):
             raise UserError(f"curation.motab.back_to={self.back_to!r} is not one of safe, fall")
 
-    def stays(self, teacher: TokenScores, starts: Sequence[int]) -> int | None:
+    def stays(self, teacher: TokenStats, starts: Sequence[int]) -> int | None:
         """Number of tokens to keep before the teacher takes over; None if no reasoning step is bad.
 
         Args:
@@ -87,11 +88,13 @@ class _Draft:
         record: a record of the problem, with the gold answer.
         sample: number of the sample within the problem.
         trace: prompt and completion, cut at the shorter context length of the two models.
+        read: the same after the teacher's prompt.
     """
 
     record: Record
     sample: int
     trace: Trace
+    read: Trace
 
     @property
     def ids(self) -> np.ndarray:
@@ -100,7 +103,7 @@ class _Draft:
 
 def motab(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     separator: str = "\n",
     margin: float = 1.6,
@@ -133,7 +136,7 @@ def motab(
 
     Args:
         records: traces; only their problems are used.
-        desk: curation context with student, teacher, grader, and the student's training prompt.
+        context: curation context with student, teacher, grader, and the student's training prompt.
         separator: a reasoning step ends with a token that contains this text.
         margin: see `Boundary`.
         entropy_scale: see `Boundary`.
@@ -157,22 +160,22 @@ def motab(
             f"curation.motab.samples={samples} with sampling.temperature=0: greedy answers to a problem are "
             f"all alike; take samples=1 or a temperature"
         )
-    student, teacher = desk.model("student", "motab"), desk.model("teacher", "motab")
-    grade = desk.judge("motab")
+    student, teacher = context.model("student", "motab"), context.model("teacher", "motab")
+    grade = context.grader("motab")
     ends = _step_ends(student.source, teacher.source, separator)
     problems = [_with_gold(same) for same in by_problem(records).values()]
-    context = min(student.source.context_length, teacher.source.context_length)
-    ask = partial(sample_completions, batch_size=batch_size, seed=desk.seed, cache=desk.cache)
+    context_length = min(student.source.context_length, teacher.source.context_length)
+    ask = partial(sample_completions, batch_size=batch_size, seed=context.seed, cache=context.cache)
     begin = partial(ask, student, sampling=sampling, samples=samples, label="student writes")
     go_on = partial(ask, teacher, sampling=correction, samples=1, label="teacher goes on")
-    drafts = _student_drafts(problems, desk, student.source, context, begin)
-    read = score_tokens(teacher, [draft.trace for draft in drafts], cache=desk.cache, label="teacher reads")
+    drafts = _student_drafts(problems, context, teacher.source, context_length, begin)
+    read = token_stats(teacher, [draft.read for draft in drafts], cache=context.cache, label="teacher reads")
     stays = [
         boundary.stays(one, step_starts(draft.ids, ends)) for draft, one in zip(drafts, read, strict=True)
     ]
     results = _continued(drafts, stays, go_on)
     alone, verdicts = list[Verdict](), list[Verdict]()
-    with progress_bar(total=len(drafts), description="judging", unit="trace") as bar:
+    with progress_bar(total=len(drafts), description="grading", unit="trace") as bar:
         for draft, count, result in zip(drafts, stays, results, strict=True):
             alone.append(_verdict(draft, draft.ids, student.source, grade))
             strayed = count is not None
@@ -188,7 +191,9 @@ def motab(
         else:
             writer, drawn = (student, sampling) if count is None else (teacher, correction)
             sources = {"writer": writer.source, "student": student.source}
-            new = written_anew(draft.record, desk, result, verdict, drawn, **sources, learn_from=count or 0)
+            new = written_anew(
+                draft.record, context, result, verdict, drawn, **sources, learn_from=count or 0
+            )
             name = draft.record["id"].rpartition("#")[0] or draft.record["id"]
             new |= {"id": f"{name}#{draft.sample}", "sample": draft.sample, "weight": 1.0}
             kept.append(new | {"pass_rate": right[id(draft.record)] / samples})
@@ -222,23 +227,36 @@ def _with_gold(same: Sequence[Record]) -> Record:
         if record["gold"] is not None:
             return record
     raise UserError(
-        f"curation.motab cannot judge answers to the problem of trace {same[0]['id']}, which has no gold "
+        f"curation.motab cannot grade answers to the problem of trace {same[0]['id']}, which has no gold "
         f"answer: name the data's (data.fields.gold), or leave such traces out (curation=[correct,motab])"
     )
 
 
 def _student_drafts(
-    problems: Sequence[Record], desk: Desk, student: ModelSource, context: int, write: _Writing
+    problems: Sequence[Record],
+    context: CurationContext,
+    teacher: ModelSource,
+    context_length: int,
+    write: _Writing,
 ) -> list[_Draft]:
     """Generate the student's completions for all problems whose prompt fits into the context."""
+    recipe, student = context.recipe, context.model("student", "motab").source
     examples = [replace(example_of(record), completion=None) for record in problems]
     for example in examples[:1]:
         check_spelling(student.tokenizer, example, student.name)
-    prompts = [encode_prompt(student.tokenizer, example, desk.recipe.prompt) for example in examples]
-    asked = [row for row, prompt in enumerate(prompts) if len(prompt) < context]
+    prompts = [context.recipe.student_prompt.encode(student.tokenizer, example) for example in examples]
+    view = Retokenizer(student, teacher, recipe.prompt_for_teacher(), recipe.teacher_prompt is not None)
+    teachers = [view.prompt_ids(example) for example in examples]
+    rooms = [context_length - max(len(a), len(b)) for a, b in zip(prompts, teachers, strict=True)]
+    asked = [row for row, room in enumerate(rooms) if room > 0]
     written = write(prompts=[prompts[row] for row in asked])
     return [
-        _Draft(problems[row], number, Trace(examples[row], prompts[row], ids[: context - len(prompts[row])]))
+        _Draft(
+            problems[row],
+            number,
+            Trace(examples[row], prompts[row], ids[: rooms[row]]),
+            Trace(examples[row], teachers[row], ids[: rooms[row]]),
+        )
         for row, several in zip(asked, written, strict=True)
         for number, ids in enumerate(several)
     ]
@@ -248,7 +266,7 @@ def _continued(drafts: Sequence[_Draft], stays: Sequence[int | None], write: _Wr
     """The final completions; those with a bad step are cut there and continued by the teacher."""
     pairs = list(zip(drafts, stays, strict=True))
     safe = [
-        np.concatenate([draft.trace.prompt_ids, draft.ids[:count]])
+        np.concatenate([draft.read.prompt_ids, draft.ids[:count]])
         for draft, count in pairs
         if count is not None
     ]

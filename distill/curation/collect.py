@@ -15,7 +15,7 @@ from distill.data.trace import Example
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
 from distill.models.language_model import ModelSource
-from distill.teacher.verify import Checks
+from distill.teacher.verify import NOT_GRADED, Checks
 
 
 def collect(
@@ -86,7 +86,7 @@ def _read(
             if "path" not in cfg.data and _set_file(Path(entry).expanduser()) is None:
                 raise UserError(
                     f"teachers: {entry} is no trace set, and data={cfg_name(cfg)} says nothing of what its "
-                    f"fields hold: take data=traces, with data.prompt as you train"
+                    f"fields hold: take data=traces, with data.student_prompt as you train"
                 )
     if path is not None and (file := _set_file(Path(str(path)).expanduser())) is not None:
         records = read_records(file)
@@ -123,7 +123,7 @@ def _imported(
             "gold": example.gold,
             "answer": None,
             "correct": None,
-            "reason": "not judged",
+            "reason": NOT_GRADED,
             "pass_rate": None,
             "finished": True,
             "prompt_ids": np.asarray(trace.prompt_ids).tolist(),
@@ -152,11 +152,8 @@ def _imported(
         for record, judged in zip(records, places, strict=True):
             record.update({name: judged[name] for name in ("answer", "correct", "reason", "pass_rate")})
     right = sum(record["correct"] is True for record in records)
-    judged_ones = sum(record["correct"] is not None for record in records)
-    say(
-        f"{writer}: {len(records)} traces"
-        + (f", {right} of {judged_ones} judged right" if judged_ones else "")
-    )
+    graded_ones = sum(record["correct"] is not None for record in records)
+    say(f"{writer}: {len(records)} traces" + (f", {right} of {graded_ones} correct" if graded_ones else ""))
     return records
 
 

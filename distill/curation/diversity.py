@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from rapidfuzz.distance import Levenshtein
 
-from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
-from distill.data.trace import Example, check_spelling, encode_prompt
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.data.trace import Example, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -23,7 +23,7 @@ _SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
 
 def pass_rate(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     above: float = 0.75,
     samples: int = 4,
@@ -37,7 +37,7 @@ def pass_rate(
 
     Args:
         records: traces.
-        desk: curation context with student, grader, and the student's training prompt.
+        context: curation context with student, grader, and the student's training prompt.
         above: drop problems with a higher pass rate than this.
         samples: answers per problem; unfinished ones count as wrong.
         sampling: sampling settings of the student.
@@ -61,7 +61,7 @@ def pass_rate(
     if from_record:
         rates = {problem: _recorded_rate(same) for problem, same in problems.items()}
     else:
-        rates = _student_rates(problems, desk, sampling, samples, batch_size)
+        rates = _student_rates(problems, context, sampling, samples, batch_size)
     kept = in_order(
         records, (r for problem, same in problems.items() if rates[problem] <= above for r in same)
     )
@@ -83,7 +83,7 @@ def pass_rate(
 
 def diverse(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     keep: int = 4,
     unit: Literal["characters", "tokens"] = "characters",
@@ -96,7 +96,7 @@ def diverse(
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         keep: P, the maximum number of traces per problem.
         unit: unit of an edit. Tokens are about five times faster and need a common vocabulary.
         normalised: divide each distance by the longer trace's length; otherwise long traces are far from all
@@ -184,23 +184,27 @@ def _recorded_rate(same: Sequence[Record]) -> float:
     if any(record["pass_rate"] is None for record in same):
         raise UserError(
             f"curation.pass_rate.from_record=true, but trace {same[0]['id']} has no pass rate: have it "
-            f"judged first (curation=[correct,pass_rate] curation.correct.judge=true), or take "
+            f"graded first (curation=[correct,pass_rate] curation.correct.judge=true), or take "
             f"from_record=false"
         )
     return sum(record["pass_rate"] for record in same) / len(same)
 
 
 def _student_rates(
-    problems: Mapping[str, Sequence[Record]], desk: Desk, sampling: Sampling, samples: int, batch_size: int
+    problems: Mapping[str, Sequence[Record]],
+    context: CurationContext,
+    sampling: Sampling,
+    samples: int,
+    batch_size: int,
 ) -> dict[str, float]:
     """The student's pass rate on each problem."""
-    student, grade = desk.model("student", "pass_rate"), desk.judge("pass_rate")
+    student, grade = context.model("student", "pass_rate"), context.grader("pass_rate")
     source = student.source
     examples = [_with_gold(same) for same in problems.values()]
     if not examples:
         return {}
     check_spelling(source.tokenizer, replace(examples[0], completion=None), source.name)
-    prompts = [encode_prompt(source.tokenizer, example, desk.recipe.prompt) for example in examples]
+    prompts = [context.recipe.student_prompt.encode(source.tokenizer, example) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
         if not 0 < len(prompt) < source.context_length:
             raise UserError(
@@ -214,12 +218,12 @@ def _student_rates(
         sampling,
         samples=samples,
         batch_size=batch_size,
-        seed=desk.seed,
-        cache=desk.cache,
+        seed=context.seed,
+        cache=context.cache,
         label="student answers",
     )
     rates = {}
-    with progress_bar(total=len(prompts) * samples, description="judging", unit="answer") as bar:
+    with progress_bar(total=len(prompts) * samples, description="grading", unit="answer") as bar:
         for problem, example, written in zip(problems, examples, answers, strict=True):
             finished = [ids for ids in written if len(ids) and ids[-1] in source.end_ids]
             texts = [source.tokenizer.decode(ids, skip_special_tokens=True) for ids in finished]
@@ -233,7 +237,7 @@ def _with_gold(same: Sequence[Record]) -> Example:
     known = next((record for record in same if record["gold"] is not None), None)
     if known is None:
         raise UserError(
-            f"curation.pass_rate cannot judge answers to problem {same[0]['id']}, which has no gold answer: "
+            f"curation.pass_rate cannot grade answers to problem {same[0]['id']}, which has no gold answer: "
             f"leave such problems out first (curation=[correct,pass_rate]), or take "
             f"curation.pass_rate.from_record=true"
         )

@@ -7,15 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.io.progress import progress_bar
+from distill.teacher.verify import NOT_GRADED
 
 
 def correct(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     unjudged: Literal["keep", "drop"] = "drop",
     judge: bool = False,
@@ -24,7 +25,7 @@ def correct(
 
     Args:
         records: traces.
-        desk: curation context with a grader.
+        context: curation context with a grader.
         unjudged: whether to keep or drop finished traces that were not graded.
         judge: grade traces that have a gold answer but no verdict yet. Their copies get `answer`, `correct`
             and `reason`, and `pass_rate` over all records of their problem.
@@ -34,7 +35,7 @@ def correct(
     """
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
-    found = _judged(records, desk) if judge else list(records)
+    found = _judged(records, context) if judge else list(records)
     outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
     outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
     if judge:
@@ -46,13 +47,17 @@ def correct(
 
 
 def length(
-    records: Sequence[Record], desk: Desk, *, min_tokens: int = 1, max_tokens: int | None = 16384
+    records: Sequence[Record],
+    context: CurationContext,
+    *,
+    min_tokens: int = 1,
+    max_tokens: int | None = 16384,
 ) -> Outcome:
     """Keep completions by number of tokens, including the end token (DED, 2508.09883, step 2: under 16k).
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         min_tokens: minimum length.
         max_tokens: maximum length; null: no maximum.
 
@@ -80,13 +85,17 @@ def length(
 
 
 def sample(
-    records: Sequence[Record], desk: Desk, *, traces: int | None = None, per_problem: int | None = None
+    records: Sequence[Record],
+    context: CurationContext,
+    *,
+    traces: int | None = None,
+    per_problem: int | None = None,
 ) -> Outcome:
     """Keep a random subset: the baseline for selection methods that keep equally many traces.
 
     Args:
         records: traces.
-        desk: curation context with the seed.
+        context: curation context with the seed.
         traces: number of traces to keep; all if there are fewer.
         per_problem: maximum number of traces to keep per problem.
 
@@ -97,7 +106,7 @@ def sample(
         raise UserError(
             f"curation.sample: set one of traces={traces} and per_problem={per_problem}, the other null"
         )
-    generator = np.random.default_rng(desk.seed)
+    generator = np.random.default_rng(context.seed)
     if per_problem is None:
         whole_number("curation.sample.traces", traces, least=1)
         groups, most = [list(records)], int(traces or 0)
@@ -111,38 +120,48 @@ def sample(
 
 def well_formed(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     pattern: str | None = None,
     forbid: str | None = None,
     think: bool = True,
     boxed: bool = True,
     max_repetition: float | None = None,
+    parts: Sequence[str] | None = None,
 ) -> Outcome:
     r"""Keep well-formed completions (DED, 2508.09883, step 2); empty ones are always dropped.
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         pattern: regular expression that the completion must match somewhere.
         forbid: regular expression that the completion must not match anywhere.
         think: every `<think>` must be closed by `</think>` before the next one. The first `<think>` may be
             missing, because some chat templates put it into the prompt.
         boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
         max_repetition: maximum `repetition`; null: no maximum.
+        parts: tags that the completion must have, as in 2605.14071: each opened and closed once, in this
+            order, with text inside, and a `\boxed{` behind the last. None: none.
 
     Raises:
-        UserError: an invalid regular expression, or a `max_repetition` outside [0, 1].
+        UserError: an invalid regular expression, a part that is no tag name, or a `max_repetition` outside
+            [0, 1].
     """
     wanted = _compiled("pattern", pattern)
     unwanted = _compiled("forbid", forbid)
     if max_repetition is not None:
         share("curation.well_formed.max_repetition", max_repetition)
 
+    for part in parts or ():
+        if not re.fullmatch(r"\w+", str(part)):
+            raise UserError(f"curation.well_formed.parts: {part!r} is no name of a tag, such as solution")
+
     def why_not(record: Record) -> str | None:
         text = record["completion"]
         if not text.strip():
             return "empty"
+        if parts and (flaw := flaw_of_parts(text, parts)):
+            return flaw
         if wanted is not None and not wanted.search(text):
             return f"without {pattern}"
         if unwanted is not None and unwanted.search(text):
@@ -164,6 +183,26 @@ def thinking_closes(text: str) -> bool:
     if tags and tags[0] == "</think>":
         tags.insert(0, "<think>")
     return tags == ["<think>", "</think>"] * (len(tags) // 2)
+
+
+def flaw_of_parts(text: str, parts: Sequence[str]) -> str | None:
+    r"""Why a text does not consist of tagged parts; None if it does.
+
+    Args:
+        text: a completion.
+        parts: names of tags. Each must be opened and closed once, in this order, with text inside; a
+            `\boxed{` must follow the last.
+    """
+    tags = list(re.finditer(rf"<(/?)({'|'.join(parts)})>", text))
+    wanted = [f"<{slash}{part}>" for part in parts for slash in ("", "/")]
+    if [tag.group() for tag in tags] != wanted:
+        found = {tag.group() for tag in tags}
+        missing = next((tag for tag in wanted if tag not in found), None)
+        return f"without {missing}" if missing else "parts repeated or out of order"
+    for begin, end in zip(tags[::2], tags[1::2], strict=True):
+        if not text[begin.end() : end.start()].strip():
+            return f"{begin.group()} is empty"
+    return None if "\\boxed{" in text[tags[-1].end() :] else "no \\boxed behind the parts"
 
 
 # An escaped brace is not a brace. `\\` is matched as a unit, so that the brace in `\\{` counts.
@@ -205,15 +244,15 @@ def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | N
     if not record["finished"]:  # even if the answer is recorded as correct
         return "no end"
     if record["correct"] is None and unjudged == "drop":
-        return record["reason"] or "not judged"
+        return record["reason"] or NOT_GRADED
     return None
 
 
-def _judged(records: Sequence[Record], desk: Desk) -> list[Record]:
+def _judged(records: Sequence[Record], context: CurationContext) -> list[Record]:
     """Grade the records that have a gold answer but no verdict; unfinished ones count as wrong."""
-    grade = desk.judge("correct")
+    grade = context.grader("correct")
     found, anew = [], set[int]()
-    with progress_bar(total=len(records), description="judging", unit="trace") as bar:
+    with progress_bar(total=len(records), description="grading", unit="trace") as bar:
         for record in records:
             if record["correct"] is None and record["gold"] is not None:
                 verdict = grade(example_of(record), record["completion"])

@@ -10,18 +10,20 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-from distill.curation.step import Desk, Outcome, Record, by_problem, in_order, whole_number
-from distill.data.trace import Trace, encode_completion, encode_prompt
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, whole_number
+from distill.data.trace import Trace, encode_completion
 from distill.data.trace_set import example_of, teacher_of
 from distill.errors import UserError
 from distill.models.lazy import LazyModel
-from distill.teacher.token_stats import RANK_LIMIT, score_tokens, set_rsr
+from distill.teacher.token_stats import RANK_LIMIT, set_rsr, token_stats
 
 # Logprobs of the same text vary by about 1e-5 with its batch; smaller spreads do not tell traces apart.
 _ROUNDING = 1e-4
 
 
-def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int = RANK_LIMIT) -> Outcome:
+def min_rsr(
+    records: Sequence[Record], context: CurationContext, *, keep: int = 1, limit: int = RANK_LIMIT
+) -> Outcome:
     """Keep each problem's traces with the lowest rank-surprisal ratio for the student (2601.14249).
 
     Tokens of such traces surprise the student but still rank high in its distribution. Ties go to the earlier
@@ -29,7 +31,7 @@ def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int 
 
     Args:
         records: traces, of one or several teachers.
-        desk: curation context with the student.
+        context: curation context with the student.
         keep: maximum number of traces per problem.
         limit: ranks are clipped at this value, r_max.
 
@@ -38,7 +40,7 @@ def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int 
     """
     whole_number("curation.min_rsr.keep", keep, least=1)
     whole_number("curation.min_rsr.limit", limit, least=1)
-    scores = desk.scores(records, desk.model("student", "min_rsr"))
+    scores = context.token_stats(records, context.model("student", "min_rsr"))
     ratios = {id(record): one.rsr(limit) for record, one in zip(records, scores, strict=True)}
     chosen = [
         record
@@ -62,7 +64,7 @@ def min_rsr(records: Sequence[Record], desk: Desk, *, keep: int = 1, limit: int 
 
 def compact(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
@@ -73,7 +75,7 @@ def compact(
     (COMPACT, 2601.13992). All traces are kept.
 
     Among the n traces of a problem, weight_j = n · softmax_j(α z(consensus) + β z(gain) − γ z(nll)), so the
-    mean is 1. It multiplies the trace's existing weight. z standardises over the n traces, and is 0 if they
+    mean is 1. It multiplies the trace's existing weight. z standardizes over the n traces, and is 0 if they
     do not differ. The only trace of a problem keeps its weight.
 
     - consensus: mean similarity to the problem's other traces, as the Jaccard index of the sets of word
@@ -90,7 +92,7 @@ def compact(
 
     Args:
         records: traces.
-        desk: curation context with the student.
+        context: curation context with the student.
         alpha: coefficient α of consensus; 0: do not compute it.
         beta: coefficient β of gain; 0: do not compute it. Otherwise traces need gold answers.
         gamma: coefficient γ of nll; 0: do not compute it.
@@ -103,21 +105,21 @@ def compact(
         if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
             raise UserError(f"curation.compact.{name}={value!r} must be a number, at least 0")
     whole_number("curation.compact.words", words, least=1)
-    student = desk.model("student", "compact")
+    student = context.model("student", "compact")
     problems = [same for same in by_problem(records).values() if len(same) > 1]
     rivals = [record for same in problems for record in same]
     metrics: dict[str, tuple[float, np.ndarray]] = {}
     if alpha:
         metrics["consensus"] = alpha, np.asarray([c for same in problems for c in consensus(same, words)])
     if beta:
-        metrics["gain"] = beta, np.asarray(_gains(rivals, desk, student))
+        metrics["gain"] = beta, np.asarray(_gains(rivals, context, student))
     if gamma:
-        metrics["nll"] = -gamma, np.asarray([one.nll for one in desk.scores(rivals, student)])
+        metrics["nll"] = -gamma, np.asarray([one.nll for one in context.token_stats(rivals, student)])
     factors, start = {}, 0
     for same in problems:
         own = slice(start, start := start + len(same))
         value = sum(
-            (sign * _standardised(found[own]) for sign, found in metrics.values()), np.zeros(len(same))
+            (sign * _standardized(found[own]) for sign, found in metrics.values()), np.zeros(len(same))
         )
         shares = softmax(value)
         factors |= {id(r): len(same) * float(share) for r, share in zip(same, shares, strict=True)}
@@ -153,7 +155,7 @@ def _runs(text: str, size: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
 
 
-def _gains(records: Sequence[Record], desk: Desk, student: LazyModel) -> list[float]:
+def _gains(records: Sequence[Record], context: CurationContext, student: LazyModel) -> list[float]:
     source = student.source
     behind, alone = list[Trace](), list[Trace]()
     for record in records:
@@ -165,17 +167,18 @@ def _gains(records: Sequence[Record], desk: Desk, student: LazyModel) -> list[fl
                 f"curation.compact.beta=0"
             )
         example = example_of(record)
-        prompt = encode_prompt(source.tokenizer, example, desk.recipe.prompt)
+        prompt = context.recipe.student_prompt.encode(source.tokenizer, example)
         for before, traces in ((_reasoning(record), behind), ("", alone)):
-            context, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
+            before_answer, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
             if len(answer) == 0:
                 raise UserError(
                     f"curation.compact: the tokenizer of {source.name} has no token for the gold answer "
                     f"{gold!r} of trace {record['id']}: take curation.compact.beta=0"
                 )
-            traces.append(Trace(example, np.concatenate([prompt, context]), answer))
+            traces.append(Trace(example, np.concatenate([prompt, before_answer]), answer))
     with_it, without = (
-        score_tokens(student, traces, cache=desk.cache, label="scoring answers") for traces in (behind, alone)
+        token_stats(student, traces, cache=context.cache, label="student reads answers")
+        for traces in (behind, alone)
     )
     return [one.nll - other.nll for one, other in zip(without, with_it, strict=True)]
 
@@ -202,7 +205,7 @@ def _reasoning(record: Record) -> str:
     return record["completion"][: found[-1].start()] if found else record["completion"]
 
 
-def _standardised(values: Float[np.ndarray, " traces"]) -> Float[np.ndarray, " traces"]:
+def _standardized(values: Float[np.ndarray, " traces"]) -> Float[np.ndarray, " traces"]:
     spread = float(values.std())
     return (values - values.mean()) / spread if spread > _ROUNDING else np.zeros(len(values))
 

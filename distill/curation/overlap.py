@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from distill.config.instantiate import build
 from distill.config.paths import CONFIG
-from distill.curation.step import Desk, Outcome, Record, by_problem, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, by_problem, share, whole_number
 from distill.data.readers import read_records
 from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
@@ -31,7 +31,7 @@ _WORD_OR_SIGN = re.compile(r"[^\W_]+|[-−+*×·/÷^=<>≤≥≠%]")
 
 def decontaminate(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     against: str | Sequence[str] = "all",
     n: int = 13,
@@ -46,7 +46,7 @@ def decontaminate(
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         against: `all` benchmarks of `conf/benchmark/`, or a list of benchmark names and files (JSON Lines,
             Parquet, CSV) with a field `problem`, `question` or `prompt`.
         n: n-gram size in words. Case, whitespace and punctuation are ignored (`passages`).
@@ -78,12 +78,12 @@ def decontaminate(
     return Outcome([record for record in records if id(record) not in gone], dict(left_out), figures)
 
 
-def deduplicate(records: Sequence[Record], desk: Desk, *, near: float | None = None) -> Outcome:
+def deduplicate(records: Sequence[Record], context: CurationContext, *, near: float | None = None) -> Outcome:
     """Drop repeated completions of a problem, ignoring whitespace; the first one is kept.
 
     Args:
         records: traces.
-        desk: unused.
+        context: unused.
         near: also drop traces with at least this Jaccard similarity of word 5-grams to a kept trace of the
             same problem (a completion of fewer words is a single n-gram). null: exact duplicates only.
 
@@ -158,7 +158,8 @@ def _problems_of(
         for name in asked:  # a suite expands to its benchmarks, `none` to nothing
             cfg = compose("train", [f"benchmark='{name}'"]).benchmark
             own = {key: node for key, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
-            nodes |= own
+            # A suite may choose among a benchmark's problems; the benchmark's own file has them all.
+            nodes = nodes | own if name in own else own | nodes
             if name in wanted and own:
                 place = wanted.index(name)
                 wanted[place : place + 1] = own

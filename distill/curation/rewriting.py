@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from distill.curation.step import Desk, Outcome, Record, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, whole_number
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_fingerprint
-from distill.data.trace import Verdict, check_spelling, encode_prompt, fill
+from distill.data.trace import Verdict, check_spelling
 from distill.data.trace_set import example_of, template_hash
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -26,7 +27,7 @@ _SAMPLING = Sampling(temperature=0.7, top_p=0.95)
 
 def self_data(
     records: Sequence[Record],
-    desk: Desk,
+    context: CurationContext,
     *,
     prompt: str = PROMPT,
     sampling: Sampling = _SAMPLING,
@@ -45,7 +46,7 @@ def self_data(
 
     Args:
         records: traces, each with a gold answer.
-        desk: curation context with student, grader, and the training prompt of the rewrites.
+        context: curation context with student, grader, and the training prompt of the rewrites.
         prompt: template with `{problem}` and `{solution}`.
         sampling: sampling settings of the student.
         forbidden: reject rewrites that contain any of these phrases, because they refer to a solution that is
@@ -58,21 +59,19 @@ def self_data(
     whole_number("curation.self_data.batch_size", batch_size, least=1)
     if "{problem}" not in prompt or "{solution}" not in prompt:
         raise UserError(f"curation.self_data.prompt={prompt!r} needs {{problem}} and {{solution}} in it")
-    student, grade = desk.model("student", "self_data"), desk.judge("self_data")
+    student, grade = context.model("student", "self_data"), context.grader("self_data")
     source = student.source
     if (bare := next((record for record in records if record["gold"] is None), None)) is not None:
         raise UserError(
-            f"curation.self_data cannot judge a rewrite of trace {bare['id']}, whose problem has no gold "
+            f"curation.self_data cannot grade a rewrite of trace {bare['id']}, whose problem has no gold "
             f"answer: name the data's (data.fields.gold), or leave such traces out "
             f"(curation=[correct,self_data])"
         )
     examples = [example_of(record) for record in records]
     for example in examples[:1]:
-        shown = fill(prompt, problem=example.problem, solution=example.completion or "")
+        shown = Prompt(prompt).messages(example)[-1]["content"]
         check_spelling(source.tokenizer, replace(example, problem=shown, completion=None), source.name)
-    prompts = [
-        encode_prompt(source.tokenizer, example, prompt, solution=example.completion) for example in examples
-    ]
+    prompts = [Prompt(prompt).encode(source.tokenizer, example) for example in examples]
     asked = [row for row, ids in enumerate(prompts) if len(ids) < source.context_length]
     written = sample_completions(
         student,
@@ -80,13 +79,13 @@ def self_data(
         sampling,
         samples=1,
         batch_size=batch_size,
-        seed=desk.seed,
-        cache=desk.cache,
+        seed=context.seed,
+        cache=context.cache,
         label="student rewrites",
     )
     rewrites = {row: ids for row, (ids,) in zip(asked, written, strict=True)}
     kept, reasons = [], Counter[str]()
-    with progress_bar(total=len(records), description="judging", unit="trace") as bar:
+    with progress_bar(total=len(records), description="grading", unit="trace") as bar:
         for row, (record, example) in enumerate(zip(records, examples, strict=True)):
             text = source.tokenizer.decode(rewrites.get(row, ()), skip_special_tokens=True)
             verdict = None
@@ -102,7 +101,7 @@ def self_data(
                 verdict = grade(example, text)
                 reason = verdict.reason or "wrong"
             if verdict is not None and verdict.correct:
-                kept.append(written_anew(record, desk, rewrites[row], verdict, sampling, source, source))
+                kept.append(written_anew(record, context, rewrites[row], verdict, sampling, source, source))
             else:
                 kept.append(record)
                 reasons[reason] += 1
@@ -120,7 +119,7 @@ def self_data(
 
 def written_anew(
     record: Record,
-    desk: Desk,
+    context: CurationContext,
     ids: np.ndarray,
     verdict: Verdict,
     sampling: Sampling,
@@ -132,7 +131,7 @@ def written_anew(
 
     Args:
         record: record to copy.
-        desk: curation context with the prompt.
+        context: curation context with the prompt.
         ids: tokens of the completion, in the student's vocabulary.
         verdict: verdict on the completion.
         sampling: sampling settings of the completion.
@@ -140,16 +139,16 @@ def written_anew(
         student: model whose tokenizer is used.
         learn_from: index of the first token to train on.
     """
-    tokenizer, prompt = student.tokenizer, desk.recipe.prompt
+    tokenizer, prompt = student.tokenizer, context.recipe.student_prompt
     example = example_of(record)
     return record | {
-        "messages": [{"role": "user", "content": fill(prompt, problem=example.problem)}],
+        "messages": [dict(turn) for turn in prompt.messages(example)],
         "completion": tokenizer.decode(ids, skip_special_tokens=True),
         "answer": verdict.answer,
         "correct": verdict.correct,
         "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
         "finished": True,
-        "prompt_ids": encode_prompt(tokenizer, example, prompt).tolist(),
+        "prompt_ids": prompt.encode(tokenizer, example).tolist(),
         "completion_ids": [int(token) for token in ids],
         "ids_from": "engine",
         "teacher_logprobs": None,
@@ -159,6 +158,6 @@ def written_anew(
         "engine": "hf",
         "learn_from": learn_from,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": template_hash(tokenizer, prompt),
-        "sampling": vars(sampling) | {"seed": desk.seed},
+        "template": template_hash(tokenizer, prompt.user, prompt.system),
+        "sampling": vars(sampling) | {"seed": context.seed},
     }

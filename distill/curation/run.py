@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build
 from distill.curation.collect import collect
-from distill.curation.step import Desk, Outcome, Step
+from distill.curation.step import CurationContext, Outcome, Step
 from distill.data.trace_set import Record, by_problem, teacher_of, write_records
 from distill.errors import UserError, whole_number
 from distill.io.files import hash_arrays, write_atomically
@@ -35,20 +35,20 @@ def curate(cfg: DictConfig) -> Path:
     import numpy as np
 
     folder = Path(cfg.out)
-    steps, desk, checks = prepared(cfg)
-    records = collect(cfg, lambda: _tokens_of(desk), print)
+    steps, context, checks = prepared(cfg)
+    records = collect(cfg, lambda: _tokens_of(context), print)
     key = {
         "traces": hash_arrays(np.asarray(record["completion_ids"]) for record in records),
         "problems": hash_arrays(
             np.frombuffer(record["problem"].encode(), dtype=np.uint8) for record in records
         ),
         "curation": OmegaConf.to_container(cfg.get("curation") or OmegaConf.create({}), resolve=True),
-        "models": {role: model.source.fingerprint for role, model in desk.models.items()},
+        "models": {role: model.source.fingerprint for role, model in context.models.items()},
         "seed": cfg.seed,
     }
     with claimed(folder, key):
         try:
-            kept, log = run_steps(records, steps, desk)
+            kept, log = run_steps(records, steps, context)
         finally:
             checks.close()
         write_records(folder / "traces.parquet", kept)
@@ -68,7 +68,7 @@ def curate(cfg: DictConfig) -> Path:
     return folder
 
 
-def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
+def prepared(cfg: DictConfig) -> tuple[dict[str, Step], CurationContext, Checks]:
     """Build the curation steps in order, their context, and the checks, which the caller must close.
 
     Raises:
@@ -83,11 +83,15 @@ def prepared(cfg: DictConfig) -> tuple[dict[str, Step], Desk, Checks]:
         if node is not None
     }
     checks = Checks.of(cfg.check, recipe.grade)
-    return steps, Desk(_models(cfg, device), recipe, checks.grade, Path(cfg.cache), cfg.seed), checks
+    return (
+        steps,
+        CurationContext(_models(cfg, device), recipe, checks.grade, Path(cfg.cache), cfg.seed),
+        checks,
+    )
 
 
 def run_steps(
-    records: Sequence[Record], steps: dict[str, Step], desk: Desk
+    records: Sequence[Record], steps: dict[str, Step], context: CurationContext
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Run all curation steps; return the remaining records and a log entry per step (JSON values).
 
@@ -95,11 +99,11 @@ def run_steps(
         UserError: a step drops every trace.
     """
     for name, step in steps.items():
-        _apply(name, step, [], desk)  # find invalid options before any step runs for hours
+        _apply(name, step, [], context)  # find invalid options before any step runs for hours
     left, log = list(records), []
     for name, step in steps.items():
         began = time.perf_counter()
-        outcome = _apply(name, step, left, desk)
+        outcome = _apply(name, step, left, context)
         entry = {
             "step": name,
             "traces": len(left),
@@ -109,7 +113,7 @@ def run_steps(
             "figures": outcome.figures,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        desk.say(_in_words(entry))
+        context.say(_in_words(entry))
         log.append(entry)
         if not outcome.kept:
             reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.left_out.items())
@@ -121,9 +125,9 @@ def run_steps(
     return left, log
 
 
-def _apply(name: str, step: Step, records: Sequence[Record], desk: Desk) -> Outcome:
+def _apply(name: str, step: Step, records: Sequence[Record], context: CurationContext) -> Outcome:
     try:
-        return step(records, desk)
+        return step(records, context)
     except (ValueError, TypeError) as error:  # invalid options
         raise UserError(f"curation.{name}: {error}") from error
 
@@ -153,10 +157,10 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
     return found
 
 
-def _tokens_of(desk: Desk) -> ModelSource:
-    if "student" not in desk.models:
+def _tokens_of(context: CurationContext) -> ModelSource:
+    if "student" not in context.models:
         raise UserError(
             "the data are text, which must be tokenized for a student: set model.student=<hub id, folder or "
             "GGUF file>"
         )
-    return desk.models["student"].source
+    return context.models["student"].source

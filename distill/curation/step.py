@@ -9,14 +9,14 @@ from distill.data.trace import Grader, Trace
 from distill.data.trace_set import Record, by_problem, example_of
 from distill.errors import UserError, whole_number
 from distill.models.lazy import LazyModel
-from distill.teacher.token_stats import TokenScores, score_tokens
+from distill.teacher.token_stats import TokenStats, token_stats
 from distill.training.recipe import TraceRecipe
 
-__all__ = ["Desk", "Outcome", "Record", "Step", "by_problem", "in_order", "share", "whole_number"]
+__all__ = ["CurationContext", "Outcome", "Record", "Step", "by_problem", "in_order", "share", "whole_number"]
 
 
 @dataclass(frozen=True)
-class Desk:
+class CurationContext:
     """Context shared by all curation steps.
 
     Attributes:
@@ -47,7 +47,7 @@ class Desk:
             )
         return self.models[role]
 
-    def judge(self, step: str) -> Grader:
+    def grader(self, step: str) -> Grader:
         """The grader.
 
         Raises:
@@ -61,7 +61,7 @@ class Desk:
         """Tokenize the records as for training that model."""
         return self.recipe.tokenize([example_of(record) for record in records], model.source)
 
-    def scores(self, records: Sequence[Record], model: LazyModel) -> list[TokenScores]:
+    def token_stats(self, records: Sequence[Record], model: LazyModel) -> list[TokenStats]:
         """Token statistics of every record's completion under a model, cached.
 
         Raises:
@@ -75,7 +75,7 @@ class Desk:
                     f"{model.source.name} ({context}): leave such traces out first, with "
                     f"curation=[length,...] and curation.length.max_tokens="
                 )
-        return score_tokens(model, traces, cache=self.cache)
+        return token_stats(model, traces, cache=self.cache)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Outcome:
 
 
 # A step must validate its options, models and grader even for an empty list of records (see `run_steps`).
-Step = Callable[[Sequence[Record], Desk], Outcome]
+Step = Callable[[Sequence[Record], CurationContext], Outcome]
 
 
 def in_order(records: Iterable[Record], kept: Iterable[Record]) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Align two tokenisations of one text: where both have a token boundary, both models have read the same
+"""Align two tokenizations of one text: where both have a token boundary, both models have read the same
 text."""
 
 import functools
@@ -16,7 +16,7 @@ _INCOMPLETE = "\ufffd"  # the decoder's replacement for an incomplete character
 
 @dataclass(frozen=True)
 class Spelling:
-    """A tokenised text with its character offsets.
+    """A tokenized text with its character offsets.
 
     Attributes:
         text: decoded text of the tokens; special tokens decode to nothing.
@@ -31,7 +31,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Pairs of tokens of two tokenisations that begin at the same character of the text.
+    """Pairs of tokens of two tokenizations that begin at the same character of the text.
 
     Attributes:
         student_at: [pairs] int64 index of the student's token.

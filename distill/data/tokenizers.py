@@ -1,7 +1,9 @@
-"""Vocabulary size, vocabulary hash and end tokens of a tokenizer."""
+"""Vocabulary size, vocabulary hash, end tokens and token ids of a tokenizer."""
 
 import hashlib
 from typing import Any
+
+from distill.errors import UserError
 
 
 def tokenizer_size(tokenizer: Any) -> int:
@@ -29,6 +31,20 @@ def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
     closing = _closing_token(tokenizer)
     return sorted(ends, key=lambda token: token != closing)
+
+
+def tokenize(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Token ids of a text.
+
+    Raises:
+        UserError: the tokenizer refuses the text.
+    """
+    try:
+        return tokenizer(text, **options).input_ids
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise UserError(
+            f"the tokenizer cannot spell {text[:60]!r} ({error}): take it out of the data"
+        ) from error
 
 
 def _closing_token(tokenizer: Any) -> int | None:

@@ -1,14 +1,14 @@
 """Traces: a problem, a completion that solves it, and the tokens of both."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from distill.data.alignment import Alignment
-from distill.errors import UserError, first_line
+from distill.data.tokenizers import tokenize
+from distill.errors import UserError
 from distill.io.stored_rows import StoredRows
 
 
@@ -138,61 +138,6 @@ class Trace:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def encode_prompt(
-    tokenizer: Any, example: Example, prompt: str, *, solution: str | None = None
-) -> np.ndarray:
-    """Token ids of the prompt, up to the start of the completion.
-
-    Args:
-        tokenizer: its chat template is applied if it has one.
-        example: its messages are used if it has some.
-        prompt: template with `{problem}`.
-        solution: replaces `{solution}` in the template. If given, the last message of a conversation is put
-            through the template too.
-    """
-    turns: tuple[Mapping[str, str], ...] = example.messages or ({"role": "user", "content": example.problem},)
-    if solution is not None or not example.messages:
-        filled = fill(prompt, problem=turns[-1]["content"], solution=solution or "")
-        turns = (*turns[:-1], {**turns[-1], "content": filled})
-    messages = list(turns)
-    if tokenizer.chat_template:
-        # First as text, to tell an error of the template from one of the tokenizer.
-        try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise anything
-            raise UserError(
-                f"the chat template refuses the conversation of {example.place} ({first_line(error)}): "
-                f"change its "
-                f"messages"
-            ) from error
-        return np.asarray(_spell(tokenizer, text, add_special_tokens=False), dtype=np.int32)
-    ids = _spell(tokenizer, "\n".join(message["content"] for message in messages))
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append it to every text
-        ids = ids[:-1]
-    return np.asarray(ids, dtype=np.int32)
-
-
-def conversation(example: Example, user: str, system: str | None = None) -> Example:
-    """The example with its prompt as a conversation.
-
-    Args:
-        example: its messages are used if it has some.
-        user: template with `{problem}`, for an example without messages.
-        system: system message, added if the conversation does not begin with one.
-    """
-    turns = list(example.messages or ({"role": "user", "content": fill(user, problem=example.problem)},))
-    if system and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    return replace(example, messages=tuple(turns))
-
-
-def fill(template: str, **values: str) -> str:
-    """Fill in a template's names; other braces, such as LaTeX's, stay as they are."""
-    return re.sub(
-        "|".join(f"{{{name}}}" for name in values), lambda found: values[found.group()[1:-1]], template
-    )
-
-
 def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None = None) -> np.ndarray:
     """Token ids of a completion and an end token, as a model would write them after the prompt.
 
@@ -202,7 +147,7 @@ def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None =
         end_ids: tokens that end a completion; the first is appended. None: the tokenizer's own.
     """
     end_ids = end_ids or [tokenizer.eos_token_id]
-    ids = _spell(tokenizer, text, add_special_tokens=False)
+    ids = tokenize(tokenizer, text, add_special_tokens=False)
     while ids and ids[-1] in end_ids:  # completions of a model may already end with one
         ids = ids[:-1]
     return np.asarray([*ids, end_ids[0]], dtype=np.int32)
@@ -215,19 +160,10 @@ def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
         UserError: names the model, and shows the text and what is left of it.
     """
     text = "".join((example.problem + (example.completion or "")).split())
-    ids = _spell(tokenizer, example.problem + (example.completion or ""), add_special_tokens=False)
+    ids = tokenize(tokenizer, example.problem + (example.completion or ""), add_special_tokens=False)
     left = "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
     if len(left) < 0.9 * len(text):
         raise UserError(
             f"the tokenizer of {name} cannot spell this data: of {text[:40]!r} it leaves {left[:40]!r}; "
             "choose another model or other data"
         )
-
-
-def _spell(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    try:
-        return tokenizer(text, **options).input_ids
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise UserError(
-            f"the tokenizer cannot spell {text[:60]!r} ({error}): take it out of the data"
-        ) from error

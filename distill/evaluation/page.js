@@ -181,7 +181,7 @@
       const ids = entry.unreadable_golds ?? [];
       if (!ids.length) continue;
       const links = ids.flatMap((id, i) => [i ? ", " : "", make("a", {href: address({problem: `${name}/${id}`})}, bdi(id))]);
-      by("unreadable").append(make("p", {class: "note"}, `${several(ids.length, "gold answer")} of `, bdi(name), " cannot be read by the judge: ", links));
+      by("unreadable").append(make("p", {class: "note"}, `${several(ids.length, "gold answer")} of `, bdi(name), " cannot be read by the grader: ", links));
     }
   }
 

@@ -76,7 +76,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             shown = ", ".join(golds[:10]) + (" and others" if len(golds) > 10 else "")
             lines += [
                 "",
-                f"{name}: the judge cannot read the gold answer of {len(golds)} problems ({shown}).",
+                f"{name}: the grader cannot read the gold answer of {len(golds)} problems ({shown}).",
             ]
     if drift := results.get("drift"):
         said = "; ".join(f"{key} {_format_plain(one)}" for key, one in drift["figures"].items())

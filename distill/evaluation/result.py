@@ -18,7 +18,8 @@ class Score:
     Attributes:
         benchmark: the benchmark's name.
         problems: number of problems.
-        samples: one record per completion, in the order of the problems (README: samples.jsonl).
+        samples: one record per completion, in the order of the problems, the lines of `samples.jsonl`
+            (docs/guides/evaluate.md).
         figures: figures by name, each with its 95 % interval.
         settings: the benchmark's settings, as JSON values.
         unreadable: ids of problems whose gold answer the grader cannot read.

@@ -10,7 +10,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from distill.benchmarks.grading import answers
-from distill.data.trace import Example, Verdict, check_spelling, conversation, encode_prompt
+from distill.data.prompt import Prompt, encode_messages
+from distill.data.trace import Example, Verdict, check_spelling
 from distill.errors import UserError
 from distill.evaluation.benchmark import _GRADERS, Benchmark
 from distill.evaluation.result import Score, classify, figures
@@ -46,17 +47,18 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
     check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
     chat = bool(model.tokenizer.chat_template)
     template = benchmark.prompt if chat or benchmark.plain_prompt is None else benchmark.plain_prompt
+    prompt = Prompt(template, benchmark.system if chat else None)
     requests: list[Request] = []
     for problem in problems:
-        asked = conversation(problem, template, benchmark.system if chat else None)
-        prompt = encode_prompt(model.tokenizer, asked, "{problem}")
-        if len(prompt) >= model.context_length:
+        messages = prompt.messages(problem)
+        ids = encode_messages(model.tokenizer, messages, problem.place)
+        if len(ids) >= model.context_length:
             raise UserError(
-                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(prompt)} tokens, "
+                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(ids)} tokens, "
                 f"more than the context of {model.name} ({model.context_length})"
             )
         requests += [
-            Request(prompt, asked.messages or (), request_seed(benchmark.seed, problem.problem, sample))
+            Request(ids, messages, request_seed(benchmark.seed, problem.problem, sample))
             for sample in range(benchmark.samples)
         ]
     end = model.tokenizer.decode(requests[0].prompt_ids[-16:].tolist())

@@ -85,7 +85,7 @@ def symmetric_kl(
 def jsd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
 ) -> Float[Tensor, " tokens"]:
-    """Generalised Jensen-Shannon divergence of GKD (2306.13649, eq. 1).
+    """Generalized Jensen-Shannon divergence of GKD (2306.13649, eq. 1).
 
     l_t = β KL(P‖M) + (1-β) KL(Q‖M),   M = β P + (1-β) Q
 

@@ -17,7 +17,7 @@ from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_si
 from distill.errors import UserError, first_line
 from distill.models.head import Head
 
-PACKED_ATTENTION = "packed"  # name of distill.models.packing's attention in transformers
+PACKED_ATTENTION = "packed"  # name of distill.models.packed_attention's attention in transformers
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -213,7 +213,7 @@ class LanguageModel:
             return self._rows(ids)
         if self.model.config._attn_implementation != PACKED_ATTENTION:
             raise RuntimeError(
-                "a model must be made ready for packed rows by distill.models.packing.allow_packing"
+                "a model must be made ready for packed rows by distill.models.packed_attention.allow_packing"
             )
         # With a 4D mask, transformers does not build a mask of all tokens by all tokens.
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)

@@ -94,7 +94,7 @@ class StepProposals:
             )
         if self.value == "success" and grade is None:
             raise UserError(
-                "loss.proposals.value=success needs data whose answers can be judged, and these cannot: take "
+                "loss.proposals.value=success needs data whose answers can be graded, and these cannot: take "
                 "value=likelihood, or data=gsm8k or arithmetic"
             )
 
@@ -125,25 +125,28 @@ class StepProposals:
         rows = [(row, start) for row, starts in enumerate(steps) for start in starts]
         ids, prompts = batch.input_ids.tolist(), batch.prompt_lengths
         prefixes = [ids[row][: prompts[row] + start] for row, start in rows]
+        # The same after the teacher's prompt, which may differ (`data.teacher_prompt`).
+        view = batch.teacher_view
+        before = [len(prompt) for prompt in view.prompts] if view is not None else prompts
+        of_teacher = ids if view is None else view.input_ids.tolist()
+        read = [of_teacher[row][: before[row] + start] for row, start in rows]
         examples = [batch.examples[row] for row, _ in rows]
         ends = (*student.end_ids, *self.step_ends(student.tokenizer))
         # The teacher reads both proposals: cut them to fit its context.
-        rooms = [teacher.context_length - len(prefix) for prefix in prefixes]
+        rooms = [teacher.context_length - max(len(a), len(b)) for a, b in zip(prefixes, read, strict=True)]
         proposals = [
             [
                 step[:room]
-                for step, room in zip(
-                    _write(lm, prefixes, self.sampling, ends, seed + number), rooms, strict=True
-                )
+                for step, room in zip(_write(lm, own, self.sampling, ends, seed + number), rooms, strict=True)
             ]
-            for number, lm in enumerate((student, teacher))
+            for number, (lm, own) in enumerate(((student, prefixes), (teacher, read)))
         ]
         if self.value == "likelihood":
-            worth = [_likelihoods(teacher, prefixes, written) for written in proposals]
+            worth = [_likelihoods(teacher, read, written) for written in proposals]
         else:
             assert grade is not None
             judged = functools.partial(
-                self._success, teacher, examples, prefixes, prompts=[prompts[r] for r, _ in rows]
+                self._success, teacher, examples, read, prompts=[before[r] for r, _ in rows]
             )
             worth = [judged(written, grade=grade, seed=seed + 2 + n) for n, written in enumerate(proposals)]
         shape, device = batch.mask.shape, batch.mask.device

@@ -20,7 +20,8 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Stage, evaluation, scored, training, written
+from distill.planning.stages import Stage, caching, evaluation, training, written
+from distill.teacher.retokenize import teacher_trace
 from distill.training.models import writes_all
 from distill.training.setup import Setup
 
@@ -96,11 +97,12 @@ def make_plan(setup: Setup) -> Plan:
     stages: list[Stage] = []
     if recipe.completions == "teacher" and not writes_all(objective):
         per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
+        read = [teacher_trace(trace) for trace in traces]
         stages.append(
-            written("teacher writes traces", teacher, traces, per_batch, recipe, samples=recipe.samples)
+            written("teacher writes traces", teacher, read, per_batch, recipe, samples=recipe.samples)
         )
     if not writes_all(objective):
-        stages += scored(objective, frozen, traces)
+        stages += caching(objective, frozen, traces)
     live = sum(frozen[role].weights for role in objective.live_roles)
     asked = [
         replace(stage, memory=stage.memory + live) for stage in evaluation(setup, student, traces, notes)

@@ -1,12 +1,14 @@
 """Sizes that a plan is based on: of models, from their shapes, and of the expected traces."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_size
-from distill.data.trace import Example, Trace
+from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
@@ -15,7 +17,7 @@ from distill.training.setup import Setup
 
 MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
 _PROMPT = 128  # tokens of a prompt if the data cannot be read
-_SCORING_BUDGET = 8192  # tokens per batch, as in distill.teacher.logprobs.score
+_SCORING_BUDGET = 8192  # tokens per batch, as in distill.teacher.logprobs.cached_logprobs
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,31 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
     guessed = "" if known_lengths else ", the longest that they may be (estimate.completion_tokens=)"
     notes.append(f"{count:,} traces of {means[0]} + {means[1]} tokens on average{guessed}")
     chosen = [Trace(Example("", ""), blank(a), blank(b)) for a, b in lengths]
+    if more := _longer_for_teacher(setup, known):
+        notes.append(f"the teacher's prompt has {more:+,} tokens beside the student's")
+        for trace in chosen:
+            read = blank(max(1, len(trace.prompt_ids) + more))
+            trace.teacher_view = TeacherView(read, trace.completion_ids)
     return [chosen[number % len(chosen)] for number in range(count)]
+
+
+def _longer_for_teacher(setup: Setup, examples: Sequence[Example]) -> int:
+    """Tokens by which the teacher's prompt is longer than the student's, on average; 0 without examples."""
+    retokenizer = setup.reader
+    prompts = setup.recipe.student_prompt, setup.recipe.prompt_for_teacher(setup.objective.teacher_sees)
+    if retokenizer is None or prompts[0] == prompts[1]:
+        return 0
+    examples = examples or [Example("", "problem", completion="solution")]
+    more = [_length(prompts[1], setup.student, e) - _length(prompts[0], setup.student, e) for e in examples]
+    return round(sum(more) / len(more))
+
+
+def _length(prompt: Prompt, model: ModelSource, example: Example) -> float:
+    """Tokens of a prompt; a quarter of its characters if the tokenizer is not here."""
+    try:
+        return len(prompt.encode(model.tokenizer, example))
+    except UserError:
+        return sum(len(message["content"]) for message in prompt.messages(example)) / 4
 
 
 def blank(length: int) -> np.ndarray:

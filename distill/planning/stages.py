@@ -15,6 +15,7 @@ from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
+from distill.teacher.retokenize import teacher_trace
 from distill.training.datamodule import TraceOrder
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -83,15 +84,15 @@ def written(
     return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
-def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
+def caching(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
     """Stages that compute cached signals of the traces."""
-    work = scoring(traces)
+    work, by_teacher = scoring(traces), scoring([teacher_trace(trace) for trace in traces])
     stages, tokens = [], work.predictions
     for signal, role in objective.cached_signals.items():
         who = frozen[role]
-        flops = who.cost.forward(work)
+        flops = who.cost.forward(by_teacher if role == "teacher" else work)
         memory = who.reading_memory()
-        name = f"{role} scores traces ({signal})"
+        name = f"{role} reads traces ({signal})"
         place, disk = (who.source.name, who.parameters), 4 * tokens
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
     if objective.caches_distribution:
@@ -100,7 +101,7 @@ def scored(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
-        name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(work)
+        name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(by_teacher)
         memory, disk = who.reading_memory(), size * tokens
         place = who.source.name, who.parameters
         stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
@@ -236,14 +237,24 @@ def _training_flops(
     own = live = 0.0
     for batch, on_policy in zip(batches.traces, batches.on_policy, strict=True):
         completions = sum(len(trace.completion_ids) for trace in batch)
-        lengths = setup.layout.read_lengths([len(trace) for trace in batch])
-        tokens, pairs = sum(lengths), sum(map(causal_pairs, lengths))
+        tokens, pairs = _read(setup, batch)
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []
         for role in set(asked):
             predictions = asked.count(role) * completions
-            live += frozen[role].cost.forward(Work(tokens, pairs, predictions=predictions))
+            read = (
+                _read(setup, [teacher_trace(trace) for trace in batch])
+                if role == "teacher"
+                else (tokens, pairs)
+            )
+            live += frozen[role].cost.forward(Work(*read, predictions=predictions))
         if objective.caches_distribution and objective.distribution.whole:
             live += frozen["teacher"].cost.forward(Work(predictions=completions))
     return own * batches.scale, live * batches.scale
+
+
+def _read(setup: Setup, traces: Sequence[Trace]) -> tuple[int, int]:
+    """Tokens and causal pairs of a batch, padding included."""
+    lengths = setup.layout.read_lengths([len(trace) for trace in traces])
+    return sum(lengths), sum(map(causal_pairs, lengths))

@@ -22,7 +22,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Parting:
+class Disagreement:
     """A problem that a method solves more or less often than the baseline.
 
     Attributes:
@@ -44,7 +44,7 @@ class Parting:
     completions: tuple[Completion, ...]
 
 
-def partings(table: Table, method: Method, count: int = 3) -> list[Parting]:
+def disagreements(table: Table, method: Method, count: int = 3) -> list[Disagreement]:
     """The problems with the largest advantage of the method over the baseline, then those with the largest
     disadvantage; up to `count` of each. Ties go to the earlier problem.
 
@@ -68,7 +68,7 @@ def partings(table: Table, method: Method, count: int = 3) -> list[Parting]:
         place = table.answers.problems.index(key)
         record = next(own[key] for own in written.values() if key in own)
         found.append(
-            Parting(
+            Disagreement(
                 gained,
                 key[0],
                 key[1],

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from distill.report.answers import Answers, read_answers
-from distill.report.gains import Compared, Gain, Part, adjusted, compared
+from distill.report.paired_tests import Compared, Gain, Part, adjusted, compared
 from distill.report.sweep import planned
 from distill.runs.load import Runs
 from distill.runs.read import Run
-from distill.runs.table import Comparison, Row, compare, read_runs
+from distill.runs.table import ResultsTable, Row, group_runs, read_runs
 from distill.statistics import Difference, Figure, mean_over_runs
 
 
@@ -113,15 +113,13 @@ def tables_of(
     """
     places = list(folders)
     finished, others = read_runs(places)
-    comparisons = compare(finished, across)
+    groups = group_runs(finished, across)
     wanted = [job for place in places for job in planned(place)]
-    tables = [
-        _table(comparison, baseline, wanted if len(comparisons) == 1 else []) for comparison in comparisons
-    ]
-    for comparison in comparisons:
+    tables = [_table(group, baseline, wanted if len(groups) == 1 else []) for group in groups]
+    for group in groups:
         others |= {
             run.folder: f"a newer run of {run.loss} with seed {run.seed} counts in its place"
-            for run in comparison.repeated
+            for run in group.repeated
         }
     return sorted(tables, key=lambda table: -len(table.runs)), others
 
@@ -133,8 +131,8 @@ def method_of_runs(table: Table, found: Runs) -> dict[str, str]:
     return {str(run): names[place] for run, where in rows if (place := Path(where).resolve()) in names}
 
 
-def _table(comparison: Comparison, baseline: str, wanted: Sequence[Mapping[str, Any]]) -> Table:
-    rows = comparison.rows
+def _table(group: ResultsTable, baseline: str, wanted: Sequence[Mapping[str, Any]]) -> Table:
+    rows = group.rows
     notes: list[str] = []
     names = _names(rows)
     runs = [run for row in rows for run in row.runs]
@@ -168,7 +166,7 @@ def _table(comparison: Comparison, baseline: str, wanted: Sequence[Mapping[str, 
             own = answers.reference[answers.of(name)]
             if np.isfinite(own).any():
                 lengths[name] = float(np.nanmedian(own))
-    return Table(tuple(comparison.differs), asked, tuple(methods), base, answers, lengths, tuple(notes))
+    return Table(tuple(group.differs), asked, tuple(methods), base, answers, lengths, tuple(notes))
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

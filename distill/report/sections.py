@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from distill.analysis.drift import Drift
-from distill.report.examples import Parting
-from distill.report.gains import Gain
+from distill.report.examples import Disagreement
 from distill.report.methods import Method, Table
 from distill.report.page import Block, Grid, Heading, Items, Text, Written
+from distill.report.paired_tests import Gain
 from distill.statistics import Difference, Figure, mean_over_runs
 
 _EXPLAINED = (
@@ -196,7 +196,7 @@ def drifts(
         yield Items([f"`{place}` was not measured: {reason}" for place, reason in sorted(reasons.items())])
 
 
-def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[Block]:
+def examples(found: Sequence[Disagreement], method: str, baseline: str) -> Iterator[Block]:
     """Problems on which two methods disagree, with every method's completion."""
     if not found:
         yield Text(f"{method} and {baseline} are right on the same problems equally often.")
@@ -205,13 +205,13 @@ def examples(found: Sequence[Parting], method: str, baseline: str) -> Iterator[B
         f"The problems with the largest advantage of {method} over {baseline}, then those with its largest "
         f"disadvantage: extremes, not typical problems."
     )
-    for parting in found:
-        verb = "gains" if parting.gained else "loses"
-        yield Heading(f"{method} {verb}: {parting.benchmark} {parting.id}", 3)
-        yield Written(f"problem; answer {parting.gold}", parting.problem)
-        for one in parting.completions:
+    for disagreement in found:
+        verb = "gains" if disagreement.gained else "loses"
+        yield Heading(f"{method} {verb}: {disagreement.benchmark} {disagreement.id}", 3)
+        yield Written(f"problem; answer {disagreement.gold}", disagreement.problem)
+        for one in disagreement.completions:
             verdict = "right" if one.correct else "wrong"
-            share = parting.right[one.method]
+            share = disagreement.right[one.method]
             yield Written(
                 f"{one.method}, seed {one.seed}: {verdict} (over its seeds {100 * share:.0f} %)", one.text
             )

@@ -15,7 +15,7 @@ from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
 from distill.report.drift import check_teachers, drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
-from distill.report.examples import partings
+from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.style import styles, written
@@ -194,7 +194,7 @@ def _examples(table: Table, count: int) -> Iterator[Block]:
         return
     yield Heading("Where methods disagree")
     try:
-        yield from sections.examples(partings(table, best, count), best.name, table.baseline)
+        yield from sections.examples(disagreements(table, best, count), best.name, table.baseline)
     except ValueError as error:
         yield Text(f"No examples: {error}.")
 

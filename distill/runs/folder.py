@@ -1,4 +1,5 @@
-"""Run folders: describe a run, find its checkpoints, and decide whether it can be resumed."""
+"""Run folders: describe a run, find its checkpoints (`distill.training.checkpoints` saves them), and decide
+whether it can be resumed."""
 
 import json
 import platform
@@ -40,7 +41,14 @@ _PACKAGES = (
 # Sections that must be equal to resume a run. Others, such as length, checkpoints and loggers, may change.
 _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget"}
+_MAY_CHANGE = {
+    "trainer.log_every_n_steps",
+    "benchmark.token_budget",
+    # References to keys of `data`, which are compared themselves.
+    "data.recipe.student_prompt",
+    "data.recipe.teacher_prompt",
+    "data.recipe.other_prompt",
+}
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -157,16 +165,18 @@ def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
                 f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
             )
         run = found[-1].parent.parent
-        if differs := difference(run, config):
+        if differs := config_difference(run, config):
             raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
         return found[-1]
     candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
     for run in candidates:
-        if not difference(run, config):
+        if not config_difference(run, config):
             return checkpoints(run / "checkpoints")[-1]
     nearest = ""
     if candidates:
-        nearest = f"; the newest run differs: {candidates[0].name}: {difference(candidates[0], config)}"
+        nearest = (
+            f"; the newest run differs: {candidates[0].name}: {config_difference(candidates[0], config)}"
+        )
     raise UserError(f"ckpt_path=last: no run in {runs} with this configuration has a checkpoint{nearest}")
 
 
@@ -177,7 +187,7 @@ def _known(runs: Path) -> str:
     )
 
 
-def difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
+def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = False) -> str | None:
     """The first key in which a run's configuration differs from `config`, as text for a message; None if
     there is none.
 
@@ -203,9 +213,13 @@ def asked_alike(run: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _first_difference(before: Any, now: Any, place: str, may_change: set[str]) -> str | None:
-    if isinstance(before, dict) and isinstance(now, dict):
+    if place in may_change:
+        return None
+    if isinstance(before, dict | None) and isinstance(now, dict | None) and before != now:
+        # A section that one version does not have equals one whose values are all null.
+        before, now = before or {}, now or {}
         for key in {**before, **now}:
             if found := _first_difference(before.get(key), now.get(key), f"{place}.{key}", may_change):
                 return found
         return None
-    return None if before == now or place in may_change else f"{place} was {before!r} and is {now!r}"
+    return None if before == now else f"{place} was {before!r} and is {now!r}"

@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResultsTable:
     """Rows that differ only in the method, for one table.
 
     Attributes:
@@ -109,7 +109,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     return finished, others
 
 
-def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]:
+def group_runs(runs: Sequence[Run], across: Iterable[str] = ()) -> list[ResultsTable]:
     """Group runs into tables in which everything but the method is the same.
 
     Args:
@@ -130,7 +130,7 @@ def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]
 
     settings = _split(runs, lambda key: not of_method(key))
     differing = _differing(settings, lambda key: not of_method(key))
-    comparisons = []
+    tables = []
     for members in settings:
         groups = _split(members, lambda key: True)
         common = _differing(groups, lambda key: of_method(key) and not key.startswith("loss."))
@@ -149,14 +149,14 @@ def compare(runs: Sequence[Run], across: Iterable[str] = ()) -> list[Comparison]
             rows.append(Row(group[0].loss, changes, [newest[seed] for seed in sorted(newest)]))
         rows.sort(key=lambda row: (-1.0 if row.mean is None else row.mean, row.loss), reverse=True)
         differs = [f"{key}={_text(members[0].config.get(key))}" for key in differing]
-        comparisons.append(Comparison(differs, rows, repeated))
-    return comparisons
+        tables.append(ResultsTable(differs, rows, repeated))
+    return tables
 
 
 def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
     """All tables in Markdown, and below them the runs that are in no table."""
     runs, others = read_runs(folders)
-    parts = [_markdown(comparison) for comparison in compare(runs, across)] or ["No run is finished."]
+    parts = [_markdown(table) for table in group_runs(runs, across)] or ["No run is finished."]
     if others:
         lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]
         parts.append("\n".join(["Not in a table:", "", *lines]))
@@ -195,8 +195,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _markdown(comparison: Comparison) -> str:
-    rows = comparison.rows
+def _markdown(table: ResultsTable) -> str:
+    rows = table.rows
     seeds = [[run.seed for run in row.runs] for row in rows]
     alike = all(own == seeds[0] for own in seeds)
     by_seed = f"after: seeds {', '.join(map(str, seeds[0]))}" if alike else "after, by seed"
@@ -224,14 +224,14 @@ def _markdown(comparison: Comparison) -> str:
     asked = next((run.summary["benchmarks"] for row in rows for run in row.runs), {})
     said = [f"{name}, {own['after']['problems']} problems" for name, own in asked.items()]
     heading = [("mean of " if len(said) > 1 else "") + "; ".join(said) if said else "No benchmark"]
-    if comparison.differs:
-        keys = [_short(word) for word in comparison.differs[:_SHOWN_KEYS]]
-        more = len(comparison.differs) - len(keys)
+    if table.differs:
+        keys = [_short(word) for word in table.differs[:_SHOWN_KEYS]]
+        more = len(table.differs) - len(keys)
         heading += ["with", ", ".join([*keys, *([f"{more} keys more"] if more else [])])]
     notes = []
     if not alike:
         notes.append("The rows' seeds differ.")
-    for run in comparison.repeated:
+    for run in table.repeated:
         notes.append(f"A newer run of `{run.loss}` with seed {run.seed} counts in place of `{run.folder}`.")
     return "\n\n".join([" ".join(heading) + ":", "\n".join(lines), *notes])
 

@@ -1,4 +1,4 @@
-"""Logprobs of traces by a frozen model, computed once, cached, and resumable."""
+"""Logprobs of traces by a frozen model, computed once and cached under `cache/<signal>-<hash>`, resumable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def model_key(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def score(
+def cached_logprobs(
     model: LazyModel,
     traces: Sequence[Trace],
     signal: str,
@@ -39,9 +39,9 @@ def score(
     cache: Path,
     sampling: Sampling | None = None,
     token_budget: int = 8192,
-    label: str = "teacher scores traces",
+    label: str = "teacher reads traces",
 ) -> list[np.ndarray]:
-    """Compute logprobs of each trace's completion tokens (float32), or read them from the cache.
+    """Logprobs of each trace's completion tokens (float32), computed or read from `cache/<signal>-<hash>`.
 
     Args:
         model: the model that computes them; loaded only if some are missing in the cache.
@@ -83,7 +83,7 @@ def score(
 
 
 def scoring(traces: Sequence[Trace], token_budget: int = 8192) -> Work:
-    """The work (for FLOPs) of computing logprobs of traces with `score`."""
+    """The work (for FLOPs) of computing logprobs of traces with `cached_logprobs`."""
     return reading(traces, in_shards(len(traces), _SCORED_PER_SHARD), token_budget)
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from distill.data.alignment import Alignment, align, beginning_alike, shared_tokens, spell
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_size
-from distill.data.trace import Example, TeacherView, Trace, encode_prompt
+from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
@@ -24,14 +25,15 @@ class Retokenizer:
     Attributes:
         student: model whose tokenizer the traces use.
         teacher: model that reads the traces.
-        prompt: template of the teacher's prompt, with `{problem}`.
-        informed: whether the teacher sees the worked solution; the template then has `{solution}` too.
+        prompt: the teacher's prompt.
+        own_prompt: whether it differs from the student's (`data.teacher_prompt`). The teacher then reads it
+            in its own chat template, as it does when it writes (`python -m distill.generate`).
     """
 
     student: ModelSource
     teacher: ModelSource
-    prompt: str
-    informed: bool = False
+    prompt: Prompt
+    own_prompt: bool = False
 
     @functools.cached_property  # comparing vocabularies is slow, and needed for every trace
     def foreign(self) -> bool:
@@ -41,27 +43,37 @@ class Retokenizer:
     @property
     def needed(self) -> bool:
         """Whether the teacher's view differs from the student's trace."""
-        return self.informed or self.foreign
+        return self.own_prompt or self.prompt.shows_solution or self.foreign
 
     def prompt_ids(self, example: Example) -> np.ndarray:
         """Token ids of the teacher's prompt.
 
-        They use the teacher's chat template if its vocabulary differs from the student's, else the student's.
+        They use the teacher's chat template if its prompt or its vocabulary differs, else the student's.
 
         Raises:
             UserError: the teacher must see a worked solution, but the problem has none.
         """
-        solution = None
-        if self.informed:
-            if not (example.completion or "").strip():
-                raise UserError(
-                    f"problem {example.place} comes without a worked solution, which the teacher is to be "
-                    f"shown: name its field (data.fields.completion=<field>), or take a loss with "
-                    f"teacher_sees=prompt"
-                )
-            solution = example.completion
-        tokenizer = self.teacher.tokenizer if self.foreign else self.student.tokenizer
-        return encode_prompt(tokenizer, example, self.prompt, solution=solution)
+        self.prompt.check(example)
+        own = self.own_prompt or self.foreign
+        return self.prompt.encode(self.teacher.tokenizer if own else self.student.tokenizer, example)
+
+    def view(self, trace: Trace) -> TeacherView:
+        """The teacher's view of a trace, not truncated.
+
+        Raises:
+            UserError: as `prompt_ids`; or the completion's first tokens are only context, and the teacher's
+                vocabulary differs.
+        """
+        count = trace.example.recorded.learn_from if trace.example.recorded else 0
+        if self.foreign and count:
+            raise UserError(
+                f"trace {trace.example.place} begins with tokens that are not learned, which a teacher with "
+                f"tokens of its own cannot be shown: take a teacher of the student's family"
+            )
+        # Such tokens are the end of the student's prompt.
+        context = trace.prompt_ids[len(trace.prompt_ids) - count :]
+        prompt_ids = np.concatenate([self.prompt_ids(trace.example), context])
+        return self._read(prompt_ids, trace.completion_ids.tolist())
 
     def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:
         """The teacher's view of a completion, truncated to its context.
@@ -126,17 +138,10 @@ class Retokenizer:
                 context.
         """
         self._check_spelling(traces)
-        for trace in traces:
-            if trace.example.recorded is not None and trace.example.recorded.learn_from:
-                raise UserError(
-                    f"trace {trace.example.place} begins with tokens that are not learned, which a teacher "
-                    f"with tokens or a prompt of its own cannot be shown: take a teacher of the student's "
-                    f"family, and loss.teacher_sees=prompt"
-                )
         context, fitting = self.teacher.context_length, []
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
             for trace in traces:
-                view = self._read(self.prompt_ids(trace.example), trace.completion_ids.tolist())
+                view = self.view(trace)
                 if len(view) <= context:
                     trace.teacher_view = view
                     fitting.append(trace)

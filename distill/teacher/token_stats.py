@@ -20,7 +20,7 @@ _TRACES_PER_SHARD = 256
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class TokenStats:
     """Statistics of a trace's completion under a model, one number per token.
 
     Attributes:
@@ -56,7 +56,7 @@ class TokenScores:
 _LEAST_SURPRISAL = 1e-12  # as in the authors' code
 
 
-def set_rsr(scores: Sequence[TokenScores], limit: int = RANK_LIMIT) -> float:
+def set_rsr(scores: Sequence[TokenStats], limit: int = RANK_LIMIT) -> float:
     """Rank-surprisal ratio of a set of traces: Σ mean rank / Σ mean surprisal over traces.
 
     This is a ratio of sums, not a mean of ratios (2601.14249, appendix A.8).
@@ -65,14 +65,14 @@ def set_rsr(scores: Sequence[TokenScores], limit: int = RANK_LIMIT) -> float:
     return sum(one.mean_rank(limit) for one in scores) / max(surprisal, _LEAST_SURPRISAL)
 
 
-def score_tokens(
+def token_stats(
     model: LazyModel,
     traces: Sequence[Trace],
     *,
     cache: Path,
     token_budget: int = 8192,
-    label: str = "scoring traces",
-) -> list[TokenScores]:
+    label: str = "model reads traces",
+) -> list[TokenStats]:
     """Compute the statistics of every trace's completion tokens, or read them from the cache.
 
     Args:
@@ -91,7 +91,7 @@ def score_tokens(
         lambda part, progress: in_batches(model.get(), traces, part, _score, token_budget, progress),
         label=label,
     )
-    return [TokenScores(**{name: values.numpy() for name, values in part.read().items()}) for part in parts]
+    return [TokenStats(**{name: values.numpy() for name, values in part.read().items()}) for part in parts]
 
 
 def _score(head: Head, labels: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,8 @@ from distill.data.trace import Example, Grader
 from distill.errors import UserError
 from distill.io.progress import progress_bar
 
+NOT_GRADED = "not judged"  # the reason of a trace without a verdict, as trace sets store it
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -52,7 +54,7 @@ class Checks:
     def judge(self, records: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> None:
         """Set every record's `answer`, `correct`, `reason` and its problem's `pass_rate`."""
         right: dict[str, list[bool]] = {}
-        with progress_bar(total=len(records), description="judging", unit="trace") as bar:
+        with progress_bar(total=len(records), description="grading", unit="trace") as bar:
             for record in records:
                 example = examples[record["problem_id"]]
                 record["answer"], record["correct"], record["reason"] = self._verdict(record, example)
@@ -75,7 +77,7 @@ class Checks:
         if broken := self._broken_rule(record):
             return verdict.answer if verdict else None, False if judged else None, broken
         if verdict is None:
-            return None, None, "not judged"
+            return None, None, NOT_GRADED
         return verdict.answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")
 
     def _broken_rule(self, record: Mapping[str, Any]) -> str | None:

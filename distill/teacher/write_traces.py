@@ -7,7 +7,7 @@ so the result is the same as without the interruption.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +18,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build
+from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.tokenizers import tokenizer_fingerprint
-from distill.data.trace import Example, Trace, check_spelling, conversation, encode_completion, encode_prompt
+from distill.data.trace import Example, Trace, check_spelling, encode_completion
 from distill.data.trace_set import template_hash, write_records
 from distill.errors import UserError, whole_number
 from distill.generation.completion_log import CompletionLog
@@ -33,8 +34,8 @@ from distill.models.find import find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
-from distill.teacher.logprobs import score
-from distill.teacher.verify import Checks
+from distill.teacher.logprobs import cached_logprobs
+from distill.teacher.verify import NOT_GRADED, Checks
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class WriteSetup:
         samples: completions a problem.
         seed: of the sampling.
         logprobs: whether the teacher scores its completions.
-        checks: judge the completions.
+        checks: grade the completions.
         examples: the problems, under ids that are unique.
-        prompted: the same with the conversation that the teacher is shown.
+        messages: of each problem, the conversation that the teacher is shown.
         prompts: of each problem, the prompt's token ids.
         template: hash of the chat template and the prompt's wording.
         config: the configuration as YAML.
@@ -66,7 +67,7 @@ class WriteSetup:
     logprobs: bool
     checks: Checks
     examples: Sequence[Example]
-    prompted: Sequence[Example]
+    messages: Sequence[tuple[Message, ...]]
     prompts: Sequence[np.ndarray]
     template: str
     config: str
@@ -80,13 +81,19 @@ class WriteSetup:
         """
         device = find_device(cfg.trainer)
         recipe = build(cfg.data.recipe, "data")
+        prompt: Prompt = recipe.prompt_for_teacher()
         sampling: Sampling = build(cfg.sampling, "sampling")
         checks = Checks.of(cfg.check, recipe.grade)
         _check_values(cfg, sampling)
         source = _teacher(cfg)
         examples = _unique_ids(recipe.source())
-        prompted = [conversation(example, cfg.prompt.user, cfg.prompt.system) for example in examples]
-        prompts = [encode_prompt(source.tokenizer, example, "{problem}") for example in prompted]
+        for example in examples:
+            prompt.check(example)
+        asked = [prompt.messages(example) for example in examples]
+        prompts = [
+            encode_messages(source.tokenizer, messages, example.place)
+            for messages, example in zip(asked, examples, strict=True)
+        ]
         check_room(examples, prompts, source)
         teacher = LazyModel(source, device)
         try:
@@ -103,9 +110,9 @@ class WriteSetup:
             logprobs=cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"),
             checks=checks,
             examples=examples,
-            prompted=prompted,
+            messages=asked,
             prompts=prompts,
-            template=template_hash(source.tokenizer, cfg.prompt.user, cfg.prompt.system),
+            template=template_hash(source.tokenizer, prompt.user, prompt.system),
             config=OmegaConf.to_yaml(cfg, resolve=True),
         )
 
@@ -113,8 +120,8 @@ class WriteSetup:
     def requests(self) -> list[Request]:
         """One request a completion, problem by problem."""
         return [
-            Request(prompt, example.messages or (), request_seed(self.seed, example.problem, sample))
-            for example, prompt in zip(self.prompted, self.prompts, strict=True)
+            Request(prompt, messages, request_seed(self.seed, example.problem, sample))
+            for example, messages, prompt in zip(self.examples, self.messages, self.prompts, strict=True)
             for sample in range(self.samples)
         ]
 
@@ -135,7 +142,7 @@ class WriteSetup:
     def check_spelling(self, place: int, written: Written) -> None:
         """Refuse text that the teacher's tokenizer cannot spell: another model may be behind a server."""
         if written.ids is None:
-            example = replace(self.prompted[place // self.samples], completion=written.text)
+            example = replace(self.examples[place // self.samples], completion=written.text)
             check_spelling(self.teacher.source.tokenizer, example, self.teacher.source.name)
 
 
@@ -171,8 +178,6 @@ def generate(cfg: DictConfig) -> Path:
 def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
-    if "{problem}" not in cfg.prompt.user:
-        raise UserError(f"prompt.user={cfg.prompt.user!r} has no {{problem}} in it")
     whole_number("seed", cfg.seed, least=0)
     if cfg.logprobs not in (True, False, "auto"):
         raise UserError(f"logprobs={cfg.logprobs!r} is not one of auto, true, false")
@@ -191,7 +196,7 @@ def _teacher(cfg: DictConfig) -> ModelSource:
 
 
 def _unique_ids(examples: Sequence[Example]) -> list[Example]:
-    """The problems under ids of their own: an id may stand for several problems of a file, and each is judged
+    """The problems under ids of their own: an id may stand for several problems of a file, and each is graded
     by its own answer."""
     if not examples:
         raise UserError("the data holds no problem: check data.path, data.limit")
@@ -203,16 +208,16 @@ def _unique_ids(examples: Sequence[Example]) -> list[Example]:
 
 
 def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, Any]]:
-    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet judged."""
+    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet graded."""
     source = setup.teacher.source
     ids = [_token_ids(completion, source) for completion in written]
     logprobs: list[Any] = [None] * len(written)
     if setup.logprobs:
         traces = [
-            Trace(setup.prompted[place // setup.samples], request.prompt_ids, completion_ids)
+            Trace(setup.examples[place // setup.samples], request.prompt_ids, completion_ids)
             for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
         ]
-        logprobs = score(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
+        logprobs = cached_logprobs(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
     records = []
     for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
         number, sample = divmod(place, setup.samples)
@@ -316,7 +321,17 @@ def _in_words(summary: dict[str, Any], folder: Path) -> str:
         f"{summary['right']} right; {summary['solved_problems']} problems solved at least once; "
         f"{summary['tokens']:,} tokens, {summary['new_tokens']:,} of them written now"
         + (f" at {rate:,.0f} tokens/s" if rate else ""),
-        *(f"  not right, {reason or 'not judged'}: {count}" for reason, count in summary["reasons"].items()),
+        *_rejected(summary["reasons"]),
         f"{folder / 'traces.parquet'}",
     ]
     return "\n".join(lines)
+
+
+def _rejected(reasons: Mapping[str, int]) -> Iterator[str]:
+    """A line of the completions that are not correct, by reason, and one of those without a verdict."""
+    words = {"wrong": "wrong answer"}
+    ungraded = reasons.get(NOT_GRADED, 0)
+    if found := [f"{count} {words.get(why, why)}" for why, count in reasons.items() if why != NOT_GRADED]:
+        yield f"  rejected: {', '.join(found)}"
+    if ungraded:
+        yield f"  without a gold answer, not graded: {ungraded}"

@@ -1,6 +1,6 @@
 """Distil a student: `distill train loss=dcod model=qwen1.5b`; in a checkout `python train.py …` is the same.
 
-`--help` lists the config groups; the README has examples.
+`--help` lists the config groups; docs/quickstart.md has examples.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Checkpoint folders with the student in Hugging Face format and the training state."""
+"""Callback that saves checkpoints; `distill.runs.folder` finds them on resume."""
 
 import os
 import shutil

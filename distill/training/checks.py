@@ -1,4 +1,4 @@
-"""Validate `trainer`, `data.layout`, `loss.compile` and `cache` before anything is computed."""
+"""Checks that need torch or Lightning: `trainer`, `data.layout`, `loss.compile`, the folder `cache`."""
 
 import difflib
 import importlib.util

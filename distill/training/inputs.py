@@ -1,4 +1,4 @@
-"""Check that the files and folders of a configuration exist, before torch is imported.
+"""Checks before torch is imported, of paths: that the files and folders of a configuration exist.
 
 The code that opens them checks again, with the same functions; this only reports errors earlier.
 """

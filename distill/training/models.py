@@ -107,6 +107,7 @@ def _missing(role: Role, why: str | None) -> str:
 
 def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> None:
     """Reject combinations of objective and traces that contradict each other or have no effect."""
+    recipe.prompt_for_teacher(objective.teacher_sees)  # raises if they contradict each other
     asked = {SIGNALS[name].role for name in objective.signals}
     changed = [
         f"loss.{name}={getattr(objective, name)}"

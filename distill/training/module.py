@@ -30,7 +30,7 @@ from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
 from distill.teacher.retokenize import Retokenizer
 from distill.training.length import Steps
-from distill.training.rollouts import StudentWriter
+from distill.training.rollouts import RolloutWriter
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
 
@@ -106,7 +106,7 @@ class DistillModule(lightning.LightningModule):
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         rollouts = objective.rollouts
-        self._writer = StudentWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
+        self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self.step_metrics = StepMetrics(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())

@@ -1,4 +1,4 @@
-"""Range checks for numbers in the configuration, without importing torch."""
+"""Checks before torch is imported, of numbers: that those of the configuration are in range."""
 
 import math
 from collections.abc import Mapping

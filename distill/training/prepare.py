@@ -21,11 +21,11 @@ from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
 from distill.models.lora import add_lora, is_adapted, parameter_counts
-from distill.models.packing import allow_packing
+from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
-from distill.teacher.logprobs import score, scoring
+from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, as_read, teacher_trace
 from distill.training.models import writes_all
 from distill.training.module import Supervision
@@ -161,8 +161,10 @@ def prepare_traces(
         _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
     if prompts_only:
         return traces
+    if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
+        check_prompts(traces, frozen["teacher"].source)
     for signal, role in objective.cached_signals.items():
-        if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source)):
+        if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source, say)):
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             for trace, values in zip(traces, scored, strict=True):
                 trace.signals[signal] = values
@@ -170,9 +172,9 @@ def prepare_traces(
             frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
-        label = f"{'student' if role == 'initial' else role} scores traces"
+        label = f"{'student' if role == 'initial' else role} reads traces"
         read = [as_read(trace) for trace in traces] if role == "teacher" else traces
-        scored = score(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
+        scored = cached_logprobs(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
             trace.signals[signal] = values
     if objective.caches_distribution:
@@ -183,22 +185,55 @@ def prepare_traces(
     return traces
 
 
-def _recorded(traces: Sequence[Trace], teacher: ModelSource) -> list[np.ndarray] | None:
-    """The teacher's logprobs saved in a trace set; None unless all traces have them for exactly these tokens
-    and this teacher."""
+def check_prompts(traces: Sequence[Trace], teacher: ModelSource) -> None:
+    """Reject traces that this teacher wrote under another prompt than it is now scored under.
+
+    Raises:
+        UserError: shows where the prompts part.
+    """
+    for trace in traces:
+        recorded, read = trace.example.recorded, as_read(trace)
+        if recorded is None or recorded.teacher is None or recorded.teacher[0] != teacher.fingerprint:
+            continue
+        now = read.prompt_ids[: len(read.prompt_ids) - recorded.learn_from]
+        if np.array_equal(recorded.prompt_ids, now):
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(recorded.prompt_ids, now, strict=False)) if a != b), None)
+        at = min(len(recorded.prompt_ids), len(now)) if at is None else at
+        then, here = (
+            teacher.tokenizer.decode(ids[max(0, at - 2) :])[:60] for ids in (recorded.prompt_ids, now)
+        )
+        raise UserError(
+            f"trace {trace.example.place} was written under another prompt than data.teacher_prompt: it says "
+            f"{then!r}, where data.teacher_prompt says {here!r}. Set data.teacher_prompt to what the traces "
+            f"were written under, or let the teacher score them under this one: data.other_prompt=rescore"
+        )
+
+
+def _recorded(
+    traces: Sequence[Trace], teacher: ModelSource, say: Callable[[str], None]
+) -> list[np.ndarray] | None:
+    """The teacher's logprobs saved in a trace set; None unless all traces have them for exactly these tokens,
+    this teacher and the prompt that it is scored under."""
     found = []
     for trace in traces:
-        recorded = trace.example.recorded
+        recorded, view = trace.example.recorded, trace.teacher_view
         if (
             recorded is None
             or recorded.teacher_logprobs is None
             or recorded.teacher != (teacher.fingerprint, teacher.dtype)
-            or trace.teacher_view is not None
-            or not np.array_equal(recorded.prompt_ids, trace.prompt_ids)
-            or not np.array_equal(recorded.completion_ids, trace.completion_ids)
+            or (view is not None and view.alignment is not None)
+            or not np.array_equal(recorded.completion_ids[recorded.learn_from :], trace.completion_ids)
         ):
             return None
-        found.append(recorded.teacher_logprobs)
+        context = recorded.completion_ids[: recorded.learn_from]
+        if not np.array_equal(np.concatenate([recorded.prompt_ids, context]), as_read(trace).prompt_ids):
+            say(
+                "the trace set has the teacher's log-probs under another prompt than this run's "
+                "(data.teacher_prompt): the teacher scores the traces anew"
+            )
+            return None
+        found.append(recorded.teacher_logprobs[recorded.learn_from :])
     return found
 
 

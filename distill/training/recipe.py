@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from distill.data.trace import Example, Grader, Trace, check_spelling, encode_completion, encode_prompt
+from distill.data.prompt import Prompt
+from distill.data.trace import Example, Grader, Trace, check_spelling, encode_completion
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
@@ -24,9 +25,14 @@ class TraceRecipe:
         source: reads the examples.
         keep: for trace sets: `right` drops traces that are graded wrong or unfinished, and reports how many;
             `all` keeps them.
-        prompt: template with `{problem}`; the tokenizer's chat template, if any, is applied to the result.
-        informed_prompt: template for a teacher that sees the worked solution, with `{problem}` and
-            `{solution}`.
+        student_prompt: the prompt that the student is trained on; the tokenizer's chat template, if any, is
+            applied to it.
+        teacher_prompt: the prompt that the teacher writes and is scored under (the instruction c of
+            2605.14071), None: the student's.
+        informed_prompt: user template for a teacher that sees the worked solution (`loss.teacher_sees=
+            solution`), with `{problem}` and `{solution}`.
+        other_prompt: a trace set that the teacher wrote under another prompt than `teacher_prompt`: `error`
+            refuses it, `rescore` computes the teacher's log-probs under `teacher_prompt`.
         completions: `dataset`: the data's own; `teacher`: sampled from the teacher.
         grade: grades sampled completions; only correct ones become traces. None: all do.
         sampling: how the teacher samples.
@@ -38,8 +44,10 @@ class TraceRecipe:
     """
 
     source: Callable[[], list[Example]]
-    prompt: str = "{problem}"
+    student_prompt: Prompt = field(default_factory=Prompt)
+    teacher_prompt: Prompt | None = None
     informed_prompt: str = "{solution}\n\n{problem}"
+    other_prompt: Literal["error", "rescore"] = "error"
     completions: Literal["dataset", "teacher"] = "dataset"
     grade: Grader | None = None
     sampling: Sampling | None = None
@@ -57,17 +65,32 @@ class TraceRecipe:
             raise ValueError(f"data.overlong={self.overlong!r} is not one of error, drop")
         if self.keep not in ("right", "all"):
             raise ValueError(f"data.keep={self.keep!r} is not one of right, all")
-        if "{problem}" not in self.prompt:
-            raise ValueError(f"data.prompt={self.prompt!r} has no {{problem}} in it")
-        if "{solution}" in self.prompt:
-            raise ValueError(
-                f"data.prompt={self.prompt!r} has {{solution}} in it, which the student is not shown: a "
-                f"teacher's prompt is data.informed_prompt"
-            )
+        if self.other_prompt not in ("error", "rescore"):
+            raise ValueError(f"data.other_prompt={self.other_prompt!r} is not one of error, rescore")
         if "{solution}" not in self.informed_prompt or "{problem}" not in self.informed_prompt:
             raise ValueError(
                 f"data.informed_prompt={self.informed_prompt!r} needs {{problem}} and {{solution}} in it"
             )
+
+    def prompt_for_teacher(self, sees: Literal["prompt", "solution"] = "prompt") -> Prompt:
+        """The prompt that the teacher is scored under.
+
+        Args:
+            sees: `loss.teacher_sees`; with `solution`, `informed_prompt` is the user's message unless
+                `teacher_prompt` itself shows the solution.
+
+        Raises:
+            UserError: `teacher_prompt` has a user's message without `{solution}`.
+        """
+        prompt = self.teacher_prompt or self.student_prompt
+        if sees == "prompt" or prompt.shows_solution:
+            return prompt
+        if self.teacher_prompt and prompt.user != self.student_prompt.user:
+            raise UserError(
+                f"loss.teacher_sees=solution, but data.teacher_prompt.user={prompt.user!r} has no "
+                f"{{solution}} in it: put it in, or take loss.teacher_sees=prompt"
+            )
+        return replace(prompt, user=self.informed_prompt)
 
     def build(
         self,
@@ -97,7 +120,7 @@ class TraceRecipe:
         if prompts_only:
             end = np.asarray(student.end_ids[:1], dtype=np.int32)
             traces = [
-                Trace(example, encode_prompt(student.tokenizer, example, self.prompt), end)
+                Trace(example, self.student_prompt.encode(student.tokenizer, example), end)
                 for example in examples
             ]
         elif self.completions == "teacher":
@@ -150,7 +173,7 @@ class TraceRecipe:
             raise UserError(
                 f"the completion of problem {example.place} is empty: there is nothing to learn from it"
             )
-        prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+        prompt_ids = self.student_prompt.encode(student.tokenizer, example)
         recorded = example.recorded
         if recorded is None:
             return Trace(
@@ -182,11 +205,11 @@ class TraceRecipe:
         if teacher is None:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
         same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
-        # With one vocabulary, both get the prompt of the student's chat template, so that the teacher's
-        # logprobs are for the prompt it sampled under.
-        tokenizer = student.tokenizer if same_tokens else teacher.source.tokenizer
+        # As in `Retokenizer.prompt_ids`, so that the teacher's log-probs are for the prompt it sampled under.
+        own = self.teacher_prompt is not None or not same_tokens
+        tokenizer = teacher.source.tokenizer if own else student.tokenizer
         end_ids = teacher.source.end_ids
-        prompts = [encode_prompt(tokenizer, example, self.prompt) for example in examples]
+        prompts = [self.prompt_for_teacher().encode(tokenizer, example) for example in examples]
         check_room(examples, prompts, teacher.source)
         completions = sample_completions(
             teacher,
@@ -199,7 +222,7 @@ class TraceRecipe:
         )
         traces, outcomes = [], Counter[str]()
         for example, written in zip(examples, completions, strict=True):
-            prompt_ids = encode_prompt(student.tokenizer, example, self.prompt)
+            prompt_ids = self.student_prompt.encode(student.tokenizer, example)
             for number, ids in enumerate(written):
                 if len(ids) == 0 or ids[-1] not in end_ids:
                     outcomes["unfinished"] += 1

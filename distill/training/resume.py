@@ -1,4 +1,4 @@
-"""Resume a run from the checkpoint given by `ckpt_path=`."""
+"""Overrides that resume the run of `ckpt_path=`; `distill.runs.folder` finds its checkpoint."""
 
 from collections.abc import Iterable
 from pathlib import Path

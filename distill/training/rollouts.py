@@ -16,7 +16,7 @@ from distill.models.lazy import LazyModel
 from distill.models.lora import is_adapted
 
 
-class StudentWriter:
+class RolloutWriter:
     """Generate completions with the student's current weights.
 
     With `engine=vllm`, vLLM runs in this process and weights are copied in memory.

@@ -240,13 +240,14 @@ class Setup:
 
     @cached_property
     def reader(self) -> Retokenizer | None:
-        """Makes the teacher's view of traces and rollouts; None if the objective needs no teacher signal."""
+        """Makes the teacher's view of traces and rollouts; None if the objective asks no teacher."""
         objective, recipe = self.objective, self.recipe
-        if "teacher" not in {*objective.distributions.values(), *objective.cached_signals.values()}:
+        cached = {*objective.distributions.values(), *objective.cached_signals.values()}
+        if "teacher" not in cached | objective.live_roles:
             return None
-        informed = objective.teacher_sees == "solution"
-        prompt = recipe.informed_prompt if informed else recipe.prompt
-        return Retokenizer(self.student, self.frozen["teacher"], prompt, informed)
+        prompt = recipe.prompt_for_teacher(objective.teacher_sees)
+        own = recipe.teacher_prompt is not None
+        return Retokenizer(self.student, self.frozen["teacher"], prompt, own)
 
     @cached_property
     def asked(self) -> Sequence[Asked]:

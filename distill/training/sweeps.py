@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.runs.folder import checkpoints, difference
+from distill.runs.folder import checkpoints, config_difference
 from distill.runs.read import accuracy
 
 _HOPELESS = 3
@@ -49,7 +49,7 @@ def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
     kept = checkpoints(folder / "checkpoints")
     if not summary and not kept:
         return Earlier()
-    if differs := difference(folder, config, length_too=True):
+    if differs := config_difference(folder, config, length_too=True):
         raise UserError(
             f"{folder} holds a run of another configuration ({differs}): name another folder with "
             f"hydra.sweep.dir="

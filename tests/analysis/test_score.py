@@ -132,7 +132,7 @@ def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     assert [record["correct"] for record in records] == [True, False]
     assert [record["answer"] for record in records] == ["2", "3"]
     assert len({record["id"] for record in records}) == 2
-    assert said == ["mine.jsonl: 2 traces, 1 of 2 judged right"]
+    assert said == ["mine.jsonl: 2 traces, 1 of 2 correct"]
 
 
 def test_traces_are_chosen_of_the_same_problems_and_no_more_than_asked() -> None:
@@ -215,7 +215,7 @@ def test_any_text_survives_the_command_line(text: str) -> None:
 
     if "${" in text:
         return  # an interpolation, on purpose
-    (override,) = OverridesParser.create().parse_overrides([f"data.prompt={quoted(text)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"data.student_prompt.user={quoted(text)}"])
     assert override.value() == text
 
 

@@ -116,10 +116,15 @@ def test_what_is_right_is_let_through_as_a_sweeps_first_job() -> None:
     assert "level" not in cfg.loss.token_weight
     assert cfg.seed == 3
     assert cfg.trainer.max_steps == 7
-    cfg = check("logger=[csv]", "+trainer.num_nodes=1", "data.prompt='Q: {problem}'", "model.teacher=null")
+    cfg = check(
+        "logger=[csv]",
+        "+trainer.num_nodes=1",
+        "data.student_prompt.user='Q: {problem}'",
+        "model.teacher=null",
+    )
     assert list(cfg.logger) == ["csv"]
     assert cfg.trainer.num_nodes == 1
-    assert cfg.data.prompt == "Q: {problem}"
+    assert cfg.data.student_prompt.user == "Q: {problem}"
     assert cfg.model.teacher is None
 
 
@@ -247,10 +252,10 @@ def test_every_loss_builds(option: str) -> None:
 
 @pytest.mark.parametrize("option", GROUPS["data"])
 def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it(option: str) -> None:
-    cfg = check(f"data={option}", "data.prompt='Q {problem}'", "data.limit=5")
+    cfg = check(f"data={option}", "data.student_prompt.user='Q {problem}'", "data.limit=5")
     recipe = build(cfg.data.recipe)
     assert isinstance(recipe, TraceRecipe)
-    assert recipe.prompt == "Q {problem}"
+    assert recipe.student_prompt.user == "Q {problem}"
     assert recipe.source.keywords["count" if option == "arithmetic" else "limit"] == 5
     assert recipe.completions == cfg.data.get("completions", "dataset")
     assert recipe.sampling is not None
@@ -266,7 +271,8 @@ def test_every_benchmark_builds(option: str) -> None:
         check(f"benchmark={option}", "benchmark.limit=3", "benchmark.max_new_tokens=7").benchmark
     )
     names = [benchmark.name for benchmark in found]
-    assert names == ([] if option == "none" else [option]) or (option == "suite" and len(names) > 6)
+    suites = {"suite": 8, "paper_math": 4, "paper_gsm8k": 1}
+    assert names == ([] if option == "none" else [option]) or len(names) == suites[option]
     for benchmark in found:
         assert benchmark.limit == 3
         assert benchmark.sampling.max_new_tokens == 7
@@ -300,7 +306,7 @@ def test_settings_of_all_benchmarks_go_before_their_own() -> None:
 def test_data_and_benchmark_of_one_name_ask_in_the_same_words() -> None:
     for name in sorted({*GROUPS["data"]} & {*GROUPS["benchmark"]}):
         cfg = check(f"data={name}", f"benchmark={name}")
-        assert cfg.data.prompt == cfg.benchmark[name].prompt
+        assert cfg.data.student_prompt.user == cfg.benchmark[name].prompt
 
 
 def test_the_embedded_training_and_test_problems_share_none() -> None:

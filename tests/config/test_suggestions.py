@@ -103,12 +103,13 @@ def test_a_users_own_suggestion_may_hold_lists_null_and_texts(tmp_path: Path) ->
     (tmp_path / "train.yaml").write_text("defaults:\n  - model: mine\n  - _self_\n")
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - tiny\n  - override /benchmark: [gsm8k, svamp]\n  - _self_\n\n"
-        'data:\n  prompt: "Q: {problem}"\n  limit: null\ncompile: true\n'
+        'data:\n  student_prompt:\n    user: "Q: {problem}"\n  limit: null\ncompile: true\n'
     )
     found = suggest(tmp_path, "train", []).words
     assert suggest(CONF, "train", ["--config-dir", str(tmp_path), "model=mine"]).words == found
     assert found == [
-        'benchmark=["gsm8k", "svamp"]', 'data.prompt="Q: {problem}"', "data.limit=null", "compile=true",
+        'benchmark=["gsm8k", "svamp"]', 'data.student_prompt.user="Q: {problem}"', "data.limit=null",
+        "compile=true",
     ]  # fmt: skip
 
 

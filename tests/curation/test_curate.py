@@ -19,8 +19,9 @@ from test_training import ROOT, environment
 from test_training import run as train_run
 
 from distill.curation.run import curate, run_steps
-from distill.curation.step import Desk, Outcome, Record, in_order
+from distill.curation.step import CurationContext, Outcome, Record, in_order
 from distill.data.batch import collate
+from distill.data.prompt import Prompt
 from distill.data.trace_set import COLUMNS, DEFAULTS, by_problem, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.losses.divergence import cross_entropy
@@ -51,8 +52,10 @@ def hot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def desk(tmp_path: Path, said: list[str] | None = None) -> Desk:
-    return Desk({}, TraceRecipe(list), None, tmp_path, say=(said if said is not None else []).append)
+def context(tmp_path: Path, said: list[str] | None = None) -> CurationContext:
+    return CurationContext(
+        {}, TraceRecipe(list), None, tmp_path, say=(said if said is not None else []).append
+    )
 
 
 def test_steps_follow_each_other_and_say_what_they_left_out(
@@ -164,15 +167,15 @@ def test_what_cannot_be_done_is_one_sentence(
 def test_a_mistake_in_the_last_step_is_found_before_the_first_works(tmp_path: Path) -> None:
     worked: list[int] = []
 
-    def slow(records: Sequence[Record], desk: Desk) -> Outcome:
+    def slow(records: Sequence[Record], context: CurationContext) -> Outcome:
         worked.append(len(records))
         return Outcome(list(records))
 
-    def wrong(records: Sequence[Record], desk: Desk, keep: int) -> Outcome:
+    def wrong(records: Sequence[Record], context: CurationContext, keep: int) -> Outcome:
         raise ValueError(f"keep={keep} must be at least 1")
 
     with pytest.raises(UserError, match=r"curation\.last: keep=0 must be at least 1"):
-        run_steps([{}], {"first": slow, "last": partial(wrong, keep=0)}, desk(tmp_path))
+        run_steps([{}], {"first": slow, "last": partial(wrong, keep=0)}, context(tmp_path))
     assert worked == [0]
 
 
@@ -236,7 +239,7 @@ def test_a_teacher_with_tokens_of_its_own_is_not_shown_context(
     (trace,) = TraceRecipe(list).tokenize(
         [example_of(in_students_tokens(student, learn_from=6))], student.source
     )
-    reader = Retokenizer(student.source, teacher.source, "{solution}{problem}", informed=True)
+    reader = Retokenizer(student.source, teacher.source, Prompt("{solution}{problem}"))
     with pytest.raises(UserError, match="begins with tokens that are not learned"):
         reader.read_all([trace])
 

@@ -13,6 +13,7 @@ from typing import Any
 import hydra.utils
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,8 +33,9 @@ from distill.curation.filters import (
     well_formed,
 )
 from distill.curation.overlap import decontaminate, deduplicate, passages
-from distill.curation.step import Desk, Outcome, Record, share, whole_number
-from distill.data.trace import Example, Grader, Verdict, encode_prompt
+from distill.curation.step import CurationContext, Outcome, Record, share, whole_number
+from distill.data.prompt import Prompt
+from distill.data.trace import Example, Grader, Verdict
 from distill.data.trace_set import COLUMNS
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -63,9 +65,9 @@ def record(name: str = "p#0", **columns: Any) -> Record:
     return dict.fromkeys(COLUMNS) | {"id": name} | usual | columns
 
 
-def desk(cache: Path = Path("/nowhere"), **parts: Any) -> Desk:
-    recipe = TraceRecipe(source=lambda: [], prompt="{problem}")
-    return Desk(**({"models": {}, "recipe": recipe, "grade": None, "cache": cache} | parts))
+def context(cache: Path = Path("/nowhere"), **parts: Any) -> CurationContext:
+    recipe = TraceRecipe(source=lambda: [], student_prompt=Prompt("{problem}"))
+    return CurationContext(**({"models": {}, "recipe": recipe, "grade": None, "cache": cache} | parts))
 
 
 def names(outcome: Outcome) -> list[str]:
@@ -94,7 +96,7 @@ ITEMS = st.builds(
     finished=st.booleans(),
     rate=st.sampled_from([0.0, 0.5, 1.0]),
 )
-STEPS: list[Callable[[Sequence[Record], Desk], Outcome]] = [
+STEPS: list[Callable[[Sequence[Record], CurationContext], Outcome]] = [
     correct,
     functools.partial(correct, unjudged="keep"),
     functools.partial(correct, judge=True),
@@ -116,11 +118,11 @@ def odd_length(_: Example, completion: str) -> Verdict:
 @settings(max_examples=40, deadline=None)
 @given(items=st.lists(ITEMS, max_size=12))
 def test_every_trace_is_kept_in_its_place_or_counted(
-    step: Callable[[Sequence[Record], Desk], Outcome], items: list[Record]
+    step: Callable[[Sequence[Record], CurationContext], Outcome], items: list[Record]
 ) -> None:
     items = [item | {"id": str(number)} for number, item in enumerate(items)]
     before = json.dumps(items)
-    outcome = step(items, desk(grade=odd_length))
+    outcome = step(items, context(grade=odd_length))
     assert json.dumps(items) == before  # changed ones are copies
     assert len(outcome.kept) + sum(outcome.left_out.values()) == len(items)
     assert all(count > 0 for count in outcome.left_out.values())
@@ -133,10 +135,10 @@ def test_every_trace_is_kept_in_its_place_or_counted(
 @settings(max_examples=40, deadline=None)
 @given(items=st.lists(ITEMS, max_size=12))
 def test_a_second_time_nothing_more_is_left_out(
-    step: Callable[[Sequence[Record], Desk], Outcome], items: list[Record]
+    step: Callable[[Sequence[Record], CurationContext], Outcome], items: list[Record]
 ) -> None:
-    kept = step(items, desk()).kept
-    again = step(kept, desk())
+    kept = step(items, context()).kept
+    again = step(kept, context())
     assert all(one is other for one, other in zip(again.kept, kept, strict=True))
     assert again.left_out == {}
 
@@ -155,11 +157,11 @@ def test_right_and_finished_traces_are_kept_and_the_others_say_why() -> None:
         record("formless", correct=None, reason="without x"),
         record("open and endless", correct=None, reason="not judged", finished=False),
     ]
-    outcome = correct(records, desk())
+    outcome = correct(records, context())
     assert names(outcome) == ["right"]
     reasons = ["unreadable answer", "wrong", "timeout", "not judged", "without x"]
     assert outcome.left_out == dict.fromkeys(reasons, 1) | {"no end": 2}
-    outcome = correct(records, desk(), unjudged="keep")
+    outcome = correct(records, context(), unjudged="keep")
     assert names(outcome) == ["right", "open", "formless"]
     assert outcome.figures == {"right": 1}
 
@@ -175,7 +177,7 @@ def test_a_verdict_is_made_up_for_only_where_it_lacks_and_can_be_had() -> None:
         open_("settled", completion=wrong, correct=True, reason="said so", pass_rate=0.25),
     ]
     before = json.dumps(records)
-    outcome = correct(records, desk(grade=arithmetic.grade), judge=True)
+    outcome = correct(records, context(grade=arithmetic.grade), judge=True)
     assert json.dumps(records) == before
     assert names(outcome) == ["right", "settled"]
     assert outcome.left_out == {"wrong": 1, "no end": 1, "not judged": 1}
@@ -185,7 +187,7 @@ def test_a_verdict_is_made_up_for_only_where_it_lacks_and_can_be_had() -> None:
     assert found["pass_rate"] == 2 / 4  # of the four of the problem that have a verdict
     assert outcome.kept[1] is records[4]
     with pytest.raises(UserError, match=r"step correct needs a grader: set check.answer=math or auto"):
-        correct(records, desk(), judge=True)
+        correct(records, context(), judge=True)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_a_verdict_is_made_up_for_only_where_it_lacks_and_can_be_had() -> None:
 )
 def test_length_counts_tokens_and_its_bounds_are_kept(least: int, most: int | None, kept: str) -> None:
     records = [record(str(size), completion_ids=[7] * size) for size in range(4)]
-    outcome = length(records, desk(), min_tokens=least, max_tokens=most)
+    outcome = length(records, context(), min_tokens=least, max_tokens=most)
     assert "".join(names(outcome)) == kept
     assert outcome.left_out.get(f"fewer than {least} tokens", 0) == least
     assert outcome.left_out.get(f"more than {most} tokens", 0) == (0 if most is None else 3 - most)
@@ -202,7 +204,7 @@ def test_length_counts_tokens_and_its_bounds_are_kept(least: int, most: int | No
 
 def test_the_longest_trace_of_ded_has_16384_tokens() -> None:
     records = [record(str(size), completion_ids=[7] * size) for size in (0, 16384, 16385)]
-    outcome = length(records, desk())
+    outcome = length(records, context())
     assert names(outcome) == ["16384"]
     assert outcome.left_out == {"fewer than 1 tokens": 1, "more than 16384 tokens": 1}
 
@@ -224,10 +226,45 @@ def test_the_longest_trace_of_ded_has_16384_tokens() -> None:
 )
 def test_a_rule_of_form_leaves_out_with_its_own_reason(completion: str, reason: str | None) -> None:
     rules = {"pattern": r"\\boxed", "forbid": "Wait", "max_repetition": 0.5}
-    outcome = well_formed([record(completion=completion)], desk(), **rules)
+    outcome = well_formed([record(completion=completion)], context(), **rules)
     assert outcome.left_out == ({} if reason is None else {reason: 1})
-    off = well_formed([record(completion=completion)], desk(), think=False, boxed=False)
+    off = well_formed([record(completion=completion)], context(), think=False, boxed=False)
     assert off.left_out == ({"empty": 1} if reason == "empty" else {})
+
+
+PARTS = ["understanding", "strategy", "solution", "verification"]
+IN_PARTS = (
+    "## 1. UNDERSTAND\n<understanding>\nx is asked.\n</understanding>\n## 2. PLAN\n<strategy>add</strategy>\n"
+    "## 3. SOLVE\n<solution>1+1=2</solution>\n## 4. VERIFY\n<verification>2-1=1</verification>\n"
+    "## 5. FINAL ANSWER\nAnswer: \\boxed{2}"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("", "", None),
+        ("</strategy>", "", "without </strategy>"),
+        ("<solution>1+1=2</solution>", "", "without <solution>"),
+        ("<solution>1", "<solution><solution>1", "parts repeated or out of order"),
+        ("1+1=2</solution>", "<strategy>1+1=2</strategy></solution>", "parts repeated or out of order"),
+        ("add", " \n", "<strategy> is empty"),
+        ("Answer: \\boxed{2}", "2", "no \\boxed behind the parts"),
+        ("asked", "asked, not \\boxed{3} or <b>4</b>", None),
+    ],
+)
+def test_a_trace_in_the_papers_parts_is_well_formed(old: str, new: str, reason: str | None) -> None:
+    outcome = well_formed([record(completion=IN_PARTS.replace(old, new, 1))], context(), parts=PARTS)
+    assert outcome.left_out == ({} if reason is None else {reason: 1})
+
+
+def test_the_instruction_of_the_paper_asks_for_the_form_that_is_checked() -> None:
+    """The prompt itself has the tags in order, the headings between them and the box at the end."""
+    system = yaml.safe_load((CONF / "teacher_prompt" / "discord.yaml").read_text())["system"]
+    outcome = well_formed([record(completion=system)], context(), parts=PARTS)
+    assert outcome.left_out == {}
+    headings = re.findall(r"^## (\d\. [A-Z ]+)$", system, re.MULTILINE)
+    assert headings == ["1. UNDERSTAND", "2. PLAN", "3. SOLVE", "4. VERIFY", "5. FINAL ANSWER"]
 
 
 @given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\{", "\\}", "\\\\", "x"])).map("".join))
@@ -282,7 +319,7 @@ def test_the_first_of_equal_traces_is_kept_and_blanks_make_no_difference() -> No
         record("other case", problem="a b", completion="So 2"),
         record("other problem", problem="a c", completion="so 2"),
     ]
-    outcome = deduplicate(records, desk())
+    outcome = deduplicate(records, context())
     assert names(outcome) == ["first", "other case", "other problem"]
     assert outcome.left_out == {"same as an earlier trace": 1}
 
@@ -306,7 +343,7 @@ def test_near_duplicates_are_those_of_the_definition(texts: list[str], near: flo
         if not any(alike):
             kept.append(number)
     records = [record(str(number), completion=text) for number, text in enumerate(texts)]
-    assert names(deduplicate(records, desk(), near=near)) == [str(number) for number in kept]
+    assert names(deduplicate(records, context(), near=near)) == [str(number) for number in kept]
 
 
 # --- decontaminate
@@ -349,7 +386,7 @@ def test_overlap_is_that_of_the_sets_of_windows(
     file = tmp_path_factory.mktemp("test") / "set.jsonl"
     file.write_text("".join(json.dumps({"question": " ".join(words)}) + "\n" for words in theirs))
     records = [record(str(number), problem=", ".join(words).upper()) for number, words in enumerate(ours)]
-    outcome = decontaminate(records, desk(), against=[str(file)], n=3)
+    outcome = decontaminate(records, context(), against=[str(file)], n=3)
     windows = set().union(*(naive_windows(" ".join(words), 3) for words in theirs))
     clean = [str(i) for i, words in enumerate(ours) if not naive_windows(" ".join(words), 3) & windows]
     assert names(outcome) == clean
@@ -411,7 +448,9 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
     paths = {"gsm8k": gsm8k_file(tmp_path), "mine": str(tmp_path / "mine.csv"), "arithmetic": None}
     monkeypatch.setattr(overlap, "CONFIG", tmp_path / "nowhere")
     with initialize_config_dir(str(conf), version_base="1.3"):  # as inside a command
-        outcome = decontaminate([*records, records[0] | {"id": "again"}], desk(), against="all", paths=paths)
+        outcome = decontaminate(
+            [*records, records[0] | {"id": "again"}], context(), against="all", paths=paths
+        )
         assert compose("train", ["loss=sft"]).loss.rows == "all"
     counts = {name: (figures["problems"], figures["left_out"]) for name, figures in outcome.figures.items()}
     # Of the training problems none: 3+7 is not 3-7, although both are 3, 7.
@@ -430,7 +469,7 @@ def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
 def test_a_trace_that_overlaps_with_two_benchmarks_is_counted_once_and_shown_twice(tmp_path: Path) -> None:
     file = gsm8k_file(tmp_path)
     paths = {"gsm8k": file}
-    outcome = decontaminate([record(problem=QUESTION)], desk(), against=[file, "gsm8k"], paths=paths)
+    outcome = decontaminate([record(problem=QUESTION)], context(), against=[file, "gsm8k"], paths=paths)
     assert outcome.left_out == {f"overlaps with {file}": 1}
     assert [figures["left_out"] for figures in outcome.figures.values()] == [1, 1]
 
@@ -439,9 +478,9 @@ def test_a_trace_that_overlaps_with_two_benchmarks_is_counted_once_and_shown_twi
 def test_a_benchmark_that_is_not_to_be_had_is_never_passed_over(tmp_path: Path) -> None:
     said = r"of benchmark gsm8k are not to be had \(no hub here\): set {}curation.decontaminate.paths.gsm8k="
     with pytest.raises(UserError, match=said.format(r"\+")):
-        decontaminate([], desk())
+        decontaminate([], context())
     with pytest.raises(UserError, match=said.format("") + "<file>, or leave gsm8k out of curation.decont"):
-        decontaminate([], desk(), against=["gsm8k"], paths={"gsm8k": None})
+        decontaminate([], context(), against=["gsm8k"], paths={"gsm8k": None})
     # Its remedies are words that the command line takes.
     file = gsm8k_file(tmp_path)
     for words in (
@@ -449,7 +488,7 @@ def test_a_benchmark_that_is_not_to_be_had_is_never_passed_over(tmp_path: Path) 
         ["curation.decontaminate.against=[arithmetic]"],
     ):
         step = steps(["+curation=decontaminate", *words])["decontaminate"]
-        assert "arithmetic" in step([], desk()).figures
+        assert "arithmetic" in step([], context()).figures
 
 
 @pytest.mark.usefixtures("conf")
@@ -473,17 +512,17 @@ def test_a_benchmark_that_is_not_to_be_had_is_never_passed_over(tmp_path: Path) 
 )
 def test_a_mistake_in_what_to_compare_with_gets_one_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        decontaminate([], desk(), **options)
+        decontaminate([], context(), **options)
 
 
 def test_a_file_without_problems_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"question": 1, "text": "x"}\n')
     said = r"line 1: none of the fields problem, .* holds a problem's text \(the record has: question, text\)"
     with pytest.raises(UserError, match=said):
-        decontaminate([], desk(), against=[str(tmp_path / "other.jsonl")])
+        decontaminate([], context(), against=[str(tmp_path / "other.jsonl")])
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"empty.jsonl holds no problem: leave it out"):
-        decontaminate([], desk(), against=[str(tmp_path / "empty.jsonl")])
+        decontaminate([], context(), against=[str(tmp_path / "empty.jsonl")])
 
 
 @pytest.mark.realdata
@@ -514,7 +553,7 @@ def test_planted_gsm8k_test_problems_are_found_among_the_training_problems(data_
     records = [record(f"train/{number}", problem=text) for number, text in enumerate(train)]
     records[100:100] = [record(name, problem=text) for name, text in planted.items()]
     paths = {"gsm8k": str(data_dir / "gsm8k" / "test.jsonl")}
-    outcome = decontaminate(records, desk(), against=["gsm8k"], paths=paths)
+    outcome = decontaminate(records, context(), against=["gsm8k"], paths=paths)
     gone = {one["id"] for one in records} - set(names(outcome))
     assert {"verbatim", "re-cased", "re-spaced", "renumbered, still found"} <= gone
     assert "renumbered" not in gone
@@ -585,7 +624,7 @@ def test_of_each_problem_the_traces_farthest_apart_are_kept(unit: str, normalise
         expected += [same[row]["id"] for row in chosen]
         spread.append(np.mean([table[i][j] for i in range(10) for j in range(i)]))
         spread_kept.append(np.mean([table[i][j] for i in chosen for j in chosen if j < i]))
-    outcome = diverse(records, desk(), unit=unit, normalised=normalised)
+    outcome = diverse(records, context(), unit=unit, normalised=normalised)
     assert names(outcome) == sorted(expected, key=int)
     assert outcome.left_out == {"not among its problem's 4 farthest apart": 24}
     assert outcome.figures["problems"] == 5
@@ -600,8 +639,8 @@ def test_tokens_of_two_vocabularies_are_not_compared() -> None:
     with pytest.raises(
         UserError, match=r"unit=tokens, but the traces of problem p#0 are of several vocabularies"
     ):
-        diverse(records, desk(), unit="tokens")
-    assert len(diverse(records, desk(), unit="characters").kept) == 4
+        diverse(records, context(), unit="tokens")
+    assert len(diverse(records, context(), unit="characters").kept) == 4
 
 
 # --- pass_rate
@@ -628,13 +667,13 @@ def test_problems_that_the_student_solves_are_left_out(student: LazyModel, tmp_p
         "above": 0.5,
     }
     grade: Grader = arithmetic.grade
-    here = desk(tmp_path / "cache", models={"student": student}, grade=grade, seed=3)
+    here = context(tmp_path / "cache", models={"student": student}, grade=grade, seed=3)
     outcome = pass_rate(records, here, **options)
 
     tokenizer = student.source.tokenizer
     written = sample_completions(
         student,
-        [encode_prompt(tokenizer, example, "{problem}") for example in examples],
+        [Prompt("{problem}").encode(tokenizer, example) for example in examples],
         Sampling(temperature=1.0, max_new_tokens=60),
         samples=4,
         batch_size=4,
@@ -657,12 +696,12 @@ def test_problems_that_the_student_solves_are_left_out(student: LazyModel, tmp_p
         "mean_pass_rate": mean,
         "problems_by_pass_rate": histogram,
     }
-    again = desk(
+    again = context(
         tmp_path / "cache", models={"student": Unloadable(student.source, "cpu")}, grade=grade, seed=3
     )
     assert pass_rate(records, again, **options) == outcome
     with pytest.raises(AssertionError, match="everything is in the cache"):  # not of another seed
-        pass_rate(records, desk(tmp_path / "cache", models=again.models, grade=grade, seed=4), **options)
+        pass_rate(records, context(tmp_path / "cache", models=again.models, grade=grade, seed=4), **options)
 
 
 def test_an_answer_without_an_end_is_wrong(student: LazyModel, tmp_path: Path) -> None:
@@ -670,7 +709,7 @@ def test_an_answer_without_an_end_is_wrong(student: LazyModel, tmp_path: Path) -
         return Verdict("", True)
 
     options = {"samples": 1, "above": 0.0}
-    here = desk(tmp_path, models={"student": student}, grade=right)
+    here = context(tmp_path, models={"student": student}, grade=right)
     records = [record(problem="3+7*2-5=")]
     assert pass_rate(records, here, sampling=Sampling(max_new_tokens=3), **options).kept == records
     assert pass_rate(records, here, sampling=Sampling(max_new_tokens=60), **options).kept == []
@@ -683,21 +722,21 @@ def test_the_records_own_pass_rate_can_decide() -> None:
         for p, own in rates.items()
         for n, rate in enumerate(own)
     ]
-    outcome = pass_rate(records, desk(), from_record=True)
+    outcome = pass_rate(records, context(), from_record=True)
     assert names(outcome) == ["a#0", "a#1", "c#0", "c#1"]
     assert outcome.left_out == {"the problem's pass rate is above 0.75": 2}
     assert outcome.figures["problems_by_pass_rate"] == {"0.62": 1, "0.75": 1, "1.00": 1}
     with pytest.raises(
-        UserError, match=r"from_record=true, but trace a#1 has no pass rate: have it judged first"
+        UserError, match=r"from_record=true, but trace a#1 has no pass rate: have it graded first"
     ):
-        pass_rate([records[0], record("a#1", pass_rate=None)], desk(), from_record=True)
+        pass_rate([records[0], record("a#1", pass_rate=None)], context(), from_record=True)
 
 
 def test_what_the_student_cannot_be_asked_is_named(student: LazyModel, tmp_path: Path) -> None:
-    here = desk(tmp_path, models={"student": student}, grade=arithmetic.grade)
+    here = context(tmp_path, models={"student": student}, grade=arithmetic.grade)
     without = [record("a#0"), record("a#1"), record("b#0", problem="2+2=", gold=None)]
     with pytest.raises(
-        UserError, match=r"cannot judge answers to problem b#0, which has no gold answer: leave"
+        UserError, match=r"cannot grade answers to problem b#0, which has no gold answer: leave"
     ):
         pass_rate(without, here)
     with pytest.raises(
@@ -705,9 +744,9 @@ def test_what_the_student_cannot_be_asked_is_named(student: LazyModel, tmp_path:
     ):
         pass_rate([record("long#0", problem="1" + "+1" * 200)], here)
     with pytest.raises(UserError, match=r"step pass_rate needs the student: set model.student="):
-        pass_rate([record()], desk(tmp_path, grade=arithmetic.grade))
+        pass_rate([record()], context(tmp_path, grade=arithmetic.grade))
     with pytest.raises(UserError, match=r"step pass_rate needs a grader"):
-        pass_rate([record()], desk(tmp_path, models={"student": student}))
+        pass_rate([record()], context(tmp_path, models={"student": student}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -747,7 +786,7 @@ def test_an_option_that_makes_no_sense_gets_one_sentence(
     step: Callable[..., Outcome], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
-        step([], desk(), **options)
+        step([], context(), **options)
     assert "\n" not in str(error.value)
 
 
@@ -760,7 +799,7 @@ def test_words_and_fractions_are_no_whole_numbers() -> None:
             share("curation.pass_rate.above", value)
 
 
-def steps(words: list[str]) -> dict[str, Callable[[Sequence[Record], Desk], Outcome]]:
+def steps(words: list[str]) -> dict[str, Callable[[Sequence[Record], CurationContext], Outcome]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node: DictConfig = compose("train", words).curation
     return hydra.utils.instantiate(node, _convert_="all")
@@ -771,8 +810,10 @@ def test_every_file_makes_its_step_and_the_order_is_the_one_of_the_words() -> No
     for name in alone:
         made = steps([f"+curation={name}"])
         assert list(made) == [name]
-        here = desk(models={"student": LazyModel(find_model("package:distill/tiny/student", key="m"), "cpu")})
-        outcome = made[name]([], desk(models=here.models, grade=arithmetic.grade))
+        here = context(
+            models={"student": LazyModel(find_model("package:distill/tiny/student", key="m"), "cpu")}
+        )
+        outcome = made[name]([], context(models=here.models, grade=arithmetic.grade))
         assert (outcome.kept, outcome.left_out) == ([], {})
     assert list(steps(["+curation=[diverse,correct]"])) == ["diverse", "correct"]
     assert list(steps(["+curation=ded"])) == ["length", "well_formed", "correct", "pass_rate", "diverse"]
@@ -793,7 +834,7 @@ def test_ded_keeps_the_diverse_right_traces_of_problems_that_are_not_solved_yet(
     ]
     left_out = []
     for step in steps(words).values():
-        outcome = step(records, desk())
+        outcome = step(records, context())
         records = outcome.kept
         left_out += outcome.left_out
     assert [one["id"] for one in records] == ["hard#0", "hard#2"]
@@ -814,8 +855,8 @@ def test_a_sample_is_of_the_size_asked_for_and_the_same_for_a_seed(
     options: dict[str, int], tmp_path: Path
 ) -> None:
     records = [{"id": str(n), "problem": f"p{n % 5}"} for n in range(20)]
-    desks = [replace(desk(tmp_path), seed=seed) for seed in (0, 0, 1)]
-    found = [sample(records, one, **options) for one in desks]
+    contexts = [replace(context(tmp_path), seed=seed) for seed in (0, 0, 1)]
+    found = [sample(records, one, **options) for one in contexts]
     expected = min(20, options.get("traces", 2 * 5))
     for outcome in found:
         assert len(outcome.kept) == expected == 20 - sum(outcome.left_out.values())
@@ -833,7 +874,7 @@ def test_every_trace_is_drawn_as_often_as_any_other(tmp_path: Path) -> None:
     counts = Counter(
         record["id"]
         for seed in range(600)
-        for record in sample(records, replace(desk(tmp_path), seed=seed), traces=2).kept
+        for record in sample(records, replace(context(tmp_path), seed=seed), traces=2).kept
     )
     assert chisquare([counts[n] for n in range(6)]).pvalue > 1e-3
 
@@ -841,11 +882,11 @@ def test_every_trace_is_drawn_as_often_as_any_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"traces": 1, "per_problem": 1}, {"traces": 0}, {"per_problem": 0}])
 def test_a_sample_of_no_size_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"curation\.sample"):
-        sample([], desk(tmp_path), **options)
+        sample([], context(tmp_path), **options)
 
 
 def test_a_trace_beyond_a_models_context_is_named_before_it_is_scored(student: LazyModel) -> None:
-    here = desk(models={"student": student})
+    here = context(models={"student": student})
     long = record("long#0", completion="1+" * 200, completion_ids=None, prompt_ids=None)
     with pytest.raises(UserError, match=r"long#0 .*has \d+ tokens, more than the context .*curation\.length"):
-        here.scores([record(completion="1=1;#1", completion_ids=None, prompt_ids=None), long], student)
+        here.token_stats([record(completion="1=1;#1", completion_ids=None, prompt_ids=None), long], student)

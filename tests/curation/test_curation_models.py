@@ -23,7 +23,7 @@ from distill.benchmarks import arithmetic
 from distill.curation.backtracking import Boundary, motab, step_starts
 from distill.curation.fit import answer_tokens, compact, min_rsr
 from distill.curation.rewriting import self_data
-from distill.curation.step import Desk, Outcome, Record
+from distill.curation.step import CurationContext, Outcome, Record
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Verdict
 from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
@@ -34,7 +34,7 @@ from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 from distill.teacher import completions as teachers
-from distill.teacher.token_stats import TokenScores, set_rsr
+from distill.teacher.token_stats import TokenStats, set_rsr
 from distill.tiny import task
 from distill.training.recipe import TraceRecipe
 
@@ -53,10 +53,10 @@ def lazy(name: str) -> LazyModel:
     return LazyModel(find_model(name, key="model"), "cpu")
 
 
-def desk_of(models: dict[str, LazyModel], folder: Path, **options: Any) -> Desk:
+def context_of(models: dict[str, LazyModel], folder: Path, **options: Any) -> CurationContext:
     named: Any = models
     given: dict[str, Any] = {"grade": arithmetic.grade, "say": lambda line: None} | options
-    return Desk(named, TraceRecipe(lambda: []), cache=folder / "cache", **given)
+    return CurationContext(named, TraceRecipe(lambda: []), cache=folder / "cache", **given)
 
 
 def record(problem: str, completion: str, teacher: str = "A", **more: Any) -> Record:
@@ -137,7 +137,7 @@ def test_the_ratio_of_a_trace_and_of_a_set_are_the_authors() -> None:
         ([2, 100, 101, 7], [1.0, 5.0, 6.0, 2.0]),
     ]
     scores = [
-        TokenScores(-np.float32(nlls), np.int32(ranks), np.zeros(len(ranks), np.float32))
+        TokenStats(-np.float32(nlls), np.int32(ranks), np.zeros(len(ranks), np.float32))
         for ranks, nlls in traces
     ]
     assert [one.rsr(100) for one in scores] == pytest.approx([106 / 12, 2 / 1, 209 / 14])
@@ -149,19 +149,19 @@ def test_the_ratio_of_a_trace_and_of_a_set_are_the_authors() -> None:
 def test_of_each_problem_the_trace_with_the_lowest_ratio_is_kept(
     tiny_pair: tuple[Path, Path], tmp_path: Path, limit: int
 ) -> None:
-    desk = desk_of({"student": lazy(str(tiny_pair[0]))}, tmp_path, grade=None)
+    context = context_of({"student": lazy(str(tiny_pair[0]))}, tmp_path, grade=None)
     records = several(6)
-    lm = desk.models["student"].get()
+    lm = context.models["student"].get()
     ratios, means = {}, {}
     for row in records:
         found = loop(lm, row["prompt_ids"], row["completion_ids"])
         ranks, nlls = [min(rank, limit) for _, rank, _ in found], [nll for nll, _, _ in found]
         ratios[id(row)] = math.fsum(ranks) / math.fsum(nlls)
         means[id(row)] = mean(ranks), mean(nlls)
-    scores = desk.scores(records, desk.models["student"])
+    scores = context.token_stats(records, context.models["student"])
     assert [one.rsr(limit) for one in scores] == pytest.approx([ratios[id(r)] for r in records], rel=1e-5)
     for keep in (1, 2):
-        outcome = min_rsr(records, desk, keep=keep, limit=limit)
+        outcome = min_rsr(records, context, keep=keep, limit=limit)
         best = []
         for problem in {row["problem"] for row in records}:
             best += sorted((r for r in records if r["problem"] == problem), key=lambda r: ratios[id(r)])[
@@ -176,7 +176,7 @@ def test_of_each_problem_the_trace_with_the_lowest_ratio_is_kept(
         kept = outcome.figures["kept_by_teacher"]
         assert kept == {name: sum(r["teacher"] == name for r in best) for name in kept}
         assert sum(kept.values()) == 6 * keep
-    assert min_rsr([], desk).kept == []
+    assert min_rsr([], context).kept == []
 
 
 def standard(values: Sequence[float]) -> list[float]:
@@ -194,10 +194,10 @@ def grams(text: str, size: int) -> set[str]:
 def test_weights_are_their_definition(
     embedded: dict[str, LazyModel], tmp_path: Path, scales: tuple[float, float, float]
 ) -> None:
-    desk, records = desk_of(embedded, tmp_path), several(5)
+    context, records = context_of(embedded, tmp_path), several(5)
     records.append(record("1+2=", "1+2=3;#3"))  # alone
     alpha, beta, gamma = scales
-    outcome = compact(records, desk, alpha=alpha, beta=beta, gamma=gamma)
+    outcome = compact(records, context, alpha=alpha, beta=beta, gamma=gamma)
     lm = embedded["student"].get()
 
     def gold_logprob(row: Record, before: str) -> float:
@@ -240,14 +240,14 @@ def test_weights_are_their_definition(
 
 
 @dataclass(frozen=True)
-class ScoredDesk(Desk):
+class ScoredContext(CurationContext):
     """A student that finds every trace as surprising as its weight's column says."""
 
     surprisals: tuple[float, ...] = ()
 
-    def scores(self, records: Sequence[Record], model: LazyModel) -> list[TokenScores]:
+    def token_stats(self, records: Sequence[Record], model: LazyModel) -> list[TokenStats]:
         one = np.ones(1)
-        return [TokenScores(-np.float32([nll]), one, one) for nll in self.surprisals]
+        return [TokenStats(-np.float32([nll]), one, one) for nll in self.surprisals]
 
 
 def test_a_copied_trace_gains_and_a_surprising_one_loses(
@@ -255,10 +255,10 @@ def test_a_copied_trace_gains_and_a_surprising_one_loses(
 ) -> None:
     problem = "3+7*2-5="
     single, double = (task.write_solution(problem, style) for style in ("single", "double"))
-    desk = desk_of(embedded, tmp_path)
+    context = context_of(embedded, tmp_path)
     other = "3+0=3;3+2=5;#5"
 
-    def weights(rows: Sequence[Record], where: Desk = desk, **scales: float) -> list[float]:
+    def weights(rows: Sequence[Record], where: CurationContext = context, **scales: float) -> list[float]:
         return [row["weight"] for row in compact(rows, where, **scales).kept]
 
     apart = [record(problem, text, name) for text, name in ((single, "A"), (double, "B"), (other, "C"))]
@@ -269,7 +269,7 @@ def test_a_copied_trace_gains_and_a_surprising_one_loses(
     assert after[1] / after[0] > before[1] / before[0]
     last = math.inf
     for nll in (0.1, 0.5, 0.9, 4.0):
-        scored = ScoredDesk(desk.models, desk.recipe, None, tmp_path, surprisals=(0.5, nll, 1.0))
+        scored = ScoredContext(context.models, context.recipe, None, tmp_path, surprisals=(0.5, nll, 1.0))
         found = weights(apart, scored, alpha=0.0, beta=0.0, gamma=1.0)
         assert found[1] < last
         assert math.fsum(found) == pytest.approx(3)
@@ -279,25 +279,27 @@ def test_a_copied_trace_gains_and_a_surprising_one_loses(
 def test_candidates_that_do_not_differ_weigh_the_same_and_weights_multiply(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
-    desk = desk_of(embedded, tmp_path)
+    context = context_of(embedded, tmp_path)
     problem, text = "3+7=", "3+7=0;#0"
     alike = [record(problem, text, name) for name in "ABC"]
-    assert [row["weight"] for row in compact(alike, desk).kept] == [1.0, 1.0, 1.0]
+    assert [row["weight"] for row in compact(alike, context).kept] == [1.0, 1.0, 1.0]
     # A difference in the last bits is none.
-    noisy = ScoredDesk(desk.models, desk.recipe, None, tmp_path, surprisals=(0.5, 0.500001, 0.499999))
+    noisy = ScoredContext(
+        context.models, context.recipe, None, tmp_path, surprisals=(0.5, 0.500001, 0.499999)
+    )
     found = compact(alike, noisy, alpha=0.0, beta=0.0)
     assert [row["weight"] for row in found.kept] == [1.0, 1.0, 1.0]
     weighted = [row | {"weight": 0.25} for row in alike[:1]]
-    assert compact(weighted, desk).kept == weighted
-    assert [row["weight"] for row in compact([row | {"weight": 0.5} for row in alike], desk).kept] == [
+    assert compact(weighted, context).kept == weighted
+    assert [row["weight"] for row in compact([row | {"weight": 0.5} for row in alike], context).kept] == [
         0.5
     ] * 3
-    assert compact([], desk).figures["effective_sample_size"] == 0
+    assert compact([], context).figures["effective_sample_size"] == 0
     with pytest.raises(UserError, match=r"behind trace 3\+7=#0, whose problem has no gold answer.*beta=0"):
-        compact([row | {"gold": None} for row in alike], desk)
-    assert len(compact([row | {"gold": None} for row in alike], desk, beta=0.0).kept) == 3
+        compact([row | {"gold": None} for row in alike], context)
+    assert len(compact([row | {"gold": None} for row in alike], context, beta=0.0).kept) == 3
     with pytest.raises(UserError, match=r"curation.compact.gamma=-1.0 must be a number, at least 0"):
-        compact(alike, desk, gamma=-1.0)
+        compact(alike, context, gamma=-1.0)
 
 
 def test_an_answer_begins_where_it_changes_the_tokens() -> None:
@@ -327,10 +329,10 @@ def even(example: Example, completion: str) -> Verdict:
 
 
 def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
-    desk = desk_of(embedded, tmp_path, grade=even)
+    context = context_of(embedded, tmp_path, grade=even)
     own = {"learn_from": 4, "weight": 0.5, "prompt_ids": [5, 5], "messages": []}
     records = [row | own for row in several(6)]
-    outcome = self_data(records, desk, prompt=INFORMED, sampling=GREEDY, batch_size=7)
+    outcome = self_data(records, context, prompt=INFORMED, sampling=GREEDY, batch_size=7)
     lm = embedded["student"].get()
     rewritten = 0
     for before, after in zip(records, outcome.kept, strict=True):
@@ -351,7 +353,7 @@ def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], t
         assert (after["answer"], after["correct"]) == (text[-1:], True)
         assert (after["learn_from"], after["weight"]) == (0, 0.5)
         assert after["sampling"]["max_new_tokens"] == 48
-        (trace,) = desk.traces([after], embedded["student"])
+        (trace,) = context.traces([after], embedded["student"])
         assert trace.completion_ids.tolist() == expected
     assert 0 < rewritten < len(records)
     assert outcome.figures["rewritten"] == rewritten
@@ -366,12 +368,12 @@ def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], t
 def test_a_target_that_is_not_rewritten_stays_and_the_reason_is_counted(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
-    desk, records = desk_of(embedded, tmp_path), several(2)
+    context, records = context_of(embedded, tmp_path), several(2)
     long = record("1+2=", "1+2=3;" * 25 + "#3")
 
     def reasons(rows: list[Record], **options: Any) -> dict[str, int]:
         given: dict[str, Any] = {"prompt": INFORMED, "sampling": GREEDY} | options
-        outcome = self_data(rows, desk, **given)
+        outcome = self_data(rows, context, **given)
         if not outcome.figures["rewritten"]:
             assert outcome.kept == rows
         return outcome.figures["own_target_by_reason"]
@@ -381,26 +383,26 @@ def test_a_target_that_is_not_rewritten_stays_and_the_reason_is_counted(
     said = reasons(records, forbidden=["#"])
     assert said["speaks of the reference"] + said.get("no end", 0) == 6
     assert reasons([row | {"gold": "11"} for row in records], forbidden=[]).keys() <= {"wrong", "no end"}
-    assert self_data([], desk, prompt=INFORMED).figures["share_rewritten"] is None
+    assert self_data([], context, prompt=INFORMED).figures["share_rewritten"] is None
 
 
 def test_rewriting_refuses_what_it_cannot_do(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
-    desk, records = desk_of(embedded, tmp_path), several(1)
+    context, records = context_of(embedded, tmp_path), several(1)
     with pytest.raises(UserError, match=r"no gold answer: name the data's \(data.fields.gold\)"):
-        self_data([records[0], records[1] | {"gold": None}], desk, prompt=INFORMED)
+        self_data([records[0], records[1] | {"gold": None}], context, prompt=INFORMED)
     with pytest.raises(UserError, match=r"self_data needs a grader: set check.answer"):
-        self_data(records, desk_of(embedded, tmp_path, grade=None), prompt=INFORMED)
+        self_data(records, context_of(embedded, tmp_path, grade=None), prompt=INFORMED)
     with pytest.raises(UserError, match=r"curation.self_data.prompt='\{problem\}' needs"):
-        self_data(records, desk, prompt="{problem}")
+        self_data(records, context, prompt="{problem}")
     with pytest.raises(UserError, match=r"cannot spell"):
-        self_data(records, desk)  # the default is English
+        self_data(records, context)  # the default is English
 
 
-def scored(*steps: tuple[list[float], list[float]]) -> tuple[TokenScores, list[int]]:
+def scored(*steps: tuple[list[float], list[float]]) -> tuple[TokenStats, list[int]]:
     """Steps of surprisals and entropies."""
     nlls, entropies = ([value for step in steps for value in step[part]] for part in (0, 1))
     ends = list(itertools.accumulate(len(nlls) for nlls, _ in steps))
-    return TokenScores(-np.float32(nlls), np.ones(len(nlls), np.int32), np.float32(entropies)), [
+    return TokenStats(-np.float32(nlls), np.ones(len(nlls), np.int32), np.float32(entropies)), [
         0,
         *ends[:-1],
     ]
@@ -439,17 +441,21 @@ def test_steps_end_behind_their_separator_and_with_the_completion() -> None:
 @pytest.fixture(scope="module")
 def backtracked(
     embedded: dict[str, LazyModel], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Desk, Outcome]:
+) -> tuple[CurationContext, Outcome]:
     """Greedily, of 16 problems."""
-    desk = desk_of(embedded, tmp_path_factory.mktemp("motab"))
-    return desk, motab(several(16), desk, separator=";", sampling=GREEDY, correction=GREEDY, batch_size=6)
+    context = context_of(embedded, tmp_path_factory.mktemp("motab"))
+    return context, motab(
+        several(16), context, separator=";", sampling=GREEDY, correction=GREEDY, batch_size=6
+    )
 
 
 @torch.no_grad()
-def test_backtracking_is_asking_the_teacher_after_each_step(backtracked: tuple[Desk, Outcome]) -> None:
+def test_backtracking_is_asking_the_teacher_after_each_step(
+    backtracked: tuple[CurationContext, Outcome],
+) -> None:
     """The student writes token by token; after each step both numbers come from a pass over that prefix."""
-    desk, outcome = backtracked
-    student, teacher = (desk.models[role].get() for role in ("student", "teacher"))
+    context, outcome = backtracked
+    student, teacher = (context.models[role].get() for role in ("student", "teacher"))
     kept = {row["problem"]: row for row in outcome.kept}
     (semicolon,) = student.tokenizer(";").input_ids
     strayed, places, right, alone = 0, [], 0, 0
@@ -492,16 +498,16 @@ def test_backtracking_is_asking_the_teacher_after_each_step(backtracked: tuple[D
 
 
 def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
-    backtracked: tuple[Desk, Outcome], tmp_path: Path
+    backtracked: tuple[CurationContext, Outcome], tmp_path: Path
 ) -> None:
-    desk, outcome = backtracked
+    context, outcome = backtracked
     tokenizer = tokenizer_of()
     path = tmp_path / "set.parquet"
     write_records(path, outcome.kept)
     rows = read_records(path)
     corrected = [row for row in rows if row["learn_from"]]
     assert corrected
-    for row, trace in zip(rows, desk.traces(rows, desk.models["student"]), strict=True):
+    for row, trace in zip(rows, context.traces(rows, context.models["student"]), strict=True):
         assert arithmetic.grade(example_of(row), row["completion"]).correct
         assert row["correct"]
         assert row["finished"]
@@ -512,7 +518,7 @@ def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
         assert trace.prompt_ids.tolist() == tokenizer(row["problem"] + prefix).input_ids
         assert trace.completion_ids.tolist() == row["completion_ids"][at:]
         assert row["completion"].startswith(prefix)
-    loose = motab(several(16), desk, separator=";", margin=50.0, sampling=GREEDY, batch_size=6)
+    loose = motab(several(16), context, separator=";", margin=50.0, sampling=GREEDY, batch_size=6)
     assert loose.figures["share_strayed"] == 0
     assert 0 < len(loose.kept) == 16 - loose.left_out["wrong"] < 16
     assert all(arithmetic.grade(example_of(row), row["completion"]).correct for row in loose.kept)
@@ -521,14 +527,14 @@ def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
 def test_a_student_that_writes_as_the_teacher_needs_no_help(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
-    desk = desk_of({"student": embedded["teacher"], "teacher": embedded["teacher"]}, tmp_path)
+    context = context_of({"student": embedded["teacher"], "teacher": embedded["teacher"]}, tmp_path)
     options: Any = {
         "separator": ";",
         "margin": 50.0,
         "samples": 2,
         "sampling": Sampling(1.0, max_new_tokens=48),
     }
-    outcome = motab(several(5), desk, **options)
+    outcome = motab(several(5), context, **options)
     assert outcome.figures["share_strayed"] == 0
     assert outcome.figures["right_strayed_corrected"] is None
     assert {row["learn_from"] for row in outcome.kept} == {0}
@@ -536,10 +542,10 @@ def test_a_student_that_writes_as_the_teacher_needs_no_help(
     for row in outcome.kept:
         same = [other for other in outcome.kept if other["problem"] == row["problem"]]
         assert row["pass_rate"] == len(same) / 2
-    bare = motab(several(5), desk, **options, keep_unaided=False)
+    bare = motab(several(5), context, **options, keep_unaided=False)
     assert bare.kept == []
     assert bare.left_out["student needed no help"] == len(outcome.kept)
-    assert motab([], desk, separator=";").kept == []
+    assert motab([], context, separator=";").kept == []
 
 
 class Killed(BaseException):
@@ -564,14 +570,14 @@ def test_backtracking_killed_between_batches_goes_on_behind_them(
 
     monkeypatch.setattr(teachers, "generate", mortal)
     left = [1_000]
-    clean = motab(records, desk_of(embedded, tmp_path / "clean"), **options)
+    clean = motab(records, context_of(embedded, tmp_path / "clean"), **options)
     batches = asked.copy()
     asked.clear()
     deaths = 0
     while True:
         left = [1]
         try:
-            resumed = motab(records, desk_of(embedded, tmp_path / "killed"), **options)
+            resumed = motab(records, context_of(embedded, tmp_path / "killed"), **options)
             break
         except Killed:
             deaths += 1
@@ -581,39 +587,39 @@ def test_backtracking_killed_between_batches_goes_on_behind_them(
     assert resumed == clean
     assert clean.figures["written"] == 16
     monkeypatch.setattr(teachers, "generate", write)
-    other = motab(records, desk_of(embedded, tmp_path / "clean", seed=1), **options)
+    other = motab(records, context_of(embedded, tmp_path / "clean", seed=1), **options)
     assert [r["completion"] for r in other.kept] != [r["completion"] for r in clean.kept]
 
 
 def test_backtracking_refuses_what_it_cannot_do(
     embedded: dict[str, LazyModel], tmp_path: Path, tiny_pair: tuple[Path, Path], permuted_tokenizer: Any
 ) -> None:
-    desk, records = desk_of(embedded, tmp_path), several(1)
+    context, records = context_of(embedded, tmp_path), several(1)
     with pytest.raises(UserError, match=r"curation.motab.separator='\\n': no token of .*data.step_separator"):
-        motab(records, desk)
+        motab(records, context)
     with pytest.raises(UserError, match=r"curation.motab.separator='': no token"):
-        motab(records, desk, separator="")
+        motab(records, context, separator="")
     with pytest.raises(UserError, match=r"problem of trace .*no gold answer"):
-        motab([row | {"gold": None} for row in records], desk, separator=";")
+        motab([row | {"gold": None} for row in records], context, separator=";")
     with pytest.raises(UserError, match=r"samples=2 with sampling.temperature=0"):
-        motab(records, desk, separator=";", samples=2, sampling=GREEDY)
+        motab(records, context, separator=";", samples=2, sampling=GREEDY)
     with pytest.raises(UserError, match=r"motab needs the teacher: set model.teacher="):
-        motab(records, desk_of({"student": embedded["student"]}, tmp_path), separator=";")
+        motab(records, context_of({"student": embedded["student"]}, tmp_path), separator=";")
     with pytest.raises(UserError, match=r"curation.motab.margin=-0.1 must be a number, at least 0"):
-        motab(records, desk, separator=";", margin=-0.1)
+        motab(records, context, separator=";", margin=-0.1)
     other = tmp_path / "other"
     shutil.copytree(tiny_pair[1], other)
     permuted_tokenizer.save_pretrained(other)
     pair = {"student": lazy(str(tiny_pair[0])), "teacher": lazy(str(other))}
     with pytest.raises(UserError, match=r"but the vocabularies differ .*: take two models of one family"):
-        motab(records, desk_of(pair, tmp_path), separator=";")
+        motab(records, context_of(pair, tmp_path), separator=";")
 
 
 def test_problems_that_leave_no_room_are_left_out(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
     long = "1" + "+1" * 70 + "="
     short = several(1)[0]
     rows = [record(long, "1+1=2;#2", gold="1"), short]
-    outcome = motab(rows, desk_of(embedded, tmp_path), separator=";", sampling=GREEDY, correction=GREEDY)
+    outcome = motab(rows, context_of(embedded, tmp_path), separator=";", sampling=GREEDY, correction=GREEDY)
     assert outcome.left_out == {"prompt leaves no room": 1}
     assert [row["problem"] for row in outcome.kept] == [short["problem"]]
 
@@ -635,4 +641,4 @@ def test_a_step_is_a_file(step: Any, embedded: dict[str, LazyModel], tmp_path: P
             assert value.max_new_tokens == 96
         elif option not in ("prompt", "separator"):
             assert value == (list(default) if isinstance(default, tuple) else default), option
-    assert made(several(3), desk_of(embedded, tmp_path)).kept
+    assert made(several(3), context_of(embedded, tmp_path)).kept

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.data.alignment import align, shared_tokens, spell
 from distill.data.batch import collate
-from distill.data.trace import Example, TeacherView, Trace, encode_completion, encode_prompt
+from distill.data.prompt import Prompt
+from distill.data.trace import Example, TeacherView, Trace, encode_completion
 from distill.errors import UserError
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
@@ -189,7 +190,7 @@ def test_a_reading_has_the_other_tokens_and_ends_as_the_teacher_does(
     student: LanguageModel, permuted_tokenizer: Any, tmp_path: Path
 ) -> None:
     teacher = same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
-    reader = Retokenizer(student.source, teacher, "{problem}")
+    reader = Retokenizer(student.source, teacher, Prompt("{problem}"))
     assert reader.foreign
     example = Example("1", "3+7*2-5=")
     ids = [*student.tokenizer(task.write_solution(example.problem, "single")).input_ids, *student.end_ids[:1]]
@@ -214,7 +215,7 @@ def test_readings_side_by_side_point_at_the_batchs_own_tokens() -> None:
         example = Example(str(number), "?")
         ids = mine(text, add_special_tokens=False).input_ids
         other = theirs(text, add_special_tokens=False).input_ids
-        prompts = [encode_prompt(t, example, "{problem}") for t in (mine, theirs)]
+        prompts = [Prompt("{problem}").encode(t, example) for t in (mine, theirs)]
         trace = Trace(example, prompts[0], np.asarray(ids, dtype=np.int32))
 
         trace.teacher_view = TeacherView(
@@ -285,12 +286,12 @@ def test_vocabularies_are_compared_once_however_many_traces_are_read(
     monkeypatch.setattr("distill.teacher.retokenize.vocabulary_mismatch", watched)
     for source in (teacher, student.source):
         asked.clear()
-        reader = Retokenizer(student.source, source, "{problem}{solution}", informed=True)
+        reader = Retokenizer(student.source, source, Prompt("{problem}{solution}"))
         traces = []
         for number, problem in enumerate(task.problems(4, split="train", operations=(2, 3))):
             example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
             ids = encode_completion(student.tokenizer, example.completion or "")
-            traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+            traces.append(Trace(example, Prompt("{problem}").encode(student.tokenizer, example), ids))
         assert reader.needed
         reader.read_all(traces)
         assert asked == [source.name]
@@ -334,7 +335,7 @@ def test_a_text_is_compared_to_its_end_whatever_the_teachers_tokenizer_does_with
 ) -> None:
     student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", READERS[name])
     ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
-    reading = Retokenizer(student, teacher, "{problem}").read(PROMPT, ids)
+    reading = Retokenizer(student, teacher, Prompt("{problem}")).read(PROMPT, ids)
     assert reading.alignment is not None
     at, there, same = (column.tolist() for column in vars(reading.alignment).values())
     assert len(at) > 2
@@ -343,7 +344,9 @@ def test_a_text_is_compared_to_its_end_whatever_the_teachers_tokenizer_does_with
     for mine, theirs in zip(at, there, strict=True):
         read = decoded(teacher.tokenizer, reading.completion_ids[:theirs].tolist())
         assert read.lstrip(" ") == decoded(student.tokenizer, ids[:mine]).lstrip(" ")
-    pairs = {tuple(pair) for pair in Retokenizer(student, teacher, "{problem}").shared_ids().T.tolist()}
+    pairs = {
+        tuple(pair) for pair in Retokenizer(student, teacher, Prompt("{problem}")).shared_ids().T.tolist()
+    }
     for mine, theirs, alike in zip(at, there, same, strict=True):
         assert not alike or (ids[mine], int(reading.completion_ids[theirs])) in pairs
 
@@ -352,7 +355,7 @@ def test_a_piece_with_a_blank_in_its_name_is_not_the_same_as_one_without() -> No
     """Compared by name, an answer's first token would be taught to begin with a blank."""
     student, teacher = source("student", TOKENIZERS["bytes"]), source("teacher", TOKENIZERS["pieces"])
     ids = student.tokenizer("an", add_special_tokens=False).input_ids
-    reading = Retokenizer(student, teacher, "{problem}").read(PROMPT, ids)
+    reading = Retokenizer(student, teacher, Prompt("{problem}")).read(PROMPT, ids)
     assert student.tokenizer.convert_ids_to_tokens(ids) == ["an"]
     assert teacher.tokenizer.convert_ids_to_tokens(reading.completion_ids.tolist()) == ["▁an"]
     assert reading.alignment is not None
@@ -368,7 +371,7 @@ def test_ends_are_not_compared_behind_another_text() -> None:
     student = source("student", TOKENIZERS["bytes"])
     for text, compared in (("one two", True), ("one three", False)):
         ids = [*student.tokenizer(text, add_special_tokens=False).input_ids, *student.end_ids]
-        reading = Retokenizer(student, poor, "{problem}").read(PROMPT, ids)
+        reading = Retokenizer(student, poor, Prompt("{problem}")).read(PROMPT, ids)
         assert reading.alignment is not None
         assert (len(ids) - 1 in reading.alignment.student_at) == compared
         assert reading.completion_ids[-1] == poor.end_ids[0]
@@ -380,7 +383,7 @@ def test_no_token_is_shared_twice() -> None:
     mine.add_tokens(["<|turn|>"])
     theirs.add_tokens(["<|more|>", "<|turn|>"])
     student, teacher = (source(name, t, "<|turn|>") for name, t in (("student", mine), ("teacher", theirs)))
-    shared = Retokenizer(student, teacher, "{problem}").shared_ids()
+    shared = Retokenizer(student, teacher, Prompt("{problem}")).shared_ids()
     assert [student.end_ids[0], teacher.end_ids[0]] in shared.T.tolist()
     assert all(len(set(row)) == len(row) for row in shared.tolist())
 
@@ -389,7 +392,7 @@ def test_what_the_teachers_context_does_not_hold_is_not_compared() -> None:
     student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["pieces"])
     ids = [*student.tokenizer(TEXTS[0], add_special_tokens=False).input_ids, *student.end_ids]
     prompt = np.zeros(50, dtype=np.int32)
-    reader = Retokenizer(student, teacher, "{problem}")
+    reader = Retokenizer(student, teacher, Prompt("{problem}"))
     whole, cut = reader.read(PROMPT, ids), reader.read(prompt, ids)
     assert len(whole) == len(cut) == 64
     assert whole.alignment is not None
@@ -404,7 +407,7 @@ def test_what_the_teachers_context_does_not_hold_is_not_compared() -> None:
 def traces_of(tokenizer: Any, texts: list[str]) -> list[Trace]:
     examples = [Example(str(number), "one?", completion=text) for number, text in enumerate(texts)]
     return [
-        Trace(e, encode_prompt(tokenizer, e, "{problem}"), encode_completion(tokenizer, e.completion or ""))
+        Trace(e, Prompt("{problem}").encode(tokenizer, e), encode_completion(tokenizer, e.completion or ""))
         for e in examples
     ]
 
@@ -416,7 +419,7 @@ def test_a_teacher_that_reads_another_text_than_the_student_writes_is_refused() 
     words.decoder = decoders.WordPiece()
     lower = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[SEP]")
     student, teacher = source("student", TOKENIZERS["bytes"]), source("lower", lower)
-    reader = Retokenizer(student, teacher, "{problem}")
+    reader = Retokenizer(student, teacher, Prompt("{problem}"))
     with pytest.raises(
         UserError, match=r"teacher lower does not preserve this data: it turns 'aB' into 'ab'"
     ):
@@ -427,7 +430,7 @@ def test_a_teacher_that_reads_another_text_than_the_student_writes_is_refused() 
 def test_problems_that_the_teachers_context_does_not_hold_are_refused_or_left_out() -> None:
     student, teacher = source("student", TOKENIZERS["words"]), source("teacher", TOKENIZERS["bytes"])
     traces = traces_of(student.tokenizer, ["one", "one two " * 40, "two"])
-    reader, said = Retokenizer(student, teacher, "{problem}"), []
+    reader, said = Retokenizer(student, teacher, Prompt("{problem}")), []
     with pytest.raises(UserError, match=r"problem 1 does not fit .*its completion 321; .*overlong=drop"):
         reader.read_all(traces)
     kept = reader.read_all(traces, overlong="drop", say=said.append)
@@ -439,7 +442,7 @@ def test_problems_that_the_teachers_context_does_not_hold_are_refused_or_left_ou
 
 def test_rollouts_end_where_an_informed_teachers_context_does_and_that_is_said() -> None:
     own = source("student", TOKENIZERS["bytes"])
-    reader, said = Retokenizer(own, own, "{solution} {problem}", informed=True), []
+    reader, said = Retokenizer(own, own, Prompt("{solution} {problem}")), []
     traces = traces_of(own.tokenizer, ["one", "one two"])
     kept = reader.read_all(traces, 62, say=said.append)
     assert len(kept) == 2

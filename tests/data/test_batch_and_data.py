@@ -229,7 +229,9 @@ def test_completions_of_the_data_become_traces_in_the_datas_order(
     student: LanguageModel, tmp_path: Path
 ) -> None:
     examples = problems()
-    traces, said = build(TraceRecipe(lambda: examples, prompt="#{problem}"), student, tmp_path)
+    traces, said = build(
+        TraceRecipe(lambda: examples, student_prompt=Prompt("#{problem}")), student, tmp_path
+    )
     assert [trace.example for trace in traces] == examples
     for trace, example in zip(traces, examples, strict=True):
         assert student.tokenizer.decode(trace.prompt_ids) == "#" + example.problem
@@ -385,8 +387,8 @@ def test_the_teachers_context_bounds_what_it_writes_and_reads(
     [
         ({"completions": "student"}, r"data\.completions='student' is not one of dataset, teacher"),
         ({"overlong": "cut"}, r"data\.overlong='cut' is not one of error, drop"),
-        ({"prompt": "solve!"}, r"has no \{problem\} in it"),
-        ({"prompt": "{problem} {solution}"}, r"has \{solution\} in it.*data.informed_prompt"),
+        ({"informed_prompt": "{problem}"}, r"needs \{problem\} and \{solution\} in it"),
+        ({"other_prompt": "keep"}, r"data\.other_prompt='keep' is not one of error, rescore"),
     ],
 )
 def test_a_recipe_refuses_what_it_does_not_know(options: dict[str, Any], message: str) -> None:
@@ -427,7 +429,7 @@ def test_the_teachers_right_and_finished_traces_alone_are_kept(
     asked = scripted(monkeypatch, ["1+1=2;#2", "#3", "2+2=4;#4|", "#4", "", "|"])
     recipe = TraceRecipe(
         lambda: examples,
-        prompt="#{problem}",
+        student_prompt=Prompt("#{problem}"),
         completions="teacher",
         grade=exact,
         samples=2,

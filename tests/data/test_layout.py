@@ -20,9 +20,9 @@ from distill.data.batch import collate
 from distill.data.layout import BatchLayout, LayoutKind, Segments, alike
 from distill.data.trace import Trace
 from distill.errors import UserError
-from distill.models import packing
+from distill.models import packed_attention
 from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
-from distill.models.packing import allow_packing
+from distill.models.packed_attention import allow_packing
 
 traces = test_training.traces  # the fixture
 
@@ -135,7 +135,7 @@ def test_a_model_that_cannot_keep_packed_traces_apart_is_refused(family: str) ->
 def test_a_leak_and_a_window_passed_by_are_found_whatever_they_come_from(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = packing.attention
+    original = packed_attention.attention
 
     def leaking(*given: Any, segments: Segments | None = None, **more: Any) -> Any:
         whole = segments and Segments((sum(segments.lengths),), segments.bounds[[0, -1]])
@@ -177,7 +177,7 @@ def test_a_model_that_may_pack_writes_and_is_saved_as_before(tmp_path: Path) -> 
 def test_the_kernel_is_asked_for_the_attention_that_the_loop_computes(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = inspect.signature(packing._flash)
+    real = inspect.signature(packed_attention._flash)
 
     def flash(*given: Any, **more: Any) -> torch.Tensor:
         """By its documentation: tokens first, and a window of so many tokens before one's own."""
@@ -201,11 +201,11 @@ def test_the_kernel_is_asked_for_the_attention_that_the_loop_computes(
     q, k, v = (torch.randn(1, heads, 13, 8) for heads in (4, 2, 2))
     layer: Any = torch.nn.Identity()
     layer.num_key_value_groups = 2
-    expected, _ = packing.attention(
+    expected, _ = packed_attention.attention(
         layer, q, k, v, None, scaling=0.3, sliding_window=window, segments=segments
     )
-    monkeypatch.setattr(packing, "_flash", flash)
-    found = packing._in_one_kernel(q, k, v, segments, 0.3, window)
+    monkeypatch.setattr(packed_attention, "_flash", flash)
+    found = packed_attention._in_one_kernel(q, k, v, segments, 0.3, window)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 

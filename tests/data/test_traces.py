@@ -15,8 +15,9 @@ from tokenizers import processors
 
 from distill.benchmarks import gsm8k
 from distill.benchmarks.grading import answers
+from distill.data.prompt import Prompt
 from distill.data.readers import read_examples, read_records
-from distill.data.trace import Example, check_spelling, encode_completion, encode_prompt
+from distill.data.trace import Example, check_spelling, encode_completion
 from distill.errors import UserError
 from distill.models.find import find_model
 from distill.tiny.build import make_tokenizer
@@ -310,12 +311,12 @@ def test_a_conversation_that_the_chat_template_refuses_is_the_users_mistake() ->
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match=r"refuses the conversation of p1 \(a.jsonl, line 3\) \(System role"):
-        encode_prompt(tokenizer, Example("p1", "1+1=", where="a.jsonl, line 3"), "{problem}")
+        Prompt("{problem}").encode(tokenizer, Example("p1", "1+1=", where="a.jsonl, line 3"))
 
 
 def test_without_a_chat_template_the_prompt_is_plain_text() -> None:
     tokenizer = make_tokenizer()
-    ids = encode_prompt(tokenizer, Example("0", "3+4="), "#{problem}")
+    ids = Prompt("#{problem}").encode(tokenizer, Example("0", "3+4="))
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == "#3+4="
     closing = make_tokenizer()
@@ -323,25 +324,25 @@ def test_without_a_chat_template_the_prompt_is_plain_text() -> None:
         single="$A <eos>", special_tokens=[("<eos>", closing.eos_token_id)]
     )
     assert closing("3").input_ids[-1] == closing.eos_token_id
-    assert encode_prompt(closing, Example("0", "3+4="), "#{problem}").tolist() == ids.tolist()
+    assert Prompt("#{problem}").encode(closing, Example("0", "3+4=")).tolist() == ids.tolist()
 
 
 def test_a_chat_template_is_applied_up_to_where_the_completion_begins() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT
-    ids = encode_prompt(tokenizer, Example("0", "3+4"), "0{problem}1")
+    ids = Prompt("0{problem}1").encode(tokenizer, Example("0", "3+4"))
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == "#03+41="
     turns = ({"role": "system", "content": "1"}, {"role": "user", "content": "2+2"})
     own = Example("0", "2+2", messages=turns)
-    assert tokenizer.decode(encode_prompt(tokenizer, own, "0{problem}1")) == "*1#2+2="
+    assert tokenizer.decode(Prompt("0{problem}1").encode(tokenizer, own)) == "*1#2+2="
 
 
 def test_a_problem_with_braces_is_taken_literally() -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["{", "}", "problem", "x"])
     example = Example("0", "{problem}{x}{0}")
-    assert tokenizer.decode(encode_prompt(tokenizer, example, "#{problem}#")) == "#{problem}{x}{0}#"
+    assert tokenizer.decode(Prompt("#{problem}#").encode(tokenizer, example)) == "#{problem}{x}{0}#"
 
 
 @pytest.mark.parametrize("pad_is_end", [False, True])
@@ -365,7 +366,7 @@ def test_a_completion_has_exactly_one_end_token(text: str, pad_is_end: bool, clo
 def test_a_tokenizer_that_cannot_spell_a_text_and_says_so_is_the_users_mistake() -> None:
     tokenizer = make_tokenizer()
     with pytest.raises(UserError, match=r"cannot spell 'Natalia"):
-        encode_prompt(tokenizer, Example("0", "Natalia sold 48 clips"), "{problem}")
+        Prompt("{problem}").encode(tokenizer, Example("0", "Natalia sold 48 clips"))
     with pytest.raises(UserError, match=r"cannot spell 'She"):
         encode_completion(tokenizer, "She sold 72.")
 

@@ -181,7 +181,7 @@ def test_page_opens_from_a_file_with_its_figures_and_counts(page: browser.Browse
 
 def test_settings_and_unreadable_golds_are_there(page: browser.Browser) -> None:
     note = page.run("return document.getElementById('unreadable').innerText")
-    assert note == "1 gold answer of sums cannot be read by the judge: 7"
+    assert note == "1 gold answer of sums cannot be read by the grader: 7"
     page.click("#benchmarks summary")
     settings = page.run("return document.querySelector('.benchmark[open] .pairs').innerText")
     assert "{problem}\nThink." in settings

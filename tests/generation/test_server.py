@@ -148,7 +148,7 @@ def test_a_set_by_a_server_is_asked_for_as_it_should_be(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     records = run(
-        words(stub, "engine.served_as=big", "prompt=boxed", "engine.concurrency=3"), tmp_path / "set"
+        words(stub, "engine.served_as=big", "teacher_prompt=boxed", "engine.concurrency=3"), tmp_path / "set"
     )
     assert len(records) == len(stub.seen) == 24
     assert stub.most_under_way <= 3

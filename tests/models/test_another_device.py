@@ -21,7 +21,7 @@ from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
 from distill.losses.signals import Source, properties_of
 from distill.models.language_model import LanguageModel
-from distill.models.packing import allow_packing
+from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepProposals
 from distill.teacher.distribution import TeacherDistribution

@@ -226,7 +226,7 @@ def test_a_bad_switch_is_refused_by_its_name(switch: dict[str, object], message:
 def test_what_cannot_be_cut_or_valued_is_refused(student: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"loss.proposals.separator='\\n': no token of"):
         StepProposals(separator="\n").check(student.source, None)
-    with pytest.raises(UserError, match=r"value=success needs data whose answers can be judged"):
+    with pytest.raises(UserError, match=r"value=success needs data whose answers can be graded"):
         StepProposals(separator=";", value="success").check(student.source, None)
     with pytest.raises(ValueError, match=r"validity compares proposed next steps: say how in loss.proposals"):
         Objective("dataset", uniform_loss, validity)

@@ -111,6 +111,8 @@ def test_another_optimizer_keeps_something_else(
         ("dcod", ["trainer.accumulate_grad_batches=2"]),
         ("forward_kl", []),
         ("forward_kl", ["loss.distribution.source=hidden_states"]),
+        ("dcod", ["data.teacher_prompt.user='####{problem}'"]),
+        ("forward_kl", ["data.teacher_prompt.user='####{problem}'"]),
         ("opd", ["estimate.completion_tokens=16"]),
     ],
 )
@@ -190,7 +192,7 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
         planned(words)
     plan = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=10"])
     held = AutoModelForCausalLM.from_pretrained(tiny_pair[1])
-    scoring = stage(plan, "teacher scores")
+    scoring = stage(plan, "teacher reads")
     assert scoring.parameters == sum(p.numel() for p in held.parameters())
     assert scoring.memory > 2 * scoring.parameters  # in bf16
     longer = planned([*words, "estimate.traces=100", "estimate.prompt_tokens=40"])
@@ -222,7 +224,7 @@ def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path
     words = arguments(tiny_pair, traces, tmp_path, "plan=true", "loss=dcod", f"dir={tmp_path / 'run'}")
     done = train_py(words)
     assert done.returncode == 0, done.stderr
-    assert "teacher scores traces" in done.stdout
+    assert "teacher reads traces" in done.stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -238,7 +240,7 @@ def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
             whole.add([*words, f"loss={loss}", f"seed={seed}"], lambda plan=plan: plan)
     assert list(whole.jobs.values()) == [3, 3]
     (shared,) = whole.shared()
-    assert shared[0].name == "teacher scores traces (teacher_logprobs)"
+    assert shared[0].name == "teacher reads traces (teacher_logprobs)"
     hours = {loss: [(one.shared, plan.hours(one)) for one in plan.stages] for loss, plan in single.items()}
     once = sum(time for own in hours.values() for cached, time in own if cached)
     assert once > 0

@@ -22,7 +22,7 @@ from test_training import arguments, run
 
 from distill.errors import UserError
 from distill.report import curves, figures
-from distill.report.examples import partings
+from distill.report.examples import disagreements
 from distill.report.methods import Table, method_of_runs, tables_of
 from distill.report.page import Grid, Heading, Items, Picture, Text, Written, markdown, page
 from distill.report.style import styles, written
@@ -416,7 +416,7 @@ def test_examples_are_the_problems_on_which_the_best_method_and_the_baseline_par
         job(tmp_path, "sft", seed, base[seed])
         job(tmp_path, "dcod", seed, best[seed])
     table = one_table(tmp_path)
-    found = partings(table, table.method("dcod"), 2)
+    found = disagreements(table, table.method("dcod"), 2)
     # Gaps: 1, 0.5, 0, -0.5, 0.5, 0.
     assert [(one.gained, one.id) for one in found] == [(True, "0"), (True, "1"), (False, "3")]
     assert found[0].right == {"dcod": 1.0, "sft": 0.0}
@@ -424,7 +424,7 @@ def test_examples_are_the_problems_on_which_the_best_method_and_the_baseline_par
         ("dcod", 0, False, "2 dcod 0"),
         ("sft", 0, True, "2 sft 0"),
     ]
-    assert partings(table, table.method("dcod"), 0) == []
+    assert disagreements(table, table.method("dcod"), 0) == []
 
 
 # --- curves and weights

@@ -22,9 +22,9 @@ from distill.config.overrides import check_overrides
 from distill.data.trace_set import read_records
 from distill.errors import UserError
 from distill.report.write import write_report
-from distill.runs.folder import asked_alike, difference
+from distill.runs.folder import asked_alike, config_difference
 from distill.runs.load import load_runs
-from distill.runs.table import compare, read_runs
+from distill.runs.table import group_runs, read_runs
 
 TESTS = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -46,10 +46,10 @@ def old_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_old_run_is_of_todays_configuration_and_says_which_key_differs() -> None:
     cfg = check_overrides(TESTS.parent / "conf", "train", [*WORDS, f"dir={OLD}"])
-    assert difference(OLD, resolved(cfg), length_too=True) is None
+    assert config_difference(OLD, resolved(cfg), length_too=True) is None
     assert asked_alike(OLD, resolved(cfg))
     cfg.lr_scheduler.warmup_ratio = 0.5
-    assert difference(OLD, resolved(cfg)) == "lr_scheduler.warmup_ratio was 0 and is 0.5"
+    assert config_difference(OLD, resolved(cfg)) == "lr_scheduler.warmup_ratio was 0 and is 0.5"
 
 
 def test_an_old_trace_set_is_read() -> None:
@@ -80,8 +80,8 @@ def test_an_old_run_and_a_new_one_are_one_row_and_one_report() -> None:
     run([*WORDS, "seed=1"], Path("runs/new"))
     runs, others = read_runs([Path("runs")])
     assert not others
-    (comparison,) = compare(runs)
-    (row,) = comparison.rows
+    (table,) = group_runs(runs)
+    (row,) = table.rows
     assert [run.seed for run in row.runs] == [0, 1]
     assert row.changes == []
     found = load_runs("runs", columns=["optimizer.lr", "eval_every"])

@@ -77,17 +77,17 @@ def test_other_choices_within_a_method_are_rows_of_their_own_that_say_so(tmp_pat
     made(tmp_path / "b", "dcod", 0, 0.8)
     made(tmp_path / "c", "dcod", 0, 0.7, loss__temperature=2.0)
     made(tmp_path / "d", "t3s", 0, 0.6, model__pilot="outputs/pilot")
-    (comparison,) = results.compare(results.read_runs([tmp_path])[0])
-    assert [(row.loss, row.changes) for row in comparison.rows] == [
+    (table,) = results.group_runs(results.read_runs([tmp_path])[0])
+    assert [(row.loss, row.changes) for row in table.rows] == [
         ("dcod", ["loss.temperature=1.0"]),
         ("dcod", ["loss.temperature=2.0"]),
         ("t3s", ["model.pilot=outputs/pilot"]),
         ("sft", []),
     ]
     made(tmp_path / "e", "tvd", 0, 0.9, optimizer__lr=0.01)
-    (comparison,) = results.compare(results.read_runs([tmp_path])[0])
-    assert comparison.rows[0].changes == ["optimizer.lr=0.01"]
-    assert comparison.rows[-1].changes == ["optimizer.lr=0.001"]
+    (table,) = results.group_runs(results.read_runs([tmp_path])[0])
+    assert table.rows[0].changes == ["optimizer.lr=0.01"]
+    assert table.rows[-1].changes == ["optimizer.lr=0.001"]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_runs_of_other_settings_get_a_table_of_their_own(
     made(tmp_path / "a", "sft", 0, 0.5)
     made(tmp_path / "b", "sft", 1, 0.6)
     made(tmp_path / "c", "sft", 2, 0.9, **{key: value})
-    comparisons = results.compare(results.read_runs([tmp_path])[0])
-    assert [comparison.differs for comparison in comparisons] == [[heading] for heading in headings]
-    assert [[len(row.runs) for row in comparison.rows] for comparison in comparisons] == [[2], [1]]
+    tables = results.group_runs(results.read_runs([tmp_path])[0])
+    assert [table.differs for table in tables] == [[heading] for heading in headings]
+    assert [[len(row.runs) for row in table.rows] for table in tables] == [[2], [1]]
     assert f"arithmetic, 500 problems with {headings[1]}:" in results.report([tmp_path])
 
 
@@ -117,21 +117,21 @@ def test_sets_of_traces_share_a_table_where_that_is_asked(tmp_path: Path) -> Non
         changes = {"data__path": path, "data__recipe__source__path": path}
         made(tmp_path / name, "sft", seed, accuracy, **changes)
     runs = results.read_runs([tmp_path])[0]
-    assert len(results.compare(runs)) == 2
-    (comparison,) = results.compare(runs, ["data.path"])
-    assert [(row.changes, len(row.runs)) for row in comparison.rows] == [
+    assert len(results.group_runs(runs)) == 2
+    (table,) = results.group_runs(runs, ["data.path"])
+    assert [(row.changes, len(row.runs)) for row in table.rows] == [
         (["data.path=chosen"], 2),
         (["data.path=random"], 1),
     ]
     assert "| `sft` data.path=chosen |" in results.report([tmp_path], ["data.path"])
     with pytest.raises(UserError, match=r"across data\.paht: no run has this key"):
-        results.compare(runs, ["data.paht"])
+        results.group_runs(runs, ["data.paht"])
 
 
 def test_a_value_that_comes_from_another_is_not_named_beside_it(tmp_path: Path) -> None:
     made(tmp_path / "a", "sft", 0, 0.5)
     made(tmp_path / "b", "sft", 0, 0.6, data__limit=8, data__recipe__source__count=8)
-    assert [c.differs for c in results.compare(results.read_runs([tmp_path])[0])] == [
+    assert [c.differs for c in results.group_runs(results.read_runs([tmp_path])[0])] == [
         ["data.limit=4096"],
         ["data.limit=8"],
     ]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from test_training import run
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from distill.data.prompt import Prompt
 from distill.errors import UserError
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import gold, jsd, uld
@@ -288,21 +290,42 @@ def test_the_weights_are_zero_where_the_teacher_has_no_boundary(
     assert theirs < 0.96 * mine
 
 
+def test_a_batch_tells_which_tokens_have_a_counterpart_and_which_of_them_are_the_same_text() -> None:
+    """By hand: after prompts of one and two tokens, completions of three and two."""
+    from distill.data.alignment import Alignment
+    from distill.data.batch import collate
+    from distill.data.trace import Example, TeacherView, Trace
+    from distill.training.module import _comparable
+
+    def trace(prompt: int, completion: int, pairs: dict[int, bool]) -> Trace:
+        theirs = np.ones(len(pairs), dtype=np.int32)
+        alignment = Alignment(np.array([*pairs]), np.arange(len(pairs)), np.array([*pairs.values()]))
+        view = TeacherView(np.ones(1, dtype=np.int32), theirs, alignment)
+        ids = np.ones(prompt + completion, dtype=np.int32)
+        return Trace(Example("", ""), ids[:prompt], ids[prompt:], teacher_view=view)
+
+    batch = collate([trace(1, 3, {0: True, 2: False}), trace(2, 2, {1: True})])
+    compared, same = _comparable(batch)
+    assert compared is not None
+    assert compared.tolist() == [[True, False, True], [False, False, True]]
+    assert same.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+
+
 def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     student: LanguageModel, tmp_path: Path
 ) -> None:
     """OPSD's distributions against two plain passes over the same completion under the two prompts."""
     from distill.data.batch import collate
-    from distill.data.trace import Example, Trace, encode_completion, encode_prompt
+    from distill.data.trace import Example, Trace, encode_completion
     from distill.teacher.retokenize import Retokenizer
     from distill.training.module import _read
 
-    reader = Retokenizer(student.source, student.source, "{solution};{problem}", informed=True)
+    reader = Retokenizer(student.source, student.source, Prompt("{solution};{problem}"))
     traces = []
     for number, problem in enumerate(task.problems(3, split="train", operations=(2, 4))):
         example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
         ids = encode_completion(student.tokenizer, task.write_solution(problem, "double"))
-        traces.append(Trace(example, encode_prompt(student.tokenizer, example, "{problem}"), ids))
+        traces.append(Trace(example, Prompt("{problem}").encode(student.tokenizer, example), ids))
     reader.read_all(traces)
     batch = collate(traces)
     assert batch.teacher_view is not None

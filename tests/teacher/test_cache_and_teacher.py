@@ -25,7 +25,7 @@ from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import sample_completions
-from distill.teacher.logprobs import sampled_logprobs, score
+from distill.teacher.logprobs import cached_logprobs, sampled_logprobs
 
 
 def lazy(folder: Path, **options: Any) -> LazyModel:
@@ -232,12 +232,12 @@ def test_the_model_is_not_loaded_when_the_cache_is_complete(
     traces = traces_of(tiny_pair[1], 6)
     first = lazy(tiny_pair[1])
     written(first, tmp_path)
-    score(first, traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(first, traces, "teacher_logprobs", cache=tmp_path)
     assert first.loaded
     assert not any(parameter.requires_grad for parameter in first.get().model.parameters())
     second = lazy(tiny_pair[1])
     written(second, tmp_path)
-    score(second, traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(second, traces, "teacher_logprobs", cache=tmp_path)
     assert not second.loaded
     first.release()
     assert not first.loaded
@@ -312,7 +312,7 @@ def test_scores_are_the_models_own_log_probabilities_whatever_the_batches(
     tiny_pair: tuple[Path, Path], tmp_path: Path, which: int, token_budget: int
 ) -> None:
     traces = traces_of(tiny_pair[which], 13)
-    found = score(
+    found = cached_logprobs(
         lazy(tiny_pair[which]), traces, "teacher_logprobs", cache=tmp_path, token_budget=token_budget
     )
     for values, expected, trace in zip(found, by_hand(tiny_pair[which], traces), traces, strict=True):
@@ -330,7 +330,7 @@ def test_scoring_that_was_killed_goes_on_and_gives_the_same(
     original = distill.teacher.logprobs.label_logprobs
 
     def scored(folder: str) -> list[np.ndarray]:
-        return score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path / folder)
+        return cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path / folder)
 
     clean = scored("clean")
     killed, _ = failing_after(after, original)
@@ -351,17 +351,17 @@ def test_scores_of_another_model_signal_or_trace_are_another_cache(
 ) -> None:
     traces = traces_of(tiny_pair[1], 3)
     teacher = lazy(tiny_pair[1])
-    score(teacher, traces, "teacher_logprobs", cache=tmp_path)
-    score(lazy(tiny_pair[0]), traces, "teacher_logprobs", cache=tmp_path)
-    score(teacher, traces, "initial_logprobs", cache=tmp_path)
-    score(teacher, traces[::-1], "teacher_logprobs", cache=tmp_path)
-    score(teacher, traces, "teacher_logprobs", cache=tmp_path, sampling=Sampling(0.7))
-    score(lazy(tiny_pair[1], dtype="bfloat16"), traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(teacher, traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(lazy(tiny_pair[0]), traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(teacher, traces, "initial_logprobs", cache=tmp_path)
+    cached_logprobs(teacher, traces[::-1], "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(teacher, traces, "teacher_logprobs", cache=tmp_path, sampling=Sampling(0.7))
+    cached_logprobs(lazy(tiny_pair[1], dtype="bfloat16"), traces, "teacher_logprobs", cache=tmp_path)
     # The border between prompt and completion alone:
     moved = [
         Trace(t.example, np.append(t.prompt_ids, t.completion_ids[:1]), t.completion_ids[1:]) for t in traces
     ]
-    score(teacher, moved, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(teacher, moved, "teacher_logprobs", cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 7
 
 
@@ -369,7 +369,7 @@ def test_a_cache_that_does_not_fit_the_traces_is_refused(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     traces = traces_of(tiny_pair[1], 3)
-    score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
     (folder,) = tmp_path.iterdir()
     stored = load_file(folder / "00000.safetensors")
     lengths = stored["lengths"]
@@ -378,21 +378,21 @@ def test_a_cache_that_does_not_fit_the_traces_is_refused(
     (folder / "00000.safetensors").unlink()  # the old one is mapped still
     save_file({**stored, "lengths": lengths}, folder / "00000.safetensors")
     with pytest.raises(UserError, match=r"teacher_logprobs-.* does not fit trace t0: delete it"):
-        score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
+        cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
 
 
 def test_a_complete_cache_with_a_damaged_shard_is_refused_with_the_remedy(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     traces = traces_of(tiny_pair[1], 3)
-    score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
     (folder,) = tmp_path.iterdir()
     shard = folder / "00000.safetensors"
     whole = shard.read_bytes()
     shard.unlink()  # the old one is mapped still
     shard.write_bytes(whole[:-3])
     with pytest.raises(UserError, match=r"delete it and run again"):
-        score(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
+        cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path)
 
 
 def warped_by_hand(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -460,11 +460,11 @@ def test_every_token_of_the_models_own_completions_could_have_been_sampled(
         for number, (prompt, group) in enumerate(zip(PROMPTS, drawn, strict=True))
         for ids in group
     ]
-    sampled = score(model, traces, "sampler_logprobs", cache=tmp_path, sampling=sampling)
-    plain = score(model, traces, "teacher_logprobs", cache=tmp_path)
+    sampled = cached_logprobs(model, traces, "sampler_logprobs", cache=tmp_path, sampling=sampling)
+    plain = cached_logprobs(model, traces, "teacher_logprobs", cache=tmp_path)
     assert all(np.isfinite(values).all() for values in sampled)
     assert all((s > p).all() for s, p in zip(sampled, plain, strict=True))  # fewer candidates, more for each
-    unwarped = score(model, traces, "sampler_logprobs", cache=tmp_path, sampling=Sampling(1.0))
+    unwarped = cached_logprobs(model, traces, "sampler_logprobs", cache=tmp_path, sampling=Sampling(1.0))
     assert all(np.array_equal(u, p) for u, p in zip(unwarped, plain, strict=True))
 
 
@@ -479,7 +479,7 @@ def test_scoring_leaves_no_gradient_and_the_model_in_eval_mode(
 ) -> None:
     model = lazy(tiny_pair[1])
     lm: LanguageModel = model.get()
-    score(model, traces_of(tiny_pair[1], 3), "teacher_logprobs", cache=tmp_path)
+    cached_logprobs(model, traces_of(tiny_pair[1], 3), "teacher_logprobs", cache=tmp_path)
     assert not lm.model.training
     assert all(parameter.grad is None for parameter in lm.model.parameters())
 
@@ -487,5 +487,5 @@ def test_scoring_leaves_no_gradient_and_the_model_in_eval_mode(
 def test_nothing_to_write_or_score_gives_nothing(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     model = lazy(tiny_pair[1])
     assert sample_completions(model, [], DRAW, samples=2, batch_size=2, seed=0, cache=tmp_path) == []
-    assert score(model, [], "teacher_logprobs", cache=tmp_path) == []
+    assert cached_logprobs(model, [], "teacher_logprobs", cache=tmp_path) == []
     assert not model.loaded

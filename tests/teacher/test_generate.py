@@ -247,7 +247,7 @@ def test_a_damaged_or_foreign_file_gets_one_sentence(tmp_path: Path) -> None:
         (["seed=abc"], r"seed='abc' must be a whole number"),
         (["logprobs=maybe"], r"logprobs='maybe' is not one of auto, true, false"),
         (["sampling.temperature=inf"], r"temperature=inf is not a number"),
-        (["prompt.user=hello"], r"prompt.user='hello' has no \{problem\} in it"),
+        (["data.teacher_prompt.user=hello"], r"data.teacher_prompt.user='hello' has no \{problem\} in it"),
     ],
 )
 def test_a_mistake_gets_one_sentence_before_anything_is_written(
@@ -301,9 +301,9 @@ def test_format_and_length_rules_say_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["boxed", "structured"])
 def test_a_prompt_is_a_file(prompt: str, tmp_path: Path) -> None:
-    cfg = check_overrides(CONFIG, "generate", [*SMALL, f"prompt={prompt}", f"out={tmp_path}"])
-    assert "\\boxed{" in cfg.prompt.system
-    assert cfg.prompt.user == "{problem}"
+    cfg = check_overrides(CONFIG, "generate", [*SMALL, f"teacher_prompt={prompt}", f"out={tmp_path}"])
+    assert "\\boxed{" in cfg.data.teacher_prompt.system
+    assert cfg.data.teacher_prompt.user == "{problem}"
 
 
 def train(words: list[str], folder: Path) -> str:
@@ -338,7 +338,7 @@ def test_a_run_takes_a_trace_sets_own_tokens_and_log_probs(
         assert (trace.signals["teacher_logprobs"] == values).all()
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("teacher_logprobs*"))
     # Under another prompt they are of other prefixes, and scored anew; wrong ones can be taken too.
-    said = train([*words, "data.prompt='0+{problem}'", "data.keep=all"], tmp_path / "other")
+    said = train([*words, "data.student_prompt.user='0+{problem}'", "data.keep=all"], tmp_path / "other")
     assert "taken from the trace set" not in said
     assert len(taken[1]) == 150
 

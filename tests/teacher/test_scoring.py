@@ -27,6 +27,7 @@ from distill.analysis.suitability import (
     trace_table,
 )
 from distill.data.alignment import Alignment
+from distill.data.prompt import Prompt
 from distill.data.trace import Example, Trace, encode_completion
 from distill.errors import UserError
 from distill.losses.divergence import cross_entropy
@@ -38,7 +39,7 @@ from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.teacher.retokenize import Retokenizer
-from distill.teacher.token_stats import TokenScores, score_tokens, set_rsr
+from distill.teacher.token_stats import TokenStats, set_rsr, token_stats
 
 PROBLEMS = {"3+4=": "3+4=7;#7", "2*5-1=": "2*5=0;0-1=9;#9", "9=": "#9", "8-2+6*3=": "8-2+6*3=4;#4"}
 
@@ -58,7 +59,7 @@ def lazy(folder: Path) -> LazyModel:
     return LazyModel(find_model(str(folder), key="model.student"), "cpu")
 
 
-def by_loops(lm: LanguageModel, trace: Trace) -> TokenScores:
+def by_loops(lm: LanguageModel, trace: Trace) -> TokenStats:
     """The definitions, one token at a time, in double precision, without padding and without chunks."""
     ids = torch.from_numpy(np.concatenate([trace.prompt_ids, trace.completion_ids]).astype(np.int64))
     with torch.no_grad():
@@ -72,7 +73,7 @@ def by_loops(lm: LanguageModel, trace: Trace) -> TokenScores:
         entropy = -math.fsum(math.exp(value - total) * (value - total) for value in row)
         columns.append((row[label] - total, rank, entropy))
     logprobs, ranks, entropies = zip(*columns, strict=True)
-    return TokenScores(np.asarray(logprobs), np.asarray(ranks), np.asarray(entropies))
+    return TokenStats(np.asarray(logprobs), np.asarray(ranks), np.asarray(entropies))
 
 
 def test_logprobs_ranks_and_entropies_are_their_definitions(
@@ -80,7 +81,7 @@ def test_logprobs_ranks_and_entropies_are_their_definitions(
 ) -> None:
     model = lazy(tiny_pair[0])
     own = traces(model.get())
-    found = score_tokens(model, own, cache=tmp_path, token_budget=30)
+    found = token_stats(model, own, cache=tmp_path, token_budget=30)
     for trace, scores in zip(own, found, strict=True):
         expected = by_loops(model.get(), trace)
         np.testing.assert_allclose(scores.logprobs, expected.logprobs, atol=2e-5)
@@ -97,8 +98,8 @@ def test_logprobs_ranks_and_entropies_are_their_definitions(
 
 def test_a_sets_ratio_is_one_of_sums_as_in_its_authors_code() -> None:
     """Numbers made by hand: short and long traces count alike, and it is no mean of ratios."""
-    short = TokenScores(np.log(np.asarray([0.5])), np.asarray([2]), np.zeros(1))
-    long = TokenScores(np.log(np.asarray([0.1, 0.2, 0.4])), np.asarray([1, 500, 3]), np.zeros(3))
+    short = TokenStats(np.log(np.asarray([0.5])), np.asarray([2]), np.zeros(1))
+    long = TokenStats(np.log(np.asarray([0.1, 0.2, 0.4])), np.asarray([1, 500, 3]), np.zeros(3))
     assert short.rsr() == pytest.approx(2 / math.log(2))
     surprisal = math.log(10) + math.log(5) + math.log(2.5)
     assert long.rsr() == pytest.approx(104 / surprisal)
@@ -120,12 +121,12 @@ def test_scores_are_computed_once_and_not_taken_for_another_models(
 ) -> None:
     model = lazy(tiny_pair[0])
     own = traces(model.get())
-    first = score_tokens(model, own, cache=tmp_path)
+    first = token_stats(model, own, cache=tmp_path)
     again = lazy(tiny_pair[0])
-    second = score_tokens(again, own, cache=tmp_path)
+    second = token_stats(again, own, cache=tmp_path)
     assert not again.loaded
     assert all(np.array_equal(a.ranks, b.ranks) for a, b in zip(first, second, strict=True))
-    other = score_tokens(lazy(tiny_pair[1]), own, cache=tmp_path)
+    other = token_stats(lazy(tiny_pair[1]), own, cache=tmp_path)
     assert not np.allclose(first[0].logprobs, other[0].logprobs)
 
 
@@ -135,7 +136,7 @@ def test_a_scoring_that_was_killed_goes_on_where_it_was(
     monkeypatch.setattr("distill.teacher.token_stats._TRACES_PER_SHARD", 1)
     model = lazy(tiny_pair[0])
     own = traces(model.get())
-    whole = score_tokens(model, own, cache=tmp_path / "whole")
+    whole = token_stats(model, own, cache=tmp_path / "whole")
     asked: list[int] = []
     original = LanguageModel.completion_head
 
@@ -147,8 +148,8 @@ def test_a_scoring_that_was_killed_goes_on_where_it_was(
 
     monkeypatch.setattr(LanguageModel, "completion_head", counted)
     with pytest.raises(KeyboardInterrupt):
-        score_tokens(model, own, cache=tmp_path / "cut")
-    resumed = score_tokens(model, own, cache=tmp_path / "cut")
+        token_stats(model, own, cache=tmp_path / "cut")
+    resumed = token_stats(model, own, cache=tmp_path / "cut")
     assert len(asked) == 5  # two before the kill, the one that was cut, and the two that were missing
     for a, b in zip(whole, resumed, strict=True):
         assert np.array_equal(a.logprobs, b.logprobs)
@@ -161,9 +162,9 @@ def objective(weight: Callable[..., Any], **options: Any) -> Objective:
     return Objective(rollouts="dataset", token_loss=cross_entropy, token_weight=weight, **options)
 
 
-def some_scores(length: int, seed: int) -> TokenScores:
+def some_scores(length: int, seed: int) -> TokenStats:
     draw_from = np.random.default_rng(seed)
-    return TokenScores(
+    return TokenStats(
         -draw_from.exponential(1.0, length).astype(np.float32),
         draw_from.integers(1, 200, length).astype(np.int32),
         draw_from.exponential(1.0, length).astype(np.float32),
@@ -219,12 +220,12 @@ def test_a_teacher_of_permuted_tokens_is_as_the_same_teacher_of_the_students(
     same_model_with(permuted_tokenizer, student, tmp_path / "teacher")
     model = lazy(tmp_path / "teacher")
     own = traces(student)
-    reader = Retokenizer(student.source, model.source, "{problem}")
+    reader = Retokenizer(student.source, model.source, Prompt("{problem}"))
     readings = [reader.read(reader.prompt_ids(t.example), t.completion_ids.tolist()) for t in own]
     read = [Trace(t.example, r.prompt_ids, r.completion_ids) for t, r in zip(own, readings, strict=True)]
     mine = [by_loops(student, trace) for trace in own]
-    mine = [TokenScores(s.logprobs.astype(np.float32), s.ranks, s.entropy.astype(np.float32)) for s in mine]
-    theirs = score_tokens(model, read, cache=tmp_path / "cache")
+    mine = [TokenStats(s.logprobs.astype(np.float32), s.ranks, s.entropy.astype(np.float32)) for s in mine]
+    theirs = token_stats(model, read, cache=tmp_path / "cache")
     found = support_of(objective(support_ratio), mine, theirs, [r.alignment for r in readings])
     for one, own_scores, trace in zip(found, mine, read, strict=True):
         assert one.compared.all()
@@ -237,7 +238,7 @@ def test_a_teacher_of_permuted_tokens_is_as_the_same_teacher_of_the_students(
 # --- a set
 
 
-def a_set(count: int, seed: int = 0, problems: int = 4) -> tuple[pandas.DataFrame, list[TokenScores], Any]:
+def a_set(count: int, seed: int = 0, problems: int = 4) -> tuple[pandas.DataFrame, list[TokenStats], Any]:
     lengths = np.random.default_rng(seed).integers(1, 9, count)
     scores = [some_scores(int(length), seed * 100 + i) for i, length in enumerate(lengths)]
     teachers = [some_scores(int(length), seed * 100 + 50 + i) for i, length in enumerate(lengths)]

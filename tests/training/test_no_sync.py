@@ -15,7 +15,7 @@ from distill.data.layout import BatchLayout, LayoutKind
 from distill.data.trace import Trace
 from distill.losses import divergence, weights
 from distill.models.language_model import LanguageModel
-from distill.models.packing import allow_packing
+from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.training.length import Steps
 from distill.training.module import DistillModule, Supervision

@@ -804,7 +804,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("loss=on_policy_kd loss.rollouts.fraction=2", "fraction=2 is outside"),
         ("data.max_length=10", "more than 10 (data.max_length)"),
         ("data.batch_size=0", "data.batch_size=0"),
-        ("data.prompt=hello", "has no {problem} in it"),
+        ("data.student_prompt.user=hello", "has no {problem} in it"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("ckpt_path=last", "ckpt_path=last: no run in"),
         ("loss=t3s", "loss=t3s needs the pilot's log-probs of the traces, and model.pilot is not set"),

@@ -1,4 +1,4 @@
-"""Packed batches: several traces in one row, with attention inside each trace only.
+"""Attention for packed sequences, inside each trace only; packing itself is `distill.data.layout`.
 
 transformers detects packed rows by position ids, but attention leaks between traces with a cache or a padding
 mask, and in models whose layers mix tokens without using the mask. So this module registers its own

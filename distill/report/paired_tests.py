@@ -1,4 +1,4 @@
-"""A method's accuracy gain over the baseline, with tests of significance.
+"""Paired tests of each method against the baseline: accuracy gains and their significance.
 
 A difference in accuracy can be due to the runs' seeds or to the choice of problems. Each is tested by a
 paired test: a t-test over seeds, and a sign-flip test over problems with each problem's difference averaged
