@@ -106,7 +106,8 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    if any(word.startswith(("experiment=compare", "experiment=tune", "experiment=paper")) for word in words):
+    sweeps = ("experiment=compare", "experiment=tune", "experiment=paper", "experiment=table5")
+    if any(word.startswith(sweeps) for word in words):
         # one method's jobs: tests of the experiments look at all
         words.append("loss=dcod" if "experiment=paper_tune" in words else "loss=sft")
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
