@@ -20,7 +20,8 @@ QWEN = (
 )
 LLAMA = (
     "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -96,7 +97,8 @@ def test_a_student_learns_from_traces_written_under_the_papers_instruction(
 ) -> None:
     words = [
         "model=tiny", f"model.student={models[student]}", f"model.teacher={models['teacher']}",
-        f"loss={loss}", "data=traces", f"data.path={written}", "data.keep=all", "teacher_prompt=discord", "benchmark=none",
+        f"loss={loss}", "data=traces", f"data.path={written}", "data.keep=all", "teacher_prompt=discord",
+        "benchmark=none",
         "data.student_prompt.user='{problem}'", "data.max_new_tokens=8", "logger=csv", "trainer.max_steps=2",
         "data.batch_size=4",
     ]  # fmt: skip
