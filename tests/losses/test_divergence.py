@@ -1,5 +1,6 @@
 """Tests of token losses against their definitions as sums over probabilities."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -329,6 +330,34 @@ def test_taids_share_rises_with_progress_and_faster_while_the_loss_falls() -> No
     for step in range(11):
         slow.after_step(1.0, progress=step / 10)
     assert slow.state["share"] == 1.0  # at least linear: the end is reached
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.2, 0.9])
+def test_taids_momentum_is_what_the_changes_before_keep_of_their_share(momentum: float) -> None:
+    """Without the recursions: a change counts (1-β)·βᵏ after k more steps, and what is left of 1-λ is a
+    product over the steps."""
+    losses, rate, start = [3.0, 2.0, 2.5, 1.0, 0.8], 0.3, 0.1
+    loss = Taid(start=start, rate=rate, momentum=momentum)
+    changes = [(before - now) / before for before, now in itertools.pairwise(losses)]
+    left = 1 - start
+    loss.after_step(losses[0], progress=0.0)
+    assert loss.state["share"] == start  # one loss alone has not changed
+    for step, value in enumerate(losses[1:]):
+        loss.after_step(value, progress=0.0)
+        smoothed = sum((1 - momentum) * momentum ** (step - k) * changes[k] for k in range(step + 1))
+        left *= 1 - rate / (1 + math.exp(-smoothed))
+        assert loss.state["change"] == pytest.approx(smoothed, rel=1e-12)
+        assert 1 - loss.state["share"] == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_taids_share_stays_at_an_end_below_one(progress: float) -> None:
+    """A rate of one moves λ by at least half of what is missing to 1 while the loss falls: past this end."""
+    loss = Taid(start=0.2, end=0.5, rate=1.0)
+    loss.after_step(4.0, progress=progress)
+    for value in (2.0, 1.0, 0.5, 0.25):
+        loss.after_step(value, progress=progress)
+        assert loss.state["share"] == 0.5
 
 
 def test_the_policy_gradient_is_reverse_kls_in_expectation() -> None:

@@ -29,7 +29,7 @@ from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence
 from distill.losses.divergence import cross_entropy, forward_kl, policy_gradient, reference_kl, reverse_kl
 from distill.losses.signals import SIGNALS, signals
-from distill.losses.weights import support_ratio, uniform
+from distill.losses.weights import dft, support_ratio, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.terms import LossSums, Term
@@ -96,7 +96,7 @@ class Work:
     token_signals: dict[str, Tensor]
 
     def apply(
-        self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, by_student: bool = False
+        self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, **options: Any
     ) -> LossSums:
         return objective(
             Head(self.hidden[self.mask], self.weight),
@@ -107,9 +107,9 @@ class Work:
                 name: Head(self.teacher_hidden[self.mask], self.teacher_weight)
                 for name in objective.distributions
             },
-            by_student=by_student,
             seed=seed,
             progress=progress,
+            **options,
         )
 
     def rows(self, order: Sequence[int]) -> "Work":
@@ -695,6 +695,43 @@ def test_further_terms_are_added_on_the_rows_that_are_theirs(by_student: bool) -
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+every_way_to_weigh = pytest.mark.parametrize(
+    "weight", [uniform, dft, partial(support_ratio, level="sequence")]
+)
+
+
+@every_way_to_weigh
+def test_a_traces_weight_is_a_factor_on_all_of_its_tokens(weight: Callable[..., Tensor]) -> None:
+    work = draw(20)
+    objective = Objective("dataset", forward_kl, weight, extra={"further": Term(cross_entropy, weight)})
+    factors = torch.tensor([0.5, 3.0, 0.0], dtype=torch.float64)
+    found = work.apply(objective, trace_weights=factors)
+    alone = torch.stack([work.rows([row]).apply(objective).total for row in range(len(factors))])
+    expected = (factors * alone).sum()
+    torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
+    leaves = (work.hidden, work.weight)
+    gradients = (torch.autograd.grad(total, leaves) for total in (found.total, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@every_way_to_weigh
+def test_a_coefficient_is_on_its_terms_loss_and_gradient_whenever_its_weights_are_made(
+    weight: Callable[..., Tensor],
+) -> None:
+    work = draw(19)
+    extra = {"further": Term(reverse_kl, weight, coefficient=-2.5)}
+    found = work.apply(Objective("dataset", cross_entropy, uniform, extra=extra))
+    main = work.apply(Objective("dataset", cross_entropy, uniform))
+    further = work.apply(Objective("dataset", reverse_kl, weight))
+    torch.testing.assert_close(found.total, main.total - 2.5 * further.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.terms["further"], -2.5 * further.total.detach(), rtol=1e-12, atol=0)
+    leaves = (work.hidden, work.weight)
+    gradients = (torch.autograd.grad(one.total, leaves) for one in (found, main, further))
+    for together, one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, one - 2.5 * other, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("switch", [{"control": "inverted"}, {"control": "shuffled"}, {"scale": 2.0}])
 def test_controls_and_scale_are_the_main_terms_alone(switch: dict[str, Any]) -> None:
     work = draw(18)
@@ -727,7 +764,11 @@ def test_signals_of_all_terms_are_asked_for_by_their_models() -> None:
     assert objective.live_roles == {"teacher", "reference"}
     offline = Objective("dataset", cross_entropy, partial(support_ratio))
     assert offline.live_roles == set()
-    assert Objective(StudentRollouts(1.0), cross_entropy, partial(support_ratio)).live_roles == {"teacher"}
+    alone = Objective(StudentRollouts(1.0), cross_entropy, partial(support_ratio))
+    assert alone.live_roles == {"teacher"}
+    # Batches of the data carry them, as long as there are such batches.
+    assert objective.batch_signals == offline.batch_signals == ["teacher_logprobs"]
+    assert alone.batch_signals == []
 
 
 @pytest.mark.parametrize(
