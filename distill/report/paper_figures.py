@@ -11,6 +11,7 @@ from distill.report.paper import Setting, method_of, published, setting_of
 from distill.statistics import Figure, mcnemar_by_disagreements, mean_over_runs, wilson
 
 _LEVEL = 0.05
+_SYSTEM = "under a system message"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class PaperComparison:
         trained_on: name of the training problems.
         benchmark: name of the benchmark.
         problems: number of problems asked here.
-        decoding: how completions were sampled here; None if as in the paper, one per problem and greedily.
+        otherwise: how the problems were asked otherwise here than in the paper, greedily and once each.
         baseline: name here of the method that gains are over; None if the paper has no figure of it.
         rows: untrained models, then our methods, best first.
         further: the paper's gains of its methods over those they build on, where that is not the baseline.
@@ -93,7 +94,7 @@ class PaperComparison:
     trained_on: str
     benchmark: str
     problems: int
-    decoding: str | None
+    otherwise: tuple[str, ...]
     baseline: str | None
     rows: tuple[PaperRow, ...]
     further: tuple[PublishedGain, ...]
@@ -146,6 +147,7 @@ def _comparison(
         others = [name for name in rows if keys[name] != keys[base]]
         rows |= {name: _with_gain(table, rows[name], rows[base], benchmark) for name in others}
     run, pair = table.method(next(iter(rows))).runs[0], published()["pairs"][setting.pair]
+    otherwise = tuple(_otherwise(run.config, benchmark))
     before = [own for name in rows for own in _asked(table.method(name), benchmark, "before").values()]
     return PaperComparison(
         teacher=pair["teacher"],
@@ -153,9 +155,12 @@ def _comparison(
         trained_on=published()["trained_on"][setting.trained_on]["name"],
         benchmark=benchmark,
         problems=run.summary["benchmarks"][benchmark]["after"]["problems"],
-        decoding=_decoding(run.config, benchmark),
+        otherwise=otherwise,
         baseline=base,
-        rows=(*_untrained(setting, before, benchmark), *sorted(rows.values(), key=_accuracy, reverse=True)),
+        rows=(
+            *_untrained(setting, before if _SYSTEM not in otherwise else [], benchmark),
+            *sorted(rows.values(), key=_accuracy, reverse=True),
+        ),
         further=tuple(_further(keys, rows, base)),
     )
 
@@ -232,16 +237,13 @@ def _further(
             yield gain_of(rows[name].there, rows[named[other]].there)
 
 
-def _decoding(config: Mapping[str, Any], benchmark: str) -> str | None:
-    """How completions were sampled, if otherwise than in the paper."""
-    own = {
-        "samples": ("benchmark.samples", f"benchmark.{benchmark}.samples"),
-        "temperature": ("benchmark.temperature", f"benchmark.{benchmark}.sampling.temperature"),
-    }
-    found = {
-        name: next((config[key] for key in keys if config.get(key) is not None), None)
-        for name, keys in own.items()
-    }
-    if found["samples"] in (None, 1) and found["temperature"] in (None, 0):
-        return None
-    return f"{found['samples']} completions per problem at temperature {found['temperature']}"
+def _otherwise(config: Mapping[str, Any], benchmark: str) -> Iterator[str]:
+    def value(name: str, usual: Any, part: str = "") -> Any:
+        keys = f"benchmark.{name}", f"benchmark.{benchmark}.{part}{name}"
+        return next((config[key] for key in keys if config.get(key) is not None), usual)
+
+    samples, temperature = value("samples", 1), value("temperature", 0, "sampling.")
+    if samples != 1 or temperature != 0:
+        yield f"{samples} completions per problem at temperature {temperature}"
+    if value("system", None) is not None:
+        yield _SYSTEM

@@ -48,8 +48,8 @@ def _said(one: PaperComparison) -> str:
     )
     if one.problems != there:
         said += f", **{one.problems:,} here**"
-    if one.decoding:
-        said += f"; one greedy completion each there, {one.decoding} here"
+    if one.otherwise:
+        said += f"; one greedy completion each there, **here {' and '.join(one.otherwise)}**"
     return said + "."
 
 

@@ -281,7 +281,11 @@ def written(folder: Path, command: str, *words: str) -> Path:
     folder.mkdir(parents=True)
     cfg = compose(command, list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    found = {key: plain(cfg[key]) for key in ("data", "model", "loss", "curation", "teachers") if key in cfg}
+    found = {
+        key: plain(cfg[key])
+        for key in ("data", "model", "loss", "benchmark", "curation", "teachers")
+        if key in cfg
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(found))
     return folder
 
@@ -303,13 +307,15 @@ def test_the_paper_s_experiments_have_its_settings(
 ) -> None:
     model = {"7B": "qwen3b", "14B": "qwen1.5b_14b"}[teacher]
     set_of = written(tmp_path / "set", "generate", f"model={model}", f"data={data}", f"out={tmp_path}")
-    words = [f"experiment={experiment}", "loss=dcod_symmetric_kl", "benchmark=gsm8k", f"data.path={set_of}"]
+    words = [f"experiment={experiment}", "loss=dcod_symmetric_kl", f"data.path={set_of}"]
     config = read_config(written(tmp_path / "run", "train", *words))
     setting = setting_of(config)
     assert setting is not None
     assert published()["pairs"][setting.pair] is pair(teacher, student)
     assert (setting.student, setting.trained_on) == (f"Qwen/{student}-Instruct", data)
     assert method_of(config) == "dcod_symmetric_kl"
+    of = [name for name, own in published()["benchmarks"].items() if own["trained_on"] == data]
+    assert sorted(of) == sorted(config[key] for key in config if re.fullmatch(r"benchmark\.\w+\.name", key))
     own = config["loss.token_weight.temperature"]
     assert own == tau == pair(teacher, student)["tau"][data]["dcod_symmetric_kl"]
     (set_of / "config.yaml").unlink()  # whose traces they are is no longer known
@@ -464,15 +470,25 @@ def test_a_report_without_a_match_says_nothing_of_the_paper(tmp_path: Path) -> N
 
 def test_each_benchmark_has_a_table_and_what_is_otherwise_here_is_said(tmp_path: Path) -> None:
     asked = ("amc23", "omni_math", "svamp", "math500")
-    more = {"benchmark__amc23__samples": 16, "benchmark__amc23__sampling__temperature": 0.6}
+    more = {
+        "benchmark__amc23__samples": 16,
+        "benchmark__amc23__sampling__temperature": 0.6,
+        "benchmark__omni_math__system": "Write <strategy> first.",
+    }
     found = beside(sweep(tmp_path, asked, {"sft": [0.5], "dcod": [0.6]}, **more))
     assert [one.benchmark for one in found] == ["math500", "omni_math", "amc23"]
-    assert [one.decoding for one in found] == [None, None, "16 completions per problem at temperature 0.6"]
+    assert [one.otherwise for one in found] == [
+        (),
+        ("under a system message",),
+        ("16 completions per problem at temperature 0.6",),
+    ]
+    # The paper's plain prompt has nothing of ours beside it where a system message was set.
+    assert [one.rows[0].here is None for one in found] == [False, True, False]
     assert [one.rows[0].there.problems for one in found] == [500, 200, 40]
     gains = [row.gain for one in found for row in one.rows if row.gain is not None]
     assert [gain.established_up_to for gain in gains] == [125, 6, None]
     text = markdown("", beside_paper(found, [0]))
-    assert "40 problems there, **500 here**; one greedy completion each there, 16 completions" in text
+    assert "40 problems there, **500 here**; one greedy completion each there, **here 16 completions" in text
     assert "| +7.50 | 0.250 to 0.711 | no number |" in text
 
 
