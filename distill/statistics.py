@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,51 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
     differ = first_only + second_only
     return min(1.0, 2 * float(binom.cdf(min(first_only, second_only), differ, 0.5))) if differ else 1.0
+
+
+def mcnemar_by_disagreements(
+    first_right: int, second_right: int, problems: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """McNemar's exact p-value for each number of disagreements that two accuracies allow.
+
+    Two models with these accuracies differ on |second − first| problems at least, all in one direction. Every
+    further pair of problems that differ has one in each direction. p rises with their number.
+
+    Args:
+        first_right: number of problems that the first model answers right.
+        second_right: number of problems that the second model answers right, of the same problems.
+        problems: number of problems.
+
+    Returns:
+        [possible numbers] problems on which the two models disagree, ascending, and [possible numbers] p.
+
+    Raises:
+        ValueError: a model has more right answers than there are problems, or fewer than none.
+    """
+    fewer, more = sorted((first_right, second_right))
+    if not 0 <= fewer <= more <= problems:
+        raise ValueError(f"{first_right} and {second_right} right of {problems} problems: no such thing")
+    from scipy.stats import binom
+
+    of_fewer = np.arange(min(fewer, problems - more) + 1)  # right by the worse model alone
+    differ = 2 * of_fewer + more - fewer
+    return differ, np.minimum(1.0, 2 * binom.cdf(of_fewer, differ, 0.5))
+
+
+def wilson(right: int, problems: int) -> Figure:
+    """A share of problems with Wilson's 95 % score interval (J. Am. Stat. Assoc. 22, 1927), for a published
+    accuracy of which only the number of problems is known.
+
+    Raises:
+        ValueError: not 0 ≤ right ≤ problems, or no problem.
+    """
+    if problems < 1 or not 0 <= right <= problems:
+        raise ValueError(f"{right} right of {problems} problems: no such thing")
+    share, z = right / problems, NormalDist().inv_cdf(_BOUNDS[1])
+    middle = share + z**2 / (2 * problems)
+    half = z * math.sqrt(share * (1 - share) / problems + (z / (2 * problems)) ** 2)
+    low, high = ((middle + sign * half) / (1 + z**2 / problems) for sign in (-1, 1))
+    return Figure(share, max(0.0, low), min(1.0, high))
 
 
 def paired(

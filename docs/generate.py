@@ -34,7 +34,7 @@ GROUPS = {
     "trainer": "The device, and arguments of `lightning.Trainer`.",
     "logger": "Where metrics go. A list is possible: `logger=[wandb,csv]`.",
     "experiment": "Ready-made settings and sweeps.",
-    "prompt": "How a teacher is asked when it writes traces.",
+    "teacher_prompt": "What the teacher writes and is scored under; the files set `data.teacher_prompt`.",
     "engine": "What runs a model when it writes traces or answers.",
     "curation": "Curation steps, run in the order of the list: `curation=[correct,deduplicate]`.",
 }

@@ -18,6 +18,7 @@ from distill.statistics import (
     holm,
     majority,
     mcnemar,
+    mcnemar_by_disagreements,
     mean_difference,
     mean_over_runs,
     paired,
@@ -25,6 +26,7 @@ from distill.statistics import (
     pass_at_k,
     repetition,
     smallest_difference,
+    wilson,
 )
 
 
@@ -239,6 +241,49 @@ def test_mcnemar_s_p_is_statsmodels_and_scipy_s_sign_test() -> None:
             assert mcnemar(b, c) == pytest.approx(scipy.stats.binomtest(b, b + c).pvalue, rel=1e-9)
     with pytest.raises(ValueError, match="negative"):
         mcnemar(-1, 3)
+
+
+@pytest.mark.parametrize("problems", [1, 2, 7, 12])
+def test_mcnemar_by_disagreements_is_that_of_every_pair_of_verdicts(problems: int) -> None:
+    """All tables of four counts that two accuracies allow, with p from its definition in whole numbers."""
+    for first, second in itertools.product(range(problems + 1), repeat=2):
+        expected = {}
+        for both in range(min(first, second) + 1):
+            b, c = first - both, second - both
+            if both + b + c <= problems:
+                tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+                expected[b + c] = min(1.0, 2 * tail / 2 ** (b + c))
+                assert mcnemar(b, c) == pytest.approx(expected[b + c])
+        differ, p = mcnemar_by_disagreements(first, second, problems)
+        assert dict(zip(differ.tolist(), p.tolist(), strict=True)) == pytest.approx(expected)
+        assert differ.tolist() == sorted(expected)
+        assert (np.diff(p) >= -1e-12).all()  # so its ends are its least and its greatest value
+
+
+def test_what_500_problems_can_say_of_a_difference_of_4_6_points() -> None:
+    differ, p = mcnemar_by_disagreements(290, 313, 500)
+    assert (differ[0], differ[-1]) == (23, 397)
+    at = dict(zip(differ.tolist(), p.tolist(), strict=True))
+    assert (at[61], at[181]) == pytest.approx((0.004, 0.1), abs=0.002)
+    assert p[-1] == pytest.approx(scipy.stats.binomtest(187, 397).pvalue)
+
+
+def test_wilson_s_interval_is_scipy_s() -> None:
+    for problems in (1, 5, 40, 500, 1319):
+        for right in sorted({0, 1, problems // 3, problems - 1, problems}):
+            found = wilson(right, problems)
+            expected = scipy.stats.binomtest(right, problems).proportion_ci(method="wilson")
+            assert found.value == right / problems
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_counts_that_do_not_exist_have_neither_interval_nor_p() -> None:
+    for right, problems in ((-1, 5), (6, 5), (0, 0)):
+        with pytest.raises(ValueError, match="no such thing"):
+            wilson(right, problems)
+    for first, second in ((-1, 2), (2, 6)):
+        with pytest.raises(ValueError, match="no such thing"):
+            mcnemar_by_disagreements(first, second, 5)
 
 
 def test_holm_is_statsmodels_and_the_procedure_by_hand() -> None:

@@ -9,7 +9,7 @@ import pandas
 import torch
 from scipy.stats import spearmanr
 
-from distill.data.alignment import Alignment
+from distill.data.alignment import Alignment, spans
 from distill.errors import UserError
 from distill.losses.signals import SIGNALS, name_of, signals
 from distill.objective.objective import Objective
@@ -110,16 +110,10 @@ def at_students_tokens(
     if alignment is None:
         return teacher.astype(student.dtype), np.ones(len(student), dtype=bool)
     given, compared = np.zeros_like(student), np.zeros(len(student), dtype=bool)
-    mine, theirs = alignment.student_at.tolist(), alignment.teacher_at.tolist()
-    ends = [*zip(mine[1:], theirs[1:], strict=True)]
-    if len(mine) and alignment.same_token[-1]:
-        ends.append(
-            (mine[-1] + 1, theirs[-1] + 1)
-        )  # the span after the last boundary counts only if it is the same single token
-    for (a, b), (start, at) in zip(ends, zip(mine, theirs, strict=True), strict=False):
-        ratio = student[start:a].sum(dtype=np.float64) - teacher[at:b].sum(dtype=np.float64)
-        given[start:a] = student[start:a] - ratio / (a - start)
-        compared[start:a] = True
+    for mine, theirs in spans(alignment):
+        ratio = student[mine].sum(dtype=np.float64) - teacher[theirs].sum(dtype=np.float64)
+        given[mine] = student[mine] - ratio / (mine.stop - mine.start)
+        compared[mine] = True
     return given, compared
 
 

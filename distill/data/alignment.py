@@ -104,6 +104,48 @@ def align(student: Spelling, teacher: Spelling) -> Alignment:
     return Alignment(columns[:, 0], columns[:, 1], np.asarray(same, dtype=bool))
 
 
+def spans(alignment: Alignment) -> list[tuple[slice, slice]]:
+    """Pairs of token ranges, the student's and the teacher's, that spell the same text.
+
+    A span reaches from a boundary that both tokenizations share to the next one. The tokens behind the last
+    boundary are a span only if they are the same single token, such as the end token.
+    """
+    mine, theirs = alignment.student_at.tolist(), alignment.teacher_at.tolist()
+    ends = [*zip(mine[1:], theirs[1:], strict=True)]
+    if mine and alignment.same_token[-1]:
+        ends.append((mine[-1] + 1, theirs[-1] + 1))
+    begins = zip(mine, theirs, strict=True)
+    return [(slice(s, a), slice(t, b)) for (s, t), (a, b) in zip(begins, ends, strict=False)]
+
+
+def span_starts(alignment: Alignment | None, tokens: int) -> np.ndarray:
+    """[tokens] int64: for each of the student's tokens, the index of its span's first token; -1: in no span.
+
+    Without an alignment, every token is a span of its own.
+    """
+    if alignment is None:
+        return np.arange(tokens)
+    found = np.full(tokens, -1)
+    for mine, _ in spans(alignment):
+        found[mine] = mine.start
+    return found
+
+
+def spread_over_spans(values: np.ndarray, alignment: Alignment, tokens: int) -> np.ndarray:
+    """[tokens] each span's sum of the teacher's values, spread evenly over the student's tokens in it; zero
+    for tokens in no span.
+
+    Args:
+        values: [teacher_tokens] one number for each of the teacher's tokens, such as its log-probs.
+        alignment: of the two tokenizations.
+        tokens: number of the student's tokens.
+    """
+    found = np.zeros(tokens, dtype=values.dtype)
+    for mine, theirs in spans(alignment):
+        found[mine] = values[theirs].sum(dtype=np.float64) / (mine.stop - mine.start)
+    return found
+
+
 def _starts(spelling: Spelling, agreed: int) -> dict[int, int]:
     """By character position, the first token that begins there. (Special tokens have no characters.)
 

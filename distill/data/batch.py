@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill.data.alignment import span_starts
 from distill.data.layout import BatchLayout, Layout
 from distill.data.trace import Example, TeacherView, Trace
 from distill.io.files import hash_arrays
@@ -26,6 +27,8 @@ class BatchTeacherView:
             None: all tokens are comparable, in order.
         teacher_at: [pairs] indices of their counterparts among the teacher's completion tokens.
         same_token: [pairs] whether both tokens are the same text.
+        spans: [tokens] for each completion token of the batch, the index in its completion of the first token
+            of its span; -1: in no span (`distill.data.alignment.spans`).
         layout: how the tokens go through the teacher's body.
     """
 
@@ -35,6 +38,7 @@ class BatchTeacherView:
     student_at: Int[Tensor, " pairs"] | None = None
     teacher_at: Int[Tensor, " pairs"] | None = None
     same_token: Bool[Tensor, " pairs"] | None = None
+    spans: Int[Tensor, " tokens"] | None = None
     layout: Layout | None = None
 
 
@@ -191,7 +195,14 @@ def _collate_teacher_views(
         np.concatenate([a.same_token for a in alignments]),
     ]
     student_at, teacher_at, same_token = (torch.from_numpy(column) for column in columns)
-    return replace(found, student_at=student_at, teacher_at=teacher_at, same_token=same_token)
+    spans = [span_starts(a, len(t.completion_ids)) for a, t in zip(alignments, traces, strict=True)]
+    return replace(
+        found,
+        student_at=student_at,
+        teacher_at=teacher_at,
+        same_token=same_token,
+        spans=torch.from_numpy(np.concatenate(spans)),
+    )
 
 
 def hash_traces(traces: Iterable[Trace]) -> str:

@@ -47,6 +47,29 @@ def aggregate(
     return means.masked_fill(impossible.any(-1, keepdim=True), -torch.inf).expand_as(ratio)
 
 
+def span_means(
+    ratio: Float[Tensor, "batch seq"], spans: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
+    """Mean log-ratio over each token's span; zero outside the mask and where there is no span.
+
+    Args:
+        ratio: log-ratios.
+        spans: for each token, an index in [0, seq) that the tokens of its span have in common; negative: no
+            span.
+        mask: true on completion tokens.
+    """
+    inside = mask & (spans >= 0)
+    impossible = (ratio == -torch.inf) & inside
+    values = ratio.masked_fill(~inside | impossible, 0.0)
+    at = spans.long().clamp(min=0)
+
+    def total(of: Tensor) -> Tensor:
+        return torch.zeros_like(ratio).scatter_add(1, at, of.to(ratio.dtype)).gather(1, at)
+
+    means = total(values) / total(inside).clamp(min=1)
+    return means.masked_fill(total(impossible) > 0, -torch.inf).masked_fill(~inside, 0.0)
+
+
 def transformed(
     scaled: Float[Tensor, "batch seq"], transform: Transform, max_ratio: float, max_log_ratio: float
 ) -> Float[Tensor, "batch seq"]:

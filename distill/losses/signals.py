@@ -49,8 +49,9 @@ SIGNALS: dict[str, Signal] = {
     "teacher_step_value": Signal("teacher", "step", "what the teacher's next step is worth"),
 }
 # Inputs that do not come from a model. For a teacher with another tokenizer: `same_token`, whether both
-# models' tokens are the same text; `shared_ids`, [2, shared] ids of the tokens in both vocabularies.
-GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids"}
+# models' tokens are the same text; `shared_ids`, [2, shared] ids of the tokens in both vocabularies; `spans`,
+# for each token the index of its span's first token, -1 without a span.
+GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids", "spans"}
 
 
 @dataclass(frozen=True)

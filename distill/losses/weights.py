@@ -21,6 +21,7 @@ from distill.losses.ratios import (
     check_choice,
     check_order,
     log_ratio,
+    span_means,
     transformed,
     wide,
 )
@@ -148,6 +149,63 @@ def support_ratio(
     scaled = ratio * factor if factor > 0 else torch.zeros_like(ratio)
     weight = transformed(scaled + bias, transform, max_ratio, max_log_ratio)
     return (floor + (1 - floor) * weight).masked_fill(~mask, 0.0)
+
+
+@properties(across_vocabularies=True, needs=lambda **_: {"spans"})
+def span_support_ratio(
+    mask: Bool[Tensor, "batch seq"],
+    student_logprobs: Float[Tensor, "batch seq"],
+    teacher_logprobs: Float[Tensor, "batch seq"],
+    spans: Float[Tensor, "batch seq"] | None = None,
+    *,
+    temperature: float = 1.0,
+    temperature_is: TemperatureIs = "divisor",
+    transform: Transform = "sigmoid",
+    max_ratio: float = 2.0,
+    max_log_ratio: float = 5.0,
+) -> Float[Tensor, "batch seq"]:
+    """`support_ratio` over spans of text, for a teacher with another tokenizer.
+
+        Δ = (Σ_{t in span} log π_S(y_t) - Σ_{u in span} log π_T(z_u)) / n,   w_t = sg[ σ(Δ / τ) ]
+
+    A span is the shortest text at whose ends both tokenizations have a boundary; y are the student's n tokens
+    of it, z the teacher's. All tokens of a span have one weight, tokens in no span have weight 0. With one
+    tokenizer every token is a span, and the weight is `support_ratio`'s.
+
+    2605.14071 trains Llama on Qwen's traces and does not say how the ratio is formed over two vocabularies:
+    this is our reading. It is exact in what is summed, log-probs of the same text after the same text, and an
+    approximation in that each model is asked for one tokenization of the text only. The mean instead of the
+    sum keeps spans of several tokens from having extreme weights.
+
+    Args:
+        mask: True on completion tokens.
+        student_logprobs: log π_S of the completion's tokens, by the student in training.
+        teacher_logprobs: the teacher's log-prob of each span, spread evenly over the student's tokens in it.
+        spans: for each token, the index of its span's first token; -1: in no span. None: each token is a
+            span.
+        temperature: τ > 0.
+        temperature_is: as in `support_ratio`.
+        transform: as in `support_ratio`.
+        max_ratio: as in `support_ratio`.
+        max_log_ratio: as in `support_ratio`.
+
+    Raises:
+        ValueError: a parameter is outside its range; names it.
+    """
+    ratio = log_ratio(student_logprobs, teacher_logprobs, mask)
+    if spans is not None:
+        mask = mask & (spans >= 0)
+        ratio = span_means(ratio, spans, mask)
+    return support_ratio(
+        mask,
+        ratio,
+        torch.zeros_like(ratio),
+        temperature=temperature,
+        temperature_is=temperature_is,
+        transform=transform,
+        max_ratio=max_ratio,
+        max_log_ratio=max_log_ratio,
+    )
 
 
 @properties(inline=_always)

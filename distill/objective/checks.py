@@ -80,6 +80,11 @@ def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
         raise ValueError(
             "a teacher that is shown the solution proposes no steps of its own: set loss.teacher_sees=prompt"
         )
+    if objective.compares_spans and objective.on_policy:
+        raise ValueError(
+            f"{name_of(term.token_weight)} needs the teacher's log-probs of whole completions, which are "
+            f"cached for the data's: take loss.rollouts=dataset"
+        )
     _check_source(objective, function, term)
     per_token = {key for key in asked if SIGNALS[key].shape == "token"}
     if per_token and objective.temperature != 1.0:
@@ -117,7 +122,7 @@ def try_out(objective: ObjectiveSpec) -> None:
     one = torch.full((1, 2), -1.0)
     for term in objective.terms.values():
         for function, refused in (
-            (term.token_loss, {"mask", "progress"}),
+            (term.token_loss, {"mask", "progress", "spans"}),
             (term.token_weight, {"labels", "same_token", "shared_ids"}),
         ):
             if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:

@@ -125,6 +125,11 @@ class ObjectiveSpec:
         return any({"same_token", "shared_ids"} & signals(term.token_loss) for term in self.terms.values())
 
     @cached_property
+    def compares_spans(self) -> bool:
+        """Whether a weight compares spans of text, so that the tokenizers may differ."""
+        return any("spans" in signals(term.token_weight) for term in self.terms.values())
+
+    @cached_property
     def compares_steps(self) -> bool:
         """Whether a weight compares the values of proposed next reasoning steps."""
         return any(SIGNALS[name].shape == "step" for name in self.signals)

@@ -85,6 +85,11 @@ class Table:
     def runs(self) -> list[Run]:
         return [run for method in self.methods for run in method.runs]
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of all runs, ascending."""
+        return tuple(sorted({run.seed for run in self.runs}))
+
     def method(self, name: str) -> Method:
         return next(method for method in self.methods if method.name == name)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from distill.analysis.drift import LENGTHS, Drift
+from distill.report.cells import p_value, percent, with_interval
 from distill.report.examples import Disagreement
 from distill.report.methods import Method, Table
 from distill.report.page import Block, Grid, Heading, Items, Text, Written
@@ -42,8 +43,8 @@ def _result(table: Table, method: Method) -> list[str]:
     cells = [
         _name(method),
         str(len(method.seeds)),
-        "" if method.before is None else _percent(method.before),
-        "" if method.accuracy is None else _figure(method.accuracy),
+        "" if method.before is None else percent(method.before),
+        "" if method.accuracy is None else with_interval(method.accuracy),
     ]
     if table.baseline is None:
         return cells
@@ -54,9 +55,9 @@ def _result(table: Table, method: Method) -> list[str]:
     return [
         *cells,
         _difference(over or gain.over_problems) + ("" if over else " (over problems)"),
-        "" if over is None else _p(over.p),
-        _p(gain.over_problems.p),
-        _p(gain.adjusted),
+        "" if over is None else p_value(over.p),
+        p_value(gain.over_problems.p),
+        p_value(gain.adjusted),
         "established" if gain.established else "",
     ]
 
@@ -146,14 +147,14 @@ def lengths(table: Table) -> Iterator[Block]:
 
 def _length(table: Table, method: Method) -> list[str]:
     cells = [_name(method)]
-    cells += ["" if part is None else _figure(part.accuracy) for part in (method.short, method.long)]
+    cells += ["" if part is None else with_interval(part.accuracy) for part in (method.short, method.long)]
     if table.baseline is None:
         return cells
     for part in (method.short, method.long):
         gain = None if part is None else part.gain
-        cells += ["", ""] if gain is None else [f"{100 * _gained(gain):+.1f}", _p(gain.adjusted)]
+        cells += ["", ""] if gain is None else [f"{100 * _gained(gain):+.1f}", p_value(gain.adjusted)]
     wide = method.widening
-    return [*cells, *(["", ""] if wide is None else [_difference(wide), _p(wide.p)])]
+    return [*cells, *(["", ""] if wide is None else [_difference(wide), p_value(wide.p)])]
 
 
 def drifts(
@@ -247,17 +248,6 @@ def _gained(gain: Gain) -> float:
     return (gain.over_seeds or gain.over_problems).value
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _figure(figure: Figure) -> str:
-    if math.isnan(figure.low):
-        return _percent(figure.value)
-    # Student's t intervals can exceed 0 and 100 %; clip them.
-    return f"{_percent(figure.value)} [{_percent(max(0.0, figure.low))}, {_percent(min(1.0, figure.high))}]"
-
-
 def _plain(figure: Figure) -> str:
     if math.isnan(figure.low):
         return f"{figure.value:+.1f}"
@@ -267,10 +257,6 @@ def _plain(figure: Figure) -> str:
 def _difference(difference: Difference) -> str:
     value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _flops(flops: float) -> str:

@@ -18,6 +18,9 @@ from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
+from distill.report.paper import published
+from distill.report.paper_figures import PaperComparison, compared_with_paper
+from distill.report.paper_section import beside_paper
 from distill.report.style import styles, written
 from distill.runs.load import AXES, load_runs
 
@@ -65,9 +68,10 @@ def write_report(
     blocks: list[Block] = [Text(_about(folders, tables))]
     values = []
     unmeasured: dict[str, str] = {}
+    papers = [compared_with_paper(table) for table in tables]
     notes = [note for table in tables for note in table.notes]
     blocks += sections.missing(notes, {str(place): reason for place, reason in others.items()})
-    for number, table in enumerate(tables, 1):
+    for number, (table, paper) in enumerate(zip(tables, papers, strict=True), 1):
         prefix = f"{number}_" if len(tables) > 1 else ""
         if len(tables) > 1:
             blocks.append(Heading(f"Comparison {number} of {len(tables)}: {', '.join(table.differs[:4])}"))
@@ -75,8 +79,8 @@ def write_report(
         if drift and table.asked:
             drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code)
             unmeasured |= drifts.reasons
-        blocks += _sections(table, prefix, examples, drifts)
-        values.append(_json(table, drifts))
+        blocks += _sections(table, prefix, examples, drifts, paper)
+        values.append(_json(table, drifts, paper))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -88,7 +92,7 @@ def write_report(
     value["left_out"] = {str(place): reason for place, reason in others.items()}
     _write(out / "report.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     said = [f"{place}: its drift was not measured: {reason}" for place, reason in unmeasured.items()]
-    return "\n\n".join([*_printed(tables, notes, len(others)), *said, str(out / "report.html")])
+    return "\n\n".join([*_printed(tables, papers, notes, len(others)), *said, str(out / "report.html")])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,13 @@ class _Drifts:
     reasons: dict[str, str]
 
 
-def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) -> Iterator[Block]:
+def _sections(
+    table: Table,
+    prefix: str,
+    examples: int,
+    drifts: _Drifts | None,
+    paper: Sequence[PaperComparison],
+) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
     found = load_runs([run.folder for run in table.runs], samples=False)
     by = method_of_runs(table, found)
@@ -117,6 +127,7 @@ def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) 
             figures.accuracy_figure(table, look),
             "Accuracy after training: mean over seeds, 95 % interval, and a ring for each seed.",
         )
+    yield from beside_paper(paper, table.seeds)
     yield Heading("What it cost")
     yield from sections.costs(table)
     learned = {axis: curves.learning_curves(found.metrics, axis, by=by) for axis in AXES}
@@ -208,19 +219,25 @@ def _about(folders: Sequence[Path], tables: Sequence[Table]) -> str:
     )
 
 
-def _printed(tables: Sequence[Table], notes: Sequence[str], others: int) -> Iterator[str]:
-    for table in tables:
-        blocks = [block for block in sections.results(table) if isinstance(block, Grid)]
+def _printed(
+    tables: Sequence[Table],
+    papers: Sequence[Sequence[PaperComparison]],
+    notes: Sequence[str],
+    others: int,
+) -> Iterator[str]:
+    for table, paper in zip(tables, papers, strict=True):
+        blocks: list[Block] = [block for block in sections.results(table) if isinstance(block, Grid)]
         if table.baseline:
             blocks += [b for b in sections.conclusions(table) if not isinstance(b, Text)]
+        blocks += beside_paper(paper, table.seeds)
         yield markdown("", blocks).removeprefix("# \n\n").rstrip()
     yield from notes
     if others:
         yield f"{others} folders are in no table; the page names them with the reason."
 
 
-def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
-    value = {
+def _json(table: Table, drifts: _Drifts | None, paper: Sequence[PaperComparison]) -> dict[str, Any]:
+    value: dict[str, Any] = {
         "differs": list(table.differs),
         "asked": dict(table.asked),
         "baseline": table.baseline,
@@ -230,6 +247,9 @@ def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
     }
     if drifts is not None:
         value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}
+    if paper:
+        source = {key: published()[key] for key in ("arxiv", "read", "judge", "seeds")}
+        value["paper"] = as_json(source | {"comparisons": list(paper)})
     return value
 
 

@@ -7,7 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from distill.data.alignment import Alignment, align, beginning_alike, shared_tokens, spell
+from distill.data.alignment import (
+    Alignment,
+    align,
+    beginning_alike,
+    shared_tokens,
+    spell,
+    spread_over_spans,
+)
 from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Example, TeacherView, Trace
@@ -212,12 +219,20 @@ class Retokenizer:
         return dict(zip(mine, theirs, strict=True))
 
 
-def as_read(trace: Trace) -> Trace:
-    """The trace with the teacher's prompt if its completion keeps the student's tokens, else the trace."""
+def at_students_tokens(logprobs: np.ndarray, trace: Trace) -> np.ndarray:
+    """[tokens] the teacher's log-probs at the student's tokens.
+
+    If the teacher has another tokenizer, the log-prob of each span of text is spread evenly over the
+    student's tokens in it, and is 0 at tokens in no span (`distill.data.alignment.spans`).
+
+    Args:
+        logprobs: of the tokens of `teacher_trace(trace)`.
+        trace: the student's.
+    """
     view = trace.teacher_view
-    if view is None or view.alignment is not None:
-        return trace
-    return Trace(trace.example, view.prompt_ids, view.completion_ids)
+    if view is None or view.alignment is None:
+        return logprobs
+    return spread_over_spans(logprobs, view.alignment, len(trace.completion_ids))
 
 
 def teacher_trace(trace: Trace) -> Trace:

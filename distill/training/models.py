@@ -68,7 +68,7 @@ def check_vocabularies(
         if mismatch := vocabulary_mismatch(student, source):
             raise UserError(
                 f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
-                f"family, or take loss=uld or loss=gold, which compare over different tokens, or loss=sft, "
+                f"family, or take loss=dcod_spans, uld or gold, which compare different tokens, or loss=sft, "
                 f"which learns from the text alone"
             )
 

@@ -193,6 +193,7 @@ class DistillModule(lightning.LightningModule):
         if batch.teacher_view is not None or self.objective.compares_tokens:
             compared, known["same_token"] = _comparable(batch)
             constants = self._constants() if self.objective.compares_tokens else {}
+        known |= _spans(batch) if self.objective.compares_spans else {}
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         micro_batch = MicroBatch(
             batch.mask,
@@ -459,6 +460,14 @@ def _at_students_tokens(head: Head, view: BatchTeacherView, tokens: int) -> Head
     hidden = head.hidden.new_zeros(tokens, head.hidden.shape[-1])
     hidden[view.student_at] = head.hidden[view.teacher_at]
     return Head(hidden, head.weight)
+
+
+def _spans(batch: Batch) -> dict[str, Tensor]:
+    """[batch, seq] the signal `spans`, if the teacher has another tokenizer."""
+    view = batch.teacher_view
+    if view is None or view.spans is None:
+        return {}
+    return {"spans": spread(view.spans.float(), batch.mask)}
 
 
 def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:

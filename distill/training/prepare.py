@@ -26,7 +26,7 @@ from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
-from distill.teacher.retokenize import Retokenizer, as_read, teacher_trace
+from distill.teacher.retokenize import Retokenizer, at_students_tokens, teacher_trace
 from distill.training.models import writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -167,16 +167,16 @@ def prepare_traces(
         if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source, say)):
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             for trace, values in zip(traces, scored, strict=True):
-                trace.signals[signal] = values
+                trace.signals[signal] = at_students_tokens(values, trace)
             # The trace set's writer has spent these FLOPs; count them like those of any cached signal.
             frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} reads traces"
-        read = [as_read(trace) for trace in traces] if role == "teacher" else traces
+        read = [teacher_trace(trace) for trace in traces] if role == "teacher" else traces
         scored = cached_logprobs(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
-            trace.signals[signal] = values
+            trace.signals[signal] = at_students_tokens(values, trace) if role == "teacher" else values
     if objective.caches_distribution:
         read = [teacher_trace(trace) for trace in traces]
         rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
@@ -192,7 +192,7 @@ def check_prompts(traces: Sequence[Trace], teacher: ModelSource) -> None:
         UserError: shows where the prompts part.
     """
     for trace in traces:
-        recorded, read = trace.example.recorded, as_read(trace)
+        recorded, read = trace.example.recorded, teacher_trace(trace)
         if recorded is None or recorded.teacher is None or recorded.teacher[0] != teacher.fingerprint:
             continue
         now = read.prompt_ids[: len(read.prompt_ids) - recorded.learn_from]
@@ -217,17 +217,16 @@ def _recorded(
     this teacher and the prompt that it is scored under."""
     found = []
     for trace in traces:
-        recorded, view = trace.example.recorded, trace.teacher_view
+        recorded, read = trace.example.recorded, teacher_trace(trace)
         if (
             recorded is None
             or recorded.teacher_logprobs is None
             or recorded.teacher != (teacher.fingerprint, teacher.dtype)
-            or (view is not None and view.alignment is not None)
-            or not np.array_equal(recorded.completion_ids[recorded.learn_from :], trace.completion_ids)
+            or not np.array_equal(recorded.completion_ids[recorded.learn_from :], read.completion_ids)
         ):
             return None
         context = recorded.completion_ids[: recorded.learn_from]
-        if not np.array_equal(np.concatenate([recorded.prompt_ids, context]), as_read(trace).prompt_ids):
+        if not np.array_equal(np.concatenate([recorded.prompt_ids, context]), read.prompt_ids):
             say(
                 "the trace set has the teacher's log-probs under another prompt than this run's "
                 "(data.teacher_prompt): the teacher scores the traces anew"

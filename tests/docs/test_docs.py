@@ -106,8 +106,10 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    if any(word.startswith(("experiment=compare", "experiment=tune", "experiment=paper")) for word in words):
-        words.append("loss=sft")  # one method's jobs: tests of the experiments look at all
+    sweeps = ("experiment=compare", "experiment=tune", "experiment=paper", "experiment=table5")
+    if any(word.startswith(sweeps) for word in words):
+        # one method's jobs: tests of the experiments look at all
+        words.append("loss=dcod" if "experiment=paper_tune" in words else "loss=sft")
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
 
 
@@ -278,7 +280,8 @@ def test_the_guide_lists_every_curation_step() -> None:
 def test_the_guide_lists_every_benchmark() -> None:
     page = TEXTS[ROOT / "docs" / "guides" / "evaluate.md"]
     suites = {name for name in options("benchmark") if f"`benchmark={name}`" in page}
-    assert suites == {"suite", "paper_math", "paper_gsm8k"}
+    papers = {f"paper_{data}{told}" for data in ("math", "gsm8k") for told in ("", "_instructed")}
+    assert suites == {"suite", *papers}
     assert (
         first_column("guides/evaluate.md", "| benchmark | problems |")
         == options("benchmark") - {"none"} - suites

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.losses.controls import effective_sample_size, invert, shuffle
 from distill.losses.signals import properties, signals
-from distill.losses.weights import support_ratio, uniform
+from distill.losses.weights import span_support_ratio, support_ratio, uniform
 
 LEVELS = ("token", "prefix", "sequence")
 TRANSFORMS = ("sigmoid", "ratio", "clip", "clip_exp", "relu")
@@ -588,3 +588,40 @@ def test_the_effective_sample_size_is_a_share_that_no_factor_moves(
     assert 0 < share(weights) <= 1 + 1e-12
     assert share(weights) == pytest.approx(1 / (1 + variance / mean**2), rel=1e-9)
     assert share([factor * weight for weight in weights]) == pytest.approx(share(weights), rel=1e-9)
+
+
+@pytest.mark.parametrize("transform", ["sigmoid", "clip_exp", "relu"])
+def test_a_spans_weight_is_that_of_its_mean_log_ratio(transform: Any) -> None:
+    """By loops, with spans of one to four tokens, tokens in no span, and padding."""
+    generator = torch.Generator().manual_seed(5)
+    mine, theirs = (-3 * torch.rand(3, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    spans = torch.tensor(
+        [[0, 0, 2, 3, 3, 3, 3, 7, -1], [-1, 1, 1, 3, 4, 4, -1, -1, -1], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    ).double()
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    mine[0, 3] = -torch.inf  # one impossible token makes its span impossible
+    found = span_support_ratio(mask, mine, theirs, spans, temperature=2.0, transform=transform)
+    for row, column in itertools.product(range(3), range(9)):
+        own = [c for c in range(9) if spans[row, c] == spans[row, column] >= 0 and mask[row, c]]
+        if not own or not mask[row, column]:
+            assert found[row, column] == 0
+            continue
+        mean = sum(float(mine[row, c] - theirs[row, c]) for c in own) / len(own) / 2
+        expected = {
+            "sigmoid": 0.0 if mean == -math.inf else 1 / (1 + math.exp(-mean)),
+            "clip_exp": math.exp(min(5.0, max(-5.0, mean))),
+            "relu": max(0.0, mean),
+        }[transform]
+        assert found[row, column].item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_with_one_tokenizer_a_span_is_a_token() -> None:
+    generator = torch.Generator().manual_seed(6)
+    mine, theirs = (-3 * torch.rand(2, 7, generator=generator) for _ in range(2))
+    mask = torch.rand(2, 7, generator=generator) > 0.2
+    expected = support_ratio(mask, mine, theirs, temperature=4.0)
+    for spans in (None, torch.arange(7.0).expand(2, 7)):
+        torch.testing.assert_close(
+            span_support_ratio(mask, mine, theirs, spans, temperature=4.0), expected, rtol=1e-6, atol=1e-7
+        )

@@ -19,10 +19,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distill.data.prompt import Prompt
 from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
 from distill.losses.chunked import weighted_token_losses
-from distill.losses.divergence import gold, jsd, uld
+from distill.losses.divergence import cross_entropy, gold, jsd, uld
 from distill.losses.inputs import WeightedTerm
-from distill.losses.weights import support_ratio, uniform
+from distill.losses.weights import span_support_ratio, support_ratio, uniform
 from distill.models.find import find_model
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
@@ -215,7 +216,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("loss", "tolerance"),
     # The padding token is shared with oneself alone, and has some ten-thousandths of the probability.
-    [("uld", 1e-5), ("gold loss.token_loss.shared_weight=1", 1e-2)],
+    [("uld", 1e-5), ("gold loss.token_loss.shared_weight=1", 1e-2), ("dcod_spans", 1e-5)],
 )
 def test_a_run_does_not_depend_on_how_the_teachers_tokens_are_numbered(
     loss: str, tolerance: float, permuted_tokenizer: Any, tmp_path: Path
@@ -254,6 +255,44 @@ def strange_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_dcod_over_spans_is_its_definition_token_by_token(strange_teacher: Path, tmp_path: Path) -> None:
+    """By hand, in float64: the student's tokens are characters, so each of the teacher's tokens is a span."""
+    words = ["loss=dcod_spans", "loss.token_weight.temperature=2", f"model.teacher={strange_teacher}"]
+    run([*COMMON, *words, f"cache={tmp_path / 'cache'}"], tmp_path / "run")
+    student, teacher = (
+        find_model(name, key="model").load()
+        for name in ("package:distill/tiny/student", str(strange_teacher))
+    )
+
+    def logprobs(lm: LanguageModel, prompt: str, completion: list[int]) -> list[float]:
+        ids = [*lm.tokenizer(prompt).input_ids, *completion]
+        with torch.no_grad():
+            logits = lm.model.double()(input_ids=torch.tensor([ids])).logits[0, :, : lm.vocab_size]
+        rows = logits.log_softmax(-1)[-len(completion) - 1 : -1]
+        return [row[token].item() for row, token in zip(rows, completion, strict=True)]
+
+    total, count = 0.0, 0
+    for problem in task.problems(24, split="train", operations=(2, 4)):
+        text = task.write_solution(problem, "single")
+        mine = [*student.tokenizer(text).input_ids, student.tokenizer.eos_token_id]
+        theirs = [*teacher.tokenizer(text).input_ids, teacher.tokenizer.eos_token_id]
+        lengths = [*(len(teacher.tokenizer.decode([token])) for token in theirs[:-1]), 1]
+        own, other, at = logprobs(student, problem, mine), logprobs(teacher, problem, theirs), 0
+        for length, value in zip(lengths, other, strict=True):
+            span = own[at : at + length]
+            weight = 1 / (1 + np.exp(-(sum(span) - value) / length / 2))
+            total, count, at = total - weight * sum(span), count + length, at + length
+        assert at == len(mine)
+    assert losses(tmp_path / "run")[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_dcod_over_spans_refuses_what_the_student_writes() -> None:
+    with pytest.raises(
+        ValueError, match=r"span_support_ratio needs the teacher's log-probs of whole completions"
+    ):
+        Objective(StudentRollouts(fraction=0.5), cross_entropy, span_support_ratio)
+
+
 @pytest.mark.parametrize("words", [["loss=uld"], ["loss=gold"], ["loss=gold", "loss.rollouts.fraction=1"]])
 def test_a_teacher_of_longer_tokens_teaches_offline_and_on_what_the_student_writes(
     words: list[str], strange_teacher: Path, tmp_path: Path
@@ -269,7 +308,7 @@ def test_a_teacher_of_longer_tokens_teaches_offline_and_on_what_the_student_writ
 def test_other_losses_refuse_a_teacher_of_other_tokens_and_name_those_that_take_it(
     strange_teacher: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"the vocabularies differ.*loss=uld or loss=gold"):
+    with pytest.raises(UserError, match=r"the vocabularies differ.*loss=dcod_spans, uld or gold"):
         run([*COMMON, "loss=forward_kl", f"model.teacher={strange_teacher}"], tmp_path / "run")
 
 

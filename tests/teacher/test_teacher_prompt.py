@@ -23,7 +23,7 @@ from distill.teacher.retokenize import Retokenizer
 from distill.tiny import task
 
 INSTRUCTED = "data.teacher_prompt.user='##{problem}'"
-LOSSES = ["dcod", "forward_kl", "reverse_kl", "dcod_kl"]
+LOSSES = ["dcod", "forward_kl", "reverse_kl", "dcod_kl", "symmetric_kl", "dcod_symmetric_kl"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def by_definition(
             weight = torch.sigmoid(q[token] - p[token]).detach() if "dcod" in loss else 1.0
             forward = sum(p[v].exp() * (p[v] - q[v]) for v in range(rows))
             backward = sum(q[v].exp() * (q[v] - p[v]) for v in range(rows))
-            value = {"dcod": -q[token], "reverse_kl": backward}.get(loss, forward)
+            value = forward + backward if "symmetric" in loss else forward
+            value = {"dcod": -q[token], "reverse_kl": backward}.get(loss, value)
             terms.append(weight * value)
     total = torch.stack(terms).sum() / len(terms)
     total.backward()

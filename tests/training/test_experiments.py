@@ -158,23 +158,22 @@ TABLE_5: dict[str, Callable[[float], float]] = {
 
 
 def test_table_5_is_one_sweep_of_the_papers_weights_and_all_else_is_alike() -> None:
+    assert list(sweep("table5")) == ["seed", "loss"]
     assert sweep("table5")["loss"] == list(TABLE_5)
     gaps = [-9.0, -1.0, 0.0, 0.5, 7.0]
     student = torch.tensor([gaps], dtype=torch.float64) - 10
     known = {"student_logprobs": student, "teacher_logprobs": torch.full_like(student, -10)}
-    settings = []
-    for loss, weight in TABLE_5.items():
-        cfg = composed("experiment=table5", f"loss={loss}")
-        objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
-        assert name_of(objective.token_loss) == ("todi" if loss == "todi" else "cross_entropy")
-        found = objective.terms["main"].weights(torch.ones(1, len(gaps), dtype=torch.bool), known, 1.0)[0]
-        assert found.tolist() == pytest.approx([weight(gap) for gap in gaps], rel=1e-12)
-        with open_dict(cfg):
-            # Weights and token loss apart, as what is the run's own.
-            cfg.loss = {**cfg.loss, "token_loss": None, "token_weight": None}
-            del cfg.hydra, cfg.name, cfg.dir
-        settings.append(OmegaConf.to_container(cfg, resolve=True))
-    assert all(one == settings[0] for one in settings)
+    rest = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for loss, weight in TABLE_5.items():
+            cfg = compose(f"loss/{loss}").loss
+            objective = hydra.utils.instantiate(cfg, _convert_="all")
+            assert name_of(objective.token_loss) == ("todi" if loss == "todi" else "cross_entropy")
+            found = objective.terms["main"].weights(torch.ones(1, 5, dtype=torch.bool), known, 1.0)[0]
+            assert found.tolist() == pytest.approx([weight(gap) for gap in gaps], rel=1e-12)
+            rest.append({key: one for key, one in cfg.items() if key not in ("token_loss", "token_weight")})
+    assert all(one == rest[0] for one in rest)
+    assert len(set(check("experiment=table5", "loss=sft", "seed=0").lrs.values())) == 1
 
 
 def test_own_files_are_named_by_the_user_and_never_shared_between_choice_and_test() -> None:

@@ -53,6 +53,18 @@ def test_an_experiment_has_the_papers_recipe(name: str) -> None:
     assert composed(f"experiment={name}", "loss=on_policy_kd").data.epochs == 1
 
 
+def test_llama_learns_from_qwens_traces_by_losses_for_two_tokenizers() -> None:
+    for name, path in (("paper_llama", "paper_7b_math"), ("paper_llama_gsm8k", "paper_7b_gsm8k")):
+        cfg = composed(f"experiment={name}", "loss=dcod_spans")
+        assert (cfg.model.student, cfg.model.teacher) == (
+            "meta-llama/Llama-3.2-3B-Instruct",
+            QWEN.format("7B"),
+        )
+        assert cfg.data.path == f"outputs/traces/{path}"
+        assert cfg.optimizer.lr == 3e-6
+        assert cfg.hydra.sweeper.params.loss == "sft,uld,dcod_spans"
+
+
 def test_temperatures_are_those_of_table_6() -> None:
     if not PAPER.is_file():
         pytest.skip(f"no {PAPER}")
