@@ -28,7 +28,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
     from distill.config.instantiate import plain
     from distill.evaluation.comparison_sides import check_side
-    from distill.evaluation.named import named_model
+    from distill.evaluation.named import named_model, prefix_model
     from distill.training.inputs import check_benchmarks, check_model
 
     if cfg.compare is not None:
@@ -39,6 +39,8 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     for key, role in (("model.source", cfg.model.role), ("teacher", "teacher")):
         if key != "teacher" or cfg.teacher:
             check_model(named_model(cfg, key, role)[0], key.removesuffix(".source"))
+    if found := prefix_model(cfg):
+        check_model(found[0], "drift.prefix_model")
     check_benchmarks(cfg)
 
 

@@ -8,6 +8,10 @@ KL(P‖Q)_t, exact over the vocabulary:
     ε(l)    = 1/l Σ_{t≤l} E over teacher-written prefixes of KL(P‖Q)_t    error as in training
     ExAccErr(l) = (R(l) - l ε(l)) / (l ε(l)) · 100 %                      excess due to the student's prefixes
 
+This is ExAccErr of DCOD's paper too (2605.14071, App. H), which writes d_t for the KL, E_student(l) for R(l)
+and E_teacher(l) for l ε(l). The paper does not say how it averages over problems. Its §5.4 describes another
+protocol, which `distill.analysis.drift_prefixes` measures.
+
 E at t is the mean over the completions that reach position t, including the position of the end token. At
 late positions only long completions count, and the student's and the teacher's may belong to different
 problems; curves end where few problems are left (`least_problems`). Both models should sample at temperature
@@ -34,6 +38,7 @@ from distill.errors import UserError
 from distill.models.lazy import LazyModel
 from distill.statistics import Figure
 
+LENGTHS = (32, 64, 128, 256)  # positions at which ExAccErr is reported, as in DCOD's paper (Table 8)
 _LEAST_PROBLEMS = 10
 _ROUNDING = 1e-6  # nats per token: a KL below this is 0 up to single precision
 _BLOCK = 2048  # positions resampled at once
@@ -65,9 +70,9 @@ class Drift:
         curves: `exaccerr` in per cent, NaN where undefined; and `kl`, `teacher_nll`, `student_nll` in nats
             per token, with the suffix `_student_written` or `_teacher_written` for the writer of the prefix.
         reach: [positions] completions that reach a position, `student_written` and `teacher_written`.
-        figures: `exaccerr` at the end of the curves; `exaccerr@16`, `@64`, `@256`, … up to there; under the
-            other curves' names means over all tokens, including those after the end of the curves. Undefined
-            figures are missing.
+        figures: `exaccerr` at the end of the curves, and at the given positions up to there as `exaccerr@32`;
+            under the other curves' names means over all tokens, including those after the end of the curves.
+            Undefined figures are missing.
         notes: sentences about caveats of these numbers.
     """
 
@@ -112,10 +117,9 @@ def measure(
     by_teacher: Sequence[Trace],
     *,
     cache: Path,
-    token_budget: int = 8192,
+    lengths: Sequence[int] = LENGTHS,
     resamples: int = 1000,
     seed: int = 0,
-    least_problems: int = _LEAST_PROBLEMS,
 ) -> Drift | None:
     """Measure the student's drift from the teacher; cached per pair of models and traces.
 
@@ -125,10 +129,9 @@ def measure(
         by_student: completions by the student, any number per problem.
         by_teacher: completions by the teacher for the same problems (`example`).
         cache: cache folder.
-        token_budget: tokens per batch, including padding.
+        lengths: positions of the figures `exaccerr@…`.
         resamples: number of bootstrap resamples over problems.
         seed: seed of the bootstrap.
-        least_problems: see `compare`.
 
     Returns:
         The drift; None if no position is reached by enough problems (see `compare`).
@@ -147,7 +150,7 @@ def measure(
             f"{writer}'s alone (and {len(alone) - 1} more such problems): let both write for all"
         )
     read = [
-        token_drift(student, teacher, kind, cache=cache, token_budget=token_budget, label=label)
+        token_drift(student, teacher, kind, cache=cache, label=label)
         for kind, label in (
             (by_student, "teacher reads the student's text"),
             (by_teacher, "student reads the teacher's text"),
@@ -159,9 +162,9 @@ def measure(
         read[1],
         [numbers[problem] for problem in problems[0]],
         [numbers[problem] for problem in problems[1]],
+        lengths=lengths,
         resamples=resamples,
         seed=seed,
-        least_problems=least_problems,
     )
 
 
@@ -171,6 +174,7 @@ def compare(
     student_problems: Sequence[int],
     teacher_problems: Sequence[int],
     *,
+    lengths: Sequence[int] = LENGTHS,
     resamples: int = 1000,
     seed: int = 0,
     least_problems: int = _LEAST_PROBLEMS,
@@ -184,6 +188,7 @@ def compare(
         by_teacher: per-token values of each completion by the teacher.
         student_problems: problem number (from 0) of each completion by the student.
         teacher_problems: problem number (from 0) of each completion by the teacher.
+        lengths: positions of the figures `exaccerr@…`.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
         least_problems: curves end where fewer than min(`least_problems`, all problems), or fewer than a tenth
@@ -193,7 +198,7 @@ def compare(
         The drift; None if not even position 1 is reached by enough problems.
     """
     problems = 1 + max([*student_problems, *teacher_problems], default=-1)
-    least = max(1, min(least_problems, problems), math.ceil(problems / 10))
+    least = enough_problems(problems, least_problems)
     kinds = {
         "student_written": _Kind(by_student, np.asarray(student_problems, dtype=int), problems),
         "teacher_written": _Kind(by_teacher, np.asarray(teacher_problems, dtype=int), problems),
@@ -211,8 +216,7 @@ def compare(
     student, teacher = ((kind.sums("kl", last), counts[name]) for name, kind in kinds.items())
     excess = _excess(student, teacher, drawn)
     defined = np.isfinite(excess.value)
-    marks = [16 * 4**power for power in range(16) if 16 * 4**power <= last]
-    places = {"exaccerr": last} | {f"exaccerr@{mark}": mark for mark in marks}
+    places = {"exaccerr": last} | {f"exaccerr@{at}": at for at in lengths if 0 < at <= last}
     return Drift(
         problems=problems,
         completions=(len(by_student), len(by_teacher)),
@@ -222,6 +226,11 @@ def compare(
         figures={name: excess.at(at) for name, at in places.items() if defined[at - 1]} | figures,
         notes=_notes(kinds, least, excess),
     )
+
+
+def enough_problems(problems: int, least: int = _LEAST_PROBLEMS) -> int:
+    """How many of the problems a position needs: `least` (all, if there are fewer), and a tenth of them."""
+    return max(1, min(least, problems), math.ceil(problems / 10))
 
 
 @dataclass(frozen=True)

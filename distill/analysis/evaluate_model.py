@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.analysis.drift import Drift
 from distill.analysis.drift_figure import picture
-from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
+from distill.analysis.drift_prefixes import PrefixDrift
+from distill.analysis.evaluate_drift import AskedDrift
 from distill.config.instantiate import build, plain, resolved
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.comparison_report import compare
-from distill.evaluation.named import named_model
+from distill.evaluation.named import named_model, prefix_model
 from distill.evaluation.page import SampleFile
 from distill.evaluation.report import log_report, markdown, write_report
 from distill.evaluation.result import Score
@@ -31,7 +32,7 @@ from distill.generation.engine import Engine
 from distill.io.files import read_lines, write_atomically, write_json, write_lines
 from distill.io.locks import claimed, locked
 from distill.models.find import find_model
-from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.runs.folder import describe
 from distill.teacher.completions import writer_key
@@ -55,12 +56,10 @@ def evaluate_model(cfg: DictConfig) -> Path:
         raise UserError(
             "no benchmark is named: say which, such as benchmark=gsm8k or benchmark=[gsm8k,aime24]"
         )
-    teacher = find_asked(cfg, "teacher", "teacher") if cfg.teacher else None
-    for_drift = _for_drift(cfg, benchmarks, source, teacher) if teacher else []
+    drift = _drift(cfg, benchmarks, source)
     problems = [benchmark.problems() for benchmark in benchmarks]
-    both = []
-    if teacher:
-        both = [ask_both(*one, source, teacher) for one in zip(for_drift, problems, strict=True)]
+    if drift:
+        drift.ask(problems)
     asked = [ask(benchmark, source, read) for benchmark, read in zip(benchmarks, problems, strict=True)]
     model = LazyModel(source, device)
     try:
@@ -91,16 +90,8 @@ def evaluate_model(cfg: DictConfig) -> Path:
         for one, place in zip(asked, places, strict=True):
             results.add(evaluate(one, source, engine, folder=place, label=one.benchmark.name))
             text = write_report(folder, results.value)  # an interrupted evaluation keeps its report so far
-        if teacher:
-            texts = [folder / "drift" / benchmark.name for benchmark in benchmarks]
-            found = measure_drift(
-                both,
-                model,
-                LazyModel(teacher, device),
-                kept=[(place / "student", place / "teacher") for place in texts],
-                cache=folder / "drift" / "cache",
-            )
-            results.keep_drift(found, teacher)
+        if drift:
+            results.keep_drift(drift.measure(model, folder / "drift"), drift.said)
             text = write_report(folder, results.value)
         print(f"{text}\n\n{folder / 'results.html'}")
         log_report(loggers, results.new)
@@ -155,12 +146,14 @@ class Results:
                     f"benchmarks return to the file when these are evaluated again"
                 ) from error
 
-    def keep_drift(self, drift: Drift | None, teacher: ModelSource) -> None:
-        """Store a drift from a teacher and its figure, replacing earlier ones."""
+    def keep_drift(self, drift: Drift | PrefixDrift | None, said: Mapping[str, Any]) -> None:
+        """Store a drift and its figure, replacing earlier ones; `said` is what it was measured with."""
         if drift is None:
-            print("drift: too few problems have completions of both models to compare them along their text")
+            by_prefixes = "of the untrained student's texts too few are as long as drift.lengths"
+            own = "too few problems have completions of both models to compare them along their text"
+            print(f"drift: {by_prefixes if said['protocol'] == 'prefixes' else own}")
             return
-        self.value["drift"] = {"teacher": teacher.name, **drift.json()}
+        self.value["drift"] = {**said, **drift.json()}
         write_json(self.folder / "results.json", self.value)
         drawn = picture(drift, self.value["name"])
         write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
@@ -196,25 +189,27 @@ def find_asked(cfg: DictConfig, key: str, role: str) -> ModelSource:
     wanted, threads = named_model(cfg, key, role)
     if cfg.threads is None:
         cfg.threads = threads
+    return _find(cfg, wanted, key, cfg.model.revision if key == "model.source" else None)
+
+
+def _find(cfg: DictConfig, wanted: Any, key: str, revision: str | None) -> ModelSource:
     return find_model(
         wanted,
         key=key.removesuffix(".source"),
         dtype=cfg.model.dtype,
-        revision=cfg.model.revision if key == "model.source" else None,
+        revision=revision,
         trust_remote_code=cfg.model.trust_remote_code,
     )
 
 
-def _for_drift(
-    cfg: DictConfig, benchmarks: Sequence[Benchmark], student: ModelSource, teacher: ModelSource
-) -> list[Benchmark]:
-    if mismatch := vocabulary_mismatch(student, teacher):
-        raise UserError(
-            f"teacher={cfg.teacher}: drift compares the models token by token, but {mismatch}: name a "
-            f"teacher of the student's family, or none"
-        )
-    own = cfg.drift
-    return asked_for_drift(benchmarks, samples=own.samples, temperature=own.temperature, limit=own.limit)
+def _drift(cfg: DictConfig, benchmarks: Sequence[Benchmark], student: ModelSource) -> AskedDrift | None:
+    """The drift that the configuration asks for; None without a teacher."""
+    untrained = prefix_model(cfg)
+    if not cfg.teacher:
+        return None
+    teacher = find_asked(cfg, "teacher", "teacher")
+    writer = _find(cfg, untrained[0], "drift.prefix_model", untrained[1]) if untrained else None
+    return AskedDrift(cfg.drift, benchmarks, student, teacher, writer)
 
 
 def compare_folders(cfg: DictConfig) -> Path:

@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.analysis.drift import Drift, measure
+import numpy as np
+from jaxtyping import Int
+
+from distill.analysis.drift import LENGTHS, Drift, measure
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask, completions
+from distill.generation.engine import Request, request_seed
 from distill.generation.engines import HfEngine
 from distill.generation.sampling import Sampling
 from distill.io.progress import progress_bar
@@ -56,6 +60,23 @@ def asked_for_drift(
         raise UserError(f"drift: {error}") from error
 
 
+def lengths_of(value: Any, *, least: int) -> tuple[int, ...]:
+    """Check `drift.lengths`; return the lengths in ascending order.
+
+    Args:
+        value: numbers of tokens (not yet validated).
+        least: the smallest allowed.
+
+    Raises:
+        UserError: it is no list of whole numbers, at least `least` each.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"drift.lengths={value!r} is no list of token counts: say drift.lengths=[32,64]")
+    for length in value:
+        whole_number("drift.lengths", length, least=least)
+    return tuple(sorted(set(value)))
+
+
 def ask_both(
     benchmark: Benchmark, problems: Sequence[Example], student: ModelSource, teacher: ModelSource
 ) -> tuple[Asked, Asked]:
@@ -75,6 +96,7 @@ def measure_drift(
     *,
     kept: Sequence[tuple[Path, Path]],
     cache: Path,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Drift | None:
     """Generate completions with both models for the same problems and measure the drift.
 
@@ -87,6 +109,7 @@ def measure_drift(
         kept: for each benchmark, the folders of the student's and of the teacher's completions. They are
             emptied if they were written by another model or with other settings.
         cache: cache folder.
+        lengths: positions of the figures `exaccerr@…`.
 
     Returns:
         The drift; None if too few problems have completions by both (`distill.analysis.drift.compare`).
@@ -98,21 +121,63 @@ def measure_drift(
     for pair, places in zip(asked, kept, strict=True):
         name = pair[0].benchmark.name
         for role, model, own, place in zip(traces, (student, teacher), pair, places, strict=True):
-            key = {"model": model.source.fingerprint, "dtype": model.source.dtype, **own.benchmark.settings}
-            runs.fresh(place, key)
-            written: dict[int, Trace] = {}
-            with progress_bar(
-                total=len(own.requests), description=f"{role} writes {name}", unit="sample"
-            ) as bar:
-                for numbers, one in completions(own, HfEngine(model), place):
-                    for number in numbers:
-                        problem = own.problems[number // own.benchmark.samples]
-                        example = replace(problem, id=f"{name} {problem.id}")
-                        prompts = [asked_of.requests[number].prompt_ids for asked_of in pair]
-                        assert one.ids is not None
-                        read = TeacherView(prompts[1], one.ids)
-                        written[number] = Trace(example, prompts[0], one.ids, teacher_view=read)
-                    bar.update(len(numbers))
             # In the order of the requests, because the cache key depends on the order of the traces.
-            traces[role] += [written[number] for number in sorted(written)]
-    return measure(student, teacher, traces["student"], traces["teacher"], cache=cache)
+            for number, ids in enumerate(texts(own, model, place, f"{role} writes {name}")):
+                traces[role].append(trace_of(pair, number, ids))
+    return measure(student, teacher, traces["student"], traces["teacher"], cache=cache, lengths=lengths)
+
+
+def texts(asked: Asked, model: LazyModel, place: Path, label: str) -> list[np.ndarray]:
+    """Generate a completion for every request, or read it from the folder.
+
+    Args:
+        asked: the requests.
+        model: the model that writes; loaded only if completions are missing.
+        place: folder of the completions. It is emptied if another model wrote them, or with other settings.
+        label: label of the progress bar.
+
+    Returns:
+        Token ids [tokens], int32, in the order of the requests.
+    """
+    key = {"model": model.source.fingerprint, "dtype": model.source.dtype, **asked.benchmark.settings}
+    runs.fresh(place, key)
+    found = [np.zeros(0, dtype=np.int32)] * len(asked.requests)
+    with progress_bar(total=len(found), description=label, unit="sample") as bar:
+        for numbers, one in completions(asked, HfEngine(model), place):
+            assert one.ids is not None
+            for number in numbers:
+                found[number] = one.ids
+            bar.update(len(numbers))
+    return found
+
+
+def trace_of(
+    pair: tuple[Asked, Asked],
+    number: int,
+    ids: Int[np.ndarray, " tokens"],
+    prefix: Int[np.ndarray, " prefix"] | None = None,
+) -> Trace:
+    """A completion as both models read it.
+
+    Args:
+        pair: the problems tokenized for the student and for the teacher.
+        number: of the request.
+        ids: the completion.
+        prefix: tokens that both models read after their prompts, before the completion.
+    """
+    own = pair[0]
+    problem = own.problems[number // own.benchmark.samples]
+    example = replace(problem, id=f"{own.benchmark.name} {problem.id}")
+    prompts = [continued(asked.requests[number], prefix).prompt_ids for asked in pair]
+    return Trace(example, prompts[0], ids, teacher_view=TeacherView(prompts[1], ids))
+
+
+def continued(request: Request, prefix: Int[np.ndarray, " prefix"] | None) -> Request:
+    """A request to go on after a prefix, with a seed that depends on the prefix; without one as it is."""
+    if prefix is None or not len(prefix):
+        return request
+    return replace(
+        request,
+        prompt_ids=np.concatenate([request.prompt_ids, prefix]),
+        seed=request_seed(request.seed, " ".join(map(str, prefix.tolist())), 0),
+    )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.config.instantiate import plain
 from distill.config.paths import CONFIG
 from distill.errors import UserError
+from distill.runs.config import read_run_config, said_again
 
 
 def named_model(cfg: DictConfig, key: str, role: str) -> tuple[Any, int | None]:
@@ -49,6 +50,60 @@ def stands_for(wanted: Any, key: str, role: str) -> tuple[Any, int | None]:
     if isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
         return str(Path(wanted).expanduser() / "student"), None  # a run folder
     return wanted, None
+
+
+def prefix_model(cfg: DictConfig) -> tuple[Any, str | None] | None:
+    """The untrained student whose text `drift.protocol=prefixes` continues, and its revision on the hub.
+
+    It is `drift.prefix_model`. Where that is null and the evaluated model is a run folder, it is the student
+    that the run started from.
+
+    Args:
+        cfg: config with `model`, `teacher` and `drift`.
+
+    Returns:
+        None with `drift.protocol=rollouts`.
+
+    Raises:
+        UserError: the protocol is unknown, the model is not named, or a key is set that nothing would use.
+    """
+    own = cfg.drift
+    given = plain(own.prefix_model)
+    if own.protocol not in ("rollouts", "prefixes"):
+        raise UserError(f"drift.protocol={own.protocol!r} is not one of rollouts, prefixes")
+    if own.protocol == "rollouts":
+        if given is not None:
+            raise UserError(
+                f"drift.prefix_model={given} is for drift.protocol=prefixes: set that too, or leave it"
+            )
+        return None
+    if not cfg.teacher:
+        raise UserError("drift.protocol=prefixes measures the drift from a teacher: name it with teacher=")
+    run = _run_config(plain(cfg.model.source))
+    model: Any = plain(run.get("model")) if run else None
+    untrained, revision = (model.get("student"), model.get("student_revision")) if model else (None, None)
+    if given is not None:
+        return stands_for(given, "drift.prefix_model", "student")[0], revision if given == untrained else None
+    if run is None or untrained is None:
+        raise UserError(
+            f"drift.protocol=prefixes continues what the untrained student wrote, and "
+            f"model={cfg.model.source} is no run folder that names it: say drift.prefix_model=, as in model="
+        )
+    said_again(
+        run,
+        "student",
+        [],
+        Path(str(cfg.model.source)),
+        lambda one: f"drift.prefix_model={one.removesuffix(f'@{revision}')}",
+    )
+    return untrained, revision
+
+
+def _run_config(model: Any) -> DictConfig | None:
+    """The configuration of the run whose folder the model is; None if it is none."""
+    folder = Path(str(model)).expanduser()
+    there = (folder / "student" / "config.json").is_file() and (folder / "config.yaml").is_file()
+    return read_run_config(folder) if there else None
 
 
 def as_keys(words: Sequence[str]) -> list[str]:

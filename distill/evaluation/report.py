@@ -79,14 +79,44 @@ def markdown(results: Mapping[str, Any]) -> str:
                 f"{name}: the grader cannot read the gold answer of {len(golds)} problems ({shown}).",
             ]
     if drift := results.get("drift"):
-        said = "; ".join(f"{key} {_format_plain(one)}" for key, one in drift["figures"].items())
-        teacher = f" from {drift['teacher']}" if "teacher" in drift else ""
-        lines += [
-            "",
-            f"Drift{teacher} over {drift['problems']} problems and {drift['positions']} positions: {said}.",
-        ]
-        lines += [f"{note}" for note in drift["notes"]]
+        lines += ["", *(_prefix_drift(drift) if drift.get("protocol") == "prefixes" else _drift(drift))]
+        if drift["notes"]:
+            lines += ["", *map(str, drift["notes"])]
     return "\n".join(lines)
+
+
+def _drift(drift: Mapping[str, Any]) -> list[str]:
+    figures: Mapping[str, Any] = drift["figures"]
+    said = "; ".join(f"{key} {_format_plain(one)}" for key, one in figures.items() if "@" not in key)
+    teacher = f" from {drift['teacher']}" if "teacher" in drift else ""
+    line = f"Drift{teacher} over {drift['problems']} problems and {drift['positions']} positions: {said}."
+    marks = {int(key.rpartition("@")[2]): one for key, one in figures.items() if key.startswith("exaccerr@")}
+    if "exaccerr" in figures:
+        marks[int(drift["positions"])] = figures["exaccerr"]
+    if not marks:
+        return [line]
+    rows = [f"| {at:,} | {_format_plain(marks[at])} |" for at in sorted(marks)]
+    return [line, "", "| at position | ExAccErr, % |", "|---|---|", *rows]
+
+
+def _prefix_drift(drift: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"Drift from {drift['teacher']} on continuations of what {drift['prefix_model']} wrote at "
+        f"{drift['problems']} problems:",
+        "",
+        "| prefix, tokens | problems | up to position | ExAccErr, % | KL on the student's continuations, "
+        "nats a token | on the teacher's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for length, own in drift["after"].items():
+        cells = [
+            _format_plain(drift["figures"][f"{name}@{length}"])
+            if f"{name}@{length}" in drift["figures"]
+            else ""
+            for name in ("exaccerr", "kl_student_written", "kl_teacher_written")
+        ]
+        lines.append(f"| {length} | {own['problems']:,} | {own['positions']:,} | {' | '.join(cells)} |")
+    return lines
 
 
 def _is_shown(figure: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift import LENGTHS, Drift
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
 from distill.config.instantiate import plain
 from distill.data.trace import Example
@@ -34,7 +34,7 @@ from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
 
-_FORMAT = 1  # version of the cached drifts
+_FORMAT = 2  # version of the cached drifts
 
 
 def drift_of_runs(
@@ -235,6 +235,7 @@ def _key(student: ModelSource, teacher: ModelSource, asked: list[tuple[Asked, As
     """Cache key of a drift: everything it depends on, as JSON values."""
     return {
         "format": _FORMAT,
+        "lengths": list(LENGTHS),
         "student": writer_key(student),
         "teacher": writer_key(teacher),
         "asked": [

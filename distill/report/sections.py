@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift import LENGTHS, Drift
 from distill.report.cells import p_value, percent, with_interval
 from distill.report.examples import Disagreement
 from distill.report.methods import Method, Table
@@ -163,28 +163,32 @@ def drifts(
     """Drift of each method's students from their teacher, mean over seeds."""
     if found:
         yield Text(
-            f"At up to {problems:,} problems of each benchmark, at temperature 1. ExAccErr at the last "
-            f"position that enough completions reach, and the KL from the teacher, nats a token, on either's "
-            f"text. A negative ExAccErr means that a student errs less on its own text than on its "
-            f"teacher's, as one does that dropped one of the teacher's styles."
+            f"At up to {problems:,} problems of each benchmark, at temperature 1. ExAccErr up to "
+            f"some positions and up to the last that enough completions reach, and the KL from the teacher, "
+            f"nats a token, on either's text. A negative ExAccErr means that a student errs less on its own "
+            f"text than on its teacher's, as one does that dropped one of the teacher's styles."
         )
+        marks = [
+            f"exaccerr@{at}"
+            for at in LENGTHS
+            if any(f"exaccerr@{at}" in drift.figures for own in found.values() for drift in own)
+        ]
         head = [
             "method",
             "seeds",
-            "ExAccErr, % [95 %]",
+            *(f"ExAccErr at {mark.partition('@')[2]}" for mark in marks),
+            "ExAccErr at the end, % [95 %]",
             "at position",
             "KL on its own text",
             "on its teacher's",
         ]
         rows = []
         for name, own in found.items():
-            ends = [drift.figures["exaccerr"].value for drift in own if "exaccerr" in drift.figures]
-            excess = mean_over_runs(ends) if ends else None
             rows.append(
                 [
                     f"`{name}`",
                     str(len(own)),
-                    "" if excess is None else _plain(excess),
+                    *(_excess(own, mark) for mark in [*marks, "exaccerr"]),
                     "–".join(map(str, sorted({min(map(len, own)), max(map(len, own))}))),
                     *(
                         f"{fmean(drift.figures[f'kl_{writer}_written'].value for drift in own):.4f}"
@@ -195,6 +199,13 @@ def drifts(
         yield Grid(head, rows)
     if reasons:
         yield Items([f"`{place}` was not measured: {reason}" for place, reason in sorted(reasons.items())])
+
+
+def _excess(drifts: Sequence[Drift], name: str) -> str:
+    """Mean over the seeds that have the figure; empty if none has, or at a position that some don't reach."""
+    values = [drift.figures[name].value for drift in drifts if name in drift.figures]
+    reached = len(values) == len(drifts) or "@" not in name
+    return _plain(mean_over_runs(values)) if values and reached else ""
 
 
 def examples(found: Sequence[Disagreement], method: str, baseline: str) -> Iterator[Block]:

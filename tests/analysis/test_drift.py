@@ -290,11 +290,11 @@ def test_figures_are_the_curves_at_marks_and_means_over_all_tokens() -> None:
     found = some(compare(kinds[0][0], kinds[1][0], kinds[0][1], kinds[1][1]))
     assert 64 < len(found) < 100
     excess = found.curves["exaccerr"]
-    for name, at in (("exaccerr@16", 16), ("exaccerr@64", 64), ("exaccerr", len(found))):
+    for name, at in (("exaccerr@32", 32), ("exaccerr@64", 64), ("exaccerr", len(found))):
         figure = found.figures[name]
         assert (figure.value, figure.low, figure.high) == tuple(v[at - 1] for v in vars(excess).values())
         assert figure.low < figure.value < figure.high
-    assert "exaccerr@256" not in found.figures
+    assert "exaccerr@128" not in found.figures
     every = np.concatenate([one.teacher_nll for one in kinds[0][0]], dtype=np.float64)
     figure = found.figures["teacher_nll_student_written"]
     assert figure.value == pytest.approx(every.mean())

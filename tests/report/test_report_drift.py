@@ -23,8 +23,10 @@ from distill.errors import UserError
 from distill.generation.engines import HfEngine
 from distill.models.lazy import LazyModel
 from distill.report import drift as report
+from distill.report import sections
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.drift_kept import read_drift, write_drift
+from distill.report.page import Grid
 from distill.report.style import styles, written
 from distill.runs.read import Run, read_run
 from distill.tiny import task
@@ -110,7 +112,7 @@ def test_a_runs_drift_is_what_the_evaluation_of_its_student_finds(
     asked = ["benchmark=arithmetic", "benchmark.max_new_tokens=8"]
     drift = [f"drift.limit={PROBLEMS}", "drift.samples=2"]
     expected = evaluate_run([*words, *asked, *drift], tmp_path / "evaluation")["drift"]
-    assert expected.pop("teacher") == str(teacher)
+    assert (expected.pop("protocol"), expected.pop("teacher")) == ("rollouts", str(teacher))
     assert json.loads(json.dumps(found[run.folder].json())) == expected
     assert found[run.folder].problems == PROBLEMS  # and not the three that the run was asked
     assert found[run.folder].completions == (2 * PROBLEMS, 2 * PROBLEMS)
@@ -324,6 +326,23 @@ def test_the_figure_has_a_line_for_each_method_and_its_interval_at_its_markers()
     assert "mean of 3 positions" in bottom.get_ylabel()
     assert written(figure)["pdf"].startswith(b"%PDF")
     assert len(exaccerr_figure(curves, styles(names)).axes) == 1
+
+
+def test_the_table_has_the_positions_that_a_methods_seeds_reach() -> None:
+    drifts = {
+        "sft": [made_up(110, 1.5, seed) for seed in (0, 1)],
+        "dcod": [made_up(110, 0.5, 2), made_up(50, 0.5, 3)],
+    }
+    assert min(map(len, drifts["sft"])) > 64 > len(drifts["dcod"][1]) > 32
+    _, table = sections.drifts(drifts, {}, 12)
+    assert isinstance(table, Grid)
+    assert table.head[2:5] == ["ExAccErr at 32", "ExAccErr at 64", "ExAccErr at the end, % [95 %]"]
+    sft, dcod = (row[2:4] for row in table.rows)
+    for at, cell in zip((32, 64), sft, strict=True):
+        mean = np.mean([drift.curves["exaccerr"].value[at - 1] for drift in drifts["sft"]])
+        assert cell.startswith(f"{mean:+.1f} [")
+    assert dcod[0]
+    assert dcod[1] == ""  # one of its seeds ends before
 
 
 @pytest.mark.parametrize(
