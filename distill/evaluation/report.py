@@ -13,7 +13,7 @@ from distill.evaluation.result import Score
 from distill.io.files import write_atomically
 
 # Figures that are shares; the others are shown as they are.
-_PLAIN = ("tokens",)
+_PLAIN = ("tokens", "characters")
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> str:

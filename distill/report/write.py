@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
+from distill.report.quality import MethodQuality, end_token_blocks, quality_blocks, quality_of_methods
 from distill.report.style import styles, written
 from distill.runs.load import AXES, load_runs
 
@@ -75,8 +76,9 @@ def write_report(
         if drift and table.asked:
             drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code)
             unmeasured |= drifts.reasons
-        blocks += _sections(table, prefix, examples, drifts)
-        values.append(_json(table, drifts))
+        quality = quality_of_methods(table)
+        blocks += _sections(table, prefix, examples, drifts, quality)
+        values.append(_json(table, drifts, quality))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -100,7 +102,9 @@ class _Drifts:
     reasons: dict[str, str]
 
 
-def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) -> Iterator[Block]:
+def _sections(
+    table: Table, prefix: str, examples: int, drifts: _Drifts | None, quality: Mapping[str, MethodQuality]
+) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
     found = load_runs([run.folder for run in table.runs], samples=False)
     by = method_of_runs(table, found)
@@ -137,6 +141,9 @@ def _sections(table: Table, prefix: str, examples: int, drifts: _Drifts | None) 
         figures.length_figure(table, look) if table.lengths else None,
         "Accuracy against the length of a problem's own solution: means and 95 % intervals over seeds.",
     )
+    yield Heading("Trace quality and stopping")
+    yield from quality_blocks(table, quality)
+    yield from end_token_blocks(curves.end_tokens(found.metrics, by))
     yield Heading("Token weights")
     drawing = figures.weights_figure(
         curves.weight_quantiles(found.weights, by), curves.effective_share(found.metrics, by), look
@@ -219,7 +226,7 @@ def _printed(tables: Sequence[Table], notes: Sequence[str], others: int) -> Iter
         yield f"{others} folders are in no table; the page names them with the reason."
 
 
-def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
+def _json(table: Table, drifts: _Drifts | None, quality: Mapping[str, MethodQuality]) -> dict[str, Any]:
     value = {
         "differs": list(table.differs),
         "asked": dict(table.asked),
@@ -227,6 +234,7 @@ def _json(table: Table, drifts: _Drifts | None) -> dict[str, Any]:
         "median_solution_tokens": dict(table.lengths),
         "notes": list(table.notes),
         "methods": [_method(method) for method in table.methods],
+        "quality": as_json(quality),
     }
     if drifts is not None:
         value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}
