@@ -201,7 +201,9 @@ def _figure(name: str, figure: Figure) -> str:
 
 def _difference(name: str, difference: Difference) -> str:
     scale, digits = (1, 0) if name == "characters" else (100, 1)
+    # Adding 0.0 turns -0.0 into 0.0.
     value, low, high = (
-        f"{scale * part:+,.{digits}f}" for part in (difference.value, difference.low, difference.high)
+        f"{round(scale * part, digits) + 0.0:+,.{digits}f}"
+        for part in (difference.value, difference.low, difference.high)
     )
     return f"{value} [{low}, {high}], p {'<0.001' if difference.p < 0.001 else f'{difference.p:.3f}'}"

@@ -29,13 +29,13 @@ _CLOSING = re.compile(
     r"|<\|[a-z_]{2,20}\|>|<｜[^｜\n]{2,40}｜>|<eos>|<end_of_turn>)*",
     re.I,
 )
-_SENTENCE_ENDS = re.compile(r"[.!?](?=[\s)*\"'$]|$)|\n")
+_SENTENCE_ENDS = re.compile(r"[.!?](?=[\s)*\"'$]|$)|[\n。]")
 _LINE_LEAD = re.compile(r"[\s>#*_(\[-]*(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)?[*_]*", re.I)
 _CLAIM_LEAD = re.compile(r"(?<![a-z])(?:the|my|our)\s+(?:\w{1,12}\s+)?[*_]*$", re.I)
 _VERB = re.compile(extraction.VERB, re.I)
 _SKIPPED = re.compile(r"[ \t\n:*_]*")
 _VALUE = re.compile(r"[(\[{]?\s?[-+]?\s?[$£€]?[-+]?\.?\d|\\[A-Za-z(\[{]|\$|\([A-Z]\)|[A-Z](?=[.,)\s]|$)")
-_WORD = re.compile(r"\S+?(?=[.,;:!?)*]*(?:\s|$))")
+_WORD = re.compile(r"\S+?(?=[.,;:!?)*。]*(?:\s|$))")
 _AFTER_HASHES = re.compile(r"[-+]?[$£€]?[-+]?\.?\d|\\|\$")
 
 
@@ -123,8 +123,7 @@ def _stated(text: str, boxed: list[int]) -> Iterator[FinalAnswer]:
         value = formula.end() if formula else _first_word(paragraph, lead)
         if value is None or _any_within(boxed, begin, begin + value):
             continue
-        answer = extraction.expression(paragraph)
-        if answer:
+        if answer := (extraction.expression(paragraph) or "").strip(" 。"):
             yield FinalAnswer(answer, mark.start(), begin + value)
 
 
@@ -167,16 +166,23 @@ def _complete(text: str, at: int, limit: int) -> int:
         at: end of the value.
         limit: start of the next answer.
     """
-    closed = min(_end_of(_CLOSING, text, at), limit)
-    if re.search(r"[.!?\n]", text[at:closed]):
+    closed = _closed(text, at, limit)
+    if re.search(r"[.!?。\n]|\\\]|\$\$", text[at : closed + 1]):  # a sentence, line or displayed formula ends
         return closed
     edge = min(closed + _NEAR, limit)
     for marker in (extraction.MARKER, extraction.HASHES):
         if found := marker.search(text, closed, edge):
             edge = found.start()
     if stop := _SENTENCE_ENDS.search(text, closed, edge):
-        return min(_end_of(_CLOSING, text, stop.end()), limit)
+        return _closed(text, stop.end(), limit)
     return len(text) if edge == len(text) else closed
+
+
+def _closed(text: str, at: int, limit: int) -> int:
+    """Where the closing punctuation behind `at` ends, `limit` at most; that behind a blank line opens."""
+    end = min(_end_of(_CLOSING, text, at), limit)
+    blank = text.find("\n\n", at, end)
+    return end if blank < 0 else blank
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
