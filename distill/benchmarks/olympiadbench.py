@@ -5,8 +5,9 @@ give all gold answers, each once, in any order, with numbers within the record's
 judge, it rejects a hundredth or a hundred times a number (their handling of percentages) and a tuple that
 only starts like the gold tuple."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks import fields
@@ -16,6 +17,8 @@ from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
+_Numbered = tuple[int, tuple[str, Mapping[str, Any]]]  # index in the file, place, record
+
 
 def load(
     *,
@@ -23,6 +26,8 @@ def load(
     hub: str = "Hothan/OlympiadBench",
     subset: str | None = "OE_TO_maths_en_COMP",
     split: str = "train",
+    subfields: Sequence[str] | None = None,
+    without_subfields: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> list[Example]:
     """Load open-ended problems, each with its `context`, if any, before the question.
@@ -36,15 +41,19 @@ def load(
         hub: hub dataset id.
         subset: open-ended (OE) or proofs (TP), text only (TO) or with pictures (MM), subject, language.
         split: split of the hub dataset, which only has `train`.
-        limit: load only the first `limit` problems.
+        subfields: load only these; None: all of Algebra, Combinatorics, Geometry, Number Theory.
+        without_subfields: load all but these.
+        limit: load only the first `limit` problems, of these subfields.
 
     Raises:
-        UserError: a record has no question or no final answer (proofs have none), or its `error` is not a
-            number.
+        UserError: a record has no question or no final answer (proofs have none), its `error` is not a
+            number, or there is no such subfield.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records: Iterable[_Numbered] = enumerate(read_records(path=path, hub=hub, subset=subset, split=split))
+    if subfields is not None or without_subfields is not None:
+        records = _of_subfields(list(records), subfields, without_subfields)
     examples = []
-    for index, (where, record) in enumerate(records):
+    for index, (where, record) in itertools.islice(records, limit):
         question = fields.text(record, ("question", "problem"), where, "question")
         context = fields.find(record, ("context",))
         solution = fields.find(record, ("solution",))
@@ -69,6 +78,31 @@ def load(
             )
         )
     return examples
+
+
+def _of_subfields(records: Sequence[_Numbered], taken: Any, left: Any) -> list[_Numbered]:
+    """The records of the subfields `taken` (None: of all) that are not in `left`."""
+    own = [fields.find(record, ("subfield",)) for _, (_, record) in records]
+    there = sorted({str(subfield) for subfield in own if subfield})
+    for key, names in (("subfields", taken), ("without_subfields", left)):
+        place = f"benchmark.olympiadbench.source.{key}={names!r}"
+        if names is not None and (isinstance(names, str) or not isinstance(names, Sequence) or not names):
+            raise UserError(f"{place} must be a list of subfields, such as [Algebra,Geometry], or null")
+        if unknown := [name for name in names or () if name not in there]:
+            raise UserError(
+                f"{place}: there is no subfield {unknown[0]!r} "
+                f"(there are: {', '.join(there) or 'none, the records have no field subfield'})"
+            )
+    kept = [
+        one
+        for one, subfield in zip(records, own, strict=True)
+        if (taken is None or subfield in taken) and subfield not in (left or ())
+    ]
+    if not kept:
+        raise UserError(
+            f"benchmark.olympiadbench.source: subfields={taken!r} without_subfields={left!r} leave no problem"
+        )
+    return kept
 
 
 def _gold(record: Mapping[str, Any], where: str, kind: Any) -> str:

@@ -30,6 +30,8 @@ RENAMED: dict[str, str] = {
 # Keys that earlier versions did not have, with the value that does what those did. A key is added where its
 # sibling is. Keys whose value is null need no entry.
 ADDED: dict[str, tuple[str, Any]] = {
+    "loss.token_weight.temperature_is": ("loss.token_weight.ratio_from", "divisor"),
+    "loss.token_weight.max_log_ratio": ("loss.token_weight.ratio_from", 5.0),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
         "data.recipe.student_prompt.user",

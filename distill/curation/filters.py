@@ -142,11 +142,12 @@ def well_formed(
         boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
         max_repetition: maximum share of repeated 4-grams of words (`distill.statistics.repetition`); null: no
             maximum.
-        parts: tags that the completion must consist of, as in 2605.14071: each opened and closed once, in this
-            order, with text inside, and a `\boxed{` behind the last. None: any text.
+        parts: tags that the completion must have, as in 2605.14071: each opened and closed once, in this
+            order, with text inside, and a `\boxed{` behind the last. None: none.
 
     Raises:
-        UserError: an invalid regular expression, a part that is no tag name, or a `max_repetition` outside [0, 1].
+        UserError: an invalid regular expression, a part that is no tag name, or a `max_repetition` outside
+            [0, 1].
     """
     wanted = _compiled("pattern", pattern)
     unwanted = _compiled("forbid", forbid)
@@ -191,8 +192,8 @@ def flaw_of_parts(text: str, parts: Sequence[str]) -> str | None:
 
     Args:
         text: a completion.
-        parts: names of tags. Each must be opened and closed once, in this order, with text inside; a `\boxed{`
-            must follow the last.
+        parts: names of tags. Each must be opened and closed once, in this order, with text inside; a
+            `\boxed{` must follow the last.
     """
     tags = list(re.finditer(rf"<(/?)({'|'.join(parts)})>", text))
     wanted = [f"<{slash}{part}>" for part in parts for slash in ("", "/")]

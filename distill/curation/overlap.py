@@ -158,7 +158,8 @@ def _problems_of(
         for name in asked:  # a suite expands to its benchmarks, `none` to nothing
             cfg = compose("train", [f"benchmark='{name}'"]).benchmark
             own = {key: node for key, node in cfg.items() if OmegaConf.is_dict(node) and "_target_" in node}
-            nodes |= own
+            # A suite may choose among a benchmark's problems; the benchmark's own file has them all.
+            nodes = nodes | own if name in own else own | nodes
             if name in wanted and own:
                 place = wanted.index(name)
                 wanted[place : place + 1] = own

@@ -71,6 +71,17 @@ def reverse_kl(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "token
     return losses, difference.sub_(losses.unsqueeze(-1)).mul_(q)
 
 
+def symmetric_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+) -> LossAndGradient:
+    """∂l/∂z = Q (1 + log Q - log P - KL(Q‖P)) - P"""
+    difference = log_q - log_p
+    p, q = log_p.exp(), log_q.exp_()
+    losses = (q - p).mul_(difference).sum(-1)
+    reverse = (q * difference).sum(-1, keepdim=True)
+    return losses, difference.sub_(reverse - 1).mul_(q).sub_(p)
+
+
 def jsd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5
 ) -> LossAndGradient:

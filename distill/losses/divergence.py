@@ -66,6 +66,21 @@ def reverse_kl(
     return _expected_difference(log_q, log_p)
 
 
+@properties(closed_form=closed_forms.symmetric_kl)
+def symmetric_kl(
+    log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """KL(P‖Q) + KL(Q‖P), Jeffreys' divergence: a baseline and a base of DCOD (2605.14071, Table 1).
+
+    The paper does not define it; we take the sum. Half of it would only halve the gradient.
+
+    l_t = Σ_v (P_v - Q_v) (log P_v - log Q_v)
+    """
+    neither = (log_p == -torch.inf) & (log_q == -torch.inf)
+    # No term is negative, so that none cancels another where the two nearly agree.
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q).masked_fill(neither, 0.0)).sum(-1)
+
+
 @properties(closed_form=closed_forms.jsd)
 def jsd(
     log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"], *, beta: float = 0.5

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Level = Literal["token", "prefix", "sequence"]
+Transform = Literal["sigmoid", "ratio", "clip", "clip_exp", "relu"]
+BOUND = 60.0  # bound on log-ratios whose sum or exponential must be finite: e^60 is practically infinite
 
 
 def wide(values: Tensor) -> Tensor:
@@ -43,6 +45,27 @@ def aggregate(
         return means.masked_fill(impossible.cumsum(-1) > 0, -torch.inf)
     means = finite.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return means.masked_fill(impossible.any(-1, keepdim=True), -torch.inf).expand_as(ratio)
+
+
+def transformed(
+    scaled: Float[Tensor, "batch seq"], transform: Transform, max_ratio: float, max_log_ratio: float
+) -> Float[Tensor, "batch seq"]:
+    """Turn scaled log-ratios into weights. `ratio` and `relu` count those above 60 as 60, to remain finite.
+
+    Args:
+        scaled: log-ratios, of which any may be infinite.
+        transform: as `distill.losses.weights.support_ratio` describes it.
+        max_ratio: upper bound of the ratio, for `clip`.
+        max_log_ratio: bound on the log-ratio's absolute value, for `clip_exp`.
+    """
+    if transform == "sigmoid":
+        return scaled.sigmoid()
+    if transform == "clip":
+        return scaled.exp().clamp(max=max_ratio)
+    if transform == "clip_exp":
+        return scaled.clamp(-max_log_ratio, max_log_ratio).exp()
+    bounded = scaled.clamp(max=BOUND)
+    return bounded.exp() if transform == "ratio" else bounded.clamp(min=0.0)
 
 
 def check_choice(function: str, name: str, value: object, choices: object) -> None:

@@ -13,11 +13,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from distill.losses.ratios import Level, aggregate, check_choice, check_order, log_ratio, wide
+from distill.losses.ratios import (
+    BOUND,
+    Level,
+    Transform,
+    aggregate,
+    check_choice,
+    check_order,
+    log_ratio,
+    transformed,
+    wide,
+)
 from distill.losses.signals import properties
 
-Transform = Literal["sigmoid", "ratio", "clip"]
-_BOUND = 60.0  # bound on log-ratios that are summed: e^60 is practically infinite
+TemperatureIs = Literal["divisor", "factor"]
 Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 
@@ -58,23 +67,29 @@ def support_ratio(
     progress: float = 1.0,
     *,
     temperature: float = 1.0,
+    temperature_is: TemperatureIs = "divisor",
     bias: float = 0.0,
     level: Level = "token",
     transform: Transform = "sigmoid",
     max_ratio: float = 2.0,
+    max_log_ratio: float = 5.0,
     floor: float = 0.0,
     anneal: float = 0.0,
     ratio_from: Student = "live",
     behavior: Behavior = "model",
 ) -> Float[Tensor, "batch seq"]:
-    """DCOD's weight (2605.14071): how much the student supports the teacher's token.
+    """DCOD's weight (2605.14071, Eq. 5 to 7): how much the student supports the teacher's token.
 
-        r_t = log π_S(y_t|s_t) - log π_T(y_t|s_t)
-        w_t = sg[ σ(r_t / τ + b) ]
+        Δ_t = log π_S(y_t|s_t) - log π_T(y_t|s_t)
+        w_t = sg[ σ(Δ_t / τ + b) ]
 
     At τ = 1, b = 0 this is π_S / (π_S + π_T): 1/2 where the two agree, and close to 0 where the token is far
-    less likely for the student. The sigmoid, the temperature and the token-wise ratio are from the paper. Its
-    full text was not available, so the exact form and all options below are our interpretation.
+    less likely for the student.
+
+    The paper writes τ in two ways: it multiplies Δ_t in the formulas and divides it in the ablation (Table
+    5). At 1 they agree. Here it divides, as in the experiments; `temperature_is="factor"` is the formulas'
+    reading. The paper has `level="token"`, the student in training (`live`), and of the transforms `sigmoid`
+    and, in Table 5, `ratio`, `clip_exp` with c = 5 and `relu`. The other options are ours.
 
     Args:
         mask: True on completion tokens.
@@ -87,20 +102,27 @@ def support_ratio(
             top-p and top-k (`behavior="sampler"`).
         progress: share of training done, in [0, 1].
         temperature: τ > 0.
+        temperature_is: `divisor`: Δ/τ, larger values make the weights more alike; `factor`: τ·Δ, smaller
+            values do.
         bias: b, inside the transform.
-        level: `token`: r_t itself; `prefix`: its mean over i ≤ t, the log of the geometric mean of the
+        level: `token`: Δ_t itself; `prefix`: its mean over i ≤ t, the log of the geometric mean of the
             ratios so far; `sequence`: its mean over the completion. The means have no length bias.
-        transform: `sigmoid`; `ratio`: exp(r/τ + b); `clip`: min(exp(r/τ + b), max_ratio).
-        max_ratio: upper bound for `clip`.
+        transform: of d = Δ/τ + b. `sigmoid`: σ(d); `ratio`: exp(d); `clip`: min(exp(d), max_ratio);
+            `clip_exp`: exp(clip(d, -c, c)); `relu`: max(d, 0). For `ratio` and `relu` a d above 60 counts as
+            60, so that no weight is infinite.
+        max_ratio: upper bound of the ratio, for `clip`.
+        max_log_ratio: c in (0, 60], the bound on the log-ratio, for `clip_exp`.
         floor: w ← floor + (1 - floor)·w, so that tokens that are impossible for the student still get some
             weight.
-        anneal: share of training over which 1/τ rises linearly from 0 (all weights equal) to its value.
+        anneal: share of training over which the factor on Δ (1/τ or τ) rises linearly from 0 (all weights
+            equal) to its value.
 
     Raises:
         ValueError: a parameter is outside its range; names it.
     """
     check_choice("support_ratio", "level", level, Level)
     check_choice("support_ratio", "transform", transform, Transform)
+    check_choice("support_ratio", "temperature_is", temperature_is, TemperatureIs)
     if not temperature > 0:
         raise ValueError(f"support_ratio: temperature={temperature} must be positive")
     if not 0 <= floor <= 1:
@@ -111,23 +133,20 @@ def support_ratio(
         raise ValueError(f"support_ratio: bias={bias} is no number")
     if not max_ratio > 0:
         raise ValueError(f"support_ratio: max_ratio={max_ratio} must be positive")
+    if not 0 < max_log_ratio <= BOUND:
+        raise ValueError(f"support_ratio: max_log_ratio={max_log_ratio} is outside (0, {BOUND:g}]")
     numerator = student_logprobs if ratio_from == "live" else initial_logprobs
     denominator = teacher_logprobs if behavior == "model" else sampler_logprobs
     if numerator is None or denominator is None:
         raise ValueError(f"support_ratio: ratio_from={ratio_from}, behavior={behavior} lack their log-probs")
 
     ratio = log_ratio(numerator, denominator, mask)
-    inverse_temperature = (min(1.0, progress / anneal) if anneal > 0 else 1.0) / temperature
-    # With 1/τ = 0 all weights are equal, those of impossible tokens too: avoid 0 · inf.
+    share = min(1.0, progress / anneal) if anneal > 0 else 1.0
+    factor = share / temperature if temperature_is == "divisor" else share * temperature
+    # With a factor of 0 all weights are equal, those of impossible tokens too: avoid 0 · inf.
     ratio = aggregate(ratio, mask, level)
-    scaled = ratio * inverse_temperature if inverse_temperature > 0 else torch.zeros_like(ratio)
-    scaled = scaled + bias
-    if transform == "sigmoid":
-        weight = scaled.sigmoid()
-    elif transform == "clip":
-        weight = scaled.exp().clamp(max=max_ratio)
-    else:
-        weight = scaled.exp()
+    scaled = ratio * factor if factor > 0 else torch.zeros_like(ratio)
+    weight = transformed(scaled + bias, transform, max_ratio, max_log_ratio)
     return (floor + (1 - floor) * weight).masked_fill(~mask, 0.0)
 
 
@@ -303,7 +322,7 @@ def iw_opd(
     if not gamma >= 0:
         raise ValueError(f"iw_opd: gamma={gamma} must not be negative")
     # Bounded, so that an infinite gap does not lead to inf - inf.
-    gap = log_ratio(teacher_logprobs, student_logprobs, mask).abs().clamp(max=_BOUND)
+    gap = log_ratio(teacher_logprobs, student_logprobs, mask).abs().clamp(max=BOUND)
     before = gap.cumsum(-1) - gap
     total = gap.sum(-1, keepdim=True)
     return (1 + gamma * (1 - before / total.clamp(min=1e-12))).masked_fill(~mask, 0.0)
@@ -329,7 +348,7 @@ def validity(
     if not gamma >= 0:
         raise ValueError(f"validity: gamma={gamma} must not be negative")
     teacher, student = (
-        wide(value).clamp(-_BOUND, _BOUND) for value in (teacher_step_value, student_step_value)
+        wide(value).clamp(-BOUND, BOUND) for value in (teacher_step_value, student_step_value)
     )
     return (gamma * (teacher - student)).sigmoid().masked_fill(~mask, 0.0)
 
@@ -347,7 +366,7 @@ def later_log_ratio(
     the tokens that followed. Log-ratios are clamped to ±60, so that one impossible token does not make all
     earlier weights infinite.
     """
-    gain = log_ratio(teacher_logprobs, student_logprobs, mask).clamp(-_BOUND, _BOUND)
+    gain = log_ratio(teacher_logprobs, student_logprobs, mask).clamp(-BOUND, BOUND)
     later = gain.sum(-1, keepdim=True) - gain.cumsum(-1)
     left = mask.sum(-1, keepdim=True) - mask.cumsum(-1)
     return (later / left.clamp(min=1)).masked_fill(~mask | (left < 1), 0.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distill.data.prompt import Prompt
 from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
@@ -139,9 +140,16 @@ def _longer_for_teacher(setup: Setup, examples: Sequence[Example]) -> int:
     if retokenizer is None or prompts[0] == prompts[1]:
         return 0
     examples = examples or [Example("", "problem", completion="solution")]
-    tokenizer = setup.student.tokenizer
-    more = [len(prompts[1].encode(tokenizer, e)) - len(prompts[0].encode(tokenizer, e)) for e in examples]
+    more = [_length(prompts[1], setup.student, e) - _length(prompts[0], setup.student, e) for e in examples]
     return round(sum(more) / len(more))
+
+
+def _length(prompt: Prompt, model: ModelSource, example: Example) -> float:
+    """Tokens of a prompt; a quarter of its characters if the tokenizer is not here."""
+    try:
+        return len(prompt.encode(model.tokenizer, example))
+    except UserError:
+        return sum(len(message["content"]) for message in prompt.messages(example)) / 4
 
 
 def blank(length: int) -> np.ndarray:

@@ -32,6 +32,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.benchmarks.mbpp": ("load", "grade"),
     "distill.benchmarks.grading.numeric": ("grade",),
     "distill.benchmarks.olympiadbench": ("load", "OlympiadJudge"),
+    "distill.benchmarks.omni_math": ("load",),
     "distill.benchmarks.svamp": ("load",),
     "distill.benchmarks.grading.judge": ("MathJudge",),
     "distill.benchmarks.grading.sandbox": ("Limits",),

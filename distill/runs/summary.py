@@ -34,6 +34,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row(
         "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
+    table.add_row("training", f"{summary['device_hours']:,.4g} device-hours")
     for role, said in summary["frozen"].items():
         table.add_row(role, said)
     table.add_row("student", _short(folder / "student"))

@@ -40,6 +40,7 @@ from distill.losses.divergence import (
     reverse_kl,
     skew_forward_kl,
     skew_reverse_kl,
+    symmetric_kl,
     tvd,
 )
 from distill.losses.inputs import WeightedTerm
@@ -227,6 +228,10 @@ TORCH: dict[str, tuple[Function, Function]] = {
     "forward_kl = kl_divergence": (forward_kl, of_categoricals(lambda q, p: kl_divergence(p, q))),
     "reverse_kl = F.kl_div": (reverse_kl, lambda s, t, y: kl_div(s, t)),
     "reverse_kl = kl_divergence": (reverse_kl, of_categoricals(kl_divergence)),
+    "symmetric_kl = both kl_divergences": (
+        symmetric_kl,
+        of_categoricals(lambda q, p: kl_divergence(p, q) + kl_divergence(q, p)),
+    ),
     "reference_kl = kl_divergence": (reference_kl, of_categoricals(lambda q, p: kl_divergence(p, q))),
     "tvd = F.l1_loss / 2": (
         tvd,

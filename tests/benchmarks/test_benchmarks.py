@@ -226,6 +226,11 @@ HUB_ROWS: dict[str, tuple[dict[str, Any], str]] = {
          "answer_type": "Numerical", "error": None},
         "2",
     ),
+    "omni_math": (
+        {"domain": ["Mathematics -> Algebra -> Other"], "difficulty": 3.5, "problem": "p", "solution": "s",
+         "answer": "2", "source": "HMMT_11"},
+        "2",
+    ),
     "svamp": ({"ID": "chal-1", "Body": "b", "Question": "q", "question_concat": "b q", "Answer": "2.0"}, "2"),
 }  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    if any(word.startswith(("experiment=compare", "experiment=tune")) for word in words):
+    if any(word.startswith(("experiment=compare", "experiment=tune", "experiment=paper")) for word in words):
         words.append("loss=sft")  # one method's jobs: tests of the experiments look at all
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
 
@@ -276,10 +276,13 @@ def test_the_guide_lists_every_curation_step() -> None:
 
 
 def test_the_guide_lists_every_benchmark() -> None:
-    assert first_column("guides/evaluate.md", "| benchmark | problems |") == options("benchmark") - {
-        "none",
-        "suite",
-    }
+    page = TEXTS[ROOT / "docs" / "guides" / "evaluate.md"]
+    suites = {name for name in options("benchmark") if f"`benchmark={name}`" in page}
+    assert suites == {"suite", "paper_math", "paper_gsm8k"}
+    assert (
+        first_column("guides/evaluate.md", "| benchmark | problems |")
+        == options("benchmark") - {"none"} - suites
+    )
 
 
 def test_the_guide_lists_every_experiment() -> None:

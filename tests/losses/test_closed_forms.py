@@ -22,6 +22,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "forward_kl": losses.forward_kl,
     "reference_kl": losses.reference_kl,
     "reverse_kl": losses.reverse_kl,
+    "symmetric_kl": losses.symmetric_kl,
     "jsd": losses.jsd,
     "jsd_0.1": partial(losses.jsd, beta=0.1),
     "jsd_0": partial(losses.jsd, beta=0.0),

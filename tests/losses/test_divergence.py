@@ -1,5 +1,6 @@
 """Tests of token losses against their definitions as sums over probabilities."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from distill.losses.closed_forms import closed_form_of
 from distill.losses.divergence import (
     Taid,
     akl,
@@ -23,6 +25,7 @@ from distill.losses.divergence import (
     reverse_kl,
     skew_forward_kl,
     skew_reverse_kl,
+    symmetric_kl,
     todi,
     tvd,
 )
@@ -80,6 +83,7 @@ LOSSES: dict[str, tuple[TokenLoss, Definition]] = {
     "cross_entropy": (cross_entropy, lambda p, q, label: -math.log(q[label])),
     "forward_kl": (forward_kl, lambda p, q, label: kl_by_loops(p, q)),
     "reverse_kl": (reverse_kl, lambda p, q, label: kl_by_loops(q, p)),
+    "symmetric_kl": (symmetric_kl, lambda p, q, label: kl_by_loops(p, q) + kl_by_loops(q, p)),
     "jsd": (jsd, lambda p, q, label: jsd_by_loops(p, q, 0.5)),
     "jsd_0": (partial(jsd, beta=0.0), lambda p, q, label: kl_by_loops(p, q)),
     "jsd_0.1": (partial(jsd, beta=0.1), lambda p, q, label: jsd_by_loops(p, q, 0.1)),
@@ -194,6 +198,9 @@ def test_the_kls_are_those_of_torch_distributions() -> None:
     p, q = Categorical(logits=teacher), Categorical(logits=student)
     torch.testing.assert_close(compute("forward_kl", student, teacher, labels), kl_divergence(p, q))
     torch.testing.assert_close(compute("reverse_kl", student, teacher, labels), kl_divergence(q, p))
+    both = kl_divergence(p, q) + kl_divergence(q, p)
+    torch.testing.assert_close(compute("symmetric_kl", student, teacher, labels), both)
+    torch.testing.assert_close(compute("symmetric_kl", teacher, student, labels), both)
 
 
 def test_forward_and_reverse_are_told_apart_by_numbers_worked_out_by_hand() -> None:
@@ -325,6 +332,34 @@ def test_taids_share_rises_with_progress_and_faster_while_the_loss_falls() -> No
     assert slow.state["share"] == 1.0  # at least linear: the end is reached
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.2, 0.9])
+def test_taids_momentum_is_what_the_changes_before_keep_of_their_share(momentum: float) -> None:
+    """Without the recursions: a change counts (1-β)·βᵏ after k more steps, and what is left of 1-λ is a
+    product over the steps."""
+    losses, rate, start = [3.0, 2.0, 2.5, 1.0, 0.8], 0.3, 0.1
+    loss = Taid(start=start, rate=rate, momentum=momentum)
+    changes = [(before - now) / before for before, now in itertools.pairwise(losses)]
+    left = 1 - start
+    loss.after_step(losses[0], progress=0.0)
+    assert loss.state["share"] == start  # one loss alone has not changed
+    for step, value in enumerate(losses[1:]):
+        loss.after_step(value, progress=0.0)
+        smoothed = sum((1 - momentum) * momentum ** (step - k) * changes[k] for k in range(step + 1))
+        left *= 1 - rate / (1 + math.exp(-smoothed))
+        assert loss.state["change"] == pytest.approx(smoothed, rel=1e-12)
+        assert 1 - loss.state["share"] == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_taids_share_stays_at_an_end_below_one(progress: float) -> None:
+    """A rate of one moves λ by at least half of what is missing to 1 while the loss falls: past this end."""
+    loss = Taid(start=0.2, end=0.5, rate=1.0)
+    loss.after_step(4.0, progress=progress)
+    for value in (2.0, 1.0, 0.5, 0.25):
+        loss.after_step(value, progress=progress)
+        assert loss.state["share"] == 0.5
+
+
 def test_the_policy_gradient_is_reverse_kls_in_expectation() -> None:
     """Exactly: its gradient at every token, weighted by the student's probability of writing it."""
     student, teacher, labels = draw_logits(24, rows=4)
@@ -436,6 +471,16 @@ def test_the_gradient_of_forward_kl_is_softmax_minus_teacher() -> None:
     torch.testing.assert_close(gradient("forward_kl", student, teacher, labels), expected)
 
 
+def test_the_gradient_of_symmetric_kl_is_the_sum_of_the_two_and_in_the_chunk_loop_a_closed_form() -> None:
+    student, teacher, labels = draw_logits(5)
+    expected = sum(gradient(name, student, teacher, labels) for name in ("forward_kl", "reverse_kl"))
+    torch.testing.assert_close(gradient("symmetric_kl", student, teacher, labels), expected)
+    form = closed_form_of(symmetric_kl)
+    assert form is not None
+    _, found = form(log_q=student.log_softmax(-1), log_p=teacher.log_softmax(-1))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "beta"), [("reverse_kl", 1.0), ("jsd", 0.5), ("jsd_0.1", 0.1), ("jsd_0.8", 0.8)]
 )
@@ -503,6 +548,7 @@ def test_a_kl_is_infinite_where_its_second_side_rules_out_what_the_first_allows(
     half = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64).log_softmax(-1)
     assert forward_kl(half, full).item() == torch.inf
     assert reverse_kl(full, half).item() == torch.inf
+    assert symmetric_kl(half, full).item() == symmetric_kl(full, half).item() == torch.inf
     assert forward_kl(full, half).item() == pytest.approx(math.log(2))
     assert reverse_kl(half, full).item() == pytest.approx(math.log(2))
 

@@ -22,6 +22,8 @@ BY_TOKEN = {
     "uniform": weights.uniform,
     "dcod": weights.support_ratio,
     "dcod_clip": partial(weights.support_ratio, transform="clip", temperature=0.5, floor=0.1, anneal=0.7),
+    "dcod_clip_exp": partial(weights.support_ratio, transform="clip_exp", max_log_ratio=0.5),
+    "dcod_relu": partial(weights.support_ratio, transform="relu", temperature=3.0, temperature_is="factor"),
     "dft": weights.dft,
     "tis": weights.tis,
     "eaft": weights.eaft,

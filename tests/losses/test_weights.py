@@ -19,7 +19,7 @@ from distill.losses.signals import properties, signals
 from distill.losses.weights import support_ratio, uniform
 
 LEVELS = ("token", "prefix", "sequence")
-TRANSFORMS = ("sigmoid", "ratio", "clip")
+TRANSFORMS = ("sigmoid", "ratio", "clip", "clip_exp", "relu")
 CACHED = ("teacher_logprobs", "initial_logprobs", "sampler_logprobs")
 SWITCHES: list[dict[str, Any]] = [
     {"level": level, "transform": transform, **extra}
@@ -31,7 +31,8 @@ SWITCHES: list[dict[str, Any]] = [
             {"temperature": 0.5},
             {"bias": -0.7},
             {"floor": 0.3},
-            {"max_ratio": 0.9},
+            {"max_ratio": 0.9, "max_log_ratio": 0.8},
+            {"temperature": 2.5, "temperature_is": "factor"},
             {"anneal": 0.8},
             {"temperature": 3.0, "bias": 0.4, "floor": 0.2, "max_ratio": 1.1, "anneal": 0.5},
         ],
@@ -49,10 +50,12 @@ def support_ratio_by_loops(
     progress: float = 1.0,
     *,
     temperature: float = 1.0,
+    temperature_is: str = "divisor",
     bias: float = 0.0,
     level: str = "token",
     transform: str = "sigmoid",
     max_ratio: float = 2.0,
+    max_log_ratio: float = 5.0,
     floor: float = 0.0,
     anneal: float = 0.0,
 ) -> list[float]:
@@ -64,8 +67,15 @@ def support_ratio_by_loops(
         count = last - first + 1
         mean_student = math.exp(sum(student[first : last + 1]) / count)
         mean_teacher = math.exp(sum(teacher[first : last + 1]) / count)
-        ratio = (mean_student / mean_teacher) ** (share / temperature) * math.exp(bias)
-        weight = {"sigmoid": ratio / (1 + ratio), "ratio": ratio, "clip": min(ratio, max_ratio)}[transform]
+        power = share * temperature if temperature_is == "factor" else share / temperature
+        ratio = (mean_student / mean_teacher) ** power * math.exp(bias)
+        weight = {
+            "sigmoid": ratio / (1 + ratio),
+            "ratio": ratio,
+            "clip": min(ratio, max_ratio),
+            "clip_exp": min(max(ratio, math.exp(-max_log_ratio)), math.exp(max_log_ratio)),
+            "relu": max(math.log(ratio), 0.0),
+        }[transform]
         weights.append(floor + (1 - floor) * weight)
     return weights
 
@@ -138,7 +148,10 @@ def test_the_weight_is_one_half_where_student_and_teacher_agree(level: str, temp
     assert weigh(row, row, level=level, temperature=temperature).tolist() == [0.5] * len(row)
 
 
-@pytest.mark.parametrize(("transform", "expected"), [("sigmoid", 0.5), ("ratio", 1.0), ("clip", 0.7)])
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [("sigmoid", 0.5), ("ratio", 1.0), ("clip", 0.7), ("clip_exp", 1.0), ("relu", 0.0)],
+)
 def test_what_the_transforms_give_where_student_and_teacher_agree(transform: str, expected: float) -> None:
     assert weigh([-1.0], [-1.0], transform=transform, max_ratio=0.7).item() == expected
 
@@ -234,7 +247,7 @@ def test_what_stands_outside_the_mask_changes_nothing(level: str, transform: str
         )
         assert torch.equal(found, plain)
     assert (plain[~mask] == 0).all()
-    assert (plain[mask] > 0).all()
+    assert (plain[mask] > 0).all()  # the floor's share, if nothing else
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -258,9 +271,11 @@ def test_a_row_without_a_completion_gets_zeros_and_leaves_the_others_alone(
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("teacher", [-2.0, -math.inf])
-def test_a_token_that_the_student_finds_impossible_has_weight_zero(transform: str, teacher: float) -> None:
+def test_a_token_that_the_student_finds_impossible_has_the_least_weight(
+    transform: str, teacher: float
+) -> None:
     found = weigh([-1.0, -math.inf, -1.0], [-1.0, teacher, -1.0], transform=transform)
-    assert found[1].item() == 0
+    assert found[1].item() == pytest.approx(math.exp(-5) if transform == "clip_exp" else 0, rel=1e-15)
     assert found[[0, 2]].tolist() == weigh([-1.0], [-1.0], transform=transform).tolist() * 2
 
 
@@ -277,11 +292,49 @@ def test_the_floor_and_the_bias_at_an_impossible_token() -> None:
     assert weigh([-math.inf], [-1.0], 0.25, anneal=0.5).item() == 0.0
 
 
-@pytest.mark.parametrize(("transform", "expected"), [("sigmoid", 1.0), ("ratio", math.inf), ("clip", 2.0)])
-def test_a_token_that_only_the_teacher_finds_impossible_has_the_greatest_weight(
-    transform: str, expected: float
+GREATEST = {
+    "sigmoid": 1.0,
+    "ratio": math.exp(60),
+    "clip": 2.0,
+    "clip_exp": math.exp(5),
+    "relu": 60.0,
+}  # those without a bound in the paper count log-ratios above 60 as 60
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("temperature_is", ["divisor", "factor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_ratios_of_a_thousand_and_more_give_finite_weights(
+    transform: str, temperature_is: str, dtype: torch.dtype
 ) -> None:
-    assert weigh([-1.0], [-math.inf], transform=transform).item() == expected
+    """Also where only the teacher finds a token impossible."""
+    student = torch.tensor([[-1.0, -1001.0, -1.0, -1001.0]], dtype=dtype)
+    teacher = torch.tensor([[-1001.0, -1.0, -math.inf, -math.inf]], dtype=dtype)
+    found = support_ratio(
+        torch.ones(1, 4, dtype=torch.bool),
+        student_logprobs=student,
+        teacher_logprobs=teacher,
+        transform=cast(Any, transform),
+        temperature_is=cast(Any, temperature_is),
+        temperature=2.0,
+    )[0]
+    assert found.isfinite().all()
+    great = GREATEST[transform]
+    least = math.exp(-5) if transform == "clip_exp" else 0.0
+    assert found.tolist() == pytest.approx([great, least, great, great], rel=1e-6)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_temperature_that_multiplies_is_one_that_divides_turned_over(level: str, transform: str) -> None:
+    student, teacher = ragged(17)[0], ragged(18)[0]
+    switches = {"level": level, "transform": transform, "bias": 0.2, "floor": 0.1, "anneal": 0.5}
+    for factor, divisor in ((4.0, 0.25), (1.0, 1.0), (0.5, 2.0)):
+        one = weigh(student, teacher, 0.3, temperature=factor, temperature_is="factor", **switches)
+        other = weigh(student, teacher, 0.3, temperature=divisor, **switches)
+        torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+    apart = [weigh(student, teacher, temperature=4.0, temperature_is=way) for way in ("divisor", "factor")]
+    assert (apart[0] - apart[1]).abs().max() > 0.1
 
 
 def test_what_the_student_finds_impossible_decides_where_both_find_something_impossible() -> None:
@@ -296,8 +349,9 @@ def test_log_ratios_of_sixty_neither_overflow_nor_vanish(dtype: torch.dtype) -> 
     mask = torch.ones(1, 2, dtype=torch.bool)
     student = torch.tensor([[-60.0, 0.0]], dtype=dtype)
     teacher = torch.tensor([[0.0, -60.0]], dtype=dtype)
-    exact = {"sigmoid": (math.exp(-60), 1.0), "ratio": (math.exp(-60), math.exp(60))}
-    for transform, expected in {**exact, "clip": (math.exp(-60), 2.0)}.items():
+    exact = {"sigmoid": (math.exp(-60), 1.0), "ratio": (math.exp(-60), math.exp(60)), "relu": (0.0, 60.0)}
+    clipped = {"clip": (math.exp(-60), 2.0), "clip_exp": (math.exp(-5), math.exp(5))}
+    for transform, expected in {**exact, **clipped}.items():
         found = support_ratio(
             mask, student_logprobs=student, teacher_logprobs=teacher, transform=cast(Any, transform)
         )
@@ -345,8 +399,8 @@ def test_annealing_starts_with_all_weights_alike_and_ends_with_the_plain_ones(
     student, teacher = ragged(15)[0], ragged(16)[0]
     switches = {"level": level, "transform": transform, "bias": 0.3, "temperature": 0.5}
     start = weigh(student, teacher, 0.0, anneal=0.4, **switches)
-    expected = {"sigmoid": 1 / (1 + math.exp(-0.3)), "ratio": math.exp(0.3), "clip": math.exp(0.3)}
-    assert start.tolist() == pytest.approx([expected[transform]] * len(student), rel=1e-14)
+    expected = {"sigmoid": 1 / (1 + math.exp(-0.3)), "relu": 0.3}.get(transform, math.exp(0.3))
+    assert start.tolist() == pytest.approx([expected] * len(student), rel=1e-14)
     plain = weigh(student, teacher, **switches)
     for progress in (0.4, 0.7, 1.0):
         assert torch.equal(weigh(student, teacher, progress, anneal=0.4, **switches), plain)
@@ -441,6 +495,10 @@ def test_signals_refuse_a_choice_that_does_not_exist_by_its_name(name: str) -> N
         ("max_ratio", 0.0),
         ("max_ratio", -2.0),
         ("max_ratio", math.nan),
+        ("max_log_ratio", 0.0),
+        ("max_log_ratio", 60.5),
+        ("max_log_ratio", math.nan),
+        ("temperature_is", "product"),
         ("bias", math.nan),
         ("level", "sentence"),
         ("transform", "tanh"),

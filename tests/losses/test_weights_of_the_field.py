@@ -227,6 +227,14 @@ def test_rho1_takes_what_the_student_finds_impossible_first_and_what_the_referen
     assert weights.rho1(padded, student, reference, keep=1.0).tolist() == [[0.0, 1.0, 1.0]]
 
 
+def test_t3s_keeps_a_token_that_the_pilot_left_as_it_was() -> None:
+    """The pilot has learned what it finds likelier than the student before training did, and no more."""
+    initial = torch.tensor([[-1.0, -1.0, -1.0, 0.0, -math.inf]], dtype=torch.float64)
+    pilot = torch.tensor([[-1.5, -1.0, -0.5, 0.0, -math.inf]], dtype=torch.float64)
+    found = weights.t3s(torch.ones(1, 5, dtype=torch.bool), pilot, initial)
+    assert found.tolist() == [[1.0, 1.0, 0.0, 1.0, 1.0]]
+
+
 def test_psfts_weight_is_the_gradient_of_ppos_clipped_ratio_with_an_advantage_of_one() -> None:
     logprobs = torch.linspace(-3, -0.1, 50, dtype=torch.float64).requires_grad_()
     reference = torch.full((50,), -1.0, dtype=torch.float64)

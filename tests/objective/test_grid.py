@@ -48,6 +48,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
         "reverse_kl",
         "skew_forward_kl",
         "skew_reverse_kl",
+        "symmetric_kl",
         "taid",
         "teacher_cross_entropy",
         "todi",

@@ -29,7 +29,7 @@ from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence
 from distill.losses.divergence import cross_entropy, forward_kl, policy_gradient, reference_kl, reverse_kl
 from distill.losses.signals import SIGNALS, signals
-from distill.losses.weights import support_ratio, uniform
+from distill.losses.weights import dft, support_ratio, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.terms import LossSums, Term
@@ -44,6 +44,7 @@ LOSSES: dict[str, tuple[dict[str, Any], Definition]] = {
     "cross_entropy": ({}, lambda p, q, label: -math.log(q[label])),
     "forward_kl": ({}, lambda p, q, label: kl_by_loops(p, q)),
     "reverse_kl": ({}, lambda p, q, label: kl_by_loops(q, p)),
+    "symmetric_kl": ({}, lambda p, q, label: kl_by_loops(p, q) + kl_by_loops(q, p)),
     "jsd": ({"beta": 0.5}, lambda p, q, label: jsd_by_loops(p, q, 0.5)),
     "jsd_0.2": ({"beta": 0.2}, lambda p, q, label: jsd_by_loops(p, q, 0.2)),
     "skew_forward_kl": ({}, lambda p, q, label: kl_by_loops(p, mix_by_loops(p, q, 0.1))),
@@ -60,6 +61,8 @@ WEIGHTS: dict[str, dict[str, Any] | None] = {
     "sequence": {"level": "sequence"},
     "ratio": {"transform": "ratio"},
     "clip": {"transform": "clip", "max_ratio": 0.8},
+    "clip_exp": {"transform": "clip_exp", "max_log_ratio": 0.4},
+    "relu": {"transform": "relu", "temperature": 2.0, "temperature_is": "factor"},
     "knobs": {"temperature": 0.5, "bias": 0.3, "floor": 0.1, "anneal": 0.9},
     "initial": {"ratio_from": "initial"},
     "sampler": {"behavior": "sampler", "level": "prefix"},
@@ -93,7 +96,7 @@ class Work:
     token_signals: dict[str, Tensor]
 
     def apply(
-        self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, by_student: bool = False
+        self, objective: Objective, *, seed: int = 0, progress: float = PROGRESS, **options: Any
     ) -> LossSums:
         return objective(
             Head(self.hidden[self.mask], self.weight),
@@ -104,9 +107,9 @@ class Work:
                 name: Head(self.teacher_hidden[self.mask], self.teacher_weight)
                 for name in objective.distributions
             },
-            by_student=by_student,
             seed=seed,
             progress=progress,
+            **options,
         )
 
     def rows(self, order: Sequence[int]) -> "Work":
@@ -533,6 +536,7 @@ def test_on_policy_takes_its_sampling_from_the_configuration() -> None:
         ("sft", "cross_entropy", "uniform"),
         ("dcod", "cross_entropy", "default"),
         ("forward_kl", "forward_kl", "uniform"),
+        ("dcod_symmetric_kl", "symmetric_kl", "default"),
         ("on_policy_kd", "jsd", "uniform"),
     ],
 )
@@ -606,6 +610,8 @@ def test_a_bad_switch_is_refused_by_its_name(name: str, value: object) -> None:
         ("dcod", "loss.token_weight.floor=1.5"),
         ("dcod", "loss.token_weight.anneal=-0.5"),
         ("dcod", "loss.token_weight.max_ratio=0.0"),
+        ("dcod", "loss.token_weight.max_log_ratio=100"),
+        ("dcod", "loss.token_weight.temperature_is=product"),
         ("dcod", "loss.token_weight.ratio_from=nobody"),
         ("dcod", "loss.token_weight.behavior=teacher"),
         ("dcod", "loss.temperature=0.0"),
@@ -689,6 +695,43 @@ def test_further_terms_are_added_on_the_rows_that_are_theirs(by_student: bool) -
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+every_way_to_weigh = pytest.mark.parametrize(
+    "weight", [uniform, dft, partial(support_ratio, level="sequence")]
+)
+
+
+@every_way_to_weigh
+def test_a_traces_weight_is_a_factor_on_all_of_its_tokens(weight: Callable[..., Tensor]) -> None:
+    work = draw(20)
+    objective = Objective("dataset", forward_kl, weight, extra={"further": Term(cross_entropy, weight)})
+    factors = torch.tensor([0.5, 3.0, 0.0], dtype=torch.float64)
+    found = work.apply(objective, trace_weights=factors)
+    alone = torch.stack([work.rows([row]).apply(objective).total for row in range(len(factors))])
+    expected = (factors * alone).sum()
+    torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
+    leaves = (work.hidden, work.weight)
+    gradients = (torch.autograd.grad(total, leaves) for total in (found.total, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@every_way_to_weigh
+def test_a_coefficient_is_on_its_terms_loss_and_gradient_whenever_its_weights_are_made(
+    weight: Callable[..., Tensor],
+) -> None:
+    work = draw(19)
+    extra = {"further": Term(reverse_kl, weight, coefficient=-2.5)}
+    found = work.apply(Objective("dataset", cross_entropy, uniform, extra=extra))
+    main = work.apply(Objective("dataset", cross_entropy, uniform))
+    further = work.apply(Objective("dataset", reverse_kl, weight))
+    torch.testing.assert_close(found.total, main.total - 2.5 * further.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.terms["further"], -2.5 * further.total.detach(), rtol=1e-12, atol=0)
+    leaves = (work.hidden, work.weight)
+    gradients = (torch.autograd.grad(one.total, leaves) for one in (found, main, further))
+    for together, one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, one - 2.5 * other, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("switch", [{"control": "inverted"}, {"control": "shuffled"}, {"scale": 2.0}])
 def test_controls_and_scale_are_the_main_terms_alone(switch: dict[str, Any]) -> None:
     work = draw(18)
@@ -721,7 +764,11 @@ def test_signals_of_all_terms_are_asked_for_by_their_models() -> None:
     assert objective.live_roles == {"teacher", "reference"}
     offline = Objective("dataset", cross_entropy, partial(support_ratio))
     assert offline.live_roles == set()
-    assert Objective(StudentRollouts(1.0), cross_entropy, partial(support_ratio)).live_roles == {"teacher"}
+    alone = Objective(StudentRollouts(1.0), cross_entropy, partial(support_ratio))
+    assert alone.live_roles == {"teacher"}
+    # Batches of the data carry them, as long as there are such batches.
+    assert objective.batch_signals == offline.batch_signals == ["teacher_logprobs"]
+    assert alone.batch_signals == []
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_another_optimizer_keeps_something_else(
         ("dcod", ["trainer.accumulate_grad_batches=2"]),
         ("forward_kl", []),
         ("forward_kl", ["loss.distribution.source=hidden_states"]),
+        ("dcod", ["data.teacher_prompt.user='####{problem}'"]),
+        ("forward_kl", ["data.teacher_prompt.user='####{problem}'"]),
         ("opd", ["estimate.completion_tokens=16"]),
     ],
 )

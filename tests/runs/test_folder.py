@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from distill.config.renamed_keys import read_described
-from distill.runs.folder import asked_alike, config_difference, describe
+from distill.errors import UserError
+from distill.runs.folder import asked_alike, claim, config_difference, describe, find_checkpoint
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -44,3 +45,36 @@ def test_length_and_questions_may_change_on_resuming(
     now = CONFIG | {section: CONFIG[section] | changed}
     assert config_difference(tmp_path, now) == found
     assert asked_alike(tmp_path, now) == (section != "benchmark")
+
+
+@pytest.mark.parametrize(
+    "held", ["student/model.safetensors", "summary.json", "checkpoints/step-000002/state.ckpt"]
+)
+def test_a_folder_that_holds_a_runs_work_is_no_new_runs(tmp_path: Path, held: str) -> None:
+    for name in (held, "metrics.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"holds {held.split('/')[0]} already: resume that run"):
+        claim(tmp_path)
+    assert (tmp_path / held).is_file()
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_a_folder_of_a_run_that_broke_off_in_its_first_checkpoint_is_a_new_runs(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    (tmp_path / "metrics.csv").touch()
+    claim(tmp_path)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_last_is_the_newest_checkpoint_of_the_newest_run_of_this_configuration(tmp_path: Path) -> None:
+    for name, seed in {"0_first": 0, "1_second": 0, "2_of_another_seed": 1}.items():
+        describe(tmp_path / name, CONFIG | {"seed": seed}, [])
+        for step in ("step-000002", "step-000004"):
+            (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
+            (tmp_path / name / "checkpoints" / step / "state.ckpt").touch()
+    describe(tmp_path / "3_without_a_checkpoint", CONFIG, [])
+    expected = tmp_path / "1_second" / "checkpoints" / "step-000004"
+    assert find_checkpoint("last", CONFIG, tmp_path) == expected
+    with pytest.raises(UserError, match=r"the newest run differs: 2_of_another_seed: seed was 1 and is 2"):
+        find_checkpoint("last", CONFIG | {"seed": 2}, tmp_path)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -287,6 +288,27 @@ def test_the_weights_are_zero_where_the_teacher_has_no_boundary(
     mine = sum(len(text) + 1 for text in texts)
     assert float(row["weights/mean"]) == pytest.approx(theirs / mine)
     assert theirs < 0.96 * mine
+
+
+def test_a_batch_tells_which_tokens_have_a_counterpart_and_which_of_them_are_the_same_text() -> None:
+    """By hand: after prompts of one and two tokens, completions of three and two."""
+    from distill.data.alignment import Alignment
+    from distill.data.batch import collate
+    from distill.data.trace import Example, TeacherView, Trace
+    from distill.training.module import _comparable
+
+    def trace(prompt: int, completion: int, pairs: dict[int, bool]) -> Trace:
+        theirs = np.ones(len(pairs), dtype=np.int32)
+        alignment = Alignment(np.array([*pairs]), np.arange(len(pairs)), np.array([*pairs.values()]))
+        view = TeacherView(np.ones(1, dtype=np.int32), theirs, alignment)
+        ids = np.ones(prompt + completion, dtype=np.int32)
+        return Trace(Example("", ""), ids[:prompt], ids[prompt:], teacher_view=view)
+
+    batch = collate([trace(1, 3, {0: True, 2: False}), trace(2, 2, {1: True})])
+    compared, same = _comparable(batch)
+    assert compared is not None
+    assert compared.tolist() == [[True, False, True], [False, False, True]]
+    assert same.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
 
 
 def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(

@@ -32,6 +32,7 @@ METRICS = ("train/loss", "train/gradient_norm", "train/nll", "weights/mean")
 LOSSES = {
     "forward_kl": ["loss=forward_kl"],
     "reverse_kl": ["loss=reverse_kl"],
+    "symmetric_kl": ["loss=dcod_symmetric_kl"],
     "jsd": ["loss=dcod_jsd"],
     "skew_forward_kl": [
         "loss=distillm",

@@ -25,6 +25,7 @@ from distill.losses.divergence import (
     reverse_kl,
     skew_forward_kl,
     skew_reverse_kl,
+    symmetric_kl,
     teacher_cross_entropy,
     todi,
     tvd,
@@ -44,6 +45,7 @@ VOCAB = 7
 F_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
+    "symmetric_kl": symmetric_kl,
     "jsd": jsd,
     "jsd_0.1": partial(jsd, beta=0.1),
     "skew_forward_kl": skew_forward_kl,

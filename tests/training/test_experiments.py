@@ -4,11 +4,14 @@ the test set."""
 import functools
 import inspect
 import itertools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +22,7 @@ from distill.config.instantiate import plain
 from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
+from distill.losses.signals import name_of
 from distill.objective.objective import Objective
 from distill.training.checks import check_devices, check_trainer, trainer_options
 from distill.training.numbers import check_numbers
@@ -138,6 +142,39 @@ def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment
         assert splits[1] == "test"
     if "limit" in tune.data and tune.data.limit is not None and experiment != "tune":
         assert tune.data.limit <= 7000
+
+
+# The weights of the paper's Table 5 (2605.14071), of Δ = log π_S - log π_T, by the loss that has them.
+TABLE_5: dict[str, Callable[[float], float]] = {
+    "sft": lambda gap: 1.0,
+    "todi": lambda gap: 1.0,  # whose weights are in the loss
+    "dcod": lambda gap: 1 / (1 + math.exp(-gap)),
+    "dcod_tau2": lambda gap: 1 / (1 + math.exp(-gap / 2)),
+    "dcod_tau4": lambda gap: 1 / (1 + math.exp(-gap / 4)),
+    "dcod_ratio": math.exp,
+    "dcod_clip_exp": lambda gap: math.exp(min(max(gap, -5.0), 5.0)),
+    "dcod_relu": lambda gap: max(gap, 0.0),
+}
+
+
+def test_table_5_is_one_sweep_of_the_papers_weights_and_all_else_is_alike() -> None:
+    assert sweep("table5")["loss"] == list(TABLE_5)
+    gaps = [-9.0, -1.0, 0.0, 0.5, 7.0]
+    student = torch.tensor([gaps], dtype=torch.float64) - 10
+    known = {"student_logprobs": student, "teacher_logprobs": torch.full_like(student, -10)}
+    settings = []
+    for loss, weight in TABLE_5.items():
+        cfg = composed("experiment=table5", f"loss={loss}")
+        objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
+        assert name_of(objective.token_loss) == ("todi" if loss == "todi" else "cross_entropy")
+        found = objective.terms["main"].weights(torch.ones(1, len(gaps), dtype=torch.bool), known, 1.0)[0]
+        assert found.tolist() == pytest.approx([weight(gap) for gap in gaps], rel=1e-12)
+        with open_dict(cfg):
+            # Weights and token loss apart, as what is the run's own.
+            cfg.loss = {**cfg.loss, "token_loss": None, "token_weight": None}
+            del cfg.hydra, cfg.name, cfg.dir
+        settings.append(OmegaConf.to_container(cfg, resolve=True))
+    assert all(one == settings[0] for one in settings)
 
 
 def test_own_files_are_named_by_the_user_and_never_shared_between_choice_and_test() -> None:
