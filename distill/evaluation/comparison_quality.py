@@ -4,14 +4,14 @@ A model that goes on after its final answer may spoil it: the graders read the l
 first final answer leaves that out, and the rest of the accuracy is stopping.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from distill.statistics import Difference, Figure, bootstrap_ratio, holm, mean_difference, paired
+from distill.statistics import Difference, Figure, holm, mean_difference, paired_means
 
 COMPARED = ("characters", "word repetition", "post answer", "several answers", "finished")
 TO_FIRST = "accuracy to first answer"
@@ -91,7 +91,7 @@ def compare_quality(first: Means, second: Means, *, resamples: int, seed: int) -
         seed: of the resampling.
     """
     draw: Any = {"resamples": resamples, "seed": seed}
-    if not _known(first, second, "characters").any():
+    if not _known(first, second, "characters").all():
         return None
     solved = (first["accuracy"] > 0.5) & (second["accuracy"] > 0.5)
     return Quality(
@@ -107,23 +107,25 @@ def _known(first: Means, second: Means, name: str) -> Bool[np.ndarray, " problem
 
 
 def _measures(first: Means, second: Means, among: np.ndarray, draw: Any) -> dict[str, Measure]:
-    found = {}
-    for name in COMPARED:
-        part = among & _known(first, second, name)
-        if part.any():
-            found[name] = _measure(first[name][part], second[name][part], draw)
-    adjusted = holm([one.difference.p for one in found.values()])
-    return {name: replace(one, adjusted=p) for (name, one), p in zip(found.items(), adjusted, strict=True)}
+    """The measures that are known for all problems of either side, over some problems."""
+    names = [name for name in COMPARED if _known(first, second, name).all()] if among.any() else []
+    found = _compared(first, second, names, among, draw)
+    adjusted = holm([one.difference.p for one in found])
+    return {name: replace(one, adjusted=p) for name, one, p in zip(names, found, adjusted, strict=True)}
 
 
-def _measure(a: np.ndarray, b: np.ndarray, draw: Any) -> Measure:
-    ones = np.ones(len(a))
-    return Measure((bootstrap_ratio(a, ones, **draw), bootstrap_ratio(b, ones, **draw)), paired(a, b, **draw))
+def _compared(
+    first: Means, second: Means, names: Sequence[str], among: np.ndarray, draw: Any
+) -> list[Measure]:
+    if not names:
+        return []
+    sides = ([own[name][among] for name in names] for own in (first, second))
+    return [Measure((mine, theirs), difference) for mine, theirs, difference in paired_means(*sides, **draw)]
 
 
 def _stopping(first: Means, second: Means, draw: Any) -> Stopping | None:
     if not _known(first, second, TO_FIRST).all():
         return None
-    a, b = first[TO_FIRST], second[TO_FIRST]
-    part = (second["accuracy"] - b) - (first["accuracy"] - a)
-    return Stopping(_measure(a, b, draw), mean_difference([part], **draw))
+    (to_first,) = _compared(first, second, [TO_FIRST], np.ones(len(first[TO_FIRST]), dtype=bool), draw)
+    spoilt = [own["accuracy"] - own[TO_FIRST] for own in (first, second)]
+    return Stopping(to_first, mean_difference([spoilt[1] - spoilt[0]], **draw))
