@@ -22,6 +22,7 @@ from distill.statistics import (
     mean_difference,
     mean_over_runs,
     paired,
+    paired_means,
     paired_runs,
     pass_at_k,
     repetition,
@@ -427,6 +428,29 @@ def test_benchmarks_count_alike_and_each_is_resampled_by_itself() -> None:
 def test_differences_that_are_none_are_refused(bad: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="differences must be finite"):
         mean_difference(bad)
+
+
+def test_several_measures_are_paired_as_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    a = [rng.integers(0, 2, 300).astype(float), rng.normal(500, 90, 300), np.ones(300), np.full(300, 7.0)]
+    b = [rng.binomial(1, 0.7, 300).astype(float), a[1] + rng.normal(9, 60, 300), np.ones(300), a[3] + 2]
+    for (first, second, difference), mine, theirs in zip(paired_means(a, b), a, b, strict=True):
+        for own, values in ((first, mine), (second, theirs)):
+            alone = bootstrap_ratio(values, np.ones(300))
+            assert own.value == pytest.approx(alone.value)
+            assert [own.low, own.high] == pytest.approx(
+                [alone.low, alone.high], abs=0.05 * np.std(values) / 3
+            )
+        alone = paired(mine, theirs)
+        assert (difference.value, difference.test) == (pytest.approx(alone.value), alone.test)
+        assert difference.p == pytest.approx(alone.p, abs=0.02)
+        room = 0.1 * (alone.high - alone.low)
+        assert [difference.low, difference.high] == pytest.approx([alone.low, alone.high], abs=room)
+    (one,) = paired_means([np.ones(1)], [np.zeros(1)])
+    assert one[0] == bootstrap_ratio([1.0], [1.0])
+    for bad in ([np.ones(3)], [np.ones(2)]), ([np.full(2, np.nan)], [np.ones(2)]), ([], []):
+        with pytest.raises(ValueError, match=r"problems|finite"):
+            paired_means(*bad)
 
 
 def test_models_of_other_problems_cannot_be_paired() -> None:

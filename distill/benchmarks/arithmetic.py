@@ -1,9 +1,11 @@
 """The built-in tiny task: chains of + - * modulo 10, graded exactly (`distill.tiny.task`)."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Literal
 
+from distill.benchmarks.grading.final_answers import FinalAnswer
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError, whole_number
 from distill.tiny import task
@@ -60,6 +62,11 @@ def _style(problem: str, double: float) -> task.Style:
     return "double" if number < double * 2**64 else "single"
 
 
+def final_answers(text: str) -> list[FinalAnswer]:
+    """All of a completion's answers, `#5`."""
+    return [FinalAnswer(found[1], *found.span()) for found in re.finditer(r"#([0-9])", text)]
+
+
 def grade(example: Example, completion: str) -> Verdict:
     """Grade the final answer: correct if the completion ends in `#` and the exact answer."""
     return Verdict(task.extract_answer(completion), task.is_correct(example.problem, completion))
@@ -68,3 +75,8 @@ def grade(example: Example, completion: str) -> Verdict:
 def grade_steps(example: Example, completion: str) -> Verdict:
     """Grade the answer and every reasoning step, as required of a teacher's trace."""
     return Verdict(task.extract_answer(completion), task.check_steps(example.problem, completion))
+
+
+# Read by `distill.benchmarks.grading.final_answers.finder_of`.
+grade.final_answers = final_answers  # pyright: ignore[reportFunctionMemberAccess]
+grade_steps.final_answers = final_answers  # pyright: ignore[reportFunctionMemberAccess]

@@ -11,6 +11,7 @@ from distill.curation.step import CurationContext, Outcome, Record, by_problem, 
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.io.progress import progress_bar
+from distill.statistics import repetition
 from distill.teacher.verify import NOT_GRADED
 
 
@@ -139,7 +140,8 @@ def well_formed(
         think: every `<think>` must be closed by `</think>` before the next one. The first `<think>` may be
             missing, because some chat templates put it into the prompt.
         boxed: every `\boxed{` must have its closing brace; `\{` and `\}` do not count as braces.
-        max_repetition: maximum `repetition`; null: no maximum.
+        max_repetition: maximum share of repeated 4-grams of words (`distill.statistics.repetition`); null: no
+            maximum.
         parts: tags that the completion must have, as in 2605.14071: each opened and closed once, in this
             order, with text inside, and a `\boxed{` behind the last. None: none.
 
@@ -170,7 +172,7 @@ def well_formed(
             return "unbalanced <think>"
         if boxed and not boxes_close(text):
             return "unbalanced \\boxed"
-        if max_repetition is not None and repetition(text) > max_repetition:
+        if max_repetition is not None and (repetition(text.split()) or 0.0) > max_repetition:
             return f"repetition above {max_repetition:g}"
         return None
 
@@ -218,13 +220,6 @@ def boxes_close(text: str) -> bool:
         elif brace == "}" and open_braces:
             open_braces.pop()
     return all(brace == "{" for brace in open_braces)
-
-
-def repetition(text: str, size: int = 4) -> float:
-    """Share of word n-grams (n = `size`) that occurred before; 0 for texts shorter than `size` words."""
-    words = text.split()
-    runs = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _filter(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:

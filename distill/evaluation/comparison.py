@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from distill.errors import UserError
-from distill.evaluation.comparison_sides import Answers, Side
+from distill.evaluation.comparison_quality import Quality, compare_quality
+from distill.evaluation.comparison_sides import MEASURES, Answers, Side
 from distill.statistics import (
     Difference,
     Figure,
@@ -37,6 +38,7 @@ class Compared:
         tokens: mean completion lengths.
         longer: difference of the mean completion lengths, second − first.
         truncated: shares of completions that hit the token budget.
+        quality: trace quality and stopping; None if the samples of either side do not have them.
     """
 
     problems: int
@@ -48,6 +50,7 @@ class Compared:
     tokens: tuple[float, float]
     longer: Difference
     truncated: tuple[float, float]
+    quality: Quality | None
 
     def json(self) -> dict[str, Any]:
         return {
@@ -60,6 +63,7 @@ class Compared:
             "tokens": list(self.tokens),
             "tokens_difference": vars(self.longer),
             "truncated": list(self.truncated),
+            "quality": None if self.quality is None else self.quality.json(),
         }
 
 
@@ -104,10 +108,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Per-problem means of both sides, each [3, problems]: accuracy, tokens, truncation."""
+    """Means over each problem's samples, [problems] by measure (`MEASURES`), and mean numbers of samples."""
 
-    first: np.ndarray
-    second: np.ndarray
+    first: Mapping[str, np.ndarray]
+    second: Mapping[str, np.ndarray]
     samples: tuple[float, float]
 
 
@@ -121,7 +125,7 @@ def compare_sides(sides: Sequence[Side], *, resamples: int, seed: int) -> list[C
     tests = sum(len(own) for own, _ in pairs)
     found = []
     for other, (own, left_out) in zip(sides[1:], pairs, strict=True):
-        differences = [pair.second[0] - pair.first[0] for pair in own.values()]
+        differences = [pair.second["accuracy"] - pair.first["accuracy"] for pair in own.values()]
         several = len(differences) > 1
         found.append(
             Comparison(
@@ -160,8 +164,9 @@ def _pairs(first: Side, second: Side) -> tuple[dict[str, _Pair], dict[str, tuple
     return pairs, left_out
 
 
-def _means(answers: Sequence[Answers]) -> np.ndarray:
-    return np.asarray([one.means() for one in answers], dtype=np.float64).T
+def _means(answers: Sequence[Answers]) -> dict[str, np.ndarray]:
+    means = [one.means() for one in answers]
+    return {name: np.asarray([own[name] for own in means], dtype=np.float64) for name in MEASURES}
 
 
 def _samples(answers: Sequence[Answers]) -> float:
@@ -171,18 +176,20 @@ def _samples(answers: Sequence[Answers]) -> float:
 def _compared(pair: _Pair, tests: int, resamples: int, seed: int) -> Compared:
     a, b = pair.first, pair.second
     draw: Any = {"resamples": resamples, "seed": seed}
-    ones = np.ones(a.shape[1])
+    right = a["accuracy"], b["accuracy"]
+    ones = np.ones(len(right[0]))
     return Compared(
-        problems=a.shape[1],
+        problems=len(ones),
         samples=pair.samples,
-        accuracy=(bootstrap_ratio(a[0], ones, **draw), bootstrap_ratio(b[0], ones, **draw)),
-        difference=paired(a[0], b[0], **draw),
+        accuracy=(bootstrap_ratio(right[0], ones, **draw), bootstrap_ratio(right[1], ones, **draw)),
+        difference=paired(*right, **draw),
         adjusted=1.0,
         # Level of Holm's first test, the strictest one.
-        smallest=smallest_difference(a[0], b[0], level=LEVEL / tests),
-        tokens=(float(a[1].mean()), float(b[1].mean())),
-        longer=mean_difference([b[1] - a[1]], **draw),
-        truncated=(float(a[2].mean()), float(b[2].mean())),
+        smallest=smallest_difference(*right, level=LEVEL / tests),
+        tokens=(float(a["tokens"].mean()), float(b["tokens"].mean())),
+        longer=mean_difference([b["tokens"] - a["tokens"]], **draw),
+        truncated=(float(a["truncated"].mean()), float(b["truncated"].mean())),
+        quality=compare_quality(a, b, **draw),
     )
 
 

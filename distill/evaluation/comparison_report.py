@@ -9,10 +9,12 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.evaluation.comparison import LEVEL, Compared, Comparison, compare_sides
+from distill.evaluation.comparison_quality_report import quality_section
 from distill.evaluation.comparison_sides import read_sides
+from distill.evaluation.comparison_words import p_value, percent, points, share, tested, whole_difference
 from distill.io.files import write_atomically
 from distill.runs.plot import GREEN, GREY, ORANGE
-from distill.statistics import Difference, Figure
+from distill.statistics import Difference
 
 _MANY = 0.1  # warn if more than this share of completions hit the token budget
 
@@ -75,9 +77,8 @@ def _text(found: Sequence[Comparison]) -> str:
 
 def _section(one: Comparison, found: Sequence[Comparison]) -> str:
     heading = f"{one.second.label} against {one.first.label}, on the problems that both were asked:"
-    return "\n\n".join(
-        [heading, "\n".join(_table(one)), "\n".join(f"- {said}" for said in _sentences(one, found))]
-    )
+    sentences = "\n".join(f"- {said}" for said in _sentences(one, found))
+    return "\n\n".join([heading, "\n".join(_table(one)), sentences, *quality_section(one)])
 
 
 def _table(one: Comparison) -> Iterator[str]:
@@ -89,20 +90,19 @@ def _table(one: Comparison) -> Iterator[str]:
         cells = [
             name,
             _problems(own),
-            *(_share(figure) for figure in own.accuracy),
-            _points(own.difference),
-            _p(own.difference.p),
-            _p(own.adjusted),
-            f"{own.tokens[0]:,.0f} → {own.tokens[1]:,.0f} ({round(own.longer.value):+,} "
-            f"[{round(own.longer.low):+,}, {round(own.longer.high):+,}])",
-            " → ".join(map(_percent, own.truncated)),
+            *(share(figure) for figure in own.accuracy),
+            points(own.difference),
+            p_value(own.difference.p),
+            p_value(own.adjusted),
+            f"{own.tokens[0]:,.0f} → {own.tokens[1]:,.0f} ({whole_difference(own.longer)})",
+            " → ".join(map(percent, own.truncated)),
         ]
         yield "| " + " | ".join(cells) + " |"
     if one.mean is not None:
         shares = [
-            _percent(fmean(own.accuracy[side].value for own in one.benchmarks.values())) for side in (0, 1)
+            percent(fmean(own.accuracy[side].value for own in one.benchmarks.values())) for side in (0, 1)
         ]
-        cells = ["mean of benchmarks", "", *shares, _points(one.mean), _p(one.mean.p), "", "", ""]
+        cells = ["mean of benchmarks", "", *shares, points(one.mean), p_value(one.mean.p), "", "", ""]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -115,7 +115,7 @@ def _sentences(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
     if one.mean is not None:
         means = [other for other in found if other.mean is not None]
         over = f" (Holm over {len(means)} comparisons)" if len(means) > 1 else ""
-        numbers = f"{_points(one.mean, ' points')}, {_tested(one.mean, one.adjusted)}{over}"
+        numbers = f"{points(one.mean, ' points')}, {tested(one.mean, one.adjusted)}{over}"
         which = f"Over the {len(one.benchmarks)} benchmarks, each counting alike,"
         if one.adjusted < LEVEL:
             better = "better" if one.mean.value > 0 else "worse"
@@ -126,8 +126,8 @@ def _sentences(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
-    shares = f"{_percent(own.accuracy[1].value)} against {_percent(own.accuracy[0].value)}"
-    numbers = f"{_points(own.difference, ' points')}, {_tested(own.difference, own.adjusted)}{over}"
+    shares = f"{percent(own.accuracy[1].value)} against {percent(own.accuracy[0].value)}"
+    numbers = f"{points(own.difference, ' points')}, {tested(own.difference, own.adjusted)}{over}"
     if own.adjusted < LEVEL:
         better = "better" if own.difference.value > 0 else "worse"
         return f"{one.second.label} answers {name} {better} than {one.first.label}: {shares}, {numbers}."
@@ -135,8 +135,8 @@ def _verdict(one: Comparison, name: str, own: Compared, over: str) -> str:
     if own.smallest is None:
         seen = "so few problems can establish no difference at all"
     else:
-        points = 100 * own.smallest
-        about = f"{points:.0f}" if points >= 9.5 else f"{points:.1f}"
+        least = 100 * own.smallest
+        about = f"{least:.0f}" if least >= 9.5 else f"{least:.1f}"
         seen = f"a difference below about {about} points would mostly go unseen"
     return f"Nothing is established on {name}: {problems}, {shares}, {numbers}; {seen}."
 
@@ -153,8 +153,8 @@ def _warnings(one: Comparison) -> Iterator[str]:
     for name, own in one.benchmarks.items():
         if max(own.truncated) > _MANY:
             yield (
-                f"Beware: of {name}'s completions {_percent(own.truncated[1])} ({second}) and "
-                f"{_percent(own.truncated[0])} ({first}) hit the token budget: a larger one may change the "
+                f"Beware: of {name}'s completions {percent(own.truncated[1])} ({second}) and "
+                f"{percent(own.truncated[0])} ({first}) hit the token budget: a larger one may change the "
                 f"result."
             )
     for name, (mine, theirs, other) in one.left_out.items():
@@ -191,28 +191,6 @@ def _problems(own: Compared) -> str:
         return f"{own.problems:,}"
     counts = " and ".join(f"{count:.4g}" for count in dict.fromkeys(own.samples))
     return f"{own.problems:,} × {counts}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _share(figure: Figure) -> str:
-    return f"{_percent(figure.value)} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
-
-
-def _points(difference: Difference, unit: str = "") -> str:
-    # Adding 0.0 turns -0.0 into 0.0.
-    value, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
-
-
-def _tested(difference: Difference, adjusted: float) -> str:
-    return f"{difference.test} p {'' if adjusted < 0.001 else '= '}{_p(adjusted)}"
 
 
 def _picture(found: Sequence[Comparison]) -> bytes:

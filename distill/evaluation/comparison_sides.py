@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +11,37 @@ from typing import Any
 
 from distill.data.readers import read_records
 from distill.errors import UserError
+from distill.evaluation.quality import FIGURES
 
 _STAGES = ("before", "after")
 
 
+# Field of a sample by measure. Samples of earlier versions lack those of `FIGURES`.
+MEASURES = {
+    "accuracy": "correct",
+    "tokens": "tokens",
+    "truncated": "truncated",
+    "finished": "finished",
+} | FIGURES
+
+
 @dataclass
 class Answers:
-    """Sums over a problem's samples: correct ones, tokens, and how many hit the token budget."""
+    """A problem's samples.
 
-    text: bytes  # hash of the problem text
+    Attributes:
+        text: hash of the problem's text.
+        samples: their numbers.
+        sums: sum over the samples of each of `MEASURES`; NaN if a sample lacks it.
+    """
+
+    text: bytes
     samples: set[int] = field(default_factory=set)
-    right: int = 0
-    tokens: int = 0
-    truncated: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MEASURES, 0.0))
 
-    def means(self) -> tuple[float, float, float]:
-        """Mean accuracy, mean tokens, and the share that hit the token budget."""
-        n = len(self.samples)
-        return self.right / n, self.tokens / n, self.truncated / n
+    def means(self) -> dict[str, float]:
+        """Mean over the samples of each measure; NaN if not known."""
+        return {name: total / len(self.samples) for name, total in self.sums.items()}
 
 
 @dataclass(frozen=True)
@@ -166,9 +180,11 @@ def _count(record: Mapping[str, Any], where: str, benchmarks: dict[str, dict[str
             f"second time, or with another text; the file is damaged, evaluate again"
         )
     own.samples.add(sample)
-    own.right += record["correct"]
-    own.tokens += record["tokens"]
-    own.truncated += bool(record.get("truncated"))
+    for measure, name in MEASURES.items():
+        value = bool(record.get(name)) if name == "truncated" else record.get(name)
+        if not isinstance(value, int | float | None):
+            raise UserError(f"{where}: {name} is {value!r:.40}; the file is damaged, evaluate again")
+        own.sums[measure] += math.nan if value is None else float(value)
 
 
 def _settings(folder: Path, stage: str | None) -> dict[str, Mapping[str, Any]] | None:

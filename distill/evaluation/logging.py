@@ -29,19 +29,21 @@ def log_samples(logger: WandbLogger, scores: Mapping[str, Sequence[Score]]) -> N
     """
     import wandb
 
-    samples: list[Any] = []
+    rows: list[dict[str, Any]] = []
     figures: list[Any] = []
-    columns: list[Any] = ["stage"]
     for stage, own in scores.items():
         for score in own:
-            for sample in score.samples:
-                columns = ["stage", *sample]
-                samples.append([stage, *({**sample, "counts": json.dumps(sample["counts"])}).values()])
+            rows += [
+                {"stage": stage, **sample, "counts": json.dumps(sample["counts"])} for sample in score.samples
+            ]
             figures += [
                 [stage, score.benchmark, name, figure.value, figure.low, figure.high]
                 for name, figure in score.figures.items()
             ]
-    if samples:
+    if rows:
+        # Samples of a run that an earlier version began have fewer fields.
+        columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
+        samples: list[Any] = [[row.get(name) for name in columns] for row in rows]
         of_figures: list[Any] = ["stage", "benchmark", "figure", "value", "low", "high"]
         logger.experiment.log(
             {

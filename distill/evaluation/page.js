@@ -138,8 +138,8 @@
     for (const [name, value] of facts) by("facts").append(make("div", {}, make("dt", {}, bdi(name)), make("dd", {}, bdi(value ?? "–"))));
   }
 
-  const FLAWS = new Set(["unfinished", "truncated", "no answer", "repetition"]);
-  const isShare = (name, figure) => !/tokens|seconds|length/.test(name) && [figure.value, figure.low, figure.high].every((x) => !isNumber(x) || (x >= 0 && x <= 1));
+  const FLAWS = new Set(["unfinished", "truncated", "no answer", "repetition", "word repetition", "post answer", "several answers"]);
+  const isShare = (name, figure) => !/tokens|seconds|length|characters/.test(name) && [figure.value, figure.low, figure.high].every((x) => !isNumber(x) || (x >= 0 && x <= 1));
 
   function drawFigure(name, figure) {
     const cell = make("td", {"data-name": plain(name), role: "cell"});
@@ -168,7 +168,7 @@
 
   function drawFigures() {
     const entries = Object.entries(results.benchmarks ?? {});
-    const kind = (name) => (name === "accuracy" ? 0 : name === "tokens" ? 3 : FLAWS.has(name) ? 2 : 1);
+    const kind = (name) => (name === "accuracy" ? 0 : name === "tokens" || name === "characters" ? 3 : FLAWS.has(name) ? 2 : 1);
     const columns = [...new Set(entries.flatMap(([, entry]) => Object.keys(entry.figures ?? {})))].sort((a, b) => kind(a) - kind(b));
     const head = make("tr", {role: "row"}, make("th", {scope: "col", role: "columnheader"}, "benchmark"), columns.map((name) => make("th", {scope: "col", role: "columnheader"}, bdi(name))));
     const rows = entries.map(([name, entry]) => {
@@ -244,6 +244,9 @@
     "token budget used up": (sample) => samples.truncated[sample],
     "without an end": (sample) => !samples.finished[sample],
     "no answer": (sample) => samples.answer[sample] === null,
+    "goes on after an answer": (sample) => samples.post_answer[sample] === true,
+    "several answers": (sample) => samples.several_answers[sample] === true,
+    "right up to the first answer only": (sample) => samples.correct_to_first_answer[sample] === true && !samples.correct[sample],
   };
   const collator = new Intl.Collator("en", {numeric: true});
   const rate = (problem) => problem.right / problem.samples.length;
@@ -513,6 +516,8 @@
     if (isNumber(samples.tokens[sample])) facts.push(["tokens", whole(samples.tokens[sample])]);
     facts.push(["ending", samples.truncated[sample] ? "token budget used up" : samples.finished[sample] ? "finished" : "without an end"]);
     if (isNumber(samples.repetition[sample])) facts.push(["repetition", percent(samples.repetition[sample], 0)]);
+    if (isNumber(samples.characters[sample])) facts.push(["characters", whole(samples.characters[sample])]);
+    if (samples.post_answer[sample]) facts.push(["after the first answer", `goes on${samples.several_answers[sample] ? " to another answer" : ""}; ${samples.correct_to_first_answer[sample] ? "right" : "wrong"} up to it`]);
     for (const [name, [right, of]] of Object.entries(read.counts ?? {})) facts.push([name, `${right}/${of}`]);
     facts.push(["samples.jsonl", `line ${whole(line)}`]);
     const nodes = [make("dl", {class: "verdict"}, facts.map(([name, value]) => make("div", {}, make("dt", {}, bdi(name)), make("dd", {}, value))))];

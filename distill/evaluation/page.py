@@ -211,6 +211,11 @@ class _Index:
             "truncated": int(bool(sample.get("truncated"))),
             "tokens": sample.get("tokens"),
             "repetition": sample.get("repetition"),
+            # None in samples of earlier versions, and where answers are no short texts.
+            "characters": sample.get("characters"),
+            "post_answer": sample.get("post_answer"),
+            "several_answers": sample.get("several_answers"),
+            "correct_to_first_answer": sample.get("correct_to_first_answer"),
         }
         for name, value in row.items():
             self._samples.setdefault(name, []).append(value)

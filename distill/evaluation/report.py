@@ -1,6 +1,6 @@
 """Report an evaluation's results: Markdown table, HTML page, logger metrics and W&B tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill.evaluation.logging import log_samples, metrics_of
 from distill.evaluation.page import SampleFile, write_page
+from distill.evaluation.quality import FIGURES
 from distill.evaluation.result import Score
 from distill.io.files import write_atomically
-
-# Figures that are shares; the others are shown as they are.
-_PLAIN = ("tokens",)
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> str:
@@ -63,7 +61,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         further = [
             f"{key} {_format_figure(key, one)}"
             for key, one in figures.items()
-            if key != "accuracy" and _is_shown(one)
+            if key not in ("accuracy", *FIGURES) and _is_shown(one)
         ]
         rate = found.get("tokens_per_second")  # missing if completions come from an earlier run
         lines.append(
@@ -71,6 +69,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             f"{_format_figure('accuracy', figures['accuracy'])} | {f'{rate:,.0f}' if rate else ''} | "
             f"{'; '.join(further)} |"
         )
+    lines += _quality(benchmarks)
     for name, found in benchmarks.items():
         if golds := found["unreadable_golds"]:
             shown = ", ".join(golds[:10]) + (" and others" if len(golds) > 10 else "")
@@ -119,16 +118,33 @@ def _prefix_drift(drift: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _quality(benchmarks: Mapping[str, Any]) -> Iterator[str]:
+    """The table of trace quality; nothing if only earlier versions' samples were asked."""
+    known = {name: found["figures"] for name, found in benchmarks.items() if "characters" in found["figures"]}
+    if not known:
+        return
+    yield from ("", "Trace quality, in % but for the characters [95 % interval]:", "")
+    yield "| benchmark | " + " | ".join([*FIGURES, "finished"]) + " |"
+    yield "|" + "---|" * (len(FIGURES) + 2)
+    for name, figures in known.items():
+        unfinished = {part: 1 - figures["unfinished"][part] for part in ("value", "low", "high")}
+        finished = unfinished | {"low": unfinished["high"], "high": unfinished["low"]}
+        shown = {**figures, "finished": finished}
+        cells = [_format_figure(key, shown[key]) if key in shown else "" for key in [*FIGURES, "finished"]]
+        yield "| " + " | ".join([name, *cells]) + " |"
+
+
 def _is_shown(figure: Mapping[str, Any]) -> bool:
     """Whether to show a figure in the table; zeros are only in results.json."""
     return figure["value"] is not None and figure["value"] != 0
 
 
 def _format_figure(name: str, figure: Mapping[str, Any]) -> str:
-    if name in _PLAIN:
+    if name == "tokens" or figure["low"] is None:  # without an interval: a single problem
         return f"{figure['value']:.0f}"
-    value, low, high = (100 * figure[part] for part in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    scale, digits = (1, 0) if name == "characters" else (100, 1)
+    value, low, high = (f"{scale * figure[part]:.{digits}f}" for part in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _format_plain(figure: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill.benchmarks.grading import answers
+from distill.evaluation.quality import FIGURES
 from distill.statistics import Figure, agreement, bootstrap_ratio, majority, pass_at_k
 
 
@@ -65,7 +66,9 @@ def figures(samples: Sequence[dict[str, Any]], *, votes: bool = True) -> dict[st
     - The graders' additional counts.
     - Shares of completions that are `unfinished` (no end-of-sequence token), `truncated` (by the token budget
       or the context) or have `no answer`.
-    - `repetition` (share of 4-grams that occurred before) and `tokens` (mean length).
+    - `repetition` (share of 4-grams of tokens that occurred before) and `tokens` (mean length).
+    - The quality of the traces (`distill.evaluation.quality`), where the samples record it: those of earlier
+      versions do not.
     """
     groups = by_problem(samples)
     counts = np.asarray([len(own) for own in groups], dtype=np.float64)
@@ -104,6 +107,9 @@ def figures(samples: Sequence[dict[str, Any]], *, votes: bool = True) -> dict[st
         found["no answer"] = mean(lambda sample: sample["answer"] is None)
     found["repetition"] = mean(lambda sample: sample["repetition"] or 0.0)
     found["tokens"] = mean(lambda sample: sample["tokens"])
+    for name, key in FIGURES.items():
+        if all(sample.get(key) is not None for sample in samples):
+            found[name] = mean(lambda sample, key=key: float(sample[key]))
     return found
 
 
@@ -126,19 +132,13 @@ def classify(
             if sample["correct"]:
                 sample["class"] = 0
             elif answer is not None:
-                found = next((n for n, other in enumerate(seen) if _equal(answer, other, same)), None)
+                found = next(
+                    (n for n, other in enumerate(seen) if answers.same_answer(answer, other, same)), None
+                )
                 if found is None:
                     seen.append(answer)
                     found = len(seen) - 1
                 sample["class"] = found + 1
-
-
-def _equal(one: str, other: str, same: Callable[[str, str], tuple[bool, str]] | None) -> bool:
-    if one.strip() == other.strip() or answers.same_number(one, other):
-        return True
-    if same is None or (answers.number(one) is not None and answers.number(other) is not None):
-        return False
-    return same(one, other)[0]
 
 
 def by_problem(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from distill.data.prompt import Prompt, encode_messages
 from distill.data.trace import Example, Verdict, check_spelling
 from distill.errors import UserError
 from distill.evaluation.benchmark import _GRADERS, Benchmark
+from distill.evaluation.quality import quality_of
 from distill.evaluation.result import Score, classify, figures
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Engine, Request, Written, request_seed
@@ -221,6 +222,7 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         "tokens": tokens,
         "reference_tokens": None if problem.completion is None else _length(problem.completion, model),
         "repetition": repetition(words),
+        **quality_of(problem, completion, seen, verdict, benchmark.grade, short=benchmark.votes),
     }
 
 

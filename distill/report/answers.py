@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from distill.evaluation.quality import FIGURES
 from distill.io.files import read_lines
 from distill.runs.read import Run
 
+# Field of a sample by measure.
+QUALITY = FIGURES | {"finished": "finished"}
 Key = tuple[str, str, str]  # identifies a problem: benchmark, id, hash of its text
 
 
@@ -25,12 +28,15 @@ class Answers:
         right: [runs, problems] share of the problem's samples that are correct.
         reference: [problems] length in tokens of the dataset's reference solution; NaN if it has none.
         elsewhere: number of problems left out because only some of the runs have them.
+        quality: [all_runs, problems] means over the problem's samples of the measures `QUALITY`, by name; NaN
+            where the samples lack them. They stay those of all runs where `right` is replaced.
     """
 
     problems: Sequence[Key]
     right: Float[np.ndarray, "runs problems"]
     reference: Float[np.ndarray, " problems"]
     elsewhere: int = 0
+    quality: Mapping[str, Float[np.ndarray, "all_runs problems"]] = field(default_factory=dict)
 
     @property
     def benchmarks(self) -> list[str]:
@@ -42,9 +48,15 @@ class Answers:
 
     def accuracy(self, among: Bool[np.ndarray, " problems"] | None = None) -> Float[np.ndarray, " runs"]:
         """Each run's accuracy over the selected problems, as the unweighted mean over benchmarks."""
+        return np.mean([self.right[:, part].mean(1) for part in self.strata(among)], axis=0)
+
+    def strata(
+        self, among: Bool[np.ndarray, " problems"] | None = None
+    ) -> list[Bool[np.ndarray, " problems"]]:
+        """Masks of the selected problems of each benchmark that has some."""
         wanted = np.ones(len(self.problems), dtype=bool) if among is None else among
         parts = [self.of(name) & wanted for name in self.benchmarks]
-        return np.mean([self.right[:, part].mean(1) for part in parts if part.any()], axis=0)
+        return [part for part in parts if part.any()]
 
     def longer(self) -> Bool[np.ndarray, " problems"] | None:
         """Mask of the problems whose reference solution is longer than their benchmark's median.
@@ -67,6 +79,7 @@ class _Tally:
     right: int = 0
     samples: int = 0
     reference: float = field(default=float("nan"))
+    quality: dict[str, float] = field(default_factory=lambda: dict.fromkeys(QUALITY, 0.0))
 
 
 def read_answers(runs: Sequence[Run]) -> Answers:
@@ -78,12 +91,17 @@ def read_answers(runs: Sequence[Run]) -> Answers:
     found = [_read(run.folder / "samples.jsonl") for run in runs]
     shared = [key for key in found[0] if all(key in own for own in found)]
     everywhere = set().union(*found)
-    right = [[own[key].right / own[key].samples for key in shared] for own in found]
+
+    def means(of: Callable[[_Tally], float]) -> Float[np.ndarray, "runs problems"]:
+        means = [[of(own[key]) / own[key].samples for key in shared] for own in found]
+        return np.asarray(means, dtype=np.float64).reshape(len(found), len(shared))
+
     return Answers(
         shared,
-        np.asarray(right, dtype=np.float64).reshape(len(found), len(shared)),
+        means(lambda one: one.right),
         np.asarray([found[0][key].reference for key in shared], dtype=np.float64),
         len(everywhere) - len(shared),
+        {name: means(lambda one, name=name: one.quality[name]) for name in QUALITY},
     )
 
 
@@ -91,12 +109,14 @@ def _read(path: Path) -> dict[Key, _Tally]:
     found: dict[Key, _Tally] = {}
     for number, record in samples_of(path):
         try:
-            key = key_of(record)
-            own = found.setdefault(key, _Tally())
+            own = found.setdefault(key_of(record), _Tally())
             own.right += bool(record["correct"])
             own.samples += 1
             if record.get("reference_tokens") is not None:
                 own.reference = float(record["reference_tokens"])
+            for name, key in QUALITY.items():
+                value = record.get(key)
+                own.quality[name] += float("nan") if value is None else float(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}, line {number}: no sample of this version ({type(error).__name__}: {error})"

@@ -124,3 +124,21 @@ def effective_share(metrics: pandas.DataFrame, by: Mapping[str, str] | None = No
     """
     table: Any = _named(metrics[metrics["metric"] == "weights/effective_sample_size"], by)
     return table.groupby(["method", "step"], sort=True)["value"].mean().rename("share").reset_index()
+
+
+def end_tokens(metrics: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
+    """The end token at the first and the last logged step, means over seeds: one row per method, with the
+    student's probability of it (`probability_first`, `probability_last`) and its weight (`weight_first`,
+    `weight_last`).
+
+    Args:
+        metrics: `Runs.metrics` of `distill.runs.load`.
+        by: method of each run (`run`); None: the run's `loss`.
+    """
+    kinds = {"train/end_token_probability": "probability", "weights/end_token": "weight"}
+    table: Any = _named(metrics[metrics["metric"].isin(list(kinds))], by)
+    table = table.assign(kind=table["metric"].astype(str).map(kinds)).sort_values("step")
+    ends = table.groupby(["method", "run", "kind"], sort=False, observed=True)["value"].agg(["first", "last"])
+    means = ends.groupby(["method", "kind"], sort=False).mean().unstack("kind")
+    means.columns = [f"{kind}_{which}" for which, kind in means.columns]
+    return means.reset_index()

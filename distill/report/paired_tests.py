@@ -108,10 +108,8 @@ def _gain(
     """The gain of b over a, whose runs correspond to `seeds`."""
     if not seeds:
         return None
-    wanted = np.ones(len(a.problems), dtype=bool) if among is None else among
     difference = (b.right - a.right).mean(0)
-    strata = [a.of(name) & wanted for name in a.benchmarks]
-    over_problems = mean_difference([difference[part] for part in strata if part.any()])
+    over_problems = mean_difference([difference[part] for part in a.strata(among)])
     over_seeds = paired_runs(a.accuracy(among), b.accuracy(among)) if len(seeds) > 1 else None
     return Gain(seeds, over_seeds, over_problems)
 

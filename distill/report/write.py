@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, p
 from distill.report.paper import published
 from distill.report.paper_figures import PaperComparison, compared_with_paper
 from distill.report.paper_section import beside_paper
+from distill.report.quality import MethodQuality, end_token_blocks, quality_blocks, quality_of_methods
 from distill.report.style import styles, written
 from distill.runs.load import AXES, load_runs
 
@@ -79,8 +80,9 @@ def write_report(
         if drift and table.asked:
             drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code)
             unmeasured |= drifts.reasons
-        blocks += _sections(table, prefix, examples, drifts, paper)
-        values.append(_json(table, drifts, paper))
+        quality = quality_of_methods(table)
+        blocks += _sections(table, prefix, examples, drifts, paper, quality)
+        values.append(_json(table, drifts, paper, quality))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -110,6 +112,7 @@ def _sections(
     examples: int,
     drifts: _Drifts | None,
     paper: Sequence[PaperComparison],
+    quality: Mapping[str, MethodQuality],
 ) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
     found = load_runs([run.folder for run in table.runs], samples=False)
@@ -148,6 +151,9 @@ def _sections(
         figures.length_figure(table, look) if table.lengths else None,
         "Accuracy against the length of a problem's own solution: means and 95 % intervals over seeds.",
     )
+    yield Heading("Trace quality and stopping")
+    yield from quality_blocks(table, quality)
+    yield from end_token_blocks(curves.end_tokens(found.metrics, by))
     yield Heading("Token weights")
     drawing = figures.weights_figure(
         curves.weight_quantiles(found.weights, by), curves.effective_share(found.metrics, by), look
@@ -236,7 +242,12 @@ def _printed(
         yield f"{others} folders are in no table; the page names them with the reason."
 
 
-def _json(table: Table, drifts: _Drifts | None, paper: Sequence[PaperComparison]) -> dict[str, Any]:
+def _json(
+    table: Table,
+    drifts: _Drifts | None,
+    paper: Sequence[PaperComparison],
+    quality: Mapping[str, MethodQuality],
+) -> dict[str, Any]:
     value: dict[str, Any] = {
         "differs": list(table.differs),
         "asked": dict(table.asked),
@@ -244,6 +255,7 @@ def _json(table: Table, drifts: _Drifts | None, paper: Sequence[PaperComparison]
         "median_solution_tokens": dict(table.lengths),
         "notes": list(table.notes),
         "methods": [_method(method) for method in table.methods],
+        "quality": as_json(quality),
     }
     if drifts is not None:
         value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}

@@ -394,6 +394,7 @@ class DistillModule(lightning.LightningModule):
             metrics["rollouts/seconds"] = self._rollout_seconds
         if self.objective.compares_steps:
             metrics["steps/seconds"] = self._proposal_seconds
+        metrics |= self.step_metrics.end_token(values)  # last, as the last columns of metrics.csv
         self._rollout_seconds = self._proposal_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.data.batch import Batch
@@ -27,6 +27,7 @@ _SUMS = (
     "truncated_rollouts",
 )
 _FLOPS = ("student_flops", "teacher_flops")  # last, because they are counted on the host
+_END_SUMS = ("ended_traces", "end_probability", "end_weight")
 _STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 
 
@@ -46,7 +47,8 @@ class StepMetrics:
         self.objective = objective
         self.end_ids = list(end_ids)
         terms = (f"loss_{name}" for name in objective.terms)
-        self.names = (*_SUMS, *terms, *(_STEP_SUMS if objective.compares_steps else ()), *_FLOPS)
+        steps = _STEP_SUMS if objective.compares_steps else ()
+        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *_FLOPS)
         self.traces: tuple[str, ...] = ()
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
@@ -72,6 +74,8 @@ class StepMetrics:
         where = result.mask.flatten().nonzero().squeeze(-1) if batch.places is None else batch.places
         weights = result.weights.flatten()[where].double()
         tokens = result.mask.sum()
+        last, ended = self._ends_of(result.mask, batch.labels)
+        none = tokens.new_zeros(())
         sums = [
             result.total.detach(),
             result.denominator,
@@ -79,7 +83,7 @@ class StepMetrics:
             weights.sum(),
             weights.square().sum(),
             -result.logprobs.flatten()[where].double().sum(),
-            *self._written(result.mask, batch.labels, tokens if on_policy else None),
+            *((tokens, (~ended).sum()) if on_policy else (none, none)),
             *result.terms.values(),
         ]
         if steps is not None:
@@ -90,6 +94,11 @@ class StepMetrics:
                 result.weights[steps.first].sum(),
                 steps.agreed.sum(),
             ]
+        sums += [
+            ended.sum(),
+            (result.logprobs.gather(-1, last).double().exp() * ended).sum(),
+            (result.weights.gather(-1, last).double() * ended).sum(),
+        ]
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
@@ -97,15 +106,15 @@ class StepMetrics:
         self._weight_counts = counts if self._weight_counts is None else self._weight_counts + counts
         self.traces += batch.names
 
-    def _written(self, mask: Tensor, labels: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens of rollouts, and number of rollouts without an end token; zeros if `tokens` is None."""
-        if tokens is None:
-            none = mask.new_zeros((), dtype=torch.float64)
-            return none, none
+    def _ends_of(
+        self, mask: Bool[Tensor, "batch seq"], labels: Int[Tensor, "batch seq"]
+    ) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, "batch 1"]]:
+        """Index of each completion's last token, and whether that is an end token."""
         last = mask.int().cumsum(-1).argmax(-1, keepdim=True)
         if self._ends is None or self._ends.device != mask.device:
             self._ends = torch.tensor(self.end_ids, device=mask.device)
-        return tokens, (~torch.isin(labels.gather(-1, last), self._ends)).sum()
+        # Not torch.isin, which may sort and then waits for the device.
+        return last, (labels.gather(-1, last) == self._ends).any(-1, keepdim=True)
 
     def close(self) -> None:
         """Reset for the next optimizer step."""
@@ -156,3 +165,17 @@ class StepMetrics:
                 "steps/agreed": values["agreed_steps"] / steps,
             }
         return metrics
+
+    def end_token(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the end tokens among the trained tokens, from the step's sums; none without one.
+
+        They show whether the student learns to stop: its probability of the end token behind a whole
+        completion (at the temperature of the loss), and the end token's weight in the main term.
+        """
+        ended = values["ended_traces"]
+        if ended == 0:  # all traces of the step are cut off
+            return {}
+        return {
+            "train/end_token_probability": values["end_probability"] / ended,
+            "weights/end_token": values["end_weight"] / ended,
+        }

@@ -94,6 +94,11 @@ def test_samples_come_in_the_problems_order_whatever_the_batches(lm: LanguageMod
             "tokens": len(ids),
             "reference_tokens": None,
             "repetition": 1 - len(set(grams)) / len(grams) if grams else None,
+            "characters": len(text),
+            "word_repetition": 0.0,
+            "post_answer": False,
+            "several_answers": False,
+            "correct_to_first_answer": right,
         }
     found = score.figures
     right = [one["correct"] for one in score.samples]

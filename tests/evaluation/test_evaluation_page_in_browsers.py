@@ -53,6 +53,10 @@ def made_records() -> list[dict[str, Any]]:
                     finished=kind != 3,
                     truncated=truncated,
                     tokens=10 + 7 * ((number * 31) % 60) + draw,
+                    characters=len(said),
+                    post_answer=kind == 4,
+                    several_answers=kind == 4 and draw > 1,
+                    correct_to_first_answer=kind in (0, 1, 2, 4),
                     **{"class": None if answer is None else int(kind == 2)},
                 )
             )
@@ -232,6 +236,18 @@ def test_drift_is_shown_with_its_picture_figures_and_notes(window: browser.Brows
         ("ending", "token budget used up", lambda records: any(record["truncated"] for record in records)),
         ("ending", "without an end", lambda records: not all(record["finished"] for record in records)),
         ("ending", "finished", lambda records: any(record["finished"] for record in records)),
+        (
+            "ending",
+            "goes on after an answer",
+            lambda records: any(record.get("post_answer") for record in records),
+        ),
+        (
+            "ending",
+            "right up to the first answer only",
+            lambda records: any(
+                record.get("correct_to_first_answer") and not record["correct"] for record in records
+            ),
+        ),
         ("ending", "no answer", lambda records: any(record["answer"] is None for record in records)),
         ("q", "pears", lambda records: "Pears" in records[0]["problem"]),
         (

@@ -109,6 +109,15 @@ def same_number(gold: str, answer: str | None) -> bool:
     return expected is not None and expected == found
 
 
+def same_answer(one: str, other: str, same: Callable[[str, str], tuple[bool, str]] | None) -> bool:
+    """Whether two answers are equal: as texts, as numbers, or by the grader's check `same`."""
+    if one.strip() == other.strip() or same_number(one, other):
+        return True
+    if same is None or (number(one) is not None and number(other) is not None):
+        return False
+    return same(one, other)[0]
+
+
 def _number_after_marker(text: str) -> str | None:
     """The first number after the last marker that is followed by one."""
     return next(filter(None, map(_first_number, extraction.after_marker(text))), None)

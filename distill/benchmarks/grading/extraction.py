@@ -18,7 +18,7 @@ class Box(NamedTuple):
 # `\{` and `\}` are not groups. `\boxed 5` and `\boxed\frac{1}{2}` extend to the end of the formula.
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}])")
 _FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
-_BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
+BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
     r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
 )
@@ -33,21 +33,21 @@ _TURN = re.compile(
     r"(?:[ \t]{0,2}#?\d{1,4})?[ \t]?(?:\*\*)?[ \t]?:",
     re.I | re.M,
 )
-_VERB = (
+VERB = (
     r"(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)"
     r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
 )
 # "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".
-_MARKER = re.compile(
+MARKER = re.compile(
     r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
     r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
-    rf"(?:\s{{0,3}}{_VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
+    rf"(?:\s{{0,3}}{VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
     r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
     re.I | re.M,
 )
 _MINERVA = re.compile(r"final answer is:?([^\n]{1,400}?)\.?\s{0,3}I hope it is correct", re.I)
-_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
-_HEADING = re.compile(r"(?:\*\*)?(?:\d{1,3}[.):][ \t]+\S|(?:step|part|case|solution|method)\b)", re.I)
+HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
+HEADING = re.compile(r"(?:\*\*)?(?:\d{1,3}[.):][ \t]+\S|(?:step|part|case|solution|method)\b)", re.I)
 _OUTPUT = re.compile(r"```output[ \t]{0,9}\n([^`]{0,10000})```\s*\Z")
 _FAILED = re.compile(r"Error\b|Traceback|Exception\b|Timeout", re.I)
 
@@ -67,7 +67,7 @@ def answering_part(text: str) -> str:
 
 def _answers(part: str) -> bool:
     """Whether a turn contains an answer: a marker, or else a sentence that ends with a number."""
-    if boxes(part) or _MARKER.search(part) or after_hashes(part) is not None:
+    if boxes(part) or MARKER.search(part) or after_hashes(part) is not None:
         return True
     # A sentence that ends with a number, then a blank line; but not the text of a problem.
     closed = re.search(r"\d[^\n\d?:]{0,30}\n[ \t]{0,9}\n\s{0,20}\Z", part[-100:])
@@ -111,18 +111,23 @@ def last_box(text: str) -> Box | None:
     return Box(text[content : end.start()].strip(), begun, end.start())
 
 
-def closing_boxes(text: str) -> list[str]:
-    r"""Contents of the boxes in the sentence with the last box, in order: both of "so $\boxed{1}$ and
-    $\boxed{2}$". Nested boxes are ignored."""
+def outer_boxes(text: str) -> list[Box]:
+    """The boxes that are in no other box, in order."""
     outer: list[Box] = []
     for box in sorted(boxes(text), key=lambda box: box.start):
         if not outer or box.start >= outer[-1].end:
             outer.append(box)
+    return outer
+
+
+def closing_boxes(text: str) -> list[str]:
+    r"""Contents of the boxes in the sentence with the last box, in order: both of "so $\boxed{1}$ and
+    $\boxed{2}$". Nested boxes are ignored."""
     closing: list[Box] = []
-    for box in reversed(outer):
+    for box in reversed(outer_boxes(text)):
         if closing:
             between = text[box.end : closing[-1].start]
-            if len(between) > 80 or _BREAK.search(between):
+            if len(between) > 80 or BREAK.search(between):
                 break
         closing.append(box)
     return [box.content for box in reversed(closing)]
@@ -137,7 +142,7 @@ def stated(text: str) -> str | None:
 
 def after_marker(text: str) -> Iterator[str]:
     """Yield the rest of the paragraph after each "answer is" or similar marker, last one first."""
-    for mark in reversed(list(_MARKER.finditer(text))[-20:]):
+    for mark in reversed(list(MARKER.finditer(text))[-20:]):
         # Limit the length, in case the text has no blank lines.
         rest = text[mark.end() : mark.end() + 5000].lstrip(" \t\n:*_")
         if rest := re.split(r"\n\n|</answer>", rest, maxsplit=1)[0]:
@@ -146,9 +151,9 @@ def after_marker(text: str) -> Iterator[str]:
 
 def after_hashes(text: str) -> str | None:
     """The rest of the line after the last `####` that is not a heading."""
-    for mark in reversed(list(_HASHES.finditer(text))[-50:]):
+    for mark in reversed(list(HASHES.finditer(text))[-50:]):
         line = text[mark.end() : mark.end() + 5000].split("\n", 1)[0].strip()
-        if line and not _HEADING.match(line) and not line.endswith(":"):
+        if line and not HEADING.match(line) and not line.endswith(":"):
             return line
     return None
 
@@ -160,7 +165,7 @@ def program_output(text: str) -> str | None:
     return lines[-1].strip() if lines and not _FAILED.search(lines[-1]) else None
 
 
-_MATHS = re.compile(
+MATHS = re.compile(
     r"\$\$(?P<display>(?:[^$\\]|\\.){1,2000}?)\$\$"
     r"|\\\[(?P<bracket>(?:[^\\]|\\[^\]]){1,2000}?)\\\]"
     r"|\\\((?P<round>(?:[^\\]|\\[^)]){1,2000}?)\\\)"
@@ -176,14 +181,14 @@ _FILLERS = (
     "pair pairs solution solutions polynomial range domain sum product total maximum minimum there we "
     "have"
 )
-_LEAD = re.compile(rf"[\s:*_,]*(?:(?:{'|'.join(_FILLERS.split())})[\s:*_,]+)*", re.I)
-_SUBJECT = re.compile(r"[A-Za-z()|' ]{1,40}?(?:=|\bis\b|\bare\b)\s*")
+LEAD = re.compile(rf"[\s:*_,]*(?:(?:{'|'.join(_FILLERS.split())})[\s:*_,]+)*", re.I)
+SUBJECT = re.compile(r"[A-Za-z()|' ]{1,40}?(?:=|\bis\b|\bare\b)\s*")
 _UNIT = re.compile(r"\s?(?:\\?%|percent\b)")
 _SAYS = re.compile(r"\b(?:is|are|was|were|equals?)\s+", re.I)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
 _CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
-_SENTENCE_END = re.compile(
+SENTENCE_END = re.compile(
     r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
     r"|,\s+(?:as|so|for|if|thus|hence|not)\b|(?<=[\d$%}])\s+\((?=[A-Za-z]{2,20}\b)"
     r"|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
@@ -193,18 +198,18 @@ _SENTENCE_END = re.compile(
 def expression(paragraph: str) -> str | None:
     r"""The answer at the start of a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined if only
     commas or "and" separate them, or else the words of its first sentence."""
-    lead = _LEAD.match(paragraph)
-    first = _MATHS.match(paragraph, lead.end() if lead else 0)
-    if first is None and (subject := _SUBJECT.match(paragraph, lead.end() if lead else 0)):
-        first = _MATHS.match(paragraph, subject.end())
+    lead = LEAD.match(paragraph)
+    first = MATHS.match(paragraph, lead.end() if lead else 0)
+    if first is None and (subject := SUBJECT.match(paragraph, lead.end() if lead else 0)):
+        first = MATHS.match(paragraph, subject.end())
     if first is not None:
         pieces, end = [_inside(first)], first.end()
-        while (joint := _CONNECTED.match(paragraph, end)) and (more := _MATHS.match(paragraph, joint.end())):
+        while (joint := _CONNECTED.match(paragraph, end)) and (more := MATHS.match(paragraph, joint.end())):
             named = joint.group().strip() in ("is", "are", "equals")  # "the value of $x$ is $5$"
             pieces, end = [*([] if named else [*pieces, joint.group()]), _inside(more)], more.end()
         if pieces[-1]:
             return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
-    end = _SENTENCE_END.search(paragraph)
+    end = SENTENCE_END.search(paragraph)
     sentence = (
         re.sub(r"\*\*|__|`", "", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
     )
@@ -221,7 +226,7 @@ def last_formula(text: str) -> str | None:
     """The formula at the end of the text, followed by at most a few words; None if there is none."""
     tail = text.rstrip()[-2500:]
     last = None
-    for last in _MATHS.finditer(tail):  # noqa: B007
+    for last in MATHS.finditer(tail):  # noqa: B007
         pass
     if last is None or not re.fullmatch(r"[^\d$\n]{0,40}", tail[last.end() :]):
         return None

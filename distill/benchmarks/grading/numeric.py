@@ -31,16 +31,21 @@ def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.R
     answer, rule = answers.extract(completion, rules)
     if answer is None:
         return Verdict(None, False, "no answer", rule)
-    found = answers.number(answer)
-    if found is None:
-        # Report the cleaned-up answer, so that equal answers of several samples have equal texts.
-        tail = answer.rpartition("=")[2].replace("{,}", ",")
-        answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
-        found = _mixed(answer) or answers.number(_alone(answer))
+    # Report the cleaned-up answer, so that equal answers of several samples have equal texts.
+    answer, found = read(answer)
     if found is None:
         return Verdict(answer, False, "unreadable answer", rule)
     correct = found == answers.number(example.gold or "")
     return Verdict(answer, correct, "right" if correct else "wrong", rule)
+
+
+def read(answer: str) -> tuple[str, Fraction | None]:
+    """An answer without the decoration that it was read without, and its value; None if it is no number."""
+    if (found := answers.number(answer)) is not None:
+        return answer, found
+    tail = answer.rpartition("=")[2].replace("{,}", ",")
+    answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
+    return answer, _mixed(answer) or answers.number(_alone(answer))
 
 
 def _mixed(text: str) -> Fraction | None:

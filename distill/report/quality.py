@@ -1,0 +1,209 @@
+"""Trace quality of the methods, and how much of their gains is stopping."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas
+from jaxtyping import Bool, Float
+
+from distill.report.answers import QUALITY, Answers
+from distill.report.methods import Method, Table
+from distill.report.page import Block, Grid, Text
+from distill.statistics import Difference, Figure, mean_difference, mean_over_runs
+
+TO_FIRST = "accuracy to first answer"
+_COMPARED = tuple(name for name in QUALITY if name != TO_FIRST)
+_EXPLAINED = (
+    "Word repetition is the share of 4-grams of words that occurred before. Post answer: completions that go "
+    "on after their first final answer. Several answers: another final answer differs from the first. "
+    "Finished: they end by themselves. Means over seeds with Student's 95 % interval."
+)
+_STOPPING = (
+    "The gain up to the first final answer and the part that is stopping add up to the gain: stopping is "
+    "what the text after the first final answer adds to the accuracy or takes from it. Both are tested over "
+    "problems, each one's difference averaged over seeds; other seeds may differ."
+)
+
+
+@dataclass(frozen=True)
+class MethodQuality:
+    """Trace quality of a method.
+
+    Attributes:
+        means: by measure, mean over seeds with Student's t interval.
+        solved: number of problems that the method and the baseline both solve, on average over their common
+            seeds: more than half of the samples are right.
+        over_baseline: by measure, the difference from the baseline on these, tested over problems.
+        to_first: gain over the baseline in accuracy up to the first final answer.
+        stopping: the rest of the gain.
+    """
+
+    means: Mapping[str, Figure]
+    solved: int = 0
+    over_baseline: Mapping[str, Difference] = field(default_factory=dict)
+    to_first: Difference | None = None
+    stopping: Difference | None = None
+
+
+def quality_of_methods(table: Table) -> dict[str, MethodQuality]:
+    """Trace quality by method; empty if no run has any."""
+    if table.answers is None:
+        return {}
+    found = {}
+    for method in table.methods:
+        own = {name: _by_seed(table, method, name) for name in QUALITY}
+        means = {name: figure for name, values in own.items() if (figure := _mean(table.answers, values))}
+        if not means.keys() & set(_COMPARED) - {"finished"}:  # earlier versions knew what is finished
+            continue
+        quality = MethodQuality(means)
+        if table.baseline is not None and method.name != table.baseline:
+            quality = _against(table, method, table.method(table.baseline), quality)
+        found[method.name] = quality
+    return found
+
+
+def _by_seed(table: Table, method: Method, measure: str | None = None) -> dict[int, np.ndarray]:
+    """[problems] of a measure by seed; None: the share of right samples."""
+    assert table.answers is not None
+    values = table.answers.right if measure is None else table.answers.quality[measure]
+    places = {id(run): place for place, run in enumerate(table.runs)}
+    return {run.seed: values[places[id(run)]] for run in method.runs}
+
+
+def _mean(answers: Answers, values: Mapping[int, np.ndarray]) -> Figure | None:
+    stacked = np.asarray(list(values.values()))
+    known = ~np.isnan(stacked).any(0)
+    return mean_over_runs(replace(answers, right=stacked).accuracy(known)) if known.any() else None
+
+
+def _against(table: Table, method: Method, baseline: Method, quality: MethodQuality) -> MethodQuality:
+    """Add the comparison with the baseline, on the seeds that both have."""
+    assert table.answers is not None
+    seeds = [seed for seed in method.seeds if seed in baseline.seeds]
+    if not seeds:
+        return quality
+
+    def means(of: Method, measure: str | None = None) -> Float[np.ndarray, " problems"]:
+        own = _by_seed(table, of, measure)
+        return np.mean([own[seed] for seed in seeds], axis=0)
+
+    mine, theirs = means(method), means(baseline)
+    solved = (mine > 0.5) & (theirs > 0.5)
+    measures = {name: means(method, name) - means(baseline, name) for name in _COMPARED}
+    to_first = _to_first(means, method) - _to_first(means, baseline)
+    everywhere = np.ones_like(solved)
+    whole = None if np.isnan(to_first).any() else _tested(table.answers, to_first, everywhere)
+    rest = None if np.isnan(to_first).any() else _tested(table.answers, mine - theirs - to_first, everywhere)
+    over = {name: _tested(table.answers, values, solved) for name, values in measures.items()}
+    return replace(
+        quality,
+        solved=int(solved.sum()),
+        over_baseline={name: one for name, one in over.items() if one is not None},
+        to_first=whole,
+        stopping=rest,
+    )
+
+
+def _to_first(
+    means: Callable[..., Float[np.ndarray, " problems"]], method: Method
+) -> Float[np.ndarray, " problems"]:
+    """Accuracy up to the first final answer; where answers are no short texts it is the accuracy."""
+    found = means(method, TO_FIRST)
+    whole = np.isnan(found) & ~np.isnan(means(method, "characters"))
+    return np.where(whole, means(method), found)
+
+
+def _tested(
+    answers: Answers, differences: np.ndarray, among: Bool[np.ndarray, " problems"]
+) -> Difference | None:
+    """The mean difference over benchmarks, on the selected problems where it is known."""
+    parts = answers.strata(among & ~np.isnan(differences))
+    return mean_difference([differences[part] for part in parts]) if parts else None
+
+
+def quality_blocks(table: Table, found: Mapping[str, MethodQuality]) -> Iterator[Block]:
+    """Tables of trace quality and of stopping."""
+    if not found:
+        yield Text(
+            "Nothing is known of the traces: no benchmark was asked, or the samples are of a version that "
+            "did not keep it."
+        )
+        return
+    names = [name for name in QUALITY if any(name in own.means for own in found.values())]
+    rows = [
+        [f"`{name}`", *(_figure(key, own.means[key]) if key in own.means else "" for key in names)]
+        for name, own in found.items()
+    ]
+    yield Grid(["method", *(key if key == "characters" else f"{key}, %" for key in names)], rows)
+    yield Text(_EXPLAINED)
+    compared = {name: own for name, own in found.items() if own.over_baseline}
+    if compared:
+        names = [name for name in _COMPARED if any(name in own.over_baseline for own in compared.values())]
+        yield Text(
+            f"Against {table.baseline}, on the problems that both solve (more than half of their samples), "
+            f"with p over problems:"
+        )
+        yield Grid(
+            ["method", "problems", *(key if key == "characters" else f"{key}, points" for key in names)],
+            [
+                [
+                    f"`{name}`",
+                    f"{own.solved:,}",
+                    *(
+                        _difference(key, own.over_baseline[key]) if key in own.over_baseline else ""
+                        for key in names
+                    ),
+                ]
+                for name, own in compared.items()
+            ],
+        )
+    yield from _stopping(table, found)
+
+
+def _stopping(table: Table, found: Mapping[str, MethodQuality]) -> Iterator[Block]:
+    rows = []
+    for name, own in found.items():
+        gain = table.method(name).gain
+        if own.to_first is None or own.stopping is None or gain is None:
+            continue
+        points = f"{100 * gain.over_problems.value:+.1f}"
+        rows.append([f"`{name}`", points, _difference("", own.to_first), _difference("", own.stopping)])
+    if rows:
+        head = f"over {table.baseline}, points"
+        yield Grid(["method", head, "up to the first answer [95 %]", "stopping [95 %]"], rows)
+        yield Text(_STOPPING)
+
+
+def end_token_blocks(ends: pandas.DataFrame) -> Iterator[Block]:
+    """Table of the end token in training, from `distill.report.curves.end_tokens`."""
+    if not len(ends):
+        return
+    head = ["method", "probability of the end token, first → last step", "its weight, first → last"]
+    rows = [
+        [f"`{row.method}`", *(f"{before:.3g} → {after:.3g}" for before, after in pairs)]
+        for row in ends.itertuples()
+        for pairs in [[(row.probability_first, row.probability_last), (row.weight_first, row.weight_last)]]
+    ]
+    yield Grid(head, rows)
+    yield Text(
+        "The student's probability of the end token where a trace ends, and the token's weight there: means "
+        "over seeds. A student that learns to stop has a probability near 1; a weight near 0 keeps it from "
+        "learning it."
+    )
+
+
+def _figure(name: str, figure: Figure) -> str:
+    scale, digits = (1, 0) if name == "characters" else (100, 1)
+    value, low, high = (f"{scale * part:,.{digits}f}" for part in (figure.value, figure.low, figure.high))
+    return value if figure.low != figure.low else f"{value} [{low}, {high}]"
+
+
+def _difference(name: str, difference: Difference) -> str:
+    scale, digits = (1, 0) if name == "characters" else (100, 1)
+    # Adding 0.0 turns -0.0 into 0.0.
+    value, low, high = (
+        f"{round(scale * part, digits) + 0.0:+,.{digits}f}"
+        for part in (difference.value, difference.low, difference.high)
+    )
+    return f"{value} [{low}, {high}], p {'<0.001' if difference.p < 0.001 else f'{difference.p:.3f}'}"
