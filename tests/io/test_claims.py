@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import test_curate
 import test_generate
-from test_training import ROOT, environment
+from warm import ROOT, environment
 
 from distill.curation import run as curate
 from distill.data.trace_set import read_records

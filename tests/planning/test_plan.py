@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_training
 import torch
+import warm
 from omegaconf import open_dict
-from test_training import ROOT, arguments, environment, run, train_py
+from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
 import distill.teacher.completions
@@ -271,8 +270,7 @@ def test_the_command_of_its_own_prints_the_same_plan(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", f"dir={tmp_path / 'run'}")
-    command = [sys.executable, "-m", "distill.plan", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    done = warm.run(["-m", "distill.plan", *words])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == train_py([*words, "plan=true"]).stdout
     assert "training, 6 steps" in done.stdout

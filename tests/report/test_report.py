@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import test_training
+import warm
 from commands import command
 from samples import sample
 from scipy.stats import ttest_rel
@@ -596,9 +595,7 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
         if again:
             done = command("distill/report/__main__.py", str(sweep))
         else:
-            done = subprocess.run(
-                [sys.executable, "-m", "distill.report", str(sweep)], capture_output=True, text=True
-            )
+            done = warm.run(["-m", "distill.report", str(sweep)])
         assert (done.returncode, done.stderr) == (0, "")
         assert "| `dcod` | 1 |" in done.stdout
         assert done.stdout.endswith(f"{sweep / 'report' / 'report.html'}\n")

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from commands import command
 from omegaconf import DictConfig, open_dict
 from scipy.stats import chisquare
-from test_training import ROOT, environment
+from test_training import ROOT
 from test_training import run as train_run
 
 from distill.config.overrides import check_overrides
@@ -56,10 +56,7 @@ def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
 def test_a_command_that_is_refused_leaves_no_folder(name: str, tmp_path: Path) -> None:
     words = ["model=tiny", "data=traces", "data.path=gone.jsonl", f"out={tmp_path / 'out'}"]
     if name == "generate":  # the others: test_score.py, test_curate.py
-        done = subprocess.run(
-            [sys.executable, "-m", "distill.generate", *words],
-            capture_output=True, text=True, timeout=200, env=environment(), cwd=ROOT,
-        )  # fmt: skip
+        done = warm.run(["-m", "distill.generate", *words], ROOT)
     else:
         done = command(f"distill/{name}.py", *words)
     assert done.returncode == 1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import warm
 from omegaconf import open_dict
 from safetensors.torch import load_file
 from samples import sample
@@ -89,43 +90,28 @@ def run(words: list[str], folder: Path, picture: bool = False) -> Path:
     return Path(cfg.dir)
 
 
-def train_py(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def train_py(words: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command itself, in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
+    return warm.run([str(ROOT / "train.py"), *words], cwd)
 
 
 @contextmanager
-def launched(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def launched(words: list[str], folder: Path) -> Iterator[warm.Command]:
     """The command under way in a process group of its own, which does not outlive the test."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=folder,
-        start_new_session=True,
-    )
+    process = warm.Command([str(ROOT / "train.py"), *words], folder)
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.close()
 
 
-def wait_for_training(process: subprocess.Popen[str], folder: Path, run: str) -> None:
+def wait_for_training(process: warm.Command, folder: Path, run: str) -> None:
     """Until the run, a pattern of folders, has made its first step."""
     deadline = time.monotonic() + 200
     while not list(folder.glob(f"{run}/weights.jsonl")):
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.poll() is None, process.said()[1]
         time.sleep(0.1)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
