@@ -1,5 +1,6 @@
 """Tests of untrusted run configurations: no code of theirs runs, and models are loaded only on request."""
 
+import functools
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
 from distill.models.language_model import ModelSource
 from distill.report.drift import check_teachers, drift_of_runs
+from distill.runs import folder as run_folder
 from distill.runs.config import models_of, read_run_config, said_again, unsaid
 from distill.runs.folder import describe
 from distill.runs.read import Run, read_run
@@ -241,7 +243,10 @@ def test_a_file_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("group", BUILT)
-def test_every_preset_of_ours_is_read_back_from_a_runs_file(group: str, tmp_path: Path) -> None:
+def test_every_preset_of_ours_is_read_back_from_a_runs_file(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "versions", functools.cache(run_folder.versions))  # which asks git
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for preset in sorted((ROOT / "conf" / group).glob("*.yaml")):
             cfg = compose("train", [f"{group}={preset.stem}", "logger=csv", "name=x", "dir=y"])
