@@ -45,6 +45,7 @@ def test_no_name_is_a_modules_too() -> None:
     assert modules & {"train"} == set()  # the command is distill.training
 
 
+@pytest.mark.slow
 def test_names_and_modules_do_not_clash_in_either_order(tmp_path: Path) -> None:
     first = "import distill.training.run, distill.evaluate; from distill import train, evaluate_model"
     second = "from distill import train, evaluate_model; import distill.training.run, distill.evaluate"
@@ -118,6 +119,7 @@ def test_settings_by_keyword_are_words() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_traces_are_generated_curated_scored_and_a_model_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +150,7 @@ def test_traces_are_generated_curated_scored_and_a_model_evaluated(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_evaluations_are_compared_with_the_first(tmp_path: Path) -> None:
     for name, role in (("student", "student"), ("teacher", "teacher")):
         words = ["model=tiny", f"model.role={role}", "benchmark=arithmetic", "benchmark.limit=5"]

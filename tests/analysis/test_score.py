@@ -70,6 +70,7 @@ def test_a_set_is_scored_and_everything_of_it_kept(hot: Path, tmp_path: Path) ->
     assert f"{own['figures']['rsr']['value']:.3f}" in page
 
 
+@pytest.mark.slow
 def test_teachers_are_compared_on_the_problems_that_they_share(hot: Path, tmp_path: Path) -> None:
     found = run([*DATA, f"teachers=[{hot},{TEACHER},{STUDENT}]", "data.limit=20", "keep=all"], tmp_path)
     assert set(found["teachers"]) == {"hot", TEACHER, STUDENT}
@@ -218,6 +219,7 @@ def test_any_text_survives_the_command_line(text: str) -> None:
     assert override.value() == text
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: Path, tmp_path: Path) -> None:
     words = [
         "-m", "distill.score", *DATA, "data.limit=10", f"teachers=[{hot},{TEACHER}]",

@@ -111,6 +111,7 @@ def test_a_users_own_suggestion_may_hold_lists_null_and_texts(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_runs_first_line_is_what_was_taken(tmp_path: Path) -> None:
     """Also of a plan, which trains nothing."""
     root = CONF.parent

@@ -185,6 +185,7 @@ def test_text_needs_someones_tokens(tmp_path: Path) -> None:
         run([f"data.path={file}", "curation=none"], tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(hot: Path, tmp_path: Path) -> None:
     words = ["-m", "distill.curate", f"teachers=[{hot}]", f"out={tmp_path / 'set'}"]
     done = warm.run(words, ROOT)
@@ -324,6 +325,7 @@ def test_records_of_one_problem_are_found_whatever_their_sets_call_it() -> None:
 # --- real sets, and damaged ones
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_gsm8ks_five_writers_become_records_of_one_schema(data_dir: Path, tmp_path: Path) -> None:
     """All 7,473 problems, with the tokens of a real tokenizer; no weights are read for it."""

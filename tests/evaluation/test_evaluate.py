@@ -165,6 +165,7 @@ def test_a_run_is_evaluated_by_its_folder_with_the_figures_that_it_had(
     assert {"comparison.json", "comparison.md", "comparison.png"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_same_tables(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_weights_and_biases_gets_the_same_tables(
     assert len(of_samples) == 12
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_family_shows_the_drift(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
     """In a process of its own: this one checks types ahead of us."""
     gsm8k = ["model=tiny", "benchmark=gsm8k"]
@@ -406,6 +409,7 @@ def test_the_folder_is_named_after_the_model(
     assert folder == Path("outputs/evaluations/my_run_student")
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_the_readme_says_and_a_mistake_prints_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def parts(preset: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.covering(1, axes=parts)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:

@@ -102,6 +102,7 @@ def test_another_optimizer_keeps_something_else(
     assert found["gradients"] == found["weights"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "more"),
     [
@@ -133,6 +134,7 @@ def test_flops_are_those_that_a_run_logs(
         assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
 
 
+@pytest.mark.slow
 def test_the_teachers_writing_is_a_stage(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_plan_is_printed_and_nothing_is_trained(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_what_makes_no_sense_is_said(
         planned(arguments(tiny_pair, traces, tmp_path, "loss=dcod", word))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "plan=true", "loss=dcod", f"dir={tmp_path / 'run'}")
     done = train_py(words)
@@ -227,6 +231,7 @@ def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +255,7 @@ def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     assert meanwhile.flops == 2 * before.flops
 
 
+@pytest.mark.slow
 def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -266,6 +272,7 @@ def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
     assert not list((tmp_path / "sweep").glob("*/error.txt"))
 
 
+@pytest.mark.slow
 def test_the_command_of_its_own_prints_the_same_plan(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ def test_what_other_seeds_or_other_problems_would_not_show_is_not_established(tm
     assert not gain.established
 
 
+@pytest.mark.slow
 def test_one_seed_is_tested_over_problems_and_establishes_nothing(tmp_path: Path) -> None:
     job(tmp_path, "sft", 0, [0] * 30)
     job(tmp_path, "dcod", 0, [1] * 30)
@@ -235,6 +236,7 @@ def test_several_benchmarks_count_alike(tmp_path: Path) -> None:
 # --- what is missing, and what is not alike
 
 
+@pytest.mark.slow
 def test_a_missing_baseline_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     for loss, seed in itertools.product(["dcod", "dft"], range(2)):
         job(tmp_path, loss, seed, [1, 0, 1, seed])
@@ -289,6 +291,7 @@ hydra:
         assert planned(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_half_written_and_failed_runs_are_named_with_the_reason(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, "sft", seed, [0, 1])
@@ -312,6 +315,7 @@ def test_half_written_and_failed_runs_are_named_with_the_reason(tmp_path: Path) 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_or_settings_are_never_in_one_table(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, "sft", seed, [0, 1, 0])
@@ -494,6 +498,7 @@ def test_quantiles_of_weights_are_those_of_the_tokens() -> None:
 # --- figures and pages
 
 
+@pytest.mark.slow
 def test_figures_are_vectors_that_say_no_date_and_are_the_same_twice(tmp_path: Path) -> None:
     sweep_of(tmp_path)
     table = one_table(tmp_path)
@@ -568,6 +573,7 @@ def test_what_models_and_folders_say_is_text_and_nothing_else() -> None:
     assert markdown("a", [Heading("3*4-7*2=", 3)]) == "# a\n\n### 3\\*4-7\\*2=\n"  # or it is emphasis
 
 
+@pytest.mark.slow
 def test_a_table_in_markdown_has_as_many_cells_in_every_row(tmp_path: Path) -> None:
     sweep_of(tmp_path)
     write_report([tmp_path])
@@ -582,6 +588,7 @@ def test_a_table_in_markdown_has_as_many_cells_in_every_row(tmp_path: Path) -> N
     assert Shown((tmp_path / "report" / "report.html").read_text()).tags.count("img") == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_becomes_a_page_on_the_command_line(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

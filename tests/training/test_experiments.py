@@ -85,6 +85,7 @@ def build(cfg: DictConfig) -> None:
         inspect.signature(own.func).bind(**{**own.keywords, "path": None, "limit": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None:
     folders: set[str] = set()
@@ -220,6 +221,7 @@ def test_the_share_of_hard_traces_is_that_of_the_problems_solutions() -> None:
             arithmetic.load(split="train", count=5, operations=[4, 8], double=wrong)
 
 
+@pytest.mark.slow
 def test_validation_problems_are_neither_trained_on_nor_tested_on() -> None:
     tune, compare = composed("experiment=tune"), composed("experiment=compare")
     (asked,) = benchmarks_of(tune.benchmark)
@@ -260,6 +262,7 @@ def test_the_test_problems_are_what_they_were_before_there_was_a_validation_spli
         assert task.problems(500, split="test", seed=seed) == found
 
 
+@pytest.mark.slow
 def test_a_range_without_validation_problems_is_refused() -> None:
     from distill.tiny import task
 
@@ -270,6 +273,7 @@ def test_a_range_without_validation_problems_is_refused() -> None:
 # --- the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
