@@ -99,7 +99,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for cases in groups.values():
         marker = cases[0].get_closest_marker("covering")
         assert marker is not None
-        kept = covering([case.callspec.indices for case in cases], *marker.args)
+        axes = marker.kwargs.get("axes")
+        values = [axes(**case.callspec.params) if axes else case.callspec.indices for case in cases]
+        kept = covering(values, *marker.args)
         left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]

@@ -127,6 +127,7 @@ def test_a_ratio_s_interval_is_scipy_s_percentile_bootstrap() -> None:
     assert found.high == pytest.approx(expected.high, abs=0.02 * width)
 
 
+@pytest.mark.slow
 def test_problems_are_drawn_alike_whether_there_are_few_or_more_than_fit_into_two_bytes() -> None:
     rng = np.random.default_rng(0)
     for problems in (7, 70_000):
@@ -142,6 +143,7 @@ def test_problems_are_drawn_alike_whether_there_are_few_or_more_than_fit_into_tw
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "samples"), [(30, 4), (200, 8)])
 def test_an_interval_over_problems_holds_the_truth_in_95_percent_and_one_over_samples_does_not(
     problems: int, samples: int
@@ -206,6 +208,7 @@ def test_what_has_no_ratio_is_refused(
         bootstrap_ratio(above, below)
 
 
+@pytest.mark.slow
 def test_a_large_benchmark_takes_little_time_and_memory() -> None:
     import tracemalloc
 
@@ -344,6 +347,7 @@ def test_p_is_never_zero_and_one_where_nothing_differs() -> None:
     assert mean_difference([np.zeros(100)], resamples=999).p == 1.0
 
 
+@pytest.mark.slow
 def test_without_a_difference_5_percent_of_tests_find_one() -> None:
     rng = np.random.default_rng(3)
     sets, found = 1000, dict.fromkeys(["continuous", "alike", "other counts", "two benchmarks"], 0)
@@ -369,6 +373,7 @@ def test_mcnemar_finds_no_difference_that_is_not_there_in_more_than_5_percent() 
     assert 0.02 <= np.mean(np.asarray(p) < 0.05) <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problems", "differ", "difference"), [(30, 0.1, 0.1), (30, 0.3, 0.2), (300, 0.1, 0.05), (30, 0.05, 0.05)]
 )

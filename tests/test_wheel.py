@@ -69,6 +69,7 @@ def test_the_installed_package_trains_evaluates_and_finds_the_users_own_yaml(
     assert (tmp_path / "asked" / "results.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_installed_command_tells_its_verbs_and_the_nearest_name(site: Path, tmp_path: Path) -> None:
     helped = python("-m", "distill", "--help", cwd=tmp_path, site=site)
     assert "\n  train " in helped.stdout

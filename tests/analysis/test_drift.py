@@ -338,6 +338,7 @@ def test_where_nothing_was_written_there_is_no_drift() -> None:
     assert picture(found).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """100 made-up sets whose ExAccErr is known: 50 %, at every position. Completions of a problem are alike,
     so an interval over completions would be far too narrow."""

@@ -1,19 +1,18 @@
 """Tests of `python -m distill.score`: trace sets of any origin, comparison of teachers, smoke test."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import warm
 from commands import command
 from hypothesis import given
 from hypothesis import strategies as st
 from test_generate import compose
 from test_generate import run as generate_run
-from test_training import ROOT, environment
+from test_training import ROOT
 
 from distill.analysis.score_traces import choose, score
 from distill.config.words import quoted
@@ -71,6 +70,7 @@ def test_a_set_is_scored_and_everything_of_it_kept(hot: Path, tmp_path: Path) ->
     assert f"{own['figures']['rsr']['value']:.3f}" in page
 
 
+@pytest.mark.slow
 def test_teachers_are_compared_on_the_problems_that_they_share(hot: Path, tmp_path: Path) -> None:
     found = run([*DATA, f"teachers=[{hot},{TEACHER},{STUDENT}]", "data.limit=20", "keep=all"], tmp_path)
     assert set(found["teachers"]) == {"hot", TEACHER, STUDENT}
@@ -219,14 +219,15 @@ def test_any_text_survives_the_command_line(text: str) -> None:
     assert override.value() == text
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: Path, tmp_path: Path) -> None:
     words = [
-        sys.executable, "-m", "distill.score", *DATA, "data.limit=10", f"teachers=[{hot},{TEACHER}]",
+        "-m", "distill.score", *DATA, "data.limit=10", f"teachers=[{hot},{TEACHER}]",
         "benchmark=arithmetic", "benchmark.limit=20", "smoke_test=true", "smoke.seeds=[0]",
         "smoke.max_tokens=500", "smoke.overrides=['data.epochs=1']",
         f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}",
     ]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), cwd=ROOT)
+    done = warm.run(words, ROOT)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "smoke.json").read_text())
     assert {row["teacher"] for row in rows} == {"hot", TEACHER}

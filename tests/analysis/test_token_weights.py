@@ -89,6 +89,7 @@ def test_before_training_the_student_and_the_schedule_are_at_their_beginning(
     assert (found["weight"] == 0.5).all()  # annealed over the whole training, from weights that are all alike
 
 
+@pytest.mark.slow
 def test_the_initial_student_stays_the_same_where_weights_ask_for_it(
     tiny_pair: tuple[Path, Path], traces: Path, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:

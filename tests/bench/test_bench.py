@@ -324,6 +324,7 @@ def test_our_runs_train_on_the_very_tokens_that_peers_are_given(setting: Setting
     assert batch["labels"].tolist() == [[-100] * len(p) + c for p, c in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_our_step_and_the_plain_loop_take_the_same_steps_as_transformers(
     setting: Setting, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
@@ -431,6 +432,7 @@ def test_the_pipeline_goes_once_over_all_traces(setting: Setting) -> None:
     assert meter.tokens == [16 * 32]
 
 
+@pytest.mark.slow
 def test_an_epoch_trains_on_every_completion_token(setting: Setting) -> None:
     epoch = replace(setting, warmup=0, traces=8)
     meter = Meter(epoch)

@@ -380,6 +380,7 @@ def test_golds_that_cannot_be_read_are_known(
 # The human solutions
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "share"), [("gsm8k", 1.0), ("math500", 1.0), ("aime24", 1.0), ("math", 1.0)]
@@ -539,6 +540,7 @@ def test_each_gold_gets_an_answer_of_its_own_even_where_the_first_that_fits_is_a
     assert several.match(["1", "3"], ["2", "7"], near) == (False, "wrong")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_several_threads_judge_as_one_does(data_dir: Path, judge: MathJudge) -> None:
     examples = olympiadbench.load(path=str(data_dir / FILES["olympiadbench"][1]), limit=40)

@@ -54,6 +54,7 @@ def said_by(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_run_has_its_tensors_on_huge_pages() -> None:
     assert said_by(ALIGNED) == "False"
     assert said_by(BY_TRAIN) == "True"
@@ -63,6 +64,7 @@ def test_what_the_environment_says_has_the_last_word() -> None:
     assert said_by(BY_TRAIN, THP_MEM_ALLOC_ENABLE="0") == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
 def test_what_a_step_frees_is_kept_for_the_next_one() -> None:
     tune = "from distill.config.allocator import tune_allocator; tune_allocator()\n"

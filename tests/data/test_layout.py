@@ -300,6 +300,7 @@ def test_real_lengths_leave_little_padding_in_groups(spread: float) -> None:
     assert tokens["grouped"] < 1.15 * tokens["packed"] == pytest.approx(1.15 * lengths.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["dcod", "forward_kl", "on_policy_kd", "opsd data.completions=dataset"])
 def test_a_run_is_the_same_in_every_layout(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, words: str
@@ -347,6 +348,7 @@ def test_checkpointed_activations_give_the_same_gradients_and_hold_less(
     assert torch.equal(laid_out(lm, some, BatchLayout(kind)), before)
 
 
+@pytest.mark.slow
 def test_a_run_with_checkpointed_activations_is_the_same(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

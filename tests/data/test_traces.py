@@ -381,6 +381,7 @@ def test_a_tokenizer_that_silently_loses_text_is_refused() -> None:
         check_spelling(tokenizer, Example("0", "3+4=", None, "She sold 72 of them."), "tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(("split", "count"), [("train", 7473), ("test", 1319)])
 def test_gsm8k_loads_and_grades_itself_right(data_dir: Path, split: str, count: int) -> None:
@@ -405,6 +406,7 @@ def test_the_test_problems_of_gsm8k_are_not_among_the_training_problems(data_dir
     assert not train & test
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("style", "complete", "accuracy"),
@@ -463,6 +465,7 @@ def test_alpacas_input_stands_below_the_instruction(tmp_path: Path) -> None:
         read_examples(path=str(path), fields=fields)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_all_five_traces_of_every_gsm8k_problem_are_read(data_dir: Path) -> None:
     path = data_dir / "traces" / "gsm8k_train_human_gemini_llama.jsonl.gz"

@@ -96,6 +96,7 @@ def chosen(kind: tuple[str, ...] | dict[str, str]) -> list[tuple[str, str]]:
 # --- commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), chosen(HYDRA))
 def test_every_command_composes(
     page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

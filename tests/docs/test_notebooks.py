@@ -15,8 +15,8 @@ from nbmake.nb_run import NotebookRun
 from test_docs import hydra_commands as commands
 from test_generate import compose
 from test_generate import run as generate_run
-from test_training import ROOT, environment
 from test_training import run as train_run
+from warm import ROOT, environment
 
 from distill.analysis.score_traces import score
 from distill.analysis.scores_file import read_scores

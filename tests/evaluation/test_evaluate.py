@@ -1,21 +1,20 @@
 """Tests of `python -m distill.evaluate`: tables and page, resuming, extending and comparing evaluations."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from commands import command as in_this_process
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from test_training import arguments as training_arguments
-from test_training import environment, wandb_keys
 from test_training import run as train_run
+from test_training import wandb_keys
 
 from distill.analysis import evaluate_model as command
 from distill.analysis.evaluate_model import compare_folders, evaluate_model
@@ -166,6 +165,7 @@ def test_a_run_is_evaluated_by_its_folder_with_the_figures_that_it_had(
     assert {"comparison.json", "comparison.md", "comparison.png"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_same_tables(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +188,7 @@ def test_weights_and_biases_gets_the_same_tables(
     assert len(of_samples) == 12
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_family_shows_the_drift(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +260,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_no_folder(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
     """In a process of its own: this one checks types ahead of us."""
     gsm8k = ["model=tiny", "benchmark=gsm8k"]
@@ -273,25 +275,20 @@ def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
         ([*gsm8k, "benchmark.path=[a]"], "benchmark.path=['a'] is no text"),
         ([*gsm8k, "benchmark.gsm8k.path=5"], "benchmark.path=5 is no text"),
     ]
-    asks = (
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (tmp_path / "asks.py").write_text(
         "import json, sys\nfrom test_evaluate import UserError, compose, evaluate_model\n"
         "for words in json.loads(sys.argv[1]):\n"
         "    try:\n        evaluate_model(compose(words))\n"
         "    except UserError as error:\n        print(str(error))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", asks, json.dumps([words for words, _ in cases])],
-        cwd=tmp_path,
-        env=environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = warm.run([str(tmp_path / "asks.py"), json.dumps([words for words, _ in cases])], folder)
+    assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert len(said) == len(cases), done.stdout
     assert not [(one, wanted) for one, (_, wanted) in zip(said, cases, strict=True) if wanted not in one]
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_group_of_which_nothing_is_chosen_says_its_options_and_another_key_its_command() -> None:
@@ -412,14 +409,12 @@ def test_the_folder_is_named_after_the_model(
     assert folder == Path("outputs/evaluations/my_run_student")
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_the_readme_says_and_a_mistake_prints_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "distill.evaluate", "model=tiny", *ASK],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = warm.run(["-m", "distill.evaluate", "model=tiny", *ASK], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| arithmetic | 12 | 1 |" in done.stdout
     assert (tmp_path / "outputs" / "evaluations" / "tiny" / "results.html").is_file()

@@ -166,6 +166,7 @@ def test_every_sample_is_graded_once_with_its_own_completion(lm: LanguageModel) 
     ]
 
 
+@pytest.mark.slow
 def test_sampled_answers_repeat_with_their_seed_in_any_batch(lm: LanguageModel) -> None:
     def texts(seed: int, budget: int = 200, samples: int = 2) -> list[str]:
         asked = benchmark(sampling=Sampling(1.0, max_new_tokens=7), seed=seed, samples=samples)

@@ -288,6 +288,7 @@ def test_answer_is_marked_where_it_was_read(
     assert answer_span(text, answer, rule) == marked
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_answers_of_real_traces_are_found_in_them(data_dir: Path) -> None:
     path = data_dir / "traces" / "gsm8k_train_human_gemini_llama.jsonl.gz"

@@ -87,6 +87,7 @@ def test_token_ids_that_a_server_gives_are_kept(stub: Stub, tmp_path: Path) -> N
     assert all(len(r["teacher_logprobs"]) == len(r["completion_ids"]) for r in records)
 
 
+@pytest.mark.slow
 def test_a_completion_that_was_cut_off_has_no_end(stub: Stub, tmp_path: Path) -> None:
     records = run(words(stub, "data.max_new_tokens=9"), tmp_path / "set")
     cut = [record for record in records if not record["finished"]]

@@ -85,6 +85,7 @@ ON_POLICY = [
 ]
 
 
+@pytest.mark.slow
 def test_rollouts_by_vllm_are_those_of_the_model_as_each_step_left_it(
     tiny_pair: tuple[Path, Path],
     traces: Path,  # noqa: F811

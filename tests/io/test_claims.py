@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import test_curate
 import test_generate
-from test_training import ROOT, environment
+from warm import ROOT, environment
 
 from distill.curation import run as curate
 from distill.data.trace_set import read_records
@@ -87,6 +87,7 @@ def test_after_a_refused_second_start_a_first_that_is_killed_is_taken_up(
     assert set(files(folder)) == {"key.json", "completions.jsonl"}
 
 
+@pytest.mark.slow
 def test_generate_goes_on_while_a_second_start_of_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_divergence_and_its_gradient_vanish_where_the_two_agree(name: str) -> 
         torch.testing.assert_close(found, torch.zeros_like(student), atol=1e-14, rtol=0)
 
 
+@pytest.mark.slow
 @every_divergence
 @seeded
 @given(pair=pairs())

@@ -106,6 +106,7 @@ def objective_of(name: str, *overrides: str) -> Objective:
     return build(cfg.loss, "loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

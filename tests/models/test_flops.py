@@ -213,6 +213,7 @@ def test_published_sizes_follow_from_a_configuration_alone(size: str, tmp_path: 
     assert cost.training(1, 1) + 6 * cost.head == pytest.approx(6 * (cost.linear + cost.head), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_step_of_a_real_size_has_the_flops_that_torch_counts() -> None:
     width, inner, layers, heads, keys, vocabulary, tied, *_ = QWEN["0.5B"]
     config = AutoConfig.for_model(
@@ -332,6 +333,7 @@ def test_sft_spends_on_the_student_alone(tiny_pair: tuple[Path, Path], traces: P
     check_columns(folder)
 
 
+@pytest.mark.slow
 def test_dcod_spends_on_weights_and_on_scores_that_may_be_cached(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -364,6 +366,7 @@ def test_a_live_teacher_reads_every_batch(tiny_pair: tuple[Path, Path], traces: 
     check_columns(folder)
 
 
+@pytest.mark.slow
 def test_rollouts_are_the_students_own_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +396,7 @@ def test_rollouts_are_the_students_own_expense(
     check_columns(folder)
 
 
+@pytest.mark.slow
 def test_traces_that_the_teacher_writes_are_its_expense(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +426,7 @@ def test_traces_that_the_teacher_writes_are_its_expense(
     assert flops(again) == flops(first)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_counting_to_the_last_bit(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -439,6 +444,7 @@ def test_a_resumed_run_goes_on_counting_to_the_last_bit(
     assert flops(part) == flops(whole)
 
 
+@pytest.mark.slow
 def test_evaluation_between_steps_is_no_part_of_training(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

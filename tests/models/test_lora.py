@@ -289,6 +289,7 @@ def test_student_loads_without_peft_and_adapter_with_it_and_both_predict_the_sam
     assert summary["parameters"] == {"trained": trained, "all": base.num_parameters() + trained}
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.parametrize("loss", ["sft", "on_policy_kd"])
 def test_a_resumed_run_with_dropout_repeats_an_unbroken_one_bit_for_bit(
@@ -372,6 +373,7 @@ def test_the_student_before_training_is_the_model_without_adapters(
     assert all(torch.equal(reference.model.state_dict()[name], value) for name, value in started.items())
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.parametrize(
     ("dtype", "precision"), [("bfloat16", "bf16-mixed"), ("bfloat16", "32-true"), ("float32", "bf16-mixed")]
@@ -409,6 +411,7 @@ def test_two_processes_train_adapters_as_one(
 # --- mistakes
 
 
+@pytest.mark.slow
 @needs_peft
 def test_an_adapter_is_no_student_and_neither_is_a_model_that_brings_one_along(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -448,6 +451,7 @@ def test_what_the_command_line_says_is_what_is_built() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from gguf_files import read_once
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -571,9 +572,7 @@ def test_every_end_token_of_the_checkpoint_ends_a_completion() -> None:
 def test_a_real_gguf_model_is_found_loads_writes_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gguf: Any = importlib.import_module("gguf")
-    read, begin = [], gguf.GGUFReader.__init__
-    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *words: (read.append(1), begin(*words))[1])
+    read = read_once(monkeypatch)
     source = find(["HuggingFaceTB/SmolLM2-135M-Instruct", GGUF], dtype="bfloat16")
     assert source.gguf == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert source.fingerprint == find(GGUF).fingerprint

@@ -607,6 +607,7 @@ def test_a_bad_switch_is_refused_by_its_name(name: str, value: object) -> None:
         objective.__post_init__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "override"),
     [

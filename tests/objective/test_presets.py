@@ -1,10 +1,12 @@
 """Tests of every preset in `conf/loss/`: its description, and that it trains."""
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_training import run
 
 from distill.generation.decode import generate
@@ -78,6 +80,29 @@ def reverse_kl_of_own_completions(student: LanguageModel, teacher: LanguageModel
     return total / count
 
 
+@functools.cache
+def parts(preset: str) -> dict[str, str]:
+    """What a preset is made of, without the numbers; of the files, for composing them all takes seconds."""
+    own = yaml.safe_load((ROOT / "conf" / "loss" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for base in own.pop("defaults", []):
+        if base in PRESETS:
+            found |= parts(base)
+        elif base.endswith("@rollouts"):
+            found["rollouts"] = base
+    for key in ("rollouts", "token_loss", "token_weight", "control", "teacher", "teacher_sees"):
+        value = own.get(key)
+        if isinstance(value, dict):
+            value = value.get("_target_")
+        if value is not None:
+            found[key] = value
+    if "extra" in own:
+        found["extra"] = str([term["token_loss"]["_target_"] for term in own["extra"].values()])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.covering(1, axes=parts)
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_PARAMETERS])
 def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:
     # One sample a token says little about the whole distribution: more of them, and smaller steps.

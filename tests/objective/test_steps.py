@@ -68,6 +68,7 @@ def mean_logprob(lm: LanguageModel, prefix: str, step: str) -> float:
     return math.fsum(values) / len(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [True, False])
 def test_values_are_those_of_steps_proposed_one_by_one(
     pair: tuple[LanguageModel, LanguageModel], end: bool
@@ -122,6 +123,7 @@ def test_a_step_ends_where_the_teachers_context_does(pair: tuple[LanguageModel, 
     assert (values.student[values.first] < 0).all()
 
 
+@pytest.mark.slow
 def test_success_is_the_share_of_continuations_that_end_right(
     pair: tuple[LanguageModel, LanguageModel],
 ) -> None:
@@ -240,6 +242,7 @@ def uniform_loss(log_q: torch.Tensor) -> torch.Tensor:
     return log_q.sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["loss.proposals.value=success", "loss.proposals.continuations=1"]])
 @pytest.mark.parametrize("rollouts", ["dataset", "student"])
 def test_a_run_logs_what_the_steps_are_worth(tmp_path: Path, words: list[str], rollouts: str) -> None:
@@ -270,6 +273,7 @@ def test_steps_are_sampled_as_they_say() -> None:
     assert StepProposals(temperature=0.7, max_step_tokens=5).sampling == Sampling(0.7, max_new_tokens=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["20261121", str(2**32 - 1)])
 def test_a_teacher_that_proposes_steps_and_nothing_else_is_loaded_and_any_seed_will_do(
     tmp_path: Path, seed: str

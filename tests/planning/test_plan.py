@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_training
 import torch
+import warm
 from omegaconf import open_dict
-from test_training import ROOT, arguments, environment, run, train_py
+from test_training import ROOT, arguments, run, train_py
 from transformers import AutoModelForCausalLM
 
 import distill.teacher.completions
@@ -103,6 +102,7 @@ def test_another_optimizer_keeps_something_else(
     assert found["gradients"] == found["weights"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "more"),
     [
@@ -134,6 +134,7 @@ def test_flops_are_those_that_a_run_logs(
         assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
 
 
+@pytest.mark.slow
 def test_the_teachers_writing_is_a_stage(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_plan_is_printed_and_nothing_is_trained(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +222,7 @@ def test_what_makes_no_sense_is_said(
         planned(arguments(tiny_pair, traces, tmp_path, "loss=dcod", word))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "plan=true", "loss=dcod", f"dir={tmp_path / 'run'}")
     done = train_py(words)
@@ -228,6 +231,7 @@ def test_the_command_leaves_no_folder(tiny_pair: tuple[Path, Path], traces: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +255,7 @@ def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     assert meanwhile.flops == 2 * before.flops
 
 
+@pytest.mark.slow
 def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -267,12 +272,12 @@ def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
     assert not list((tmp_path / "sweep").glob("*/error.txt"))
 
 
+@pytest.mark.slow
 def test_the_command_of_its_own_prints_the_same_plan(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", f"dir={tmp_path / 'run'}")
-    command = [sys.executable, "-m", "distill.plan", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    done = warm.run(["-m", "distill.plan", *words])
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == train_py([*words, "plan=true"]).stdout
     assert "training, 6 steps" in done.stdout

@@ -102,6 +102,7 @@ def assert_same(one: Drift, other: Drift) -> None:
     assert replace(one, **rest) == replace(other, **rest)
 
 
+@pytest.mark.slow
 def test_a_runs_drift_is_what_the_evaluation_of_its_student_finds(
     finished: list[Run], tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_runs_drift_is_what_the_evaluation_of_its_student_finds(
     assert found[run.folder].completions == (2 * PROBLEMS, 2 * PROBLEMS)
 
 
+@pytest.mark.slow
 def test_a_teachers_text_is_written_once_and_the_second_call_asks_no_model_anything(
     finished: list[Run], tiny_pair: tuple[Path, Path], tmp_path: Path, work: list[tuple[str, str, int]]
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_teachers_text_is_written_once_and_the_second_call_asks_no_model_anyth
     assert work == []
 
 
+@pytest.mark.slow
 def test_a_report_that_was_killed_goes_on_behind_its_last_run(
     finished: list[Run],
     tiny_pair: tuple[Path, Path],
@@ -186,6 +189,7 @@ def test_a_report_that_was_killed_goes_on_behind_its_last_run(
         assert_same(whole[folder], found[folder])
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_measured_get_a_reason_and_the_others_their_drift(
     finished: list[Run], tmp_path: Path, permuted_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +308,7 @@ def drawn_lines(axes: Any) -> list[np.ndarray]:
     return [line.get_ydata() for line in axes.lines if len(line.get_xdata()) > 2]
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_line_for_each_method_and_its_interval_at_its_markers() -> None:
     names = [f"method_{number}" for number in range(8)]
     drifts = {

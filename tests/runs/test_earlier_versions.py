@@ -58,6 +58,7 @@ def test_an_old_trace_set_is_read() -> None:
     assert all(record["teacher_logprobs"] for record in records)
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on_from_its_checkpoint_as_one_of_today_does() -> None:
     """And with what it had cached: the untrained student's answers are not written anew."""
     cached = sorted(Path("cache").iterdir())
@@ -76,6 +77,7 @@ def test_an_old_run_goes_on_from_its_checkpoint_as_one_of_today_does() -> None:
         run([*lengthened, "loss.token_weight.bias=1", f"ckpt_path={OLD}"], OLD)
 
 
+@pytest.mark.slow
 def test_an_old_run_and_a_new_one_are_one_row_and_one_report() -> None:
     run([*WORDS, "seed=1"], Path("runs/new"))
     runs, others = read_runs([Path("runs")])

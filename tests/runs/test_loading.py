@@ -251,6 +251,7 @@ def test_runs_that_broke_off_are_named_or_come_along_as_far_as_they_were_written
     assert set(found.scores["run"]) == {"0_dcod"}
 
 
+@pytest.mark.slow
 def test_damaged_files_are_named_and_the_rest_is_read(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "compare", symlinks=True)
     folder = tmp_path / "compare"
@@ -458,6 +459,7 @@ def test_what_was_spent_by_a_step_is_what_was_last_logged_before_it(sweep: Path,
     ]
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_of_two_thousand_steps_load_in_seconds(sweep: Path, tmp_path: Path) -> None:
     """2.8 million values, in processor time, which other work on the machine stretches little."""
     names = (

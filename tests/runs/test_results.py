@@ -193,6 +193,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         results.report([tmp_path / "nowhere"])
 
 
+@pytest.mark.slow
 def test_real_runs_are_read_with_and_without_a_benchmark(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Tests of untrusted run configurations: no code of theirs runs, and models are loaded only on request."""
 
+import functools
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
 from distill.models.language_model import ModelSource
 from distill.report.drift import check_teachers, drift_of_runs
+from distill.runs import folder as run_folder
 from distill.runs.config import models_of, read_run_config, said_again, unsaid
 from distill.runs.folder import describe
 from distill.runs.read import Run, read_run
@@ -85,6 +87,7 @@ def written(folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["benchmark.arithmetic", "benchmark.arithmetic.sampling", "benchmark.other"]
 )
@@ -101,6 +104,7 @@ def test_a_report_on_a_run_builds_nothing_of_the_writers_choice(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_the_embedded_pair_is_measured_with_nothing_said(trained: Path, tmp_path: Path) -> None:
     found, reasons = drift_of_runs([run_of(trained)], problems=4, folder=tmp_path)
     assert reasons == {}
@@ -121,6 +125,7 @@ def test_token_weights_of_a_run_build_nothing_of_the_writers_choice(
         assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_selection_of_scores_builds_nothing_of_the_writers_choice_and_loads_no_model_unasked(
     records: list[Record], tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +210,7 @@ def test_a_function_of_ours_is_only_bound(tmp_path: Path) -> None:
     read_run_config(written(tmp_path, text % ", _partial_: true"), built=BUILT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -240,8 +246,12 @@ def test_a_file_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
         read_run_config(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", BUILT)
-def test_every_preset_of_ours_is_read_back_from_a_runs_file(group: str, tmp_path: Path) -> None:
+def test_every_preset_of_ours_is_read_back_from_a_runs_file(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "versions", functools.cache(run_folder.versions))  # which asks git
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for preset in sorted((ROOT / "conf" / group).glob("*.yaml")):
             cfg = compose("train", [f"{group}={preset.stem}", "logger=csv", "name=x", "dir=y"])
@@ -292,6 +302,7 @@ def test_a_model_of_the_file_is_taken_where_it_is_said_again_or_embedded(tmp_pat
     assert unsaid(several, "teacher", ["./outputs/x", "a/b"]) == []
 
 
+@pytest.mark.slow
 def test_a_report_asks_for_a_teacher_before_it_measures_anything(
     trained: Path, tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -314,6 +325,7 @@ def test_a_report_asks_for_a_teacher_before_it_measures_anything(
     assert "is named by the run's file alone" in reasons[run]
 
 
+@pytest.mark.slow
 def test_a_models_own_code_runs_only_where_that_is_said_now(
     trained: Path, tmp_path: Path, marker: Path, records: list[Record]
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_weight_of_shared_tokens_can_be_set() -> None:
         gold(log_q, log_p, SHARED, same, beta=-1.0)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10_000),
     sizes=st.tuples(st.integers(4, 9), st.integers(4, 9)),
@@ -213,6 +214,7 @@ def losses(folder: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "tolerance"),
     # The padding token is shared with oneself alone, and has some ten-thousandths of the probability.
@@ -293,6 +295,7 @@ def test_dcod_over_spans_refuses_what_the_student_writes() -> None:
         Objective(StudentRollouts(fraction=0.5), cross_entropy, span_support_ratio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["loss=uld"], ["loss=gold"], ["loss=gold", "loss.rollouts.fraction=1"]])
 def test_a_teacher_of_longer_tokens_teaches_offline_and_on_what_the_student_writes(
     words: list[str], strange_teacher: Path, tmp_path: Path
@@ -312,6 +315,7 @@ def test_other_losses_refuse_a_teacher_of_other_tokens_and_name_those_that_take_
         run([*COMMON, "loss=forward_kl", f"model.teacher={strange_teacher}"], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_weights_are_zero_where_the_teacher_has_no_boundary(
     strange_teacher: Path, tmp_path: Path
 ) -> None:
@@ -380,6 +384,7 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rollouts_leave_room_for_the_solution_in_the_teachers_context(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,6 +243,7 @@ def test_the_model_is_not_loaded_when_the_cache_is_complete(
     assert not first.loaded
 
 
+@pytest.mark.slow
 def test_whatever_changes_the_completions_is_another_cache(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

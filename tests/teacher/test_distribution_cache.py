@@ -77,6 +77,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- whole runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_run_from_hidden_states_is_the_live_teachers(
     loss: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -91,6 +92,7 @@ def test_a_run_from_hidden_states_is_the_live_teachers(
     assert "distribution as hidden_states" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["forward_kl", "jsd", "informed"])
 def test_a_run_from_all_tokens_but_one_is_the_live_teachers_and_fewer_see_less(
     loss: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -103,6 +105,7 @@ def test_a_run_from_all_tokens_but_one_is_the_live_teachers_and_fewer_see_less(
     assert 0 < column(few, "train/loss")[0] < column(live, "train/loss")[0]
 
 
+@pytest.mark.slow
 def test_a_run_from_many_samples_is_near_the_live_teachers_up_to_its_entropy(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +122,7 @@ def test_a_run_from_many_samples_is_near_the_live_teachers_up_to_its_entropy(
     assert metrics(again) == metrics(samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hidden_states", "top_k", "samples"])
 def test_the_teacher_is_not_loaded_once_all_is_cached(
     source: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loads: list[str]
@@ -132,6 +136,7 @@ def test_the_teacher_is_not_loaded_once_all_is_cached(
     assert metrics(second) == metrics(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["uld", "gold"])
 def test_a_teacher_of_other_tokens_is_cached_as_it_reads(
     loss: str, strange_teacher: Path, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -143,6 +148,7 @@ def test_a_teacher_of_other_tokens_is_cached_as_it_reads(
     same(cached, live)
 
 
+@pytest.mark.slow
 def test_states_in_half_precision_are_half_the_size_and_nearly_the_same(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_of_all_tokens_but_one_a_divergence_is_the_whole_one(name: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", F_DIVERGENCES)
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)

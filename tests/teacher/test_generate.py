@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from commands import command
 from omegaconf import DictConfig, open_dict
 from scipy.stats import chisquare
-from test_training import ROOT, environment
+from test_training import ROOT
 from test_training import run as train_run
 
 from distill.config.overrides import check_overrides
@@ -52,14 +52,12 @@ def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
     return read_records(generate(compose("generate", [*words, f"out={folder}"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["generate", "score", "curate"])
 def test_a_command_that_is_refused_leaves_no_folder(name: str, tmp_path: Path) -> None:
     words = ["model=tiny", "data=traces", "data.path=gone.jsonl", f"out={tmp_path / 'out'}"]
     if name == "generate":  # the others: test_score.py, test_curate.py
-        done = subprocess.run(
-            [sys.executable, "-m", "distill.generate", *words],
-            capture_output=True, text=True, timeout=200, env=environment(), cwd=ROOT,
-        )  # fmt: skip
+        done = warm.run(["-m", "distill.generate", *words], ROOT)
     else:
         done = command(f"distill/{name}.py", *words)
     assert done.returncode == 1
@@ -67,6 +65,7 @@ def test_a_command_that_is_refused_leaves_no_folder(name: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_trace_set_holds_what_was_written_and_what_was_found_of_it(tmp_path: Path) -> None:
     words = [*SMALL, "sampling.temperature=1.5", "sampling.top_p=1.0", "data.max_new_tokens=40"]
     records = run(words, tmp_path / "set")
@@ -93,6 +92,7 @@ def test_a_trace_set_holds_what_was_written_and_what_was_found_of_it(tmp_path: P
     assert sum(summary["reasons"].values()) == 150 - right
 
 
+@pytest.mark.slow
 def test_the_set_is_the_same_whatever_the_batches(tmp_path: Path) -> None:
     words = [word.replace("data.limit=30", "data.limit=6") for word in SMALL]
     one = run([*words, "engine.token_budget=100000"], tmp_path / "large")
@@ -110,10 +110,11 @@ class Killed(BaseException):
     """What no code expects."""
 
 
-def test_a_run_killed_at_a_dozen_random_moments_gives_the_set_of_one_clean_run(
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_gives_the_set_of_one_clean_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [word.replace("data.limit=30", "data.limit=12") for word in SMALL]
+    words = [word.replace("data.limit=30", "data.limit=6") for word in SMALL]
     clean = run(words, tmp_path / "clean")
     chance = random.Random(0)
     written: list[int] = []
@@ -124,7 +125,7 @@ def test_a_run_killed_at_a_dozen_random_moments_gives_the_set_of_one_clean_run(
         def write(
             self, requests: Sequence[Request], sampling: Sampling
         ) -> Generator[tuple[int, Written], None, None]:
-            left = chance.randrange(8) if len(deaths) < 12 else len(requests)
+            left = chance.randrange(8) if len(deaths) < 5 else len(requests)
             for place, found in super().write(requests, sampling):
                 left -= 1
                 if left < 0:
@@ -142,14 +143,15 @@ def test_a_run_killed_at_a_dozen_random_moments_gives_the_set_of_one_clean_run(
             deaths.append(len(written))
             assert not (tmp_path / "killed" / "traces.parquet").exists()
             journal = tmp_path / "killed" / "completions.jsonl"
-            if len(deaths) % 3 == 0:  # in the middle of a line
+            if len(deaths) % 2 == 0:  # in the middle of a line
                 with journal.open("ab") as stream:
                     stream.write(journal.read_bytes()[:40].replace(b"\n", b""))
-    assert len(deaths) == 12
-    assert len(written) == len(set(written)) == 60  # no sample written twice, none lost
+    assert len(deaths) == 5
+    assert len(written) == len(set(written)) == 30  # no sample written twice, none lost
     assert resumed == clean
 
 
+@pytest.mark.slow
 def test_a_finished_set_is_not_written_again_and_another_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +205,7 @@ def test_every_request_has_numbers_of_its_own() -> None:
     assert (uniform_draws(7, 5) == uniform_draws(7, 9)[:5]).all()
 
 
+@pytest.mark.slow
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     records = run(SMALL, tmp_path / "set")
     records[0] |= {"completion": "a\u2028b \x00 ∑ 🙂", "gold": None, "correct": None, "pass_rate": None}
@@ -258,6 +261,7 @@ def test_a_mistake_gets_one_sentence_before_anything_is_written(
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_nobody_can_tell_the_content_of_is_refused(tmp_path: Path) -> None:
     run(SMALL, tmp_path / "set")
     key = tmp_path / "set" / "key.json"
@@ -285,6 +289,7 @@ def test_problems_of_one_id_are_judged_each_by_its_own_answer(tmp_path: Path) ->
     assert [record["correct"] for record in records] == [True, True]
 
 
+@pytest.mark.slow
 def test_format_and_length_rules_say_why(tmp_path: Path) -> None:
     words = [*SMALL, "check.pattern='\\*'", "check.max_tokens=20"]
     records = run(words, tmp_path / "set")
@@ -314,6 +319,7 @@ def train(words: list[str], folder: Path) -> str:
     return said.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_takes_a_trace_sets_own_tokens_and_log_probs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +349,7 @@ def test_a_run_takes_a_trace_sets_own_tokens_and_log_probs(
     assert len(taken[1]) == 150
 
 
+@pytest.mark.slow
 def test_a_set_of_wrong_traces_is_refused(tmp_path: Path) -> None:
     records = run(SMALL, tmp_path / "set")
     write_records(tmp_path / "wrong.parquet", [record | {"correct": False} for record in records])

@@ -296,6 +296,7 @@ def test_a_bootstrap_sample_is_the_set_with_problems_repeated() -> None:
     assert (draw(4, 50, seed=3).sum(-1) == 4).all()
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Sets drawn from a known law: 95 % intervals of the mean surprisal hold its true mean, 1."""
     held = 0

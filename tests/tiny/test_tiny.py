@@ -59,6 +59,7 @@ def test_problems_keep_to_the_range_of_operations():
     assert counts == {2, 3, 4, 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "options"),
     [
@@ -157,6 +158,7 @@ def test_the_shipped_pair_is_smaller_than_six_megabytes():
     assert sum(file.stat().st_size for file in files) < 6_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_the_shipped_checkpoints_reach_the_accuracies_of_their_build(name):
     stated = json.loads((HERE / "build.json").read_text())[name]["test"]
@@ -188,6 +190,7 @@ def test_the_shipped_pair_is_a_good_teacher_and_a_student_with_one_style():
     assert student["forced_double_steps"] < 0.05 < student["forced_single_steps"]
 
 
+@pytest.mark.slow
 def test_the_pair_is_rebuilt_from_nothing_by_one_command(tmp_path):
     out = tmp_path / "pair"
     (out / "teacher").mkdir(parents=True)
@@ -210,6 +213,7 @@ def test_the_pair_is_rebuilt_from_nothing_by_one_command(tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_training_twice_with_one_seed_gives_the_same_weights():
     tokenizer = build.make_tokenizer()
     models = [build.train(build.STUDENT, tokenizer, 2, 5, "student")[0] for _ in range(2)]

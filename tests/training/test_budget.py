@@ -40,6 +40,7 @@ def first_to_reach(tokens: list[float], max_tokens: int) -> int:
     return next(step for step, total in enumerate(accumulate(tokens), start=1) if total >= max_tokens)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_first_step_that_reaches_its_budget(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_run_ends_with_the_first_step_that_reaches_its_budget(
         assert same_weights(checkpoints(folder / "checkpoints")[0], folder)
 
 
+@pytest.mark.slow
 def test_the_passes_over_the_data_do_not_end_a_run_with_a_budget(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +73,7 @@ def test_the_passes_over_the_data_do_not_end_a_run_with_a_budget(
     assert 3000 <= summary(folder)["tokens"] < 3000 + max(column(folder, "train/tokens"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_steps", "steps"), [(3, 3), (5000, 5)])
 def test_of_tokens_and_steps_what_comes_first_ends_the_run(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, max_steps: int, steps: int
@@ -89,6 +92,7 @@ def test_of_tokens_and_steps_what_comes_first_ends_the_run(
         assert rates[-1] == pytest.approx(1e-3 * Schedule(warmup_ratio=0).factor(2, 3))
 
 
+@pytest.mark.slow
 def test_the_learning_rate_and_progress_follow_the_tokens(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +119,7 @@ def test_the_learning_rate_and_progress_follow_the_tokens(
     assert column(folder, "train/lr") == pytest.approx([1e-3 * factor for factor in factors])
 
 
+@pytest.mark.slow
 def test_the_learning_rate_warms_up_over_its_share_of_the_tokens(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +133,7 @@ def test_the_learning_rate_warms_up_over_its_share_of_the_tokens(
     assert {rate for rate, total in zip(rates, totals, strict=False) if total >= 2000} == {1e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dcod +loss.token_weight.anneal=0.8", "on_policy_kd", "taid"])
 def test_a_resumed_run_with_a_budget_repeats_an_unbroken_one_bit_for_bit(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +145,7 @@ def test_a_resumed_run_with_a_budget_repeats_an_unbroken_one_bit_for_bit(
     assert summary(resumed)["resumed_from_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_spent_its_budget_ends_at_once_when_resumed_and_goes_on_with_a_larger_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +167,7 @@ def test_a_run_that_spent_its_budget_ends_at_once_when_resumed_and_goes_on_with_
     assert same_weights(folder, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_as_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +185,7 @@ def test_two_processes_stop_at_the_same_step_as_one(
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["on_policy_kd", "opd"])
 def test_the_students_own_tokens_count(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str

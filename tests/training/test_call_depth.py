@@ -65,6 +65,7 @@ def uld(log_q: Tensor, log_p: Tensor) -> Tensor:
     return divergence.uld(log_q, log_p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token_loss", "words"),
     [

@@ -65,17 +65,35 @@ def jobs(experiment: str) -> list[list[str]]:
     ]
 
 
+@functools.cache
+def build_section(text: str) -> Any:
+    """What a section of a configuration builds; once, for it is the same in many jobs."""
+    return hydra.utils.instantiate(OmegaConf.create(text), _convert_="all")
+
+
+def build(cfg: DictConfig) -> None:
+    """All that a job is made of; no model and no data are loaded."""
+    loss, recipe = (
+        build_section(OmegaConf.to_yaml(section, resolve=True)) for section in (cfg.loss, cfg.data.recipe)
+    )
+    assert isinstance(loss, Objective)
+    assert isinstance(recipe, TraceRecipe)
+    source: Any = recipe.source
+    inspect.signature(source.func).bind(**source.keywords)
+    for benchmark in benchmarks_of(cfg.benchmark):
+        own: Any = benchmark.source
+        inspect.signature(own.func).bind(**{**own.keywords, "path": None, "limit": 3})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None:
     folders: set[str] = set()
     rates: dict[str, set[float]] = {}
     found = sweep(experiment)
-    seeds = found["seed"]
-    every = [words for words in jobs(experiment) if f"seed={seeds[0]}" in words]
-    if len(seeds) > 1:  # the last one with each loss once
-        others = {words[list(found).index("loss")]: words for words in jobs(experiment) if words not in every}
-        every += others.values()
-    built: set[frozenset[str]] = set()
+    first, *others = jobs(experiment)
+    # The first job and those that differ from it in one value alone.
+    every = [first, *(words for words in others if len(set(words) - set(first)) == 1)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for words in every:
             cfg = compose("train", [f"experiment={experiment}", *words], return_hydra_config=True)
@@ -91,22 +109,14 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
             OmegaConf.to_container(cfg, resolve=True)
             loss = str(HydraConfig.get().runtime.choices["loss"])
             rates.setdefault(loss, set()).add(cfg.optimizer.lr)
-            what = frozenset(word for word in words if not word.startswith(("seed=", "optimizer.lr=")))
-            if what not in built:  # no function is given its seed or rate
-                built.add(what)
-                objective = hydra.utils.instantiate(cfg.loss, _convert_="all")
-                assert isinstance(objective, Objective)
-                recipe = hydra.utils.instantiate(cfg.data.recipe, _convert_="all")
-                assert isinstance(recipe, TraceRecipe)
-                source: Any = recipe.source
-                inspect.signature(source.func).bind(**source.keywords)
-                for benchmark in benchmarks_of(cfg.benchmark):
-                    own: Any = benchmark.source
-                    inspect.signature(own.func).bind(**{**own.keywords, "path": None, "limit": 3})
+            build(cfg)
     assert len(folders) == len(every)  # each has its own
     assert list(rates) == found["loss"]
+    grid = {float(rate) for rate in found.get("optimizer.lr", [])}
     if experiment.startswith("tune"):
-        assert all(own == rates["sft"] and len(own) >= 3 for own in rates.values())  # one grid for all
+        assert len(grid) >= 3
+        assert rates.pop(found["loss"][0]) == grid  # which the sweep crosses with all losses
+        assert all(own < grid for own in rates.values())
     else:
         assert all(len(own) == 1 for own in rates.values())
 
@@ -210,6 +220,7 @@ def test_the_share_of_hard_traces_is_that_of_the_problems_solutions() -> None:
             arithmetic.load(split="train", count=5, operations=[4, 8], double=wrong)
 
 
+@pytest.mark.slow
 def test_validation_problems_are_neither_trained_on_nor_tested_on() -> None:
     tune, compare = composed("experiment=tune"), composed("experiment=compare")
     (asked,) = benchmarks_of(tune.benchmark)
@@ -250,6 +261,7 @@ def test_the_test_problems_are_what_they_were_before_there_was_a_validation_spli
         assert task.problems(500, split="test", seed=seed) == found
 
 
+@pytest.mark.slow
 def test_a_range_without_validation_problems_is_refused() -> None:
     from distill.tiny import task
 
@@ -260,6 +272,7 @@ def test_a_range_without_validation_problems_is_refused() -> None:
 # --- the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

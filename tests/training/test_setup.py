@@ -120,6 +120,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(
         Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, f"dir={tmp_path / 'run'}"))
 
 
+@pytest.mark.slow
 def test_training_from_python_is_three_calls_deep_and_returns_what_it_found(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

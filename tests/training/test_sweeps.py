@@ -149,6 +149,7 @@ def test_a_comparison_that_was_killed_ends_as_an_unbroken_one(
     assert (names["sft_seed0"] / "summary.json").stat().st_mtime_ns == first
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_first_jobs_all_fail_of_the_same_ends_there(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import warm
 from omegaconf import open_dict
 from safetensors.torch import load_file
 from samples import sample
@@ -89,43 +90,28 @@ def run(words: list[str], folder: Path, picture: bool = False) -> Path:
     return Path(cfg.dir)
 
 
-def train_py(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def train_py(words: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command itself, in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
+    return warm.run([str(ROOT / "train.py"), *words], cwd)
 
 
 @contextmanager
-def launched(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def launched(words: list[str], folder: Path) -> Iterator[warm.Command]:
     """The command under way in a process group of its own, which does not outlive the test."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=folder,
-        start_new_session=True,
-    )
+    process = warm.Command([str(ROOT / "train.py"), *words], folder)
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.close()
 
 
-def wait_for_training(process: subprocess.Popen[str], folder: Path, run: str) -> None:
+def wait_for_training(process: warm.Command, folder: Path, run: str) -> None:
     """Until the run, a pattern of folders, has made its first step."""
     deadline = time.monotonic() + 200
     while not list(folder.glob(f"{run}/weights.jsonl")):
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.poll() is None, process.said()[1]
         time.sleep(0.1)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -145,6 +131,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_that_its_owner_needs(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +207,7 @@ def unbroken_and_resumed(
     return whole, resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dcod", "on_policy_kd", "taid", "asft"])
 def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +262,7 @@ def test_cutting_the_step_into_micro_batches_changes_nothing(
     assert column(cut, "train/tokens") == column(whole, "train/tokens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [
@@ -294,6 +283,7 @@ def test_two_processes_train_as_one(
     assert column(tmp_path / "two", "train/tokens") == column(single, "train/tokens")
 
 
+@pytest.mark.slow
 def test_ranks_that_roll_out_share_the_coin_and_count_their_tokens(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -347,6 +337,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -474,6 +465,7 @@ def test_gradients_are_clipped_after_the_steps_division(
     assert size.item() == pytest.approx(0.5 * 0.001, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_not_trained_into(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -492,6 +484,7 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(
     assert len(rows(run(words, broken))) == 6
 
 
+@pytest.mark.slow
 def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -517,6 +510,7 @@ def test_benchmarks_that_are_asked_while_training_change_nothing_in_it(
     assert not found[1]
 
 
+@pytest.mark.slow
 def test_the_untrained_student_is_asked_once_for_all_runs(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,6 +568,7 @@ def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Pa
         pass
 
 
+@pytest.mark.slow
 def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -642,6 +637,7 @@ def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_student_before_it
     assert all(torch.equal(found[name], started[name]) for name in started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["group", "first"])
 def test_two_processes_stop_together(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, whom: str
@@ -661,6 +657,7 @@ def test_two_processes_stop_together(
     assert len(checkpoints(folder / "checkpoints")) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -676,6 +673,7 @@ def test_a_signal_ends_a_sweep_after_the_job_in_hand_has_its_checkpoint(
     assert not (job / "error.txt").is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_run_may_keep_its_student_alone(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -722,6 +720,7 @@ def test_line_separators_inside_a_completion_stay_inside_its_record(tmp_path: Pa
     assert read_scores(tmp_path, "before", [other]) is None
 
 
+@pytest.mark.slow
 def test_the_threads_of_one_job_are_not_the_next_ones(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -733,6 +732,7 @@ def test_the_threads_of_one_job_are_not_the_next_ones(
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -756,6 +756,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
     assert all(len(list((folder / "wandb").glob("offline-run-*"))) == 1 for folder in folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -844,6 +845,7 @@ def test_bad_input_gets_one_sentence_before_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) -> None:
     # In a process of its own: under the tests' type checker another message would come first.
     mistakes = {
@@ -871,6 +873,7 @@ for word in sys.argv[2:]:
         assert sentence in line
 
 
+@pytest.mark.slow
 def test_vocabularies_that_differ_are_refused_for_dcod_and_fine_for_sft(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -889,6 +892,7 @@ def test_vocabularies_that_differ_are_refused_for_dcod_and_fine_for_sft(
     run([*words, "loss=sft"], tmp_path / "sft")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration_is_refused(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -898,6 +902,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
         run([*words, "loss.token_weight.temperature=2", f"ckpt_path={folder}"], tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_weights_and_biases_holds_config_metrics_samples_and_histogram(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

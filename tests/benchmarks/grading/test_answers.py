@@ -198,6 +198,7 @@ def test_a_written_number_is_read_back_whatever_stands_before_it(
     assert extract(f"{before}\\boxed{{{text}}}") == (text, "boxed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

@@ -168,6 +168,7 @@ def test_garbage_never_raises_and_an_answer_is_never_empty(text: str) -> None:
     assert all(box in [*boxes(text), ""] for box in closing_boxes(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", _PIECES)
 def test_a_megabyte_of_one_thing_takes_little_time(piece: str) -> None:
     """A quadratic rule would take hours; the limit allows for a busy machine."""

@@ -217,6 +217,7 @@ def test_an_interrupted_question_leaves_no_child_and_its_answer_reaches_nobody()
         assert judge.same("x+3", "3+x") == (True, "right")
 
 
+@pytest.mark.slow
 def test_a_child_whose_parent_was_killed_ends_though_it_hangs() -> None:
     """It sets itself an alarm that no Python code can miss."""
     program = (
@@ -329,6 +330,7 @@ def test_answers_of_math500_are_told_apart(judge: MathJudge, data_dir: Path) -> 
     assert all(gold == other for gold, other in bare), same
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_every_solution_of_math_gives_its_own_answer_and_hardly_ever_anothers(
     judge: MathJudge, data_dir: Path

@@ -1,0 +1,16 @@
+"""Read a GGUF file once where tests load the same one again and again: it takes seconds each time."""
+
+import functools
+import importlib
+from typing import Any
+
+import pytest
+
+
+def read_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Give every later reader of a file the first one; the list is of all that were asked for."""
+    gguf: Any = importlib.import_module("gguf")
+    reader = functools.cache(gguf.GGUFReader)
+    asked: list[str] = []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: (asked.append(path), reader(path))[1])
+    return asked
