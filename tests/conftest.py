@@ -1,10 +1,12 @@
 """Fixtures for all tests: a random tiny pair, real data next to the checkout, a single thread."""
 
+import copy
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import pytest
 import torch
 from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -21,7 +26,28 @@ from distill.tiny.build import make_tokenizer
 
 torch.set_num_threads(1)
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+_READ: dict[tuple[str, str], ConfigResult] = {}
+Plugins.instance()  # registers the sources
+_Files: Any = SourcesRegistry.instance().resolve("file")
+_load_config = _Files.load_config
+
+
+def _load_once(self: ConfigSource, config_path: str) -> ConfigResult:
+    """Read each file of conf/ once for all tests: Hydra parses them all anew whenever it composes."""
+    path = Path(self.path, config_path)
+    if not path.resolve().is_relative_to(CONF):
+        return _load_config(self, config_path)
+    key = (self.path, config_path)
+    if key not in _READ:
+        _READ[key] = _load_config(self, config_path)
+    return replace(_READ[key], provider=self.provider, config=copy.deepcopy(_READ[key].config))
+
+
+_Files.load_config = _load_once
 
 
 @pytest.fixture(scope="session")

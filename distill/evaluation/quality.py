@@ -55,11 +55,10 @@ def quality_of(
     }
     if not short:
         return found
-    answers = [] if seen is None else finder_of(grade)(seen)
-    after = seen is not None and bool(answers) and goes_on(seen, answers[0].end)
-    right = verdict.correct
-    if after:
-        right = grade(problem, seen[: answers[0].end]).correct
+    text = seen or ""
+    answers = finder_of(grade)(text)
+    after = bool(answers) and goes_on(text, answers[0].end)
+    right = grade(problem, text[: answers[0].end]).correct if after else verdict.correct
     return found | {
         "post_answer": after,
         "several_answers": _differ(answers, getattr(grade, "same", None)),

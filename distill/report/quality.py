@@ -73,7 +73,7 @@ def _by_seed(table: Table, method: Method, measure: str | None = None) -> dict[i
 
 def _mean(answers: Answers, values: Mapping[int, np.ndarray]) -> Figure | None:
     stacked = np.asarray(list(values.values()))
-    known = ~np.isnan(stacked).any(0)
+    known = np.asarray(~np.isnan(stacked).any(0))
     return mean_over_runs(replace(answers, right=stacked).accuracy(known)) if known.any() else None
 
 
@@ -179,11 +179,11 @@ def end_token_blocks(ends: pandas.DataFrame) -> Iterator[Block]:
     """Table of the end token in training, from `distill.report.curves.end_tokens`."""
     if not len(ends):
         return
+    kinds = ("probability", "weight")
     head = ["method", "probability of the end token, first → last step", "its weight, first → last"]
     rows = [
-        [f"`{row.method}`", *(f"{before:.3g} → {after:.3g}" for before, after in pairs)]
-        for row in ends.itertuples()
-        for pairs in [[(row.probability_first, row.probability_last), (row.weight_first, row.weight_last)]]
+        [f"`{row['method']}`", *(f"{row[f'{kind}_first']:.3g} → {row[f'{kind}_last']:.3g}" for kind in kinds)]
+        for row in ends.to_dict("records")
     ]
     yield Grid(head, rows)
     yield Text(

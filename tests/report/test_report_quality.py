@@ -148,5 +148,5 @@ def test_the_end_token_at_the_first_and_the_last_step_is_a_mean_over_seeds() -> 
     assert (row["probability_first"], row["probability_last"]) == pytest.approx((0.3, 0.9))
     assert (row["weight_first"], row["weight_last"]) == pytest.approx((0.6, 1.8))
     assert "| `sft` | 0.3 → 0.9 | 0.6 → 1.8 |" in markdown("", end_token_blocks(end_tokens(metrics)))
-    none = end_tokens(metrics[metrics["metric"] == "train/loss"])
+    none = end_tokens(metrics.query("metric == 'train/loss'"))
     assert list(end_token_blocks(none)) == []
