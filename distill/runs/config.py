@@ -48,6 +48,8 @@ _OURS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules whose public functions and classes are all allowed: they compute on tensors.
 _WHOLLY_OURS = ("distill.losses.divergence", "distill.losses.weights")
+# Functions that may be called at once: they make a value of texts, and do nothing else.
+_CALLED = ("distill.data.prompt.student_prompt", "distill.data.prompt.teacher_prompt")
 _SHIPPED = re.compile(r"package:distill/tiny/\w+")
 _Reader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -170,7 +172,7 @@ def _check_target(node: Mapping[Any, Any], place: str) -> None:
             f"run's file: name one of those in conf/ there, or ask with a configuration of your own "
             f"(python -m distill.evaluate --help)"
         )
-    if not inspect.isclass(found) and node.get("_partial_") is not True:
+    if not inspect.isclass(found) and target not in _CALLED and node.get("_partial_") is not True:
         raise UserError(
             f"{place}._target_={_short(target)} would be called at once, and a function of a run's file is "
             f"only bound: set _partial_: true beside it"
