@@ -247,6 +247,6 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
         folder: (folder / "summary.json").stat().st_mtime_ns
         for folder in (tmp_path / "out" / "smoke" / "runs").iterdir()
     }
-    again = command("distill/score.py", *words[3:])
+    again = command("distill/score.py", *words[2:])
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "summary.json").stat().st_mtime_ns for folder in before} == before
