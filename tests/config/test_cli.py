@@ -274,6 +274,7 @@ def test_every_benchmark_builds(option: str) -> None:
     )
     names = [benchmark.name for benchmark in found]
     suites = {"suite": 8, "paper_math": 4, "paper_gsm8k": 1}
+    suites |= {f"{name}_instructed": suites[name] for name in ("paper_math", "paper_gsm8k")}
     assert names == ([] if option == "none" else [option]) or len(names) == suites[option]
     for benchmark in found:
         assert benchmark.limit == 3

@@ -19,6 +19,8 @@ def test_every_new_key_is_one_of_today_and_no_old_one_is() -> None:
     for old, new in RENAMED.items():
         assert OmegaConf.select(cfg, old) is None
         parent, _, last = new.rpartition(".")
+        if (CONF / new).is_dir():  # a group whose files name their own package
+            continue
         assert last in (OmegaConf.select(cfg, parent) if parent else cfg)
         assert new_key(new) == new
     for new in MOVED_FILES.values():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import warm
 from commands import command
+from test_alignment import same_model_with
 from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT
@@ -233,15 +234,22 @@ def test_context_of_other_tokens_is_refused(student: LanguageModel) -> None:
         TraceRecipe(list).tokenize([example_of(record)], student.source)
 
 
-def test_a_teacher_with_tokens_of_its_own_is_not_shown_context(
-    student: LanguageModel, teacher: LanguageModel
+def test_a_teacher_with_a_prompt_of_its_own_is_shown_the_context_too(
+    student: LanguageModel, teacher: LanguageModel, permuted_tokenizer: Any, tmp_path: Path
 ) -> None:
     (trace,) = TraceRecipe(list).tokenize(
         [example_of(in_students_tokens(student, learn_from=6))], student.source
     )
-    reader = Retokenizer(student.source, teacher.source, Prompt("{solution}{problem}"))
+    retokenizer = Retokenizer(student.source, teacher.source, Prompt("{solution}{problem}"))
+    (read,) = retokenizer.read_all([trace])
+    assert read.teacher_view is not None
+    own = retokenizer.prompt_ids(trace.example).tolist()
+    assert read.teacher_view.prompt_ids.tolist() == [*own, *trace.prompt_ids[-6:].tolist()]
+    assert read.teacher_view.completion_ids.tolist() == trace.completion_ids.tolist()
+
+    other = same_model_with(permuted_tokenizer, student, tmp_path / "other")
     with pytest.raises(UserError, match="begins with tokens that are not learned"):
-        reader.read_all([trace])
+        Retokenizer(student.source, other, Prompt("{problem}")).read_all([trace])
 
 
 def test_a_traces_weight_multiplies_the_weights_of_its_tokens(student: LanguageModel) -> None:

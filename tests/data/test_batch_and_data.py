@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import distill.teacher.completions
 from distill.data.batch import by_length, collate
+from distill.data.prompt import Prompt
 from distill.data.trace import Example, Trace, Verdict
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
