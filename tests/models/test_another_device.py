@@ -63,6 +63,8 @@ def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: 
     for on_policy in (False, True):
         if properties_of(LOSSES[loss]).on_policy_only and not on_policy:
             continue
+        if weight == "span_support_ratio" and on_policy:  # is refused: it needs cached log-probs
+            continue
         objective = Objective(
             StudentRollouts(1.0) if on_policy else "dataset",
             LOSSES[loss],

@@ -63,6 +63,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
         "later_log_ratio",
         "psft",
         "rho1",
+        "span_support_ratio",
         "support_ratio",
         "t3s",
         "tis",
@@ -130,6 +131,10 @@ def test_every_loss_works_with_every_weight_wherever_it_makes_sense(loss: str, w
         rollouts = StudentRollouts(1.0) if on_policy else "dataset"
         if properties_of(LOSSES[loss]).on_policy_only and not on_policy:
             with pytest.raises(ValueError, match="right on the student's own completions alone"):
+                Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
+            continue
+        if weight == "span_support_ratio" and on_policy:
+            with pytest.raises(ValueError, match="log-probs of whole completions"):
                 Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
             continue
         objective = Objective(
