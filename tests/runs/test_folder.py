@@ -11,7 +11,13 @@ from distill.runs.folder import asked_alike, claim, config_difference, describe,
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
-    "data": {"path": "1e-3", "limit": None, "operations": [4, 8], "prompt": "{problem}\nü"},
+    "data": {
+        "path": "1e-3",
+        "limit": None,
+        "operations": [4, 8],
+        "student_prompt": {"user": "{problem}\nü"},
+        "other_prompt": "error",
+    },
     "loss": {"_target_": "distill.objective.objective.Objective", "anchor": {"scale": 1e-05}},
     "benchmark": {"limit": 4, "token_budget": 10},
     "trainer": {"max_steps": 4},
