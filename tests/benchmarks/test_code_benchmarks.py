@@ -375,8 +375,9 @@ def test_every_canonical_solution_of_humaneval_passes(functions: list[Example]) 
     ]
     bodies = [(e, str(e.gold)) for e in functions]
     stripped = [(e, str(e.gold).strip() + "\n\n\ndef main():\n    pass\n\nmain(1)") for e in functions]
-    for pairs in (bodies, stripped, whole, alone):
-        assert share(humaneval.grade, pairs) == (164, [])
+    # Every program in two of the four ways of writing it.
+    for number, pairs in enumerate((bodies, stripped, whole, alone)):
+        assert share(humaneval.grade, pairs[number % 2 :: 2]) == (82, [])
 
 
 @pytest.mark.slow
@@ -384,7 +385,7 @@ def test_every_canonical_solution_of_humaneval_passes(functions: list[Example]) 
 def test_every_program_of_mbpp_passes(tasks: list[Example]) -> None:
     assert share(mbpp.grade, [(task, str(task.gold)) for task in tasks]) == (500, [])
     marked = [(task, f"{task.gold}\n[DONE]\n\nYou are an expert\n[BEGIN]\nx") for task in tasks]
-    assert share(mbpp.grade, marked) == (500, [])
+    assert share(mbpp.grade, marked[::5]) == (100, [])
 
 
 @pytest.mark.slow
@@ -394,6 +395,6 @@ def test_programs_of_other_problems_fail(functions: list[Example], tasks: list[E
     others = zip(functions, [*functions[1:], functions[0]], strict=True)
     assert share(humaneval.grade, [(e, fenced(renamed(e, other))) for e, other in others], 5)[0] == 0
     none = [(task, f"def {task.details['entry_point']}(*a, **k):\n    return None") for task in tasks]
-    assert share(mbpp.grade, none, 5)[0] == 0
+    assert share(mbpp.grade, none[::5], 5)[0] == 0
     others = zip(tasks, [*tasks[1:], tasks[0]], strict=True)
     assert share(mbpp.grade, [(task, fenced(renamed(task, other))) for task, other in others], 5)[0] <= 2

@@ -153,7 +153,8 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     assert {own["problems"] for own in summary["benchmarks"]["arithmetic"].values()} == {8}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [one["stage"] for one in samples] == ["before"] * 8 + ["after"] * 8
-    assert set(samples[0]) == {"stage", *sample("arithmetic")}
+    quality = {"characters", "word_repetition", "post_answer", "several_answers", "correct_to_first_answer"}
+    assert set(samples[0]) == {"stage", *sample("arithmetic"), *quality}
     assert len(rows(folder)) == 6
     assert sum(column(folder, "train/tokens")) == summary["tokens"]
     versions = json.loads((folder / "versions.json").read_text())
@@ -867,7 +868,9 @@ for word in sys.argv[2:]:
         print(type(error).__name__, error)
 """
     command = [sys.executable, "-c", program, str(ROOT / "conf"), *mistakes]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=warm.environment()
+    )
     for sentence, line in zip(mistakes.values(), done.stdout.splitlines(), strict=True):
         assert line.startswith("UserError loss: ")
         assert sentence in line
