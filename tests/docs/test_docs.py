@@ -110,7 +110,8 @@ def test_every_command_composes(
     sweeps = ("experiment=compare", "experiment=tune", "experiment=paper", "experiment=table5")
     if any(word.startswith(sweeps) for word in words):
         # one method's jobs: tests of the experiments look at all
-        words.append("loss=dcod" if "experiment=paper_tune" in words else "loss=sft")
+        weighted = "experiment=paper_tune" in words or any("token_weight" in word for word in words)
+        words.append("loss=dcod" if weighted else "loss=sft")
     check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
 
 
