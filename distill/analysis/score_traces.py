@@ -21,7 +21,7 @@ from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
-from distill.teacher.retokenize import Retokenizer, teacher_trace
+from distill.teacher.retokenize import teacher_trace
 from distill.teacher.token_stats import TokenStats, token_stats
 from distill.training.recipe import TraceRecipe
 
@@ -174,8 +174,7 @@ def _teacher_stats(
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
         frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
-        own = recipe.teacher_prompt is not None
-        retokenizer = Retokenizer(student, frozen.source, recipe.prompt_for_teacher(), own)
+        retokenizer = recipe.retokenizer(student, frozen.source)
         for trace in traces if retokenizer.needed else ():
             trace.teacher_view = retokenizer.view(trace)
         read = [teacher_trace(trace) for trace in traces]

@@ -20,7 +20,6 @@ from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
-from distill.teacher.retokenize import Retokenizer
 from distill.teacher.token_stats import TokenStats, token_stats
 
 _SAMPLING = Sampling(temperature=0.6)  # as in the authors' script, for both models
@@ -244,9 +243,9 @@ def _student_drafts(
     examples = [replace(example_of(record), completion=None) for record in problems]
     for example in examples[:1]:
         check_spelling(student.tokenizer, example, student.name)
-    prompts = [context.recipe.student_prompt.encode(student.tokenizer, example) for example in examples]
-    view = Retokenizer(student, teacher, recipe.prompt_for_teacher(), recipe.teacher_prompt is not None)
-    teachers = [view.prompt_ids(example) for example in examples]
+    prompts = [recipe.student_prompt.encode(student.tokenizer, example) for example in examples]
+    retokenizer = recipe.retokenizer(student, teacher)
+    teachers = [retokenizer.prompt_ids(example) for example in examples]
     rooms = [context_length - max(len(a), len(b)) for a, b in zip(prompts, teachers, strict=True)]
     asked = [row for row, room in enumerate(rooms) if room > 0]
     written = write(prompts=[prompts[row] for row in asked])

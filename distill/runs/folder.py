@@ -41,14 +41,9 @@ _PACKAGES = (
 # Sections that must be equal to resume a run. Others, such as length, checkpoints and loggers, may change.
 _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
-_MAY_CHANGE = {
-    "trainer.log_every_n_steps",
-    "benchmark.token_budget",
-    # References to keys of `data`, which are compared themselves.
-    "data.recipe.student_prompt",
-    "data.recipe.teacher_prompt",
-    "data.recipe.other_prompt",
-}
+# References to keys of `data`, which are compared themselves.
+REFERENCES = ("data.recipe.student_prompt", "data.recipe.teacher_prompt", "data.recipe.other_prompt")
+_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget", *REFERENCES}
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

@@ -15,13 +15,14 @@ from statistics import fmean
 from typing import Any
 
 from distill.errors import UserError
+from distill.runs.folder import REFERENCES
 from distill.runs.read import Run, accuracies, find_runs, read_run
 from distill.statistics import mean_over_runs
 
 # Keys without an effect on results: folders, names, logging and speed; and references to other keys.
 _BESIDE_THE_POINT = re.compile(
     r"(seed|name|dir|runs|cache|ckpt_path|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing)"
-    r"|trainer\.log_every_n_steps|data\.recipe\.(student_prompt|teacher_prompt|other_prompt))(\.|$)"
+    rf"|trainer\.log_every_n_steps|{'|'.join(map(re.escape, REFERENCES))})(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|lr_scheduler|model\.reference|model\.pilot)(\.|$)")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,17 +52,20 @@ class Retokenizer:
         """Whether the teacher's view differs from the student's trace."""
         return self.own_prompt or self.prompt.shows_solution or self.foreign
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with its chat template, of the teacher's prompt: the teacher's if its prompt or its
+        vocabulary differs, else the student's."""
+        return (self.teacher if self.own_prompt or self.foreign else self.student).tokenizer
+
     def prompt_ids(self, example: Example) -> np.ndarray:
         """Token ids of the teacher's prompt.
-
-        They use the teacher's chat template if its prompt or its vocabulary differs, else the student's.
 
         Raises:
             UserError: the teacher must see a worked solution, but the problem has none.
         """
         self.prompt.check(example)
-        own = self.own_prompt or self.foreign
-        return self.prompt.encode(self.teacher.tokenizer if own else self.student.tokenizer, example)
+        return self.prompt.encode(self.tokenizer, example)
 
     def view(self, trace: Trace) -> TeacherView:
         """The teacher's view of a trace, not truncated.
@@ -219,7 +222,7 @@ class Retokenizer:
         return dict(zip(mine, theirs, strict=True))
 
 
-def at_students_tokens(logprobs: np.ndarray, trace: Trace) -> np.ndarray:
+def spread_logprobs(logprobs: np.ndarray, trace: Trace) -> np.ndarray:
     """[tokens] the teacher's log-probs at the student's tokens.
 
     If the teacher has another tokenizer, the log-prob of each span of text is spread evenly over the

@@ -26,7 +26,7 @@ from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
-from distill.teacher.retokenize import Retokenizer, at_students_tokens, teacher_trace
+from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
 from distill.training.models import writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -167,7 +167,7 @@ def prepare_traces(
         if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source, say)):
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             for trace, values in zip(traces, scored, strict=True):
-                trace.signals[signal] = at_students_tokens(values, trace)
+                trace.signals[signal] = spread_logprobs(values, trace)
             # The trace set's writer has spent these FLOPs; count them like those of any cached signal.
             frozen[role].work += scoring(traces)
             continue
@@ -176,7 +176,7 @@ def prepare_traces(
         read = [teacher_trace(trace) for trace in traces] if role == "teacher" else traces
         scored = cached_logprobs(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
         for trace, values in zip(traces, scored, strict=True):
-            trace.signals[signal] = at_students_tokens(values, trace) if role == "teacher" else values
+            trace.signals[signal] = spread_logprobs(values, trace) if role == "teacher" else values
     if objective.caches_distribution:
         read = [teacher_trace(trace) for trace in traces]
         rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
@@ -198,8 +198,8 @@ def check_prompts(traces: Sequence[Trace], teacher: ModelSource) -> None:
         now = read.prompt_ids[: len(read.prompt_ids) - recorded.learn_from]
         if np.array_equal(recorded.prompt_ids, now):
             continue
-        at = next((i for i, (a, b) in enumerate(zip(recorded.prompt_ids, now, strict=False)) if a != b), None)
-        at = min(len(recorded.prompt_ids), len(now)) if at is None else at
+        pairs = enumerate(zip(recorded.prompt_ids, now, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(recorded.prompt_ids), len(now)))
         then, here = (
             teacher.tokenizer.decode(ids[max(0, at - 2) :])[:60] for ids in (recorded.prompt_ids, now)
         )

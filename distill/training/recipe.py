@@ -15,6 +15,7 @@ from distill.generation.sampling import Sampling
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room, sample_completions
+from distill.teacher.retokenize import Retokenizer
 
 
 @dataclass
@@ -91,6 +92,12 @@ class TraceRecipe:
                 f"{{solution}} in it: put it in, or take loss.teacher_sees=prompt"
             )
         return replace(prompt, user=self.informed_prompt)
+
+    def retokenizer(
+        self, student: ModelSource, teacher: ModelSource, sees: Literal["prompt", "solution"] = "prompt"
+    ) -> Retokenizer:
+        """Makes the teacher's view of traces, under `prompt_for_teacher`."""
+        return Retokenizer(student, teacher, self.prompt_for_teacher(sees), self.teacher_prompt is not None)
 
     def build(
         self,
@@ -204,12 +211,10 @@ class TraceRecipe:
     ) -> list[Trace]:
         if teacher is None:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
-        same_tokens = vocabulary_mismatch(student.source, teacher.source) is None
-        # As in `Retokenizer.prompt_ids`, so that the teacher's log-probs are for the prompt it sampled under.
-        own = self.teacher_prompt is not None or not same_tokens
-        tokenizer = teacher.source.tokenizer if own else student.tokenizer
+        # The same prompts as for scoring, so that the teacher's log-probs are for what it sampled under.
+        retokenizer = self.retokenizer(student.source, teacher.source)
         end_ids = teacher.source.end_ids
-        prompts = [self.prompt_for_teacher().encode(tokenizer, example) for example in examples]
+        prompts = [retokenizer.prompt_ids(example) for example in examples]
         check_room(examples, prompts, teacher.source)
         completions = sample_completions(
             teacher,
@@ -227,14 +232,14 @@ class TraceRecipe:
                 if len(ids) == 0 or ids[-1] not in end_ids:
                     outcomes["unfinished"] += 1
                     continue
-                text = tokenizer.decode(ids, skip_special_tokens=True)
+                text = retokenizer.tokenizer.decode(ids, skip_special_tokens=True)
                 if self.grade is not None and not self.grade(example, text).correct:
                     outcomes["wrong"] += 1
                     continue
                 outcomes["kept"] += 1
                 # The example keeps the data's completion: the solution that an informed teacher sees.
                 kept = replace(example, id=f"{example.id}#{number}") if self.samples > 1 else example
-                if not same_tokens:
+                if retokenizer.foreign:
                     ids = encode_completion(student.tokenizer, text, student.end_ids)
                 elif ids[-1] not in student.end_ids:
                     ids = np.append(ids[:-1], student.end_ids[0])

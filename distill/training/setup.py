@@ -245,9 +245,7 @@ class Setup:
         cached = {*objective.distributions.values(), *objective.cached_signals.values()}
         if "teacher" not in cached | objective.live_roles:
             return None
-        prompt = recipe.prompt_for_teacher(objective.teacher_sees)
-        own = recipe.teacher_prompt is not None
-        return Retokenizer(self.student, self.frozen["teacher"], prompt, own)
+        return recipe.retokenizer(self.student, self.frozen["teacher"], objective.teacher_sees)
 
     @cached_property
     def asked(self) -> Sequence[Asked]:
