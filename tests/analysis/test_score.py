@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import warm
 from commands import command
 from hypothesis import given
@@ -19,6 +20,7 @@ from distill.config.words import quoted
 from distill.curation.collect import collect
 from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError
+from distill.models.find import find_model
 
 TEACHER = "package:distill/tiny/teacher"
 STUDENT = "package:distill/tiny/student"
@@ -71,6 +73,25 @@ def test_a_set_is_scored_and_everything_of_it_kept(hot: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_the_teacher_is_read_under_its_own_prompt(hot: Path, tmp_path: Path) -> None:
+    """Its surprisal, token by token, by plain passes after the prompt that it is given."""
+    asked = "data.teacher_prompt.user='#7;{problem}'"
+    found = run([*DATA, f"teachers=[{hot}]", "traces=null", asked, f"model.teacher={TEACHER}"], tmp_path)
+    teacher = find_model(TEACHER, key="model.teacher").load()
+    values: list[float] = []
+    for record in read_records(hot):
+        if not record["correct"]:
+            continue
+        prompt = teacher.tokenizer(f"#7;{record['problem']}").input_ids
+        ids = torch.tensor([[*prompt, *record["completion_ids"]]])
+        with torch.no_grad():
+            logits = teacher.model(input_ids=ids).logits[0, len(prompt) - 1 : -1, : teacher.vocab_size]
+        rows = logits.log_softmax(-1)
+        values += [row[token].item() for row, token in zip(rows, record["completion_ids"], strict=True)]
+    nll = found["teachers"][TEACHER]["figures"]["teacher_nll"]["value"]
+    assert nll == pytest.approx(-np.mean(values), rel=1e-4)
+
+
 def test_teachers_are_compared_on_the_problems_that_they_share(hot: Path, tmp_path: Path) -> None:
     found = run([*DATA, f"teachers=[{hot},{TEACHER},{STUDENT}]", "data.limit=20", "keep=all"], tmp_path)
     assert set(found["teachers"]) == {"hot", TEACHER, STUDENT}

@@ -7,8 +7,8 @@ import random
 import re
 import shutil
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +20,12 @@ import torch
 from omegaconf import OmegaConf
 
 from distill.benchmarks import arithmetic
+from distill.curation import backtracking
 from distill.curation.backtracking import Boundary, motab, step_starts
 from distill.curation.fit import answer_tokens, compact, min_rsr
 from distill.curation.rewriting import self_data
 from distill.curation.step import CurationContext, Outcome, Record
+from distill.data.prompt import Prompt, teacher_prompt
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Verdict
 from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
@@ -522,6 +524,38 @@ def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
     assert loose.figures["share_strayed"] == 0
     assert 0 < len(loose.kept) == 16 - loose.left_out["wrong"] < 16
     assert all(arithmetic.grade(example_of(row), row["completion"]).correct for row in loose.kept)
+
+
+def test_the_teacher_reads_and_goes_on_under_its_own_prompt(
+    embedded: dict[str, LazyModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Prompt("{problem}")
+    recipe = TraceRecipe(list, teacher_prompt=teacher_prompt(student, user=";{problem}"))
+    context = replace(context_of(embedded, tmp_path), recipe=recipe)
+    asked: list[tuple[LazyModel, list[str]]] = []
+    tokenizer = tokenizer_of()
+
+    def spy(name: str, prompts_of: Callable[..., Any]) -> None:
+        real = getattr(backtracking, name)
+
+        def spying(model: LazyModel, *given: Any, **options: Any) -> Any:
+            asked.append((model, [tokenizer.decode(ids) for ids in prompts_of(*given, **options)]))
+            return real(model, *given, **options)
+
+        monkeypatch.setattr(backtracking, name, spying)
+
+    spy("token_stats", lambda traces, **_: [trace.prompt_ids for trace in traces])
+    spy("sample_completions", lambda prompts, **_: prompts)
+    records = several(6)
+    outcome = motab(records, context, separator=";", sampling=GREEDY, correction=GREEDY, margin=0.5)
+    problems = tuple({record["problem"] for record in records})
+    by = {
+        who: [text for model, texts in asked if model is embedded[who] for text in texts] for who in embedded
+    }
+    assert all(text.startswith(problems) for text in by["student"])
+    assert len(by["teacher"]) > 6  # it reads all, and goes on with some
+    assert all(text[0] == ";" and text[1:].startswith(problems) for text in by["teacher"])
+    assert all(tokenizer.decode(row["prompt_ids"]) == row["problem"] for row in outcome.kept)
 
 
 def test_a_student_that_writes_as_the_teacher_needs_no_help(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from distill.data.alignment import align, shared_tokens, spell
+from distill.data.alignment import align, shared_tokens, span_starts, spans, spell, spread_over_spans
 from distill.data.batch import collate
 from distill.data.prompt import Prompt
 from distill.data.trace import Example, TeacherView, Trace, encode_completion
@@ -124,6 +124,29 @@ def test_tokens_are_paired_where_both_have_spelled_the_same(text: str, names: li
             first.setdefault(len(decoded(mine, a[:i])), (i, j, same))
     pairs = list(zip(*(column.tolist() for column in vars(found).values()), strict=True))
     assert pairs == list(first.values())
+
+
+@given(text=st.text(alphabet="ab é1 ", max_size=30), names=st.permutations(["bytes", "words", "pieces"]))
+@settings(max_examples=100, deadline=None)
+def test_spans_hold_the_same_text_and_each_token_knows_the_first_of_its_span(
+    text: str, names: list[str]
+) -> None:
+    mine, theirs = TOKENIZERS[names[0]], TOKENIZERS[names[1]]
+    a, b = (tokenizer(text, add_special_tokens=False).input_ids for tokenizer in (mine, theirs))
+    found = align(spell(mine, a), spell(theirs, b))
+    starts = [-1] * len(a)
+    for own, other in spans(found):
+        parts = [
+            decoded(tokenizer, ids[: part.stop])[len(decoded(tokenizer, ids[: part.start])) :]
+            for tokenizer, ids, part in ((mine, a, own), (theirs, b, other))
+        ]
+        assert parts[0] == parts[1]
+        starts[own] = [own.start] * (own.stop - own.start)
+    assert span_starts(found, len(a)).tolist() == starts
+    assert span_starts(None, len(a)).tolist() == list(range(len(a)))
+    values = np.arange(1.0, len(b) + 1)
+    spread = spread_over_spans(values, found, len(a))
+    assert spread.sum() == pytest.approx(sum(values[other].sum() for _, other in spans(found)))
 
 
 def test_the_mark_before_a_text_is_passed_over() -> None:

@@ -11,7 +11,7 @@ from test_training import run
 
 from distill.benchmarks.arithmetic import grade
 from distill.data.batch import Batch, collate
-from distill.data.trace import Example, Trace, Verdict
+from distill.data.trace import Example, TeacherView, Trace, Verdict
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.losses.weights import uniform, validity
@@ -31,13 +31,17 @@ def pair() -> tuple[LanguageModel, LanguageModel]:
     return student, teacher
 
 
-def batch_of(lm: LanguageModel, count: int = 4, *, end: bool = True) -> Batch:
+def batch_of(lm: LanguageModel, count: int = 4, *, end: bool = True, asked: str = "") -> Batch:
+    """Problems with solutions; `asked` stands before the problem in the teacher's prompt alone."""
     traces = []
     for problem in task.problems(count, split="train", operations=(2, 5)):
         ids = lm.tokenizer(task.write_solution(problem, "single")).input_ids
         example = Example(problem, problem, gold=task.answer(problem))
         prompt = np.asarray(lm.tokenizer(problem).input_ids, dtype=np.int32)
         traces.append(Trace(example, prompt, np.asarray([*ids, *lm.end_ids[:end]], dtype=np.int32)))
+        if asked:
+            read = np.asarray(lm.tokenizer(asked + problem).input_ids, dtype=np.int32)
+            traces[-1].teacher_view = TeacherView(read, traces[-1].completion_ids)
     return collate(traces)
 
 
@@ -69,12 +73,12 @@ def mean_logprob(lm: LanguageModel, prefix: str, step: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize(("end", "asked"), [(True, ""), (False, ""), (True, "#7;")])
 def test_values_are_those_of_steps_proposed_one_by_one(
-    pair: tuple[LanguageModel, LanguageModel], end: bool
+    pair: tuple[LanguageModel, LanguageModel], end: bool, asked: str
 ) -> None:
     student, teacher = pair
-    batch = batch_of(student, end=end)
+    batch = batch_of(student, end=end, asked=asked)
     found = StepProposals(separator=";", max_step_tokens=9).values(student, teacher, batch)
     steps = disagreements = 0
     for row, example in enumerate(batch.examples):
@@ -84,8 +88,8 @@ def test_values_are_those_of_steps_proposed_one_by_one(
         for number, token in enumerate(tokens):
             if number == 0 or tokens[number - 1] == ";":
                 prefix = example.problem + so_far
-                mine, theirs = greedily(student, prefix, 9), greedily(teacher, prefix, 9)
-                values = [mean_logprob(teacher, prefix, step) for step in (mine, theirs)]
+                mine, theirs = greedily(student, prefix, 9), greedily(teacher, asked + prefix, 9)
+                values = [mean_logprob(teacher, asked + prefix, step) for step in (mine, theirs)]
                 steps += 1
                 disagreements += mine != theirs
                 assert found.first[row, column]

@@ -150,6 +150,7 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["steps"] == 6
+    assert summary["device_hours"] == pytest.approx(summary["seconds"]["training"] / 3600, abs=0.01 / 3600)
     assert {own["problems"] for own in summary["benchmarks"]["arithmetic"].values()} == {8}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [one["stage"] for one in samples] == ["before"] * 8 + ["after"] * 8
