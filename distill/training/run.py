@@ -209,9 +209,8 @@ def _summary(
             **{name: round(value, 2) for name, value in (clock.seconds | {"total": clock.total}).items()},
             "training": round(totals["seconds"], 2),
         },
-        "device_hours": totals["seconds"]
-        * module.trainer.world_size
-        / 3600,  # of training, rollouts included
+        # Of training, rollouts included.
+        "device_hours": totals["seconds"] * module.trainer.world_size / 3600,
         "traces": len(prepared.traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": dict(prepared.frozen),
