@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.config.instantiate import plain
 from distill.errors import UserError, first_line
+from distill.io.checksums import CHECKSUMS
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
@@ -80,7 +81,9 @@ def _hash_files(path: Path) -> str:
     names = (
         [path]
         if path.is_file()
-        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+        else sorted(
+            p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"} and p.name != CHECKSUMS
+        )
     )
     for file in names:
         size = file.stat().st_size

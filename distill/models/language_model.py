@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.data.layout import Layout, Pass
 from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_size
 from distill.errors import UserError, first_line
+from distill.io.checksums import check, noted
 from distill.models.head import Head
 
 PACKED_ATTENTION = "packed"  # name of distill.models.packed_attention's attention in transformers
@@ -56,6 +57,7 @@ class ModelSource:
         ):
             # AutoTokenizer would return an empty tokenizer of the model's class.
             raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
+        self._check_files(weights=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
         except Exception as error:  # of any kind: see load
@@ -113,6 +115,7 @@ class ModelSource:
         """Load weights (in eval mode, on the CPU) and tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
 
+        self._check_files(weights=True)
         options: dict[str, Any] = dict(self._where)
         if self.gguf:
             # Quantized weights could be neither trained nor saved.
@@ -127,6 +130,20 @@ class ModelSource:
         if self.gguf:
             _forget_packing(model)
         return LanguageModel(model.eval(), self.tokenizer, self)
+
+    def _check_files(self, *, weights: bool) -> None:
+        """Compare the files of a model that distill saved with their checksums.
+
+        Args:
+            weights: compare the weights too, which takes about a second for 2 GB.
+
+        Raises:
+            UserError: a file is damaged; names it.
+        """
+        folder = Path(self.location)
+        if folder.is_dir() and not self.gguf:
+            files = [path for path in noted(folder) if weights or path.suffix != ".safetensors"]
+            check(files, "take the folder from a copy, or train it again")
 
     @functools.cached_property
     def _configuration(self) -> Any:

@@ -54,6 +54,7 @@ class StepMetrics:
         self._sums: Tensor | None = None
         self._flops = dict.fromkeys(_FLOPS, 0.0)
         self._weight_counts: Tensor | None = None
+        self._earlier_counts = np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64)  # before a resume
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
@@ -121,13 +122,22 @@ class StepMetrics:
         self._sums, self.traces = None, ()
         self._flops = dict.fromkeys(_FLOPS, 0.0)
 
+    @property
+    def weight_counts(self) -> np.ndarray:
+        """Histogram of token weights over `WEIGHT_BINS` since it was last taken; outliers are in the end
+        bins."""
+        new = 0 if self._weight_counts is None else self._weight_counts.long().cpu().numpy()
+        return self._earlier_counts + new
+
     def take_weight_counts(self) -> np.ndarray:
-        """Histogram of token weights over `WEIGHT_BINS` since the last call; outliers are in the end bins."""
-        counts = self._weight_counts
-        self._weight_counts = None
-        return (
-            np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64) if counts is None else counts.long().cpu().numpy()
-        )
+        """Return `weight_counts` and begin the next histogram."""
+        counts = self.weight_counts
+        self.continue_weight_counts(np.zeros_like(counts))
+        return counts
+
+    def continue_weight_counts(self, counts: np.ndarray) -> None:
+        """Go on with a histogram that an earlier process began."""
+        self._weight_counts, self._earlier_counts = None, counts
 
     def metrics(self, values: Mapping[str, float]) -> dict[str, float]:
         """Metrics to log, from the step's sums over all ranks (by name)."""
