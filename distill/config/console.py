@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # full, over quota, read-only, broken
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # full, read-only, broken
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
 
 
