@@ -6,7 +6,7 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.kinds import check_kinds
 from distill.config.moved import new_name
@@ -38,6 +38,9 @@ def build(node: Any, place: str) -> Any:
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
             raise UserError(f"{place}: {first_line(cause)}") from error
         raise
+    except (TypeError, ValueError, OmegaConfBaseException) as error:  # of the node itself
+        check_kinds(node, place)
+        raise UserError(f"{place}: {first_line(error)}") from error
     check_kinds(node, place)
     return built
 

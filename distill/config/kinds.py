@@ -49,6 +49,7 @@ def _check(values: Any, node: Any, place: str) -> None:
     if not isinstance(values, dict | list):
         return
     hints = _annotations(values.get("_target_")) if isinstance(values, dict) else {}
+    hints |= dict.fromkeys(("_partial_", "_recursive_"), (bool, None))  # Hydra's own
     for name, value in values.items() if isinstance(values, dict) else enumerate(values):
         child = node._get_node(name) if isinstance(node, DictConfig | ListConfig) else None
         _check(value, child, f"{place}.{name}")

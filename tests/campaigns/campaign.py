@@ -1,4 +1,4 @@
-"""What all campaigns of faults share: the commands, what they leave behind, and how a fault's end is judged."""
+"""What all campaigns share: the commands, what they leave behind, and how the end of a fault is judged."""
 
 import csv
 import json
@@ -137,7 +137,8 @@ class Tally:
     def add(self, name: str, outcome: str, said: str = "") -> None:
         self.counts[name, outcome] += 1
         if outcome not in ("fine", "clear", "equal"):
-            self.bad.append(f"{name}: {outcome}: {said[-1500:]}")
+            self.bad.append(f"{name}: {outcome}: {said[:300]} … {said[-1500:]}")
+            print(f"\n{self.bad[-1]}", flush=True)  # a campaign may be stopped before its end
 
     def finish(self, title: str) -> None:
         """Print the table, and fail where anything went wrong."""
