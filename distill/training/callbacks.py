@@ -175,6 +175,11 @@ class WeightHistogram(lightning.Callback):
         if trainer.global_step > self._written:  # the steps since the last histogram
             self._write(trainer, pl_module)
 
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self._module is None:  # resumed after its last step, where Lightning skips the training hooks
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         counts = pl_module.step_metrics.take_weight_counts()
         self._written = trainer.global_step
