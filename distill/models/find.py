@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
+from distill.config.kinds import check_text
 from distill.errors import UserError, first_line
 from distill.io.checksums import CHECKSUMS
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
+_DTYPES = {"model.student_dtype": False, "model.teacher_dtype": False}
 _SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
 
 
@@ -100,10 +102,13 @@ def _hash_files(path: Path) -> str:
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
+    revision = f"{'teacher' if role == 'teacher' else 'student'}_revision"
+    check_text({"model": plain(model)}, {f"model.{revision}": True, **_DTYPES})
+    named = model[revision]
     return find_model(
         plain(model[role]),
         key=f"model.{role}",
-        dtype=dtype,
-        revision=model["teacher_revision" if role == "teacher" else "student_revision"],
+        dtype=str(dtype),
+        revision=None if named is None else str(named),  # YAML reads some commits as numbers
         trust_remote_code=model["trust_remote_code"],
     )
