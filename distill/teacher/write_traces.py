@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from distill.config.instantiate import build
+from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
@@ -113,7 +113,7 @@ class WriteSetup:
             messages=asked,
             prompts=prompts,
             template=template_hash(source.tokenizer, prompt.user, prompt.system),
-            config=OmegaConf.to_yaml(cfg, resolve=True),
+            config=as_yaml(cfg),
         )
 
     @cached_property
