@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.data.layout import Layout, Pass
-from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_size
+from distill.data.tokenizers import end_ids, shared_rows, tokenizer_fingerprint, tokenizer_size
 from distill.errors import UserError, first_line
 from distill.models.head import Head
 
@@ -33,6 +33,8 @@ class ModelSource:
         revision: the hub's commit, so that all files come from the same one.
         dtype: dtype of the weights in memory: float32, bfloat16, …, or auto (as stored).
         trust_remote_code: whether to run the repository's own Python code.
+        rows: first rows of the output matrix that take part; None: those of all the tokenizer's tokens. The
+            model then predicts and writes no other token, and reads them all.
     """
 
     name: str
@@ -42,6 +44,24 @@ class ModelSource:
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    rows: int | None = None
+
+    def cut(self, rows: int) -> "ModelSource":
+        """The model with the first `rows` rows of its output matrix; itself if it has no more tokens."""
+        if self.vocab_size <= rows:
+            return self
+        # What is computed with fewer rows is stored apart.
+        found = replace(self, rows=rows, fingerprint=f"{self.fingerprint}-{rows}-rows")
+        vars(found).update(
+            {name: vars(self)[name] for name in ("tokenizer", "vocabulary") if name in vars(self)}
+        )
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model predicts: its tokenizer's, or the first `rows` of them."""
+        size = tokenizer_size(self.tokenizer)
+        return size if self.rows is None else min(size, self.rows)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -161,7 +181,7 @@ class LanguageModel:
             )
         # Output matrices are padded to round sizes that differ within a model family (Qwen2.5 1.5B and 7B).
         # Only the rows of real tokens are used, in training, logprobs and sampling.
-        self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0])
+        self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0], source.rows or 1 << 40)
 
     @property
     def device(self) -> torch.device:
@@ -263,10 +283,29 @@ def enable_gradient_checkpointing(lm: LanguageModel) -> None:
         ) from error
 
 
+def on_shared_rows(
+    student: ModelSource, others: Sequence[ModelSource]
+) -> tuple[ModelSource, list[ModelSource]]:
+    """The models with the rows of the tokens that all of them have; unchanged if the tokens mean others."""
+    rows = [
+        shared_rows(student.tokenizer, other.tokenizer)
+        for other in others
+        if other.vocabulary != student.vocabulary
+    ]
+    found = [count for count in rows if count is not None]
+    if not rows or len(found) < len(rows):
+        return student, list(others)
+    return student.cut(min(found)), [other.cut(min(found)) for other in others]
+
+
 def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
-    """Why student and teacher cannot be compared token by token; None if they can."""
+    """Why student and teacher cannot be compared token by token; None if they can.
+
+    Of two that differ only by further tokens, both must have been reduced to `on_shared_rows` before.
+    """
     ours, theirs = student.tokenizer, teacher.tokenizer
-    if student.vocabulary != teacher.vocabulary:
+    alike = student.vocabulary == teacher.vocabulary or shared_rows(ours, theirs) is not None
+    if not alike or student.vocab_size != teacher.vocab_size:
         a, b = ours.get_vocab(), theirs.get_vocab()
         differing = sum(1 for token, index in a.items() if b.get(token) != index)
         return (

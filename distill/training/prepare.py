@@ -27,7 +27,7 @@ from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
-from distill.training.models import writes_all
+from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -94,7 +94,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     if first_rank():
         if setup.resumed is None:
             claim(setup.folder)
-        print(_begin(setup, student))
+        print(_begin(setup, student), *rows_in_words(setup.student, setup.frozen), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
         traces = prepare_traces(

@@ -29,7 +29,7 @@ from distill.runs.folder import check_free
 from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
 from distill.training.length import RunLength
-from distill.training.models import check_sense, check_vocabularies, find_models
+from distill.training.models import check_sense, check_vocabularies, find_models, share_rows
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
@@ -212,6 +212,8 @@ class Setup:
             if path := _path(recipe):
                 check_file(path)
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
+        if here:
+            student, frozen = share_rows(student, frozen, objective, launch.loss)
         kept, loggers = values["checkpoint"], cfg.get("logger") or {}
         setup = cls(
             **parts,
