@@ -20,7 +20,7 @@ from distill.losses.signals import Role
 from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
-from distill.models.lora import add_lora, is_adapted, parameter_counts
+from distill.models.lora import add_lora, is_adapted, parameter_counts, unadapted_experts
 from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.runs.folder import claim
@@ -94,7 +94,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     if first_rank():
         if setup.resumed is None:
             claim(setup.folder)
-        print(_begin(setup, student), *rows_in_words(setup.student, setup.frozen), sep="\n")
+        print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
         traces = prepare_traces(
@@ -128,12 +128,15 @@ def _load_student(setup: Setup) -> LanguageModel:
     return student
 
 
-def _begin(setup: Setup, student: LanguageModel) -> str:
-    """The first line that a run prints."""
+def _begin(setup: Setup, student: LanguageModel) -> Iterator[str]:
+    """The first lines that a run prints."""
     trained, parameters = parameter_counts(student.model)
     adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if setup.lora else ""
     beside = ", ".join(f"{role} {source.name}" for role, source in setup.frozen.items()) or "no teacher"
-    return f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
+    yield f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
+    yield from rows_in_words(setup.student, setup.frozen)
+    if setup.lora and not setup.lora.targets and (experts := unadapted_experts(student.model)):
+        yield f"model.lora: peft adapts no weights of the experts, which do not train: {', '.join(experts)}"
 
 
 def prepare_traces(
