@@ -95,7 +95,8 @@ def check_targets(lora: Lora, source: ModelSource) -> None:
         remedy = "set model.lora.dropout=0, or name" if lora.dropout and experts else "name"
         raise UserError(
             f"model.lora does not work with {source.name!r}{where}: {first_line(error)}; {remedy} other "
-            f"layers in model.lora.targets, such as [q_proj,v_proj], or train all weights (model.lora.rank=null)"
+            f"layers in model.lora.targets, such as [q_proj,v_proj], or train all weights "
+            f"(model.lora.rank=null)"
         ) from error
     if unknown := [name for name, _ in _adapted_weights(model) if name not in before]:
         raise UserError(
@@ -107,7 +108,11 @@ def check_targets(lora: Lora, source: ModelSource) -> None:
 def _check_names(lora: Lora, source: ModelSource, model: Any) -> None:
     """Check that each target is the name of a linear layer other than the output matrix."""
     head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_linear(module) and not _is_router(module)
+    }
     names = list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, module in linear.items() if module is not head))
     for target in lora.targets:
         found = [module for n, module in linear.items() if n == target or n.endswith(f".{target}")]
@@ -154,6 +159,7 @@ def _inject(model: Any, lora: Lora, source: ModelSource) -> None:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets) or _ALL,
+        exclude_modules=[name for name, module in model.named_modules() if _is_router(module)] or None,
         task_type="CAUSAL_LM",
         base_model_name_or_path=source.location,
         revision=source.revision,
@@ -256,6 +262,18 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, (nn.Linear, Conv1D))  # the same classes as peft's all-linear
+
+
+@torch.no_grad()
+def _is_router(module: nn.Module) -> bool:
+    """Whether it is a subclass of a linear layer that returns more than a tensor, such as a mixture's router:
+    peft would take it for a linear layer, and fail in training."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return False
+    try:
+        return not isinstance(module(module.weight[:1]), Tensor)
+    except Exception:  # it wants other inputs than a linear layer
+        return True
 
 
 def _is_number(value: object) -> TypeGuard[float]:
