@@ -52,12 +52,14 @@ def test_the_switch_is_where_the_models_configuration_has_it() -> None:
     assert rope_switch(Phi3Config(**(SIZES | {"max_position_embeddings": SWITCH}))) is None  # never reached
     long = {"short_mscale": 1.0, "long_mscale": 1.2, "original_max_position_embeddings": 8}
     scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, **long}
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
-    assert rope_switch(PhimoeConfig(**sizes, rope_scaling=scaling)) == 8
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
+    scaled: dict[str, Any] = sizes | {"rope_scaling": scaling}
+    assert rope_switch(PhimoeConfig(**scaled)) == 8
     assert rope_switch(LlamaConfig(**sizes)) is None
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     original = {"original_max_position_embeddings": 32}
-    assert rope_switch(LlamaConfig(**sizes, rope_scaling=llama3 | original)) is None
+    scaled = sizes | {"rope_scaling": llama3 | original}
+    assert rope_switch(LlamaConfig(**scaled)) is None
 
 
 @pytest.mark.parametrize("kind", ["none", "padded", "grouped"])

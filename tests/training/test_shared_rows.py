@@ -18,7 +18,7 @@ def extended(model: Path, folder: Path, *tokens: str, rows: int = 24) -> Path:
     larger = AutoModelForCausalLM.from_pretrained(model)
     larger.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
-        larger.get_output_embeddings().weight[18:] *= 50
+        larger.lm_head.weight[18:] *= 50
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(list(tokens))
     larger.save_pretrained(folder)
