@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill.data.readers import recorded_tokens
+from distill.data.recorded import recorded_tokens
 from distill.data.trace import Example
 from distill.errors import UserError
 from distill.io.files import write_atomically
@@ -146,7 +146,7 @@ def example_of(record: Mapping[str, Any]) -> Example:
         record["gold"],
         record["completion"],
         where=f"of {record['teacher']}" if record["teacher"] else None,
-        recorded=recorded_tokens(record),
+        recorded=recorded_tokens(record, f"trace {record['id']}"),
     )
 
 
