@@ -34,11 +34,13 @@ class Conversation:
             `tool_call_id`, a tool's `name` and an earlier answer's `reasoning_content`.
         completion: the last message's text, a thought in front; None: the conversation ends before it.
         unread: the keys of turns that were not read, and hold something.
+        thinks: whether a thought was put in front of the completion.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     completion: str | None
     unread: frozenset[str]
+    thinks: bool = False
 
     @property
     def problem(self) -> str:
@@ -96,7 +98,15 @@ def read_conversation(
     if not last["content"].strip():
         has = "has a thought and no answer" if thought else "is empty"
         raise NothingToLearn(f"{where}: the last message {has}, so there is nothing to learn")
-    return Conversation(tuple(turns[:-1]), with_thought(thought, last["content"]), frozenset(unread))
+    completion = completion_text(thought, last["content"])
+    return Conversation(tuple(turns[:-1]), completion, frozenset(unread), completion != last["content"])
+
+
+def completion_text(thought: str, answer: str) -> str:
+    """The answer with the thought in front, unless there is none or the answer brings it along already."""
+    if not thought.strip() or "</think>" in answer:
+        return answer
+    return with_thought(thought.strip(), answer.lstrip())
 
 
 def read_tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...] | None:

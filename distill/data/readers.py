@@ -2,14 +2,16 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.data.conversations import (
     NothingToLearn,
     check_unicode,
+    completion_text,
     from_json,
     read_conversation,
     read_tools,
@@ -17,12 +19,12 @@ from distill.data.conversations import (
 from distill.data.layouts import AUTO, is_empty, is_missing, look_up, number_text, recognise
 from distill.data.record_files import file_records, find_files
 from distill.data.recorded import recorded_tokens
-from distill.data.thoughts import with_thought
 from distill.data.trace import Example
 from distill.errors import UserError, first_line
 from distill.io.locks import first_rank
 
 _ASKING = ("user", "human", "system")  # roles that begin a conversation
+_NEEDED = ("problem", "completion", "messages")
 _ALL_AUTO = dict.fromkeys(("problem", "completion", "messages", "context", "system", "thought"), AUTO)
 
 
@@ -90,6 +92,7 @@ class _Notes:
         left_out: why records were left out.
         unread: fields that were not read, and hold something.
         unread_in_turns: the same of the turns of conversations.
+        thinking: number of conversations whose answer has a thought apart.
         answered_before: number of conversations with answers that are not learned.
     """
 
@@ -98,6 +101,7 @@ class _Notes:
     left_out: list[str] = field(default_factory=list)
     unread: dict[str, None] = field(default_factory=dict)
     unread_in_turns: set[str] = field(default_factory=set)
+    thinking: int = 0
     answered_before: int = 0
 
     def in_words(self, count: int) -> str:
@@ -107,6 +111,8 @@ class _Notes:
             read = ", ".join(f"{name} from {place}" for name, place in places)
             parts.append(f"{read} ({times})" if len(self.layouts) > 1 else read)
         text = f"{self.source}: {count} examples: {'; '.join(parts)}"
+        if self.thinking:
+            text += f"; {self.thinking} with a thought, which stands in front of the answer"
         if self.answered_before:
             text += f"; of {self.answered_before} conversations only the last answer is learned"
         not_read = [*self.unread, *(f"{key} of messages" for key in sorted(self.unread_in_turns))]
@@ -141,7 +147,8 @@ def _example(
     turns = _turns(found, where)
     tools = read_tools(record.get("tools"), where) if turns is not None else None
     example = _of_text(found, where) if turns is None else _of_turns(turns, found, tools, where, notes)
-    notes.layouts[tuple(item for item in places.items() if not is_empty(found[item[0]]))] += 1
+    read = (item for item in places.items() if item[0] in _NEEDED or not is_empty(found[item[0]]))
+    notes.layouts[tuple(read)] += 1
     used = {place.partition(".")[0] for place in places.values()} | set(places.values())
     notes.unread |= {
         str(key): None
@@ -153,7 +160,7 @@ def _example(
 
 def _value(record: Mapping[str, Any], place: str, where: str, name: str, missing: str) -> Any:
     """A field's value; raises `NothingToLearn` where records without it may be left out."""
-    needed = name in ("problem", "completion", "messages")
+    needed = name in _NEEDED
     try:
         value = look_up(record, place, where, name)
     except UserError as error:
@@ -183,7 +190,7 @@ def _turns(found: Mapping[str, Any], where: str) -> Any:
         after = completion
     else:
         answer = _text(completion, "completion", where)
-        after = [{"role": "assistant", "content": with_thought(_thought(found, where), answer)}]
+        after = [{"role": "assistant", "content": completion_text(_thought(found, where), answer)}]
     return [*_earlier(history, where), *before, *after]
 
 
@@ -208,6 +215,7 @@ def _of_turns(turns: Any, found: Mapping[str, Any], tools: Any, where: str, note
     system = _system(found, where)
     conversation = read_conversation(turns, where, system=system, open_ended=prompts_only)
     notes.unread_in_turns |= conversation.unread
+    notes.thinking += conversation.thinks
     notes.answered_before += conversation.answers_before
     gold = _gold(found.get("gold"), where)
     return Example(
@@ -226,7 +234,7 @@ def _of_text(found: Mapping[str, Any], where: str) -> Example:
     problem = check_unicode(f"{problem}\n\n{context}" if context and context.strip() else problem, where)
     completion = found.get("completion")
     if completion is not None and not _is_messages(completion):
-        completion = with_thought(_thought(found, where), _text(completion, "completion", where))
+        completion = completion_text(_thought(found, where), _text(completion, "completion", where))
     gold = _gold(found.get("gold"), where)
     return Example("", problem, gold, completion, where=where, system=_system(found, where))
 
@@ -285,9 +293,7 @@ def read_records(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Records, each with its place ("file, line 3") for error messages."""
     if path is None and hub is None:
-        raise UserError(
-            "no data: set data.path=<file> (JSON Lines, Parquet or CSV) or data.hub=<data set id>"
-        )
+        raise UserError("no data: set data.path=<file, folder or pattern> or data.hub=<data set id>")
     source = file_records(path, split) if path is not None else _hub_records(str(hub), subset, split)
     for where, record in itertools.islice(source, limit):
         if not isinstance(record, Mapping):
@@ -302,6 +308,24 @@ def check_file(path: str | Path, split: str = "train") -> None:
         UserError: there is none, or of no format that is read.
     """
     find_files(path, split)
+
+
+def check_source(source: Callable[..., list[Example]]) -> None:
+    """Check a reader of local data before models are loaded: that its files are there, and for `read_examples`
+    that the first record has the named fields.
+
+    Args:
+        source: partial of a reader of this package with its arguments; anything else is not checked.
+
+    Raises:
+        UserError: as `check_file` and `read_examples`.
+    """
+    if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
+        return
+    if path := source.keywords.get("path"):
+        check_file(str(path), source.keywords.get("split") or "train")
+        if source.func is read_examples and source.keywords.get("missing") != "drop":
+            source(limit=1, report=False)
 
 
 def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:

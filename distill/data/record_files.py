@@ -35,6 +35,7 @@ _WRAPPERS = ("data", "instances", "examples", "records", "rows", "items")  # key
 # The words for splits in names of files and folders, as the datasets library finds them.
 _SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")}
 _SPLITS["test"] = ("test", "testing", "eval", "evaluation")
+_SPLIT_NAMES = {word: name for name, words in _SPLITS.items() for word in words}
 
 
 def find_files(path: str | Path, split: str = "train") -> list[Path]:
@@ -47,7 +48,7 @@ def find_files(path: str | Path, split: str = "train") -> list[Path]:
     Raises:
         UserError: there is no such file, or none of a format that is read.
     """
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()
     try:
         if path.is_file():
             return [_checked(path)]
@@ -124,8 +125,8 @@ def _files_of(folder: Path, split: str) -> list[Path]:
                 f"data folder {folder} has files that are named by split and others ({other[0]}): name those "
                 f"that you mean, such as {folder / f'*{split}*'}"
             )
-        wanted = next((name for name, words in _SPLITS.items() if split in words), split)
-        files = [file for file, name in named.items() if name == wanted]
+        wanted = {_SPLIT_NAMES.get(name, name) for name in split.split("+")}
+        files = [file for file, name in named.items() if name in wanted]
         if not files:
             has = ", ".join(sorted({name for name in named.values() if name}))
             raise UserError(f"data folder {folder} has no files of the split {split}, only of {has}")
@@ -136,8 +137,7 @@ def _split_of(path: Path) -> str | None:
     """The split that a file's or a folder's name tells; the innermost name counts."""
     for part in reversed(path.parts):
         words = re.split(r"[^a-z]+", part.lower())
-        found = [name for name, known in _SPLITS.items() if set(known) & set(words)]
-        if found:
+        if found := [_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES]:
             return found[0]
     return None
 
@@ -163,13 +163,14 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
         saved = load_from_disk(str(folder))
     except Exception as error:  # the library's errors share no base class
         raise UserError(f"{folder} is no readable folder of save_to_disk ({first_line(error)})") from error
-    if isinstance(saved, DatasetDict):
-        if split not in saved:
-            raise UserError(f"{folder} has no split {split}, only {', '.join(saved)}: set data.split")
-        saved, folder = saved[split], folder / split
+    names = split.split("+") if isinstance(saved, DatasetDict) else [""]
+    if isinstance(saved, DatasetDict) and not set(names) <= saved.keys():
+        raise UserError(f"{folder} has no split {split}, only {', '.join(saved)}: set data.split")
     try:
-        for number, row in enumerate(saved, start=1):
-            yield f"{folder}, row {number}", row
+        for name in names:
+            rows = saved[name] if isinstance(saved, DatasetDict) else saved
+            for number, row in enumerate(rows, start=1):
+                yield f"{folder / name}, row {number}", row
     except (OSError, ValueError) as error:  # a damaged Arrow file; pyarrow's errors are ValueErrors
         raise UserError(f"{folder} is damaged ({first_line(error)})") from error
 
@@ -274,7 +275,7 @@ def _json_records(path: Path, split: str) -> Iterator[tuple[str, Any]]:
         return
     value = _parse(_decode(text, path, 1), str(path))
     if isinstance(value, dict):
-        wanted = (*_SPLITS.get(split, (split,)), *_WRAPPERS)
+        wanted = (*_SPLITS.get(_SPLIT_NAMES.get(split, split), (split,)), *_WRAPPERS)
         arrays = [value[name] for name in wanted if isinstance(value.get(name), list)]
         value = arrays[0] if arrays else [value]
     if not isinstance(value, list):

@@ -1,14 +1,6 @@
-"""Thoughts: the reasoning that a model writes before its answer."""
+"""Thoughts: what a model writes before its answer, between marks such as `<think>` and `</think>`."""
 
 
 def with_thought(thought: str, answer: str) -> str:
-    """A completion in which the thought stands in front of the answer, between `<think>` tags.
-
-    Args:
-        thought: the reasoning; if blank, the answer is returned as it is.
-        answer: what follows it. If it carries a thought itself (a closing tag is in it), it is returned as it
-            is.
-    """
-    if not thought.strip() or "</think>" in answer:
-        return answer
-    return f"<think>\n{thought.strip()}\n</think>\n\n{answer.lstrip()}"
+    """A completion of a thought and an answer."""
+    return f"<think>\n{thought}\n</think>\n\n{answer}"
