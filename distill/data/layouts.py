@@ -98,7 +98,8 @@ def is_empty(value: Any) -> bool:
 
 def number_text(value: float) -> str:
     """A number as it is written: 24.0 becomes 24."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value)) if whole else str(value)
 
 
 def look_up(record: Mapping[str, Any], place: str, where: str, name: str) -> Any:

@@ -108,7 +108,8 @@ class _Notes:
         """One line."""
         parts = []
         for places, times in self.layouts.most_common(3):
-            read = ", ".join(f"{name} from {place}" for name, place in places)
+            words = ((name.replace("messages", "conversation"), place) for name, place in places)
+            read = ", ".join(f"{name} from {place}" for name, place in words)
             parts.append(f"{read} ({times})" if len(self.layouts) > 1 else read)
         text = f"{self.source}: {count} examples: {'; '.join(parts)}"
         if self.thinking:
@@ -121,7 +122,8 @@ class _Notes:
             text += f"; not read: {', '.join(not_read[:12])}{more}"
         if self.left_out:
             total = count + len(self.left_out)
-            text += f"; {len(self.left_out)} of {total} records left out ({self.left_out[0]})"
+            why = self.left_out[0].removeprefix(f"{self.source}, ")
+            text += f"; {len(self.left_out)} of {total} records left out ({why})"
         return text
 
 
@@ -181,9 +183,7 @@ def _turns(found: Mapping[str, Any], where: str) -> Any:
         return None
     if _is_messages(completion) and (completion[0].get("role") or completion[0].get("from")) in _ASKING:
         return completion  # the whole conversation
-    before = (
-        problem if _is_messages(problem) else [{"role": "user", "content": _of_text(found, where).problem}]
-    )
+    before = problem if _is_messages(problem) else [{"role": "user", "content": _problem(found, where)}]
     if completion is None:
         after = []
     elif _is_messages(completion):
@@ -223,20 +223,23 @@ def _of_turns(turns: Any, found: Mapping[str, Any], tools: Any, where: str, note
     )
 
 
-def _of_text(found: Mapping[str, Any], where: str) -> Example:
-    """The example of a problem and a completion, each a text or a list of messages' texts."""
-    problem = found["problem"]
+def _problem(found: Mapping[str, Any], where: str) -> str:
+    """The problem's text, with the context below it."""
+    problem, context = found["problem"], found.get("context")
     if not isinstance(problem, str):
         raise UserError(f"{where}: the problem is {type(problem).__name__}, not text")
-    context = found.get("context")
     if not (context is None or isinstance(context, str)):
         raise UserError(f"{where}: the context is {type(context).__name__}, not text")
-    problem = check_unicode(f"{problem}\n\n{context}" if context and context.strip() else problem, where)
+    return check_unicode(f"{problem}\n\n{context}" if context and context.strip() else problem, where)
+
+
+def _of_text(found: Mapping[str, Any], where: str) -> Example:
+    """The example of a problem and a completion that are texts."""
     completion = found.get("completion")
-    if completion is not None and not _is_messages(completion):
+    if completion is not None:
         completion = completion_text(_thought(found, where), _text(completion, "completion", where))
     gold = _gold(found.get("gold"), where)
-    return Example("", problem, gold, completion, where=where, system=_system(found, where))
+    return Example("", _problem(found, where), gold, completion, where=where, system=_system(found, where))
 
 
 def _text(value: Any, name: str, where: str) -> str:
@@ -311,8 +314,7 @@ def check_file(path: str | Path, split: str = "train") -> None:
 
 
 def check_source(source: Callable[..., list[Example]]) -> None:
-    """Check a reader of local data before models are loaded: that its files are there, and for `read_examples`
-    that the first record has the named fields.
+    """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
     Args:
         source: partial of a reader of this package with its arguments; anything else is not checked.

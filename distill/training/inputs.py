@@ -58,7 +58,7 @@ def check_benchmarks(cfg: DictConfig) -> None:
 
 
 def _benchmark_paths(node: Any) -> Iterator[tuple[str, str]]:
-    """Files given by `benchmark.path` and `benchmark.<name>.path`, each with the split to take of a folder."""
+    """Files given by `benchmark.path` and `benchmark.<name>.path`, each with the split for a folder."""
     benchmarks = {
         name: benchmark
         for name, benchmark in node.items()
