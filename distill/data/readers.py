@@ -24,6 +24,7 @@ from distill.errors import UserError, first_line
 from distill.io.locks import first_rank
 
 _ASKING = ("user", "human", "system")  # roles that begin a conversation
+_SAID = set[str]()  # reports of this process: the jobs of a sweep read the same data
 _NEEDED = ("problem", "completion", "messages")
 _ALL_AUTO = dict.fromkeys(("problem", "completion", "messages", "context", "system", "thought"), AUTO)
 
@@ -55,7 +56,7 @@ def read_examples(
         limit: read only this many records, from the start.
         missing: `error` or `drop` for a record without a problem or completion, as in a file where not every
             teacher wrote for every problem, or with a conversation that does not end in an answer.
-        report: print in one line what was recognised, and what was left out or not read.
+        report: print in one line, once a process, what was recognised, and what was left out or not read.
 
     Raises:
         UserError: the data cannot be read; names the file, the line and the field.
@@ -77,8 +78,9 @@ def read_examples(
         raise UserError(
             f"none of the {len(notes.left_out)} records has what is to be learned: {notes.left_out[0]}"
         )
-    if report and first_rank() and notes.layouts:
-        print(notes.in_words(len(examples)))
+    if report and first_rank() and notes.layouts and (said := notes.in_words(len(examples))) not in _SAID:
+        _SAID.add(said)
+        print(said)
     return examples
 
 
