@@ -59,7 +59,7 @@ def read_examples(
         report: print in one line, once a process, what was recognised, and what was left out or not read.
 
     Raises:
-        UserError: the data cannot be read; names the file, the line and the field.
+        UserError: the data cannot be read, or there is none; names the file, the line and the field.
     """
     if missing not in ("error", "drop"):
         raise ValueError(f"data.missing={missing!r} is not one of error, drop")
@@ -74,9 +74,12 @@ def read_examples(
             notes.left_out.append(str(error))
             continue
         examples.append(example)
-    if notes.left_out and not examples:
+    if not examples:
+        first = notes.left_out[:1]
         raise UserError(
-            f"none of the {len(notes.left_out)} records has what is to be learned: {notes.left_out[0]}"
+            f"none of the {len(notes.left_out)} records has what is to be learned: {first[0]}"
+            if first
+            else f"{path or hub} holds no record" + (f" within data.limit={limit}" if limit == 0 else "")
         )
     if report and first_rank() and notes.layouts and (said := notes.in_words(len(examples))) not in _SAID:
         _SAID.add(said)

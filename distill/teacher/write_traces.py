@@ -100,6 +100,10 @@ class WriteSetup:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
+            raise UserError(
+                f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
+            )
         return cls(
             folder=Path(cfg.out),
             teacher=teacher,
