@@ -245,7 +245,8 @@ def _call(call: Any, where: str) -> Mapping[str, Any]:
     name = _named(call) if isinstance(call, Mapping) else None
     if not name:
         raise UserError(f"{where}: its tool call is {call!r:.60}, not {{name, arguments}}")
-    function = call.get("function") if isinstance(call.get("function"), Mapping) else call
+    inner = call.get("function")
+    function = inner if isinstance(inner, Mapping) else call
     arguments = from_json(function.get("arguments", {}))
     if isinstance(arguments, str) and not arguments.strip():
         arguments = {}

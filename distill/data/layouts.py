@@ -118,12 +118,11 @@ def look_up(record: Mapping[str, Any], place: str, where: str, name: str) -> Any
             continue
         prefixes = [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
         key = next((p for p in prefixes if isinstance(value, Mapping) and p in value), None)
-        if key is None:
+        if key is None or not isinstance(value, Mapping):
             has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
             raise UserError(
                 f"{where}: no field {place!r} for the {name} (the record has: {has}); set "
                 f"data.fields.{name}=<field>"
             )
-        value = value[key]
-        rest = rest[len(key) + 1 :]
+        value, rest = value[key], rest[len(key) + 1 :]
     return value

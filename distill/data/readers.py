@@ -23,10 +23,11 @@ from distill.data.trace import Example
 from distill.errors import UserError, first_line
 from distill.io.locks import first_rank
 
-_ASKING = ("user", "human", "system")  # roles that begin a conversation
 _SAID = set[str]()  # reports of this process: the jobs of a sweep read the same data
 _NEEDED = ("problem", "completion", "messages")
-_ALL_AUTO = dict.fromkeys(("problem", "completion", "messages", "context", "system", "thought"), AUTO)
+_ALL_AUTO: Mapping[str, str | None] = dict.fromkeys(
+    ("problem", "completion", "messages", "context", "system", "thought"), AUTO
+)
 
 
 def read_examples(
@@ -183,20 +184,30 @@ def _turns(found: Mapping[str, Any], where: str) -> Any:
     """The messages of a record that holds a conversation in any form; None for one of texts."""
     if "messages" in found:
         return found["messages"]
-    problem, completion, history = (found.get(name) for name in ("problem", "completion", "history"))
+    problem: Any = found.get("problem")
+    completion: Any = found.get("completion")
+    history = found.get("history")
     if not (_is_messages(problem) or _is_messages(completion) or history):
         return None
-    if _is_messages(completion) and (completion[0].get("role") or completion[0].get("from")) in _ASKING:
-        return completion  # the whole conversation
+    if isinstance(problem, str) and _is_messages(completion) and _asks(completion[0]):
+        if not any(isinstance(turn, Mapping) and problem in turn.values() for turn in completion):
+            raise UserError(
+                f"{where}: the completion is a whole conversation, and the problem is not in it: take one of "
+                f"them, a conversation with data.fields.messages=<field>"
+            )
+        return completion
     before = problem if _is_messages(problem) else [{"role": "user", "content": _problem(found, where)}]
-    if completion is None:
-        after = []
-    elif _is_messages(completion):
-        after = completion
-    else:
-        answer = _text(completion, "completion", where)
-        after = [{"role": "assistant", "content": completion_text(_thought(found, where), answer)}]
+    after, thought = completion if _is_messages(completion) else [], _thought(found, where)
+    if after and thought and isinstance(after[-1], Mapping):
+        after = [*after[:-1], {"reasoning_content": thought, **after[-1]}]
+    elif completion is not None and not after:
+        answer = completion_text(thought, _text(completion, "completion", where))
+        after = [{"role": "assistant", "content": answer}]
     return [*_earlier(history, where), *before, *after]
+
+
+def _asks(turn: Mapping[str, Any]) -> bool:
+    return (turn.get("role") or turn.get("from")) in ("user", "human", "system")
 
 
 def _is_messages(value: Any) -> bool:

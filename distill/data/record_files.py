@@ -165,7 +165,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{folder} is no readable folder of save_to_disk ({first_line(error)})") from error
     names = split.split("+") if isinstance(saved, DatasetDict) else [""]
     if isinstance(saved, DatasetDict) and not set(names) <= saved.keys():
-        raise UserError(f"{folder} has no split {split}, only {', '.join(saved)}: set data.split")
+        raise UserError(f"{folder} has no split {split}, only {', '.join(map(str, saved))}: set data.split")
     try:
         for name in names:
             rows = saved[name] if isinstance(saved, DatasetDict) else saved

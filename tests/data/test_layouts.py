@@ -72,6 +72,7 @@ CONVERSATIONS: list[dict[str, Any]] = [
     {"messages": json.dumps([USER, REPLY])},  # as a CSV file has it
     {"prompt": [USER], "completion": [REPLY]},  # TRL's
     {"prompt": [USER], "completion": ANSWER},
+    {"prompt": ASKED, "completion": [USER, REPLY]},
     {"messages": [USER, REPLY], "problem": "?", "answer": "5"},
 ]
 
@@ -129,6 +130,7 @@ THOUGHTS: list[dict[str, Any]] = [
     {"question": ASKED, "reasoning": THOUGHT, "answer": ANSWER},
     {"problem": ASKED, "thinking": THOUGHT, "completion": ANSWER},
     {"prompt": [USER], "reasoning_content": THOUGHT, "completion": ANSWER},
+    {"prompt": [USER], "reasoning": THOUGHT, "completion": [REPLY]},
 ]  # fmt: skip
 
 
@@ -162,7 +164,7 @@ def test_earlier_answers_are_context_and_their_thoughts_go_to_the_template(tmp_p
     (example,) = read(tmp_path, {"messages": turns})
     assert example.problem == "Sure?"
     assert example.completion == ANSWER
-    assert (example.messages or ())[1] == REPLY | {"reasoning_content": THOUGHT}
+    assert list(example.messages or ())[1] == REPLY | {"reasoning_content": THOUGHT}
 
 
 NOT_LEARNED = [
@@ -260,6 +262,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
         "message 2: its tool call is {}",
     ),
     "tools that are text": ({"tools": "calc", "messages": [USER, REPLY]}, "tools is str, not a list"),
+    "two problems": ({"prompt": "Else?", "completion": [USER, REPLY]}, "the problem is not in it"),
     "half a character": ({"problem": "a\ud83d", "completion": "b"}, "character 2 of a text is half"),
     "a gold of two": ({"problem": "a", "completion": "b", "gold": {"a": 1}}, "the gold is dict"),
     "an id that is a list": ({"problem": "a", "completion": "b", "id": [1]}, "the id is list"),
@@ -304,7 +307,7 @@ KNOWS_TOOLS = (
 @pytest.mark.parametrize("row", TOOL_TURNS, ids=["OpenAI", "ShareGPT", "functions"])
 def test_tool_turns_are_read_in_one_form(tmp_path: Path, row: dict[str, Any]) -> None:
     (example,) = read(tmp_path, row)
-    user, call, result = example.messages or ()
+    user, call, result = list(example.messages or ())
     assert (example.problem, example.completion, user) == (ASKED, ANSWER, USER)
     assert call["tool_calls"][0]["function"] == {"name": "calc", "arguments": {"e": "2+3"}}
     assert (call["content"], result["role"], result["content"]) == ("", "tool", "5")
