@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks.grading import answers
-from distill.data.layouts import number_text
+from distill.data.fields import number_text
 from distill.errors import UserError
 
 

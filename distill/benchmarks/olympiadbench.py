@@ -13,7 +13,7 @@ from typing import Any
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers, several
 from distill.benchmarks.grading.judge import MathJudge
-from distill.data.layouts import number_text
+from distill.data.fields import number_text
 from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
