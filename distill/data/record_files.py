@@ -64,6 +64,11 @@ def find_files(path: str | Path, split: str = "train") -> list[Path]:
     return _of_one_format([_checked(file) for file in files], path)
 
 
+def is_data_name(path: Path) -> bool:
+    """Whether a name has the ending of a data file."""
+    return _ending(path) in _READ
+
+
 def file_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, Any]]:
     """Yield the records that a path stands for, each with its place ("file, line 3") for error messages.
 
