@@ -91,7 +91,7 @@ class WriteSetup:
             prompt.check(example)
         asked = [prompt.messages(example) for example in examples]
         prompts = [
-            encode_messages(source.tokenizer, messages, example.place)
+            encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
         check_room(examples, prompts, source)
@@ -100,6 +100,10 @@ class WriteSetup:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
+            raise UserError(
+                f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
+            )
         return cls(
             folder=Path(cfg.out),
             teacher=teacher,

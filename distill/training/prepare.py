@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -87,6 +87,9 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     objective = setup.objective
     torch.set_num_threads(setup.compute.threads or _THREADS)
     lightning.seed_everything(setup.seed, verbose=False)
+    with clock("traces"):  # before the models: a mistake in the data costs no loading
+        examples = setup.recipe.source()
+    recipe = replace(setup.recipe, source=lambda: examples)
     student = _load_student(setup)
     frozen: dict[Role, LazyModel] = {
         role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
@@ -97,9 +100,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
-        traces = prepare_traces(
-            objective, setup.recipe, student, frozen, setup.reader, cache=setup.cache, say=say
-        )
+        traces = prepare_traces(objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say)
         matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)

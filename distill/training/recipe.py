@@ -178,7 +178,8 @@ class TraceRecipe:
             )
         if not example.completion.strip():
             raise UserError(
-                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
+                f"data.missing=drop leaves such records out"
             )
         prompt_ids = self.student_prompt.encode(student.tokenizer, example)
         recorded = example.recorded
