@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.data.layout import Layout, Pass
-from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_size
+from distill.data.tokenizers import (
+    end_ids,
+    set_template_variables,
+    tokenizer_fingerprint,
+    tokenizer_size,
+)
 from distill.errors import UserError, first_line
 from distill.models.head import Head
 
@@ -33,6 +38,7 @@ class ModelSource:
         revision: the hub's commit, so that all files come from the same one.
         dtype: dtype of the weights in memory: float32, bfloat16, …, or auto (as stored).
         trust_remote_code: whether to run the repository's own Python code.
+        chat_template_kwargs: variables for its chat template, such as `enable_thinking`.
     """
 
     name: str
@@ -42,6 +48,7 @@ class ModelSource:
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -64,6 +71,8 @@ class ModelSource:
             raise UserError(
                 f"the tokenizer of {self.name!r} has no end-of-sequence token: set eos_token in it"
             )
+        if self.chat_template_kwargs:
+            set_template_variables(tokenizer, self.chat_template_kwargs)
         return tokenizer
 
     @functools.cached_property

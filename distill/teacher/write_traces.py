@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build
 from distill.data.prompt import Message, Prompt, encode_messages
+from distill.data.seam import prompt_end, whole, written_text
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
 from distill.data.trace_set import template_hash, write_records
@@ -222,9 +223,10 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
     for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
         number, sample = divmod(place, setup.samples)
         example = setup.examples[number]
-        text = completion.text
-        if completion.ids is not None:
-            text = source.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        if completion.ids is None:
+            text = whole(prompt_end(source.tokenizer, request.prompt_ids), completion.text)
+        else:
+            text = written_text(source.tokenizer, request.prompt_ids, completion.ids)
         records.append(
             {
                 "id": f"{example.id}#{sample}",
