@@ -17,7 +17,7 @@ _HEADER = r"[^<>|\n]{0,40}<\|message\|>"  # the rest of a channel's header
 _OPENING = (
     rf"<\|?(?:{_NAMES})\|?>",
     r"<\|?(?:begin_of_thought|start_thinking|start_of_thinking)\|?>",
-    r"\[THINK\]|◁think▷|<unused94>(?:thought)?",
+    r"(?-i:\[THINK\])|◁think▷|<unused94>(?:thought)?",
     rf"<\|channel\|>(?:analysis|commentary){_HEADER}|<\|channel>thought",
     r"\bto=self<\|message\|>",
     r"\A\s*analysis(?=[\s\S]*assistantfinal)",  # channels whose special tokens were left out
@@ -25,7 +25,7 @@ _OPENING = (
 _CLOSING = (
     rf"<\|?/(?:{_NAMES})\|?>",
     r"<\|?(?:end_of_thought|end_thinking|end_of_thinking)\|?>",
-    r"\[/THINK\]|◁/think▷|<unused95>",
+    r"(?-i:\[/THINK\])|◁/think▷|<unused95>",
     rf"(?:<\|start\|>assistant)?<\|channel\|>final{_HEADER}|<channel\|>",
     r"(?:<\|start\|>assistant)? ?\bto=user<\|message\|>",
     r"(?<=\S)assistantfinal",
@@ -118,8 +118,7 @@ def open_end(prompt: str, tags: Sequence[str] = THINKING) -> str:
 
 
 def thought_end(prompt: str) -> str:
-    """The open or empty thought that a prompt ends with, such as `<think>` or `<think></think>`, with all white
-    space."""
+    """The open or empty thought at a prompt's end, such as `<think>` or `<think></think>`, and its spaces."""
     opening, closing = _marks(THINKING)
     found = re.search(rf"(?:{opening.pattern})\s*(?:(?:{closing.pattern})\s*)?\Z", prompt[-200:], re.I)
     return found.group() if found else ""

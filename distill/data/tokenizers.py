@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.errors import UserError
@@ -33,7 +33,7 @@ def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
     configured = getattr(configuration, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
-    closing = _closing_token(tokenizer)
+    closing = _closing_token(tokenizer, ends)
     return sorted(ends, key=lambda token: token != closing)
 
 
@@ -70,8 +70,8 @@ def template_of(tokenizer: Any) -> str:
     return f"{tokenizer.chat_template}" + (f"\0{json.dumps(variables, sort_keys=True)}" if variables else "")
 
 
-def _closing_token(tokenizer: Any) -> int | None:
-    """The token that the chat template puts after an answer; None without a template that renders one."""
+def _closing_token(tokenizer: Any, ends: Sequence[int]) -> int | None:
+    """The end token that the chat template puts after an answer; None without a template that renders one."""
     if not tokenizer.chat_template:
         return None
     marker = "ANSWER"
@@ -81,4 +81,4 @@ def _closing_token(tokenizer: Any) -> int | None:
     except Exception:  # a template may raise anything
         return None
     behind = tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids
-    return behind[0] if behind else None
+    return next((token for token in behind if token in ends), None)

@@ -70,7 +70,7 @@ class Retokenizer:
         return self.prompt.encode(self.tokenizer, example)
 
     def _prompt_of(self, trace: Trace, own: np.ndarray) -> np.ndarray:
-        """Token ids of the teacher's prompt before a trace, with the thought's opening if the student's has it.
+        """Token ids of the teacher's prompt, with the thought's opening if the student's has it.
 
         Args:
             trace: the trace.

@@ -31,7 +31,7 @@ from distill.io.files import hash_arrays, write_atomically
 from distill.io.locks import claimed
 from distill.io.progress import progress_bar
 from distill.models.devices import find_device
-from distill.models.find import find
+from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
@@ -138,7 +138,7 @@ class WriteSetup:
             **getattr(self.engine, "settings", {}),
             "sampling": vars(self.sampling) | {"samples": self.samples, "seed": self.seed},
             "prompts": hash_arrays(iter(self.prompts)),
-        }
+        }  # the prompts hold what the chat template's variables change
 
     def check_spelling(self, place: int, written: Written) -> None:
         """Refuse text that the teacher's tokenizer cannot spell: another model may be behind a server."""
@@ -193,7 +193,9 @@ def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
 def _teacher(cfg: DictConfig) -> ModelSource:
     if not cfg.model.teacher:
         raise UserError("model.teacher is not set: name who writes (a hub id, a folder or a GGUF file)")
-    return find(cfg.model, "teacher", cfg.model.teacher_dtype)
+    source = find(cfg.model, "teacher", cfg.model.teacher_dtype)
+    check_template_variables([source])
+    return source
 
 
 def _unique_ids(examples: Sequence[Example]) -> list[Example]:
