@@ -31,7 +31,7 @@ from distill.evaluation.run import ask, evaluate
 from distill.generation.engine import Engine
 from distill.io.files import read_lines, write_atomically, write_json, write_lines
 from distill.io.locks import claimed, locked
-from distill.models.find import check_template_variables, find_model
+from distill.models.find import check_template_variables, find_model, variables_of
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.runs.folder import describe
@@ -200,7 +200,7 @@ def _find(cfg: DictConfig, wanted: Any, key: str, revision: str | None) -> Model
         dtype=cfg.model.dtype,
         revision=revision,
         trust_remote_code=cfg.model.trust_remote_code,
-        chat_template_kwargs=plain(cfg.model.get("chat_template_kwargs")),
+        chat_template_kwargs=variables_of(cfg.model.get("chat_template_kwargs")),
     )
 
 

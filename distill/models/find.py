@@ -42,7 +42,7 @@ def find_model(
         dtype: dtype of the weights in memory.
         revision: the hub's branch, tag or commit.
         trust_remote_code: whether to run the repository's own Python code.
-        chat_template_kwargs: variables for the chat template; one that is None is not set.
+        chat_template_kwargs: variables for the chat template (`variables_of`).
 
     Raises:
         UserError: no model was found; the message says what was tried.
@@ -51,7 +51,7 @@ def find_model(
         ModelSource,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
-        chat_template_kwargs=_variables(chat_template_kwargs),
+        chat_template_kwargs=chat_template_kwargs or None,
     )
     find_dtype(dtype)
     return first_found(spec, key, lambda one: _find_one(one, key, revision, source))
@@ -69,16 +69,24 @@ def _find_one(
     return source(name=spec, location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
 
 
-def _variables(given: Any) -> dict[str, Any] | None:
-    """The chat template's variables that are set; None: none."""
-    key = "model.chat_template_kwargs"
+def variables_of(given: Any, key: str = "model.chat_template_kwargs") -> dict[str, Any]:
+    """Variables for the chat template from the configuration, without those that are null.
+
+    Args:
+        given: the value of the key; None: there are none.
+        key: the key, for messages.
+
+    Raises:
+        UserError: it is no mapping, or names what is no variable.
+    """
+    given = plain(given)
     if given is not None and not isinstance(given, Mapping):
         raise UserError(f"{key}={given!r} is no list of variables: {key}.enable_thinking=false")
     if own := _OWN & {str(name) for name in given or {}}:
         raise UserError(
             f"{key}.{min(own)} cannot be set: it is no variable of a chat template, but what is rendered"
         )
-    return {str(name): value for name, value in (given or {}).items() if value is not None} or None
+    return {str(name): value for name, value in (given or {}).items() if value is not None}
 
 
 def check_template_variables(sources: Iterable[ModelSource]) -> None:
@@ -146,10 +154,10 @@ def _hash_files(path: Path) -> str:
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
-    variables = plain(model.get("chat_template_kwargs"))
-    if role == "teacher" and isinstance(variables, Mapping | None):
-        own = plain(model.get("teacher_chat_template_kwargs")) or {}
-        variables = {**(variables or {}), **{name: one for name, one in own.items() if one is not None}}
+    variables = variables_of(model.get("chat_template_kwargs"))
+    if role == "teacher":
+        key = "teacher_chat_template_kwargs"
+        variables |= variables_of(model.get(key), f"model.{key}")
     return find_model(
         plain(model[role]),
         key=f"model.{role}",
