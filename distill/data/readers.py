@@ -1,19 +1,31 @@
-"""Read examples from a file (JSON Lines, Parquet, CSV) or a hub data set."""
+"""Read examples from local files or a hub data set."""
 
-import csv
-import gzip
 import itertools
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from distill.data.trace import Example, Recorded
+from distill.data.conversations import (
+    NothingToLearn,
+    check_unicode,
+    completion_text,
+    from_json,
+    read_conversation,
+    read_tools,
+)
+from distill.data.layouts import AUTO, is_empty, is_missing, look_up, number_text, recognise
+from distill.data.record_files import file_records, find_files
+from distill.data.recorded import recorded_tokens
+from distill.data.trace import Example
 from distill.errors import UserError, first_line
+from distill.io.locks import first_rank
+
+_ASKING = ("user", "human", "system")  # roles that begin a conversation
+_NEEDED = ("problem", "completion", "messages")
+_ALL_AUTO = dict.fromkeys(("problem", "completion", "messages", "context", "system", "thought"), AUTO)
 
 
 def read_examples(
@@ -25,108 +37,253 @@ def read_examples(
     fields: Mapping[str, str | None] | None = None,
     limit: int | None = None,
     missing: Literal["error", "drop"] = "error",
+    report: bool = False,
 ) -> list[Example]:
-    """Read problems and completions from a local file or a hub data set.
+    """Read problems and completions from local files or a hub data set.
 
     Args:
-        path: JSON Lines, Parquet or CSV file (text also as .gz), or folder of a trace set. None: use the hub.
+        path: data file (see `record_files`), folder of shards, pattern such as `data/*.jsonl`, folder of
+            `save_to_disk` or folder of a trace set. None: use the hub.
         hub: id of a data set on the hub.
         subset: configuration name of the hub data set.
-        split: of the hub data set.
-        fields: name of the record's field for `problem`, `context` (appended below the problem if not empty,
-            such as Alpaca's input), `completion`, `gold`, `id`, or `messages` (a conversation in OpenAI's or
-            ShareGPT's form, whose last message is the completion). A dot goes into a nested field. Ignored
-            for a trace set.
+        split: of the hub data set, or of a folder with files of several splits.
+        fields: the record's field for `problem`, `context` (appended below the problem if not empty, such as
+            Alpaca's input), `completion`, `thought` (put in front of the completion), `system`, `gold`, `id`,
+            or `messages` (a conversation, whose last message is the completion). A dot goes into a nested
+            field. `auto`: recognised by usual names; null or absent: not read. None: all but `gold` and `id`
+            are recognised. Ignored for a trace set.
         limit: read only this many records, from the start.
-        missing: `error` or `drop` for a record without the completion field, as in a file where not every
-            teacher wrote for every problem.
+        missing: `error` or `drop` for a record without a problem or completion, as in a file where not every
+            teacher wrote for every problem, or with a conversation that does not end in an answer.
+        report: print in one line what was recognised, and what was left out or not read.
 
     Raises:
         UserError: the data cannot be read; names the file, the line and the field.
     """
     if missing not in ("error", "drop"):
         raise ValueError(f"data.missing={missing!r} is not one of error, drop")
-    wanted = {name: place for name, place in (fields or {}).items() if place}
-    if "messages" in wanted:
-        own = ("problem", "context", "completion")
-        wanted = {name: place for name, place in wanted.items() if name not in own}
+    notes = _Notes(str(path or hub))
     examples = []
     for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
-        if missing == "drop" and "completion" in wanted and not _has(record, str(wanted["completion"])):
+        try:
+            example = _example(record, fields or _ALL_AUTO, where, str(len(examples)), notes, missing)
+        except NothingToLearn as error:
+            if missing == "error":
+                raise UserError(f"{error}; data.missing=drop leaves such records out") from error
+            notes.left_out.append(str(error))
             continue
-        recorded = recorded_tokens(record)
-        places = dict.fromkeys(("id", "problem", "completion", "gold")) if recorded else wanted
-        found = {name: _lookup(record, place or name, where, name) for name, place in places.items()}
-        example = _example(found, where, fallback_id=str(len(examples)))
-        examples.append(replace(example, recorded=recorded) if recorded else example)
+        examples.append(example)
+    if notes.left_out and not examples:
+        raise UserError(
+            f"none of the {len(notes.left_out)} records has what is to be learned: {notes.left_out[0]}"
+        )
+    if report and first_rank() and notes.layouts:
+        print(notes.in_words(len(examples)))
     return examples
 
 
-def _example(found: Mapping[str, Any], where: str, fallback_id: str) -> Example:
-    identity = str(found.get("id", fallback_id))
-    gold = None if found.get("gold") is None else str(found["gold"])
+@dataclass
+class _Notes:
+    """What a report of reading says.
+
+    Attributes:
+        source: file or data set.
+        layouts: how often each layout was read.
+        left_out: why records were left out.
+        unread: fields that were not read, and hold something.
+        unread_in_turns: the same of the turns of conversations.
+        thinking: number of conversations whose answer has a thought apart.
+        answered_before: number of conversations with answers that are not learned.
+    """
+
+    source: str
+    layouts: Counter[tuple[tuple[str, str], ...]] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list)
+    unread: dict[str, None] = field(default_factory=dict)
+    unread_in_turns: set[str] = field(default_factory=set)
+    thinking: int = 0
+    answered_before: int = 0
+
+    def in_words(self, count: int) -> str:
+        """One line."""
+        parts = []
+        for places, times in self.layouts.most_common(3):
+            words = ((name.replace("messages", "conversation"), place) for name, place in places)
+            read = ", ".join(f"{name} from {place}" for name, place in words)
+            parts.append(f"{read} ({times})" if len(self.layouts) > 1 else read)
+        text = f"{self.source}: {count} examples: {'; '.join(parts)}"
+        if self.thinking:
+            text += f"; {self.thinking} with a thought, which stands in front of the answer"
+        if self.answered_before:
+            text += f"; of {self.answered_before} conversations only the last answer is learned"
+        not_read = [*self.unread, *(f"{key} of messages" for key in sorted(self.unread_in_turns))]
+        if not_read:
+            more = f" and {len(not_read) - 12} more" if len(not_read) > 12 else ""
+            text += f"; not read: {', '.join(not_read[:12])}{more}"
+        if self.left_out:
+            total = count + len(self.left_out)
+            why = self.left_out[0].removeprefix(f"{self.source}, ")
+            text += f"; {len(self.left_out)} of {total} records left out ({why})"
+        return text
+
+
+def _example(
+    record: Mapping[str, Any],
+    fields: Mapping[str, str | None],
+    where: str,
+    fallback_id: str,
+    notes: _Notes,
+    missing: str,
+) -> Example:
+    recorded = recorded_tokens(record, where)
+    if recorded is not None:
+        names = ("id", "problem", "completion", "gold")
+        found = {name: look_up(record, name, where, name) for name in names}
+        example = _of_text(found, where)
+        return replace(example, id=_identity(found["id"], fallback_id, where), recorded=recorded)
+    try:
+        places = recognise(record, fields, where)
+    except UserError as error:
+        raise (NothingToLearn(str(error)) if missing == "drop" else error) from error
+    found = {name: _value(record, place, where, name, missing) for name, place in places.items()}
+    turns = _turns(found, where)
+    tools = read_tools(record.get("tools"), where) if turns is not None else None
+    example = _of_text(found, where) if turns is None else _of_turns(turns, found, tools, where, notes)
+    read = (item for item in places.items() if item[0] in _NEEDED or not is_empty(found[item[0]]))
+    notes.layouts[tuple(read)] += 1
+    used = {place.partition(".")[0] for place in places.values()} | set(places.values())
+    notes.unread |= {
+        str(key): None
+        for key, value in record.items()
+        if key not in used and not is_empty(value) and not (tools and key == "tools")
+    }
+    return replace(example, id=_identity(found.get("id"), fallback_id, where))
+
+
+def _value(record: Mapping[str, Any], place: str, where: str, name: str, missing: str) -> Any:
+    """A field's value; raises `NothingToLearn` where records without it may be left out."""
+    needed = name in _NEEDED
+    try:
+        value = look_up(record, place, where, name)
+    except UserError as error:
+        raise (NothingToLearn(str(error)) if needed and missing == "drop" else error) from error
+    if needed and (is_missing(value) or (missing == "drop" and is_empty(value))):
+        raise NothingToLearn(
+            f"{where}: the {name} is empty{' (null), not text' if is_missing(value) else ''}"
+        )
+    return value
+
+
+def _turns(found: Mapping[str, Any], where: str) -> Any:
+    """The messages of a record that holds a conversation in any form; None for one of texts."""
     if "messages" in found:
-        messages = _openai_form(found["messages"])
-        proper = isinstance(messages, Sequence) and len(messages) >= 2
-        if not proper or not all(
-            isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in messages
-        ):
-            raise UserError(f"{where}: messages must be a list of at least two {{role, content}} records")
-        if messages[-1].get("role") != "assistant":
-            raise UserError(f"{where}: the last message is not the assistant's, so there is nothing to learn")
-        turns = tuple({"role": str(m["role"]), "content": m["content"]} for m in messages)
-        return Example(identity, turns[-2]["content"], gold, turns[-1]["content"], turns[:-1], where)
-    for name in ("problem", "completion"):
-        if name in found and not isinstance(found[name], str):
-            kind = "empty (null)" if found[name] is None else type(found[name]).__name__
-            raise UserError(f"{where}: the {name} is {kind}, not text")
-    if "problem" not in found:
-        raise UserError(f"{where}: no field is named for the problem: set data.fields.problem=<field>")
-    context = found.get("context")
-    if context is not None and not isinstance(context, str):
-        raise UserError(f"{where}: the context is {type(context).__name__}, not text")
-    problem = f"{found['problem']}\n\n{context}" if context and context.strip() else found["problem"]
-    return Example(identity, problem, gold, found.get("completion"), where=where)
-
-
-_SHAREGPT = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
-
-
-def _openai_form(messages: Any) -> Any:
-    """ShareGPT's {from, value} messages as {role, content}; anything else unchanged."""
-    if (
-        isinstance(messages, Sequence)
-        and messages
-        and all(isinstance(m, Mapping) and m.get("from") in _SHAREGPT and "value" in m for m in messages)
-    ):
-        return [{"role": _SHAREGPT[m["from"]], "content": m["value"]} for m in messages]
-    return messages
-
-
-def recorded_tokens(record: Mapping[str, Any]) -> Recorded | None:
-    """The tokens of a record of a trace set; None for any other record."""
-    if any(record.get(name) is None for name in ("completion_ids", "prompt_ids", "tokenizer", "finished")):
+        return found["messages"]
+    problem, completion, history = (found.get(name) for name in ("problem", "completion", "history"))
+    if not (_is_messages(problem) or _is_messages(completion) or history):
         return None
-    logprobs = record.get("teacher_logprobs")
-    by = record.get("teacher_revision"), record.get("teacher_dtype")
-    return Recorded(
-        str(record["tokenizer"]),
-        np.asarray(record["prompt_ids"], dtype=np.int32),
-        np.asarray(record["completion_ids"], dtype=np.int32),
-        bool(record["finished"]),
-        record.get("correct"),
-        None if None in by else (str(by[0]), str(by[1])),
-        None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
-        record.get("teacher"),
-        float(record.get("weight", 1.0)),
-        int(record.get("learn_from", 0)),
+    if _is_messages(completion) and (completion[0].get("role") or completion[0].get("from")) in _ASKING:
+        return completion  # the whole conversation
+    before = problem if _is_messages(problem) else [{"role": "user", "content": _problem(found, where)}]
+    if completion is None:
+        after = []
+    elif _is_messages(completion):
+        after = completion
+    else:
+        answer = _text(completion, "completion", where)
+        after = [{"role": "assistant", "content": completion_text(_thought(found, where), answer)}]
+    return [*_earlier(history, where), *before, *after]
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _earlier(history: Any, where: str) -> list[Mapping[str, Any]]:
+    """Turns of a list of [question, answer] pairs."""
+    pairs = from_json(history) or []
+    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        raise UserError(f"{where}: the history is {history!r:.60}, not a list of [question, answer] pairs")
+    return [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _of_turns(turns: Any, found: Mapping[str, Any], tools: Any, where: str, notes: _Notes) -> Example:
+    prompts_only = "messages" not in found and found.get("completion") is None
+    system = _system(found, where)
+    conversation = read_conversation(turns, where, system=system, open_ended=prompts_only)
+    notes.unread_in_turns |= conversation.unread
+    notes.thinking += conversation.thinks
+    notes.answered_before += conversation.answers_before
+    gold = _gold(found.get("gold"), where)
+    return Example(
+        "", conversation.problem, gold, conversation.completion, conversation.messages, where, tools=tools
     )
+
+
+def _problem(found: Mapping[str, Any], where: str) -> str:
+    """The problem's text, with the context below it."""
+    problem, context = found["problem"], found.get("context")
+    if not isinstance(problem, str):
+        raise UserError(f"{where}: the problem is {type(problem).__name__}, not text")
+    if not (context is None or isinstance(context, str)):
+        raise UserError(f"{where}: the context is {type(context).__name__}, not text")
+    return check_unicode(f"{problem}\n\n{context}" if context and context.strip() else problem, where)
+
+
+def _of_text(found: Mapping[str, Any], where: str) -> Example:
+    """The example of a problem and a completion that are texts."""
+    completion = found.get("completion")
+    if completion is not None:
+        completion = completion_text(_thought(found, where), _text(completion, "completion", where))
+    gold = _gold(found.get("gold"), where)
+    return Example("", _problem(found, where), gold, completion, where=where, system=_system(found, where))
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    """A text; a number is written out, and a list of a single text is that text."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        raise UserError(
+            f"{where}: the {name} is a list of {len(value)} texts: name one by its number, as in "
+            f"data.fields.{name}=<field>.0"
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number_text(value)
+    if not isinstance(value, str):
+        kind = "empty (null)" if value is None else type(value).__name__
+        raise UserError(f"{where}: the {name} is {kind}, not text")
+    return check_unicode(value, where)
+
+
+def _thought(found: Mapping[str, Any], where: str) -> str:
+    value = found.get("thought")
+    return "" if is_empty(value) else _text(value, "thought", where)
+
+
+def _system(found: Mapping[str, Any], where: str) -> str | None:
+    value = found.get("system")
+    return None if is_empty(value) else _text(value, "system", where)
+
+
+def _gold(value: Any, where: str) -> str | None:
+    if is_missing(value):
+        return None
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{where}: the gold is {type(value).__name__}, not text or a number")
+    return check_unicode(str(value), where)
+
+
+def _identity(value: Any, fallback: str, where: str) -> str:
+    if is_missing(value):
+        return fallback
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{where}: the id is {type(value).__name__}, not text or a number")
+    return check_unicode(str(value), where)
 
 
 def read_records(
@@ -139,94 +296,38 @@ def read_records(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Records, each with its place ("file, line 3") for error messages."""
     if path is None and hub is None:
-        raise UserError(
-            "no data: set data.path=<file> (JSON Lines, Parquet or CSV) or data.hub=<data set id>"
-        )
-    source = _file_records(Path(path)) if path is not None else _hub_records(str(hub), subset, split)
+        raise UserError("no data: set data.path=<file, folder or pattern> or data.hub=<data set id>")
+    source = file_records(path, split) if path is not None else _hub_records(str(hub), subset, split)
     for where, record in itertools.islice(source, limit):
         if not isinstance(record, Mapping):
             raise UserError(f"{where}: the record is {type(record).__name__}, not an object with fields")
         yield where, record
 
 
-def check_file(path: str | Path) -> Path:
-    """The file that `data.path` names; for a trace set's folder, its `traces.parquet`.
+def check_file(path: str | Path, split: str = "train") -> None:
+    """Check that there is data at a path, without reading it.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is none, or of no format that is read.
     """
-    path = Path(path).expanduser()
-    if (path / "traces.parquet").is_file():
-        path = path / "traces.parquet"
-    if not path.is_file():
-        raise UserError(f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    return path
+    find_files(path, split)
 
 
-def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
-    path = check_file(path)
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
-        import pyarrow.lib
-        import pyarrow.parquet
+def check_source(source: Callable[..., list[Example]]) -> None:
+    """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.lib.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is no readable Parquet file ({error})") from error
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-    elif name.endswith((".csv", ".jsonl", ".ndjson")):
-        yield from _readable(path, _csv_rows(path) if name.endswith(".csv") else _json_lines(path))
-    else:
-        raise UserError(f"data file {path}: the ending is none of .jsonl, .csv (each also .gz), .parquet")
+    Args:
+        source: partial of a reader of this package with its arguments; anything else is not checked.
 
-
-def _readable(path: Path, records: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The records; raises `UserError` for a file that is truncated or not of its extension's format."""
-    where = f"{path}, at the start"
-    try:
-        for where, record in records:
-            yield where, record
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise UserError(f"{path} is damaged or not what its ending says, after {where}: {error}") from error
-
-
-def _stream(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # solutions are longer than Python's default of 128 KiB
-    with _stream(path) as stream:
-        lines = (_decode(line, path, number) for number, line in enumerate(stream, start=1))
-        yield from (
-            (f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(lines), start=1)
-        )
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        # Spreadsheets write a byte order mark at the start of a file.
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with _stream(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", _parse(line, path, number)
-
-
-def _parse(line: bytes, path: Path, number: int) -> Any:
-    text = _decode(line, path, number)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 5,000 deep
-        raise UserError(f"{path}, line {number}: JSON that cannot be read ({error})") from error
+    Raises:
+        UserError: as `check_file` and `read_examples`.
+    """
+    if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
+        return
+    if path := source.keywords.get("path"):
+        check_file(str(path), source.keywords.get("split") or "train")
+        if source.func is read_examples and source.keywords.get("missing") != "drop":
+            source(limit=1, report=False)
 
 
 def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
@@ -241,29 +342,3 @@ def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str
             "(benchmark.path for a benchmark)"
         ) from error
     yield from ((f"{hub}, {split} row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _lookup(record: Mapping[str, Any], place: str, where: str, name: str) -> Any:
-    value: Any = record
-    # Field names may contain dots themselves ("gemini-1.5-flash_L2"): the longest matching name counts.
-    rest = place
-    while rest:
-        parts = rest.split(".")
-        prefixes = [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
-        key = next((p for p in prefixes if isinstance(value, Mapping) and p in value), None)
-        if key is None:
-            has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise UserError(
-                f"{where}: no field {place!r} for the {name} (the record has: {has}); set "
-                f"data.fields.{name}=<field>"
-            )
-        value = value[key]
-        rest = rest[len(key) + 1 :]
-    return value
-
-
-def _has(record: Mapping[str, Any], place: str) -> bool:
-    try:
-        return _lookup(record, place, "", "") is not None
-    except UserError:
-        return False

@@ -6,7 +6,7 @@ prompt. Prompt and completion together then have one opening and one closing mar
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from distill.data.thoughts import (
 )
 from distill.data.tokenizers import tokenize
 from distill.data.trace import encode_completion
+from distill.errors import UserError
 
 
 def encode_turn(
@@ -32,6 +33,7 @@ def encode_turn(
     end_ids: Sequence[int] | None = None,
     *,
     place: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a prompt and of a completion to learn.
 
@@ -45,6 +47,7 @@ def encode_turn(
         completion: its text, with or without a thought.
         end_ids: tokens that end a completion, as for `encode_completion`.
         place: what the conversation belongs to, for error messages.
+        tools: JSON schemas of the functions that the conversation's tools are.
 
     Returns:
         Ids of the prompt and of the completion, int32.
@@ -53,9 +56,10 @@ def encode_turn(
         UserError: the tokenizer or its template refuses the text.
     """
     if not tokenizer.chat_template:
-        return encode_messages(tokenizer, messages, place), encode_completion(tokenizer, completion, end_ids)
-    prompt = render(tokenizer, messages, place)
-    prompt, text = _turn(tokenizer, messages, completion, prompt)
+        prompt_ids = encode_messages(tokenizer, messages, place, tools)
+        return prompt_ids, encode_completion(tokenizer, completion, end_ids)
+    rendered = functools.partial(_rendered, tokenizer, messages, tools)
+    prompt, text = _turn(render(tokenizer, messages, place, tools), completion, _ending(tokenizer), rendered)
     ids = encode_completion(tokenizer, text, end_ids)
     return encode_text(tokenizer, prompt), _with_ending(tokenizer, ids, end_ids or [tokenizer.eos_token_id])
 
@@ -164,18 +168,26 @@ def _tokens_of(tokenizer: Any, ids: np.ndarray, ending: str) -> int:
     return next(n for n in range(1, len(ids) + 1) if len(tokenizer.decode(ids[-n:].tolist())) >= len(ending))
 
 
-def _turn(tokenizer: Any, messages: Sequence[Message], completion: str, prompt: str) -> tuple[str, str]:
-    """Texts of the prompt and of the completion, without what the template puts behind an answer."""
+def _turn(
+    prompt: str, completion: str, ending: str | None, rendered: Callable[[Message], str | None]
+) -> tuple[str, str]:
+    """Texts of the prompt and of the completion, without what the template puts behind an answer.
+
+    Args:
+        prompt: as the template writes it.
+        completion: the text to learn.
+        ending: what the template puts behind an answer; None: it writes no answer.
+        rendered: the conversation with the assistant's message; None: the template refuses it.
+    """
     parts = split_thought(completion)
     if parts.marks and not parts.opened and not parts.thought and parts.answer is not None:
         parts = Split(None, parts.answer)  # a channel of the answer alone
     verbatim = parts.answer if parts.thought is None else completion
     if parts.single and not (parts.opened and parts.marks[0] == "<think>"):
         verbatim = with_thought(parts.thought or "", (parts.answer or "").lstrip("\n"))
-    ending = _ending(tokenizer)
     found: list[tuple[str, str]] = []
     for turn in _turns(parts, verbatim or ""):
-        text = _rendered(tokenizer, [*messages, turn])
+        text = rendered(turn)
         if ending is None or text is None or not text.endswith(ending):
             continue
         text = text[: len(text) - len(ending)]
@@ -231,11 +243,13 @@ def _parting(prompt: str, text: str) -> int | None:
     return at
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str | None:
-    """The conversation as the template renders it; None if it refuses."""
+def _rendered(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, turn: Message
+) -> str | None:
+    """The conversation with the assistant's message as the template renders it; None if it refuses."""
     try:
-        return render(tokenizer, messages, "", answer=True)
-    except Exception:  # a template may refuse an assistant's turn, or fields that it does not know
+        return render(tokenizer, [*messages, turn], "", tools, answer=True)
+    except UserError:  # a template may refuse an assistant's turn, or fields that it does not know
         return None
 
 
@@ -248,8 +262,8 @@ def _ending(tokenizer: Any) -> str | None:
 def _found_ending(tokenizer: Any, template: str) -> str | None:
     del template  # part of the key
     marker = "ANSWER"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    _, found, ending = (_rendered(tokenizer, turns) or "").rpartition(marker)
+    asked, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": marker}
+    _, found, ending = (_rendered(tokenizer, [asked], None, answer) or "").rpartition(marker)
     return ending if found else None
 
 

@@ -24,7 +24,7 @@ _OPENING = (
 )
 _CLOSING = (
     rf"<\|?/(?:{_NAMES})\|?>",
-    r"<\|?(?:end_of_thought|end_thinking|end_of_thinking)\|?>",
+    r"<\|?(?:end_of_thought|end_thinking|end_of_thinking)\|?>(?:\s{0,9}<\|begin_of_solution\|>)?",
     r"(?-i:\[/THINK\])|◁/think▷|<unused95>",
     rf"(?:<\|start\|>assistant)?<\|channel\|>final{_HEADER}|<channel\|>",
     r"(?:<\|start\|>assistant)? ?\bto=user<\|message\|>",
@@ -97,6 +97,8 @@ def split_thought(completion: str) -> Split:
     if not found:
         return Split(None, completion)
     answer = without_thinking(completion)
+    if answer is not None:  # OpenThoughts-114k marks the answer too
+        answer = re.sub(r"\s*<\|end_of_solution\|>\s*\Z", "", answer)
     first = found[0] if found[0] not in closed else None
     start = first.end() if first else 0
     stop = closed[-1].start() if closed and answer is not None else len(completion)

@@ -92,7 +92,7 @@ class WriteSetup:
             prompt.check(example)
         asked = [prompt.messages(example) for example in examples]
         prompts = [
-            encode_messages(source.tokenizer, messages, example.place)
+            encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
         check_room(examples, prompts, source)

@@ -180,7 +180,8 @@ class TraceRecipe:
             )
         if not example.completion.strip():
             raise UserError(
-                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
+                f"data.missing=drop leaves such records out"
             )
         recorded = example.recorded
         if recorded is None:
@@ -205,9 +206,9 @@ class TraceRecipe:
 
     def _from_text(self, example: Example, text: str, student: ModelSource) -> Trace:
         """A trace of a completion that is known as text only."""
-        messages = self.student_prompt.messages(example)
-        place = example.place
-        return Trace(example, *encode_turn(student.tokenizer, messages, text, student.end_ids, place=place))
+        messages, ends = self.student_prompt.messages(example), student.end_ids
+        said = {"place": example.place, "tools": example.tools}
+        return Trace(example, *encode_turn(student.tokenizer, messages, text, ends, **said))
 
     def _sampled(
         self,
