@@ -241,7 +241,7 @@ class LanguageModel:
         Models with soft-capping or scaling of logits are rejected, because the chunked head would silently
         train a different function.
         """
-        capped = getattr(self.model.config, "final_logit_softcapping", None)
+        capped = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
         head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
@@ -326,7 +326,8 @@ def _a_trace_a_row() -> Iterator[None]:
 
 
 def _context_length(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    text = config.get_text_config()  # of a model that also sees pictures
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
 
 def _forget_packing(model: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from distill.benchmarks.grading.graded import graded
 from distill.data.prompt import Prompt
 from distill.data.seam import encode_turn, rejoin, written_text
+from distill.data.tokenizers import template_variables
 from distill.data.trace import Example, Grader, Trace, check_spelling
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -136,6 +137,7 @@ class TraceRecipe:
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
             traces = self.tokenize(self._without_wrong(examples, say), student.source)
+            _say_thoughts(traces, student, say)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may score the same tokens
@@ -312,3 +314,14 @@ class TraceRecipe:
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
+
+
+def _say_thoughts(traces: Sequence[Trace], student: LanguageModel, say: Callable[[str], None]) -> None:
+    """Say that traces think where the student's thinking is off."""
+    if template_variables(student.tokenizer).get("enable_thinking") is not False:
+        return
+    if count := sum("</think>" in (trace.example.completion or "") for trace in traces):
+        say(
+            f"{count} of {len(traces)} traces have a thought, which is learned though thinking is off "
+            f"(model.chat_template_kwargs.enable_thinking=false): null puts it on"
+        )
