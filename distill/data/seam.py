@@ -64,7 +64,7 @@ def encode_turn(
     return encode_text(tokenizer, prompt), _with_ending(tokenizer, ids, end_ids or [tokenizer.eos_token_id])
 
 
-def behind(prompt: str, completion: str) -> str:
+def continuing(prompt: str, completion: str) -> str:
     """A completion as it stands behind a prompt: with an opening mark if it closes a thought that the prompt
     has not opened, and without if the prompt has.
 
@@ -84,7 +84,7 @@ def behind(prompt: str, completion: str) -> str:
 def whole(prompt: str, completion: str) -> str:
     """A completion with the opening mark that its prompt ends with, for readers who do not see the prompt."""
     opened = open_end(prompt)
-    return f"{opened}{behind(prompt, completion)}" if opened else completion
+    return f"{opened}{continuing(prompt, completion)}" if opened else completion
 
 
 def written_text(
@@ -200,7 +200,7 @@ def _turn(
         return prompt.removesuffix(open_end(prompt)), completion
     if parts.opened and not open_end(prompt):
         return prompt.removesuffix(thought_end(prompt)), verbatim or ""
-    return prompt, behind(prompt, verbatim or "")
+    return prompt, continuing(prompt, verbatim or "")
 
 
 def _turns(parts: Split, verbatim: str) -> list[dict[str, str]]:

@@ -14,27 +14,33 @@ THINKING = ("<think>", "</think>")  # stands for all marks known here
 
 _NAMES = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
 _HEADER = r"[^<>|\n]{0,40}<\|message\|>"  # the rest of a channel's header
-_OPENING = (
-    rf"<\|?(?:{_NAMES})\|?>",
-    r"<\|?(?:begin_of_thought|start_thinking|start_of_thinking)\|?>",
-    r"(?-i:\[THINK\])|◁think▷|<unused94>(?:thought)?",
-    rf"<\|channel\|>(?:analysis|commentary){_HEADER}|<\|channel>thought",
-    r"\bto=self<\|message\|>",
-    r"\A\s*analysis(?=[\s\S]*assistantfinal)",  # channels whose special tokens were left out
+_SOLUTION = r"(?:\s{0,9}<\|begin_of_solution\|>)?"  # OpenThoughts-114k marks the answer too
+
+
+def _begun(angle: str, bracket: str, kimi: str) -> str:
+    """A pattern for marks by their first character, which is searched for fast."""
+    return rf"[<\[◁](?:(?<=<)(?i:{angle})|(?<=\[){bracket}|(?<=◁){kimi})"
+
+
+_OPENING = _begun(
+    rf"\|?(?:{_NAMES}|begin_of_thought|start_(?:of_)?thinking)\|?>|unused94>(?:thought)?"
+    rf"|\|channel\|>(?:analysis|commentary){_HEADER}|\|channel>thought",
+    r"THINK\]",
+    "think▷",
 )
-_CLOSING = (
-    rf"<\|?/(?:{_NAMES})\|?>",
-    r"<\|?(?:end_of_thought|end_thinking|end_of_thinking)\|?>(?:\s{0,9}<\|begin_of_solution\|>)?",
-    r"(?-i:\[/THINK\])|◁/think▷|<unused95>",
-    rf"(?:<\|start\|>assistant)?<\|channel\|>final{_HEADER}|<channel\|>",
-    r"(?:<\|start\|>assistant)? ?\bto=user<\|message\|>",
-    r"(?<=\S)assistantfinal",
+_CLOSING = _begun(
+    rf"\|?(?:/(?:{_NAMES})|end_thinking|end_of_thinking)\|?>|\|?end_of_thought\|?>{_SOLUTION}|unused95>"
+    rf"|(?:\|start\|>assistant<)?\|channel\|>final{_HEADER}|channel\|>",
+    r"/THINK\]",
+    "/think▷",
 )
+# Only in texts with one of these words: marks that begin with a letter.
+_RARE = ("<|message|>", "assistantfinal")
+_OPENING_TOO = r"\bto=self<\|message\|>|\A\s*analysis(?=[\s\S]*\Sassistantfinal)"
+_CLOSING_TOO = r"(?:<\|start\|>assistant)? ?\bto=user<\|message\|>|(?<=\S)assistantfinal"
 # Special tokens that are part of a mark, which text for people to read must keep.
 _MARK_TOKENS = re.compile(
-    rf"(?:{'|'.join((*_OPENING[:3], *_CLOSING[:3]))})"
-    r"|<\|(?:channel|message|start)\|>|<\|channel>|<channel\|>|<\|eom\|>",
-    re.I,
+    rf"(?:{_OPENING}|{_CLOSING})|<\|(?:channel|message|start)\|>|<\|channel>|<\|eom\|>", re.I
 )
 _BARE_CHANNELS = re.compile(r"\A\s*analysis[\s\S]*\Sassistantfinal")
 
@@ -78,7 +84,7 @@ def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened:
         tags: opening and closing mark; the default `THINKING` stands for all marks of this module.
         opened: whether the prompt ended with the opening mark.
     """
-    opening, closing = _marks(tuple(tags))
+    opening, closing = _marks(tuple(tags), completion)
     closed = _closings(completion, closing)
     after = completion[closed[-1].end() if closed else 0 :]
     if opening.search(after) or (opened and not closed):
@@ -91,7 +97,7 @@ def split_thought(completion: str) -> Split:
 
     A closing mark without an opening one closes a thought that the prompt had opened.
     """
-    opening, closing = _marks(THINKING)
+    opening, closing = _marks(THINKING, completion)
     closed = _closings(completion, closing)
     found = sorted([*opening.finditer(completion), *closed], key=lambda mark: mark.start())
     if not found:
@@ -109,20 +115,22 @@ def split_thought(completion: str) -> Split:
 
 def count_marks(text: str) -> tuple[int, int]:
     """Numbers of opening and closing marks."""
-    opening, closing = _marks(THINKING)
+    opening, closing = _marks(THINKING, text)
     return len(opening.findall(text)), len(_closings(text, closing))
 
 
 def open_end(prompt: str, tags: Sequence[str] = THINKING) -> str:
     """The opening mark that a prompt ends with, and white space behind it; empty if it ends with none."""
-    found = _open_ends(tuple(tags)).search(prompt)
+    end = prompt[-200:]
+    found = re.search(rf"(?:{_marks(tuple(tags), end)[0].pattern})\s*\Z", end)
     return found.group() if found else ""
 
 
 def thought_end(prompt: str) -> str:
     """The open or empty thought at a prompt's end, such as `<think>` or `<think></think>`, and its spaces."""
-    opening, closing = _marks(THINKING)
-    found = re.search(rf"(?:{opening.pattern})\s*(?:(?:{closing.pattern})\s*)?\Z", prompt[-200:], re.I)
+    end = prompt[-200:]
+    opening, closing = _marks(THINKING, end)
+    found = re.search(rf"(?:{opening.pattern})\s*(?:(?:{closing.pattern})\s*)?\Z", end)
     return found.group() if found else ""
 
 
@@ -138,13 +146,15 @@ def _closings(text: str, closing: re.Pattern[str]) -> list[re.Match[str]]:
     return found
 
 
-@functools.lru_cache(maxsize=16)
-def _marks(tags: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    if tags == THINKING:
-        return re.compile("|".join(_OPENING), re.I), re.compile("|".join(_CLOSING), re.I)
-    return re.compile(re.escape(tags[0])), re.compile(re.escape(tags[1]))
+def _marks(tags: tuple[str, ...], text: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of the opening and of the closing marks that a text may have."""
+    return _patterns(tags, tags == THINKING and any(word in text for word in _RARE))
 
 
 @functools.lru_cache(maxsize=16)
-def _open_ends(tags: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?:{_marks(tags)[0].pattern})\s*\Z", re.I if tags == THINKING else 0)
+def _patterns(tags: tuple[str, ...], rare: bool) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    if tags != THINKING:
+        return re.compile(re.escape(tags[0])), re.compile(re.escape(tags[1]))
+    if rare:
+        return re.compile(f"{_OPENING}|{_OPENING_TOO}"), re.compile(f"{_CLOSING_TOO}|{_CLOSING}")
+    return re.compile(_OPENING), re.compile(_CLOSING)

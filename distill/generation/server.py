@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from distill.data.seam import behind, prompt_end
+from distill.data.seam import continuing, prompt_end
 from distill.data.thoughts import open_end, with_thought
 from distill.data.trace import encode_completion
 from distill.errors import UserError
@@ -123,7 +123,7 @@ class ServerEngine:
                 text, finished = text.removesuffix(end), True
         text = self._without_prompt(text, request, answer.get("usage"), bool(thought))
         if not thought:  # a server may leave out the mark that its template wrote, or repeat it
-            text = behind(prompt_end(self.source.tokenizer, request.prompt_ids), text)
+            text = continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
         else:
             text = self._with_thought(thought, text, request, closed=finished or bool(text))
         return Written(None, finished, text)
@@ -153,7 +153,7 @@ class ServerEngine:
         """The completion as the model wrote it, for a server that returns the thinking separately."""
         thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")
         text = with_thought(thought, text.lstrip("\n")) if closed else f"<think>\n{thought}"
-        return behind(prompt_end(self.source.tokenizer, request.prompt_ids), text)
+        return continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
 
 
 def _prompt_of(request: Request) -> bytes:

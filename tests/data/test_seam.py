@@ -10,7 +10,7 @@ from chat_templates import TEMPLATES, tokenizer_with
 
 from distill.data.prompt import render
 from distill.data.seam import (
-    behind,
+    continuing,
     decode_completion,
     encode_turn,
     rejoin,
@@ -181,8 +181,8 @@ def test_a_template_that_refuses_or_drops_the_answer_leaves_it_as_it_is() -> Non
     ],
 )
 def test_a_servers_text_continues_the_prompt(prompt: str, completion: str, found: str) -> None:
-    assert behind(prompt, completion) == found
-    assert behind(prompt, found) == found
+    assert continuing(prompt, completion) == found
+    assert continuing(prompt, found) == found
     assert count_marks(whole(prompt, found))[0] == bool(open_end(prompt) or "<think>" in found)
 
 
