@@ -197,7 +197,7 @@ def _turn(
     if found:  # the words as they are, unless the template has marks of its own
         return found[-1] if "</think>" not in found[-1][1] else found[0]
     if parts.thought is None:  # the template does not say how it opens an answer
-        return prompt.removesuffix(open_end(prompt)), completion
+        return prompt.removesuffix(open_end(prompt)), verbatim or ""
     if parts.opened and not open_end(prompt):
         return prompt.removesuffix(thought_end(prompt)), verbatim or ""
     return prompt, continuing(prompt, verbatim or "")

@@ -167,6 +167,8 @@ def test_a_template_that_refuses_or_drops_the_answer_leaves_it_as_it_is() -> Non
         prompt_ids, ids = encode_turn(tokenizer, ASKED, SOLUTION)
         assert tokenizer.decode(prompt_ids).endswith("A: ")
         assert tokenizer.decode(ids) == f"{SOLUTION}<eos>"
+        _, ids = encode_turn(tokenizer, ASKED, COMPLETIONS["the channel of the answer"])
+        assert tokenizer.decode(ids) == f"{SOLUTION}<eos>"
 
 
 @pytest.mark.parametrize(
