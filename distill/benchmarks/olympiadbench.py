@@ -12,9 +12,11 @@ from typing import Any
 
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers, several
+from distill.benchmarks.grading.graded import UNCLOSED
 from distill.benchmarks.grading.judge import MathJudge
 from distill.data.fields import number_text
 from distill.data.readers import read_records
+from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -154,6 +156,9 @@ class OlympiadJudge:
         `MathJudge`."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
+        if (said := without_thinking(completion)) is None:
+            return UNCLOSED
+        completion = said
         how = {name: example.details.get(name) for name in ("multiple", "unit", "tolerances")}
         boxes = answers.closing_boxes(completion)
         if not boxes:

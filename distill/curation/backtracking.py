@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.benchmarks.grading.graded import graded
 from distill.curation.rewriting import written_anew
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, whole_number
+from distill.data.seam import written_text
 from distill.data.trace import Grader, Trace, Verdict, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
@@ -282,7 +284,8 @@ def _verdict(draft: _Draft, ids: np.ndarray, writer: ModelSource, grade: Grader)
     """Grade a completion whose last part was written by `writer`; unfinished ones are wrong."""
     if ids[-1] not in writer.end_ids:
         return Verdict(None, False, "no end")
-    return grade(example_of(draft.record), writer.tokenizer.decode(ids, skip_special_tokens=True))
+    text = written_text(writer.tokenizer, draft.trace.prompt_ids, ids)
+    return graded(grade, example_of(draft.record), text)
 
 
 def _figures(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.conversations import check_rendered
-from distill.data.tokenizers import tokenize
+from distill.data.tokenizers import template_variables, tokenize
 from distill.data.trace import Example
 from distill.errors import UserError, first_line
 
@@ -164,24 +164,60 @@ def encode_messages(
         UserError: the tokenizer or its template refuses the text, or the template leaves tools out.
     """
     if tokenizer.chat_template:
-        # First as text, to tell an error of the template from one of the tokenizer.
-        try:
-            text = tokenizer.apply_chat_template(
-                list(messages), list(tools) if tools else None, add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a template may raise anything
-            raise UserError(
-                f"the chat template refuses the conversation of {place} ({first_line(error)}): change its "
-                f"messages"
-            ) from error
-        check_rendered(text, messages, tools, place)
-        return np.asarray(tokenize(tokenizer, text, add_special_tokens=False), dtype=np.int32)
+        return encode_text(tokenizer, render(tokenizer, messages, place, tools))
     text = "\n".join(message["content"] for message in messages)
     check_rendered(text, messages, tools, place)
     ids = tokenize(tokenizer, text)
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append it to every text
         ids = ids[:-1]
     return np.asarray(ids, dtype=np.int32)
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    place: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    answer: bool = False,
+) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: with a chat template, and variables for it (`template_variables`).
+        messages: the conversation.
+        place: what it belongs to, for error messages.
+        tools: JSON schemas of the functions that the conversation's tools are.
+        answer: whether the last message is an answer; otherwise the text ends where one begins.
+
+    Raises:
+        UserError: the template refuses the conversation, or leaves tools out.
+    """
+    variables = template_variables(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            list(tools) if tools else None,
+            add_generation_prompt=not answer,
+            tokenize=False,
+            **variables,
+        )
+    except Exception as error:  # a template may raise anything
+        raise UserError(
+            f"the chat template refuses the conversation of {place} ({first_line(error)}): change its "
+            f"messages"
+        ) from error
+    check_rendered(text, messages, tools, place)
+    return text
+
+
+def encode_text(tokenizer: Any, text: str) -> np.ndarray:
+    """[tokens] int32: ids of a text that a chat template wrote.
+
+    Raises:
+        UserError: the tokenizer refuses the text.
+    """
+    return np.asarray(tokenize(tokenizer, text, add_special_tokens=False), dtype=np.int32)
 
 
 def fill(template: str, **values: str) -> str:

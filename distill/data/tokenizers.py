@@ -1,9 +1,13 @@
 """Vocabulary size, vocabulary hash, end tokens and token ids of a tokenizer."""
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.errors import UserError
+
+TEMPLATE_VARIABLES = "chat_template_kwargs"  # key of a tokenizer's configuration
 
 
 def tokenizer_size(tokenizer: Any) -> int:
@@ -46,7 +50,7 @@ def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
     configured = getattr(configuration, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
-    closing = _closing_token(tokenizer)
+    closing = _closing_token(tokenizer, ends)
     return sorted(ends, key=lambda token: token != closing)
 
 
@@ -64,15 +68,34 @@ def tokenize(tokenizer: Any, text: str, **options: Any) -> list[int]:
         ) from error
 
 
-def _closing_token(tokenizer: Any) -> int | None:
-    """The token that the chat template puts after an answer; None without a template that renders one."""
+def template_variables(tokenizer: Any) -> dict[str, Any]:
+    """Variables for the chat template, such as `enable_thinking`; empty: the template's own defaults.
+
+    They are `model.chat_template_kwargs`, which a saved tokenizer keeps.
+    """
+    return dict(getattr(tokenizer, "init_kwargs", {}).get(TEMPLATE_VARIABLES) or {})
+
+
+def set_template_variables(tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    """Give a tokenizer variables for its chat template, over those that it was saved with."""
+    tokenizer.init_kwargs[TEMPLATE_VARIABLES] = template_variables(tokenizer) | dict(variables)
+
+
+def template_of(tokenizer: Any) -> str:
+    """The chat template and its variables as a text, for cache keys."""
+    variables = template_variables(tokenizer)
+    return f"{tokenizer.chat_template}" + (f"\0{json.dumps(variables, sort_keys=True)}" if variables else "")
+
+
+def _closing_token(tokenizer: Any, ends: Sequence[int]) -> int | None:
+    """The end token that the chat template puts after an answer; None without a template that renders one."""
     if not tokenizer.chat_template:
         return None
     marker = "ANSWER"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **template_variables(tokenizer))
     except Exception:  # a template may raise anything
         return None
     behind = tokenizer(text.rpartition(marker)[2], add_special_tokens=False).input_ids
-    return behind[0] if behind else None
+    return next((token for token in behind if token in ends), None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.recorded import recorded_tokens
+from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.errors import UserError, whole_number
 from distill.io.files import write_atomically
@@ -192,7 +193,7 @@ def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
         user: template with `{problem}`.
         system: system message.
     """
-    text = f"{tokenizer.chat_template}\0{system}\0{user}"
+    text = f"{template_of(tokenizer)}\0{system}\0{user}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

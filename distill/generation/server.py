@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from distill.data.seam import continuing, prompt_end
+from distill.data.thoughts import open_end, with_thought
 from distill.data.trace import encode_completion
 from distill.errors import UserError
 from distill.generation.chat_answers import read_choice
@@ -67,11 +69,18 @@ class ServerEngine:
             timeout=timeout,
             wait=wait,
             refused=refused,
-            extra=dict(extra or {}),
+            extra=self._with_variables(dict(extra or {})),
         )
         # Settings that change the completions.
         self.settings = {"served_as": self.client.served_as, "extra": self.client.extra}
+        if variables := self.source.chat_template_kwargs:
+            self.settings["chat_template_kwargs"] = variables
         self.seconds = 0.0
+
+    def _with_variables(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the chat template's variables, as vLLM and SGLang take them."""
+        variables = self.source.chat_template_kwargs
+        return extra | {"chat_template_kwargs": dict(variables)} if variables else extra
 
     def write(
         self, requests: Sequence[Request], sampling: Sampling
@@ -119,7 +128,9 @@ class ServerEngine:
             if end and text.endswith(end):
                 text, finished = text.removesuffix(end), True
         text = self._without_prompt(text, request, answer.get("usage"), bool(thought))
-        if thought:
+        if not thought:  # a server may leave out the mark that its template wrote, or repeat it
+            text = continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
+        else:
             text = self._with_thought(thought, text, request, closed=finished or bool(text))
         return Written(None, finished, text)
 
@@ -132,7 +143,7 @@ class ServerEngine:
         """
         tokenizer = self.source.tokenizer
         prompt = tokenizer.decode(request.prompt_ids).strip()
-        if thought and text.strip() == prompt.removesuffix("<think>").strip():
+        if thought and text.strip() == prompt.removesuffix(open_end(prompt).strip()).strip():
             return ""  # cut off while thinking: there is no other text
         written = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
         if not prompt or not text.startswith(prompt) or not isinstance(written, int):
@@ -148,11 +159,9 @@ class ServerEngine:
         """The completion as the model wrote it, for a server that returns the thinking separately."""
         if "</think>" in text:  # the server returns it in the text, too
             return text
-        prompt = self.source.tokenizer.decode(request.prompt_ids[-32:]).rstrip()
-        opened = "" if prompt.endswith("<think>") else "<think>\n"
         thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")
-        answer = text.lstrip("\n")
-        return f"{opened}{thought}\n</think>\n\n{answer}" if closed else f"{opened}{thought}"
+        text = with_thought(thought, text.lstrip("\n")) if closed else f"<think>\n{thought}"
+        return continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
 
 
 def _prompt_of(request: Request) -> bytes:

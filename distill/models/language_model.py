@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.data.layout import Layout, Pass
-from distill.data.tokenizers import end_ids, shared_rows, tokenizer_fingerprint, tokenizer_size
+from distill.data.tokenizers import (
+    end_ids,
+    set_template_variables,
+    shared_rows,
+    tokenizer_fingerprint,
+    tokenizer_size,
+)
 from distill.errors import UserError, first_line
 from distill.models.head import Head
 from distill.models.rope import rope_switch
@@ -36,6 +42,7 @@ class ModelSource:
         trust_remote_code: whether to run the repository's own Python code.
         rows: first rows of the output matrix that take part; None: those of all the tokenizer's tokens. The
             model then predicts and writes no other token, and reads them all.
+        chat_template_kwargs: variables for its chat template, such as `enable_thinking`.
     """
 
     name: str
@@ -46,6 +53,7 @@ class ModelSource:
     dtype: str = "float32"
     trust_remote_code: bool = False
     rows: int | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def cut(self, rows: int) -> "ModelSource":
         """The model with the first `rows` rows of its output matrix; itself if it has no more tokens."""
@@ -85,6 +93,8 @@ class ModelSource:
             raise UserError(
                 f"the tokenizer of {self.name!r} has no end-of-sequence token: set eos_token in it"
             )
+        if self.chat_template_kwargs:
+            set_template_variables(tokenizer, self.chat_template_kwargs)
         return tokenizer
 
     @functools.cached_property
@@ -281,7 +291,7 @@ class LanguageModel:
         Models with soft-capping or scaling of logits are rejected, because the chunked head would silently
         train a different function.
         """
-        capped = getattr(self.model.config, "final_logit_softcapping", None)
+        capped = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
         head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
@@ -385,7 +395,8 @@ def _a_trace_a_row() -> Iterator[None]:
 
 
 def _context_length(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    text = config.get_text_config()  # of a model that also sees pictures
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
 
 def _forget_packing(model: Any) -> None:

@@ -34,6 +34,10 @@ from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
 
+_OF_TEACHER = (
+    *("teacher", "teacher_dtype", "teacher_revision"),
+    *("chat_template_kwargs", "teacher_chat_template_kwargs"),
+)
 _FORMAT = 2  # version of the cached drifts
 
 
@@ -205,9 +209,7 @@ class _Measuring:
         return self.folder / "written" / f"{benchmark.name}-{_hash(key)}"
 
     def _teacher(self, cfg: DictConfig) -> LazyModel:
-        named = {
-            name: plain(cfg.model.get(name)) for name in ("teacher", "teacher_dtype", "teacher_revision")
-        }
+        named = {name: plain(cfg.model.get(name)) for name in _OF_TEACHER}
         key = _hash({**named, "trusted": cfg.model.trust_remote_code})
         if key not in self.teachers:
             self.teachers[key] = LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), self.device)

@@ -7,7 +7,7 @@ from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
 from distill.losses.weights import uniform
-from distill.models.find import find
+from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.objective import Objective
 from distill.training.recipe import TraceRecipe
@@ -53,6 +53,7 @@ def find_models(
         if not model[role]:
             raise UserError(_missing(role, _why(role, objective, loss)))
         frozen[role] = find(model, role, model["teacher_dtype" if role == "teacher" else "student_dtype"])
+    check_template_variables([student, *frozen.values()])
     return student, frozen
 
 

@@ -15,7 +15,7 @@ import torch
 from gguf_files import read_once
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma3Config, Qwen2Config, Qwen2ForCausalLM
 
 import distill.models.find
 from distill.data.tokenizers import shared_rows, tokenizer_fingerprint, tokenizer_size
@@ -23,7 +23,13 @@ from distill.errors import UserError
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
 from distill.models.find import find_model
-from distill.models.language_model import LanguageModel, ModelSource, on_shared_rows, vocabulary_mismatch
+from distill.models.language_model import (
+    LanguageModel,
+    ModelSource,
+    _context_length,
+    on_shared_rows,
+    vocabulary_mismatch,
+)
 from distill.tiny import task
 from distill.tiny.build import make_tokenizer
 
@@ -632,3 +638,9 @@ def test_a_real_gguf_model_is_found_loads_writes_and_saves(
     again = find(str(tmp_path / "saved"), dtype="bfloat16")
     assert vocabulary_mismatch(source, again) is None
     assert generate(again.load(), [prompt], Sampling(max_new_tokens=12), seed=0) == [ids]
+
+
+def test_the_context_of_a_model_that_also_sees_pictures_is_that_of_its_text() -> None:
+    config = Gemma3Config(text_config={"max_position_embeddings": 128})
+    assert _context_length(config) == 128
+    assert _context_length(Qwen2Config(max_position_embeddings=64)) == 64
