@@ -11,6 +11,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from distill.config.kinds import check_kinds
 from distill.config.moved import new_name
 from distill.errors import UserError, first_line
+from distill.io.secrets import without_secrets
 
 OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.Optimizer
 
@@ -76,6 +77,11 @@ def build_optimizer(node: Any) -> OptimizerFactory:
 def plain(node: Any) -> Any:
     """A config node as plain lists, dicts and values; anything else unchanged."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def as_yaml(cfg: DictConfig) -> str:
+    """A configuration as a run's or trace set's `config.yaml`: interpolations resolved, no password in it."""
+    return without_secrets(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

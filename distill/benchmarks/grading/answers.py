@@ -17,7 +17,6 @@ _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # dashes that models use as minus signs
 
 RULES = ("boxed", "answer is", "####", "output", "last number")
-THINKING = ("<think>", "</think>")
 
 
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
@@ -49,20 +48,6 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
         if found := by_rule[rule](text):
             return found, rule
     return None, "none"
-
-
-def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
-    """Remove the thinking block from a completion; None if the block is not closed.
-
-    Args:
-        completion: the completion.
-        tags: opening and closing tag of the thinking block.
-        opened: whether the prompt ended with the opening tag.
-    """
-    _, closed, after = completion.rpartition(tags[1])
-    if tags[0] in after or (opened and not closed):
-        return None
-    return after
 
 
 def last_boxed(text: str) -> str | None:
