@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.data.trace_set import COLUMNS, read_records, write_records
+from distill.data.trace_set import COLUMNS, DEFAULTS, read_records, write_records
 from distill.errors import UserError
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Written
@@ -132,7 +132,8 @@ def test_a_shard_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_trace_set_with_a_changed_bit_is_refused(tmp_path: Path, alone: bool) -> None:
     path = tmp_path / "traces.parquet"
-    empty = dict.fromkeys(COLUMNS)
+    empty = {**dict.fromkeys(COLUMNS), "problem_id": "p", "sample": 0, **DEFAULTS, "finished": True}
+    empty |= {"prompt_ids": [1], "completion_ids": [2], "ids_from": "text", "tokenizer": "t"}
     texts = [hashlib.sha256(b"%d" % n).hexdigest() for n in range(20)]  # which do not compress
     records = [{**empty, "id": f"{n}", "problem": text, "completion": text} for n, text in enumerate(texts)]
     write_records(path, records)
