@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distill.io.progress import duration
+
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print a finished run's table of results."""
@@ -24,7 +26,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if summary.get("rollout_tokens"):
         tokens += (
             f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
-            f"{_duration(summary['rollout_seconds'])}"
+            f"{duration(summary['rollout_seconds'])}"
             f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
         )
     table.add_row("trained", f"{tokens}, in {summary['precision']}")
@@ -32,7 +34,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if trained < parameters:
         table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")
     table.add_row(
-        "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
+        "time", "; ".join(f"{name} {duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
     table.add_row("training", f"{summary['device_hours']:,.4g} device-hours")
     for role, said in summary["frozen"].items():
@@ -57,11 +59,3 @@ def _rate(tokens_per_second: float | None) -> str:
 def _percent(score: dict[str, Any]) -> str:
     found = score["figures"]["accuracy"]
     return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -99,14 +99,16 @@ class CheckpointPolicy:
     """When checkpoints are written, and which are kept.
 
     Attributes:
-        every: optimizer steps between two checkpoints; the last step always has one.
+        every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
         of_finished: whether to keep checkpoints when the run has finished.
+        minutes: most minutes between two checkpoints; None: steps alone count.
     """
 
-    every: int
+    every: int | None
     keep: int
     of_finished: bool
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,9 @@ class Setup:
             recipe=recipe,
             length=_length(values),
             compute=compute,
-            checkpoints=CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"]),
+            checkpoints=CheckpointPolicy(
+                kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes")
+            ),
             loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
             histogram_every=values["histogram_every"],
         )

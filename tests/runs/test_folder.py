@@ -7,7 +7,7 @@ import pytest
 
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError
-from distill.runs.folder import asked_alike, claim, config_difference, describe, find_checkpoint
+from distill.runs.folder import asked_alike, claim, config_difference, describe, find_resumable
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -81,6 +81,6 @@ def test_last_is_the_newest_checkpoint_of_the_newest_run_of_this_configuration(t
             (tmp_path / name / "checkpoints" / step / "state.ckpt").touch()
     describe(tmp_path / "3_without_a_checkpoint", CONFIG, [])
     expected = tmp_path / "1_second" / "checkpoints" / "step-000004"
-    assert find_checkpoint("last", CONFIG, tmp_path) == expected
+    assert find_resumable("last", CONFIG, tmp_path) == expected
     with pytest.raises(UserError, match=r"the newest run differs: 2_of_another_seed: seed was 1 and is 2"):
-        find_checkpoint("last", CONFIG | {"seed": 2}, tmp_path)
+        find_resumable("last", CONFIG | {"seed": 2}, tmp_path)
