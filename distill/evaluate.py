@@ -26,11 +26,12 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
-    from distill.config.instantiate import plain
+    from distill.config.instantiate import plain, resolved
     from distill.evaluation.comparison_sides import check_side
     from distill.evaluation.named import named_model, prefix_model
-    from distill.training.inputs import check_benchmarks, check_model
+    from distill.training.inputs import check_benchmarks, check_model, check_settings
 
+    check_settings(resolved(cfg))
     if cfg.compare is not None:
         named = plain(cfg.compare)
         for folder in named if isinstance(named, list) else ():

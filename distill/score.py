@@ -21,9 +21,11 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
+    from distill.config.instantiate import resolved
     from distill.curation.listed import check_listed
-    from distill.training.inputs import check_inputs
+    from distill.training.inputs import check_inputs, check_settings
 
+    check_settings(resolved(cfg))
     check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
     check_listed(cfg)
 

@@ -81,7 +81,9 @@ class ProgressLines:
 
     def set_postfix(self, values: Mapping[str, Any] | None = None, refresh: bool = True, **more: Any) -> None:
         """Show these values on the next line."""
-        self.set_postfix_str(", ".join(f"{name} {value}" for name, value in {**(values or {}), **more}.items()))
+        self.set_postfix_str(
+            ", ".join(f"{name} {value}" for name, value in {**(values or {}), **more}.items())
+        )
 
     def set_postfix_str(self, text: str = "", refresh: bool = True) -> None:
         """Show this text on the next line."""
@@ -104,11 +106,17 @@ class ProgressLines:
             return
         now = time.monotonic()
         seconds, done = now - self._printed, self.n - self._shown  # the rate is that since the last line
-        parts = [f"{self.description}: {self.n:,} of {self.total:,} {_units(self.unit, self.total)}", self._said]
+        parts = [
+            f"{self.description}: {self.n:,} of {self.total:,} {_units(self.unit, self.total)}",
+            self._said,
+        ]
         if self.n >= self.total:
             parts.append(f"in {duration(now - self._began)}")
         elif done > 0:
-            parts += [_rate(done, seconds, self.unit), f"{duration((self.total - self.n) * seconds / done)} left"]
+            parts += [
+                _rate(done, seconds, self.unit),
+                f"{duration((self.total - self.n) * seconds / done)} left",
+            ]
         self._printed, self._shown = now, self.n
         line = ", ".join(part for part in parts if part)
         print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
@@ -126,7 +134,11 @@ def duration(seconds: float) -> str:
 def _rate(done: int, seconds: float, unit: str) -> str:
     per_second = done / max(seconds, 1e-9)
     if per_second >= 1:
-        return f"{per_second:,.0f} {_units(unit, 2)}/s" if per_second >= 10 else f"{per_second:.1f} {_units(unit, 2)}/s"
+        return (
+            f"{per_second:,.0f} {_units(unit, 2)}/s"
+            if per_second >= 10
+            else f"{per_second:.1f} {_units(unit, 2)}/s"
+        )
     return f"{duration(1 / per_second)} per {unit}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
-from distill.errors import UserError, first_line
+from distill.models.hub import hub_commit
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
@@ -43,35 +43,11 @@ def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remot
     path = find_path(spec, key)
     source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
     if path is None:
-        commit = _hub_commit(spec, key, revision)
+        commit = hub_commit(spec, key, revision)
         return source(location=spec, revision=commit, fingerprint=commit)
     if path.is_dir():
         return source(location=str(path), fingerprint=_hash_files(path))
     return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
-
-
-def _hub_commit(spec: str, key: str, revision: str | None) -> str:
-    """The hub's current commit of this model or, without network, the one in the local hub cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    reason = "the hub has no such model, or it is private or gated"
-    try:
-        # Call the API directly: without network, from_pretrained retries for half a minute.
-        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
-    except RevisionNotFoundError:
-        reason = f"the hub's model has no revision {revision!r}"
-    except RepositoryNotFoundError:
-        pass
-    except Exception as error:  # errors of the hub client's HTTP libraries share no base class
-        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
-    raise UserError(
-        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
-        f"give a local folder or GGUF file: {key}=/path/to/model"
-    )
 
 
 def _hash_files(path: Path) -> str:

@@ -37,11 +37,11 @@ def main(cfg: DictConfig) -> float | None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Validate numbers, files and folders of the configuration before torch is imported."""
-    from distill.training.inputs import check_inputs
-    from distill.training.numbers import check_numbers
+    from distill.training.inputs import check_inputs, check_settings
 
-    check_numbers(resolved(cfg))
-    if not cfg.plan:  # a plan's data and benchmarks may be on another machine
+    # A plan's data, benchmarks and GPU may be those of another machine.
+    check_settings(resolved(cfg), here=not cfg.plan)
+    if not cfg.plan:
         check_inputs(cfg, words, needed=("student",))
 
 

@@ -139,8 +139,8 @@ class WeightHistogram(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and self.path.is_file():
-            # A resumed run rewrites the histograms after its checkpoint. One that a stopped run wrote of fewer
-            # steps is written again too: the checkpoint has its counts.
+            # A resumed run rewrites the histograms after its checkpoint. One of fewer steps, from a run that
+            # was stopped, is written again too: the checkpoint has its counts.
             step = trainer.global_step
             last = step - step % self.every
             lines = [x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= last]

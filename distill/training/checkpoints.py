@@ -28,9 +28,7 @@ class StudentCheckpoints(lightning.Callback):
         minutes: save also at the end of a step if the last checkpoint is older than this; None: never.
     """
 
-    def __init__(
-        self, folder: Path, every: int | None, keep: int = 1, minutes: float | None = None
-    ) -> None:
+    def __init__(self, folder: Path, every: int | None, keep: int = 1, minutes: float | None = None) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep

@@ -236,7 +236,9 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the only device synchronization of the step
-        values: dict[str, float] = dict(zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True))
+        values: dict[str, float] = dict(
+            zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True)
+        )
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "

@@ -23,7 +23,8 @@ from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
-from distill.models.lora import Lora, check_targets, read_lora
+from distill.models.lora import check_targets
+from distill.models.lora_settings import Lora, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
 from distill.teacher.retokenize import Retokenizer

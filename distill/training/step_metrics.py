@@ -41,8 +41,8 @@ class StepMetrics:
     Attributes:
         names: names of the sums, in order.
         traces: ids of the step's traces so far, on this rank.
-        weight_counts: [bins] the histogram of token weights since the last `take_weight_counts`, on the device;
-            None if there is none. A checkpoint keeps it.
+        weight_counts: [bins] histogram of token weights since the last `take_weight_counts`, on the device;
+            None if there is none. Checkpoints keep it.
     """
 
     def __init__(self, objective: Objective, end_ids: Sequence[int]) -> None:
