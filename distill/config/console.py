@@ -32,7 +32,7 @@ sweep = Sweep()
 
 
 def say_loading(command: str) -> None:
-    """Print a line before the imports and models that take the first seconds, so that nobody waits in silence."""
+    """Print a line before imports and models take the first seconds, so that nobody waits in silence."""
     from distill.io.locks import first_rank  # not at the top: mistakes are answered without it
 
     if first_rank():

@@ -65,8 +65,8 @@ class Hint:
 def check_values(cfg: DictConfig, keys: Iterable[str] | None = None) -> None:
     """Check the values of every node with a `_target_` of this package.
 
-    A value is checked if its hint is of scalars and choices. Classes that need no torch are made, which checks
-    ranges too.
+    A value is checked if its hint is of scalars and choices. Classes that need no torch are made, which also
+    checks ranges.
 
     Args:
         cfg: composed, without unresolvable interpolations.

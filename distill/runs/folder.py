@@ -119,7 +119,7 @@ def check_free(folder: Path) -> None:
     """Reject a folder for a new run that holds another run's checkpoints or results."""
     if finished(folder):
         raise UserError(
-            f"dir={folder} holds a finished run, which has nothing to resume: name another folder, or delete it"
+            f"dir={folder} holds a finished run, so there is nothing to resume: name another folder"
         )
     held = [name for name in ("student", "summary.json") if (folder / name).exists()]
     if held or checkpoints(folder / "checkpoints"):

@@ -1,6 +1,7 @@
 """Print the table at the end of a run."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,31 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         "time", "; ".join(f"{name} {duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
     table.add_row("training", f"{summary['device_hours']:,.4g} device-hours")
-    for role, said in summary["frozen"].items():
-        table.add_row(role, said)
-    table.add_row("student", _short(folder / "student"))
+    # Paths stand below the table, whole, so that they can be copied.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    places = dict(summary["frozen"]) | {"student": _short(folder / "student")}
     if (folder / "adapter").is_dir():
-        table.add_row("adapter", _short(folder / "adapter"))
-    table.add_row("everything", _short(folder))
-    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
+        places["adapter"] = _short(folder / "adapter")
+    for name, said in (places | {"everything": _short(folder)}).items():
+        print(f"{name:<10} {said}")
+    for sentence in below_the_start(summary):
+        print(sentence)
+
+
+def below_the_start(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence for each benchmark whose score is lower than before training, beyond its interval."""
+    found = []
+    for name, stages in summary["benchmarks"].items():
+        if "before" not in stages:
+            continue
+        before, after = (stages[stage]["figures"]["accuracy"] for stage in ("before", "after"))
+        if after["high"] < before["value"]:
+            found.append(
+                f"{name}: the student ends below where it began, beyond its interval "
+                f"({before['value']:.1%} → {_percent(stages['after'])}): lower optimizer.lr, or train on "
+                f"more tokens (max_tokens, data.epochs, data.limit)"
+            )
+    return found
 
 
 def _short(path: Path) -> str:
