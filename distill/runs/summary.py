@@ -56,7 +56,7 @@ def below_the_start(summary: Mapping[str, Any]) -> list[str]:
         if "before" not in stages:
             continue
         before, after = (stages[stage]["figures"]["accuracy"] for stage in ("before", "after"))
-        if after["high"] < before["value"]:
+        if after.get("high", 1.0) < before["value"]:
             found.append(
                 f"{name}: the student ends below where it began, beyond its interval "
                 f"({before['value']:.1%} → {_percent(stages['after'])}): lower optimizer.lr, or train on "

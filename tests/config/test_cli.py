@@ -20,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 import distill.config.console
 from distill.config.console import one_sentence_errors
 from distill.config.overrides import check_overrides
+from distill.config.values import check_values
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.objective.objective import Objective
 from distill.runs.loggers import CsvMetrics, wandb_logged_in, wandb_logger
+from distill.training.inputs import check_settings
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
@@ -206,9 +208,8 @@ def test_a_mistake_prints_no_traceback_and_exits_with_one(tmp_path: Path, words:
     assert done.returncode == 1
     assert done.stderr.strip()
     assert "Traceback" not in done.stderr
-    if words != ["sed"]:  # that one Hydra explains itself
-        assert "HYDRA_FULL_ERROR" not in done.stderr
-        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "HYDRA_FULL_ERROR" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.glob("**/metrics.csv"))
 
 
@@ -238,6 +239,8 @@ def test_every_option_composes_and_resolves(option: str) -> None:
     } <= set(resolved)
     if group in ("model", "data", "loss"):
         assert name in str(resolved["name"])
+    check_values(cfg)
+    check_settings(resolved, here=False)
 
 
 def build(node: Any) -> Any:
