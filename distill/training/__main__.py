@@ -42,9 +42,8 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     from distill.runs.folder import check_free
     from distill.training.inputs import check_inputs, check_settings
 
-    # A plan's data, benchmarks and GPU may be those of another machine.
-    check_settings(resolved(cfg), here=not cfg.plan)
-    if not cfg.plan:
+    check_settings(resolved(cfg))
+    if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
         if cfg.ckpt_path is None and not is_sweep(cfg, words):
             check_free(Path(cfg.dir))
         check_inputs(cfg, words, needed=("student",))

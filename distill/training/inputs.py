@@ -23,12 +23,11 @@ _DTYPE = re.compile(r"auto|b?float16|float32|float64|float8_\w+|float|half|doubl
 _ROLES = ("student", "teacher", "reference", "pilot")
 
 
-def check_settings(values: Mapping[str, Any], *, here: bool = True) -> None:
+def check_settings(values: Mapping[str, Any]) -> None:
     """Check numbers, the trainer's and LoRA's settings, and dtypes.
 
     Args:
         values: resolved configuration of a command, in which sections may be absent.
-        here: whether the command runs on this machine, so that its GPU counts.
 
     Raises:
         UserError: a value is of the wrong type or out of range; names the configuration key.
@@ -41,14 +40,12 @@ def check_settings(values: Mapping[str, Any], *, here: bool = True) -> None:
             raise UserError(f"model.{key}={model[key]!r} is not one of float32, bfloat16, float16, auto")
     if trainer is not None:
         check_trainer_keys(trainer)
-        if here:
-            check_gpu(trainer)
 
 
 def check_inputs(
     cfg: DictConfig, words: Iterable[str], *, needed: Sequence[str] = (), data: bool = True
 ) -> None:
-    """Check that the folders and files of models, data and benchmarks exist.
+    """Check that the folders and files of models, data and benchmarks exist, and the GPU.
 
     Args:
         cfg: configuration of training, or of another command with these groups.
@@ -67,6 +64,7 @@ def check_inputs(
     if data:
         check_data(cfg)
     check_benchmarks(cfg)
+    check_gpu(cfg.trainer)
 
 
 def check_model(spec: Any, key: str, revision: str | None = None) -> None:

@@ -215,7 +215,7 @@ class Setup:
             if path := _path(recipe):
                 check_file(path)
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
-        kept, loggers = values["checkpoint"], cfg.get("logger") or {}
+        loggers = cfg.get("logger") or {}
         setup = cls(
             **parts,
             name=values["name"],
@@ -233,9 +233,7 @@ class Setup:
             recipe=recipe,
             length=_length(values),
             compute=compute,
-            checkpoints=CheckpointPolicy(
-                kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes")
-            ),
+            checkpoints=_checkpoints(values),
             loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
             histogram_every=values["histogram_every"],
         )
@@ -290,6 +288,11 @@ def _length(values: Mapping[str, Any]) -> RunLength:
         ranks=ranks_of(trainer),
         log_every=trainer["log_every_n_steps"],
     )
+
+
+def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
+    kept = values["checkpoint"]
+    return CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes"))
 
 
 def _evaluation(cfg: Configuration) -> Evaluation:

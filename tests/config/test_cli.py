@@ -240,7 +240,7 @@ def test_every_option_composes_and_resolves(option: str) -> None:
     if group in ("model", "data", "loss"):
         assert name in str(resolved["name"])
     check_values(cfg)
-    check_settings(resolved, here=False)
+    check_settings(resolved)
 
 
 def build(node: Any) -> Any:

@@ -73,18 +73,12 @@ def test_help_a_typo_and_a_missing_file_are_answered_without_torch(module: str, 
 REFUSED = [
     (["model.student=./nothere"], "model.student=./nothere: there is no such folder"),
     (["model.teacher=/nothere/at/all"], "model.teacher=/nothere/at/all: there is no such folder"),
-    (["model.reference=nothere.gguf"], "model.reference=nothere.gguf: there is no such GGUF file"),
     (["benchmark=gsm8k", "benchmark.path=nothere.jsonl"], "data file nothere.jsonl does not exist"),
     (["ckpt_path=nothere"], "ckpt_path=nothere: there is no checkpoint in this folder"),
-    (["ckpt_path=last"], "ckpt_path=last: no run in outputs/runs with this configuration can be resumed"),
     (["data.batch_size=0"], "data.batch_size=0 must be a whole number, at least 1"),
-    (["max_tokens=abc"], "max_tokens='abc' must be a whole number"),
-    (["optimizer.lr=-1"], "optimizer.lr=-1 must be a number, at least 0"),
     (["trainer.precision=fp16"], "trainer.precision=fp16 is not supported"),
     (["loss.token_weight.level=x"], "loss.token_weight.level='x' is not one of token, prefix, sequence"),
-    (["data.sampling.temperature=-1"], "data.sampling: sampling: temperature=-1"),
     (["-m", "optimizer.lr=1e-3,high"], "optimizer.lr='high' must be a number, at least 0"),
-    (["loss=sft,dcod"], "loss=sft,dcod has several values: to run each of them, add -m"),
     (["--loss", "dcod"], "--loss: there is no such option; settings have no dashes: say loss=dcod"),
 ]
 

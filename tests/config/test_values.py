@@ -20,9 +20,9 @@ from distill.training.inputs import check_settings
 
 COMMANDS = {
     "train": ["loss=on_policy_kd"],
-    "generate": ["engine=server", "trainer=cpu"],
+    "generate": ["engine=server"],
     "evaluate": [],
-    "curate": ["curation=[correct,pass_rate]", "trainer=cpu"],
+    "curate": ["curation=[correct,pass_rate]"],
 }
 
 
