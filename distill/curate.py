@@ -27,8 +27,8 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     from distill.training.inputs import check_inputs, check_settings
 
     check_settings(resolved(cfg))
-    check_inputs(cfg, words, data=cfg.teachers is None)
     check_listed(cfg)
+    check_inputs(cfg, words, data=cfg.teachers is None)
 
 
 if __name__ == "__main__":

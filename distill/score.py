@@ -26,8 +26,8 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     from distill.training.inputs import check_inputs, check_settings
 
     check_settings(resolved(cfg))
-    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
     check_listed(cfg)
+    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
 
 
 if __name__ == "__main__":

@@ -57,18 +57,26 @@ def check_inputs(
         UserError: something is missing; names the configuration key.
     """
     named = {word.lstrip("+").partition("=")[0] for word in words}
-    for role in _ROLES:
-        if role in needed or f"model.{role}" in named:
-            revision = cfg.model.get("teacher_revision" if role == "teacher" else "student_revision")
-            check_model(cfg.model.get(role), f"model.{role}", revision)
+    roles = [role for role in _ROLES if role in needed or f"model.{role}" in named]
+    for role in roles:
+        check_model(cfg.model.get(role), f"model.{role}")
     if data:
         check_data(cfg)
     check_benchmarks(cfg)
     check_gpu(cfg.trainer)
+    for role in roles:  # last, as it may ask over the network
+        revision = cfg.model.get("teacher_revision" if role == "teacher" else "student_revision")
+        check_model_on_hub(cfg.model.get(role), f"model.{role}", revision)
 
 
-def check_model(spec: Any, key: str, revision: str | None = None) -> None:
-    """Check that a model's folder or file exists, or that the hub has it."""
+def check_model(spec: Any, key: str) -> None:
+    """Check that a model's folder or file exists; hub ids are not looked up here."""
+    if spec:
+        first_found(plain(spec), key, lambda one: find_path(one, key))
+
+
+def check_model_on_hub(spec: Any, key: str, revision: str | None = None) -> None:
+    """Check that a model exists, and if it is a hub id, that the hub or its local cache has it."""
 
     def check(one: str) -> None:
         if find_path(one, key) is None:

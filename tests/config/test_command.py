@@ -17,7 +17,7 @@ from distill.config.paths import CONFIG
 from distill.errors import UserError
 from distill.models import no_gpu
 from distill.training.__main__ import check
-from distill.training.inputs import check_model
+from distill.training.inputs import check_model_on_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ["torch", "transformers", "datasets", "lightning", "matplotlib", "wandb", "scipy", "sympy"]
@@ -116,9 +116,9 @@ def test_a_model_that_neither_the_hub_nor_its_cache_has_is_refused_early(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(UserError, match=r"model.student=nobody/nothere is neither a local folder nor"):
-        check_model("nobody/nothere", "model.student")
+        check_model_on_hub("nobody/nothere", "model.student")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/cache/config.json")
-    check_model("nobody/nothere", "model.student")
+    check_model_on_hub("nobody/nothere", "model.student")
 
 
 def test_a_line_is_printed_before_the_imports(
