@@ -48,7 +48,7 @@ def run_command(
             cfg = check_overrides(CONFIG, name, arguments)
             one_job = not is_sweep(cfg, arguments)
             if not _SHOW & set(arguments):
-                _check(cfg, arguments, check)
+                _check(name, cfg, arguments, check)
             behind = more(cfg, arguments) if more is not None else ()
             if one_job and not behind and [word for word in arguments if "=" not in word] in _SHOW_JOB:
                 keys = [str(key) for key in cfg if key != "hydra"]
@@ -64,11 +64,14 @@ def run_command(
         sys.exit("\n".join([f"{len(failed_jobs)} of the sweep's jobs failed:", *failed_jobs]))
 
 
-def _check(cfg: DictConfig, arguments: Words, check: Callable[[DictConfig, Words], None] | None) -> None:
+def _check(
+    name: str, cfg: DictConfig, arguments: Words, check: Callable[[DictConfig, Words], None] | None
+) -> None:
     """Check a command's values, in a sweep those of its first job and each further value of a swept key."""
     keys = [word.lstrip("+~").partition("=")[0] for word in arguments if not word.startswith("-")]
     set_by_user = None if user_dirs(arguments) else keys
-    values = swept_values(cfg, arguments) if is_sweep(cfg, arguments) else {}
+    one_job = not is_sweep(cfg, arguments)
+    values = {} if one_job else swept_values(cfg, arguments, groups_of(CONFIG, name, arguments))
     sweep.jobs = jobs_of(values) if values else None
     for variant in variants(cfg, values):
         check_values(variant, set_by_user)

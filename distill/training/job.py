@@ -35,7 +35,7 @@ class Job:
         self.began = False
         self.held = ExitStack()
         self._cfg = cfg
-        self._number = HydraConfig.get().job.get("num", 0) if self.sweep else 0
+        self._number = HydraConfig.get().job.num if self.sweep else 0
         self._began_at: float | None = None
         cfg.dir = str(self.folder)
         if self.sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:

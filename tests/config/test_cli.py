@@ -220,7 +220,7 @@ def test_a_mistake_prints_no_traceback_and_exits_with_one(tmp_path: Path, words:
 def test_every_option_composes_and_resolves(option: str) -> None:
     cfg = check(option)
     group, _, name = option.partition("=")
-    resolved = OmegaConf.to_container(
+    resolved: Any = OmegaConf.to_container(
         OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True
     )
     assert isinstance(resolved, dict)

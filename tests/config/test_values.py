@@ -197,7 +197,7 @@ def test_every_value_of_a_sweep_is_looked_at_and_its_jobs_are_counted(
     composed: dict[str, DictConfig],
 ) -> None:
     cfg = composed["train"]
-    values = swept_values(cfg, ["-m", "loss=sft,dcod,tvd", "data.batch_size=4,0", "seed=range(0,3)"])
+    values = swept_values(cfg, ["-m", "loss=sft,dcod,tvd", "data.batch_size=4,0", "seed=range(0,3)"], {})
     assert jobs_of(values) == 3 * 2 * 3
     sizes = [one.data.batch_size for one in variants(cfg, values)]
     first = cfg.data.batch_size
@@ -205,5 +205,7 @@ def test_every_value_of_a_sweep_is_looked_at_and_its_jobs_are_counted(
     of_file = OmegaConf.create(
         {"hydra": {"sweeper": {"params": {"loss": "sft,dcod,tvd", "seed": "range(0,5)"}}}}
     )
-    assert jobs_of(swept_values(of_file, ["experiment=mine", "seed=0,1"])) == 3 * 2
-    assert jobs_of(swept_values(of_file, ["seed=interval(0,1)"])) is None
+    assert jobs_of(swept_values(of_file, ["experiment=mine", "seed=0,1"], {})) == 3 * 2
+    assert jobs_of(swept_values(of_file, ["seed=interval(0,1)"], {})) is None
+    losses = {"loss": ["dcod", "dcod_tau2", "sft"]}
+    assert swept_values(of_file, ["loss=glob(dcod*)"], losses)["loss"] == ["dcod", "dcod_tau2"]
