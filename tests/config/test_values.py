@@ -201,7 +201,7 @@ def test_every_value_of_a_sweep_is_looked_at_and_its_jobs_are_counted(
     assert jobs_of(values) == 3 * 2 * 3
     sizes = [one.data.batch_size for one in variants(cfg, values)]
     first = cfg.data.batch_size
-    assert sizes == [first, 0, first, first]  # the first job, the other size, two more seeds
+    assert sizes == [first, 4, 0, first, first]  # the first job, its other sizes, its other seeds
     of_file = OmegaConf.create(
         {"hydra": {"sweeper": {"params": {"loss": "sft,dcod,tvd", "seed": "range(0,5)"}}}}
     )
