@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.models.language_model import LanguageModel, ModelSource
-from distill.models.lora_settings import Lora
+from distill.models.lora_settings import ALL_LINEAR, Lora
 
 _ADAPTER = "default"  # peft's default adapter name
 _SAMPLES = 1024  # values per frozen tensor that go into the fingerprint
@@ -66,7 +66,7 @@ def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or _ALL,
+        target_modules=list(lora.targets) or ALL_LINEAR,
         task_type="CAUSAL_LM",
         base_model_name_or_path=lm.source.location,
         revision=lm.source.revision,

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from distill.errors import UserError
 
-_ALL = "all-linear"
+ALL_LINEAR = "all-linear"
 _KEYS = ("rank", "alpha", "dropout", "targets")
 
 
@@ -51,14 +51,16 @@ def read_lora(values: Any) -> Lora | None:
         raise UserError(f"model.lora.dropout={dropout!r} must be a number in [0, 1)")
     listed = [targets] if isinstance(targets, str) else targets
     if not isinstance(listed, list) or not listed or not all(isinstance(x, str) and x for x in listed):
-        raise UserError(f"model.lora.targets={targets!r} must be {_ALL} or names, such as [q_proj,v_proj]")
-    if _ALL in listed and len(listed) > 1:
-        raise UserError(f"model.lora.targets={targets!r}: {_ALL} stands alone, without other names")
+        raise UserError(
+            f"model.lora.targets={targets!r} must be {ALL_LINEAR} or names, such as [q_proj,v_proj]"
+        )
+    if ALL_LINEAR in listed and len(listed) > 1:
+        raise UserError(f"model.lora.targets={targets!r}: {ALL_LINEAR} stands alone, without other names")
     if rank is None:
         return None
     if importlib.util.find_spec("peft") is None:
         raise UserError(f'model.lora.rank={rank} needs peft, which is missing: pip install "distill[peft]"')
-    return Lora(rank, float(alpha), float(dropout), () if listed == [_ALL] else tuple(listed))
+    return Lora(rank, float(alpha), float(dropout), () if listed == [ALL_LINEAR] else tuple(listed))
 
 
 def _is_number(value: object) -> TypeGuard[float]:
