@@ -53,7 +53,7 @@ def load(
 
 def _gold(record: Mapping[str, Any], where: str) -> str:
     if fields.find(record, ("answer", "Answer")) is not None:
-        return fields.text(record, ("answer", "Answer"), where, "answer")
+        return fields.answer(record, ("answer", "Answer"), where)
     gold = answers.last_boxed(fields.text(record, ("solution", "Solution"), where, "answer or solution"))
     if not gold:
         raise UserError(f"{where}: the solution has no \\boxed{{}} that holds an answer")

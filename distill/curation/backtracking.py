@@ -17,7 +17,7 @@ from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.io.progress import progress_bar
-from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
 from distill.teacher.token_stats import TokenStats, token_stats
@@ -160,6 +160,8 @@ def motab(
             f"all alike; take samples=1 or a temperature"
         )
     student, teacher = context.model("student", "motab"), context.model("teacher", "motab")
+    reduced, (source,) = on_shared_rows(student.source, [teacher.source])
+    student, teacher = student.reduced_to(reduced), teacher.reduced_to(source)
     grade = context.grader("motab")
     ends = _step_ends(student.source, teacher.source, separator)
     problems = [_with_gold(same) for same in by_problem(records).values()]

@@ -19,6 +19,23 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def shared_rows(ours: Any, theirs: Any) -> int | None:
+    """Number of first ids that mean the same tokens to two tokenizers, if these are all the tokens of one.
+
+    Models of a family often differ by a few tokens at the end, such as `<think>`. Their output matrices then
+    have that many comparable rows.
+
+    Returns:
+        None if a token of the smaller one has another id in the larger one, or an id of it has another token.
+    """
+    small, large = sorted((ours, theirs), key=tokenizer_size)
+    shared, tokens = small.get_vocab(), large.get_vocab()
+    size = tokenizer_size(small)
+    same = all(tokens.get(token) == index for token, index in shared.items())
+    alone = same and all(index >= size for token, index in tokens.items() if token not in shared)
+    return size if alone else None
+
+
 def end_ids(tokenizer: Any, configuration: Any) -> list[int]:
     """Ids of all tokens that end a completion, first the one that the chat template puts after an answer.
 

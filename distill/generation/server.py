@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from distill.data.trace import encode_completion
 from distill.errors import UserError
-from distill.generation.chat_client import ChatClient, read_choice
+from distill.generation.chat_answers import read_choice
+from distill.generation.chat_client import ChatClient
 from distill.generation.engine import Request, Written
 from distill.generation.sampling import Sampling
 from distill.models.lazy import LazyModel
@@ -78,9 +79,13 @@ class ServerEngine:
         seen: dict[bytes, list[str]] = {}
         skipped = 0
         began = time.perf_counter()
-        bodies = (self._body(request, sampling) for request in requests)
+        bodies = [self._body(request, sampling) for request in requests]
+
+        def read(place: int, answer: Any) -> Written:
+            return self._read(answer, requests[place], bodies[place])
+
         try:
-            with closing(self.client.ask(bodies, lambda n, answer: self._read(answer, requests[n]))) as asked:
+            with closing(self.client.ask(bodies, read)) as asked:
                 for index, written in asked:
                     skipped += written is None
                     written = Written(None, finished=False) if written is None else written
@@ -99,11 +104,12 @@ class ServerEngine:
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         return self.client.body(request.messages, sampling, request.seed)
 
-    def _read(self, answer: Any, request: Request) -> Written:
-        text, thought, finished = read_choice(answer)
+    def _read(self, answer: Any, request: Request, body: Mapping[str, Any]) -> Written:
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        text, thought, finished, ids = read_choice(answer, limit if isinstance(limit, int) else None)
         ends = self.source.end_ids
         # vLLM returns token ids on request: +engine.extra.return_token_ids=true
-        if ids := answer["choices"][0].get("token_ids"):
+        if ids:
             if finished and ids[-1] not in ends:
                 ids = [*ids, ends[0]]
             return Written(np.asarray(ids, dtype=np.int32), finished, text)
@@ -140,6 +146,8 @@ class ServerEngine:
 
     def _with_thought(self, thought: str, text: str, request: Request, closed: bool) -> str:
         """The completion as the model wrote it, for a server that returns the thinking separately."""
+        if "</think>" in text:  # the server returns it in the text, too
+            return text
         prompt = self.source.tokenizer.decode(request.prompt_ids[-32:]).rstrip()
         opened = "" if prompt.endswith("<think>") else "<think>\n"
         thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from distill.config.instantiate import build
+from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
@@ -91,7 +91,7 @@ class WriteSetup:
             prompt.check(example)
         asked = [prompt.messages(example) for example in examples]
         prompts = [
-            encode_messages(source.tokenizer, messages, example.place)
+            encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
         check_room(examples, prompts, source)
@@ -100,6 +100,10 @@ class WriteSetup:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
+            raise UserError(
+                f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
+            )
         return cls(
             folder=Path(cfg.out),
             teacher=teacher,
@@ -113,7 +117,7 @@ class WriteSetup:
             messages=asked,
             prompts=prompts,
             template=template_hash(source.tokenizer, prompt.user, prompt.system),
-            config=OmegaConf.to_yaml(cfg, resolve=True),
+            config=as_yaml(cfg),
         )
 
     @cached_property

@@ -14,6 +14,7 @@ from distill.config.command import run_command
 from distill.config.instantiate import resolved
 from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
+from distill.training.interrupt import resumable
 from distill.training.resume import resume_arguments
 
 
@@ -33,7 +34,8 @@ def main(cfg: DictConfig) -> float | None:
         with no_collection():
             from distill.training.run import train
 
-        return train(cfg).accuracy
+        with resumable(started.folder, sweep=started.sweep):
+            return train(cfg).accuracy
     return None
 
 

@@ -178,7 +178,8 @@ class TraceRecipe:
             )
         if not example.completion.strip():
             raise UserError(
-                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
+                f"data.missing=drop leaves such records out"
             )
         prompt_ids = self.student_prompt.encode(student.tokenizer, example)
         recorded = example.recorded
@@ -290,7 +291,14 @@ class TraceRecipe:
             remedy = "raise data.max_length" if limit < context else f"{name} can read no more"
             raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: {remedy}")
         for trace in fitting:
-            largest = max(trace.prompt_ids.max(), trace.completion_ids.max())
+            largest = int(max(trace.prompt_ids.max(), trace.completion_ids.max()))
+            if largest >= vocab_size and student.source.rows is not None:
+                raise UserError(
+                    f"problem {trace.example.place} has the token "
+                    f"{student.tokenizer.convert_ids_to_tokens(largest)!r}, which {student_name} has and "
+                    f"another model of this loss has not: take it out of the data, or take loss=dcod_spans, "
+                    f"uld or gold, which compare different tokens"
+                )
             if largest >= vocab_size:
                 raise UserError(
                     f"problem {trace.example.place} has token {largest}, for which {student_name} has "
