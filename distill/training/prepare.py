@@ -86,14 +86,14 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     clock = clock or Clock()
     objective = setup.objective
     torch.set_num_threads(setup.compute.threads or _THREADS)
-    if first_rank() and setup.resumed is None:
-        claim(setup.folder)
-        # Now, so that a run that is killed while its traces are made is known by its configuration.
-        describe(setup.folder, setup.config, setup.launch.overrides)
     lightning.seed_everything(setup.seed, verbose=False)
     with clock("traces"):  # before the models: a mistake in the data costs no loading
         examples = setup.recipe.source()
     recipe = replace(setup.recipe, source=lambda: examples)
+    if first_rank() and setup.resumed is None:
+        claim(setup.folder)
+        # Now, so that a run that is killed while its traces are made is known by its configuration.
+        describe(setup.folder, setup.config, setup.launch.overrides)
     student = _load_student(setup)
     frozen: dict[Role, LazyModel] = {
         role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
