@@ -1,6 +1,7 @@
-"""Lightning callbacks: benchmarks during training, stopping, weight histograms, the progress bar."""
+"""Lightning callbacks: benchmarks during training, stopping, weight histograms, progress."""
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from distill.errors import UserError, first_line
 from distill.io.files import append_line, write_lines
-from distill.io.progress import watched
+from distill.io.progress import ProgressLines
 from distill.runs.read import read_json_lines
 from distill.training.step_metrics import WEIGHT_BINS
 
@@ -139,22 +140,19 @@ class WeightHistogram(lightning.Callback):
         self.path = path
         self.every = every
         self._written = -1  # step of the last histogram
-        self._module: Any = None
+        self._started = False
         self._resumed: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The histogram that a checkpoint falls into, so that a resumed run loses none of its counts."""
-        counts = [] if self._module is None else self._module.step_metrics.weight_counts.tolist()
-        return {"written": self._written, "counts": counts}
+        """The last histogram before a checkpoint, which itself has the counts since then."""
+        return {"written": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._module = pl_module
+        self._started = True
         self._written = self._resumed.get("written", trainer.global_step)
-        if self._resumed.get("counts"):
-            pl_module.step_metrics.continue_weight_counts(np.asarray(self._resumed["counts"], dtype=np.int64))
         if trainer.is_global_zero and self.path.is_file():
             # A resumed run writes the histograms after its checkpoint again.
             try:
@@ -176,7 +174,7 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self._module is None:  # resumed after its last step, where Lightning skips the training hooks
+        if not self._started:  # resumed after its last step, where Lightning skips the training hooks
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
 
@@ -201,17 +199,53 @@ class WeightHistogram(lightning.Callback):
                 )
 
 
+class ProgressLog(lightning.Callback):
+    """A plain line a minute with step, loss, rate and time left, for a run that nobody watches.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        max_tokens: the token budget, if there is one. Tokens are then counted, not steps.
+    """
+
+    def __init__(self, steps: int, max_tokens: int | None = None) -> None:
+        self.steps = steps
+        self.max_tokens = max_tokens
+        self._lines: ProgressLines | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            total, unit = (self.steps, "step") if self.max_tokens is None else (self.max_tokens, "token")
+            self._lines = ProgressLines(total, "training", unit, begun=self._done(trainer, pl_module))
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._lines is None:
+            return
+        step, loss = trainer.global_step, pl_module.totals.get("last_loss", math.nan)
+        self._lines.set_postfix_str(f"{'' if self.max_tokens is None else f'step {step:,}, '}loss {loss:.4f}")
+        self._lines.update(self._done(trainer, pl_module) - self._lines.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def _done(self, trainer: lightning.Trainer, pl_module: Any) -> int:
+        if self.max_tokens is None:
+            return trainer.global_step
+        return min(self.max_tokens, int(pl_module.totals["tokens"]))
+
+
 class ProgressBar(TQDMProgressBar):
     """Progress bar with micro-batches, rate, time left and loss, without Lightning's epoch and version.
 
     Args:
-        batches: micro-batches of the whole run, possibly an estimate.
         max_tokens: the token budget, if there is one. The bar then counts tokens, since the number of
             batches is not known in advance.
     """
 
-    def __init__(self, batches: int, max_tokens: int | None = None) -> None:
-        super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
+    def __init__(self, max_tokens: int | None = None) -> None:
+        super().__init__(refresh_rate=1)
         self.max_tokens = max_tokens
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:

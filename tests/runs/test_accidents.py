@@ -1,7 +1,6 @@
 """Tests of accidents around run folders: odd names, hostile files, full disks, interrupted histograms."""
 
 import errno
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -149,7 +147,7 @@ def test_damaged_metrics_are_refused_when_a_run_goes_on(tmp_path: Path) -> None:
 def histograms(path: Path, every: int, stop: int | None = None, state: Any = None, begin: int = 0) -> Any:
     """Train ten steps of made-up weights; at `stop` leave with the callback's state, as a killed run does."""
     metrics: Any = StepMetrics.__new__(StepMetrics)
-    metrics._weight_counts, metrics._earlier_counts = None, np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64)
+    metrics.weight_counts = None if state is None else state[1]
     module: Any = SimpleNamespace(step_metrics=metrics)
     loop = SimpleNamespace(_should_accumulate=lambda: False)
     trainer: Any = MagicMock(
@@ -157,7 +155,7 @@ def histograms(path: Path, every: int, stop: int | None = None, state: Any = Non
     )
     callback = WeightHistogram(path, every)
     if state is not None:
-        callback.load_state_dict(json.loads(json.dumps(state)))
+        callback.load_state_dict(state[0])
     if begin == 10:  # nothing is left to train, and Lightning skips the hooks of training
         callback.on_fit_end(trainer, module)
         return None
@@ -165,11 +163,11 @@ def histograms(path: Path, every: int, stop: int | None = None, state: Any = Non
     kept = None
     for step in range(begin + 1, 11):
         counts = torch.full((len(WEIGHT_BINS) - 1,), float(step))
-        metrics._weight_counts = counts if metrics._weight_counts is None else metrics._weight_counts + counts
+        metrics.weight_counts = counts if metrics.weight_counts is None else metrics.weight_counts + counts
         trainer.global_step = step
         callback.on_train_batch_end(trainer, module, None, None, 0)
         if step == stop:
-            kept = callback.state_dict()
+            kept = callback.state_dict(), metrics.weight_counts
     callback.on_train_end(trainer, module)
     return kept
 
