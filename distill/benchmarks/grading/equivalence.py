@@ -15,7 +15,7 @@ which may hang: run `compare` in a process that can be killed, as `distill.bench
 
 import re
 
-from distill.benchmarks.grading import answers, symbolic
+from distill.benchmarks.grading import answers, reals, symbolic, wording
 from distill.benchmarks.grading.notation import (
     bare_words,
     expanded,
@@ -23,10 +23,12 @@ from distill.benchmarks.grading.notation import (
     plain,
     rows,
     split,
+    top_level,
     without_unit,
     words,
 )
-from distill.benchmarks.grading.values import same_numbers, same_numerals, same_times
+from distill.benchmarks.grading.rewriting import residue
+from distill.benchmarks.grading.values import exact, same_numbers, same_numerals, same_times
 
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
@@ -36,8 +38,15 @@ _MEMBER = re.compile(r"^[^=,]{1,20}?\\in(?![A-Za-z])\s*")
 _NAME = re.compile(
     r"(?:\\text\{[^{}]*\}|\\?[A-Za-z][A-Za-z' ]{0,30})"
     r"(?:_\{?[\w\\]{1,9}\}?)?\s?(?:\^\{?(?:-1|\\prime|')\}?)?'?"
-    r"\s?(?:\([^()=]{0,20}\))?|\\angle\s?\w+"
+    r"\s?(?:\([^()]{0,40}\))?|\\angle\s?\w+"
 )
+# The label of a choice before its text: "(B) 5", "\text{B.} 5"; no sign follows, as in (a)+3.
+_LABEL = re.compile(
+    r"(?:\\text\{\s?)?\(([A-Ja-j])\)(?:\s?\}\s?|\s+)(?![-+*/^=<>]\s)(?=\S)|(?:\\text\{\s?)?([A-J])[.):](?:\s?\}\s?|\s+)(?=\S)"
+)
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
+_ORDER = re.compile(r"\\(?:leq?|geq?|lt|gt|ne)(?![A-Za-z])|[<>]")
+_OR = re.compile(r"\\cup(?![A-Za-z])|\bor\b")
 _CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
 
 
@@ -73,11 +82,14 @@ def readable(text: str) -> bool:
     text = plain(text)
     if not text:
         return False
+    if (found := residue(text)) is not None:
+        return readable(found[0])
     if answers.number(text) is not None or words(text) is not None or symbolic.parsed(text):
         return True
     bare, sides = without_unit(text), _sides(text)
     if bare != text or len(sides) > 1:
-        return readable(bare if bare != text else _value(sides))
+        shorter = bare if bare != text else _value(sides)
+        return len(shorter) < len(text) and readable(shorter)
     brackets, inside = group(text)
     parts = expanded(inside if brackets else split(text))
     return len(parts) > 1 and all(map(readable, parts))
@@ -87,6 +99,7 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     """Compare two normalized texts, or elements of a structure."""
     if not gold or not answer:
         return False
+    gold, answer = wording.in_symbols(gold), wording.in_symbols(answer)
     if _bare(gold) == _bare(answer):
         return True
     if (decided := same_numbers(gold, answer, tolerance)) is not None:
@@ -94,13 +107,63 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     for simple in (_same_words, same_times, same_numerals):
         if (decided := simple(gold, answer)) is not None:
             return decided
-    for structured in (_same_tables, _same_groups, _same_lists, _same_named):
+    structures = (_same_residues, _same_tables, _same_reals, _same_groups, _same_lists, _same_named)
+    for structured in structures:
         if (decided := structured(gold, answer, tolerance)) is not None:
-            return decided
+            return decided or _same_otherwise_read(gold, answer, tolerance)
     bare_gold, bare_answer = without_unit(gold), without_unit(answer)
     if (bare_gold, bare_answer) != (gold, answer):
         return _same(bare_gold, bare_answer, tolerance)
-    return symbolic.same_expressions(gold, answer, tolerance)
+    if symbolic.same_expressions(gold, answer, tolerance):
+        return True
+    return _same_otherwise_read(gold, answer, tolerance)
+
+
+def _same_otherwise_read(gold: str, answer: str, tolerance: float | None) -> bool:
+    r"""Compare with a choice's label removed, `(b) -\frac{1}{2}`, or a comma read as a thousands separator,
+    `5,525\pi`."""
+    for pattern in (_LABEL, _THOUSANDS):
+        bare_gold, bare_answer = (
+            _unlabelled(text) if pattern is _LABEL else pattern.sub(lambda one: one[0].replace(",", ""), text)
+            for text in (gold, answer)
+        )
+        if bare_answer != answer and _same(gold, bare_answer, tolerance):
+            return True
+        if bare_gold != gold and bare_answer == answer and _same(bare_gold, answer, tolerance):
+            return True
+    return False
+
+
+def _unlabelled(text: str) -> str:
+    found = _LABEL.match(text)
+    rest = text[found.end() :].strip() if found else ""
+    return rest.removeprefix("}").strip() or text
+
+
+def _same_residues(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    r"""Compare `n \equiv 5 \pmod{17}` with 5, or with `22 \pmod{17}`; None if neither side has a modulus."""
+    one, other = residue(gold), residue(answer)
+    if one is None and other is None:
+        return None
+    if one is None or other is None or _bare(one[1]) != _bare(other[1]):
+        if one is not None and other is not None:
+            return False
+        return _same(one[0] if one else gold, other[0] if other else answer, tolerance)
+    numbers = [exact(part) for part in (one[0], other[0], one[1])]
+    if any(number is None or number.denominator != 1 for number in numbers) or not numbers[2]:
+        return _same(one[0], other[0], tolerance)
+    return (numbers[0] - numbers[1]) % numbers[2] == 0  # type: ignore[operator]
+
+
+def _same_reals(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    """Compare a set of real numbers as inequality with one as union; None unless just one has inequalities, or
+    the tolerance decides."""
+    if tolerance is not None or bool(_ORDER.search(gold)) == bool(_ORDER.search(answer)):
+        if not (_ORDER.search(gold) and _OR.search(gold + answer)):
+            return None
+    if not re.search(r"\\cup|\\setminus|\\ne(?![A-Za-z])|\bor\b|\\mathbb\{R\}|\\cap|\band\b|\|", gold + answer):
+        return None
+    return reals.same_sets(gold, answer, symbolic.value, lambda one, other: _same(one, other, None)) or None
 
 
 def _bare(text: str) -> str:
@@ -111,6 +174,8 @@ def _same_words(gold: str, answer: str) -> bool | None:
     """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
     expected, found = words(gold), words(answer)
     if expected is None:
+        return None
+    if found != expected and _may_be_product(gold) and (found is None or _is_anagram(gold, answer)):
         return None
     if len(expected) > 1:
         if found is not None:
@@ -127,6 +192,16 @@ def _same_words(gold: str, answer: str) -> bool | None:
     return None if choice is None else choice[1].casefold() == expected
 
 
+def _may_be_product(text: str) -> bool:
+    """Whether letters may be a product of variables, such as abc, rather than a word or a row of points (CAB)."""
+    bare = text.replace(" ", "")
+    return 1 < len(bare) <= 8 and bare.isascii() and bare.isalpha() and not bare.isupper() and not bare.istitle()
+
+
+def _is_anagram(gold: str, answer: str) -> bool:
+    return _may_be_product(answer) and sorted(gold.replace(" ", "")) == sorted(answer.replace(" ", ""))
+
+
 def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
     return len(gold) == len(answer) and all(
         _same(one, other, tolerance) for one, other in zip(gold, answer, strict=True)
@@ -135,7 +210,11 @@ def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bo
 
 def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
     """Whether the elements can be matched one to one."""
-    if len(gold) != len(answer) or len(gold) > _MOST_ELEMENTS:
+    if max(len(gold), len(answer)) > _MOST_ELEMENTS:
+        return False
+    if len(answer) > len(gold):  # a list of solutions may repeat one that the gold answer has once
+        answer = _different(answer, tolerance) if len(_different(gold, tolerance)) == len(gold) else answer
+    if len(gold) != len(answer):
         return False
     left = list(answer)
     for one in gold:
@@ -144,6 +223,15 @@ def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -
             return False
         del left[fitting]
     return True
+
+
+def _different(elements: list[str], tolerance: float | None) -> list[str]:
+    """The elements without those that equal an earlier one."""
+    found: list[str] = []
+    for element in elements:
+        if not any(_same(one, element, tolerance) for one in found):
+            found.append(element)
+    return found
 
 
 def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None:
@@ -198,8 +286,6 @@ def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
     parts, its_parts = expanded(split(gold)), expanded(split(answer))
     (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
     if len(parts) > 1 and len(its_parts) > 1:
-        if len(parts) != len(its_parts):
-            return False
         if _in_any_order(parts, its_parts, tolerance):
             return True
         return _in_any_order(_all_named(parts), _all_named(its_parts), tolerance)
@@ -222,7 +308,7 @@ def _all_named(parts: list[str]) -> list[str]:
     """Apply a name to the following elements without one: `x=1, 2` becomes `x=1`, `x=2`."""
     name, named = "", []
     for part in parts:
-        sides = _EQUALS.split(part)
+        sides = top_level(part, _EQUALS)
         name = sides[0] if len(sides) == 2 else name
         named.append(part if len(sides) == 2 or not name else f"{name}={part}")
     return named
@@ -239,6 +325,8 @@ def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
     sides, its_sides = _sides(gold), _sides(answer)
     if len(sides) == 1 and len(its_sides) > 1:
         return _same(gold, _value(its_sides), tolerance)
+    if len(its_sides) == 1 and len(sides) > 1 and not any(map(_VARIABLES.search, map(_commandless, sides))):
+        return any(_same(side, answer, tolerance) for side in sides)  # 0.56 = 56\%
     if len(its_sides) == 1 and len(sides) > 1:
         named = _NAME.fullmatch(sides[0]) or _NAME.fullmatch(sides[-1]) or len(sides) > 2
         return _same(_value(sides), answer, tolerance) if named else None
@@ -247,9 +335,16 @@ def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
     return None
 
 
+def _commandless(text: str) -> str:
+    return re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\%", " ", text)
+
+
+_VARIABLES = re.compile(r"[A-Za-z]")
+
+
 def _readings(text: str) -> list[str]:
     r"""Both sides of `\approx`, except a name; the text itself without `\approx`."""
-    about = [side.strip() for side in _ABOUT.split(text, maxsplit=1)]
+    about = [side.strip() for side in top_level(text, _ABOUT)][:2]
     if len(about) == 1:
         return about
     return [about[0] if not _NAME.fullmatch(about[0]) else about[1], about[1]]
@@ -257,7 +352,7 @@ def _readings(text: str) -> list[str]:
 
 def _sides(text: str) -> list[str]:
     """The sides of a single equation; the text itself for a list."""
-    return [text] if len(split(text)) > 1 else [side.strip() for side in _EQUALS.split(text)]
+    return [text] if len(split(text)) > 1 else [side.strip() for side in top_level(text, _EQUALS)]
 
 
 def _value(sides: list[str]) -> str:

@@ -58,6 +58,13 @@ def same_expressions(gold: str, answer: str, tolerance: float | None) -> bool:
     return _verified(expected, found) or _same_equations(one, other)
 
 
+def value(text: str) -> float | None:
+    """The approximate value of a real constant; None for anything else."""
+    found = _with_unit(parsed(text))
+    number = _numeric(found[0]) if found and not getattr(found[0], "free_symbols", None) else None
+    return number.real if number is not None and not number.imag else None
+
+
 def _verified(expected: list[Any], found: list[Any]) -> bool:
     """Whether math-verify finds them equal; to 6 decimal places only if there is a decimal."""
     from math_verify import verify
