@@ -20,7 +20,11 @@ _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}]
 _FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
 BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
-    r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
+    r"(?:\\(?:text|mathrm|textbf)\{)?(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*"
+    r"(?:\.{2,}|…|\?{1,5}|_{1,20}|\\_|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
+    r"|\\(?:hspace|underline)\*?\{[^{}]*\}|(?:your )?(?:final )?answer(?: here)?|<[a-z _]+>)?"
+    r"(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*\}?",
+    re.I,
 )
 # End of an answer: the chat's special tokens, and the phrase in Minerva's prompt (2206.14858, appendix D.2).
 _REST = re.compile(
@@ -77,6 +81,12 @@ def _answers(part: str) -> bool:
 def boxes(text: str) -> list[Box]:
     r"""All closed boxes, including nested ones, in the order of their ends; without empty ones (`\boxed{}`)
     and placeholders (`\boxed{...}`)."""
+    return [
+        box for box in _closed(text) if not _PLACEHOLDER.fullmatch(box.content[:40]) or len(box.content) > 40
+    ]
+
+
+def _closed(text: str) -> list[Box]:
     found: list[Box] = []
     open_braces: list[tuple[int, int]] = []  # start of the box, or -1 for a plain brace; start of the content
     for brace in _BRACES.finditer(text):
@@ -92,7 +102,7 @@ def boxes(text: str) -> list[Box]:
             end = _FORMULA_END.search(text, brace.end(), brace.end() + 200)
             stop = end.start() if end else min(len(text), brace.end() + 200)
             found.append(Box(text[brace.end() : stop].strip().rstrip("."), brace.start(), stop))
-    return [box for box in found if not _PLACEHOLDER.fullmatch(box.content[:40]) or len(box.content) > 40]
+    return found
 
 
 def last_box(text: str) -> Box | None:
@@ -102,7 +112,7 @@ def last_box(text: str) -> Box | None:
     if closed:
         return max(closed, key=lambda box: box.start)
     begun = text.rfind("\\boxed{")
-    if begun < 0:
+    if begun < 0 or any(box.start == begun for box in _closed(text)):  # a placeholder
         return None
     content = begun + len("\\boxed{")
     end = re.compile(r"\$|\\[\])]").search(text, content, content + 300)
@@ -151,11 +161,59 @@ def after_marker(text: str) -> Iterator[str]:
 
 def after_hashes(text: str) -> str | None:
     """The rest of the line after the last `####` that is not a heading."""
+    found = _last_hashes(text)
+    return None if found is None else found[0]
+
+
+def end_of_hashes(text: str) -> int:
+    """Where the line of `after_hashes` ends."""
+    found = _last_hashes(text)
+    return 0 if found is None else found[1]
+
+
+def ends_in_hashes(text: str) -> bool:
+    """Whether the text's last line begins with the hashes of `after_hashes` and holds no box."""
+    if (found := _last_hashes(text)) is None or text[found[1] :].strip():
+        return False
+    line = text[text.rfind("\n", 0, found[1]) + 1 : found[1]]
+    return line.lstrip().startswith("####") and "boxed" not in line
+
+
+def _last_hashes(text: str) -> tuple[str, int] | None:
     for mark in reversed(list(HASHES.finditer(text))[-50:]):
-        line = text[mark.end() : mark.end() + 5000].split("\n", 1)[0].strip()
+        rest = text[mark.end() : mark.end() + 5000].split("\n", 1)[0]
+        line = rest.strip()
         if line and not HEADING.match(line) and not line.endswith(":"):
-            return line
+            return line, mark.end() + len(rest)
     return None
+
+
+_LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?"
+_CHOSEN = re.compile(
+    r"\b(?:correct|right|best|final|matching)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)[\s*:]*(?:option|choice)?\s*"
+    + _LETTER + r"(?![A-Za-z'])"
+    r"|\b(?:option|choice|answer|alternative)\s+(?:for\s[^.\n]{1,40}\s)?(?:is|:)[\s*:]*" + _LETTER + r"(?![A-Za-z'])"
+    r"|(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|[(*\s])" + _LETTER
+    + r"\s+(?:is|must be|would be)\s+(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer)\b"
+    r"|\b(?:choose|pick|select|go with)\s+(?:option|choice|answer)?\s*" + _LETTER + r"(?![A-Za-z'])"
+    r"|\b(?:corresponds to|matches|which is)\s+(?:option|choice|answer)\s+" + _LETTER + r"(?![A-Za-z'])",
+)  # fmt: skip
+_LAST_LETTER = re.compile(r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I)
+
+
+def choice(text: str) -> str | None:
+    """The letter that the text says is the right choice: "the correct option is (B)", "B is correct"."""
+    last = None
+    for last in _CHOSEN.finditer(text):  # noqa: B007
+        pass
+    return None if last is None else next(filter(None, last.groups()))
+
+
+def last_letter(text: str) -> str | None:
+    """The letter of a choice that stands alone in the last line: "(B)", "**B**", "B) 12"."""
+    line = text.rstrip().rpartition("\n")[2]
+    found = _LAST_LETTER.fullmatch(line) if len(line) < 120 else None
+    return found[1] if found and found[1].isupper() else None
 
 
 def program_output(text: str) -> str | None:
@@ -195,6 +253,10 @@ SENTENCE_END = re.compile(
 )
 
 
+# Stars around words; x**2 is a power.
+_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])|__|`")
+
+
 def expression(paragraph: str) -> str | None:
     r"""The answer at the start of a paragraph: its formulas (`$...$`, `\(...\)`, `\[...\]`), joined if only
     commas or "and" separate them, or else the words of its first sentence."""
@@ -211,7 +273,7 @@ def expression(paragraph: str) -> str | None:
             return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
     end = SENTENCE_END.search(paragraph)
     sentence = (
-        re.sub(r"\*\*|__|`", "", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
+        _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
     )
     says = list(_SAYS.finditer(sentence))
     if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
