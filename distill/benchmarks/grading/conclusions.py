@@ -25,6 +25,7 @@ _LATER = re.compile(
     r"[,;]\s+(?:and|or|so|which|leaving|with)\b"
     r"|[,;]\s.*\b(?:is|are|was|were|has|have|had|equals?|gets?|needs?|makes?|costs?|takes?|total|left)\b"
 )
+_RESTATED = re.compile(r"[\s,]*(?:[a-z]+[\s,]+){0,2}(?:or|which is|that is)\s\$?")
 _LASTS = re.compile(r"\b(?:takes?|took|needs?|needed|requires?|lasts?|would\s+take)\b", re.I)
 _GIVEN = re.compile(
     r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
@@ -134,6 +135,10 @@ def _result(sentence: str, numbers: list[_Number]) -> str | None:
     first, rest = behind[0], sentence[behind[0].end :]
     if _OPERATOR.match(rest) and len(behind) > 1 and re.match(r"\W*$", sentence[first.end : behind[1].start]):
         return None
+    if len(behind) > 1 and _RESTATED.fullmatch(sentence[first.end : behind[1].start]):
+        percent = sentence[behind[1].end :].lstrip("\\").startswith("%")
+        if percent or "is" in sentence[first.end : behind[1].start]:
+            return behind[1].text
     if len(behind) > 1 and (later := _LATER.search(rest, 0, behind[-1].start - first.end + 1)):
         after = [number for number in behind[1:] if number.start >= first.end + later.start()]
         if any(not _is_given(sentence, number) for number in after):

@@ -38,7 +38,7 @@ _TURN = re.compile(
     re.I | re.M,
 )
 VERB = (
-    r"(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)"
+    r"(?:\bis\b|\bare\b|\bas\b(?! an? (?:percent|fraction|decimal|mixed|common|integer|simpl|whole|ratio))|would be|should be|must be|will be|comes? (?:out )?to)"
     r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
 )
 # "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".

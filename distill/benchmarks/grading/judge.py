@@ -74,6 +74,9 @@ class MathJudge:
         if answer is None:
             return Verdict(None, False, "no answer", rule)
         right, reason = self.same(example.gold, answer)
+        others = example.details.get("alternatives", ())
+        if not right and any(self.same(other, answer)[0] for other in others):
+            right, reason = True, "right"
         if not right and rule == "boxed" and len(closing := answers.closing_boxes(said)) > 1:
             several = ", ".join(closing)  # "so x is \boxed{1} or \boxed{2}"
             if self.same(example.gold, several)[0]:
