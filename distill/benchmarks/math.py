@@ -76,8 +76,7 @@ def _golds(record: Mapping[str, Any], where: str) -> list[str]:
         return [said[1]]
     if not (gold := answers.last_boxed(solution)):
         raise UserError(f"{where}: the solution has no \\boxed{{}} that holds an answer")
-    others = [box.content for box in extraction.outer_boxes(solution)]
-    others = [other for other in dict.fromkeys(others) if plain(other) != plain(gold)]
-    if others and _ANY.search(solution):
-        return [gold, *others]
-    return [", ".join([*others, gold])] if others and _ALL.search(problem) else [gold]
+    golds = list({plain(box.content): box.content for box in extraction.outer_boxes(solution)}.values())
+    if len(golds) > 1 and _ANY.search(solution):
+        return golds
+    return [", ".join(golds)] if len(golds) > 1 and _ALL.search(problem) else [gold]

@@ -98,6 +98,15 @@ def closing_boxes(text: str) -> list[str]:
     return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
 
 
+def several_boxes(text: str) -> list[str]:
+    """Lists of boxed answers that may be a completion's final answer: the boxes of the sentence with the last one,
+    and all, if they differ."""
+    closing = closing_boxes(text)
+    everything = extraction.outer_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+    lists = [closing, list(dict.fromkeys(box.content for box in everything))]
+    return list(dict.fromkeys(", ".join(boxes) for boxes in lists if len(boxes) > 1))
+
+
 def number(text: str) -> Fraction | None:
     r"""Parse a single number exactly: `$1,234.50`, `-3/4`, `72.`, `18\text{ eggs}`, `5%` (as 5).
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 # decimal commas without spaces (3,4) are one number, which cannot be read.
 NUMBER = re.compile(
     r"(?:(?<![\w.])-)?[$€£]?(?:(?<![\w.])-)?"
-    r"(?:\d+\s(?:and\s)?\d{1,4}\s?/\s?\d{1,4}(?![\d/])|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?|\d*[½¼¾⅓⅔])"
+    r"(?:\d*[½¼¾⅓⅔]|\d+\s(?:and\s)?\d{1,4}\s?/\s?\d{1,4}(?![\d/])|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![\d,.]\d|\d)|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?)"
     r"|-?[$€£]?\.\d+"
 )
 CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d\d)(?![\d:])")
@@ -20,16 +20,21 @@ _SENTENCE = re.compile(r"\n+|(?<=[^\s\d][.!?])[)*\"']{0,3}\s+|(?<=\d[.!?])[)*\"'
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.I)
 _OPERATOR = re.compile(r"\s?(?:[-+*/×÷^<>]|\\times|\\cdot|x(?=\s?[$\d]))")
 _ROUNDED = re.compile(r"\bround(?:s|ed|ing)?\b[^.=\d]{0,30}\bto\b[^\d=]{0,25}$", re.I)
-_WHY = re.compile(r"\b(?:because|since|as)\b(?!.*\b(?:so|thus|therefore|then)\b)", re.I)
+_WHY = re.compile(
+    r"\b(?:because|since|as|after|before|when|while|if|out of|instead of|without|(?:from|by)\s+\w+ing)\b"
+    r"(?!.*\b(?:so|thus|therefore|then)\b)",
+    re.I,
+)
 _LATER = re.compile(
-    r"[,;]\s+(?:and|or|so|which|leaving|with)\b"
-    r"|[,;]\s.*\b(?:is|are|was|were|has|have|had|equals?|gets?|needs?|makes?|costs?|takes?|total|left)\b"
+    r"[,;]\s+(?:and|or|so|but|which|leaving|with)\b"
+    r"|[,;]\s.*\b(?:is|are|was|were|has|have|had|equals?|gets?|needs?|makes?|costs?|takes?|lasts?|will|total|left)\b"
 )
 _RESTATED = re.compile(r"[\s,]*(?:[a-z]+[\s,]+){0,2}(?:or|which is|that is)\s\$?")
+_PREMISE = re.compile(r"\W*(?:since|as|because|if|when|given)\b", re.I)
 _LASTS = re.compile(r"\b(?:takes?|took|needs?|needed|requires?|lasts?|would\s+take)\b", re.I)
 _GIVEN = re.compile(
     r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
-    r"these|those|first|last|next|all|grade|day|week|year|step|the)\s+(?:(?:the|all|these|those|every|each|only|just|"
+    r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+(?:(?:the|all|these|those|every|each|only|just|"
     r"about|first|last|next|following|other|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
     re.I,
 )
@@ -139,6 +144,8 @@ def _result(sentence: str, numbers: list[_Number]) -> str | None:
         percent = sentence[behind[1].end :].lstrip("\\").startswith("%")
         if percent or "is" in sentence[first.end : behind[1].start]:
             return behind[1].text
+    if len(behind) > 1 and _PREMISE.match(sentence) and "," in sentence[first.end : behind[-1].start]:
+        return None
     if len(behind) > 1 and (later := _LATER.search(rest, 0, behind[-1].start - first.end + 1)):
         after = [number for number in behind[1:] if number.start >= first.end + later.start()]
         if any(not _is_given(sentence, number) for number in after):

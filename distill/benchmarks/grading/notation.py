@@ -114,7 +114,7 @@ def plain(text: str) -> str:
         text = re.sub(r"\\+$", "", text).strip()
         if len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-    text = _without_braces(text)
+        text = _without_braces(text)
     whole = _TEXT.fullmatch(text)
     return whole[1].strip() if whole and re.search(r"[\d,]", whole[1]) else text
 

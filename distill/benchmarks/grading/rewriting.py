@@ -4,7 +4,7 @@ inside a formula, residue classes."""
 import re
 
 _END = r"(?![A-Za-z])"
-_DEGREE = r"\s?\^\s?\{?\s?\\circ" + _END + r"\s?\}?|\s?\\(?:degrees?|textdegree)" + _END
+_DEGREE = r"\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ" + _END + r")|\s?\\(?:degrees?|textdegree)" + _END
 _GROUP = r"\((?:[^()]|\((?:[^()]|\([^()]{0,80}\)){0,80}\)){1,120}\)|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,80}\}){0,80}\}){1,120}\}"
 _VALUE = r"\\frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\d*\.?\d+[A-Za-z]?|\\?[A-Za-z]+"
 _ANGLE = re.compile(rf"({_VALUE}|\([^()]{{1,60}}\))(?:{_DEGREE})")
