@@ -137,7 +137,7 @@ def test_maths_gold_is_the_last_box_of_the_solution(data_dir: Path) -> None:
         record = json.loads(line)
         assert example.gold == record["answer"]
         assert example.completion == record["solution"]
-        assert math._gold({"solution": record["solution"]}, "here") == record["answer"]
+        assert math._golds({"solution": record["solution"]}, "here") == [record["answer"]]
 
 
 OTHER_SPELLINGS = [

@@ -104,7 +104,7 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
         return True
     if (decided := same_numbers(gold, answer, tolerance)) is not None:
         return decided
-    for simple in (_same_words, same_times, same_numerals):
+    for simple in (_same_products, _same_words, same_times, same_numerals):
         if (decided := simple(gold, answer)) is not None:
             return decided
     structures = (_same_residues, _same_tables, _same_reals, _same_groups, _same_lists, _same_named)
@@ -112,8 +112,9 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
         if (decided := structured(gold, answer, tolerance)) is not None:
             return decided or _same_otherwise_read(gold, answer, tolerance)
     bare_gold, bare_answer = without_unit(gold), without_unit(answer)
-    if (bare_gold, bare_answer) != (gold, answer):
-        return _same(bare_gold, bare_answer, tolerance)
+    if (bare_gold, bare_answer) != (gold, answer) and _same(bare_gold, bare_answer, tolerance):
+        return True
+    # A unit may also be a product: "abh" of \frac{1}{2} abh.
     if symbolic.same_expressions(gold, answer, tolerance):
         return True
     return _same_otherwise_read(gold, answer, tolerance)
@@ -190,6 +191,20 @@ def _same_words(gold: str, answer: str) -> bool | None:
         return None
     choice = _CHOICE.fullmatch(bare_words(answer))
     return None if choice is None else choice[1].casefold() == expected
+
+
+_PRODUCT = re.compile(r"([-+]?\d{0,9}(?:\\frac\{\d{1,9}\}\{\d{1,9}\})?)\s?((?:[A-Za-z]\s?){2,8})")
+
+
+def _same_products(gold: str, answer: str) -> bool | None:
+    r"""Compare products of letters, `\frac{1}{2} dab` and `\frac{2}{4} abd`, in which math-verify reads d as a
+    differential. None unless they are equal."""
+    one, other = _PRODUCT.fullmatch(gold), _PRODUCT.fullmatch(answer)
+    if one is None or other is None or not (one[1] or _may_be_product(one[2])):
+        return None
+    factors = [exact(found[1] + "1" if found[1] in ("", "-", "+") else found[1]) for found in (one, other)]
+    letters = [sorted(found[2].replace(" ", "")) for found in (one, other)]
+    return True if factors[0] == factors[1] is not None and letters[0] == letters[1] else None
 
 
 def _may_be_product(text: str) -> bool:

@@ -122,7 +122,11 @@ def _with_unit(expressions: list[Any]) -> list[Any]:
             named.append(item)
             continue
         bound = {str(limit[0]) for part in item.atoms(ExprWithLimits) for limit in part.limits}
-        units = {name: I for name in item.atoms(Symbol) if name.name == "i" and "i" not in bound}
+        units = {
+            name: I if name.name == "i" and "i" not in bound else Symbol(name.name, real=True)
+            for name in item.atoms(Symbol)
+            if name.name == "i" or not name.is_real
+        }
         named.append(item.xreplace(units) if units else item)
     return named
 

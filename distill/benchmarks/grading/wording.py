@@ -97,7 +97,7 @@ _SENTENCE = re.compile(
     r"(?:[A-Za-z][A-Za-z'-]*[,:]?\s+){1,15}\$?(-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?)(?:\s+[A-Za-z'/-]+){0,8}\s?\.?"
 )
 _HEDGED = re.compile(
-    r"\b(?:not|or|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point)\b", re.I
+    r"\b(?:not|or|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point|sqrt|root|pi|log|ln|sin|cos|tan|exp|plus|minus|times)\b", re.I
 )
 
 
