@@ -99,8 +99,8 @@ def closing_boxes(text: str) -> list[str]:
 
 
 def several_boxes(text: str) -> list[str]:
-    """Lists of boxed answers that may be a completion's final answer: the boxes of the sentence with the last one,
-    and all, if they differ."""
+    """Lists of boxed answers that may be a completion's final answer: the boxes of the sentence with the last
+    one, and all, if they differ."""
     closing = closing_boxes(text)
     everything = extraction.outer_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
     lists = [closing, list(dict.fromkeys(box.content for box in everything))]
@@ -147,17 +147,17 @@ def _number_after_marker(text: str) -> str | None:
 
 
 def _number_said(paragraph: str) -> str | None:
-    """The number at the start of a paragraph, in digits or words, or else the one that its first sentence states."""
+    """The number at the start of a paragraph, in digits or words, or else the one that its first sentence
+    states."""
     lead = extraction.LEAD.match(paragraph)
     at = lead.end() if lead else 0
     if (words := wording.SPOKEN.match(paragraph, at)) and wording.spoken(words[0]) is not None:
         end = extraction.SENTENCE_END.search(paragraph, words.end())
         if not NUMBER.search(paragraph, words.end(), end.start() if end else len(paragraph)):
             return words[0]
-    if NUMBER.match(paragraph, at) is None and (sentence := _FIRST_SENTENCE.match(paragraph)) and "=" not in sentence[0]:
-        if (said := conclusions.stated_number(sentence[0])) is not None:
-            return said
-    return _first_number(paragraph)
+    first = None if NUMBER.match(paragraph, at) else _FIRST_SENTENCE.match(paragraph)
+    said = conclusions.stated_number(first[0]) if first and "=" not in first[0] else None
+    return _first_number(paragraph) if said is None else said
 
 
 _FIRST_SENTENCE = re.compile(r"(?:[^\n.!?]|(?<=\d)\.(?=\d))+")

@@ -1,15 +1,17 @@
-"""The number that a text without any mark of its answer comes to: "In total, 30 + 20 = 50 miles in 7 hours" says 50.
+"""The number that a text without any mark of its answer comes to: "30 + 20 = 50 miles in 7 hours" says 50.
 
 Text rules in linear time."""
 
 import re
 from collections.abc import Iterator
 
-# A number in running text: sign, currency, thousands separators, decimals, a fraction or mixed number. Lists and
-# decimal commas without spaces (3,4) are one number, which cannot be read.
+# A number in running text: sign, currency, thousands separators, decimals, a fraction or mixed number. Lists
+# and decimal commas without spaces (3,4) are one number, which cannot be read.
 NUMBER = re.compile(
     r"(?:(?<![\w.])-)?[$€£]?(?:(?<![\w.])-)?"
-    r"(?:\d*[½¼¾⅓⅔]|\d+\s(?:and\s)?\d{1,4}\s?/\s?\d{1,4}(?![\d/])|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![\d,.]\d|\d)|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?)"
+    r"(?:\d*[½¼¾⅓⅔]|\d+\s(?:and\s)?\d{1,4}\s?/\s?\d{1,4}(?![\d/])"
+    r"|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![\d,.]\d|\d)"
+    r"|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?)"
     r"|-?[$€£]?\.\d+"
 )
 CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d\d)(?![\d:])")
@@ -34,13 +36,15 @@ _PREMISE = re.compile(r"\W*(?:since|as|because|if|when|given)\b", re.I)
 _LASTS = re.compile(r"\b(?:takes?|took|needs?|needed|requires?|lasts?|would\s+take)\b", re.I)
 _GIVEN = re.compile(
     r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
-    r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+(?:(?:the|all|these|those|every|each|only|just|"
+    r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+"
+    r"(?:(?:the|all|these|those|every|each|only|just|"
     r"about|first|last|next|following|other|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
     re.I,
 )
 # "for a total of 50", "with 50 left", "at $50" give the answer after all.
 _AFTER_ALL = re.compile(
-    r"\b(?:for|with|at|of)\s+(?:a|an|the)?\s*(?:\w+\s+)?(?:total|sum|average|cost|price|rate|speed|profit)\b[^.]{0,20}$", re.I
+    r"\b(?:for|with|at|of)\s+(?:a|an|the)?\s*(?:\w+\s+)?(?:total|sum|average|cost|price|rate|speed|profit)\b[^.]{0,20}$",
+    re.I,
 )
 _LEFT = re.compile(r"\s+(?:\w+\s+){0,3}(?:left|remaining|in total|altogether)\b", re.I)
 
@@ -72,7 +76,11 @@ def _shown(block: tuple[str, list[str]] | None) -> list[str]:
     if block is None or block[0] not in _PLAIN_FENCES:
         return []
     lines = [line for line in block[1] if line.strip()]
-    return lines if len(lines) == 1 and len(lines[0]) < 80 and not re.search(r"[\[:;_]|\w\(|==", lines[0]) else []
+    return (
+        lines
+        if len(lines) == 1 and len(lines[0]) < 80 and not re.search(r"[\[:;_]|\w\(|==", lines[0])
+        else []
+    )
 
 
 def concluding_number(text: str) -> str | None:
@@ -126,7 +134,11 @@ def _stated(sentence: str, numbers: list[_Number]) -> str:
         numbers = [number for number in numbers if number.end <= why.start()]
     named = [number for number in numbers if not _ORDINAL.match(sentence, number.end)] or numbers
     free = [number for number in named if not _is_given(sentence, number)] or named
-    if len(free) > 1 and _LASTS.search(sentence[: free[0].start]) and " to " in sentence[free[0].end : free[1].start]:
+    if (
+        len(free) > 1
+        and _LASTS.search(sentence[: free[0].start])
+        and " to " in sentence[free[0].end : free[1].start]
+    ):
         return free[0].text
     return free[-1].text
 
@@ -135,7 +147,11 @@ def _result(sentence: str, numbers: list[_Number]) -> str | None:
     """The result of the sentence's last calculation; None if it has none, or goes on to another number."""
     at = sentence.rfind("=")
     behind = [number for number in numbers if number.start > at]
-    if at < 0 or not behind or len(behind) == len(numbers) and not re.search(r"[A-Za-z]\s?$", sentence[:at]):
+    if (
+        at < 0
+        or not behind
+        or (len(behind) == len(numbers) and not re.search(r"[A-Za-z]\s?$", sentence[:at]))
+    ):
         return None
     first, rest = behind[0], sentence[behind[0].end :]
     if _OPERATOR.match(rest) and len(behind) > 1 and re.match(r"\W*$", sentence[first.end : behind[1].start]):

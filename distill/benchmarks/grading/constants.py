@@ -1,19 +1,18 @@
 """Decide whether two sympy expressions have the same value: exactly, by bounded work, without floating-point
 tolerances.
 
-Rational values are computed as fractions. Others (roots, logarithms, angles) are told apart by evaluation with
-growing precision: up to as many bits as the numbers in the expressions have, so that 1 + 2^-2000 and 1 + 2^-2001
-differ. Expressions in variables are compared at several points."""
+Rational values are computed as fractions. Others (roots, logarithms, angles) are told apart by evaluation
+with growing precision: up to as many bits as the numbers in the expressions have, so that 1 + 2^-2000 and
+1 + 2^-2001 differ. Expressions in variables are compared at several points."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from sympy import (
     Add,
     E,
-    Expr,
     Float,
     Integer,
     Mul,
@@ -38,7 +37,7 @@ _SYMBOL_BITS = 12
 Values = Mapping[Symbol, Fraction]
 
 
-def same_constants(one: Expr, other: Expr) -> bool | None:
+def same_constants(one: Any, other: Any) -> bool | None:
     """Whether two expressions without variables are equal; None if it cannot be decided with bounded work."""
     exact, its_exact = rational(one), rational(other)
     if exact is not None and its_exact is not None:
@@ -49,9 +48,9 @@ def same_constants(one: Expr, other: Expr) -> bool | None:
     return _is_zero(difference, 4 * _PRECISION + 2 * int(bits))
 
 
-def same_functions(one: Expr, other: Expr) -> bool | None:
-    """Whether two expressions in variables are equal: True if they agree at all points tried, False if at none;
-    None if it depends on the point (|x| and x), or they cannot be evaluated."""
+def same_functions(one: Any, other: Any) -> bool | None:
+    """Whether two expressions in variables are equal: True if they agree at all points tried, False if at
+    none; None if it depends on the point (|x| and x), or they cannot be evaluated."""
     names = sorted(one.free_symbols | other.free_symbols, key=str)
     if one.has(AppliedUndef) or other.has(AppliedUndef):
         return None
@@ -71,7 +70,7 @@ _POINTS = (
 )
 
 
-def _point(names: list[Symbol], start: Fraction, step: Fraction) -> dict[Symbol, Fraction]:
+def _point(names: Sequence[Any], start: Fraction, step: Fraction) -> dict[Symbol, Fraction]:
     """Different values for the variables, the squares of steps apart, so that no sum of them is another."""
     return {
         name: start + step * (place * place + place if abs(start) > 1 else Fraction(place, place + 2))
@@ -79,7 +78,7 @@ def _point(names: list[Symbol], start: Fraction, step: Fraction) -> dict[Symbol,
     }
 
 
-def _same_at(one: Expr, other: Expr, values: Values) -> bool | None:
+def _same_at(one: Any, other: Any, values: Values) -> bool | None:
     exact, its_exact = rational(one, values), rational(other, values)
     if exact is not None and its_exact is not None:
         return exact == its_exact
@@ -87,7 +86,7 @@ def _same_at(one: Expr, other: Expr, values: Values) -> bool | None:
     return same_constants(one.xreplace(numbers), other.xreplace(numbers))
 
 
-def _is_zero(difference: Expr, precision: int) -> bool | None:
+def _is_zero(difference: Any, precision: int) -> bool | None:
     """Whether an expression is zero to so many bits; None if it is no finite number."""
     try:
         found = evalf(difference, _PRECISION, {"maxprec": precision, "strict": False})
@@ -180,7 +179,8 @@ def decimal(number: Float) -> Fraction:
 
 
 def size(node: Any) -> float:
-    """An estimate, from above, of the bits of the numbers in an expression; infinite if it is beyond computing."""
+    """An estimate, from above, of the bits of the numbers in an expression; infinite if they cannot be
+    computed."""
     if isinstance(node, Rational):
         return int(node.p).bit_length() + int(node.q).bit_length()
     if isinstance(node, Float):

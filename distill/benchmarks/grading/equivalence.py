@@ -16,8 +16,8 @@ which may hang: run `compare` in a process that can be killed, as `distill.bench
 import re
 
 from distill.benchmarks.grading import answers, reals, symbolic, wording
+from distill.benchmarks.grading.letters import RELATION, bare, same_products, same_words
 from distill.benchmarks.grading.notation import (
-    bare_words,
     expanded,
     group,
     plain,
@@ -32,7 +32,6 @@ from distill.benchmarks.grading.values import exact, same_numbers, same_numerals
 
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
-_RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
 _MEMBER = re.compile(r"^[^=,]{1,20}?\\in(?![A-Za-z])\s*")
 _NAME = re.compile(
@@ -46,8 +45,8 @@ _LABEL = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
 _ORDER = re.compile(r"\\(?:leq?|geq?|lt|gt|ne)(?![A-Za-z])|[<>]")
+_SEVERAL_PIECES = re.compile(r"\\cup|\\cap|\\setminus|\\ne(?![A-Za-z])|\b(?:or|and)\b|\\mathbb\{R\}|\|")
 _OR = re.compile(r"\\cup(?![A-Za-z])|\bor\b")
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
 
 
 def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
@@ -72,7 +71,7 @@ def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[boo
 def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | None:
     """Compare equal texts or two numbers without math-verify, in microseconds; None if undecided."""
     expected, found = plain(gold), plain(answer)
-    if expected and _bare(expected) == _bare(found):
+    if expected and bare(expected) == bare(found):
         return True
     return same_numbers(expected, found, tolerance)
 
@@ -86,9 +85,9 @@ def readable(text: str) -> bool:
         return readable(found[0])
     if answers.number(text) is not None or words(text) is not None or symbolic.parsed(text):
         return True
-    bare, sides = without_unit(text), _sides(text)
-    if bare != text or len(sides) > 1:
-        shorter = bare if bare != text else _value(sides)
+    unitless, sides = without_unit(text), _sides(text)
+    if unitless != text or len(sides) > 1:
+        shorter = unitless if unitless != text else _value(sides)
         return len(shorter) < len(text) and readable(shorter)
     brackets, inside = group(text)
     parts = expanded(inside if brackets else split(text))
@@ -100,11 +99,11 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     if not gold or not answer:
         return False
     gold, answer = wording.in_symbols(gold), wording.in_symbols(answer)
-    if _bare(gold) == _bare(answer):
+    if bare(gold) == bare(answer):
         return True
     if (decided := same_numbers(gold, answer, tolerance)) is not None:
         return decided
-    for simple in (_same_products, _same_words, same_times, same_numerals):
+    for simple in (same_products, same_words, same_times, same_numerals):
         if (decided := simple(gold, answer)) is not None:
             return decided
     structures = (_same_residues, _same_tables, _same_reals, _same_groups, _same_lists, _same_named)
@@ -146,7 +145,7 @@ def _same_residues(gold: str, answer: str, tolerance: float | None) -> bool | No
     one, other = residue(gold), residue(answer)
     if one is None and other is None:
         return None
-    if one is None or other is None or _bare(one[1]) != _bare(other[1]):
+    if one is None or other is None or bare(one[1]) != bare(other[1]):
         if one is not None and other is not None:
             return False
         return _same(one[0] if one else gold, other[0] if other else answer, tolerance)
@@ -157,64 +156,15 @@ def _same_residues(gold: str, answer: str, tolerance: float | None) -> bool | No
 
 
 def _same_reals(gold: str, answer: str, tolerance: float | None) -> bool | None:
-    """Compare a set of real numbers as inequality with one as union; None unless just one has inequalities, or
-    the tolerance decides."""
-    if tolerance is not None or bool(_ORDER.search(gold)) == bool(_ORDER.search(answer)):
-        if not (_ORDER.search(gold) and _OR.search(gold + answer)):
-            return None
-    if not re.search(r"\\cup|\\setminus|\\ne(?![A-Za-z])|\bor\b|\\mathbb\{R\}|\\cap|\band\b|\|", gold + answer):
+    """Compare a set of real numbers as inequality with one as union. None unless one of them is an
+    inequality, and there is more than a single interval."""
+    ordered = [_ORDER.search(text) is not None for text in (gold, answer)]
+    both = gold + answer
+    if tolerance is not None or (not any(ordered) and r"\setminus" not in both):
+        return None
+    if (all(ordered) and not _OR.search(both)) or not _SEVERAL_PIECES.search(both):
         return None
     return reals.same_sets(gold, answer, symbolic.value, lambda one, other: _same(one, other, None)) or None
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
-
-
-def _same_words(gold: str, answer: str) -> bool | None:
-    """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
-    expected, found = words(gold), words(answer)
-    if expected is None:
-        return None
-    if found != expected and _may_be_product(gold) and (found is None or _is_anagram(gold, answer)):
-        return None
-    if len(expected) > 1:
-        if found is not None:
-            listed = len(split(gold)) > 1 and len(split(answer)) > 1  # "red and blue"
-            return expected == found or (None if listed else False)
-        said = bare_words(answer)
-        return _same_words(gold, re.split(r"=|\\in", said)[-1].strip()) if _RELATION.search(said) else None
-    if found is not None and len(found) == 1:
-        return expected == found
-    # (C) and \text{C} are choices, `x` is a variable.
-    if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
-        return None
-    choice = _CHOICE.fullmatch(bare_words(answer))
-    return None if choice is None else choice[1].casefold() == expected
-
-
-_PRODUCT = re.compile(r"([-+]?\d{0,9}(?:\\frac\{\d{1,9}\}\{\d{1,9}\})?)\s?((?:[A-Za-z]\s?){2,8})")
-
-
-def _same_products(gold: str, answer: str) -> bool | None:
-    r"""Compare products of letters, `\frac{1}{2} dab` and `\frac{2}{4} abd`, in which math-verify reads d as a
-    differential. None unless they are equal."""
-    one, other = _PRODUCT.fullmatch(gold), _PRODUCT.fullmatch(answer)
-    if one is None or other is None or not (one[1] or _may_be_product(one[2])):
-        return None
-    factors = [exact(found[1] + "1" if found[1] in ("", "-", "+") else found[1]) for found in (one, other)]
-    letters = [sorted(found[2].replace(" ", "")) for found in (one, other)]
-    return True if factors[0] == factors[1] is not None and letters[0] == letters[1] else None
-
-
-def _may_be_product(text: str) -> bool:
-    """Whether letters may be a product of variables, such as abc, rather than a word or a row of points (CAB)."""
-    bare = text.replace(" ", "")
-    return 1 < len(bare) <= 8 and bare.isascii() and bare.isalpha() and not bare.isupper() and not bare.istitle()
-
-
-def _is_anagram(gold: str, answer: str) -> bool:
-    return _may_be_product(answer) and sorted(gold.replace(" ", "")) == sorted(answer.replace(" ", ""))
 
 
 def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
@@ -314,7 +264,7 @@ def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
         return _same(inside[0], answer, tolerance)
     if its_brackets == "set" and len(its_inside) == 1:
         return _same(gold, its_inside[0], tolerance)
-    if (len(parts) > 1) != (len(its_parts) > 1) and not _RELATION.search(gold + answer):
+    if (len(parts) > 1) != (len(its_parts) > 1) and not RELATION.search(gold + answer):
         return False
     return None
 
@@ -345,7 +295,7 @@ def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
     if len(its_sides) == 1 and len(sides) > 1:
         named = _NAME.fullmatch(sides[0]) or _NAME.fullmatch(sides[-1]) or len(sides) > 2
         return _same(_value(sides), answer, tolerance) if named else None
-    if len(sides) > 1 and _bare(sides[0]) == _bare(its_sides[0]) and _NAME.fullmatch(sides[0]):
+    if len(sides) > 1 and bare(sides[0]) == bare(its_sides[0]) and _NAME.fullmatch(sides[0]):
         return _same(sides[-1], its_sides[-1], tolerance) or None
     return None
 

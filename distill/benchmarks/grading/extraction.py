@@ -38,7 +38,9 @@ _TURN = re.compile(
     re.I | re.M,
 )
 VERB = (
-    r"(?:\bis\b|\bare\b|\bas\b(?! an? (?:percent|fraction|decimal|mixed|common|integer|simpl|whole|ratio))|would be|should be|must be|will be|comes? (?:out )?to)"
+    r"(?:\bis\b|\bare\b|\bas\b"
+    r"(?! an? (?:percent|fraction|decimal|mixed|common|integer|simpl|whole|ratio))"
+    r"|would be|should be|must be|will be|comes? (?:out )?to)"
     r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
 )
 # "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".
@@ -190,15 +192,19 @@ def _last_hashes(text: str) -> tuple[str, int] | None:
 
 _LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?"
 _CHOSEN = re.compile(
-    r"\b(?:correct|right|best|final|matching)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)[\s*:]*(?:option|choice)?\s*"
+    r"\b(?:correct|right|best|final|matching)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)"
+    r"[\s*:]*(?:option|choice)?\s*" + _LETTER + r"(?![A-Za-z'])"
+    r"|\b(?:option|choice|answer)\s+(?:for\s[^.\n]{1,40}\s)?(?:is|:)[\s*:]*"
     + _LETTER + r"(?![A-Za-z'])"
-    r"|\b(?:option|choice|answer|alternative)\s+(?:for\s[^.\n]{1,40}\s)?(?:is|:)[\s*:]*" + _LETTER + r"(?![A-Za-z'])"
     r"|(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|[(*\s])" + _LETTER
-    + r"\s+(?:is|must be|would be)\s+(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer)\b"
+    + r"\s+(?:is|must be|would be)\s+(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?"
+    r"(?:correct|right|best|answer)\b"
     r"|\b(?:choose|pick|select|go with)\s+(?:option|choice|answer)?\s*" + _LETTER + r"(?![A-Za-z'])"
     r"|\b(?:corresponds to|matches|which is)\s+(?:option|choice|answer)\s+" + _LETTER + r"(?![A-Za-z'])",
 )  # fmt: skip
-_LAST_LETTER = re.compile(r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I)
+_LAST_LETTER = re.compile(
+    r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I
+)
 
 
 def choice(text: str) -> str | None:
@@ -272,9 +278,7 @@ def expression(paragraph: str) -> str | None:
         if pieces[-1]:
             return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
     end = SENTENCE_END.search(paragraph)
-    sentence = (
-        _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
-    )
+    sentence = _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
     says = list(_SAYS.finditer(sentence))
     if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
         return expression(sentence[says[-1].end() :])

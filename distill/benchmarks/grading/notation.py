@@ -15,7 +15,8 @@ _SIGNS = {
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ", "²": "^{2}", "³": "^{3}",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "。": ".",
-    "％": r"\%", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "€": "", "£": "", "¥": "", "₹": "", "\0": "",
+    "％": r"\%", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ",
+    "€": "", "£": "", "¥": "", "₹": "", "\0": "",
     # Spaces and invisible characters:
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u200b": "", "\u200e": "", "\u200f": "", "\u202a": "", "\u202b": "", "\u202c": "",
@@ -229,7 +230,7 @@ def split(text: str, joint: str = ",") -> list[str]:
 
 
 def top_level(text: str, pattern: re.Pattern[str]) -> list[str]:
-    r"""Split a text at matches of a pattern outside all brackets: at `=` of `x = \sum_{k=1}^4 k` only once."""
+    r"""Split a text at matches of a pattern outside all brackets: `x = \sum_{k=1}^4 k` at one `=`."""
     parts, begin, depth = [], 0, 0
     for found in _joints_or_brackets(pattern).finditer(text):
         if found["joint"] is None:

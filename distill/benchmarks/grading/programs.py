@@ -268,8 +268,8 @@ def _continue(prompt: str, text: str) -> str | None:
 
 
 def _does_something(body: str) -> bool:
-    """Whether a function body returns, yields or raises itself: what is inside an inner function does not count,
-    so that a whole one-line program, `def f(x): return x`, is no body."""
+    """Whether a function body returns, yields or raises itself: what is inside an inner function does not
+    count, so that a whole one-line program, `def f(x): return x`, is no body."""
     tree = _parse(f"if True:\n{body}")
     left: list[ast.AST] = [tree] if tree else []
     while left:

@@ -1,6 +1,7 @@
 r"""Sets of real numbers, as unions of intervals or as inequalities: `(-\infty,-1]\cup(2,\infty)`,
 `x \le -1 \text{ or } x > 2`, `1 < x < 2`, `x \ne 2`, `\mathbb{R} \setminus \{2\}`."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -67,7 +68,11 @@ def _piece(text: str, names: set[str]) -> list[Interval] | None:
     if len(relations) == 2 and all(one is not None and len(one) == 1 for one in relations):
         (one,), (other,) = relations  # type: ignore[misc]
         if {one.low, other.high} == {r"-\infty", r"\infty"} or one.high == r"\infty" != other.high:
-            return [Interval(one.low, one.closed_low, other.high, other.closed_high)] if one.low != r"-\infty" else None
+            return (
+                [Interval(one.low, one.closed_low, other.high, other.closed_high)]
+                if one.low != r"-\infty"
+                else None
+            )
         if other.high == r"\infty" and one.low == r"-\infty":
             return None if re.search(r"\band\b", text) else [one, other]
     return None
@@ -76,7 +81,7 @@ def _piece(text: str, names: set[str]) -> list[Interval] | None:
 def _without(points: list[str]) -> list[Interval]:
     """All numbers but some, which are in order."""
     ends = [r"-\infty", *points, r"\infty"]
-    return [Interval(low, False, high, False) for low, high in zip(ends, ends[1:], strict=False)]
+    return [Interval(low, False, high, False) for low, high in itertools.pairwise(ends)]
 
 
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -85,12 +90,16 @@ _SIGNS = {"leq": "<=", "le": "<=", "geq": ">=", "ge": ">=", "lt": "<", "gt": ">"
 
 def _relation(text: str, names: set[str]) -> list[Interval] | None:
     """The numbers that fulfil `x < 2`, `2 > x`, `1 < x \\le 2` or `x \\ne 2`."""
-    signs = [_SIGNS.get(sign.lstrip("\\"), sign) for sign in _ORDER.findall(text)]
+    signs = [str(_SIGNS.get(sign.lstrip("\\"), sign)) for sign in _ORDER.findall(text)]
     sides = [side.strip() for side in _ORDER.split(text)]
     if not 1 <= len(signs) <= 2 or not all(sides):
         return None
     at = next((place for place, side in enumerate(sides) if _VARIABLE.fullmatch(side)), None)
-    if at is None or (len(signs) == 2 and at != 1) or any(_has_variable(side) for side in sides[:at] + sides[at + 1 :]):
+    if (
+        at is None
+        or (len(signs) == 2 and at != 1)
+        or any(_has_variable(side) for side in sides[:at] + sides[at + 1 :])
+    ):
         return None
     names.add(sides[at])
     if len(signs) == 1:
@@ -102,15 +111,24 @@ def _relation(text: str, names: set[str]) -> list[Interval] | None:
         return [Interval(bound, sign == ">=", r"\infty", False)]
     if signs[0][0] != signs[1][0] or "!=" in signs:
         return None
-    low, high = ((sides[0], signs[0]), (sides[2], signs[1])) if signs[0][0] == "<" else ((sides[2], signs[1]), (sides[0], signs[0]))
+    low, high = (
+        ((sides[0], signs[0]), (sides[2], signs[1]))
+        if signs[0][0] == "<"
+        else ((sides[2], signs[1]), (sides[0], signs[0]))
+    )
     return [Interval(low[0], low[1].endswith("="), high[0], high[1].endswith("="))]
 
 
 def _has_variable(text: str) -> bool:
-    return re.search(r"(?<![\\A-Za-z])[A-DF-Za-df-hj-z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+", " ", text)) is not None
+    return (
+        re.search(r"(?<![\\A-Za-z])[A-DF-Za-df-hj-z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+", " ", text))
+        is not None
+    )
 
 
-def same_sets(gold: str, answer: str, value: Callable[[str], float | None], same: Callable[[str, str], bool]) -> bool | None:
+def same_sets(
+    gold: str, answer: str, value: Callable[[str], float | None], same: Callable[[str, str], bool]
+) -> bool | None:
     """Whether two texts are the same set of real numbers; None if either is none.
 
     Args:
@@ -126,12 +144,16 @@ def same_sets(gold: str, answer: str, value: Callable[[str], float | None], same
     if merged[0] is None or merged[1] is None or len(merged[0]) != len(merged[1]):
         return None if None in merged else False
     return all(
-        (a.closed_low, a.closed_high) == (b.closed_low, b.closed_high) and same(a.low, b.low) and same(a.high, b.high)
+        (a.closed_low, a.closed_high) == (b.closed_low, b.closed_high)
+        and same(a.low, b.low)
+        and same(a.high, b.high)
         for a, b in zip(merged[0], merged[1], strict=True)
     )
 
 
-def _merged(pieces: list[Interval], value: Callable[[str], float | None], same: Callable[[str, str], bool]) -> list[Interval] | None:
+def _merged(
+    pieces: list[Interval], value: Callable[[str], float | None], same: Callable[[str, str], bool]
+) -> list[Interval] | None:
     """The pieces in order, with those that touch joined."""
     placed: list[tuple[float, float, Interval]] = []
     for piece in pieces:
@@ -155,4 +177,3 @@ def _merged(pieces: list[Interval], value: Callable[[str], float | None], same: 
 def _bound(text: str, value: Callable[[str], float | None]) -> float | None:
     infinite = _INFINITE.get(text.replace(" ", ""))
     return float("inf") * infinite if infinite else value(text)
-

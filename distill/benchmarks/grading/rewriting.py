@@ -1,11 +1,14 @@
-r"""Rewrite notation that neither rules nor math-verify read: degrees in functions, recurring decimals, thousands
-inside a formula, residue classes."""
+r"""Rewrite notation that neither rules nor math-verify read: degrees in functions, recurring decimals,
+thousands inside a formula, residue classes."""
 
 import re
 
 _END = r"(?![A-Za-z])"
 _DEGREE = r"\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ" + _END + r")|\s?\\(?:degrees?|textdegree)" + _END
-_GROUP = r"\((?:[^()]|\((?:[^()]|\([^()]{0,80}\)){0,80}\)){1,120}\)|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,80}\}){0,80}\}){1,120}\}"
+_GROUP = (
+    r"\((?:[^()]|\((?:[^()]|\([^()]{0,80}\)){0,80}\)){1,120}\)"
+    r"|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,80}\}){0,80}\}){1,120}\}"
+)
 _VALUE = r"\\frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\d*\.?\d+[A-Za-z]?|\\?[A-Za-z]+"
 _ANGLE = re.compile(rf"({_VALUE}|\([^()]{{1,60}}\))(?:{_DEGREE})")
 FUNCTION = re.compile(
@@ -50,7 +53,9 @@ BRACED = re.compile(r"(?<!\\)\{[^{}]{1,200}\}")
 
 def without_thousands(group: re.Match[str]) -> str:
     r"""A match of `BRACED` without thousands separators: `{5,525}` becomes `{5525}`; `\{5,525\}` is a set."""
-    return re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), group[0])
+    return re.sub(
+        r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), group[0]
+    )
 
 
 _MODULUS = re.compile(

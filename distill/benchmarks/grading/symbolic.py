@@ -111,8 +111,8 @@ def _close(one: Any, other: Any) -> bool | None:
 
 
 def _with_unit(expressions: list[Any]) -> list[Any]:
-    """Expressions in which i, which math-verify parses to either of two variables, is the imaginary unit, unless
-    it is the index of a sum. Other variables of the same name are one."""
+    """Expressions in which i, which math-verify parses to either of two variables, is the imaginary unit,
+    unless it is the index of a sum. Other variables of the same name are one."""
     from sympy import Basic, I, Symbol
     from sympy.concrete.expr_with_limits import ExprWithLimits
 
@@ -121,7 +121,8 @@ def _with_unit(expressions: list[Any]) -> list[Any]:
         if not isinstance(item, Basic):
             named.append(item)
             continue
-        bound = {str(limit[0]) for part in item.atoms(ExprWithLimits) for limit in part.limits}
+        sums: Any = item.atoms(ExprWithLimits)
+        bound = {str(limit[0]) for part in sums for limit in part.limits}
         units = {
             name: I if name.name == "i" and "i" not in bound else Symbol(name.name, real=True)
             for name in item.atoms(Symbol)

@@ -1,4 +1,4 @@
-r"""Answers in words: numbers ("twenty-one", "two thirds"), sets ("all real numbers"), numbers in a sentence."""
+r"""Answers in words: numbers ("twenty-one", "two thirds"), sets ("all real numbers"), sentences."""
 
 import re
 from fractions import Fraction
@@ -14,19 +14,21 @@ _SMALL = {word: value for value, word in enumerate(_ONES.split())} | {
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _PARTS = {"half": 2, "halves": 2, "quarter": 4} | {
     word: value
-    for value, word in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), start=3)
+    for value, word in enumerate(
+        ["third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], start=3
+    )
 }
-_NOT_A_NOUN = frozenset(
-    "of or and not than more less fewer at over under most least point times minus plus to by from in is are "
-    "the a an".split()
-)
+_NOT_A_NOUN = frozenset((
+    "of", "or", "and", "not", "than", "more", "less", "fewer", "at", "over", "under", "most", "least",
+    "point", "times", "minus", "plus", "to", "by", "from", "in", "is", "are", "the", "a", "an",
+))  # fmt: skip
 NUMBER_WORD = rf"(?:{'|'.join(sorted([*_SMALL, *_SCALES], key=len, reverse=True))})"
 SPOKEN = re.compile(rf"\b(?:a\s+)?{NUMBER_WORD}(?:(?:\s+and\s+|\s+|-){NUMBER_WORD})*\b", re.I)
 
 
 def spoken(text: str) -> Fraction | None:
-    """The number that words say: "twelve", "minus one hundred and five", "two-thirds", "twelve apples". None for
-    anything else; ordinals ("third") are no numbers."""
+    """The number that words say: "twelve", "minus one hundred and five", "two-thirds", "twelve apples". None
+    for anything else; ordinals ("third") are no numbers."""
     if len(text) > 120 or not re.fullmatch(r"[A-Za-z][A-Za-z,\s-]*\.?", text):
         return None
     tokens = re.split(r"[\s,-]+", text.casefold().strip(" .,-"))
@@ -61,7 +63,13 @@ def _whole(tokens: list[str]) -> tuple[int | None, list[str]]:
             group, last = group * 100, 100
         elif word in _SCALES and group:
             total, group, last = total + group * _SCALES[word], 0, 1_000
-        elif word == "and" and place and last >= 100 and tokens[place + 1 : place + 2] and tokens[place + 1] in _SMALL:
+        elif (
+            word == "and"
+            and place
+            and last >= 100
+            and tokens[place + 1 : place + 2]
+            and tokens[place + 1] in _SMALL
+        ):
             continue
         else:
             break
@@ -85,7 +93,7 @@ _SETS = [
 
 
 def in_symbols(text: str) -> str:
-    r"""`\mathbb{R}` for "all real numbers", `\emptyset` for "no solution" and the like; other texts unchanged."""
+    r"""`\mathbb{R}` for "all real numbers", `\emptyset` for "no solution"; other texts unchanged."""
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     bare = re.sub(r"\s+", " ", bare).strip(" .")
     if len(bare) > 60:
@@ -97,13 +105,14 @@ _SENTENCE = re.compile(
     r"(?:[A-Za-z][A-Za-z'-]*[,:]?\s+){1,15}\$?(-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?)(?:\s+[A-Za-z'/-]+){0,8}\s?\.?"
 )
 _HEDGED = re.compile(
-    r"\b(?:not|or|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point|sqrt|root|pi|log|ln|sin|cos|tan|exp|plus|minus|times)\b", re.I
+    r"\b(?:not|or|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point|sqrt|root|pi|log|ln|sin|cos|tan|exp|plus|minus|times)\b",
+    re.I,
 )
 
 
 def number_in(sentence: str) -> str | None:
-    r"""The only number of a sentence, such as 16 of `\text{Adam loses 16.}`; None if there are several or none,
-    or the sentence is not sure ("more than 16")."""
+    r"""The only number of a sentence, such as 16 of `\text{Adam loses 16.}`; None if there are several or
+    none, or the sentence is not sure ("more than 16")."""
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", sentence).replace("\\$", "$")
     bare = re.sub(r"\s+", " ", bare).strip()
     found = _SENTENCE.fullmatch(bare) if len(bare) < 200 else None

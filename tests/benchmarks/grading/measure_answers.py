@@ -3,8 +3,9 @@ r"""How often right answers are judged wrong, and answers of other problems righ
     python -m tests.benchmarks.grading.measure_answers [--data ../shared/data] [--part others,marked,...]
 
 Completions are built from the golds of the published files in phrasings of several kinds, and people's own
-solutions are read without their marks. What is tuned on (the even problems of GSM8K's train traces) is left out.
-Each line: failures of cases, the rate, and the upper end of its one-sided 95 % interval (Clopper and Pearson).
+solutions are read without their marks. What is tuned on (the even problems of GSM8K's train traces) is left
+out. Each line: failures of cases, the rate, and the upper end of its one-sided 95 % interval (Clopper and
+Pearson).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -42,15 +44,18 @@ def count(name: str, grade: Grader, cases: Sequence[Case], *, right: bool, shown
     began = time.time()
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(lambda case: grade(*case), cases))
-    failed = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.correct is not right]
+    failed = [
+        (case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.correct is not right
+    ]
     rate, most = len(failed) / len(cases), upper(len(failed), len(cases))
     what = "false wrong" if right else "false right"
-    print(
-        f"{name:42} {what}: {len(failed):4} of {len(cases):6}  {rate:8.3%}  <= {most:.3%}  {time.time() - began:6.0f} s",
-        flush=True,
-    )
+    figures = f"{len(failed):4} of {len(cases):6}  {rate:8.3%}  <= {most:.3%}  {time.time() - began:6.0f} s"
+    print(f"{name:42} {what}: {figures}", flush=True)
     for (example, completion), verdict in failed[:shown]:
-        print(f"      {example.gold!r} {completion[-160:]!r}: {verdict.answer!r} {verdict.reason}", file=sys.stderr)
+        print(
+            f"      {example.gold!r} {completion[-160:]!r}: {verdict.answer!r} {verdict.reason}",
+            file=sys.stderr,
+        )
 
 
 # Phrasings
@@ -89,10 +94,14 @@ PROSE = [
     "This means {0} pages were read by day {1}.",
 ]
 CHOICES = [
-    "The answer is ({}).", "The correct answer is {}.", "Answer: {}", "**Answer: {}**", "The correct option is ({}).",
-    "So the correct choice is **({})**.", "Therefore, option {} is correct.", "Thus, ({}) is the correct answer.",
-    "The answer is $\\boxed{{{}}}$.", "$\\boxed{{\\text{{({})}}}}$", "\\boxed{{\\textbf{{({})}}\\ 12}}", "#### {}",
-    "It comes to 12, which is option {}.", "Hence we choose {}.", "{}", "({})", "**{}**", "Final answer: {}) 12",
+    "The answer is ({}).", "The correct answer is {}.", "Answer: {}", "**Answer: {}**",
+     "The correct option is ({}).",
+    "So the correct choice is **({})**.", "Therefore, option {} is correct.",
+     "Thus, ({}) is the correct answer.",
+    "The answer is $\\boxed{{{}}}$.", "$\\boxed{{\\text{{({})}}}}$", "\\boxed{{\\textbf{{({})}}\\ 12}}",
+     "#### {}",
+    "It comes to 12, which is option {}.", "Hence we choose {}.", "{}", "({})", "**{}**",
+     "Final answer: {}) 12",
     "The best choice is {}, because 3 < 4.", "The answer is {}. 12 apples", "The final answer is option {}.",
     "The correct answer is **{}: 12**", "This matches option {}.", "The answer is {}, since 12 is even.",
 ]  # fmt: skip
@@ -105,7 +114,9 @@ def decorated(gold: str, draw: random.Random) -> str:
         return gold
     plain = f"{int(value)}"
     grouped = f"{int(value):,}"
-    return draw.choice([plain, grouped, f"${grouped}", f"{plain}.00", f"{plain} apples", f"**{grouped}**", f"{plain}.0"])
+    return draw.choice(
+        [plain, grouped, f"${grouped}", f"{plain}.00", f"{plain} apples", f"**{grouped}**", f"{plain}.0"]
+    )
 
 
 def rewritten(gold: str, draw: random.Random) -> str:
@@ -113,7 +124,7 @@ def rewritten(gold: str, draw: random.Random) -> str:
     ways: list[Callable[[str], str]] = [
         lambda text: text,
         lambda text: re.sub(r"\\[td]?frac(?=\{)", r"\\dfrac", text),
-        lambda text: re.sub(r"\\frac\{(\d+)\}\{(\d+)\}(?![\w\\^(])", r"\1/\2", text) if re.fullmatch(r"-?\\frac\{\d+\}\{\d+\}", text) else text,
+        lambda text: re.sub(r"^(-?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", text),
         lambda text: re.sub(r"(?<!\\left)\(", r"\\left(", re.sub(r"(?<!\\right)\)", r"\\right)", text)),
         lambda text: text.replace(",", ", ") if "," in text and number(text) is None else text,
         lambda text: f"{number(text)}.0" if re.fullmatch(r"-?\d+", text) else text,
@@ -122,10 +133,10 @@ def rewritten(gold: str, draw: random.Random) -> str:
         lambda text: f" {text} ",
         lambda text: f"{text}\\text{{ units}}" if re.fullmatch(r"-?\d+", text) else text,
         lambda text: f"x = {text}" if re.fullmatch(r"-?\d+|\\frac\{\d+\}\{\d+\}", text) else text,
-        lambda text: ",".join(reversed(text.split(","))) if re.fullmatch(r"-?\d+(,-?\d{1,2})+", text) else text,
+        lambda text: ",".join(text.split(",")[::-1]) if re.fullmatch(r"-?\d+(,-?\d{1,2})+", text) else text,
         lambda text: re.sub(r"^(\d*[a-z](?:\^\d)?)\+(\d+)$", r"\2+\1", text),
         lambda text: text.replace("\\sqrt{", "\\sqrt {"),
-        lambda text: text.replace("+", " + ").replace("-", " - ") if not text.startswith("-") and "^{" not in text and "\\text" not in text else text,
+        lambda text: text.replace("+", " + ") if "^{" not in text and "\\text" not in text else text,
         lambda text: f"{text}." if text[-1:].isdigit() else text,
         lambda text: f"\\displaystyle {text}",
         lambda text: f"{{{text}}}",
@@ -173,7 +184,9 @@ def golds(data: Path) -> dict[str, tuple[list[Example], str]]:
 def graders(judge: MathJudge, name: str, kind: str) -> Grader:
     if name == "gsm8k":
         return gsm8k.grade
-    return {"number": numeric.grade, "mathematics": judge, "several": olympiadbench.OlympiadJudge(judge)}[kind]
+    return {"number": numeric.grade, "mathematics": judge, "several": olympiadbench.OlympiadJudge(judge)}[
+        kind
+    ]
 
 
 def others(examples: Sequence[Example], offsets: Sequence[int] = (1, 7, 50)) -> list[Case]:
@@ -199,7 +212,7 @@ def human_prose(data: Path) -> Iterator[Case]:
 
 
 def teacher_prose(data: Path) -> Iterator[Case]:
-    """Teachers' solutions without their closing sentence, where the published check found the gold at their end."""
+    """Teachers' solutions without their closing sentence, where the authors found the gold at their end."""
     path = data / "traces" / "gsm8k_train_human_gemini_llama.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in itertools.islice(lines, 1, None, 2):
@@ -208,6 +221,11 @@ def teacher_prose(data: Path) -> Iterator[Case]:
                 if ends and name.endswith("_L2"):
                     text = re.sub(r"\s*The answer is\s*\S+\s*$", "", record["traces"][name].strip())
                     yield Example(str(record["id"]), record["question"], str(record["gold"])), text
+
+
+def _next_letter(gold: str) -> str:
+    letter = gold[-1] if len(gold) == 1 else gold[-3]
+    return "ABCDE"["ABCDE".index(letter) - 1]
 
 
 def measure(data: Path, parts: Sequence[str], shown: int) -> None:
@@ -225,20 +243,27 @@ def measure(data: Path, parts: Sequence[str], shown: int) -> None:
     say("marked", "marked numbers", numeric.grade, cases)
     cases = [(e, fill(draw.choice(MARKED[1:]), f"${rewritten(e.gold or '', draw)}$")) for e in formulas]
     say("marked", "marked mathematics", judge, cases)
-    cases = [(e, fill(text, rewritten(e.gold or "", draw))) for e in formulas for text in draw.sample(BOXED, 2)]
+    cases = [
+        (e, fill(text, rewritten(e.gold or "", draw))) for e in formulas for text in draw.sample(BOXED, 2)
+    ]
     say("boxed", "boxed mathematics", judge, cases)
     say("boxed", "people's boxed solutions", judge, [(e, e.completion or "") for e in sets["math"][0]])
-    cases = [(e, fill(text, decorated(e.gold or "", draw), draw.randint(2, 30))) for e in numbers for text in PROSE]
+    cases = [
+        (e, fill(text, decorated(e.gold or "", draw), draw.randint(2, 30))) for e in numbers for text in PROSE
+    ]
     say("prose", "unmarked sentences, built", numeric.grade, cases)
     say("prose", "unmarked solutions of people", numeric.grade, list(human_prose(data)))
     say("prose", "unmarked solutions of teachers", numeric.grade, list(teacher_prose(data)))
     letters = [(letter, text) for letter in "ABCDE" for text in CHOICES]
     cases = [
-        (Example("0", e.problem, draw.choice((letter, f"\\text{{({letter})}}"))), f"We add 3 and 4.\n\n{fill(text, letter)}")
+        (
+            Example("0", e.problem, draw.choice((letter, f"\\text{{({letter})}}"))),
+            f"We add 3 and 4.\n\n{fill(text, letter)}",
+        )
         for e, (letter, text) in zip(formulas[:5000], itertools.cycle(letters), strict=False)
     ]
     say("choices", "choices", judge, cases)
-    cases = [(Example("0", "", "ABCDE"["ABCDE".index(e.gold[-1] if len(e.gold or "") == 1 else e.gold[-3]) - 1]), text) for e, text in cases]  # type: ignore[index]  # fmt: skip
+    cases = [(replace(e, gold=_next_letter(str(e.gold))), text) for e, text in cases]
     say("choices", "other choices", judge, cases, right=False)
     for name, (examples, kind) in sets.items():
         say("others", f"others' golds, {name}", graders(judge, name, kind), others(examples), right=False)
@@ -247,7 +272,7 @@ def measure(data: Path, parts: Sequence[str], shown: int) -> None:
 
 def main() -> None:
     names = ["marked", "boxed", "prose", "choices", "others"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--part", default=",".join(names), help="of " + ", ".join(names))
     parser.add_argument("--shown", type=int, default=0, help="failures to print of each kind, to stderr")

@@ -26,12 +26,16 @@ def _shuffled(draw: Draw, items: list[str]) -> list[str]:
 
 def fraction(draw: Draw) -> Pair:
     a, b, k = draw.randint(-50, 50), draw.randint(2, 30), draw.randint(2, 9)
-    return rf"\frac{{{a}}}{{{b}}}", draw.choice([rf"\frac{{{a * k}}}{{{b * k}}}", f"{a}/{b}", rf"\dfrac{{{a}}}{{{b}}}"])
+    return rf"\frac{{{a}}}{{{b}}}", draw.choice(
+        [rf"\frac{{{a * k}}}{{{b * k}}}", f"{a}/{b}", rf"\dfrac{{{a}}}{{{b}}}"]
+    )
 
 
 def root(draw: Draw) -> Pair:
     a, b, c = draw.randint(2, 9), draw.choice([2, 3, 5, 7]), draw.randint(1, 20)
-    return rf"{c}+{a}\sqrt{{{b}}}", draw.choice([rf"\sqrt{{{a * a * b}}}+{c}", rf"{c}+{a}\sqrt {b}", rf"{a}\sqrt{{{b}}}+{c}"])
+    return rf"{c}+{a}\sqrt{{{b}}}", draw.choice(
+        [rf"\sqrt{{{a * a * b}}}+{c}", rf"{c}+{a}\sqrt {b}", rf"{a}\sqrt{{{b}}}+{c}"]
+    )
 
 
 def rationalised(draw: Draw) -> Pair:
@@ -64,19 +68,25 @@ def words_of_letters(draw: Draw) -> Pair:
 
 def imaginary(draw: Draw) -> Pair:
     a, b = draw.randint(-9, 9) or 1, draw.randint(2, 9)
-    return _signed([str(a), f"{b}i"]), draw.choice([_signed([f"{b}i", str(a)]), rf"{a} + {b} i", rf"{b} \cdot i + {a}"])
+    return _signed([str(a), f"{b}i"]), draw.choice(
+        [_signed([f"{b}i", str(a)]), rf"{a} + {b} i", rf"{b} \cdot i + {a}"]
+    )
 
 
 def residue(draw: Draw) -> Pair:
     m = draw.randint(3, 99)
     r = draw.randrange(m)
-    return str(r), draw.choice([rf"{r} \pmod{{{m}}}", rf"n \equiv {r} \pmod{{{m}}}", rf"x\equiv {r}\pmod {{{m}}}"])
+    return str(r), draw.choice(
+        [rf"{r} \pmod{{{m}}}", rf"n \equiv {r} \pmod{{{m}}}", rf"x\equiv {r}\pmod {{{m}}}"]
+    )
 
 
 def summed(draw: Draw) -> Pair:
     n, index = draw.randint(3, 12), draw.choice("kjn")
     total = n * (n + 1) // 2
-    return str(total), draw.choice([rf"\sum_{{{index}=1}}^{{{n}}} {index}", rf"\sum_{{{index}=0}}^{{{n}}} {index}"])
+    return str(total), draw.choice(
+        [rf"\sum_{{{index}=1}}^{{{n}}} {index}", rf"\sum_{{{index}=0}}^{{{n}}} {index}"]
+    )
 
 
 def multiplied(draw: Draw) -> Pair:
@@ -110,25 +120,43 @@ def interval(draw: Draw) -> Pair:
 
 def relation(draw: Draw) -> Pair:
     a, k = draw.randint(2, 9), draw.randint(2, 5)
-    return draw.choice([(f"x > {a}", f"{a} < x"), (f"y = {a}x+1", f"y=1+{a}x"), (f"x+{a}y=1", f"{k}x+{a * k}y={k}"),
-                        (f"x={a}", str(a)), (str(a), f"x={a}"), (f"{a}", f"y = {a}")])  # fmt: skip
+    return draw.choice([
+        (f"x > {a}", f"{a} < x"), (f"y = {a}x+1", f"y=1+{a}x"), (f"x+{a}y=1", f"{k}x+{a * k}y={k}"),
+        (f"x={a}", str(a)), (str(a), f"x={a}"), (f"{a}", f"y = {a}"),
+    ])  # fmt: skip
 
 
 def powered(draw: Draw) -> Pair:
     a, n = draw.randint(2, 9), draw.randint(3, 40)
-    return f"{a}^{{{n}}}", draw.choice([rf"{a} \cdot {a}^{{{n - 1}}}", rf"{a * a}^{{{n}/2}}", rf"\frac{{{a}^{{{n + 1}}}}}{{{a}}}"])
+    return f"{a}^{{{n}}}", draw.choice(
+        [rf"{a} \cdot {a}^{{{n - 1}}}", rf"{a * a}^{{{n}/2}}", rf"\frac{{{a}^{{{n + 1}}}}}{{{a}}}"]
+    )
 
 
 def functions(draw: Draw) -> Pair:
     a = draw.randint(2, 9)
-    return draw.choice([(rf"\ln {a * a}", rf"2\ln {a}"), (rf"\log_{{{a}}} {a**3}", "3"), (r"\sin 2x", r"2\sin x\cos x"),
-                        (rf"\frac{{\pi}}{{{a}}}", rf"\pi/{a}"), (rf"e^{{{a}x}}", rf"(e^x)^{{{a}}}"), (rf"\binom{{{a + 2}}}{{2}}", str((a + 2) * (a + 1) // 2)),
-                        (r"\cos^2 t", r"1-\sin^2 t"), (rf"{a}\pi", rf"\pi \cdot {a}")])  # fmt: skip
+    return draw.choice([
+        (rf"\ln {a * a}", rf"2\ln {a}"), (rf"\log_{{{a}}} {a**3}", "3"), (r"\sin 2x", r"2\sin x\cos x"),
+        (rf"\frac{{\pi}}{{{a}}}", rf"\pi/{a}"), (rf"e^{{{a}x}}", rf"(e^x)^{{{a}}}"),
+        (rf"\binom{{{a + 2}}}{{2}}", str((a + 2) * (a + 1) // 2)), (r"\cos^2 t", r"1-\sin^2 t"),
+        (rf"{a}\pi", rf"\pi \cdot {a}"),
+    ])  # fmt: skip
 
 
 def decorated(draw: Draw) -> Pair:
     a = draw.randint(2, 5000)
-    return str(a), draw.choice([f"{a}.0", f"{a:,}", rf"{a}\text{{ cm}}", rf"{a}^\circ", rf"\${a}", rf"{a}\%", rf"x = {a}", rf"{a} \text{{ units}}^2"])
+    return str(a), draw.choice(
+        [
+            f"{a}.0",
+            f"{a:,}",
+            rf"{a}\text{{ cm}}",
+            rf"{a}^\circ",
+            rf"\${a}",
+            rf"{a}\%",
+            rf"x = {a}",
+            rf"{a} \text{{ units}}^2",
+        ]
+    )
 
 
 def matrix(draw: Draw) -> Pair:
@@ -139,7 +167,9 @@ def matrix(draw: Draw) -> Pair:
 
 def point(draw: Draw) -> Pair:
     a, b = draw.randint(-9, 9), draw.randint(2, 9)
-    return rf"({a}, \frac{{1}}{{{b}}})", draw.choice([rf"\left({a}, \frac{{2}}{{{2 * b}}}\right)", f"({a},1/{b})"])
+    return rf"({a}, \frac{{1}}{{{b}}})", draw.choice(
+        [rf"\left({a}, \frac{{2}}{{{2 * b}}}\right)", f"({a},1/{b})"]
+    )
 
 
 KINDS: list[Callable[[Draw], Pair]] = [
@@ -151,7 +181,9 @@ REJECTED: dict[str, str] = {}
 
 
 def plain_accepts(gold: str, answer: str) -> bool:
-    expected, found = (math_verify.parse(rf"$\boxed{{{text}}}$", parsing_timeout=0) for text in (gold, answer))
+    expected, found = (
+        math_verify.parse(rf"$\boxed{{{text}}}$", parsing_timeout=0) for text in (gold, answer)
+    )
     return bool(math_verify.verify(expected, found, timeout_seconds=0))
 
 

@@ -44,7 +44,8 @@ NUMBERS = [
     (r"\boxed{6840 \, ft^2}", "6840"), (r"\boxed{12 cm^3}", "12"), (r"\boxed{30\ \text{m}^2}", "30"),
     (r"\boxed{1.2 \times 10^3}", "1200"), (r"\boxed{5 \cdot 10^{2}}", "500"),
     # mixed numbers and words
-    ("The answer is 2 1/2.", "2.5"), ("#### 3 3/4", "3.75"), (r"\boxed{2½}", "2.5"), ("He needs 2½ cups.", "2.5"),
+    ("The answer is 2 1/2.", "2.5"), ("#### 3 3/4", "3.75"), (r"\boxed{2½}", "2.5"),
+    ("He needs 2½ cups.", "2.5"),
     ("The answer is twelve.", "12"), ("The answer is twenty-one apples.", "21"),
     # code does not count, what stands before it does
     ("There are 8.\n```python\nfor i in range(3): print(i)\n```", "8"),
@@ -88,21 +89,25 @@ MATHEMATICS = [
     (r"Fill in $\boxed{\phantom{00}} + 3 = 11$. The answer is 8.", "8"),
     (r"$\boxed{\square} + 3 = 11$, $\boxed{\quad}$, $\boxed{\text{?}}$, $\boxed{\_}$: #### 8", "8"),
     # residues
-    (r"\boxed{n \equiv 5 \pmod{17}}", "5"), (r"\boxed{5 \pmod{17}}", "5"), (r"\boxed{x \equiv 5 \mod 17}", "5"),
+    (r"\boxed{n \equiv 5 \pmod{17}}", "5"), (r"\boxed{5 \pmod{17}}", "5"),
+    (r"\boxed{x \equiv 5 \mod 17}", "5"),
     (r"\boxed{22 \pmod{17}}", r"5 \pmod{17}"), (r"\boxed{5 \text{ (mod } 17)}", "5"),
     # prose and labels in the box
     (r"\boxed{\text{Adam loses \$16.}}", "16"), (r"\boxed{\text{The area is 16 square feet}}", "16"),
-    (r"\boxed{(b) -\frac{1}{2}}", "-0.5"), (r"\boxed{\text{(B)} \frac{1}{2}}", "0.5"), (r"\boxed{\text{B. } 12}", "12"),
+    (r"\boxed{(b) -\frac{1}{2}}", "-0.5"), (r"\boxed{\text{(B)} \frac{1}{2}}", "0.5"),
+    (r"\boxed{\text{B. } 12}", "12"),
     (r"\boxed{12}", r"\textbf{(B)}\ 12"), (r"\boxed{(C) x+1}", "1+x"),
     # an equals sign inside braces
-    (r"\boxed{\sum_{k=1}^{4} k}", "10"), (r"\boxed{\prod_{k=1}^{4} k}", "24"), (r"\boxed{S = \sum_{i=0}^{4} i}", "10"),
+    (r"\boxed{\sum_{k=1}^{4} k}", "10"), (r"\boxed{\prod_{k=1}^{4} k}", "24"),
+    (r"\boxed{S = \sum_{i=0}^{4} i}", "10"),
     (r"\boxed{P(X=3) = \frac{1}{2}}", "0.5"),
     # products of letters
     (r"\boxed{abc}", "bca"), (r"\boxed{bca}", "abc"), (r"\boxed{a b c}", "cab"), (r"\boxed{2abe}", "2eab"),
     (r"\boxed{\frac{1}{2} abh}", r"\frac{hab}{2}"), (r"\boxed{abc}", r"a \cdot b \cdot c"),
     # the imaginary unit
     (r"\boxed{i(3+2i)}", "-2+3i"), (r"\boxed{\frac{1+3i}{5}}", r"\frac{1}{5}+\frac{3}{5}i"),
-    (r"\boxed{0.2+0.6i}", r"\frac{1}{5}+\frac{3}{5}i"), (r"\boxed{-75 i + 116}", "116-75i"), (r"\boxed{0+1i}", "i"),
+    (r"\boxed{0.2+0.6i}", r"\frac{1}{5}+\frac{3}{5}i"), (r"\boxed{-75 i + 116}", "116-75i"),
+    (r"\boxed{0+1i}", "i"),
     (r"\boxed{-128-128i\sqrt{3}}", r"-128-128\sqrt{3} i"), (r"\boxed{3+5 \cdot i}", "3+5i"),
     (r"\boxed{e^{i\pi/2}}", "i"), (r"\boxed{\sqrt{-4}}", "2i"), (r"\boxed{z^2 + 2iz - 1}", "(z+i)^2"),
     # degrees
@@ -110,15 +115,20 @@ MATHEMATICS = [
     (r"\boxed{\tan\left(90^\circ - 45^{\circ}\right)}", "1"), (r"\boxed{\cos{60^\circ}}", r"\sin 30^\circ"),
     (r"\boxed{60}", r"60^{\circ}"),
     # recurring decimals
-    (r"\boxed{0.\overline{3}}", "1/3"), (r"\boxed{0.1\overline{6}}", r"\frac{1}{6}"), (r"\boxed{1/3}", r"0.\overline{3}"),
-    (r"\boxed{0.\overline{428571}}", "3/7"), (r"\boxed{-2.\bar{3}}", r"-\frac{7}{3}"), (r"\boxed{0.333\ldots}", "1/3"),
-    (r"\boxed{0.\dot{1}4285\dot{7}}", r"\frac{1}{7}"), (r"\boxed{0.(3)}", "1/3"), (r"\boxed{0.1666...}", "1/6"),
+    (r"\boxed{0.\overline{3}}", "1/3"), (r"\boxed{0.1\overline{6}}", r"\frac{1}{6}"),
+    (r"\boxed{1/3}", r"0.\overline{3}"),
+    (r"\boxed{0.\overline{428571}}", "3/7"), (r"\boxed{-2.\bar{3}}", r"-\frac{7}{3}"),
+    (r"\boxed{0.333\ldots}", "1/3"),
+    (r"\boxed{0.\dot{1}4285\dot{7}}", r"\frac{1}{7}"), (r"\boxed{0.(3)}", "1/3"),
+    (r"\boxed{0.1666...}", "1/6"),
     # sets of reals
     (r"\boxed{x \le -1 \text{ or } x > 2}", r"(-\infty,-1]\cup(2,\infty)"),
     (r"\boxed{(-\infty,-1)\cup(4,\infty)}", r"x<-1 \text{ or } x>4"),
     (r"\boxed{x < -1 \text{ or } 1 < x < 3}", r"(-\infty,-1)\cup(1,3)"),
-    (r"\boxed{x \ne 2}", r"(-\infty,2)\cup(2,\infty)"), (r"\boxed{\mathbb{R} \setminus \{2\}}", r"(-\infty,2)\cup(2,\infty)"),
-    (r"\boxed{\text{all real numbers}}", r"\mathbb{R}"), (r"\boxed{(-\infty,\infty)}", r"\text{all real numbers}"),
+    (r"\boxed{x \ne 2}", r"(-\infty,2)\cup(2,\infty)"),
+    (r"\boxed{\mathbb{R} \setminus \{2\}}", r"(-\infty,2)\cup(2,\infty)"),
+    (r"\boxed{\text{all real numbers}}", r"\mathbb{R}"),
+    (r"\boxed{(-\infty,\infty)}", r"\text{all real numbers}"),
     (r"The answer is all real numbers.", r"\mathbb{R}"), (r"\boxed{x \in \mathbb{R}}", r"(-\infty, \infty)"),
     (r"\boxed{\text{no solution}}", r"\emptyset"), (r"\boxed{\text{all integers}}", r"\mathbb{Z}"),
     # numbers in words
@@ -135,28 +145,40 @@ MATHEMATICS = [
     # lists that repeat a solution
     (r"\boxed{1, 2, 2}", r"\{1,2\}"), (r"\boxed{\{2, 1, 1\}}", "1,2"), (r"\boxed{x=1, x=2, x=2}", "1,2"),
     # equal sides of a gold answer
-    (r"\boxed{56\%}", r"0.56 = 56\%"), (r"\boxed{0.56}", r"0.56 = 56\%"), (r"\boxed{2\sqrt{2}}", r"\sqrt{8} = 2\sqrt{2}"),
+    (r"\boxed{56\%}", r"0.56 = 56\%"), (r"\boxed{0.56}", r"0.56 = 56\%"),
+    (r"\boxed{2\sqrt{2}}", r"\sqrt{8} = 2\sqrt{2}"),
     # choices
-    ("It comes to 12, which is option B.", "B"), ("So the correct choice is **(B)**.", "B"), ("(B)", r"\text{(B)}"),
+    ("It comes to 12, which is option B.", "B"), ("So the correct choice is **(B)**.", "B"),
+    ("(B)", r"\text{(B)}"),
     ("Therefore, option B is correct.", "B"), ("The best choice is B, because 3 < 4.", "B"), ("**B**", "B"),
     # exact values
-    (r"\boxed{\frac{2^{2019}-1}{2^{2019}}}", r"1-\frac{1}{2^{2019}}"), (r"\boxed{\frac{1}{2004 \cdot 2003!}}", r"\frac{1}{2004!}"),
+    (r"\boxed{\frac{2^{2019}-1}{2^{2019}}}", r"1-\frac{1}{2^{2019}}"),
+    (r"\boxed{\frac{1}{2004 \cdot 2003!}}", r"\frac{1}{2004!}"),
     (r"\boxed{2^{-30}\sqrt{2}}", r"\frac{\sqrt 2}{2^{30}}"), (r"\boxed{1+\sqrt2}", r"\sqrt{3+2\sqrt2}"),
     (r"\boxed{1.414214}", r"\sqrt{2}"), (r"\boxed{25^{512}}", r"5^{2^{10}}"),
 ]  # fmt: skip
 NOT_MATHEMATICS = [
     (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}"), (r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2004!}"),
-    (r"\boxed{1-\frac{1}{2^{2018}}}", r"1-\frac{1}{2^{2019}}"), (r"\boxed{\frac{1}{3\cdot 2^{2006}}}", r"\frac{2^{2005}+1}{3\cdot 2^{2006}}"),
-    (r"\boxed{\sqrt{2}+2^{-501}}", r"\sqrt{2}+2^{-500}"), (r"\boxed{x+2^{-98}}", "x+2^{-99}"), (r"\boxed{2004!+1}", "2004!"),
-    (r"\boxed{\sqrt{10^{40}+1}}", "10^{20}"), (r"\boxed{1.41421}", r"\sqrt{2}"), (r"\boxed{0}", r"10^{-9}\pi"),
+    (r"\boxed{1-\frac{1}{2^{2018}}}", r"1-\frac{1}{2^{2019}}"),
+    (r"\boxed{\frac{1}{3\cdot 2^{2006}}}", r"\frac{2^{2005}+1}{3\cdot 2^{2006}}"),
+    (r"\boxed{\sqrt{2}+2^{-501}}", r"\sqrt{2}+2^{-500}"), (r"\boxed{x+2^{-98}}", "x+2^{-99}"),
+    (r"\boxed{2004!+1}", "2004!"),
+    (r"\boxed{\sqrt{10^{40}+1}}", "10^{20}"), (r"\boxed{1.41421}", r"\sqrt{2}"),
+    (r"\boxed{0}", r"10^{-9}\pi"),
     (r"\boxed{6 \pmod{17}}", "5"), (r"\boxed{5 \pmod{16}}", r"5 \pmod{17}"), (r"\boxed{3-2i}", "3+2i"),
-    (r"\boxed{abd}", "abc"), (r"\boxed{\text{CAB}}", r"\text{ABC}"), (r"\boxed{BCA}", "ABC"), (r"\boxed{\text{odd}}", r"\text{even}"),
-    (r"\boxed{\cos 60}", r"\frac12"), (r"\boxed{0.3}", r"0.\overline{3}"), (r"\boxed{0.\overline{3}}", "0.33"),
-    (r"\boxed{x < -1 \text{ or } x > 2}", r"(-\infty,-1]\cup(2,\infty)"), (r"\boxed{x \le -1}", r"(-\infty,-1]\cup(2,\infty)"),
-    (r"\boxed{x > -1 \text{ and } x < 2}", r"(-\infty,-1)\cup(2,\infty)"), (r"\boxed{\text{all integers}}", r"\mathbb{R}"),
-    (r"\boxed{\text{thirteen}}", "12"), (r"\boxed{\text{twenty-third}}", "23"), (r"\boxed{\text{one or two}}", "1"),
+    (r"\boxed{abd}", "abc"), (r"\boxed{\text{CAB}}", r"\text{ABC}"), (r"\boxed{BCA}", "ABC"),
+    (r"\boxed{\text{odd}}", r"\text{even}"),
+    (r"\boxed{\cos 60}", r"\frac12"), (r"\boxed{0.3}", r"0.\overline{3}"),
+    (r"\boxed{0.\overline{3}}", "0.33"),
+    (r"\boxed{x < -1 \text{ or } x > 2}", r"(-\infty,-1]\cup(2,\infty)"),
+    (r"\boxed{x \le -1}", r"(-\infty,-1]\cup(2,\infty)"),
+    (r"\boxed{x > -1 \text{ and } x < 2}", r"(-\infty,-1)\cup(2,\infty)"),
+    (r"\boxed{\text{all integers}}", r"\mathbb{R}"),
+    (r"\boxed{\text{thirteen}}", "12"), (r"\boxed{\text{twenty-third}}", "23"),
+    (r"\boxed{\text{one or two}}", "1"),
     (r"\boxed{1, 2}", "1,2,2"), (r"\boxed{1,1,2}", "1,2,2"), (r"\boxed{(1,2,2)}", "(1,2)"),
-    (r"\boxed{57\%}", r"0.56 = 56\%"), (r"\boxed{(b) \frac{1}{2}}", "-0.5"), ("Therefore, option C is correct.", "B"),
+    (r"\boxed{57\%}", r"0.56 = 56\%"), (r"\boxed{(b) \frac{1}{2}}", "-0.5"),
+    ("Therefore, option C is correct.", "B"),
     (r"\boxed{\text{not 16}}", "16"), (r"\boxed{\text{at least 16}}", "16"), (r"\boxed{2x**2}", "2x"),
 ]  # fmt: skip
 
@@ -171,7 +193,10 @@ def test_other_mathematics_that_looks_alike_is_not(completion: str, gold: str) -
     assert not mathematics(gold, completion)
 
 
-@pytest.mark.parametrize("number", ["10^{10^{10}}", "9^{9^{9^{9}}}", "((9!)!)!", "(10^9)!", r"\binom{10^9}{5 \cdot 10^8}", "2^{-2^{40}}"])
+@pytest.mark.parametrize(
+    "number",
+    ["10^{10^{10}}", "9^{9^{9^{9}}}", "((9!)!)!", "(10^9)!", r"\binom{10^9}{5 \cdot 10^8}", "2^{-2^{40}}"],
+)
 @pytest.mark.parametrize("other", ["3", r"\sqrt{2}", "x+1", "2^{2^{50}}"])
 def test_numbers_beyond_computing_are_told_apart_at_once(number: str, other: str) -> None:
     assert not compare(number, other)[0]
@@ -179,7 +204,9 @@ def test_numbers_beyond_computing_are_told_apart_at_once(number: str, other: str
     assert compare(number, number + ".")[0]
 
 
-@pytest.mark.parametrize("gold", [r"0.\overline{3}", r"5 \pmod{17}", r"\text{twelve}", r"0.56 = 56\%", r"\cos 60^\circ"])
+@pytest.mark.parametrize(
+    "gold", [r"0.\overline{3}", r"5 \pmod{17}", r"\text{twelve}", r"0.56 = 56\%", r"\cos 60^\circ"]
+)
 def test_golds_of_these_kinds_can_be_read(gold: str) -> None:
     assert readable(gold)
 
@@ -193,12 +220,16 @@ def record(problem: str, solution: str) -> dict[str, str]:
 
 SEVERAL = [
     (record("Find all solutions.", r"the answers are $\boxed{-2}$ and $\boxed{1}$."), ["-2, 1"]),
-    (record("Enter the values, separated by commas.", r"$x=\boxed{3}$.\n\nThen $\boxed{\frac{2}{5}}$."), [r"3, \frac{2}{5}"]),
+    (record("Enter the values, separated by commas.",
+     r"$x=\boxed{3}$.\n\nThen $\boxed{\frac{2}{5}}$."), [r"3, \frac{2}{5}"]),
     (record("What is it?", r"It is $\boxed{3}$. - OR - Again $\boxed{3}$."), ["3"]),
     (record("Find a+b+c.", r"So $\boxed{\frac{1}{2}}$, and the sum is $\boxed{4}$."), ["4"]),
-    (record("Find one focus.", r"$\boxed{(10, 0)}$ and $\boxed{(0,0)}.$ (Either point is an acceptable answer.)"), ["(10, 0)", "(0,0)"]),
+    (record("Find one focus.",
+     r"$\boxed{(10, 0)}$ and $\boxed{(0,0)}.$ (Either point is an acceptable answer.)"), ["(10, 0)",
+      "(0,0)"]),
     (record("Find d.", r"$d=\boxed{-3}$. Note: $\boxed{3}$ is also accepted as an answer."), ["-3", "3"]),
-    (record(r"Let $\boxed{N}$ be the number of divisors. Find $\boxed{12}$.", r"$\boxed{12}=6$. So $6$ is our answer."), ["6"]),
+    (record(r"Let $\boxed{N}$ be the number of divisors. Find $\boxed{12}$.",
+     r"$\boxed{12}=6$. So $6$ is our answer."), ["6"]),
 ]  # fmt: skip
 
 
