@@ -76,6 +76,8 @@ def _golds(record: Mapping[str, Any], where: str) -> list[str]:
         return [said[1]]
     if not (gold := answers.last_boxed(solution)):
         raise UserError(f"{where}: the solution has no \\boxed{{}} that holds an answer")
+    if solution.count("boxed") < 2:
+        return [gold]
     golds = list({plain(box.content): box.content for box in extraction.outer_boxes(solution)}.values())
     if len(golds) > 1 and _ANY.search(solution):
         return golds
