@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.comparison_words import p_value, share
+from distill.evaluation.published import published
 from distill.judge.asking import Judged
 from distill.judge.prompts import CRITERIA, VERDICTS
 from distill.judge.replies import Grade
 from distill.judge.selection import Problem
-from distill.statistics import Figure, bootstrap_ratio, holm, mcnemar
+from distill.statistics import Figure, bootstrap_ratio, holm, mcnemar, wilson
 
 Graded = Judged[Grade]
+_IN_PAPER = {"olympiadbench": "olympiadbench", "math500": "math", "math": "math"}  # here: in Table 7
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,34 @@ def text(found: Sequence[Grades], tests: Sequence[Wins]) -> str:
     if lacking := sum(one.no_grade for one in found):
         notes.append(f"{lacking} traces have no grade, because the judge's reply could not be read.")
     tables = [_verdicts(found), _scores(found), *([_table_of_wins(tests)] if tests else [])]
-    return "\n\n".join([*("\n".join(table) for table in tables), *notes])
+    parts = [*("\n".join(table) for table in tables), *notes]
+    names = list(dict.fromkeys(_IN_PAPER[one.benchmark] for one in found if one.benchmark in _IN_PAPER))
+    return "\n\n".join([*parts, *(_beside_paper(names) if names else [])])
+
+
+def _beside_paper(names: Sequence[str]) -> Iterator[str]:
+    """Table 7 of 2605.14071 for some of its problems, with what 100 problems can establish."""
+    paper, count = published()["traces"]["graded"], published()["traces"]["problems"]
+    judge = published()["judge"]
+    yield (
+        f"**In the paper** ({published()['arxiv']}, Table {paper['table']}): grades by {judge} under its "
+        f"own rubric, on {count} problems that both methods solve (here: `--solved`). Pair, τ and "
+        f"seed are not named. In brackets 95 % Wilson intervals; p by the sign test, which we computed from "
+        f"the wins."
+    )
+    rows, won = [], []
+    for name in names:
+        for method in ("sft", "dcod"):
+            own = paper[name][method]
+            shares = [share(wilson(own[key], count)) for key in ("clean", "right_by_invalid_reasoning")]
+            rows.append(_row([name, method, *shares]))
+        for criterion in paper[name]["sft"]["wins"]:
+            ahead = [paper[name][method]["wins"][criterion] for method in ("sft", "dcod")]
+            cells = [name, _words(criterion), f"sft {ahead[0]}, dcod {ahead[1]}", count - sum(ahead)]
+            won.append(_row([*cells, p_value(mcnemar(*ahead))]))
+    head = ["problems", "method", "clean", "right_answer_by_invalid_reasoning"]
+    yield "\n".join([*_head(head), *rows])
+    yield "\n".join([*_head(["problems", "criterion", "wins", "ties", "p"]), *won])
 
 
 def _words(name: str) -> str:

@@ -1,11 +1,10 @@
 """The setting of the DCOD paper (2605.14071) that a run has: the pair, the traces' problems and the method.
 
-Everything is told by names in the run's configuration; which names is in `paper_2605_14071.yaml`, beside the
-paper's figures. What cannot be known, such as the problems of a trace set that is no longer there, matches
-nothing.
+Everything is told by names in the run's configuration; which names is in
+`distill/evaluation/paper_2605_14071.yaml`, beside the paper's figures. What cannot be known, such as the
+problems of a trace set that is no longer there, matches nothing.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from distill.evaluation.published import published
 from distill.runs.read import read_config
 
 _TRACE_SETS = "distill.data.readers.read_examples"  # what reads them
@@ -32,13 +32,6 @@ class Setting:
     pair: int
     student: str
     trained_on: str
-
-
-@functools.cache
-def published() -> dict[str, Any]:
-    """The content of `paper_2605_14071.yaml`."""
-    path = Path(__file__).with_name("paper_2605_14071.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def setting_of(config: Mapping[str, Any]) -> Setting | None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from distill.evaluation.published import published
 from distill.report.methods import Method, Table
-from distill.report.paper import Setting, method_of, published, setting_of
+from distill.report.paper import Setting, method_of, setting_of
 from distill.statistics import Figure, mcnemar_by_disagreements, mean_over_runs, wilson
 
 _LEVEL = 0.05
@@ -100,17 +101,22 @@ class PaperComparison:
     further: tuple[PublishedGain, ...]
 
 
-def compared_with_paper(table: Table) -> list[PaperComparison]:
-    """The paper's figures for a table's methods, per pair and benchmark; none where nothing matches."""
-    settings: dict[Setting, dict[str, str]] = {}  # of each setting, the paper's method by ours
+def methods_of_paper(table: Table) -> dict[Setting, dict[str, str]]:
+    """The paper's method by ours, for each of its settings that runs of the table have."""
+    settings: dict[Setting, dict[str, str]] = {}
     for method in table.methods:
         config = method.runs[0].config
         setting, key = setting_of(config), method_of(config)
         if setting is not None and key is not None:
             settings.setdefault(setting, {})[method.name] = key
+    return settings
+
+
+def compared_with_paper(table: Table) -> list[PaperComparison]:
+    """The paper's figures for a table's methods, per pair and benchmark; none where nothing matches."""
     return [
         found
-        for setting, keys in settings.items()
+        for setting, keys in methods_of_paper(table).items()
         for benchmark, of in published()["benchmarks"].items()
         if of["trained_on"] == setting.trained_on
         and (found := _comparison(table, setting, keys, benchmark)) is not None

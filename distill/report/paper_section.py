@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from distill.evaluation.published import published
 from distill.report.cells import p_value, percent, with_interval
 from distill.report.page import Block, Grid, Heading, Items, Text
-from distill.report.paper import published
 from distill.report.paper_figures import PaperComparison, PaperRow, PublishedGain
 
 

@@ -1,6 +1,6 @@
 """Trace quality of the methods, and how much of their gains is stopping."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -77,6 +77,33 @@ def _mean(answers: Answers, values: Mapping[int, np.ndarray]) -> Figure | None:
     return mean_over_runs(replace(answers, right=stacked).accuracy(known)) if known.any() else None
 
 
+def solved_by_both(
+    table: Table, first: Method, second: Method
+) -> tuple[Bool[np.ndarray, " problems"], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The problems that two methods both solve, on average over their common seeds, and either's measures.
+
+    Returns:
+        Mask of the problems of which both have more than half of the samples right; by measure the means
+        [problems] of the first and of the second. Without a common seed no problem is.
+    """
+    assert table.answers is not None
+    seeds = [seed for seed in second.seeds if seed in first.seeds]
+    if not seeds:
+        return np.zeros(len(table.answers.problems), dtype=bool), {}
+    right = [_means(table, one, seeds) > 0.5 for one in (first, second)]
+    measures = {
+        name: (_means(table, first, seeds, name), _means(table, second, seeds, name)) for name in _COMPARED
+    }
+    return right[0] & right[1], measures
+
+
+def _means(
+    table: Table, method: Method, seeds: Sequence[int], measure: str | None = None
+) -> Float[np.ndarray, " problems"]:
+    own = _by_seed(table, method, measure)
+    return np.mean([own[seed] for seed in seeds], axis=0)
+
+
 def _against(table: Table, method: Method, baseline: Method, quality: MethodQuality) -> MethodQuality:
     """Add the comparison with the baseline, on the seeds that both have."""
     assert table.answers is not None
@@ -85,17 +112,15 @@ def _against(table: Table, method: Method, baseline: Method, quality: MethodQual
         return quality
 
     def means(of: Method, measure: str | None = None) -> Float[np.ndarray, " problems"]:
-        own = _by_seed(table, of, measure)
-        return np.mean([own[seed] for seed in seeds], axis=0)
+        return _means(table, of, seeds, measure)
 
+    solved, measures = solved_by_both(table, baseline, method)
     mine, theirs = means(method), means(baseline)
-    solved = (mine > 0.5) & (theirs > 0.5)
-    measures = {name: means(method, name) - means(baseline, name) for name in _COMPARED}
     to_first = _to_first(means, method) - _to_first(means, baseline)
     everywhere = np.ones_like(solved)
     whole = None if np.isnan(to_first).any() else _tested(table.answers, to_first, everywhere)
     rest = None if np.isnan(to_first).any() else _tested(table.answers, mine - theirs - to_first, everywhere)
-    over = {name: _tested(table.answers, values, solved) for name, values in measures.items()}
+    over = {name: _tested(table.answers, own - base, solved) for name, (base, own) in measures.items()}
     return replace(
         quality,
         solved=int(solved.sum()),

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from distill.analysis.drift import Drift
 from distill.errors import UserError
+from distill.evaluation.published import published
 from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
 from distill.report.drift import check_teachers, drift_of_runs
@@ -18,9 +19,9 @@ from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
-from distill.report.paper import published
 from distill.report.paper_figures import PaperComparison, compared_with_paper
 from distill.report.paper_section import beside_paper
+from distill.report.paper_traces import drift_blocks, drifts_beside_paper, shape_blocks, shapes_beside_paper
 from distill.report.quality import MethodQuality, end_token_blocks, quality_blocks, quality_of_methods
 from distill.report.style import styles, written
 from distill.runs.load import AXES, load_runs
@@ -153,6 +154,7 @@ def _sections(
     )
     yield Heading("Trace quality and stopping")
     yield from quality_blocks(table, quality)
+    yield from shape_blocks(shapes_beside_paper(table))
     yield from end_token_blocks(curves.end_tokens(found.metrics, by))
     yield Heading("Token weights")
     drawing = figures.weights_figure(
@@ -174,6 +176,7 @@ def _sections(
         )
     else:
         yield from sections.drifts(drifts.found, drifts.reasons, drifts.problems)
+        yield from drift_blocks(drifts_beside_paper(table, drifts.found))
         if drifts.found:
             window = window_of(drifts.found)
             kl = mean_curves(drifts.found, "kl_student_written", window=window)
@@ -261,7 +264,8 @@ def _json(
         value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}
     if paper:
         source = {key: published()[key] for key in ("arxiv", "read", "judge", "seeds")}
-        value["paper"] = as_json(source | {"comparisons": list(paper)})
+        traces, drift = shapes_beside_paper(table), drifts_beside_paper(table, drifts.found if drifts else {})
+        value["paper"] = as_json(source | {"comparisons": list(paper), "traces": traces, "drift": drift})
     return value
 
 

@@ -314,6 +314,11 @@ def test_traces_are_graded_and_wins_are_counted_strictly(stub: Stub, tmp_path: P
     assert (wins["verification"]["wins"], wins["verification"]["p"]) == ([0, 0], 1)
     assert "| math500 | reasoning | a 1, b 7 | 2 | 0.07 | 0.42 |" in text
     assert "| b | math500 | 10 | 10 | 0 | 0 | 0 | 0 |" in text
+    # Table 7 of the paper for MATH, and for no other problems
+    assert "GPT-5.4-mini" in text
+    assert "| math | dcod | 90.0 % [82.6, 94.5] | 7.0 % [3.4, 13.7] |" in text
+    assert f"| math | verification | sft 31, dcod 53 | 16 | {binomtest(31, 84).pvalue:.2g} |" in text
+    assert "| olympiadbench |" not in text
     assert not (tmp_path / "out" / "answers.json").exists()
 
 

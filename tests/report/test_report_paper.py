@@ -10,22 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from samples import sample
 from scipy.stats import binomtest
 from test_results import made
 
+from distill.analysis.drift import Drift
 from distill.config.instantiate import flat, plain
 from distill.config.paths import CONFIG
+from distill.evaluation.published import published
 from distill.report.methods import tables_of
 from distill.report.page import markdown
-from distill.report.paper import method_of, published, setting_of
+from distill.report.paper import method_of, setting_of
 from distill.report.paper_figures import PaperComparison, Published, compared_with_paper, gain_of
 from distill.report.paper_section import beside_paper
+from distill.report.paper_traces import drift_blocks, drifts_beside_paper, shape_blocks, shapes_beside_paper
 from distill.report.write import write_report
 from distill.runs.read import read_config
 from distill.statistics import Figure
@@ -560,3 +565,95 @@ def test_intervals_and_p_values_of_the_paper_are_those_of_its_counts() -> None:
         assert gain.p == pytest.approx((min(p.values()), max(p.values())))
         below = [differ for differ, value in p.items() if value < 0.05]
         assert gain.established_up_to == (max(below) if below else None)
+
+
+# --- its traces and its drift
+
+
+def with_samples(folder: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """A sweep of SFT and DCOD, two seeds each, on 12 problems of MATH500, with known trace quality."""
+    found = {}
+    for place in sorted(sweep(folder, losses={"sft": [0.5, 0.6], "dcod": [0.7, 0.8]}).iterdir()):
+        loss, seed = place.name.rsplit("_", 1)
+        rng = np.random.default_rng([len(loss), int(seed)])
+        found[loss, int(seed)] = records = [
+            sample("math500", id=str(number), problem=f"problem {number}", stage="after")
+            | {
+                "correct": bool(rng.random() < 0.8),
+                "characters": int(rng.integers(100, 5000)),
+                "word_repetition": float(rng.random()),
+                "post_answer": bool(rng.random() < 0.5),
+                "several_answers": bool(rng.random() < 0.3),
+                "correct_to_first_answer": True,
+            }
+            for number in range(12)
+        ]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (place / "samples.jsonl").write_text(text)
+    return found
+
+
+def test_traces_that_both_solve_stand_beside_table_4(tmp_path: Path) -> None:
+    samples = with_samples(tmp_path / "sweep")
+    (table,), _ = tables_of([tmp_path / "sweep"])
+    found = {one.key: one for one in shapes_beside_paper(table)}
+    assert {one.benchmark for one in found.values()} == {"math500"}
+    mean = {
+        (loss, name): [
+            (samples[loss, 0][number][name] + samples[loss, 1][number][name]) / 2 for number in range(12)
+        ]
+        for loss in ("sft", "dcod")
+        for name in ("correct", "characters", "word_repetition", "post_answer", "several_answers")
+    }
+    both = [n for n in range(12) if mean["sft", "correct"][n] > 0.5 and mean["dcod", "correct"][n] > 0.5]
+    assert 0 < len(both) < 12
+    for key, one in found.items():
+        assert one.problems == len(both)
+        for measure, name in (
+            ("characters", "characters"),
+            ("word repetition", "word_repetition"),
+            ("post answer", "post_answer"),
+            ("several answers", "several_answers"),
+        ):
+            expected = sum(mean[key, name][n] for n in both) / len(both)
+            assert one.here[measure] == pytest.approx(expected)
+    assert found["sft"].there == {
+        **{"characters": 4383.0, "word repetition": 0.6514, "post answer": 0.79, "several answers": 0.75}
+    }
+    write_report([tmp_path / "sweep"], examples=0)
+    text = (tmp_path / "sweep" / "report" / "report.md").read_text()
+    assert "### Traces beside the paper" in text
+    row = next(line for line in text.splitlines() if line.startswith("| math500 | `dcod` |"))
+    assert row.split(" | ")[4] == "1,358"
+    (own,) = json.loads((tmp_path / "sweep" / "report" / "report.json").read_text())["tables"]
+    assert [one["key"] for one in own["paper"]["traces"]] == ["sft", "dcod"]
+    assert own["paper"]["drift"] == []
+
+
+def test_drift_stands_beside_table_8_at_the_positions_that_are_reached(tmp_path: Path) -> None:
+    with_samples(tmp_path)
+    (table,), _ = tables_of([tmp_path])
+
+    def drift(**values: float) -> Drift:
+        figures = {name: Figure(value, value, value) for name, value in values.items()}
+        return Drift(1, (1, 1), 1, {}, {}, figures, ())
+
+    measured = {
+        "sft": [drift(**{"exaccerr@32": at, "exaccerr": 2 * at}) for at in (10.0, 20.0)],
+        "dcod": [drift(exaccerr=5.0), drift(**{"exaccerr": 7.0, "exaccerr@32": 1.0})],
+    }
+    found = {one.method: one for one in drifts_beside_paper(table, measured)}
+    assert found["sft"].here == {"32": 15.0, "end": 30.0}
+    assert found["dcod"].here == {"end": 6.0}  # one seed does not reach 32
+    text = markdown("", drift_blocks(list(found.values())))
+    assert "| `sft` | 15.0 | 31.5 |  | 42.7 |  | 58.6 |  | 67.4 | 30.0 | 70.8 |" in text
+    assert "| `dcod` |  | 32.1 |  | 34.7 |  | 36.5 |  | 38.9 | 6.0 | 41.0 |" in text
+    assert drifts_beside_paper(table, {}) == []
+
+
+def test_other_settings_have_no_traces_or_drift_of_the_paper(tmp_path: Path) -> None:
+    sweep(tmp_path, losses={"sft": [0.5], "dcod": [0.5]}, model__student="Qwen/Qwen3-4B")
+    (table,), _ = tables_of([tmp_path])
+    assert shapes_beside_paper(table) == []
+    assert drifts_beside_paper(table, {"sft": [Drift(1, (1, 1), 1, {}, {}, {}, ())]}) == []
+    assert not list(shape_blocks([])) + list(drift_blocks([]))
