@@ -192,7 +192,7 @@ def _last_hashes(text: str) -> tuple[str, int] | None:
 
 _LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?"
 _CHOSEN = re.compile(
-    r"\b(?:correct|right|best|final|matching)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)"
+    r"\b(?:correct|right|best|final)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)"
     r"[\s*:]*(?:option|choice)?\s*"
     + _LETTER + r"(?![A-Za-z'])"
     r"|\b(?:option|choice|answer)\s+(?:for\s[^.\n]{1,40}\s)?(?:is|:)[\s*:]*"
