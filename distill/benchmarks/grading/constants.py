@@ -48,6 +48,21 @@ def same_constants(one: Any, other: Any) -> bool | None:
     return _is_zero(difference, 4 * _PRECISION + 2 * int(bits))
 
 
+def with_real_roots(expression: Any) -> Any:
+    """The expression with real odd roots of negative numbers, as in school: the cube root of -8 is -2, where
+    sympy takes the complex one."""
+    roots = {}
+    for root in expression.atoms(Pow):
+        base, power = root.args
+        if not isinstance(power, Rational) or int(power.q) % 2 == 0 or int(power.q) == 1 or base.free_symbols:
+            continue
+        number = base.evalf(_PRECISION // 3)
+        if number.is_real and number < 0:
+            sign = Integer(-1 if int(power.p) % 2 else 1)
+            roots[root] = Mul(sign, Pow(Mul(Integer(-1), base), power))
+    return expression.xreplace(roots) if roots else expression
+
+
 def same_functions(one: Any, other: Any) -> bool | None:
     """Whether two expressions in variables are equal: True if they agree at all points tried, False if at
     none; None if it depends on the point (|x| and x), or they cannot be evaluated."""

@@ -87,7 +87,12 @@ def _same_values(one: Any, other: Any) -> bool | None:
     """Whether two expressions are equal; None if they cannot be evaluated."""
     from sympy import Float, Integral, Limit
 
-    from distill.benchmarks.grading.constants import same_constants, same_functions, too_large
+    from distill.benchmarks.grading.constants import (
+        same_constants,
+        same_functions,
+        too_large,
+        with_real_roots,
+    )
 
     if too_large(one) or too_large(other):
         return bool(one == other)
@@ -97,6 +102,8 @@ def _same_values(one: Any, other: Any) -> bool | None:
         same = same_functions(one, other)
         return None if same is False and (one.has(Float) or other.has(Float)) else same
     same = same_constants(one, other)
+    if same is False:
+        same = same_constants(with_real_roots(one), with_real_roots(other))
     return _close(one, other) if same is False and (one.has(Float) or other.has(Float)) else same
 
 

@@ -156,6 +156,7 @@ MATHEMATICS = [
     (r"\boxed{\frac{1}{2004 \cdot 2003!}}", r"\frac{1}{2004!}"),
     (r"\boxed{2^{-30}\sqrt{2}}", r"\frac{\sqrt 2}{2^{30}}"), (r"\boxed{1+\sqrt2}", r"\sqrt{3+2\sqrt2}"),
     (r"\boxed{1.414214}", r"\sqrt{2}"), (r"\boxed{25^{512}}", r"5^{2^{10}}"),
+    (r"\boxed{\sqrt[3]{-8}}", "-2"), (r"\boxed{1}", r"\sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5}"),
 ]  # fmt: skip
 NOT_MATHEMATICS = [
     (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}"), (r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2004!}"),
