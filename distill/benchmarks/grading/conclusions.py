@@ -23,7 +23,8 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.I)
 _OPERATOR = re.compile(r"\s?(?:[-+*/×÷^<>]|\\times|\\cdot|x(?=\s?[$\d]))")
 _ROUNDED = re.compile(r"\bround(?:s|ed|ing)?\b[^.=\d]{0,30}\bto\b[^\d=]{0,25}$", re.I)
 _WHY = re.compile(
-    r"\b(?:because|since|as|after|before|when|while|if|out of|instead of|without|(?:from|by)\s+\w+ing)\b"
+    r"\b(?:because|since|as|after|before|when|while|if|out of|instead of|without"
+    r"|who|whose|(?:from|by)\s+\w+ing)\b"
     r"(?!.*\b(?:so|thus|therefore|then)\b)",
     re.I,
 )
@@ -38,7 +39,7 @@ _GIVEN = re.compile(
     r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
     r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+"
     r"(?:(?:the|all|these|those|every|each|only|just|"
-    r"about|first|last|next|following|other|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
+    r"about|first|last|next|following|other|remaining|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
     re.I,
 )
 # "for a total of 50", "with 50 left", "at $50" give the answer after all.
@@ -46,6 +47,12 @@ _AFTER_ALL = re.compile(
     r"\b(?:for|with|at|of)\s+(?:a|an|the)?\s*(?:\w+\s+)?(?:total|sum|average|cost|price|rate|speed|profit)\b[^.]{0,20}$",
     re.I,
 )
+# A clause behind the result: ", with 2 left over", ", working 8 hours".
+_ASIDE = re.compile(
+    r",\s+(?:with|(?!leav|mak|giv|total|result|earn|bring|sav|spend|gain|return)\w{2,12}ing)\s+(?:\w+\s+){0,2}$",
+    re.I,
+)
+_NEEDED = re.compile(r"\b(?:needed|required|necessary|enough|used)\b[^.]{0,40}\bto\b")
 _LEFT = re.compile(r"\s+(?:\w+\s+){0,3}(?:left|remaining|in total|altogether)\b", re.I)
 
 
@@ -133,13 +140,13 @@ def _stated(sentence: str, numbers: list[_Number]) -> str:
     if (why := _WHY.search(sentence)) and any(number.end <= why.start() for number in numbers):
         numbers = [number for number in numbers if number.end <= why.start()]
     named = [number for number in numbers if not _ORDINAL.match(sentence, number.end)] or numbers
-    free = [number for number in named if not _is_given(sentence, number)] or named
-    if (
-        len(free) > 1
-        and _LASTS.search(sentence[: free[0].start])
-        and " to " in sentence[free[0].end : free[1].start]
-    ):
-        return free[0].text
+    outside = [number for number in named if not _in_parentheses(sentence, number)] or named
+    free = [number for number in outside if not _is_given(sentence, number)] or outside
+    if len(free) > 1:
+        between = sentence[free[0].end : free[1].start]
+        takes = _LASTS.search(sentence[: free[0].start]) and " to " in between
+        if takes or _NEEDED.search(between):
+            return free[0].text
     return free[-1].text
 
 
@@ -169,9 +176,16 @@ def _result(sentence: str, numbers: list[_Number]) -> str | None:
     return first.text
 
 
+def _in_parentheses(sentence: str, number: _Number) -> bool:
+    opened = sentence.rfind("(", 0, number.start)
+    return opened > sentence.rfind(")", 0, number.start) and opened > 0
+
+
 def _is_given(sentence: str, number: _Number) -> bool:
     """Whether a number belongs to the circumstances: "in 7 hours", "each of the 5 friends"."""
     before = sentence[max(0, number.start - 60) : number.start].rstrip("$*( ") + " "
+    if _ASIDE.search(before):
+        return True
     if _GIVEN.search(before) is None or _AFTER_ALL.search(before):
         return False
     return _LEFT.match(sentence, number.end) is None

@@ -191,18 +191,18 @@ def _last_hashes(text: str) -> tuple[str, int] | None:
 
 
 _LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?"
+_OPTION = r"(?i:option|choice|answer|alternative)"
+_ALONE = _LETTER + r"(?![A-Za-z'])"
 _CHOSEN = re.compile(
-    r"\b(?:correct|right|best|final)\s+(?:option|choice|alternative|statement)\**\s*(?:is|:|would be)"
-    r"[\s*:]*(?:option|choice)?\s*"
-    + _LETTER + r"(?![A-Za-z'])"
-    r"|\b(?:option|choice|answer)\s+(?:for\s[^.\n]{1,40}\s)?(?:is|:)[\s*:]*"
-    + _LETTER + r"(?![A-Za-z'])"
-    r"|(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|[(*\s])" + _LETTER
-    + r"\s+(?:is|must be|would be)\s+(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?"
-    r"(?:correct|right|best|answer)\b"
-    r"|\b(?:choose|pick|select|go with)\s+(?:option|choice|answer)?\s*" + _LETTER + r"(?![A-Za-z'])"
-    r"|\b(?:corresponds to|matches|which is)\s+(?:option|choice|answer)\s+" + _LETTER + r"(?![A-Za-z'])",
-)  # fmt: skip
+    r"\b(?i:correct|right|best|final)\s+(?i:option|choice|alternative|statement)\**\s*"
+    rf"(?:is|:|would be)[\s*:]*(?:{_OPTION}\s+)?{_ALONE}"
+    rf"|\b{_OPTION}\s+(?:for\s[^.\n]{{1,40}}\s)?(?:is|:)[\s*:]*{_ALONE}"
+    rf"|(?:\b{_OPTION}\s+|[(*\s]){_LETTER}(?:\s[^\s.]{{1,12}})?\s+(?:is|must be|would be)\s+"
+    r"(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer|match|option|choice)\b"
+    rf"|\b(?:choose|pick|select|go with)\s+(?:{_OPTION}\s+)?{_ALONE}"
+    rf"|\b(?:corresponds to|matches|is|be)\s+{_OPTION}\s+{_ALONE}"
+    rf"|\b{_OPTION}\s+{_LETTER}\s*\Z",
+)
 _LAST_LETTER = re.compile(
     r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I
 )

@@ -34,7 +34,7 @@ def same_words(gold: str, answer: str) -> bool | None:
     # (C) and \text{C} are choices, `x` is a variable.
     if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
         return None
-    choice = _CHOICE.fullmatch(bare_words(answer))
+    choice = _CHOICE.fullmatch(re.sub(r"^(?:option|choice)\s+", "", bare_words(answer), flags=re.I))
     return None if choice is None else choice[1].casefold() == expected
 
 
