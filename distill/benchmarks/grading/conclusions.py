@@ -39,7 +39,7 @@ _GIVEN = re.compile(
     r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
     r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+"
     r"(?:(?:the|all|these|those|every|each|only|just|"
-    r"about|first|last|next|following|other|remaining|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
+    r"about|first|last|next|following|other|remaining|original|initial|usual|his|her|their|its|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",
     re.I,
 )
 # "for a total of 50", "with 50 left", "at $50" give the answer after all.
@@ -53,6 +53,11 @@ _ASIDE = re.compile(
     re.I,
 )
 _NEEDED = re.compile(r"\b(?:needed|required|necessary|enough|used)\b[^.]{0,40}\bto\b")
+_NOUN_OF = re.compile(
+    r"(?<!total)(?<!sum)(?<!average)(?<!cost)(?<!price)(?<!rate)(?<!speed)(?<!profit)(?<!amount)(?<!number)(?<!value)"
+    r"(?<!distance)(?<!weight)(?<!area)(?<!length)(?<!height)(?<!age)(?<!out)(?<!imum)(?<!balance)(?<!income)"
+    r"\s+of\s+$"
+)
 _LEFT = re.compile(r"\s+(?:\w+\s+){0,3}(?:left|remaining|in total|altogether)\b", re.I)
 
 
@@ -184,7 +189,8 @@ def _in_parentheses(sentence: str, number: _Number) -> bool:
 def _is_given(sentence: str, number: _Number) -> bool:
     """Whether a number belongs to the circumstances: "in 7 hours", "each of the 5 friends"."""
     before = sentence[max(0, number.start - 60) : number.start].rstrip("$*( ") + " "
-    if _ASIDE.search(before):
+    word_of = _NOUN_OF.search(before)  # "7 bags of 12"
+    if _ASIDE.search(before) or (word_of and before[: word_of.start()][-1:].isalpha()):
         return True
     if _GIVEN.search(before) is None or _AFTER_ALL.search(before):
         return False

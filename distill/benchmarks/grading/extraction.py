@@ -190,7 +190,7 @@ def _last_hashes(text: str) -> tuple[str, int] | None:
     return None
 
 
-_LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?"
+_LETTER = r"[*_$(\[]{0,4}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?\$?"
 _OPTION = r"(?i:option|choice|answer|alternative)"
 _ALONE = _LETTER + r"(?![A-Za-z'])"
 _CHOSEN = re.compile(
@@ -201,7 +201,7 @@ _CHOSEN = re.compile(
     r"(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer|match|option|choice)\b"
     rf"|\b(?:choose|pick|select|go with)\s+(?:{_OPTION}\s+)?{_ALONE}"
     rf"|\b(?:corresponds to|matches|is|be)\s+{_OPTION}\s+{_ALONE}"
-    rf"|\b{_OPTION}\s+{_LETTER}\s*\Z",
+    rf"|(?:\b{_OPTION}|\b(?i:hence|therefore|thus|so),?|=>|→)\s+{_LETTER}\s*\Z",
 )
 _LAST_LETTER = re.compile(
     r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I
@@ -254,7 +254,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
 _CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
 SENTENCE_END = re.compile(
-    r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
+    r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e|as the|as we)\b"
     r"|,\s+(?:as|so|for|if|thus|hence|not)\b|(?<=[\d$%}])\s+\((?=[A-Za-z]{2,20}\b)"
     r"|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
 )
