@@ -36,7 +36,7 @@ _RESTATED = re.compile(r"[\s,]*(?:[a-z]+[\s,]+){0,2}(?:or|which is|that is)\s\$?
 _PREMISE = re.compile(r"\W*(?:since|as|because|if|when|given)\b", re.I)
 _LASTS = re.compile(r"\b(?:takes?|took|needs?|needed|requires?|lasts?|would\s+take)\b", re.I)
 _GIVEN = re.compile(
-    r"(?:\b(?:in|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
+    r"(?:\b(?:in|into|after|within|during|over|across|among|between|per|every|each|for|from|with|at|on|until|before|than|"
     r"these|those|first|(?<!will )(?<!would )last|next|all|grade|day|week|year|step|the)\s+"
     r"(?:(?:the|all|these|those|every|each|only|just|"
     r"about|first|last|next|following|other|remaining|original|initial|usual|his|her|their|its|given|a|an)\s+){0,2}|\b(?:of|by|to)\s+(?:the|all|these|those|each)\s+)$",

@@ -216,11 +216,29 @@ def choice(text: str) -> str | None:
     return None if last is None else next(filter(None, last.groups()))
 
 
+_STANDING = re.compile(r"(?<![\w\\{^_'-])(?:A(?!\s+[a-z])|[B-J])(?![\w'^_-])")
+_CONCLUDES = re.compile(
+    r"\b(?:options?|choices?|answers?|correct|right|one|must|therefore|hence|thus|so|final|result|gives)\b",
+    re.I,
+)
+
+
 def last_letter(text: str) -> str | None:
-    """The letter of a choice that stands alone in the last line: "(B)", "**B**", "B) 12"."""
+    """The letter of a choice that stands alone in the last line, "(B)", "B) 12", or as the only letter in a
+    concluding sentence without numbers, "It must be B"."""
     line = text.rstrip().rpartition("\n")[2]
     found = _LAST_LETTER.fullmatch(line) if len(line) < 120 else None
-    return found[1] if found and found[1].isupper() else None
+    if found and found[1].isupper():
+        return found[1]
+    sentence = re.split(r"[.!?]\s", line.rstrip(" .*"))[-1]
+    letters = _STANDING.findall(sentence)
+    said = (
+        len(letters) == 1
+        and len(sentence) < 80
+        and _CONCLUDES.search(sentence)
+        and not re.search(r"\d", sentence)
+    )
+    return letters[0] if said else None
 
 
 def program_output(text: str) -> str | None:

@@ -34,6 +34,9 @@ NUMBERS = [
     ("He saved 210 / 350 = 0.60 or 60% of it.", "60"),
     ("So he pays $400 - $100 = $300 for the $60 software.", "300"),
     ("Since 5 = 2 + 3, he has 10 of them.", "10"),
+    ("She can fill 7 bags of 12 cookies each.", "7"), ("So the total is 21 (9 boys and 12 girls).", "21"),
+    ("He makes $120 a day, working 8 hours.", "120"),
+    ("Rita has $25 remaining from the original $100.", "25"),
     ("It is 17 000/5 = 3 400 people.", "3400"),
     # times
     ("The latest time to start is 2:00 pm.", "2"),
@@ -151,6 +154,8 @@ MATHEMATICS = [
     ("It comes to 12, which is option B.", "B"), ("So the correct choice is **(B)**.", "B"),
     ("(B)", r"\text{(B)}"),
     ("Therefore, option B is correct.", "B"), ("The best choice is B, because 3 < 4.", "B"), ("**B**", "B"),
+    ("We see that 3 + 4 = 7.\nIt must be B.", "B"), ("It is 7.\nTherefore, B.", "B"),
+    ("So the answer is choice B: 12.", "B"),
     # exact values
     (r"\boxed{\frac{2^{2019}-1}{2^{2019}}}", r"1-\frac{1}{2^{2019}}"),
     (r"\boxed{\frac{1}{2004 \cdot 2003!}}", r"\frac{1}{2004!}"),
