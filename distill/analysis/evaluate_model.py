@@ -31,7 +31,7 @@ from distill.evaluation.run import ask, evaluate
 from distill.generation.engine import Engine
 from distill.io.files import read_lines, write_atomically, write_json, write_lines
 from distill.io.locks import claimed, locked
-from distill.models.find import find_model
+from distill.models.find import check_template_variables, find_model, variables_of
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.runs.folder import describe
@@ -56,6 +56,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         raise UserError(
             "no benchmark is named: say which, such as benchmark=gsm8k or benchmark=[gsm8k,aime24]"
         )
+    check_template_variables([source])
     drift = _drift(cfg, benchmarks, source)
     problems = [benchmark.problems() for benchmark in benchmarks]
     if drift:
@@ -199,6 +200,7 @@ def _find(cfg: DictConfig, wanted: Any, key: str, revision: str | None) -> Model
         dtype=cfg.model.dtype,
         revision=revision,
         trust_remote_code=cfg.model.trust_remote_code,
+        chat_template_kwargs=variables_of(cfg.model.get("chat_template_kwargs")),
     )
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill.analysis.suitability import Suitability, suitability, support_of, trace_table
 from distill.analysis.suitability_report import write_report
-from distill.config.instantiate import build
+from distill.config.instantiate import as_yaml, build
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
 from distill.data.trace_set import Record, by_problem, example_of, problem_of, teacher_of, write_records
@@ -62,7 +62,7 @@ def score(cfg: DictConfig) -> Path:
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
         write_records(folder / "traces.parquet", looked)  # input for curation or training
-        config = OmegaConf.to_yaml(cfg, resolve=True)
+        config = as_yaml(cfg)
         write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
         print(report)
         if cfg.smoke_test:

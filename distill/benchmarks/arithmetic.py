@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from distill.benchmarks.grading.final_answers import FinalAnswer
+from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError, whole_number
 from distill.tiny import task
@@ -67,11 +68,13 @@ def final_answers(text: str) -> list[FinalAnswer]:
     return [FinalAnswer(found[1], *found.span()) for found in re.finditer(r"#([0-9])", text)]
 
 
+@of_the_answer
 def grade(example: Example, completion: str) -> Verdict:
     """Grade the final answer: correct if the completion ends in `#` and the exact answer."""
     return Verdict(task.extract_answer(completion), task.is_correct(example.problem, completion))
 
 
+@of_the_answer
 def grade_steps(example: Example, completion: str) -> Verdict:
     """Grade the answer and every reasoning step, as required of a teacher's trace."""
     return Verdict(task.extract_answer(completion), task.check_steps(example.problem, completion))

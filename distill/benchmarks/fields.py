@@ -1,9 +1,11 @@
 """Read fields of benchmark records under any of several names, which vary between copies of a dataset."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks.grading import answers
+from distill.data.fields import number_text
 from distill.errors import UserError
 
 
@@ -34,6 +36,18 @@ def text(record: Mapping[str, Any], names: Sequence[str], where: str, what: str)
         shown = "empty" if isinstance(value, str) else f"{type(value).__name__}, not text"
         raise UserError(f"{where}: the {what} is {shown}")
     return value.strip()
+
+
+def answer(record: Mapping[str, Any], names: Sequence[str], where: str, what: str = "answer") -> str:
+    """Read a required answer: text, or a number, which is written out (5, and 24.0 as `24`).
+
+    Raises:
+        UserError: the field is missing, empty, or neither text nor a finite number.
+    """
+    value = find(record, names)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return number_text(value)
+    return text(record, names, where, what)
 
 
 def number(record: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from distill.benchmarks.grading import programs, sandbox
+from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
@@ -44,6 +45,7 @@ def load(
     return examples
 
 
+@of_the_answer
 def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
     """Grade a completion by running the problem's `check` on its function.
 
@@ -52,7 +54,7 @@ def grade(example: Example, completion: str, limits: sandbox.Limits | None = Non
 
     Args:
         example: problem from `load`.
-        completion: completion without its thinking block.
+        completion: the completion; its thought is not graded.
         limits: resource limits of the program; None: the defaults of `distill.benchmarks.grading.sandbox`.
     """
     name = example.details["entry_point"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
+from distill.benchmarks.grading.graded import of_the_answer
 from distill.benchmarks.grading.instructions import CHECKS, arguments
 from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
@@ -55,6 +56,7 @@ def _list(record: Mapping[str, Any], name: str, where: str) -> list[Any]:
     return value
 
 
+@of_the_answer
 def grade(example: Example, completion: str) -> Verdict:
     """Grade a completion: correct if it follows every instruction (strict). The loose counts also accept it
     if it follows them without its first line, last line or asterisks."""

@@ -68,7 +68,7 @@ _OWN_WORDS = re.compile(r"\$?([^$\s]+?)\$? is (?:our|the) (?:final )?answer\b")
 def _golds(record: Mapping[str, Any], where: str) -> list[str]:
     """The gold answer, and others that are right as well."""
     if fields.find(record, ("answer", "Answer")) is not None:
-        return [fields.text(record, ("answer", "Answer"), where, "answer")]
+        return [fields.answer(record, ("answer", "Answer"), where)]
     solution = fields.text(record, ("solution", "Solution"), where, "answer or solution")
     problem = str(fields.find(record, ("problem", "Problem", "question")) or "")
     # A problem may use boxes as its own notation: the solution's are not the answer then.

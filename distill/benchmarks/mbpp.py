@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from distill.benchmarks.grading import programs, sandbox
+from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
@@ -74,12 +75,13 @@ def _entry_point(test: str, code: str) -> str:
     )
 
 
+@of_the_answer
 def grade(example: Example, completion: str, limits: sandbox.Limits | None = None) -> Verdict:
     """Grade a completion: correct if its program passes all tests; the count `tests` is how many it passes.
 
     Args:
         example: task from `load`.
-        completion: completion without its thinking block.
+        completion: the completion; its thought is not graded.
         limits: resource limits of the program and all its tests together; None: the defaults of
             `grading.sandbox`.
     """

@@ -12,8 +12,11 @@ from typing import Any
 
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers, several
+from distill.benchmarks.grading.graded import UNCLOSED
 from distill.benchmarks.grading.judge import MathJudge
+from distill.data.fields import number_text
 from distill.data.readers import read_records
+from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -107,12 +110,9 @@ def _of_subfields(records: Sequence[_Numbered], taken: Any, left: Any) -> list[_
 
 def _gold(record: Mapping[str, Any], where: str, kind: Any) -> str:
     value = fields.find(record, ("final_answer", "answer"))
-    values = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(values, Sequence)
-        or not values
-        or not all(isinstance(v, str) and v.strip() for v in values)
-    ):
+    values: Any = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    values = [number_text(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in values]
+    if not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise UserError(
             f"{where}: the field final_answer is {str(value)[:80]!r}, not a list of texts; proofs have none: "
             "choose an open-ended part of the set (OE_...)"
@@ -156,6 +156,9 @@ class OlympiadJudge:
         `MathJudge`."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
+        if (said := without_thinking(completion)) is None:
+            return UNCLOSED
+        completion = said
         how = {name: example.details.get(name) for name in ("multiple", "unit", "tolerances")}
         boxes = answers.closing_boxes(completion)
         if not boxes:

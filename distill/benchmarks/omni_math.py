@@ -83,7 +83,7 @@ def _example(record: Mapping[str, Any], where: str, index: int) -> Example:
     return Example(
         fields.identity(record, ("id", "idx"), index),
         undamaged(fields.text(record, ("problem",), where, "problem")),
-        gold=None if empty else fields.text(record, ("answer",), where, "answer"),
+        gold=None if empty else fields.answer(record, ("answer",), where),
         completion=fields.find(record, ("solution",)),
         where=where,
         details={name: fields.find(record, (name,)) for name in ("difficulty", "domain", "source")},

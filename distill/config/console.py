@@ -29,7 +29,10 @@ def one_sentence_errors() -> Iterator[None]:
         print(stop, file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("interrupted; caches and checkpoints written so far are kept", file=sys.stderr)
+        print(
+            "interrupted; what was written so far is kept: to go on, run the same command again",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

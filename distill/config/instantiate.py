@@ -10,6 +10,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from distill.config.moved import new_name
 from distill.errors import UserError, first_line
+from distill.io.secrets import without_secrets
 
 OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.Optimizer
 
@@ -67,6 +68,11 @@ def build_optimizer(node: Any) -> OptimizerFactory:
 def plain(node: Any) -> Any:
     """A config node as plain lists, dicts and values; anything else unchanged."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def as_yaml(cfg: DictConfig) -> str:
+    """A configuration as a run's or trace set's `config.yaml`: interpolations resolved, no password in it."""
+    return without_secrets(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -222,11 +222,21 @@ def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
     options = groups[override.key_or_group]
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
+            if str(name) not in options and override.key_or_group == "model" and _is_place(str(name)):
+                raise UserError(
+                    f"model={name}: a hub id, folder or GGUF file goes into model.student= and "
+                    f"model.teacher=, such as model.student={name}"
+                )
             if str(name) not in options:
                 raise UserError(
                     f"{override.key_or_group}={name}: there is no such {override.key_or_group}"
                     f"{_nearest(str(name), options)} (options: {', '.join(options)})"
                 )
+
+
+def _is_place(name: str) -> bool:
+    """Whether it looks like a model's hub id, folder or file, and not like the name of an option."""
+    return "/" in name or name.endswith(".gguf") or Path(name).is_dir()
 
 
 def _values(override: Override) -> list[object]:

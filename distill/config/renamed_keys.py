@@ -32,12 +32,21 @@ RENAMED: dict[str, str] = {
 ADDED: dict[str, tuple[str, Any]] = {
     "loss.token_weight.temperature_is": ("loss.token_weight.ratio_from", "divisor"),
     "loss.token_weight.max_log_ratio": ("loss.token_weight.ratio_from", 5.0),
+    **{
+        f"data.{above}.{name}": (f"data.{above}.problem", "auto")
+        for above in ("fields", "recipe.source.fields")
+        for name in ("system", "thought")
+    },
+    "data.recipe.source.report": ("data.recipe.source.missing", True),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
         "data.recipe.student_prompt.user",
         "distill.data.prompt.student_prompt",
     ),
 }
+# Defaults that changed: what earlier versions had, and what reads the same data today. They count where
+# `thought`, which came with them, is absent.
+_EARLIER_FIELDS = {"problem": "problem", "completion": "completion", "context": None, "messages": None}
 # Files of conf/ that users' files may name in their defaults, as in `- /objective@_here_`.
 MOVED_FILES: dict[str, str] = {
     name: f"shared/{name}"
@@ -73,6 +82,9 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     translated: dict[str, Any] = {}
     of_today = {path for path, _ in _leaves(config)}
     for path, value in _leaves(config):
+        value = (
+            "auto" if _is_earlier_field(path, value) and (*path[:-1], "thought") not in of_today else value
+        )
         new = tuple(new_key(".".join(path)).split(".")) if _renamed(path) else path
         if new != path and new in of_today:
             continue
@@ -94,6 +106,10 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
 def _renamed(path: tuple[str, ...]) -> bool:
     key = ".".join(path)
     return new_key(key) != key
+
+
+def _is_earlier_field(path: tuple[str, ...], value: Any) -> bool:
+    return path[0] == "data" and path[-2:-1] == ("fields",) and (path[-1], value) in _EARLIER_FIELDS.items()
 
 
 def _leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

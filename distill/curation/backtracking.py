@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.benchmarks.grading.graded import graded
 from distill.curation.rewriting import written_anew
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, whole_number
+from distill.data.seam import written_text
 from distill.data.trace import Grader, Trace, Verdict, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.io.progress import progress_bar
-from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.step_values import StepProposals
 from distill.teacher.completions import sample_completions
 from distill.teacher.token_stats import TokenStats, token_stats
@@ -160,6 +162,8 @@ def motab(
             f"all alike; take samples=1 or a temperature"
         )
     student, teacher = context.model("student", "motab"), context.model("teacher", "motab")
+    reduced, (source,) = on_shared_rows(student.source, [teacher.source])
+    student, teacher = student.reduced_to(reduced), teacher.reduced_to(source)
     grade = context.grader("motab")
     ends = _step_ends(student.source, teacher.source, separator)
     problems = [_with_gold(same) for same in by_problem(records).values()]
@@ -280,7 +284,8 @@ def _verdict(draft: _Draft, ids: np.ndarray, writer: ModelSource, grade: Grader)
     """Grade a completion whose last part was written by `writer`; unfinished ones are wrong."""
     if ids[-1] not in writer.end_ids:
         return Verdict(None, False, "no end")
-    return grade(example_of(draft.record), writer.tokenizer.decode(ids, skip_special_tokens=True))
+    text = written_text(writer.tokenizer, draft.trace.prompt_ids, ids)
+    return graded(grade, example_of(draft.record), text)
 
 
 def _figures(

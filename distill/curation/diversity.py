@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from rapidfuzz.distance import Levenshtein
 
+from distill.benchmarks.grading.graded import graded
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.data.seam import written_text
 from distill.data.trace import Example, check_spelling
 from distill.data.trace_set import example_of
 from distill.errors import UserError
@@ -224,10 +226,10 @@ def _student_rates(
     )
     rates = {}
     with progress_bar(total=len(prompts) * samples, description="grading", unit="answer") as bar:
-        for problem, example, written in zip(problems, examples, answers, strict=True):
+        for problem, example, prompt, written in zip(problems, examples, prompts, answers, strict=True):
             finished = [ids for ids in written if len(ids) and ids[-1] in source.end_ids]
-            texts = [source.tokenizer.decode(ids, skip_special_tokens=True) for ids in finished]
-            rates[problem] = sum(grade(example, text).correct for text in texts) / samples
+            texts = [written_text(source.tokenizer, prompt, ids) for ids in finished]
+            rates[problem] = sum(graded(grade, example, text).correct for text in texts) / samples
             bar.update(samples)
     return rates
 

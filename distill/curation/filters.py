@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from distill.benchmarks.grading.graded import graded
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
 from distill.data.trace_set import example_of
 from distill.errors import UserError
@@ -250,7 +251,7 @@ def _judged(records: Sequence[Record], context: CurationContext) -> list[Record]
     with progress_bar(total=len(records), description="grading", unit="trace") as bar:
         for record in records:
             if record["correct"] is None and record["gold"] is not None:
-                verdict = grade(example_of(record), record["completion"])
+                verdict = graded(grade, example_of(record), record["completion"])
                 right = bool(record["finished"] and verdict.correct)
                 reason = verdict.reason or ("right" if right else "wrong")
                 judged = {"answer": verdict.answer, "correct": right}

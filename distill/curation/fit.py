@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.special import softmax
 
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, whole_number
+from distill.data.seam import continuing, prompt_end
 from distill.data.trace import Trace, encode_completion
 from distill.data.trace_set import example_of, teacher_of
 from distill.errors import UserError
@@ -168,7 +169,8 @@ def _gains(records: Sequence[Record], context: CurationContext, student: LazyMod
             )
         example = example_of(record)
         prompt = context.recipe.student_prompt.encode(source.tokenizer, example)
-        for before, traces in ((_reasoning(record), behind), ("", alone)):
+        reasoning = continuing(prompt_end(source.tokenizer, prompt), _reasoning(record))
+        for before, traces in ((reasoning, behind), ("", alone)):
             before_answer, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
             if len(answer) == 0:
                 raise UserError(

@@ -1,15 +1,14 @@
 """Entries of `teachers`: trace sets, data files and models that generate traces now. Imports no torch."""
 
-import re
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from distill.data.record_files import find_files, is_data_name
 from distill.errors import UserError
 from distill.models.path import find_path
 
 TEACHER = "{teacher}"  # placeholder in data.fields.completion, replaced by each entry of `teachers`
-_DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet)(\.gz)?$")
 
 
 def listed(cfg: DictConfig) -> list[str]:
@@ -24,8 +23,10 @@ def is_model(cfg: DictConfig, entry: str) -> bool:
 
 def check_there(entry: str) -> None:
     """Raise UserError if a trace set or data file does not exist."""
-    if not Path(entry).expanduser().exists():
-        raise UserError(f"teachers: {entry} does not exist")
+    try:
+        find_files(entry)
+    except UserError as error:
+        raise UserError(f"teachers: {error}") from error
 
 
 def check_listed(cfg: DictConfig) -> None:
@@ -50,4 +51,4 @@ def completion_field(cfg: DictConfig) -> str:
 
 def _is_set(entry: str) -> bool:
     path = Path(entry).expanduser()
-    return (path / "traces.parquet").is_file() or bool(_DATA_FILE.search(path.name))
+    return (path / "traces.parquet").is_file() or is_data_name(path)

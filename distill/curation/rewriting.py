@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from distill.benchmarks.grading.graded import graded
 from distill.curation.step import CurationContext, Outcome, Record, whole_number
 from distill.data.prompt import Prompt
+from distill.data.seam import written_text
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Verdict, check_spelling
 from distill.data.trace_set import example_of, template_hash
@@ -87,7 +89,7 @@ def self_data(
     kept, reasons = [], Counter[str]()
     with progress_bar(total=len(records), description="grading", unit="trace") as bar:
         for row, (record, example) in enumerate(zip(records, examples, strict=True)):
-            text = source.tokenizer.decode(rewrites.get(row, ()), skip_special_tokens=True)
+            text = written_text(source.tokenizer, prompts[row], rewrites.get(row, ()))
             verdict = None
             if row not in rewrites:
                 reason = "prompt leaves no room"
@@ -98,7 +100,7 @@ def self_data(
             elif any(words.lower() in text.lower() for words in forbidden):
                 reason = "speaks of the reference"
             else:
-                verdict = grade(example, text)
+                verdict = graded(grade, example, text)
                 reason = verdict.reason or "wrong"
             if verdict is not None and verdict.correct:
                 kept.append(written_anew(record, context, rewrites[row], verdict, sampling, source, source))
@@ -141,14 +143,15 @@ def written_anew(
     """
     tokenizer, prompt = student.tokenizer, context.recipe.student_prompt
     example = example_of(record)
+    prompt_ids = prompt.encode(tokenizer, example)
     return record | {
         "messages": [dict(turn) for turn in prompt.messages(example)],
-        "completion": tokenizer.decode(ids, skip_special_tokens=True),
+        "completion": written_text(tokenizer, prompt_ids, ids),
         "answer": verdict.answer,
         "correct": verdict.correct,
         "reason": verdict.reason or ("right" if verdict.correct else "wrong"),
         "finished": True,
-        "prompt_ids": prompt.encode(tokenizer, example).tolist(),
+        "prompt_ids": prompt_ids.tolist(),
         "completion_ids": [int(token) for token in ids],
         "ids_from": "engine",
         "teacher_logprobs": None,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import build
+from distill.config.instantiate import as_yaml, build
 from distill.curation.collect import collect
 from distill.curation.step import CurationContext, Outcome, Step
 from distill.data.trace_set import Record, by_problem, teacher_of, write_records
@@ -61,7 +61,7 @@ def curate(cfg: DictConfig) -> Path:
         write_atomically(
             folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
         )
-        config = OmegaConf.to_yaml(cfg, resolve=True)
+        config = as_yaml(cfg)
         write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
     written_by = ", ".join(f"{name} {count}" for name, count in summary["teachers"].items())
     print(f"{len(kept)} traces of {summary['problems']} problems ({written_by})\n{folder / 'traces.parquet'}")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.tokenizers import tokenize
+from distill.data.conversations import check_rendered
+from distill.data.tokenizers import template_variables, tokenize
 from distill.data.trace import Example
 from distill.errors import UserError, first_line
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Prompt:
         user: template of the user's message with `{problem}`, and with `{solution}` if the model is shown the
             problem's worked solution.
         system: system message; None or empty: none.
-        rewrites: whether it also applies to an example with a conversation of its own: the conversation then
-            gets this system message, and its last message goes through `user`. If false, such a conversation
-            stays as it is, except that a missing system message is added.
+        rewrites: whether it also applies to an example with a conversation or a system message of its own:
+            the conversation then gets this system message, and what its user said last goes through `user`.
+            If false, such a conversation stays as it is, except that a missing system message is added.
     """
 
     user: str = "{problem}"
@@ -50,10 +51,15 @@ class Prompt:
         """The conversation up to the completion."""
         turns = [*(example.messages or ({"role": "user", "content": example.problem},))]
         if self.rewrites or self.shows_solution or not example.messages:
-            texts = {"problem": turns[-1]["content"]}
+            # Behind what the user said may stand a tool's results.
+            said = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
+            last = said[-1] if said else len(turns) - 1
+            texts = {"problem": turns[last]["content"]}
             if self.shows_solution:
                 texts["solution"] = example.completion or ""
-            turns[-1] = {**turns[-1], "content": fill(self.user, **texts)}
+            turns[last] = {**turns[last], "content": fill(self.user, **texts)}
+        if example.system and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": example.system})
         if self.system and self.rewrites and turns[0]["role"] == "system":
             turns = turns[1:]
         if self.system and turns[0]["role"] != "system":
@@ -83,7 +89,7 @@ class Prompt:
         Raises:
             UserError: the tokenizer or its template refuses the text.
         """
-        return encode_messages(tokenizer, self.messages(example), example.place)
+        return encode_messages(tokenizer, self.messages(example), example.place, example.tools)
 
 
 def student_prompt(user: str, system: str | None = None) -> Prompt:
@@ -140,31 +146,78 @@ def _check_text(key: str, user: object, system: object) -> None:
         raise ValueError(f"{key}.user={user!r} has no {{problem}} in it")
 
 
-def encode_messages(tokenizer: Any, messages: Sequence[Message], place: str) -> np.ndarray:
+def encode_messages(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    place: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> np.ndarray:
     """[tokens] int32: ids of a conversation, up to the start of the completion.
 
     Args:
         tokenizer: its chat template is applied if it has one; otherwise the messages are joined by newlines.
         messages: the conversation.
         place: what the conversation belongs to, for error messages.
+        tools: JSON schemas of the functions that the conversation's tools are.
 
     Raises:
-        UserError: the tokenizer or its template refuses the text.
+        UserError: the tokenizer or its template refuses the text, or the template leaves tools out.
     """
     if tokenizer.chat_template:
-        # First as text, to tell an error of the template from one of the tokenizer.
-        try:
-            text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise anything
-            raise UserError(
-                f"the chat template refuses the conversation of {place} ({first_line(error)}): change its "
-                f"messages"
-            ) from error
-        return np.asarray(tokenize(tokenizer, text, add_special_tokens=False), dtype=np.int32)
-    ids = tokenize(tokenizer, "\n".join(message["content"] for message in messages))
+        return encode_text(tokenizer, render(tokenizer, messages, place, tools))
+    text = "\n".join(message["content"] for message in messages)
+    check_rendered(text, messages, tools, place)
+    ids = tokenize(tokenizer, text)
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append it to every text
         ids = ids[:-1]
     return np.asarray(ids, dtype=np.int32)
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    place: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    answer: bool = False,
+) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: with a chat template, and variables for it (`template_variables`).
+        messages: the conversation.
+        place: what it belongs to, for error messages.
+        tools: JSON schemas of the functions that the conversation's tools are.
+        answer: whether the last message is an answer; otherwise the text ends where one begins.
+
+    Raises:
+        UserError: the template refuses the conversation, or leaves tools out.
+    """
+    variables = template_variables(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            list(tools) if tools else None,
+            add_generation_prompt=not answer,
+            tokenize=False,
+            **variables,
+        )
+    except Exception as error:  # a template may raise anything
+        raise UserError(
+            f"the chat template refuses the conversation of {place} ({first_line(error)}): change its "
+            f"messages"
+        ) from error
+    check_rendered(text, messages, tools, place)
+    return text
+
+
+def encode_text(tokenizer: Any, text: str) -> np.ndarray:
+    """[tokens] int32: ids of a text that a chat template wrote.
+
+    Raises:
+        UserError: the tokenizer refuses the text.
+    """
+    return np.asarray(tokenize(tokenizer, text, add_special_tokens=False), dtype=np.int32)
 
 
 def fill(template: str, **values: str) -> str:

@@ -50,21 +50,26 @@ class Example:
         problem: the problem's text, without a prompt.
         gold: the right answer, if known.
         completion: a solution, if the data has one.
-        messages: the conversation up to the completion, if the data has one. It replaces the prompt.
+        messages: the conversation up to the completion, if the data has one. It replaces the prompt. Its
+            turns have a role and a content, those of tools also `tool_calls`, `tool_call_id` or `name`.
         where: the file and line, or the data set and row, that it was read from.
         recorded: the completion's original tokens, if it comes from a trace set.
         details: further inputs of a benchmark's grader, JSON values: a program's tests, instructions, a
             numeric tolerance.
+        system: system message of a problem without a conversation; it replaces the prompt's.
+        tools: JSON schemas of the functions that the conversation's tools are, for the chat template.
     """
 
     id: str
     problem: str
     gold: str | None = None
     completion: str | None = None
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
     where: str | None = field(default=None, compare=False)
     recorded: Recorded | None = field(default=None, compare=False)
     details: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
     @property
     def place(self) -> str:

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill.data.readers import recorded_tokens
+from distill.data.recorded import recorded_tokens
+from distill.data.tokenizers import template_of
 from distill.data.trace import Example
-from distill.errors import UserError
+from distill.errors import UserError, whole_number
 from distill.io.files import write_atomically
 
 Record = dict[str, Any]  # one row of a trace set
@@ -117,7 +118,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """Read a trace set's records.
 
     Raises:
-        UserError: the file does not exist, is damaged or is not a trace set; names it.
+        UserError: the file does not exist, is damaged, is not a trace set, or holds values that cannot be
+            right; names it.
     """
     import pyarrow.lib
     import pyarrow.parquet
@@ -134,8 +136,30 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with data=traces "
             f"data.path={file} and a field map"
         )
-    rows = table.to_pylist()
-    return [{name: row[name] if name in row else DEFAULTS[name] for name in COLUMNS} for row in rows]
+    records = [
+        {name: DEFAULTS.get(name) if row.get(name) is None else row[name] for name in COLUMNS}
+        for row in table.to_pylist()
+    ]
+    for number, record in enumerate(records, start=1):
+        _check(record, f"{file}, row {number}")
+    return records
+
+
+def _check(record: Record, where: str) -> None:
+    """Reject a record that no writer of trace sets writes.
+
+    Raises:
+        UserError: names the place and the column.
+    """
+    for name in ("id", "problem", "completion", "problem_id"):
+        if not isinstance(record[name], str):
+            raise UserError(f"{where}: {name} is {record[name]!r:.60}, not text; write the trace set again")
+    for name in ("gold", "answer", "reason"):
+        if not isinstance(record[name], str | None):
+            raise UserError(f"{where}: {name} is {record[name]!r:.60}, not text; write the trace set again")
+    whole_number(f"{where}: sample", record["sample"], least=0)
+    if recorded_tokens(record, where) is None:
+        raise UserError(f"{where}: a column of its tokens is empty (null); write the trace set again")
 
 
 def example_of(record: Mapping[str, Any]) -> Example:
@@ -146,7 +170,7 @@ def example_of(record: Mapping[str, Any]) -> Example:
         record["gold"],
         record["completion"],
         where=f"of {record['teacher']}" if record["teacher"] else None,
-        recorded=recorded_tokens(record),
+        recorded=recorded_tokens(record, f"trace {record['id']}"),
     )
 
 
@@ -169,7 +193,7 @@ def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
         user: template with `{problem}`.
         system: system message.
     """
-    text = f"{tokenizer.chat_template}\0{system}\0{user}"
+    text = f"{template_of(tokenizer)}\0{system}\0{user}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

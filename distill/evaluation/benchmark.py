@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.benchmarks.grading import answers
 from distill.config.instantiate import build, plain
+from distill.data.thoughts import THINKING
 from distill.data.trace import Example, Grader
 from distill.errors import UserError, first_line, whole_number
 from distill.generation.sampling import Sampling
@@ -31,7 +31,8 @@ class Benchmark:
         sampling: sampling settings; greedy by default.
         samples: completions per problem.
         votes: whether answers to a problem can be compared with each other, for majority voting.
-        thinking: opening and closing tag of the thinking block, which is not graded.
+        thinking: opening and closing mark of the thought, which is not graded; the default stands for all
+            marks of `distill.data.thoughts`.
         path: local file to read instead of the Hugging Face hub.
         limit: use only the first `limit` problems.
         seed: sampling seed.
@@ -46,7 +47,7 @@ class Benchmark:
     sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
     votes: bool = True
-    thinking: Sequence[str] = answers.THINKING
+    thinking: Sequence[str] = THINKING
     path: str | None = None
     limit: int | None = None
     seed: int = 0

@@ -19,8 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill.benchmarks.grading.answers import THINKING, without_thinking
 from distill.config.console import one_sentence_errors
+from distill.data.thoughts import THINKING, without_thinking
 from distill.errors import UserError
 from distill.evaluation.excerpts import SHORT_ANSWER, pieces, shortened
 from distill.io.files import as_json, write_atomically

@@ -9,9 +9,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from distill.benchmarks.grading import answers
+from distill.benchmarks.grading.graded import UNCLOSED
 from distill.data.prompt import Prompt, encode_messages
-from distill.data.trace import Example, Verdict, check_spelling
+from distill.data.seam import decode_completion, prompt_end
+from distill.data.thoughts import open_end, without_thinking
+from distill.data.trace import Example, check_spelling
 from distill.errors import UserError
 from distill.evaluation.benchmark import _GRADERS, Benchmark
 from distill.evaluation.quality import quality_of
@@ -62,8 +64,8 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
             Request(ids, messages, request_seed(benchmark.seed, problem.problem, sample))
             for sample in range(benchmark.samples)
         ]
-    end = model.tokenizer.decode(requests[0].prompt_ids[-16:].tolist())
-    return Asked(benchmark, problems, requests, end.rstrip().endswith(benchmark.thinking[0]))
+    end = prompt_end(model.tokenizer, requests[0].prompt_ids)
+    return Asked(benchmark, problems, requests, bool(open_end(end, benchmark.thinking)))
 
 
 def evaluate(
@@ -179,15 +181,6 @@ def completions(
             yield places[seed], one
 
 
-def _text(tokenizer: Any, ids: list[int], tags: Sequence[str]) -> str:
-    """Decode a completion without special tokens, but with the thinking tags, which some tokenizers treat as
-    special tokens."""
-    if not set(tags) & set(tokenizer.all_special_tokens):
-        return tokenizer.decode(ids, skip_special_tokens=True)
-    left_out = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(tags)))
-    return tokenizer.decode([token for token in ids if token not in left_out])
-
-
 def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[str, Any]:
     """Grade one completion and return its record."""
     benchmark = asked.benchmark
@@ -196,10 +189,13 @@ def _sample(asked: Asked, place: int, one: Written, model: ModelSource) -> dict[
         completion, words = one.text, one.text.split()
         tokens = _length(completion, model)
     else:
-        completion, words = _text(model.tokenizer, one.ids.tolist(), benchmark.thinking), one.ids.tolist()
+        completion, words = (
+            decode_completion(model.tokenizer, one.ids.tolist(), benchmark.thinking),
+            one.ids.tolist(),
+        )
         tokens = len(one.ids)
-    seen = answers.without_thinking(completion, benchmark.thinking, opened=asked.opened)
-    verdict = Verdict(None, False, "unclosed thinking") if seen is None else benchmark.grade(problem, seen)
+    seen = without_thinking(completion, benchmark.thinking, opened=asked.opened)
+    verdict = UNCLOSED if seen is None else benchmark.grade(problem, seen)
     room = min(
         benchmark.sampling.max_new_tokens, model.context_length - len(asked.requests[place].prompt_ids)
     )

@@ -15,13 +15,19 @@ import httpx
 from tqdm.auto import tqdm
 
 from distill.errors import UserError
+from distill.generation.chat_answers import ServerFault, UnknownForm
+from distill.generation.chat_faults import (
+    asked_to_wait,
+    error_within,
+    is_permanent,
+    is_too_long,
+    is_unreachable_for_good,
+    sentence,
+)
 from distill.generation.sampling import Sampling
+from distill.io.secrets import key_field, looks_like_key, without_secrets
 
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-_OF_ONE_REQUEST = {400, 413, 422}  # rejections that may concern a single problem: too long, or filtered
 _HERE = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
-# Raised when a response is not a chat completion.
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _CONNECT = 30.0  # seconds to connect; only the response itself may take long
 
 T = TypeVar("T")
@@ -36,7 +42,8 @@ class ChatClient:
     that the caller can store their completions. Ctrl-C stops at once.
 
     Attributes:
-        url: base URL, everything before `/chat/completions`, such as `http://localhost:8000/v1`.
+        url: base URL, everything before `/chat/completions`, such as `http://localhost:8000/v1`. A user name
+            and password in it (`http://user:password@host`) are sent, and are left out of every message.
         served_as: the model's name on the server.
         key_from: environment variable that holds the API key.
         concurrency: requests in progress at the same time.
@@ -65,8 +72,10 @@ class ChatClient:
 
     def __post_init__(self) -> None:
         named = self.named
+        parsed = _parsed(self.url, named("url"))
         # A server on this machine must not be reached through a proxy of the environment.
-        self._proxied = _host(self.url, named("url")) not in _HERE
+        self._proxied = parsed.host not in _HERE
+        self._login = (parsed.username, parsed.password) if parsed.userinfo else None
         for name, least in (("concurrency", 1), ("retries", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -82,12 +91,22 @@ class ChatClient:
             )
         if self.refused not in ("error", "skip"):
             raise ValueError(f"{named('refused')}={self.refused!r} is not one of error, skip")
+        if self.key_from not in os.environ and looks_like_key(str(self.key_from)):
+            raise ValueError(
+                f"{named('key_from')} is the name of the environment variable that holds the key, and what "
+                f"is given looks like the key itself: export OPENAI_API_KEY=<the key>, and leave it out"
+            )
+        if (name := key_field(self.extra)) is not None:
+            raise ValueError(
+                f"{named('extra')}: {name} would be stored with the results: export the key, and name its "
+                f"environment variable in {named('key_from')}"
+            )
         self._key = os.environ.get(self.key_from, "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise ValueError(
                 f"the key in {self.key_from} has characters that are not allowed in a key: set it again"
             )
-        self.url = str(self.url).rstrip("/")
+        self.url = str(parsed.copy_with(userinfo=b"") if parsed.userinfo else self.url).rstrip("/")
         self._said_fault = False
 
     def body(self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -113,7 +132,7 @@ class ChatClient:
 
         Args:
             bodies: the requests' fields.
-            read: given a request's index and its answer; raises if this is no chat completion.
+            read: given a request's index and its answer; raises `UnknownForm` or `ServerFault`.
 
         Raises:
             UserError: a request has finally failed, or the server rejects it.
@@ -161,6 +180,7 @@ class ChatClient:
         try:
             # The timeout is for the whole response and not httpx's, with which a slow stream would never end.
             async with httpx.AsyncClient(
+                auth=self._login,
                 headers=headers,
                 timeout=httpx.Timeout(None, connect=min(_CONNECT, self.timeout)),
                 limits=httpx.Limits(max_connections=self.concurrency),
@@ -186,31 +206,16 @@ class ChatClient:
             attempts += 1
             last = fault
             try:
-                post = client.post(f"{self.url}/chat/completions", json=body)
-                answer = await asyncio.wait_for(post, self.timeout)
-            except asyncio.TimeoutError:  # not the same class as TimeoutError in Python 3.10
-                fault = f"no answer within {self.timeout:g} s"
-            except httpx.HTTPError as error:
-                fault = f"{type(error).__name__}: {error}".rstrip(": ")
-            else:
-                if answer.status_code == 200:
-                    try:
-                        return read(answer.json())
-                    except _UNREADABLE as error:
-                        fault = f"an answer that is no chat completion ({error!r}: {answer.text[:80]!r})"
-                elif answer.status_code in _RETRIED:
-                    fault = f"status {answer.status_code} ({answer.text[:80].strip()!r})"
-                    pause = max(pause, _asked_to_wait(answer))
-                elif answer.status_code in _OF_ONE_REQUEST and self.refused == "skip":
-                    return None
-                else:
-                    raise self._refusal(answer, body)
+                return await self._attempt(client, body, read)
+            except ServerFault as error:
+                fault = without_secrets(str(error), self._key)
+                pause = max(pause, error.wait)
             # A failing server may also close the connection; report the fault before that too.
             before = last if last and last != fault else before
             if over.is_set():
                 break
             if attempts <= self.retries:
-                self._say_fault(fault)
+                self._say_fault(fault, pause)
                 if await _set_within(over, pause):
                     break
         faults = f"{fault}, before that {before}" if before else fault
@@ -219,68 +224,98 @@ class ChatClient:
             f"the same command again; the completions so far are stored (request: {_beginning(body)})"
         )
 
-    def _refusal(self, answer: httpx.Response, body: Body) -> UserError:
-        said = repr(answer.text[:200].strip())
+    async def _attempt(self, client: httpx.AsyncClient, body: Body, read: Callable[[Any], T]) -> T | None:
+        """Send a request once; None if it may be skipped.
+
+        Raises:
+            ServerFault: another attempt may succeed.
+            UserError: every further attempt would fail too.
+        """
+        try:
+            post = client.post(f"{self.url}/chat/completions", json=body)
+            answer = await asyncio.wait_for(post, self.timeout)
+        except asyncio.TimeoutError as error:  # not the same class as TimeoutError in Python 3.10
+            raise ServerFault(f"no answer within {self.timeout:g} s") from error
+        except httpx.HTTPError as error:
+            fault = f"{type(error).__name__}: {error}".rstrip(": ")
+            if is_unreachable_for_good(error):
+                raise UserError(
+                    f"the server at {self.url} cannot be reached: {without_secrets(fault)}; correct "
+                    f"{self.named('url')}"
+                ) from error
+            raise ServerFault(fault) from error
+        try:
+            content = answer.json() if answer.status_code == 200 else None
+        except (ValueError, RecursionError) as error:
+            shown = f"{type(error).__name__}: {self._shown(answer.text)}"
+            raise ServerFault(f"an answer that is no chat completion ({shown})") from error
+        found = error_within(content)
+        if answer.status_code == 200 and found is None:
+            try:
+                return read(content)
+            except UnknownForm as error:
+                raise self._unknown_form(error, body) from error
+        status, said = found or (answer.status_code, answer.text)
+        if not is_permanent(status, said):
+            raise ServerFault(f"status {status} ({self._shown(said)})", asked_to_wait(answer.headers, said))
+        if self.refused == "skip" and is_too_long(status, said):
+            return None
+        raise self._refusal(answer, status, said, body)
+
+    def _shown(self, body: str) -> str:
+        return repr(without_secrets(sentence(body), self._key))
+
+    def _refusal(self, answer: httpx.Response, status: int, said: str, body: Body) -> UserError:
+        shown = self._shown(said)
         if answer.has_redirect_location:
-            said = f"moved to {answer.headers['location']}"
+            shown = f"moved to {without_secrets(answer.headers['location'], self._key)}"
         key = "the key in" if self._key else "the key, of which there is none in"
         alone = (
             f", or leave such problems empty with {self.named('refused')}=skip"
-            if answer.status_code in _OF_ONE_REQUEST
+            if is_too_long(status, said)
             else ""
         )
         return UserError(
-            f"the server at {self.url} refuses: status {answer.status_code}, {said}, for the request "
+            f"the server at {self.url} refuses: status {status}, {shown}, for the request "
             f"{_beginning(body)}; correct {self.named('url')}, {self.named('served_as')}={self.served_as} or "
             f"{key} {self.key_from}{alone}, and run again: the completions so far are stored"
         )
 
-    def _say_fault(self, fault: str) -> None:
+    def _unknown_form(self, error: UnknownForm, body: Body) -> UserError:
+        """The message of an answer that was paid for and cannot be read: it is not asked for again."""
+        return UserError(
+            f"the server at {self.url} answers in a form that is no chat completion: {error}; correct "
+            f"{self.named('url')} (it often ends with /v1) or what {self.named('extra')} asks for, and run "
+            f"again: the completions so far are stored (request: {_beginning(body)})"
+        )
+
+    def _say_fault(self, fault: str, pause: float) -> None:
         """Print the first fault, so that the user knows why the command waits."""
         if not self._said_fault:
             self._said_fault = True
-            tqdm.write(f"the server at {self.url}: {fault}; trying again", file=sys.stderr)
+            when = f" in {pause:.0f} s" if pause >= 10 else ""
+            tqdm.write(f"the server at {self.url}: {fault}; trying again{when}", file=sys.stderr)
 
 
-def read_choice(answer: Any) -> tuple[str, str, bool]:
-    """The text of an answer, the thinking that the server returns separately, and whether it was not cut off.
-
-    Raises:
-        LookupError, TypeError, AttributeError: it is no chat completion.
-    """
-    choice = answer["choices"][0]
-    message, finished = choice["message"], choice["finish_reason"] == "stop"
-    thought = message.get("reasoning_content") or message.get(
-        "reasoning"
-    )  # the latter is vLLM's current name
-    thought = thought if isinstance(thought, str) else ""
-    text = message.get("content")
-    if not isinstance(text, str):
-        # A completion that was cut off while thinking, or filtered, has no answer.
-        if text is not None or (finished and not thought):
-            raise TypeError(f"content is {type(text).__name__}")
-        text = ""
-    # Replace lone surrogates, which cannot be written to a file.
-    return text.encode("utf-8", "replace").decode("utf-8"), thought, finished
-
-
-def _host(url: Any, name: str) -> str:
-    """The host of a server's URL, which is called `name` in messages.
+def _parsed(url: Any, name: str) -> httpx.URL:
+    """A server's URL, which is called `name` in messages.
 
     Raises:
         ValueError: it is no valid base URL.
     """
+    shown = repr(without_secrets(str(url)))
     try:
         parsed = httpx.URL(str(url))
     except (httpx.InvalidURL, ValueError) as error:
-        raise ValueError(f"{name}={url!r} is no http:// or https:// address: {error}") from error
+        reason = without_secrets(str(error))
+        raise ValueError(f"{name}={shown} is no http:// or https:// address: {reason}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{name}={url!r} is no http:// or https:// address")
+        raise ValueError(f"{name}={shown} is no http:// or https:// address")
     if parsed.port is not None and not 0 < parsed.port < 1 << 16:
-        raise ValueError(f"{name}={url!r}: there is no port {parsed.port}")
+        raise ValueError(f"{name}={shown}: there is no port {parsed.port}")
     if parsed.query or parsed.fragment or parsed.path.rstrip("/").endswith("/completions"):
-        raise ValueError(f"{name}={url!r} is too long: leave out /chat/completions and what follows")
-    return parsed.host
+        raise ValueError(f"{name}={shown} is too long: leave out /chat/completions and what follows")
+    return parsed
 
 
 def _run(loop: asyncio.AbstractEventLoop, asked: "asyncio.Task[None]") -> None:
@@ -303,10 +338,3 @@ def _beginning(body: Body) -> str:
     messages = body.get("messages")
     content = str(messages[-1]["content"]) if messages else ""
     return repr(content if len(content) <= 60 else f"{content[:60]}...")
-
-
-def _asked_to_wait(answer: httpx.Response) -> float:
-    try:
-        return min(120.0, float(answer.headers.get("retry-after", "0")))
-    except ValueError:  # a date
-        return 0.0

@@ -46,6 +46,39 @@ def generate(
         count = max(rooms) if sampling.temperature > 0 else 0
         draws = np.stack([uniform_draws(seed, count, row) for row in range(len(prompts))])
     ends = frozenset(end_ids or lm.end_ids)
+    switch = lm.rope_switch
+    if switch is None or max(len(p) + room for p, room in zip(prompts, rooms, strict=True)) <= switch:
+        return _generate(lm, prompts, sampling, rooms, ends, draws)
+    # First the rows in front of the switch, up to the first token behind it; then the rows behind it, which
+    # are read anew with the other factors. transformers does the same with a single row.
+    written: list[list[int]] = [[] for _ in prompts]
+    for behind in (False, True):
+        before = {
+            row: [*prompt, *written[row]]
+            for row, prompt in enumerate(prompts)
+            if len(written[row]) < rooms[row] and (not written[row] or written[row][-1] not in ends)
+        }
+        before = {row: ids for row, ids in before.items() if (len(ids) > switch) == behind}
+        left = [rooms[row] - len(written[row]) for row in before]
+        if not behind:
+            left = [min(room, switch + 1 - len(ids)) for room, ids in zip(left, before.values(), strict=True)]
+        if before:
+            own = [np.roll(draws[row], -len(written[row])) for row in before]
+            parts = _generate(lm, list(before.values()), sampling, left, ends, np.stack(own))
+            for row, part in zip(before, parts, strict=True):
+                written[row] += part
+    return written
+
+
+def _generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    rooms: Sequence[int],
+    ends: frozenset[int],
+    draws: np.ndarray,
+) -> list[list[int]]:
+    """Completions of at most `rooms` tokens, for prompts on one side of the model's `rope_switch`."""
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     with _eval_mode(lm.model), cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:

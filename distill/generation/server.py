@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from distill.data.seam import continuing, prompt_end
+from distill.data.thoughts import open_end, with_thought
 from distill.data.trace import encode_completion
 from distill.errors import UserError
-from distill.generation.chat_client import ChatClient, read_choice
+from distill.generation.chat_answers import read_choice
+from distill.generation.chat_client import ChatClient
 from distill.generation.engine import Request, Written
 from distill.generation.sampling import Sampling
 from distill.models.lazy import LazyModel
@@ -66,11 +69,18 @@ class ServerEngine:
             timeout=timeout,
             wait=wait,
             refused=refused,
-            extra=dict(extra or {}),
+            extra=self._with_variables(dict(extra or {})),
         )
         # Settings that change the completions.
         self.settings = {"served_as": self.client.served_as, "extra": self.client.extra}
+        if variables := self.source.chat_template_kwargs:
+            self.settings["chat_template_kwargs"] = variables
         self.seconds = 0.0
+
+    def _with_variables(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the chat template's variables, as vLLM and SGLang take them."""
+        variables = self.source.chat_template_kwargs
+        return extra | {"chat_template_kwargs": dict(variables)} if variables else extra
 
     def write(
         self, requests: Sequence[Request], sampling: Sampling
@@ -78,9 +88,13 @@ class ServerEngine:
         seen: dict[bytes, list[str]] = {}
         skipped = 0
         began = time.perf_counter()
-        bodies = (self._body(request, sampling) for request in requests)
+        bodies = [self._body(request, sampling) for request in requests]
+
+        def read(place: int, answer: Any) -> Written:
+            return self._read(answer, requests[place], bodies[place])
+
         try:
-            with closing(self.client.ask(bodies, lambda n, answer: self._read(answer, requests[n]))) as asked:
+            with closing(self.client.ask(bodies, read)) as asked:
                 for index, written in asked:
                     skipped += written is None
                     written = Written(None, finished=False) if written is None else written
@@ -99,11 +113,12 @@ class ServerEngine:
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         return self.client.body(request.messages, sampling, request.seed)
 
-    def _read(self, answer: Any, request: Request) -> Written:
-        text, thought, finished = read_choice(answer)
+    def _read(self, answer: Any, request: Request, body: Mapping[str, Any]) -> Written:
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        text, thought, finished, ids = read_choice(answer, limit if isinstance(limit, int) else None)
         ends = self.source.end_ids
         # vLLM returns token ids on request: +engine.extra.return_token_ids=true
-        if ids := answer["choices"][0].get("token_ids"):
+        if ids:
             if finished and ids[-1] not in ends:
                 ids = [*ids, ends[0]]
             return Written(np.asarray(ids, dtype=np.int32), finished, text)
@@ -113,7 +128,9 @@ class ServerEngine:
             if end and text.endswith(end):
                 text, finished = text.removesuffix(end), True
         text = self._without_prompt(text, request, answer.get("usage"), bool(thought))
-        if thought:
+        if not thought:  # a server may leave out the mark that its template wrote, or repeat it
+            text = continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
+        else:
             text = self._with_thought(thought, text, request, closed=finished or bool(text))
         return Written(None, finished, text)
 
@@ -126,7 +143,7 @@ class ServerEngine:
         """
         tokenizer = self.source.tokenizer
         prompt = tokenizer.decode(request.prompt_ids).strip()
-        if thought and text.strip() == prompt.removesuffix("<think>").strip():
+        if thought and text.strip() == prompt.removesuffix(open_end(prompt).strip()).strip():
             return ""  # cut off while thinking: there is no other text
         written = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
         if not prompt or not text.startswith(prompt) or not isinstance(written, int):
@@ -140,11 +157,11 @@ class ServerEngine:
 
     def _with_thought(self, thought: str, text: str, request: Request, closed: bool) -> str:
         """The completion as the model wrote it, for a server that returns the thinking separately."""
-        prompt = self.source.tokenizer.decode(request.prompt_ids[-32:]).rstrip()
-        opened = "" if prompt.endswith("<think>") else "<think>\n"
+        if "</think>" in text:  # the server returns it in the text, too
+            return text
         thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")
-        answer = text.lstrip("\n")
-        return f"{opened}{thought}\n</think>\n\n{answer}" if closed else f"{opened}{thought}"
+        text = with_thought(thought, text.lstrip("\n")) if closed else f"<think>\n{thought}"
+        return continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
 
 
 def _prompt_of(request: Request) -> bytes:

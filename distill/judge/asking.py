@@ -11,7 +11,8 @@ from typing import Any, Generic
 
 from tqdm.auto import tqdm
 
-from distill.generation.chat_client import ChatClient, read_choice
+from distill.generation.chat_answers import read_choice
+from distill.generation.chat_client import ChatClient
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Written
 from distill.generation.sampling import Sampling
@@ -88,8 +89,8 @@ class Judge:
 
 
 def _written(answer: Any) -> Written:
-    text, _, finished = read_choice(answer)
-    return Written(None, finished, text)
+    choice = read_choice(answer)
+    return Written(None, choice.finished, choice.text)
 
 
 def _key(body: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distill.benchmarks.grading.answers import without_thinking
+from distill.data.thoughts import without_thinking
 from distill.judge.prompts import CRITERIA, VERDICTS
 
 _OBJECT = re.compile(r'\{\s*"')  # where an object begins; LaTeX's braces have no quote behind them

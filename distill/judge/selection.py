@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.benchmarks.grading.answers import THINKING, without_thinking
+from distill.data.thoughts import THINKING, without_thinking
 from distill.errors import UserError
 from distill.evaluation.comparison_sides import Side, read_samples, read_sides
 

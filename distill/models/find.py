@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from distill.errors import UserError, first_line
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
+_OWN = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "messages",
+    "tokenize",
+}
 _SAMPLED_BLOCK, _SAMPLED_BLOCKS = 1 << 20, 64
 
 
@@ -21,6 +31,7 @@ def find_model(
     dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> ModelSource:
     """Find a model without loading its weights.
 
@@ -31,23 +42,69 @@ def find_model(
         dtype: dtype of the weights in memory.
         revision: the hub's branch, tag or commit.
         trust_remote_code: whether to run the repository's own Python code.
+        chat_template_kwargs: variables for the chat template (`variables_of`).
 
     Raises:
         UserError: no model was found; the message says what was tried.
     """
-    return first_found(spec, key, lambda one: _find_one(one, key, dtype, revision, trust_remote_code))
-
-
-def _find_one(spec: str, key: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    source = functools.partial(
+        ModelSource,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        chat_template_kwargs=chat_template_kwargs or None,
+    )
     find_dtype(dtype)
+    return first_found(spec, key, lambda one: _find_one(one, key, revision, source))
+
+
+def _find_one(
+    spec: str, key: str, revision: str | None, source: functools.partial[ModelSource]
+) -> ModelSource:
     path = find_path(spec, key)
-    source = functools.partial(ModelSource, name=spec, dtype=dtype, trust_remote_code=trust_remote_code)
     if path is None:
         commit = _hub_commit(spec, key, revision)
-        return source(location=spec, revision=commit, fingerprint=commit)
+        return source(name=spec, location=spec, revision=commit, fingerprint=commit)
     if path.is_dir():
-        return source(location=str(path), fingerprint=_hash_files(path))
-    return source(location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
+        return source(name=spec, location=str(path), fingerprint=_hash_files(path))
+    return source(name=spec, location=str(path.parent), gguf=path.name, fingerprint=_hash_files(path))
+
+
+def variables_of(given: Any, key: str = "model.chat_template_kwargs") -> dict[str, Any]:
+    """Variables for the chat template from the configuration, without those that are null.
+
+    Args:
+        given: the value of the key; None: there are none.
+        key: the key, for messages.
+
+    Raises:
+        UserError: it is no mapping, or names what is no variable.
+    """
+    given = plain(given)
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{key}={given!r} is no list of variables: {key}.enable_thinking=false")
+    if own := _OWN & {str(name) for name in given or {}}:
+        raise UserError(
+            f"{key}.{min(own)} cannot be set: it is no variable of a chat template, but what is rendered"
+        )
+    return {str(name): value for name, value in (given or {}).items() if value is not None}
+
+
+def check_template_variables(sources: Iterable[ModelSource]) -> None:
+    """Check that each variable for the chat templates is read by one of the models' templates.
+
+    Raises:
+        UserError: one is not; names it.
+    """
+    sources = list(sources)
+    texts = " ".join(str(one.tokenizer.chat_template) for one in sources if one.chat_template_kwargs)
+    for source in sources:
+        for name, value in (source.chat_template_kwargs or {}).items():
+            if not re.search(rf"\b{re.escape(name)}\b", texts):
+                models = " or ".join(dict.fromkeys(one.name for one in sources))
+                raise UserError(
+                    f"model.chat_template_kwargs.{name}={json.dumps(value)}: the chat template of {models} "
+                    f"does not read it; leave it out, or choose a model whose template does"
+                )
 
 
 def _hub_commit(spec: str, key: str, revision: str | None) -> str:
@@ -97,10 +154,15 @@ def _hash_files(path: Path) -> str:
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
+    variables = variables_of(model.get("chat_template_kwargs"))
+    if role == "teacher":
+        key = "teacher_chat_template_kwargs"
+        variables |= variables_of(model.get(key), f"model.{key}")
     return find_model(
         plain(model[role]),
         key=f"model.{role}",
         dtype=dtype,
         revision=model["teacher_revision" if role == "teacher" else "student_revision"],
         trust_remote_code=model["trust_remote_code"],
+        chat_template_kwargs=variables,
     )

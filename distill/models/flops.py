@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from distill.data.batch import by_length
-from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.models.head import Head
@@ -131,7 +130,7 @@ def cost_of(model: Any, name: str, vocab_size: int | None = None) -> Cost:
 def cost_of_source(source: ModelSource) -> Cost:
     """Like `cost_of`, from configuration and tokenizer only; `UNKNOWN` if the model cannot be counted."""
     try:
-        return cost_of(source.skeleton(), source.name, tokenizer_size(source.tokenizer))
+        return cost_of(source.skeleton(), source.name, source.vocab_size)
     except UserError:
         return UNKNOWN
 

@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.data.layout import Layout, Pass
-from distill.data.tokenizers import end_ids, tokenizer_fingerprint, tokenizer_size
+from distill.data.tokenizers import (
+    end_ids,
+    set_template_variables,
+    shared_rows,
+    tokenizer_fingerprint,
+    tokenizer_size,
+)
 from distill.errors import UserError, first_line
 from distill.models.head import Head
+from distill.models.rope import rope_switch
 
 PACKED_ATTENTION = "packed"  # name of distill.models.packed_attention's attention in transformers
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -33,6 +40,9 @@ class ModelSource:
         revision: the hub's commit, so that all files come from the same one.
         dtype: dtype of the weights in memory: float32, bfloat16, …, or auto (as stored).
         trust_remote_code: whether to run the repository's own Python code.
+        rows: first rows of the output matrix that take part; None: those of all the tokenizer's tokens. The
+            model then predicts and writes no other token, and reads them all.
+        chat_template_kwargs: variables for its chat template, such as `enable_thinking`.
     """
 
     name: str
@@ -42,6 +52,25 @@ class ModelSource:
     revision: str | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    rows: int | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def cut(self, rows: int) -> "ModelSource":
+        """The model with the first `rows` rows of its output matrix; itself if it has no more tokens."""
+        if self.vocab_size <= rows:
+            return self
+        # What is computed with fewer rows is stored apart.
+        found = replace(self, rows=rows, fingerprint=f"{self.fingerprint}-{rows}-rows")
+        vars(found).update(
+            {name: vars(self)[name] for name in ("tokenizer", "vocabulary") if name in vars(self)}
+        )
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model predicts: its tokenizer's, or the first `rows` of them."""
+        size = tokenizer_size(self.tokenizer)
+        return size if self.rows is None else min(size, self.rows)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -64,6 +93,8 @@ class ModelSource:
             raise UserError(
                 f"the tokenizer of {self.name!r} has no end-of-sequence token: set eos_token in it"
             )
+        if self.chat_template_kwargs:
+            set_template_variables(tokenizer, self.chat_template_kwargs)
         return tokenizer
 
     @functools.cached_property
@@ -159,9 +190,10 @@ class LanguageModel:
             raise UserError(
                 f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
             )
+        self.rope_switch = rope_switch(model.config)
         # Output matrices are padded to round sizes that differ within a model family (Qwen2.5 1.5B and 7B).
         # Only the rows of real tokens are used, in training, logprobs and sampling.
-        self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0])
+        self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0], source.rows or 1 << 40)
 
     @property
     def device(self) -> torch.device:
@@ -196,11 +228,18 @@ class LanguageModel:
                 true entries; None: one padded pass. The result is the same.
         """
         weight = self.model.get_output_embeddings().weight[: self.vocab_size]
+        width, longer = input_ids.shape[1], None
+        if self.rope_switch is not None and width > self.rope_switch:
+            # Column t is about token t + 1, and a row ends with its completion.
+            longer = mask[:, self.rope_switch - 1 :].any(1)
         if layout is None:
-            return Head(hidden=self._rows(input_ids)[:, :-1][mask], weight=weight)
+            states = self._rows(input_ids) if longer is None else self._rows_by_length(input_ids, longer)
+            return Head(hidden=states[:, :-1][mask], weight=weight)
         flat = input_ids.flatten()
         with cached_casts(input_ids.device.type) if len(layout.passes) > 1 else contextlib.nullcontext():
-            parts = [self._states(flat[one.tokens], one).flatten(0, 1) for one in layout.passes]
+            parts = [
+                self._states(flat[one.tokens], one, width, longer).flatten(0, 1) for one in layout.passes
+            ]
         states = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Head(hidden=states.index_select(0, layout.predicting), weight=weight)
 
@@ -208,9 +247,29 @@ class LanguageModel:
         with _a_trace_a_row():
             return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
-    def _states(self, ids: Int[Tensor, "rows length"], one: Pass) -> Float[Tensor, "rows length hidden"]:
+    def _rows_by_length(
+        self, ids: Int[Tensor, "rows length"], longer: Bool[Tensor, " rows"]
+    ) -> Float[Tensor, "rows length hidden"]:
+        """As `_rows`, with the rows that are longer than `rope_switch` in a pass of their own."""
+        assert self.rope_switch is not None
+        length = ids.shape[1]
+        parts, places = [], []
+        with cached_casts(ids.device.type):
+            for chosen, end in ((~longer, min(length, self.rope_switch)), (longer, length)):
+                if len(rows := chosen.nonzero().squeeze(1)):
+                    states = self._rows(ids[rows, :end])
+                    parts.append(nn.functional.pad(states, (0, 0, 0, length - end)))
+                    places.append(rows)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def _states(
+        self, ids: Int[Tensor, "rows length"], one: Pass, width: int, longer: Bool[Tensor, " batch"] | None
+    ) -> Float[Tensor, "rows length hidden"]:
+        """The states of one pass of a batch of some `width`; `longer`: its rows behind the `rope_switch`."""
         if one.segments is None:
-            return self._rows(ids)
+            if longer is None:
+                return self._rows(ids)
+            return self._rows_by_length(ids, longer[one.tokens[:, 0] // width])
         if self.model.config._attn_implementation != PACKED_ATTENTION:
             raise RuntimeError(
                 "a model must be made ready for packed rows by distill.models.packed_attention.allow_packing"
@@ -232,7 +291,7 @@ class LanguageModel:
         Models with soft-capping or scaling of logits are rejected, because the chunked head would silently
         train a different function.
         """
-        capped = getattr(self.model.config, "final_logit_softcapping", None)
+        capped = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         ids = torch.tensor([[1, 2, 3]], device=self.device).clamp(max=self.vocab_size - 1)
         expected = self.model(input_ids=ids, use_cache=False).logits[0, :2, : self.vocab_size].float()
         head = self.completion_head(ids, torch.ones(1, 2, dtype=torch.bool, device=self.device))
@@ -263,10 +322,29 @@ def enable_gradient_checkpointing(lm: LanguageModel) -> None:
         ) from error
 
 
+def on_shared_rows(
+    student: ModelSource, others: Sequence[ModelSource]
+) -> tuple[ModelSource, list[ModelSource]]:
+    """The models with the rows of the tokens that all of them have; unchanged if the tokens mean others."""
+    rows = [
+        shared_rows(student.tokenizer, other.tokenizer)
+        for other in others
+        if other.vocabulary != student.vocabulary
+    ]
+    found = [count for count in rows if count is not None]
+    if not rows or len(found) < len(rows):
+        return student, list(others)
+    return student.cut(min(found)), [other.cut(min(found)) for other in others]
+
+
 def vocabulary_mismatch(student: ModelSource, teacher: ModelSource) -> str | None:
-    """Why student and teacher cannot be compared token by token; None if they can."""
+    """Why student and teacher cannot be compared token by token; None if they can.
+
+    Of two that differ only by further tokens, both must have been reduced to `on_shared_rows` before.
+    """
     ours, theirs = student.tokenizer, teacher.tokenizer
-    if student.vocabulary != teacher.vocabulary:
+    alike = student.vocabulary == teacher.vocabulary or shared_rows(ours, theirs) is not None
+    if not alike or student.vocab_size != teacher.vocab_size:
         a, b = ours.get_vocab(), theirs.get_vocab()
         differing = sum(1 for token, index in a.items() if b.get(token) != index)
         return (
@@ -317,7 +395,8 @@ def _a_trace_a_row() -> Iterator[None]:
 
 
 def _context_length(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    text = config.get_text_config()  # of a model that also sees pictures
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
 
 def _forget_packing(model: Any) -> None:

@@ -24,6 +24,10 @@ class LazyModel:
         held._loaded = lm
         return held
 
+    def reduced_to(self, source: ModelSource) -> "LazyModel":
+        """The model with fewer rows of its output matrix; itself if `source` is its own."""
+        return self if source is self.source else LazyModel(source, self.device)
+
     @property
     def loaded(self) -> bool:
         return self._loaded is not None

@@ -7,7 +7,9 @@ import difflib
 import hashlib
 import importlib.util
 import math
+import re
 import warnings
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -15,13 +17,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.models.language_model import LanguageModel, ModelSource
 
 _ALL = "all-linear"
 _KEYS = ("rank", "alpha", "dropout", "targets")
 _ADAPTER = "default"  # peft's default adapter name
 _SAMPLES = 1024  # values per frozen tensor that go into the fingerprint
+_WRAPPED = re.compile(r"(?:\.base_layer)+\.")  # peft keeps a layer inside its wrapper; several may be nested
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,41 @@ def read_lora(values: Any) -> Lora | None:
 
 
 def check_targets(lora: Lora, source: ModelSource) -> None:
-    """Check `model.lora.targets` before the model's weights are loaded or downloaded.
+    """Check `model.lora` before the model's weights are loaded or downloaded.
 
     Raises:
-        UserError: no linear layer has such a name (suggests close matches), or it is the output matrix.
+        UserError: no linear layer has such a name (suggests close matches), it is the output matrix, or peft
+            cannot adapt a layer so that it can be saved.
     """
-    if not lora.targets:
-        return
     model = source.skeleton()
+    _check_names(lora, source, model)
+    before = set(model.state_dict())
+    try:
+        _inject(model, lora, source)
+    except Exception as error:  # peft raises several kinds for layers that it does not know
+        experts = ", ".join(_experts(model))
+        where = f" (it has experts: {experts})" if experts else ""
+        remedy = "set model.lora.dropout=0, or name" if lora.dropout and experts else "name"
+        raise UserError(
+            f"model.lora does not work with {source.name!r}{where}: {first_line(error)}; {remedy} other "
+            f"layers in model.lora.targets, such as [q_proj,v_proj], or train all weights "
+            f"(model.lora.rank=null)"
+        ) from error
+    if unknown := [name for name, _ in _adapted_weights(model) if name not in before]:
+        raise UserError(
+            f"model.lora cannot be merged into {len(unknown)} layers of {source.name!r} ({unknown[0]}, ...): "
+            f"name other layers in model.lora.targets, such as [q_proj,v_proj]"
+        )
+
+
+def _check_names(lora: Lora, source: ModelSource, model: Any) -> None:
+    """Check that each target is the name of a linear layer other than the output matrix."""
     head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_linear(module) and not _is_router(module)
+    }
     names = list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, module in linear.items() if module is not head))
     for target in lora.targets:
         found = [module for n, module in linear.items() if n == target or n.endswith(f".{target}")]
@@ -114,6 +142,16 @@ def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
         lora: LoRA settings.
         seed: for the initialization of A; the global random state is not changed.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _inject(lm.model, lora, lm.source)
+    for parameter in lm.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    lm.model.eval()  # includes the adapters' dropout
+
+
+def _inject(model: Any, lora: Lora, source: ModelSource) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -121,20 +159,43 @@ def add_lora(lm: LanguageModel, lora: Lora, *, seed: int) -> None:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets) or _ALL,
+        exclude_modules=[name for name, module in model.named_modules() if _is_router(module)] or None,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=lm.source.location,
-        revision=lm.source.revision,
+        base_model_name_or_path=source.location,
+        revision=source.revision,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "fan_in_fan_out is set to False"
-        )  # peft then sets it itself (GPT-2)
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, lm.model, _ADAPTER)
-    for parameter in lm.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    lm.model.eval()  # includes the adapters' dropout
+    with warnings.catch_warnings():
+        # peft then sets it itself (GPT-2), and looks for experts' weights among the modules first.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+        inject_adapter_in_model(config, model, _ADAPTER)
+
+
+def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each adapted weight's name in the plain model's state dict, with its adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            # A weight of a mixture's experts is adapted by itself, without a linear layer around it.
+            weight = getattr(layer, "parameter_name", "weight")
+            yield _plain_name(f"{name}.{weight}"), layer
+
+
+def _experts(model: nn.Module, adapted: Collection[str] = ()) -> list[str]:
+    """The weights of mixtures of experts that have no adapter, each layer's number written as `*`."""
+    weights = {_plain_name(name) for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
+    return sorted({re.sub(r"\.\d+\.", ".*.", name) for name in weights - set(adapted)})
+
+
+def unadapted_experts(model: nn.Module) -> list[str]:
+    """Names of the experts' weights that get no adapter, with `*` for each layer's number."""
+    return _experts(model, {name for name, _ in _adapted_weights(model)})
+
+
+def _plain_name(name: str) -> str:
+    """A weight's name in the model without adapters."""
+    return _WRAPPED.sub(".", name)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -153,20 +214,14 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
     The model itself is not changed: merging and unmerging in place would alter its weights by rounding.
     """
-    from peft.tuners.lora import LoraLayer
-
     adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state: dict[str, Tensor] = {k: value for k, value in model.state_dict().items() if k not in adapters}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        prefix = f"{name}.base_layer."
-        for key in [key for key in state if key.startswith(prefix)]:
-            state[f"{name}.{key.removeprefix(prefix)}"] = state.pop(key)
-        weight = state[f"{name}.weight"]
-        delta = layer.get_delta_weight(_ADAPTER)  # pyright: ignore[reportAttributeAccessIssue]
+    state: dict[str, Tensor] = {
+        _plain_name(name): value for name, value in model.state_dict().items() if name not in adapters
+    }
+    for name, layer in _adapted_weights(model):
         # Move each to the CPU: a second copy of all weights may not fit on the device.
-        state[f"{name}.weight"] = (weight + delta).to(weight.dtype).cpu()
+        merged = state[name] + layer.get_delta_weight(_ADAPTER)
+        state[name] = merged.to(state[name].dtype).cpu()
     return state
 
 
@@ -199,7 +254,7 @@ def fingerprint(module: nn.Module) -> str:
         if not parameter.requires_grad:
             values = parameter.detach().flatten()
             samples = values[:: max(1, len(values) // _SAMPLES)].double().cpu().numpy()
-            digest.update(f"{name.replace('.base_layer.', '.')}:{len(values)}:".encode() + samples.tobytes())
+            digest.update(f"{_plain_name(name)}:{len(values)}:".encode() + samples.tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -207,6 +262,18 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, (nn.Linear, Conv1D))  # the same classes as peft's all-linear
+
+
+@torch.no_grad()
+def _is_router(module: nn.Module) -> bool:
+    """Whether it is a subclass of a linear layer that returns more than a tensor, such as a mixture's router:
+    peft would take it for a linear layer, and fail in training."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return False
+    try:
+        return not isinstance(module(module.weight[:1]), Tensor)
+    except Exception:  # it wants other inputs than a linear layer
+        return True
 
 
 def _is_number(value: object) -> TypeGuard[float]:

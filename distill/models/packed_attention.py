@@ -123,6 +123,11 @@ def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torc
     config = lm.model.config.get_text_config()
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise UserError(f"{refusal}it has layers of {', '.join(sorted(others))}{remedy}")
+    if lm.rope_switch is not None and longest > lm.rope_switch:
+        raise UserError(
+            f"{refusal}it reads traces of more than {lm.rope_switch} tokens with other position factors than "
+            f"shorter ones{remedy}"
+        )
     lm.model.set_attn_implementation(PACKED_ATTENTION)
     if lm.model.config._attn_implementation != PACKED_ATTENTION:
         raise UserError(f"{refusal}its attention is its own{remedy}")

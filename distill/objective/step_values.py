@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from distill.benchmarks.grading.graded import graded
 from distill.data.batch import Batch, by_length, collate
+from distill.data.seam import written_text
 from distill.data.trace import Example, Grader, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -198,8 +200,8 @@ class StepProposals:
         found = []
         for example, text, count, prompt in zip(examples, texts, counts, prompts, strict=True):
             wholes = [[*text, *next(behind)] for _ in range(count)] or [text]
-            answers = [teacher.tokenizer.decode(w[prompt:], skip_special_tokens=True) for w in wholes]
-            found.append(sum(grade(example, answer).correct for answer in answers) / len(answers))
+            answers = [written_text(teacher.tokenizer, w[:prompt], w[prompt:]) for w in wholes]
+            found.append(sum(graded(grade, example, answer).correct for answer in answers) / len(answers))
         return found
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from distill.data.prompt import Prompt
-from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
@@ -54,7 +53,7 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
     model = source.skeleton()
     output = model.get_output_embeddings().weight
     try:
-        vocabulary = min(tokenizer_size(source.tokenizer), output.shape[0])
+        vocabulary = min(source.vocab_size, output.shape[0])
     except UserError:  # no tokenizer here; the configuration is enough
         vocabulary = output.shape[0]
     config = model.config.get_text_config()

@@ -26,7 +26,7 @@ from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked
 from distill.io.progress import inside, progress_bar, watched
 from distill.models.find import find, find_model
-from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.report.drift_kept import read_drift, write_drift
 from distill.runs.config import models_of, read_run_config, said_again
@@ -34,6 +34,10 @@ from distill.runs.read import Run
 from distill.teacher.completions import writer_key
 from distill.training import sweeps
 
+_OF_TEACHER = (
+    *("teacher", "teacher_dtype", "teacher_revision"),
+    *("chat_template_kwargs", "teacher_chat_template_kwargs"),
+)
 _FORMAT = 2  # version of the cached drifts
 
 
@@ -167,6 +171,8 @@ class _Measuring:
             trust_remote_code=cfg.model.trust_remote_code,
         )
         teacher = self._teacher(cfg)
+        student, (source,) = on_shared_rows(student, [teacher.source])
+        teacher = teacher.reduced_to(source)
         if mismatch := vocabulary_mismatch(student, teacher.source):
             raise UserError(f"drift compares the models token by token, but {mismatch}")
         asked = [ask_both(*one, student, teacher.source) for one in self._problems(cfg)]
@@ -203,9 +209,7 @@ class _Measuring:
         return self.folder / "written" / f"{benchmark.name}-{_hash(key)}"
 
     def _teacher(self, cfg: DictConfig) -> LazyModel:
-        named = {
-            name: plain(cfg.model.get(name)) for name in ("teacher", "teacher_dtype", "teacher_revision")
-        }
+        named = {name: plain(cfg.model.get(name)) for name in _OF_TEACHER}
         key = _hash({**named, "trusted": cfg.model.trust_remote_code})
         if key not in self.teachers:
             self.teachers[key] = LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), self.device)

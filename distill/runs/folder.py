@@ -17,6 +17,7 @@ from distill.config.paths import CHECKOUT
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError
 from distill.io.files import write_atomically, write_json
+from distill.io.secrets import without_secrets
 
 STATE = "state.ckpt"
 
@@ -54,9 +55,9 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
         config: the resolved configuration.
         overrides: of the command line.
     """
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    text = without_secrets(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_json(folder / "versions.json", versions() | {"overrides": list(overrides)})
+    write_json(folder / "versions.json", versions() | {"overrides": list(map(without_secrets, overrides))})
 
 
 def versions() -> dict[str, Any]:
@@ -78,7 +79,7 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "git": _git_state(),
-        "command": [_program(), *sys.argv[1:]],
+        "command": [_program(), *map(without_secrets, sys.argv[1:])],
     }
 
 

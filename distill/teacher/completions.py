@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -41,8 +42,8 @@ def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teach
 
 
 def writer_key(source: ModelSource) -> dict[str, Any]:
-    """Cache key for completions of a model: weights, dtype, tokenizer and chat template."""
-    template = str(source.tokenizer.chat_template).encode("utf-8", "surrogatepass")
+    """Cache key for completions of a model: weights, dtype, tokenizer, chat template and its variables."""
+    template = template_of(source.tokenizer).encode("utf-8", "surrogatepass")
     return {**model_key(source), "template": hashlib.sha256(template).hexdigest()[:32]}
 
 

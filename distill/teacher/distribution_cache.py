@@ -12,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distill.data.batch import hash_traces
-from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.io.cache import ShardCache, StoredRows
@@ -233,11 +232,8 @@ def _matrix_by_name(source: ModelSource) -> Tensor | None:
             if path is None:
                 continue
             with safe_open(path, "pt") as file:
-                stored = file.get_slice(name)[: tokenizer_size(source.tokenizer)]
-            if tuple(stored.shape) != (
-                min(matrix.shape[0], tokenizer_size(source.tokenizer)),
-                matrix.shape[1],
-            ):
+                stored = file.get_slice(name)[: source.vocab_size]
+            if tuple(stored.shape) != (min(matrix.shape[0], source.vocab_size), matrix.shape[1]):
                 return None
             own = getattr(config, "dtype", None) or stored.dtype
             return stored.to(own if source.dtype == "auto" else getattr(torch, source.dtype), copy=True)

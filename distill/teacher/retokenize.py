@@ -16,6 +16,8 @@ from distill.data.alignment import (
     spread_over_spans,
 )
 from distill.data.prompt import Prompt
+from distill.data.seam import prompt_end, same_opening
+from distill.data.thoughts import thought_end
 from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
@@ -67,6 +69,16 @@ class Retokenizer:
         self.prompt.check(example)
         return self.prompt.encode(self.tokenizer, example)
 
+    def _prompt_of(self, trace: Trace, own: np.ndarray) -> np.ndarray:
+        """Token ids of the teacher's prompt, with the thought's opening if the student's has it.
+
+        Args:
+            trace: the trace.
+            own: the student's prompt, without tokens of the completion that are not learned.
+        """
+        begun = thought_end(prompt_end(self.student.tokenizer, own))
+        return same_opening(self.tokenizer, self.prompt_ids(trace.example), begun)
+
     def view(self, trace: Trace) -> TeacherView:
         """The teacher's view of a trace, not truncated.
 
@@ -81,8 +93,8 @@ class Retokenizer:
                 f"tokens of its own cannot be shown: take a teacher of the student's family"
             )
         # Such tokens are the end of the student's prompt.
-        context = trace.prompt_ids[len(trace.prompt_ids) - count :]
-        prompt_ids = np.concatenate([self.prompt_ids(trace.example), context])
+        at = len(trace.prompt_ids) - count
+        prompt_ids = np.concatenate([self._prompt_of(trace, trace.prompt_ids[:at]), trace.prompt_ids[at:]])
         return self._read(prompt_ids, trace.completion_ids.tolist())
 
     def read(self, prompt_ids: np.ndarray, completion_ids: Sequence[int]) -> TeacherView:

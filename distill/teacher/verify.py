@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.benchmarks.grading.graded import graded
 from distill.benchmarks.grading.judge import MathJudge
 from distill.data.trace import Example, Grader
 from distill.errors import UserError
@@ -73,7 +74,9 @@ class Checks:
 
     def _verdict(self, record: Mapping[str, Any], example: Example) -> tuple[str | None, bool | None, str]:
         judged = self.grade is not None and example.gold is not None
-        verdict = self.grade(example, record["completion"]) if self.grade is not None and judged else None
+        verdict = (
+            graded(self.grade, example, record["completion"]) if self.grade is not None and judged else None
+        )
         if broken := self._broken_rule(record):
             return verdict.answer if verdict else None, False if judged else None, broken
         if verdict is None:

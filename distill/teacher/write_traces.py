@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from distill.config.instantiate import build
+from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
+from distill.data.seam import prompt_end, whole, written_text
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
 from distill.data.trace_set import template_hash, write_records
@@ -30,7 +31,7 @@ from distill.io.files import hash_arrays, write_atomically
 from distill.io.locks import claimed
 from distill.io.progress import progress_bar
 from distill.models.devices import find_device
-from distill.models.find import find
+from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
@@ -91,7 +92,7 @@ class WriteSetup:
             prompt.check(example)
         asked = [prompt.messages(example) for example in examples]
         prompts = [
-            encode_messages(source.tokenizer, messages, example.place)
+            encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
         check_room(examples, prompts, source)
@@ -100,6 +101,10 @@ class WriteSetup:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
+            raise UserError(
+                f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
+            )
         return cls(
             folder=Path(cfg.out),
             teacher=teacher,
@@ -113,7 +118,7 @@ class WriteSetup:
             messages=asked,
             prompts=prompts,
             template=template_hash(source.tokenizer, prompt.user, prompt.system),
-            config=OmegaConf.to_yaml(cfg, resolve=True),
+            config=as_yaml(cfg),
         )
 
     @cached_property
@@ -137,7 +142,7 @@ class WriteSetup:
             **getattr(self.engine, "settings", {}),
             "sampling": vars(self.sampling) | {"samples": self.samples, "seed": self.seed},
             "prompts": hash_arrays(iter(self.prompts)),
-        }
+        }  # the prompts hold what the chat template's variables change
 
     def check_spelling(self, place: int, written: Written) -> None:
         """Refuse text that the teacher's tokenizer cannot spell: another model may be behind a server."""
@@ -192,7 +197,9 @@ def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
 def _teacher(cfg: DictConfig) -> ModelSource:
     if not cfg.model.teacher:
         raise UserError("model.teacher is not set: name who writes (a hub id, a folder or a GGUF file)")
-    return find(cfg.model, "teacher", cfg.model.teacher_dtype)
+    source = find(cfg.model, "teacher", cfg.model.teacher_dtype)
+    check_template_variables([source])
+    return source
 
 
 def _unique_ids(examples: Sequence[Example]) -> list[Example]:
@@ -222,9 +229,10 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
     for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
         number, sample = divmod(place, setup.samples)
         example = setup.examples[number]
-        text = completion.text
-        if completion.ids is not None:
-            text = source.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        if completion.ids is None:
+            text = whole(prompt_end(source.tokenizer, request.prompt_ids), completion.text)
+        else:
+            text = written_text(source.tokenizer, request.prompt_ids, completion.ids)
         records.append(
             {
                 "id": f"{example.id}#{sample}",

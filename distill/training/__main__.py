@@ -12,6 +12,7 @@ from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
 from distill.config.instantiate import resolved
 from distill.config.paths import CONFIG
+from distill.training.interrupt import resumable
 from distill.training.resume import resume_arguments
 
 
@@ -31,7 +32,8 @@ def main(cfg: DictConfig) -> float | None:
         with no_collection():
             from distill.training.run import train
 
-        return train(cfg).accuracy
+        with resumable(started.folder, sweep=started.sweep):
+            return train(cfg).accuracy
     return None
 
 

@@ -48,17 +48,17 @@ def check_data(cfg: DictConfig) -> None:
     """Check that the file `data.path` exists, if the data source is one of this package's readers."""
     path = OmegaConf.select(cfg, "data.path")
     if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
-        check_file(str(path))
+        check_file(str(path), str(OmegaConf.select(cfg, "data.recipe.source.split") or "train"))
 
 
 def check_benchmarks(cfg: DictConfig) -> None:
     """Check that the benchmarks' files exist."""
-    for path in _benchmark_paths(cfg.get("benchmark") or {}):
-        check_file(path)
+    for path, split in _benchmark_paths(cfg.get("benchmark") or {}):
+        check_file(path, split)
 
 
-def _benchmark_paths(node: Any) -> Iterator[str]:
-    """Files given by `benchmark.path` and `benchmark.<name>.path`."""
+def _benchmark_paths(node: Any) -> Iterator[tuple[str, str]]:
+    """Files given by `benchmark.path` and `benchmark.<name>.path`, each with the split for a folder."""
     benchmarks = {
         name: benchmark
         for name, benchmark in node.items()
@@ -73,7 +73,7 @@ def _benchmark_paths(node: Any) -> Iterator[str]:
         if (
             isinstance(file, str) and name != "arithmetic" and _ours(benchmark.source)
         ):  # arithmetic generates its problems
-            yield file
+            yield file, str(benchmark.source.get("split") or "test")
 
 
 def _ours(source: Any) -> bool:

@@ -1,14 +1,14 @@
 """Find the models that an objective needs, by role, and check that they fit together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
 from distill.losses.weights import uniform
-from distill.models.find import find
-from distill.models.language_model import ModelSource, vocabulary_mismatch
+from distill.models.find import check_template_variables, find
+from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.objective import Objective
 from distill.training.recipe import TraceRecipe
 
@@ -53,7 +53,43 @@ def find_models(
         if not model[role]:
             raise UserError(_missing(role, _why(role, objective, loss)))
         frozen[role] = find(model, role, model["teacher_dtype" if role == "teacher" else "student_dtype"])
+    check_template_variables([student, *frozen.values()])
     return student, frozen
+
+
+def share_rows(
+    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
+) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    """Let models that differ only by further tokens take part with the rows that they share.
+
+    Models that the objective compares by text, or does not compare, stay as they are.
+    """
+    compared = {
+        role: source
+        for role, source in frozen.items()
+        if source is not student and _compares(role, objective, loss)
+    }
+    reduced, others = on_shared_rows(student, list(compared.values()))
+    again = {id(student): reduced} | dict(zip(map(id, compared.values()), others, strict=True))
+    return reduced, {role: again.get(id(source), source) for role, source in frozen.items()}
+
+
+def rows_in_words(student: ModelSource, frozen: Mapping[Role, ModelSource]) -> Iterator[str]:
+    """A sentence about each model whose further tokens take no part."""
+    for role, source in {"student": student, **frozen}.items():
+        if source.rows is None or (role != "student" and source is student):
+            continue
+        further = sorted((i, token) for token, i in source.tokenizer.get_vocab().items() if i >= source.rows)
+        shown = ", ".join(repr(token) for _, token in further[:3]) + (", …" if len(further) > 3 else "")
+        yield (
+            f"model.{role}={source.name} has {len(further)} tokens more ({shown}): the {source.rows} shared "
+            f"rows of the output matrices take part, and in this run it predicts and writes no others"
+        )
+
+
+def _compares(role: Role, objective: Objective, loss: str | None) -> bool:
+    """Whether the objective compares a frozen model with the student token by token."""
+    return bool(_why(role, objective, loss)) and not (role == "teacher" and objective.across_vocabularies)
 
 
 def check_vocabularies(
@@ -61,10 +97,9 @@ def check_vocabularies(
 ) -> None:
     """Reject a frozen model whose vocabulary differs from the student's where the objective compares them."""
     for role, source in frozen.items():
-        comparable = role == "teacher" and objective.across_vocabularies
-        why = _why(role, objective, loss)
-        if source is student or not why or comparable:
+        if source is student or not _compares(role, objective, loss):
             continue
+        why = _why(role, objective, loss)
         if mismatch := vocabulary_mismatch(student, source):
             raise UserError(
                 f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -20,14 +20,14 @@ from distill.losses.signals import Role
 from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
-from distill.models.lora import add_lora, is_adapted, parameter_counts
+from distill.models.lora import add_lora, is_adapted, parameter_counts, unadapted_experts
 from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.runs.folder import claim
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
-from distill.training.models import writes_all
+from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -87,6 +87,9 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     objective = setup.objective
     torch.set_num_threads(setup.compute.threads or _THREADS)
     lightning.seed_everything(setup.seed, verbose=False)
+    with clock("traces"):  # before the models: a mistake in the data costs no loading
+        examples = setup.recipe.source()
+    recipe = replace(setup.recipe, source=lambda: examples)
     student = _load_student(setup)
     frozen: dict[Role, LazyModel] = {
         role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
@@ -94,12 +97,10 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     if first_rank():
         if setup.resumed is None:
             claim(setup.folder)
-        print(_begin(setup, student))
+        print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
-        traces = prepare_traces(
-            objective, setup.recipe, student, frozen, setup.reader, cache=setup.cache, say=say
-        )
+        traces = prepare_traces(objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say)
         matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
@@ -128,12 +129,15 @@ def _load_student(setup: Setup) -> LanguageModel:
     return student
 
 
-def _begin(setup: Setup, student: LanguageModel) -> str:
-    """The first line that a run prints."""
+def _begin(setup: Setup, student: LanguageModel) -> Iterator[str]:
+    """The first lines that a run prints."""
     trained, parameters = parameter_counts(student.model)
     adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if setup.lora else ""
     beside = ", ".join(f"{role} {source.name}" for role, source in setup.frozen.items()) or "no teacher"
-    return f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
+    yield f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
+    yield from rows_in_words(setup.student, setup.frozen)
+    if setup.lora and not setup.lora.targets and (experts := unadapted_experts(student.model)):
+        yield f"model.lora: peft adapts no weights of the experts, which do not train: {', '.join(experts)}"
 
 
 def prepare_traces(

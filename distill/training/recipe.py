@@ -8,8 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from distill.benchmarks.grading.graded import graded
 from distill.data.prompt import Prompt
-from distill.data.trace import Example, Grader, Trace, check_spelling, encode_completion
+from distill.data.seam import encode_turn, rejoin, written_text
+from distill.data.tokenizers import template_variables
+from distill.data.trace import Example, Grader, Trace, check_spelling
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
@@ -134,6 +137,7 @@ class TraceRecipe:
             traces = self._sampled(examples, student, teacher, cache, say)
         else:
             traces = self.tokenize(self._without_wrong(examples, say), student.source)
+            _say_thoughts(traces, student, say)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
             contexts[teacher.source.name] = teacher.source.context_length  # it may score the same tokens
@@ -178,28 +182,35 @@ class TraceRecipe:
             )
         if not example.completion.strip():
             raise UserError(
-                f"the completion of problem {example.place} is empty: there is nothing to learn from it"
+                f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
+                f"data.missing=drop leaves such records out"
             )
-        prompt_ids = self.student_prompt.encode(student.tokenizer, example)
         recorded = example.recorded
         if recorded is None:
-            return Trace(
-                example, prompt_ids, encode_completion(student.tokenizer, example.completion, student.end_ids)
-            )
+            return self._from_text(example, example.completion, student)
         if recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
             if recorded.learn_from:
                 raise UserError(
                     f"trace {example.place} is learned from its token {recorded.learn_from} on, of another "
                     f"tokenizer than {student.name}'s: write it with a model of the student's family"
                 )
-            ids = encode_completion(student.tokenizer, example.completion, student.end_ids)
-        elif recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
+            return replace(self._from_text(example, example.completion, student), weight=recorded.weight)
+        prompt_ids = self.student_prompt.encode(student.tokenizer, example)
+        if recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
             ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
         else:
             ids = recorded.completion_ids
-        # Tokens before `learn_from` are context only: they go to the prompt.
-        prompt_ids = np.concatenate([prompt_ids, ids[: recorded.learn_from]])
-        return Trace(example, prompt_ids, ids[recorded.learn_from :], weight=recorded.weight)
+        count = len(ids) - recorded.learn_from
+        prompt_ids, ids = rejoin(student.tokenizer, prompt_ids, recorded.prompt_ids, ids)
+        if recorded.learn_from:  # tokens before `learn_from` are context only: they go to the prompt
+            prompt_ids, ids = np.concatenate([prompt_ids, ids[:-count]]), ids[-count:]
+        return Trace(example, prompt_ids, ids, weight=recorded.weight)
+
+    def _from_text(self, example: Example, text: str, student: ModelSource) -> Trace:
+        """A trace of a completion that is known as text only."""
+        messages, ends = self.student_prompt.messages(example), student.end_ids
+        said = {"place": example.place, "tools": example.tools}
+        return Trace(example, *encode_turn(student.tokenizer, messages, text, ends, **said))
 
     def _sampled(
         self,
@@ -226,24 +237,26 @@ class TraceRecipe:
             cache=cache,
         )
         traces, outcomes = [], Counter[str]()
-        for example, written in zip(examples, completions, strict=True):
+        for example, prompt, written in zip(examples, prompts, completions, strict=True):
             prompt_ids = self.student_prompt.encode(student.tokenizer, example)
             for number, ids in enumerate(written):
                 if len(ids) == 0 or ids[-1] not in end_ids:
                     outcomes["unfinished"] += 1
                     continue
-                text = retokenizer.tokenizer.decode(ids, skip_special_tokens=True)
-                if self.grade is not None and not self.grade(example, text).correct:
+                text = written_text(retokenizer.tokenizer, prompt, ids)
+                if self.grade is not None and not graded(self.grade, example, text).correct:
                     outcomes["wrong"] += 1
                     continue
                 outcomes["kept"] += 1
                 # The example keeps the data's completion: the solution that an informed teacher sees.
                 kept = replace(example, id=f"{example.id}#{number}") if self.samples > 1 else example
                 if retokenizer.foreign:
-                    ids = encode_completion(student.tokenizer, text, student.end_ids)
-                elif ids[-1] not in student.end_ids:
+                    traces.append(self._from_text(kept, text, student.source))
+                    continue
+                if ids[-1] not in student.end_ids:
                     ids = np.append(ids[:-1], student.end_ids[0])
-                traces.append(Trace(kept, prompt_ids, ids.astype(np.int32)))
+                ids = ids.astype(np.int32)
+                traces.append(Trace(kept, *rejoin(student.tokenizer, prompt_ids, prompt, ids)))
         say(
             f"teacher traces: {len(examples) * self.samples} written, {outcomes['kept']} kept "
             f"({outcomes['wrong']} wrong, {outcomes['unfinished']} without an end)"
@@ -290,7 +303,14 @@ class TraceRecipe:
             remedy = "raise data.max_length" if limit < context else f"{name} can read no more"
             raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: {remedy}")
         for trace in fitting:
-            largest = max(trace.prompt_ids.max(), trace.completion_ids.max())
+            largest = int(max(trace.prompt_ids.max(), trace.completion_ids.max()))
+            if largest >= vocab_size and student.source.rows is not None:
+                raise UserError(
+                    f"problem {trace.example.place} has the token "
+                    f"{student.tokenizer.convert_ids_to_tokens(largest)!r}, which {student_name} has and "
+                    f"another model of this loss has not: take it out of the data, or take loss=dcod_spans, "
+                    f"uld or gold, which compare different tokens"
+                )
             if largest >= vocab_size:
                 raise UserError(
                     f"problem {trace.example.place} has token {largest}, for which {student_name} has "
@@ -301,3 +321,14 @@ class TraceRecipe:
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
+
+
+def _say_thoughts(traces: Sequence[Trace], student: LanguageModel, say: Callable[[str], None]) -> None:
+    """Say that traces think where the student's thinking is off."""
+    if template_variables(student.tokenizer).get("enable_thinking") is not False:
+        return
+    if count := sum("</think>" in (trace.example.completion or "") for trace in traces):
+        say(
+            f"{count} of {len(traces)} traces have a thought, which is learned though thinking is off "
+            f"(model.chat_template_kwargs.enable_thinking=false): null puts it on"
+        )

@@ -16,7 +16,7 @@ from distill.config.instantiate import OptimizerFactory, build, build_optimizer,
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.data.layout import BatchLayout
-from distill.data.readers import check_file
+from distill.data.readers import check_source
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
 from distill.io.locks import first_rank
@@ -29,7 +29,7 @@ from distill.runs.folder import check_free
 from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
 from distill.training.length import RunLength
-from distill.training.models import check_sense, check_vocabularies, find_models
+from distill.training.models import check_sense, check_vocabularies, find_models, share_rows
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
@@ -209,9 +209,10 @@ class Setup:
         if here:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
-            if path := _path(recipe):
-                check_file(path)
+            check_source(recipe.source)
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
+        if here:
+            student, frozen = share_rows(student, frozen, objective, launch.loss)
         kept, loggers = values["checkpoint"], cfg.get("logger") or {}
         setup = cls(
             **parts,
@@ -290,11 +291,3 @@ def _length(values: Mapping[str, Any]) -> RunLength:
 def _evaluation(cfg: Configuration) -> Evaluation:
     asked = cfg.benchmark
     return Evaluation(benchmarks_of(asked), cfg.get("eval_every"), asked.token_budget)
-
-
-def _path(recipe: TraceRecipe) -> str | None:
-    """The data file, if the source is one of this package's readers and takes a path."""
-    source = recipe.source
-    if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
-        return None
-    return source.keywords.get("path")

@@ -194,7 +194,7 @@ def test_without_a_teacher_there_are_no_weights_and_that_is_said(
         (["keep=some"], "keep='some' is not one of right, all"),
         (["teachers=[]"], r"teachers=\[\] is empty"),
         (["teachers=[a.jsonl,a.jsonl]"], "teachers names a.jsonl twice"),
-        (["teachers=[gone.jsonl]"], r"teachers: gone\.jsonl does not exist"),
+        (["teachers=[gone.jsonl]"], r"teachers: data file gone\.jsonl does not exist"),
         (["teachers=[no/such/model]"], "model.teacher=no/such/model: there is no such folder"),
         (["traces=0"], "traces=0 must be a whole number, at least 1"),
         (["resamples=many"], "resamples='many' must be a whole number"),

@@ -134,7 +134,7 @@ def test_an_interval_without_a_problem_is_named(file: str) -> None:
         ),
         ({"problem": " "}, "the problem is empty"),
         ({"problem": None}, r"no field for the problem \(looked for problem; "),
-        ({"answer": 3}, "the answer is int, not text"),
+        ({"answer": [3]}, "the answer is list, not text"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ def check(*words: str) -> DictConfig:
         ("loss=choice(sft,forward_kl,dcd)", r"loss=dcd: .*did you mean dcod"),
         ("logger=[wandb,cvs]", r"logger=cvs: there is no such logger; did you mean csv"),
         ("logger=csv,[wandb,cvs]", r"logger=cvs: .*did you mean csv"),
+        (
+            "model=Qwen/Qwen2.5-0.5B",
+            r"model=Qwen/Qwen2.5-0.5B: a hub id, .* goes into model.student= and model.teacher=",
+        ),
+        ("model=student.gguf", r"such as model.student=student.gguf"),
+        ("model=tyni", r"there is no such model; did you mean tiny"),
         ("loss=null", r"there is no such loss \(options"),
         ("loss=", r"there is no such loss \(options"),
         ("los=dcod", r"los=dcod: there is no key 'los'; did you mean loss"),

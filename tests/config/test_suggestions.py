@@ -12,6 +12,7 @@ from distill.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 QWEN = "data=gsm8k benchmark=gsm8k trainer=gpu trainer.accumulate_grad_batches=2 optimizer.lr=1e-05"
+OFF = "model.chat_template_kwargs.enable_thinking=false"
 TINY = "data=arithmetic benchmark=arithmetic trainer=cpu trainer.precision=32-true optimizer.lr=0.001"
 
 
@@ -22,6 +23,8 @@ TINY = "data=arithmetic benchmark=arithmetic trainer=cpu trainer.precision=32-tr
         ("train", "loss=dcod model=qwen1.5b", QWEN),
         ("train", "-m model=qwen0.5b,qwen3b", QWEN),
         ("train", "model=smollm2-135m", "data=gsm8k benchmark=gsm8k loss=sft trainer=cpu optimizer.lr=2e-05"),
+        ("train", "model=llama3.2-1b", QWEN),
+        ("train", "model=qwen3-0.6b", QWEN.replace("gpu ", f"gpu {OFF} ")),
         ("train", "model=none", ""),
         ("train", "experiment=none", ""),
         ("train", "experiment=compare", ""),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from samples import sample
 
-from distill.benchmarks.grading.answers import without_thinking
+from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark

@@ -102,7 +102,6 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "away": (503, {}, ""),
     "garbage": (200, {}, "<html>"),
     "no choice": (200, {}, '{"choices": []}'),
-    "no text": (200, {}, '{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}'),
     "no object": (200, {}, "[1, 2]"),
     "hung up": (0, {}, ""),
 }
@@ -129,8 +128,6 @@ def test_a_fault_is_tried_again_and_nothing_is_lost_or_repeated(
         (200, {}, '"hello"'),
         (200, {}, "[" * 100_000),
         (200, {}, '{"error": {"message": "out of memory"}}'),
-        (200, {}, json.dumps(completion({"content": ["a", "b"]}))),
-        (200, {}, json.dumps({"choices": [{"message": None, "finish_reason": "stop"}]})),
         (200, {"Content-Encoding": "gzip"}, "no gzip"),
     ],
 )
@@ -309,6 +306,20 @@ def test_the_engine_gives_completions_as_they_come(stub: Stub) -> None:
         ({"content": None}, "length", "", False),
         ({"content": None, "refusal": "no"}, "content_filter", "", False),
         ({"content": ""}, "stop", "", True),
+        ({"content": None}, "stop", "", True),
+        ({"content": None, "refusal": "no"}, "stop", "", False),
+        (
+            {"content": "<think>\n1\n</think>\n\n#3", "reasoning": "1"},
+            "stop",
+            "<think>\n1\n</think>\n\n#3",
+            True,
+        ),
+        (
+            {"content": "#3", "reasoning": "<think>1+2=3;</think>"},
+            "stop",
+            "<think>\n1+2=3;\n</think>\n\n#3",
+            True,
+        ),
     ],
 )
 def test_thinking_that_a_server_takes_out_of_a_completion_is_put_back(

@@ -15,15 +15,21 @@ import torch
 from gguf_files import read_once
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma3Config, Qwen2Config, Qwen2ForCausalLM
 
 import distill.models.find
-from distill.data.tokenizers import tokenizer_fingerprint, tokenizer_size
+from distill.data.tokenizers import shared_rows, tokenizer_fingerprint, tokenizer_size
 from distill.errors import UserError
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
 from distill.models.find import find_model
-from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
+from distill.models.language_model import (
+    LanguageModel,
+    ModelSource,
+    _context_length,
+    on_shared_rows,
+    vocabulary_mismatch,
+)
 from distill.tiny import task
 from distill.tiny.build import make_tokenizer
 
@@ -415,6 +421,41 @@ def test_vocabularies_are_compared_by_meaning_not_by_size(tmp_path: Path, permut
     assert "18 tokens in plain, 20 in larger" in said
 
 
+def test_models_that_differ_by_further_tokens_take_part_with_the_rows_that_they_share(
+    tmp_path: Path, permuted_tokenizer: Any, tiny_pair: tuple[Path, Path]
+) -> None:
+    plain = with_tokenizer(tmp_path / "plain", make_tokenizer())
+    larger = with_tokenizer(tmp_path / "larger", twenty_tokens())
+    permuted = with_tokenizer(tmp_path / "permuted", permuted_tokenizer)
+    for student, teacher in ((plain, larger), (larger, plain)):
+        cut, (other,) = on_shared_rows(student, [teacher])
+        assert vocabulary_mismatch(cut, other) is None
+        assert cut.vocab_size == other.vocab_size == 18
+        assert (cut is student, other is teacher) == (student is plain, teacher is plain)
+        assert "x-18-rows" in {cut.fingerprint, other.fingerprint}  # cached apart
+    cut, others = on_shared_rows(larger, [larger, plain])
+    assert [cut.rows, *(other.rows for other in others)] == [18, 18, None]
+    assert on_shared_rows(larger, [permuted, plain]) == (larger, [permuted, plain])
+    same = find(str(tiny_pair[0]))
+    assert on_shared_rows(same, [same]) == (same, [same])
+    lm = find(str(tiny_pair[0])).cut(10).load()
+    ids = torch.tensor([[3, 4, 5]])
+    assert lm.completion_head(ids, torch.ones(1, 2, dtype=torch.bool)).weight.shape[0] == 10
+    assert all(token < 10 for token in generate(lm, [[3, 4]], Sampling(5.0, max_new_tokens=20), seed=0)[0])
+
+
+def test_further_tokens_between_the_shared_ones_are_other_tokens() -> None:
+    class Tokenizer:
+        def __init__(self, **vocabulary: int) -> None:
+            self.get_vocab = lambda: vocabulary
+
+    small, large = Tokenizer(a=0, b=2), Tokenizer(a=0, b=2, c=3)
+    assert shared_rows(small, large) == shared_rows(large, small) == shared_rows(small, small) == 3
+    assert shared_rows(small, Tokenizer(a=0, c=1, b=2, d=3)) is None
+    assert shared_rows(small, Tokenizer(a=0, b=3, c=2)) is None
+    assert shared_rows(small, Tokenizer(a=0, c=5)) is None
+
+
 def test_the_same_vocabulary_with_another_end_token_is_a_mismatch(tmp_path: Path) -> None:
     other = make_tokenizer()
     other.eos_token = ";"
@@ -597,3 +638,9 @@ def test_a_real_gguf_model_is_found_loads_writes_and_saves(
     again = find(str(tmp_path / "saved"), dtype="bfloat16")
     assert vocabulary_mismatch(source, again) is None
     assert generate(again.load(), [prompt], Sampling(max_new_tokens=12), seed=0) == [ids]
+
+
+def test_the_context_of_a_model_that_also_sees_pictures_is_that_of_its_text() -> None:
+    config = Gemma3Config(text_config={"max_position_embeddings": 128})
+    assert _context_length(config) == 128
+    assert _context_length(Qwen2Config(max_position_embeddings=64)) == 64

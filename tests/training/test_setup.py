@@ -14,6 +14,7 @@ from test_training import ROOT, arguments
 from distill.errors import UserError
 from distill.evaluation.logging import metrics_of
 from distill.models.language_model import ModelSource
+from distill.training.prepare import prepare
 from distill.training.run import train
 from distill.training.setup import Setup
 
@@ -96,6 +97,7 @@ def test_a_setup_says_what_a_run_is_and_loads_nothing(
         ("data.batch_size=0 data.path=nowhere.jsonl model.student=./nowhere", "data.batch_size=0 must be"),
         ("loss.control=inverted loss=sft data.path=nowhere.jsonl", "stands in for token weights"),
         ("data.path=nowhere.jsonl model.student=./nowhere", "nowhere.jsonl does not exist"),
+        ("data.fields.problem=nothing model.student=./nowhere", "line 1: no field 'nothing' for the problem"),
         ("model.student=./nowhere benchmark=gsm8k benchmark.path=no.jsonl", "model.student=./nowhere"),
         ("benchmark=gsm8k benchmark.path=no.jsonl", "no.jsonl does not exist"),
         ("optimizer.lrr=1", "did you mean optimizer.lr"),
@@ -109,6 +111,18 @@ def test_what_is_cheap_to_find_is_said_first(
             arguments(tiny_pair, traces, tmp_path, f"dir={tmp_path / 'run'}", *words.split())
         )
     assert first in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_data_is_read_before_a_model_is_loaded(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("loaded"))
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1=", "completion": "2"}\n{"problem": "1+2="}\nno JSON\n')
+    setup = Setup.from_overrides(arguments(tiny_pair, data, tmp_path, f"dir={tmp_path / 'run'}"))
+    with pytest.raises(UserError, match=r"data\.jsonl, line 3: not JSON"):
+        prepare(setup)
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,6 @@ _DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # dashes that models use as minus signs
 
 RULES = ("boxed", "marked", "output", "last number")
-THINKING = ("<think>", "</think>")
 
 
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
@@ -63,20 +62,6 @@ def _last_mark(text: str, by_rule: Mapping[str, Callable[[str], str | None]]) ->
     # Behind the last line with hashes; a marker before it is an earlier mark.
     said = by_rule["answer is"](text[extraction.end_of_hashes(text) :])
     return (found, "####") if said is None else (said, "answer is")
-
-
-def without_thinking(completion: str, tags: Sequence[str] = THINKING, *, opened: bool = False) -> str | None:
-    """Remove the thinking block from a completion; None if the block is not closed.
-
-    Args:
-        completion: the completion.
-        tags: opening and closing tag of the thinking block.
-        opened: whether the prompt ended with the opening tag.
-    """
-    _, closed, after = completion.rpartition(tags[1])
-    if tags[0] in after or (opened and not closed):
-        return None
-    return after
 
 
 def last_boxed(text: str) -> str | None:

@@ -20,6 +20,8 @@ from typing import Any
 
 from distill.benchmarks.grading import answers
 from distill.benchmarks.grading.equivalence import compare, quickly, readable
+from distill.benchmarks.grading.graded import UNCLOSED
+from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -33,8 +35,8 @@ class MathJudge:
 
     The answer is extracted by `grading.answers.extract`: by default the last balanced `\boxed{}` of the
     completion or, without one, what follows "answer is" or `####`, or the last number. If the completion ends
-    with several boxes that together match the gold answer, these count. The thinking block, up to `</think>`,
-    is ignored. `distill.benchmarks.grading.equivalence` describes which answers are equal.
+    with several boxes that together match the gold answer, these count. The thought is ignored
+    (`distill.data.thoughts`). `distill.benchmarks.grading.equivalence` describes which answers are equal.
 
     Thread-safe: each question uses a free child process, and waits if all are busy.
 
@@ -68,8 +70,8 @@ class MathJudge:
         """Grade a completion by its final answer; the example needs a gold answer."""
         if example.gold is None:
             return Verdict(None, False, "no gold answer")
-        if (said := answers.without_thinking(completion)) is None:
-            return Verdict(None, False, "unclosed thinking")
+        if (said := without_thinking(completion)) is None:
+            return UNCLOSED
         answer, rule = answers.extract(said, self.rules, expressions=True)
         if answer is None:
             return Verdict(None, False, "no answer", rule)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from distill.benchmarks.grading import answers, notation, values
+from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.trace import Example, Verdict
 
 # Formatting around a boxed number that does not change its value.
@@ -17,6 +18,7 @@ _WITH_WORDS = re.compile(
 _DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[: ()\[\]]|~")
 
 
+@of_the_answer
 def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.RULES) -> Verdict:
     r"""Grade a completion by comparing its final answer with the gold answer as exact numbers.
 
@@ -25,7 +27,7 @@ def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.R
 
     Args:
         example: problem whose gold answer is a number.
-        completion: completion without its thinking block.
+        completion: the completion; its thought is not graded.
         rules: rules of `distill.benchmarks.grading.answers.extract`, in the order in which they are tried.
     """
     answer, rule = answers.extract(completion, rules)
