@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +15,28 @@ from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
+
+
+@dataclass
+class Sweep:
+    """This process's sweep.
+
+    Attributes:
+        jobs: their number; None if there is no sweep, or it is not known.
+    """
+
+    jobs: int | None = None
+
+
+sweep = Sweep()
+
+
+def say_loading(command: str) -> None:
+    """Print a line before imports and models take the first seconds, so that nobody waits in silence."""
+    from distill.io.locks import first_rank  # not at the top: mistakes are answered without it
+
+    if first_rank():
+        print(f"distill {command}: loading ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

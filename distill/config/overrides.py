@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from distill.config.command_line import check_one_value, check_words
 from distill.config.instantiate import plain
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
@@ -48,9 +49,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             cannot be made.
     """
     arguments = list(arguments)
+    groups = groups_of(config_dir, config_name, arguments)
+    check_words(arguments, groups)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
-    groups = groups_of(config_dir, config_name, arguments)
+    command = TRAIN if config_name == "train" else f"python -m distill.{config_name}"
     with _initialized(config_dir, user_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
@@ -83,8 +86,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            command = TRAIN if config_name == "train" else f"python -m distill.{config_name}"
             raise UserError(_explain(error, overrides, known, groups, command)) from error
+    if not is_sweep(cfg, arguments):
+        check_one_value(overrides, groups, command)
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
         if group in left_out and group not in ("logger", "experiment"):
@@ -301,5 +305,9 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     # First the keys with the same last part: lr suggests optimizer.lr.
     near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
+    lower = {key.lower(): key for key in valid}
+    if name.lower() in lower:
+        return f"; did you mean {lower[name.lower()]}?"
+    found = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    near = list(dict.fromkeys([*near, *found]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
-from distill.errors import UserError, first_line
+from distill.models.hub import hub_commit
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
@@ -62,7 +62,7 @@ def _find_one(
 ) -> ModelSource:
     path = find_path(spec, key)
     if path is None:
-        commit = _hub_commit(spec, key, revision)
+        commit = hub_commit(spec, key, revision)
         return source(name=spec, location=spec, revision=commit, fingerprint=commit)
     if path.is_dir():
         return source(name=spec, location=str(path), fingerprint=_hash_files(path))
@@ -105,30 +105,6 @@ def check_template_variables(sources: Iterable[ModelSource]) -> None:
                     f"model.chat_template_kwargs.{name}={json.dumps(value)}: the chat template of {models} "
                     f"does not read it; leave it out, or choose a model whose template does"
                 )
-
-
-def _hub_commit(spec: str, key: str, revision: str | None) -> str:
-    """The hub's current commit of this model or, without network, the one in the local hub cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    reason = "the hub has no such model, or it is private or gated"
-    try:
-        # Call the API directly: without network, from_pretrained retries for half a minute.
-        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
-    except RevisionNotFoundError:
-        reason = f"the hub's model has no revision {revision!r}"
-    except RepositoryNotFoundError:
-        pass
-    except Exception as error:  # errors of the hub client's HTTP libraries share no base class
-        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
-    raise UserError(
-        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
-        f"give a local folder or GGUF file: {key}=/path/to/model"
-    )
 
 
 def _hash_files(path: Path) -> str:

@@ -5,7 +5,7 @@ Writes `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF 
 
 from pathlib import Path
 
-from distill.config.console import one_sentence_errors, quiet
+from distill.config.console import one_sentence_errors, quiet, say_loading
 from distill.runs.read import find_runs
 from distill.runs.table import arguments_of
 
@@ -39,6 +39,7 @@ def main() -> None:
         find_runs(
             arguments.folders
         )  # check the folders before importing pandas and Matplotlib, which is slow
+        say_loading("report")
         from distill.report.write import write_report
 
         if arguments.drift:

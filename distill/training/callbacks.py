@@ -1,6 +1,7 @@
-"""Lightning callbacks: benchmarks during training, stopping, weight histograms, the progress bar."""
+"""Lightning callbacks: benchmarks during training, stopping, weight histograms, progress."""
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
-from distill.io.progress import watched
+from distill.io.progress import ProgressLines
 from distill.training.step_metrics import WEIGHT_BINS
 
 
@@ -137,12 +138,12 @@ class WeightHistogram(lightning.Callback):
         self.every = every
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if (
-            trainer.is_global_zero and self.path.is_file()
-        ):  # a resumed run rewrites the histograms after its checkpoint
-            lines = [
-                x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= trainer.global_step
-            ]
+        if trainer.is_global_zero and self.path.is_file():
+            # A resumed run rewrites the histograms after its checkpoint. One of fewer steps, from a run that
+            # was stopped, is written again too: the checkpoint has its counts.
+            step = trainer.global_step
+            last = step - step % self.every
+            lines = [x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= last]
             self.path.write_text("".join(f"{line}\n" for line in lines))
 
     def on_train_batch_end(
@@ -176,17 +177,53 @@ class WeightHistogram(lightning.Callback):
                 )
 
 
+class ProgressLog(lightning.Callback):
+    """A plain line a minute with step, loss, rate and time left, for a run that nobody watches.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        max_tokens: the token budget, if there is one. Tokens are then counted, not steps.
+    """
+
+    def __init__(self, steps: int, max_tokens: int | None = None) -> None:
+        self.steps = steps
+        self.max_tokens = max_tokens
+        self._lines: ProgressLines | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            total, unit = (self.steps, "step") if self.max_tokens is None else (self.max_tokens, "token")
+            self._lines = ProgressLines(total, "training", unit, begun=self._done(trainer, pl_module))
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._lines is None:
+            return
+        step, loss = trainer.global_step, pl_module.totals.get("last_loss", math.nan)
+        self._lines.set_postfix_str(f"{'' if self.max_tokens is None else f'step {step:,}, '}loss {loss:.4f}")
+        self._lines.update(self._done(trainer, pl_module) - self._lines.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def _done(self, trainer: lightning.Trainer, pl_module: Any) -> int:
+        if self.max_tokens is None:
+            return trainer.global_step
+        return min(self.max_tokens, int(pl_module.totals["tokens"]))
+
+
 class ProgressBar(TQDMProgressBar):
     """Progress bar with micro-batches, rate, time left and loss, without Lightning's epoch and version.
 
     Args:
-        batches: micro-batches of the whole run, possibly an estimate.
         max_tokens: the token budget, if there is one. The bar then counts tokens, since the number of
             batches is not known in advance.
     """
 
-    def __init__(self, batches: int, max_tokens: int | None = None) -> None:
-        super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
+    def __init__(self, max_tokens: int | None = None) -> None:
+        super().__init__(refresh_rate=1)
         self.max_tokens = max_tokens
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:

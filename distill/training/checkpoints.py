@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,21 @@ class StudentCheckpoints(lightning.Callback):
 
     Args:
         folder: parent folder of the checkpoints.
-        every: optimizer steps between two checkpoints; the last step always has one.
+        every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
+        minutes: save also at the end of a step if the last checkpoint is older than this; None: never.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int = 1) -> None:
+    def __init__(self, folder: Path, every: int | None, keep: int = 1, minutes: float | None = None) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
+        self.minutes = minutes
         self._saved = -1
+        self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._saved_at = time.monotonic()
         if not trainer.is_global_zero:
             return
         for unfinished in self.folder.glob(".step-*.tmp"):  # from a run killed while writing
@@ -41,11 +46,20 @@ class StudentCheckpoints(lightning.Callback):
             if int(later.name.removeprefix("step-")) > trainer.global_step:
                 shutil.rmtree(later)
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Clocks differ between ranks: the ranks agree when they exchange the step's sums.
+        due = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
+        pl_module.save_wanted = due
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        at_step_end = not trainer.fit_loop._should_accumulate()
-        if at_step_end and (trainer.global_step % self.every == 0 or trainer.should_stop):
+        if trainer.fit_loop._should_accumulate():
+            return
+        by_steps = self.every is not None and trainer.global_step % self.every == 0
+        if by_steps or pl_module.saving or trainer.should_stop:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -78,6 +92,7 @@ class StudentCheckpoints(lightning.Callback):
             for old in checkpoints(self.folder)[: -self.keep]:
                 shutil.rmtree(old)
         trainer.strategy.barrier("checkpoint")
+        self._saved_at = time.monotonic()  # a checkpoint that takes longer than `minutes` is not all there is
 
 
 def save_student(module: DistillModule, folder: Path) -> None:

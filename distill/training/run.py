@@ -12,20 +12,22 @@ import lightning
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill.config.console import quiet
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
 from distill.evaluation.logging import log_samples
 from distill.evaluation.result import Score
 from distill.evaluation.stored import write_samples
 from distill.io.files import write_json
 from distill.io.locks import first_rank
+from distill.io.progress import watched
 from distill.models.lora import parameter_counts
-from distill.runs.folder import asked_alike, checkpoints, describe, versions
+from distill.runs.folder import asked_alike, checkpoints, describe, forget, versions
 from distill.runs.loggers import CsvMetrics
 from distill.runs.plot import plot_run
 from distill.runs.summary import print_summary
 from distill.training.callbacks import (
     BenchmarkEvery,
     ProgressBar,
+    ProgressLog,
     StopAtBudget,
     StopOnSignal,
     WeightHistogram,
@@ -77,14 +79,20 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
     quiet()
     clock = Clock()
     setup = config if isinstance(config, Setup) else Setup.from_config(config)
-    return run(setup, prepare(setup, clock), callbacks)
+    try:
+        prepared = prepare(setup, clock)
+    except UserError:
+        if setup.resumed is None and first_rank():
+            forget(setup.folder)  # a refused run leaves no folder
+        raise
+    return run(setup, prepared, callbacks)
 
 
 def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback] = ()) -> RunResult:
     """Train a prepared student, and evaluate the benchmarks before and after."""
     folder, resumed, clock = setup.folder, setup.resumed, prepared.clock
-    if first_rank():
-        if resumed and not asked_alike(folder, setup.config):
+    if first_rank() and resumed:
+        if not asked_alike(folder, setup.config):
             write_samples(folder, "before", [])  # the benchmark settings have changed: not comparable
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
@@ -147,12 +155,12 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
 def _trainer(
     setup: Setup, steps: Steps, loggers: list[Logger], callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    folder, kept = setup.folder, setup.checkpoints
+    folder, kept, seen = setup.folder, setup.checkpoints, watched()
     callbacks = [
         *callbacks,
         WeightHistogram(folder / "weights.jsonl", setup.histogram_every),
-        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep),
-        ProgressBar(steps.expected * setup.length.accumulate, steps.max_tokens),
+        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, kept.minutes),
+        ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),
     ]
     return lightning.Trainer(
         **{**setup.compute.trainer, "max_steps": steps.limit},
@@ -161,6 +169,7 @@ def _trainer(
         default_root_dir=folder,
         enable_checkpointing=False,  # StudentCheckpoints saves them
         enable_model_summary=False,
+        enable_progress_bar=seen,
         use_distributed_sampler=False,  # TraceOrder splits batches over ranks
         num_sanity_val_steps=0,
     )

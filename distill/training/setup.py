@@ -23,7 +23,8 @@ from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
-from distill.models.lora import Lora, check_targets, read_lora
+from distill.models.lora import check_targets
+from distill.models.lora_settings import Lora, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
 from distill.teacher.retokenize import Retokenizer
@@ -99,14 +100,16 @@ class CheckpointPolicy:
     """When checkpoints are written, and which are kept.
 
     Attributes:
-        every: optimizer steps between two checkpoints; the last step always has one.
+        every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
         of_finished: whether to keep checkpoints when the run has finished.
+        minutes: most minutes between two checkpoints; None: steps alone count.
     """
 
-    every: int
+    every: int | None
     keep: int
     of_finished: bool
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ class Setup:
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)
-        kept, loggers = values["checkpoint"], cfg.get("logger") or {}
+        loggers = cfg.get("logger") or {}
         setup = cls(
             **parts,
             name=values["name"],
@@ -231,7 +234,7 @@ class Setup:
             recipe=recipe,
             length=_length(values),
             compute=compute,
-            checkpoints=CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"]),
+            checkpoints=_checkpoints(values),
             loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
             histogram_every=values["histogram_every"],
         )
@@ -286,6 +289,11 @@ def _length(values: Mapping[str, Any]) -> RunLength:
         ranks=ranks_of(trainer),
         log_every=trainer["log_every_n_steps"],
     )
+
+
+def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
+    kept = values["checkpoint"]
+    return CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes"))
 
 
 def _evaluation(cfg: Configuration) -> Evaluation:
