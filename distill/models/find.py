@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
+from distill.errors import UserError
 from distill.models.hub import hub_commit
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
