@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.benchmarks import humaneval, mbpp
 from distill.benchmarks.grading import sandbox
 from distill.benchmarks.grading import sandbox_child as confinement
 from distill.benchmarks.grading.sandbox import Limits, Outcome, run
@@ -422,12 +423,13 @@ def test_it_writes_nothing_where_landlock_is_old(monkeypatch: pytest.MonkeyPatch
 def test_no_program_runs_where_its_reading_cannot_be_confined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "_LANDLOCK", 0)
-    with pytest.raises(UserError, match=r"not run here: this kernel .* has no Landlock"):
-        run([f"open({str(tmp_path / 'ran')!r}, 'w')"])
-    for load in (humaneval.load, mbpp.load):  # before anything is read or written
-        with pytest.raises(UserError, match="leave out humaneval and mbpp"):
-            load(path=str(tmp_path / "none.jsonl"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "_LANDLOCK", 0)
+        with pytest.raises(UserError, match=r"not run here: this kernel .* has no Landlock"):
+            run([f"open({str(tmp_path / 'ran')!r}, 'w')"])
+        for load in (humaneval.load, mbpp.load):  # before anything is read or written
+            with pytest.raises(UserError, match="leave out humaneval and mbpp"):
+                load(path=str(tmp_path / "none.jsonl"))
 
 
 def has_landlock() -> bool:
