@@ -207,7 +207,6 @@ class LanguageModel:
             raise UserError(
                 f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
             )
-        self.rope_switch = rope_switch(model.config)
         # Output matrices are padded to round sizes that differ within a model family (Qwen2.5 1.5B and 7B).
         # Only the rows of real tokens are used, in training, logprobs and sampling.
         self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0], source.rows or 1 << 40)
@@ -219,6 +218,10 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         return _context_length(self.model.config)
+
+    @functools.cached_property
+    def rope_switch(self) -> int | None:
+        return rope_switch(self.model.config)
 
     @property
     def end_ids(self) -> list[int]:
