@@ -39,10 +39,16 @@ def main(cfg: DictConfig) -> float | None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Validate numbers, files and folders of the configuration before torch is imported."""
+    from distill.runs.logger_packages import check_logger
     from distill.training.inputs import check_inputs
     from distill.training.numbers import check_numbers
+    from distill.training.validation_settings import read_validation
 
-    check_numbers(resolved(cfg))
+    values = resolved(cfg)
+    check_numbers(values)
+    read_validation(values)
+    for logger in () if cfg.plan else cfg.get("logger") or ():
+        check_logger(str(logger))
     if not cfg.plan:  # a plan's data and benchmarks may be on another machine
         check_inputs(cfg, words, needed=("student",))
 

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
-from distill.errors import NonFiniteError
+from distill.errors import NonFiniteError, UserError
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints
 from distill.training.module import DistillModule
@@ -24,12 +26,16 @@ class StudentCheckpoints(lightning.Callback):
         folder: parent folder of the checkpoints.
         every: optimizer steps between two checkpoints; the last step always has one.
         keep: number of newest checkpoints to keep.
+        best: gives the step of the best checkpoint so far, which is saved and kept too; None: there is none.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int = 1) -> None:
+    def __init__(
+        self, folder: Path, every: int, keep: int = 1, best: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
+        self.best = best
         self._saved = -1
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -40,12 +46,19 @@ class StudentCheckpoints(lightning.Callback):
         for later in checkpoints(self.folder):  # when resuming from an earlier step
             if int(later.name.removeprefix("step-")) > trainer.global_step:
                 shutil.rmtree(later)
+        best = self.best()
+        if best is not None and not (checkpoint_at(self.folder, best) / STATE).is_file():
+            raise UserError(
+                f"the best checkpoint so far, {checkpoint_at(self.folder, best)}, is gone: resume from a later "
+                f"step, or start anew without ckpt_path="
+            )
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_step_end = not trainer.fit_loop._should_accumulate()
-        if at_step_end and (trainer.global_step % self.every == 0 or trainer.should_stop):
+        step = trainer.global_step
+        if at_step_end and (step % self.every == 0 or trainer.should_stop or step == self.best()):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -72,12 +85,25 @@ class StudentCheckpoints(lightning.Callback):
             save_student(module, temporary / "student")
             if is_adapted(module.student):
                 save_adapter(module.student, temporary / "adapter")
-            final = self.folder / f"step-{step:06d}"
+            final = checkpoint_at(self.folder, step)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
+            best = self.best()
             for old in checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                if best is None or old != checkpoint_at(self.folder, best):
+                    shutil.rmtree(old)
         trainer.strategy.barrier("checkpoint")
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """The checkpoint's folder, which may not exist."""
+    return folder / f"step-{step:06d}"
+
+
+def restore_student(module: DistillModule, checkpoint: Path) -> None:
+    """Give the student in memory the weights of a checkpoint of this run."""
+    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 
 def save_student(module: DistillModule, folder: Path) -> None:

@@ -45,10 +45,16 @@ def check_model(spec: Any, key: str) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Check that the file `data.path` exists, if the data source is one of this package's readers."""
-    path = OmegaConf.select(cfg, "data.path")
-    if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
-        check_file(str(path), str(OmegaConf.select(cfg, "data.recipe.source.split") or "train"))
+    """Check that the files of `data.path` and `data.validation` exist, if one of this package's readers reads
+    them."""
+    if not _ours(OmegaConf.select(cfg, "data.recipe.source")):
+        return
+    split = str(OmegaConf.select(cfg, "data.recipe.source.split") or "train")
+    if path := OmegaConf.select(cfg, "data.path"):
+        check_file(str(path), split)
+    held_out = OmegaConf.select(cfg, "data.validation")
+    if isinstance(held_out, str) and "path" in cfg.data.recipe.source:
+        check_file(held_out, split)
 
 
 def check_benchmarks(cfg: DictConfig) -> None:
