@@ -34,18 +34,22 @@ class MlflowMetrics(MLFlowLogger):
         folder: run folder.
         experiment: MLflow experiment.
         name: of the run.
-        store: tracking URI without a server, if neither `tracking_uri` nor `MLFLOW_TRACKING_URI` names one.
-        tracking_uri: address of the server or store.
+        runs: folder of all runs; it gets `mlflow.db` if neither `tracking_uri` nor `MLFLOW_TRACKING_URI` is
+            set.
+        tracking_uri: a server's address, or a store's.
 
     Raises:
         UserError: MLflow is not installed, or the server or store does not answer.
     """
 
     def __init__(
-        self, folder: str, experiment: str, name: str, store: str, tracking_uri: str | None = None
+        self, folder: str, experiment: str, name: str, runs: str, tracking_uri: str | None = None
     ) -> None:
         check_logger("mlflow")
-        tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or store
+        tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not tracking_uri:
+            Path(runs).mkdir(parents=True, exist_ok=True)
+            tracking_uri = f"sqlite:///{Path(runs).resolve() / 'mlflow.db'}"
         noted = Path(folder) / "mlflow.json"
         kept = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
         self._continues = kept.get("tracking_uri") == tracking_uri

@@ -50,7 +50,9 @@ def _validation(found: dict[str, Any]) -> str:
     """The best and the last value, and which of them the saved student has."""
     if found["best"] is None:
         return "no number"
-    text = f"{found['best']:.4f} at step {found['best_step']}, {found['last'][found['monitor']]:.4f} at the end"
+    text = (
+        f"{found['best']:.4f} at step {found['best_step']}, {found['last'][found['monitor']]:.4f} at the end"
+    )
     if found["stopped_early"]:
         text += ", stopped early"
     return f"{text}; the {found['student']} student is saved"

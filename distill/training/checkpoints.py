@@ -49,8 +49,8 @@ class StudentCheckpoints(lightning.Callback):
         best = self.best()
         if best is not None and not (checkpoint_at(self.folder, best) / STATE).is_file():
             raise UserError(
-                f"the best checkpoint so far, {checkpoint_at(self.folder, best)}, is gone: resume from a later "
-                f"step, or start anew without ckpt_path="
+                f"the best checkpoint so far, {checkpoint_at(self.folder, best)}, is gone: resume from a "
+                f"later step, or start anew without ckpt_path="
             )
 
     def on_train_batch_end(

@@ -42,9 +42,11 @@ def file_recipe(recipe: TraceRecipe, path: str) -> TraceRecipe:
     source = recipe.source
     if not isinstance(source, partial) or "path" not in source.keywords:
         raise UserError(
-            f"data.validation={path}: this data set is made and not read from a file: take a share such as 0.05"
+            f"data.validation={path}: this data set is made and not read from a file: take a share such as "
+            f"0.05"
         )
-    own = partial(source, path=path, limit=None)
+    # Not partial(source, ...): around Hydra's own kind of partial the function would be hidden.
+    own = partial(source.func, *source.args, **{**source.keywords, "path": path, "limit": None})
     try:
         check_source(own)
     except UserError as error:

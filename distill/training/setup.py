@@ -316,9 +316,9 @@ def _validation(
                 f"checkpoint.best={LOSS}" if settings.best == LOSS else f"data.validation={settings.source}"
             )
             raise UserError(
-                f"{asked}: the student writes every completion of this loss, so that there is none whose loss "
-                f"could be measured: measure its accuracy, with validation.accuracy=100 (how many problems) "
-                f"and checkpoint.best={ACCURACY}"
+                f"{asked}: the student writes every completion of this loss, so that there is none whose "
+                f"loss could be measured: measure its accuracy, with validation.accuracy=100 (how many "
+                f"problems) and checkpoint.best={ACCURACY}"
             )
         settings = replace(settings, monitor=ACCURACY)
     if here and isinstance(settings.source, str):

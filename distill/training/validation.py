@@ -171,11 +171,10 @@ class Validate(lightning.Callback):
         """Compare with the best value; one that is no number is never the best."""
         self.last, value = found, found[self.settings.monitor]
         sign = -1 if self.settings.monitor == ACCURACY else 1
-        if self.best is None or sign * value < sign * self.best:
-            if math.isfinite(value):
-                self.best, self.best_step, self.waited = value, step, 0
-                return
-        self.waited += 1
+        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best):
+            self.best, self.best_step, self.waited = value, step, 0
+        else:
+            self.waited += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -191,8 +190,8 @@ class Validate(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["traces"] != self._fingerprint:
             raise UserError(
-                "the validation traces are not those of the checkpoint: put data.validation and the data back "
-                "as they were, or start anew without ckpt_path"
+                "the validation traces are not those of the checkpoint: put data.validation and the data "
+                "back as they were, or start anew without ckpt_path"
             )
         self.last = dict(state_dict["last"])
         same = state_dict["monitor"] == self.settings.monitor

@@ -68,8 +68,8 @@ def read_validation(values: Mapping[str, Any]) -> ValidationSettings | None:
     _check_source(source)
     if best == ACCURACY and asked["accuracy"] is None:
         raise UserError(
-            f"checkpoint.best={ACCURACY} needs answers to the validation problems: set validation.accuracy=100 "
-            f"(how many problems), or take checkpoint.best={LOSS}"
+            f"checkpoint.best={ACCURACY} needs answers to the validation problems: set "
+            f"validation.accuracy=100 (how many problems), or take checkpoint.best={LOSS}"
         )
     if save == "best" and best is None:
         raise UserError(
@@ -89,6 +89,6 @@ def _check_source(source: Any) -> None:
         )
     if source <= 0 or (isinstance(source, float) and source >= 1):
         raise UserError(
-            f"data.validation={source} leaves nothing to train on or to validate with: take a share between 0 "
-            f"and 1 such as 0.05, or a whole number of traces, at least 1"
+            f"data.validation={source} leaves nothing to train on or to validate with: take a share "
+            f"between 0 and 1 such as 0.05, or a whole number of traces, at least 1"
         )

@@ -32,8 +32,8 @@ from distill.curation.filters import (
     well_formed,
 )
 from distill.curation.overlap import decontaminate, deduplicate
-from distill.data.passages import passages
 from distill.curation.step import CurationContext, Outcome, Record, share, whole_number
+from distill.data.passages import passages
 from distill.data.prompt import Prompt
 from distill.data.trace import Example, Grader, Verdict
 from distill.data.trace_set import COLUMNS
