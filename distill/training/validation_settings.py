@@ -33,6 +33,13 @@ class ValidationSettings:
     save: str = "last"
     monitor: str = LOSS
 
+    def expected(self, traces: int) -> int:
+        """How many of these traces train, about."""
+        if isinstance(self.source, str):
+            return traces
+        held = self.source if isinstance(self.source, int) else round(self.source * traces)
+        return max(1, traces - held)
+
 
 def read_validation(values: Mapping[str, Any]) -> ValidationSettings | None:
     """Read and check `data.validation`, `validation`, and `checkpoint.best` and `.save`.

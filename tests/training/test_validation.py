@@ -136,7 +136,7 @@ def test_the_problems_of_a_file_do_not_train() -> None:
         "dcod loss.normalize=weights",  # cached log-probs
         "forward_kl",  # a live teacher
         "forward_kl loss.distribution.source=top_k",  # a cached one
-        "validity data.step_separator=;",
+        "validity data.step_separator=';'",
         "on_policy_kd loss.rollouts.fraction=0.0001",  # the traces of the data, not the student's own
     ],
 )
