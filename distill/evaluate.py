@@ -26,11 +26,17 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
-    from distill.config.instantiate import plain
+    from distill.config.instantiate import plain, resolved
     from distill.evaluation.comparison_sides import check_side
     from distill.evaluation.named import named_model, prefix_model
-    from distill.training.inputs import check_benchmarks, check_model
+    from distill.training.inputs import (
+        check_benchmarks,
+        check_model,
+        check_model_on_hub,
+        check_settings,
+    )
 
+    check_settings(resolved(cfg))
     if cfg.compare is not None:
         named = plain(cfg.compare)
         for folder in named if isinstance(named, list) else ():
@@ -42,6 +48,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     if found := prefix_model(cfg):
         check_model(found[0], "drift.prefix_model")
     check_benchmarks(cfg)
+    check_model_on_hub(named_model(cfg, "model.source", cfg.model.role)[0], "model", cfg.model.revision)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
-    from distill.training.inputs import check_inputs
+    from distill.config.instantiate import resolved
+    from distill.training.inputs import check_inputs, check_settings
 
+    check_settings(resolved(cfg))
     check_inputs(cfg, words, needed=("teacher",))
 
 

@@ -9,7 +9,7 @@ from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
 from distill.config.instantiate import resolved
 from distill.config.paths import CONFIG
-from distill.training.numbers import check_numbers
+from distill.training.inputs import check_settings
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
@@ -25,4 +25,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command("train", main, lambda cfg, words: check_numbers(resolved(cfg)))
+    run_command("train", main, lambda cfg, words: check_settings(resolved(cfg)))

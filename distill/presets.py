@@ -2,13 +2,14 @@
 
 import argparse
 
-from distill.config.console import one_sentence_errors
+from distill.config.console import one_sentence_errors, say_loading
 from distill.config.paths import CONFIG
 
 
 def main() -> None:
     description = "Every loss: its paper, its parts, and what it asks of other models, as a Markdown table."
     argparse.ArgumentParser(prog="python -m distill.presets", description=description).parse_args()
+    say_loading("presets")
     from distill.objective.preset_table import table
 
     print(table(CONFIG))

@@ -21,11 +21,13 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
+    from distill.config.instantiate import resolved
     from distill.curation.listed import check_listed
-    from distill.training.inputs import check_inputs
+    from distill.training.inputs import check_inputs, check_settings
 
-    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
+    check_settings(resolved(cfg))
     check_listed(cfg)
+    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@ r"""MATH (2103.03874): competition problems with human solutions, whose last `\b
 
 Also MATH-500, the 500 of its 5,000 test problems that 2305.20050 sampled."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
-from distill.benchmarks.grading import answers
+from distill.benchmarks.grading import answers, extraction
+from distill.benchmarks.grading.notation import plain
 from distill.data.readers import read_records
 from distill.data.trace import Example
 from distill.errors import UserError
@@ -22,7 +24,9 @@ def load(
 ) -> list[Example]:
     r"""Load problems with human solutions as completions.
 
-    The gold answer is the field `answer` or, if it is missing, the solution's last `\boxed{}`.
+    The gold answer is the field `answer` or, if it is missing, the solution's last `\boxed{}`. If the problem
+    asks for all solutions and they are in several boxes, it is all of them. If any one of several is right,
+    the others are in `details["alternatives"]`.
 
     Args:
         path: local file with problem and solution or answer.
@@ -39,22 +43,42 @@ def load(
         Example(
             fields.identity(record, ("unique_id", "id", "idx"), index),
             fields.text(record, ("problem", "Problem", "question"), where, "problem"),
-            gold=_gold(record, where),
+            gold=(golds := _golds(record, where))[0],
             completion=fields.find(record, ("solution", "Solution")),
             where=where,
             details={
                 "level": fields.find(record, ("level",)),
                 "subject": fields.find(record, ("subject", "type")),
+                **({"alternatives": golds[1:]} if len(golds) > 1 else {}),
             },
         )
         for index, (where, record) in enumerate(records)
     ]
 
 
-def _gold(record: Mapping[str, Any], where: str) -> str:
+# What a problem says that has several answers, of which a solution boxes each; and a solution whose boxes are
+# alternatives, of which a problem asks for one.
+_ALL = re.compile(r"separated by comma|\b(?:find|enter|determine|list|give|state)\s+all\b", re.I)
+_ANY = re.compile(
+    r"\b(?:also|either)\b[^.]{0,30}\b(?:acceptable|accepted|correct)\b|\beither \w+ is an acceptable\b", re.I
+)
+_OWN_WORDS = re.compile(r"\$?([^$\s]+?)\$? is (?:our|the) (?:final )?answer\b")
+
+
+def _golds(record: Mapping[str, Any], where: str) -> list[str]:
+    """The gold answer, and others that are right as well."""
     if fields.find(record, ("answer", "Answer")) is not None:
-        return fields.answer(record, ("answer", "Answer"), where)
-    gold = answers.last_boxed(fields.text(record, ("solution", "Solution"), where, "answer or solution"))
-    if not gold:
+        return [fields.answer(record, ("answer", "Answer"), where)]
+    solution = fields.text(record, ("solution", "Solution"), where, "answer or solution")
+    problem = str(fields.find(record, ("problem", "Problem", "question")) or "")
+    # A problem may use boxes as its own notation: the solution's are not the answer then.
+    if extraction.boxes(problem) and (said := _OWN_WORDS.search(solution)):
+        return [said[1]]
+    if not (gold := answers.last_boxed(solution)):
         raise UserError(f"{where}: the solution has no \\boxed{{}} that holds an answer")
-    return gold
+    if solution.count("boxed") < 2:
+        return [gold]
+    golds = list({plain(box.content): box.content for box in extraction.outer_boxes(solution)}.values())
+    if len(golds) > 1 and _ANY.search(solution):
+        return golds
+    return [", ".join(golds)] if len(golds) > 1 and _ALL.search(problem) else [gold]

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from distill import __version__
-from distill.config.console import at_end, failed_jobs, one_sentence_errors
+from distill.config.console import at_end, failed_jobs, one_sentence_errors, say_loading, sweep
 from distill.config.help import help_text
 from distill.config.overrides import check_overrides, groups_of, is_sweep
-from distill.config.paths import CONFIG
+from distill.config.paths import CONFIG, user_dirs
 from distill.config.suggestions import take_suggestions
+from distill.config.sweep import jobs_of, swept_values, variants
+from distill.config.values import check_values
 
 Words = Sequence[str]
 _SHOW_JOB = (["--cfg", "job"], ["-c", "job"])  # printed here, because Hydra would compose a second time
@@ -30,8 +32,8 @@ def run_command(
     Args:
         name: name of the command's configuration, a file of `conf/`.
         main: function decorated by `hydra.main`.
-        check: given the configuration and the command line, raises `UserError` for user mistakes. Not called
-            for a sweep, whose jobs are checked one by one as they run.
+        check: given the configuration and the command line, raises `UserError` for user mistakes. Called for
+            a sweep's first job, and for each further value of a swept key.
         more: given the same, returns overrides to append to the command line.
     """
     arguments = sys.argv[1:]
@@ -45,16 +47,33 @@ def run_command(
         if "--hydra-help" not in arguments:
             cfg = check_overrides(CONFIG, name, arguments)
             one_job = not is_sweep(cfg, arguments)
-            if check is not None and one_job and not _SHOW & set(arguments):
-                check(cfg, arguments)
+            if not _SHOW & set(arguments):
+                _check(name, cfg, arguments, check)
             behind = more(cfg, arguments) if more is not None else ()
             if one_job and not behind and [word for word in arguments if "=" not in word] in _SHOW_JOB:
                 keys = [str(key) for key in cfg if key != "hydra"]
                 print(OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, keys)), end="")
                 return
+            if not _SHOW & set(arguments):
+                say_loading(name)
             sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *behind]
         main()
         for say in at_end:
             say()
     if failed_jobs:
         sys.exit("\n".join([f"{len(failed_jobs)} of the sweep's jobs failed:", *failed_jobs]))
+
+
+def _check(
+    name: str, cfg: DictConfig, arguments: Words, check: Callable[[DictConfig, Words], None] | None
+) -> None:
+    """Check a command's values, in a sweep those of its first job and each further value of a swept key."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in arguments if not word.startswith("-")]
+    set_by_user = None if user_dirs(arguments) else keys
+    one_job = not is_sweep(cfg, arguments)
+    values = {} if one_job else swept_values(cfg, arguments, groups_of(CONFIG, name, arguments))
+    sweep.jobs = jobs_of(values) if values else None
+    for variant in variants(cfg, values):
+        check_values(variant, set_by_user)
+        if check is not None:
+            check(variant, arguments)

@@ -1,11 +1,13 @@
 """Print user errors without a traceback, and silence other libraries' output."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,7 +15,30 @@ from hydra.core.hydra_config import HydraConfig
 from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # full, read-only, broken
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
+
+
+@dataclass
+class Sweep:
+    """This process's sweep.
+
+    Attributes:
+        jobs: their number; None if there is no sweep, or it is not known.
+    """
+
+    jobs: int | None = None
+
+
+sweep = Sweep()
+
+
+def say_loading(command: str) -> None:
+    """Print a line before imports and models take the first seconds, so that nobody waits in silence."""
+    from distill.io.locks import first_rank  # not at the top: mistakes are answered without it
+
+    if first_rank():
+        print(f"distill {command}: loading ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -22,8 +47,10 @@ def one_sentence_errors() -> Iterator[None]:
     every other exception, because it is a bug."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -34,6 +61,19 @@ def one_sentence_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """An error in one sentence, if it is a user's to mend: a `UserError`, or a disk that takes no more."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        place = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return (
+            f"{place} ({error.strerror}): make room, or name another folder, and run the same command again; "
+            f"what was written before is kept"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ MOVED: dict[str, str] = {
     "runs.claim": "runs.folder.claim",
     "runs.describe": "runs.folder.describe",
     "runs.difference": "runs.folder.config_difference",
-    "runs.find_checkpoint": "runs.folder.find_checkpoint",
+    "runs.find_checkpoint": "runs.folder.find_resumable",
     "runs.first_rank": "io.locks.first_rank",
     "runs.folder.difference": "runs.folder.config_difference",
     "runs.fresh": "runs.folder.fresh",

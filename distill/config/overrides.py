@@ -19,8 +19,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from distill.config.command_line import check_one_value, check_words
 from distill.config.instantiate import plain
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
@@ -48,9 +49,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             cannot be made.
     """
     arguments = list(arguments)
+    groups = groups_of(config_dir, config_name, arguments)
+    check_words(arguments, groups)
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word[:1] in "+~")]
     words = [*suggest(config_dir, config_name, arguments).words, *words]
-    groups = groups_of(config_dir, config_name, arguments)
+    command = TRAIN if config_name == "train" else f"python -m distill.{config_name}"
     with _initialized(config_dir, user_dirs(arguments)):
         loader = GlobalHydra.instance().config_loader()
         try:
@@ -76,6 +79,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 overrides = [*of_file, *overrides]
                 single = [_first_value(override) for override in overrides]
                 cfg = compose(config_name, single, return_hydra_config=True)
+            _check_references(cfg)
             if any(override.is_sweep_override() for override in overrides):
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
@@ -83,8 +87,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
             known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            command = TRAIN if config_name == "train" else f"python -m distill.{config_name}"
             raise UserError(_explain(error, overrides, known, groups, command)) from error
+    if not is_sweep(cfg, arguments):
+        check_one_value(overrides, groups, command)
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
     for group in groups:
         if group in left_out and group not in ("logger", "experiment"):
@@ -148,6 +153,26 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
         if override.key_or_group in groups and override.is_sweep_override():
             for option in override.sweep_string_iterator():
                 yield [*single[:place], f"{override.key_or_group}={option}", *single[place + 1 :]]
+
+
+def _check_references(cfg: DictConfig) -> None:
+    """Reject a reference `${key}` to a key that does not exist.
+
+    Raises:
+        UserError: there is one; names the key that holds it.
+    """
+    HydraConfig.instance().set_config(cfg)
+    try:
+        for key in cfg:
+            plain(cfg[key]) if key != "hydra" else None
+    except InterpolationKeyError as error:
+        missing = re.search(r"key '(.+?)' not found", str(error))
+        raise UserError(
+            f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
+            f"name one that exists, or write the value itself"
+        ) from error
+    except InterpolationResolutionError:
+        return  # a resolver rejects its arguments, which is reported where the key is used
 
 
 def _resolve(cfg: DictConfig) -> None:
@@ -301,5 +326,9 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     # First the keys with the same last part: lr suggests optimizer.lr.
     near = [key for key in valid if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, valid, n=3, cutoff=0.5)]))[:3]
+    lower = {key.lower(): key for key in valid}
+    if name.lower() in lower:
+        return f"; did you mean {lower[name.lower()]}?"
+    found = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    near = list(dict.fromkeys([*near, *found]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distill.config.console import one_sentence_errors
+from distill.config.console import one_sentence_errors, say_loading
 from distill.errors import UserError, first_line, whole_number
 
 
@@ -21,6 +21,7 @@ def main() -> None:
 
         for folder in arguments.folders:  # before the rest is imported
             check_side(folder)
+        say_loading("judge")
         print(_judge(arguments))
 
 

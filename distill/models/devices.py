@@ -8,6 +8,7 @@ import torch
 
 from distill.config.instantiate import plain
 from distill.errors import UserError
+from distill.models.no_gpu import NO_GPU
 
 
 def ranks_of(trainer: Mapping[str, Any]) -> int:
@@ -34,9 +35,7 @@ def find_device(trainer: Mapping[str, Any]) -> str:
     """
     if wants_gpu(trainer):
         if not torch.cuda.is_available():
-            raise UserError(
-                "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
-            )
+            raise UserError(NO_GPU)
         # Models are loaded before Lightning assigns devices: without this, every rank would use GPU 0.
         rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
         chosen: Any = plain(trainer["devices"])

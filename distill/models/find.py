@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
-from distill.errors import UserError, first_line
+from distill.config.kinds import check_text
+from distill.errors import UserError
+from distill.io.checksums import CHECKSUMS
+from distill.models.hub import hub_commit
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
+_DTYPES = {"model.student_dtype": False, "model.teacher_dtype": False}
 _OWN = {
     "add_generation_prompt",
     "chat_template",
@@ -62,7 +66,7 @@ def _find_one(
 ) -> ModelSource:
     path = find_path(spec, key)
     if path is None:
-        commit = _hub_commit(spec, key, revision)
+        commit = hub_commit(spec, key, revision)
         return source(name=spec, location=spec, revision=commit, fingerprint=commit)
     if path.is_dir():
         return source(name=spec, location=str(path), fingerprint=_hash_files(path))
@@ -107,37 +111,15 @@ def check_template_variables(sources: Iterable[ModelSource]) -> None:
                 )
 
 
-def _hub_commit(spec: str, key: str, revision: str | None) -> str:
-    """The hub's current commit of this model or, without network, the one in the local hub cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    reason = "the hub has no such model, or it is private or gated"
-    try:
-        # Call the API directly: without network, from_pretrained retries for half a minute.
-        return str(HfApi().model_info(spec, revision=revision, timeout=10).sha)
-    except RevisionNotFoundError:
-        reason = f"the hub's model has no revision {revision!r}"
-    except RepositoryNotFoundError:
-        pass
-    except Exception as error:  # errors of the hub client's HTTP libraries share no base class
-        cached = try_to_load_from_cache(spec, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        reason = f"the hub is not reachable and the model is not in its local cache: {first_line(error)}"
-    raise UserError(
-        f"{key}={spec} is neither a local folder nor to be had from the hub ({reason}); "
-        f"give a local folder or GGUF file: {key}=/path/to/model"
-    )
-
-
 def _hash_files(path: Path) -> str:
     """Hash of weights and configuration; of files over 64 MiB only the size and evenly spaced blocks."""
     digest = hashlib.sha256()
     names = (
         [path]
         if path.is_file()
-        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+        else sorted(
+            p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"} and p.name != CHECKSUMS
+        )
     )
     for file in names:
         size = file.stat().st_size
@@ -154,6 +136,9 @@ def _hash_files(path: Path) -> str:
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
+    revision = f"{'teacher' if role == 'teacher' else 'student'}_revision"
+    check_text({"model": plain(model)}, {f"model.{revision}": True, **_DTYPES})
+    named = model[revision]
     variables = variables_of(model.get("chat_template_kwargs"))
     if role == "teacher":
         key = "teacher_chat_template_kwargs"
@@ -161,8 +146,8 @@ def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     return find_model(
         plain(model[role]),
         key=f"model.{role}",
-        dtype=dtype,
-        revision=model["teacher_revision" if role == "teacher" else "student_revision"],
+        dtype=str(dtype),
+        revision=None if named is None else str(named),  # YAML reads some commits as numbers
         trust_remote_code=model["trust_remote_code"],
         chat_template_kwargs=variables,
     )

@@ -5,76 +5,22 @@ peft injects them into the model in place, so the rest of the code uses the same
 
 import difflib
 import hashlib
-import importlib.util
-import math
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, first_line
 from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.lora_settings import ALL_LINEAR, Lora
 
-_ALL = "all-linear"
-_KEYS = ("rank", "alpha", "dropout", "targets")
 _ADAPTER = "default"  # peft's default adapter name
 _SAMPLES = 1024  # values per frozen tensor that go into the fingerprint
 _WRAPPED = re.compile(r"(?:\.base_layer)+\.")  # peft keeps a layer inside its wrapper; several may be nested
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA settings: y = Wx + (alpha / rank) · B A dropout(x), with W frozen and B initially zero.
-
-    Attributes:
-        rank: rows of A and columns of B.
-        alpha: numerator of the scaling factor.
-        dropout: dropout rate of the adapters' input, in [0, 1).
-        targets: names of linear layers, full (`model.layers.0.self_attn.q_proj`) or suffixes (`q_proj`);
-            empty: all except the output matrix.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-
-
-def read_lora(values: Any) -> Lora | None:
-    """Validate `model.lora` of the configuration; None if all weights train.
-
-    Raises:
-        UserError: a value is invalid, or peft is not installed.
-    """
-    if values is None:
-        return None
-    if not isinstance(values, dict):
-        raise UserError(f"model.lora={values!r} has keys of its own: write model.lora.rank={values}")
-    for key in values:
-        if key not in _KEYS:
-            raise UserError(f"model.lora.{key}: LoRA has no such key (keys: {', '.join(_KEYS)})")
-    rank, alpha, dropout, targets = (values.get(key) for key in _KEYS)
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise UserError(f"model.lora.rank={rank!r} must be a whole number, at least 1, or null")
-    if not _is_number(alpha) or not 0 < alpha < math.inf:
-        raise UserError(f"model.lora.alpha={alpha!r} must be a positive number")
-    if not _is_number(dropout) or not 0 <= dropout < 1:
-        raise UserError(f"model.lora.dropout={dropout!r} must be a number in [0, 1)")
-    listed = [targets] if isinstance(targets, str) else targets
-    if not isinstance(listed, list) or not listed or not all(isinstance(x, str) and x for x in listed):
-        raise UserError(f"model.lora.targets={targets!r} must be {_ALL} or names, such as [q_proj,v_proj]")
-    if _ALL in listed and len(listed) > 1:
-        raise UserError(f"model.lora.targets={targets!r}: {_ALL} stands alone, without other names")
-    if rank is None:
-        return None
-    if importlib.util.find_spec("peft") is None:
-        raise UserError(f'model.lora.rank={rank} needs peft, which is missing: pip install "distill[peft]"')
-    return Lora(rank, float(alpha), float(dropout), () if listed == [_ALL] else tuple(listed))
 
 
 def check_targets(lora: Lora, source: ModelSource) -> None:
@@ -158,7 +104,7 @@ def _inject(model: Any, lora: Lora, source: ModelSource) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or _ALL,
+        target_modules=list(lora.targets) or ALL_LINEAR,
         exclude_modules=[name for name, module in model.named_modules() if _is_router(module)] or None,
         task_type="CAUSAL_LM",
         base_model_name_or_path=source.location,
@@ -274,7 +220,3 @@ def _is_router(module: nn.Module) -> bool:
         return not isinstance(module(module.weight[:1]), Tensor)
     except Exception:  # it wants other inputs than a linear layer
         return True
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

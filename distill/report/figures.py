@@ -175,8 +175,15 @@ def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles:
             top.fill_between(own["step"], own[low], own[high], color=color, alpha=0.18, linewidth=0)
             top.fill_between(own["step"], own[lower], own[upper], color=color, alpha=0.35, linewidth=0)
             top.plot(own["step"], own[middle], color=color)
+            if len(own) == 1:  # a run shorter than histogram_every: neither an area nor a line can be seen
+                step = own["step"]
+                top.vlines(step, own[low], own[high], color=color, alpha=0.35, linewidth=4)
+                top.vlines(step, own[lower], own[upper], color=color, alpha=0.6, linewidth=8)
+                top.plot(step, own[middle], color=color, marker="o")
             ess = share[share["method"] == name]
-            bottom.plot(ess["step"], 100 * ess["share"], color=color)
+            bottom.plot(ess["step"], 100 * ess["share"], color=color, marker="o" if len(ess) == 1 else None)
+            for axes in (top, bottom):
+                axes.set_xlim(0, 1.05 * max([1, *own["step"], *ess["step"]]))
             top.set(title=name, ylim=(0, None))
             bottom.set(xlabel="optimizer step", ylim=(0, 100))
             if column == 0:

@@ -51,6 +51,7 @@ class Written:
 
 
 Block = Heading | Text | Items | Grid | Picture | Written
+_PIXELS_PER_POINT = 2.0  # of figures on the page; a browser's own is 4 / 3
 _LONGEST = 3000  # maximum characters shown of a completion
 
 _STYLE = """
@@ -59,7 +60,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; marg
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 .wide { overflow-x: auto; }
+@media (min-width: 66rem) { .wide { width: max-content; max-width: calc(50vw + 28rem); } }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.2rem 0; } figcaption { color: #444; font-size: .9rem; max-width: 46rem; }
 img { max-width: 100%; height: auto; }
@@ -129,8 +132,11 @@ def _html(block: Block) -> str:
         )
     if isinstance(block, Picture):
         data = base64.b64encode(block.files["svg"]).decode()
+        width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', block.files["svg"])
+        # In print a figure is one column wide; on a screen its text would be too small to read.
+        size = f' width="{_PIXELS_PER_POINT * float(width.group(1)):.0f}"' if width else ""
         return (
-            f'<figure><img alt="{_text(block.caption)}" src="data:image/svg+xml;base64,{data}">'
+            f'<figure><img alt="{_text(block.caption)}"{size} src="data:image/svg+xml;base64,{data}">'
             f"<figcaption>{_words(block.caption)}</figcaption></figure>"
         )
     text = shortened(block.text, _LONGEST)

@@ -34,6 +34,7 @@ def results(table: Table) -> Iterator[Block]:
         head = ["method", "seeds", "before, %", "after, % [95 %]"]
         if base:
             head += [f"over {base}, points [95 %]", "p (seeds)", "p (problems)", "p", ""]
+            yield Text(_EXPLAINED)  # before the table, whose heads it explains
         yield Grid(head, [_result(table, method) for method in table.methods])
         if base:
             yield from conclusions(table)
@@ -84,7 +85,6 @@ def conclusions(table: Table) -> Iterator[Block]:
     ]:
         said.append(f"Below where the student began: {', '.join(below)}.")
     yield Items(said)
-    yield Text(_EXPLAINED)
 
 
 def costs(table: Table) -> Iterator[Block]:

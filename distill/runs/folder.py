@@ -3,6 +3,7 @@ whether it can be resumed."""
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,20 +12,47 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from distill.config.paths import CHECKOUT
 from distill.config.renamed_keys import read_described
-from distill.errors import UserError
+from distill.errors import UserError, first_line
+from distill.io.checksums import check, noted
 from distill.io.files import write_atomically, write_json
 from distill.io.secrets import without_secrets
 
 STATE = "state.ckpt"
+_STEP = re.compile(r"step-\d+")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
+    return sorted((path for path in found if (path / STATE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step of a checkpoint's folder, such as `step-000100`."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def check_state(checkpoint: Path) -> None:
+    """Check a checkpoint's state before a run resumes from it.
+
+    Raises:
+        UserError: it is damaged; names the file.
+    """
+    remedy = "resume from another checkpoint with ckpt_path=, or start the run anew in another folder"
+    check([checkpoint / STATE], remedy)
+    if checkpoint / STATE in noted(checkpoint):
+        return
+    import torch  # not at the top: finding a checkpoint does not need it
+
+    try:  # of an earlier version, which kept no checksum
+        torch.load(checkpoint / STATE, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # readers of damaged files raise all kinds of exceptions
+        raise UserError(f"{checkpoint / STATE} is damaged ({first_line(error)}): {remedy}") from error
 
 
 _PACKAGES = (
@@ -51,6 +79,7 @@ _MAY_CHANGE = {
     "benchmark.token_budget",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.minutes",
     "checkpoint.of_finished",
     *REFERENCES,
 }
@@ -116,8 +145,21 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run folder's `summary.json` says that the run is finished."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and summary.get("status") == "finished"
+
+
 def check_free(folder: Path) -> None:
     """Reject a folder for a new run that holds another run's checkpoints or results."""
+    if finished(folder):
+        raise UserError(
+            f"dir={folder} holds a finished run, so there is nothing to resume: name another folder"
+        )
     held = [name for name in ("student", "summary.json") if (folder / name).exists()]
     if held or checkpoints(folder / "checkpoints"):
         raise UserError(
@@ -138,6 +180,12 @@ def claim(folder: Path) -> None:
     shutil.rmtree(folder / "completions", ignore_errors=True)
 
 
+def forget(folder: Path) -> None:
+    """Delete the description of a run that was refused before it had anything to keep."""
+    for name in ("config.yaml", "versions.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def fresh(folder: Path, key: Mapping[str, Any]) -> None:
     """Prepare a folder for content that depends on `key`, and delete content of another key."""
     described, text = folder / "key.json", json.dumps(key, sort_keys=True, indent=1)
@@ -148,8 +196,8 @@ def fresh(folder: Path, key: Mapping[str, Any]) -> None:
     write_atomically(described, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
-    """Find the checkpoint to resume from.
+def find_resumable(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
+    """Find the checkpoint to resume from, or a run to start anew because it was killed before its first one.
 
     Args:
         wanted: `last` for the newest checkpoint of the newest run with this configuration; or the folder of a
@@ -158,31 +206,48 @@ def find_checkpoint(wanted: str, config: Mapping[str, Any], runs: Path) -> Path:
             the same.
         runs: folder of all runs, for `last`.
 
+    Returns:
+        The checkpoint's folder; or the run's folder, which holds no checkpoint.
+
     Raises:
-        UserError: there is no checkpoint, or it has another configuration; the message names the key that
-            differs.
+        UserError: there is none, or it has another configuration; the message names the key that differs.
     """
-    if wanted != "last":
-        folder = Path(wanted)
-        found = [folder] if checkpoints(folder.parent).count(folder) else checkpoints(folder / "checkpoints")
-        if not found:
-            raise UserError(
-                f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
-            )
-        run = found[-1].parent.parent
-        if differs := config_difference(run, config):
-            raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
-        return found[-1]
-    candidates = [run for run in sorted(runs.glob("*"), reverse=True) if checkpoints(run / "checkpoints")]
-    for run in candidates:
-        if not config_difference(run, config):
-            return checkpoints(run / "checkpoints")[-1]
+    if wanted == "last":
+        return _newest(config, runs)
+    folder = Path(wanted)
+    found = [folder] if checkpoints(folder.parent).count(folder) else checkpoints(folder / "checkpoints")
+    if not found and not _killed(folder):
+        raise UserError(
+            f"ckpt_path={wanted}: there is no checkpoint in this folder (runs with some: {_known(runs)})"
+        )
+    run = found[-1].parent.parent if found else folder
+    if differs := config_difference(run, config):
+        raise UserError(f"ckpt_path={wanted} was made with another configuration: {run.name}: {differs}")
+    return found[-1] if found else run
+
+
+def _newest(config: Mapping[str, Any], runs: Path) -> Path:
+    """As `find_resumable` of `last`: an unfinished run with a checkpoint before one without, and the newest
+    finished run only where there is neither."""
+    described = [run for run in sorted(runs.glob("*"), reverse=True) if (run / "config.yaml").is_file()]
+    held = {run: checkpoints(run / "checkpoints") for run in described}
+    candidates = [run for run in described if held[run] or _killed(run)]
+    alike = [run for run in candidates if not config_difference(run, config)]
+    # Sorting is stable: the newest first among equals.
+    for run in sorted(alike, key=lambda run: (finished(run), not held[run])):
+        return held[run][-1] if held[run] else run
     nearest = ""
     if candidates:
         nearest = (
             f"; the newest run differs: {candidates[0].name}: {config_difference(candidates[0], config)}"
         )
-    raise UserError(f"ckpt_path=last: no run in {runs} with this configuration has a checkpoint{nearest}")
+    raise UserError(f"ckpt_path=last: no run in {runs} with this configuration can be resumed{nearest}")
+
+
+def _killed(run: Path) -> bool:
+    """Whether a run ended before its first checkpoint."""
+    described = (run / "config.yaml").is_file()
+    return described and not checkpoints(run / "checkpoints") and not (run / "summary.json").exists()
 
 
 def _known(runs: Path) -> str:
@@ -203,7 +268,10 @@ def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = F
     """
     if not (run / "config.yaml").is_file():
         return "it has no config.yaml"
-    before = read_described(run / "config.yaml")
+    try:
+        before = read_described(run / "config.yaml")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"its config.yaml is damaged ({first_line(error)})"
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
     for section in (*_IDENTITY, *(_LENGTH_AND_RESULT if length_too else ())):
         if found := _first_difference(before.get(section), config.get(section), section, may_change):

@@ -1,6 +1,7 @@
 """Check that the package of a logger is installed, before anything expensive is imported."""
 
 import importlib.util
+from collections.abc import Iterable
 
 from distill.errors import UserError
 
@@ -19,3 +20,9 @@ def check_logger(name: str) -> None:
         raise UserError(
             f'logger={name} needs {modules[0]}, which is not installed: pip install "distill[{name}]"'
         )
+
+
+def check_loggers(names: Iterable[object] | None) -> None:
+    """Check the packages of several loggers, as `check_logger`."""
+    for name in names or ():
+        check_logger(str(name))

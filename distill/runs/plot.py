@@ -63,7 +63,8 @@ def _plot_weights(axes: Any, path: Path) -> None:
             shares = [count / total for count in span["counts"]]
             axes.stairs(shares, span["edges"], color=color, label=f"{name} (to step {span['step']})")
     if records:
-        axes.legend(frameon=False)
+        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend above the bars
+        axes.legend(frameon=False, loc="upper center", ncols=2, fontsize=8)
         used = [
             edge
             for span in records
@@ -74,7 +75,7 @@ def _plot_weights(axes: Any, path: Path) -> None:
 
 
 def _plot_accuracy(axes: Any, summary: dict[str, Any]) -> None:
-    axes.set(title="accuracy before and after", ylim=(0, 1))
+    axes.set(title="accuracy before and after", ylim=(0, 1.15), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     names = list(summary["benchmarks"])
     for place, name in enumerate(names):
         for side, (stage, color) in enumerate((("before", GREY), ("after", GREEN))):
@@ -86,4 +87,4 @@ def _plot_accuracy(axes: Any, summary: dict[str, Any]) -> None:
                 axes.errorbar(position, value, error, color="black", capsize=4)
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
     if names:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper center", ncols=2)

@@ -1,11 +1,14 @@
 """Print the table at the end of a run."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from distill.io.progress import duration
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -26,7 +29,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if summary.get("rollout_tokens"):
         tokens += (
             f"; {summary['rollout_tokens']:,.0f} of them written by the student in "
-            f"{_duration(summary['rollout_seconds'])}"
+            f"{duration(summary['rollout_seconds'])}"
             f"{_rate(summary['rollout_tokens'] / max(1e-9, summary['rollout_seconds']))}"
         )
     table.add_row("trained", f"{tokens}, in {summary['precision']}")
@@ -34,16 +37,34 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if trained < parameters:
         table.add_row("parameters", f"{trained:,} of {parameters:,} ({trained / parameters:.2%}) trained")
     table.add_row(
-        "time", "; ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["seconds"].items())
+        "time", "; ".join(f"{name} {duration(seconds)}" for name, seconds in summary["seconds"].items())
     )
     table.add_row("training", f"{summary['device_hours']:,.4g} device-hours")
-    for role, said in summary["frozen"].items():
-        table.add_row(role, said)
-    table.add_row("student", _short(folder / "student"))
+    # Paths stand below the table, whole, so that they can be copied.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    places = dict(summary["frozen"]) | {"student": _short(folder / "student")}
     if (folder / "adapter").is_dir():
-        table.add_row("adapter", _short(folder / "adapter"))
-    table.add_row("everything", _short(folder))
-    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120).print(table)
+        places["adapter"] = _short(folder / "adapter")
+    for name, said in (places | {"everything": _short(folder)}).items():
+        print(f"{name:<10} {said}")
+    for sentence in below_the_start(summary):
+        print(sentence)
+
+
+def below_the_start(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence for each benchmark whose score is lower than before training, beyond its interval."""
+    found = []
+    for name, stages in summary["benchmarks"].items():
+        if "before" not in stages:
+            continue
+        before, after = (stages[stage]["figures"]["accuracy"] for stage in ("before", "after"))
+        if after.get("high", 1.0) < before["value"]:
+            found.append(
+                f"{name}: the student ends below where it began, beyond its interval "
+                f"({before['value']:.1%} → {_percent(stages['after'])}): lower optimizer.lr, or train on "
+                f"more tokens (max_tokens, data.epochs, data.limit)"
+            )
+    return found
 
 
 def _validation(found: dict[str, Any]) -> str:
@@ -71,11 +92,3 @@ def _rate(tokens_per_second: float | None) -> str:
 def _percent(score: dict[str, Any]) -> str:
     found = score["figures"]["accuracy"]
     return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
 from distill.config.instantiate import resolved
+from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
 from distill.training.interrupt import resumable
 from distill.training.resume import resume_arguments
@@ -39,18 +41,16 @@ def main(cfg: DictConfig) -> float | None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Validate numbers, files and folders of the configuration before torch is imported."""
-    from distill.runs.logger_packages import check_logger
-    from distill.training.inputs import check_inputs
-    from distill.training.numbers import check_numbers
-    from distill.training.validation_settings import read_validation
+    from distill.runs.folder import check_free
+    from distill.runs.logger_packages import check_loggers
+    from distill.training.inputs import check_inputs, check_settings
 
-    values = resolved(cfg)
-    check_numbers(values)
-    read_validation(values)
-    for logger in () if cfg.plan else cfg.get("logger") or ():
-        check_logger(str(logger))
-    if not cfg.plan:  # a plan's data and benchmarks may be on another machine
+    check_settings(resolved(cfg))
+    if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
+        if cfg.ckpt_path is None and not is_sweep(cfg, words):
+            check_free(Path(cfg.dir))
         check_inputs(cfg, words, needed=("student",))
+        check_loggers(cfg.get("logger"))
 
 
 def run() -> None:

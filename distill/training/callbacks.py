@@ -1,6 +1,7 @@
-"""Lightning callbacks: benchmarks during training, stopping, weight histograms, the progress bar."""
+"""Lightning callbacks: benchmarks during training, stopping, weight histograms, progress."""
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -16,7 +17,10 @@ import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
-from distill.io.progress import watched
+from distill.errors import UserError, first_line
+from distill.io.files import append_line, write_lines
+from distill.io.progress import ProgressLines
+from distill.runs.read import read_json_lines
 from distill.training.step_metrics import WEIGHT_BINS
 
 
@@ -135,15 +139,29 @@ class WeightHistogram(lightning.Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
+        self._written = -1  # step of the last histogram
+        self._started = False
+        self._resumed: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last histogram before a checkpoint, which itself has the counts since then."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if (
-            trainer.is_global_zero and self.path.is_file()
-        ):  # a resumed run rewrites the histograms after its checkpoint
-            lines = [
-                x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= trainer.global_step
-            ]
-            self.path.write_text("".join(f"{line}\n" for line in lines))
+        self._started = True
+        self._written = self._resumed.get("written", trainer.global_step)
+        if trainer.is_global_zero and self.path.is_file():
+            # A resumed run writes the histograms after its checkpoint again.
+            try:
+                kept = [x for x in read_json_lines(self.path, {"step"}) if x["step"] <= self._written]
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{self.path} is damaged ({first_line(error)}): take the line out, or delete the file"
+                ) from error
+            write_lines(self.path, map(json.dumps, kept))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -152,11 +170,17 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.global_step % self.every:  # the steps since the last histogram
+        if trainer.global_step > self._written:  # the steps since the last histogram
             self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not self._started:  # resumed after its last step, where Lightning skips the training hooks
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         counts = pl_module.step_metrics.take_weight_counts()
+        self._written = trainer.global_step
         if not trainer.is_global_zero:
             return
         record = {
@@ -164,8 +188,7 @@ class WeightHistogram(lightning.Callback):
             "edges": np.round(WEIGHT_BINS, 6).tolist(),
             "counts": counts.tolist(),
         }
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
@@ -176,17 +199,53 @@ class WeightHistogram(lightning.Callback):
                 )
 
 
+class ProgressLog(lightning.Callback):
+    """A plain line a minute with step, loss, rate and time left, for a run that nobody watches.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        max_tokens: the token budget, if there is one. Tokens are then counted, not steps.
+    """
+
+    def __init__(self, steps: int, max_tokens: int | None = None) -> None:
+        self.steps = steps
+        self.max_tokens = max_tokens
+        self._lines: ProgressLines | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            total, unit = (self.steps, "step") if self.max_tokens is None else (self.max_tokens, "token")
+            self._lines = ProgressLines(total, "training", unit, begun=self._done(trainer, pl_module))
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._lines is None:
+            return
+        step, loss = trainer.global_step, pl_module.totals.get("last_loss", math.nan)
+        self._lines.set_postfix_str(f"{'' if self.max_tokens is None else f'step {step:,}, '}loss {loss:.4f}")
+        self._lines.update(self._done(trainer, pl_module) - self._lines.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def _done(self, trainer: lightning.Trainer, pl_module: Any) -> int:
+        if self.max_tokens is None:
+            return trainer.global_step
+        return min(self.max_tokens, int(pl_module.totals["tokens"]))
+
+
 class ProgressBar(TQDMProgressBar):
     """Progress bar with micro-batches, rate, time left and loss, without Lightning's epoch and version.
 
     Args:
-        batches: micro-batches of the whole run, possibly an estimate.
         max_tokens: the token budget, if there is one. The bar then counts tokens, since the number of
             batches is not known in advance.
     """
 
-    def __init__(self, batches: int, max_tokens: int | None = None) -> None:
-        super().__init__(refresh_rate=1 if watched() else max(1, batches // 20))
+    def __init__(self, max_tokens: int | None = None) -> None:
+        super().__init__(refresh_rate=1)
         self.max_tokens = max_tokens
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:

@@ -2,16 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from safetensors import SafetensorError
 
-from distill.errors import NonFiniteError, UserError
+from distill.errors import NonFiniteError, UserError, first_line
+from distill.io.checksums import check, note, note_folder
 from distill.models.lora import is_adapted, merged_state, save_adapter
-from distill.runs.folder import STATE, checkpoints
+from distill.runs.folder import STATE, checkpoints, step_of
 from distill.training.module import DistillModule
 
 
@@ -24,27 +28,36 @@ class StudentCheckpoints(lightning.Callback):
 
     Args:
         folder: parent folder of the checkpoints.
-        every: optimizer steps between two checkpoints; the last step always has one.
+        every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
+        minutes: save also at the end of a step if the last checkpoint is older than this; None: never.
         best: gives the step of the best checkpoint so far, which is saved and kept too; None: there is none.
     """
 
     def __init__(
-        self, folder: Path, every: int, keep: int = 1, best: Callable[[], int | None] = lambda: None
+        self,
+        folder: Path,
+        every: int | None,
+        keep: int = 1,
+        minutes: float | None = None,
+        best: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
+        self.minutes = minutes
         self.best = best
         self._saved = -1
+        self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._saved_at = time.monotonic()
         if not trainer.is_global_zero:
             return
         for unfinished in self.folder.glob(".step-*.tmp"):  # from a run killed while writing
             shutil.rmtree(unfinished)
         for later in checkpoints(self.folder):  # when resuming from an earlier step
-            if int(later.name.removeprefix("step-")) > trainer.global_step:
+            if step_of(later) > trainer.global_step:
                 shutil.rmtree(later)
         best = self.best()
         if best is not None and not (checkpoint_at(self.folder, best) / STATE).is_file():
@@ -53,12 +66,21 @@ class StudentCheckpoints(lightning.Callback):
                 f"later step, or start anew without ckpt_path="
             )
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Clocks differ between ranks: the ranks agree when they exchange the step's sums.
+        due = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
+        pl_module.save_wanted = due
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        at_step_end = not trainer.fit_loop._should_accumulate()
+        if trainer.fit_loop._should_accumulate():
+            return
         step = trainer.global_step
-        if at_step_end and (step % self.every == 0 or trainer.should_stop or step == self.best()):
+        by_steps = self.every is not None and step % self.every == 0
+        if by_steps or pl_module.saving or trainer.should_stop or step == self.best():
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -69,6 +91,11 @@ class StudentCheckpoints(lightning.Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: lightning.Trainer, module: DistillModule) -> None:
+        """Save a checkpoint, unless this step has one.
+
+        Raises:
+            UserError: it cannot be written, for example because the disk is full. Earlier checkpoints stay.
+        """
         step = trainer.global_step
         if step == self._saved:
             return
@@ -76,23 +103,43 @@ class StudentCheckpoints(lightning.Callback):
         temporary = self.folder / f".step-{step:06d}.tmp"
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
-        trainer.save_checkpoint(
-            temporary / STATE, weights_only=False
-        )  # called on every rank, as Lightning requires
-        for logger in trainer.loggers:
-            logger.save()  # so that metrics up to the checkpoint survive if the run is killed
+        with self._one_sentence(temporary):
+            trainer.save_checkpoint(
+                temporary / STATE, weights_only=False
+            )  # called on every rank, as Lightning requires
+            for logger in trainer.loggers:
+                logger.save()  # so that metrics up to the checkpoint survive if the run is killed
+            if trainer.is_global_zero:
+                note(temporary / STATE)
+                save_student(module, temporary / "student")
+                if is_adapted(module.student):
+                    save_adapter(module.student, temporary / "adapter")
+                    note_folder(temporary / "adapter")
+                final = checkpoint_at(self.folder, step)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
         if trainer.is_global_zero:
-            save_student(module, temporary / "student")
-            if is_adapted(module.student):
-                save_adapter(module.student, temporary / "adapter")
-            final = checkpoint_at(self.folder, step)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
             best = self.best()
             for old in checkpoints(self.folder)[: -self.keep]:
                 if best is None or old != checkpoint_at(self.folder, best):
-                    shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
         trainer.strategy.barrier("checkpoint")
+        self._saved_at = time.monotonic()  # a checkpoint that takes longer than `minutes` is not all there is
+
+    @contextmanager
+    def _one_sentence(self, temporary: Path) -> Iterator[None]:
+        """Turn errors of writing a checkpoint into a `UserError`, and remove what was written of it."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = checkpoints(self.folder)
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"the checkpoint {temporary} cannot be written ({reason}): "
+                + (f"{kept[-1]} is kept; free some space and resume" if kept else "free some space and run")
+                + (f" with ckpt_path={self.folder.parent}" if kept else " the same command again")
+            ) from error
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
@@ -102,12 +149,15 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 def restore_student(module: DistillModule, checkpoint: Path) -> None:
     """Give the student in memory the weights of a checkpoint of this run."""
+    check([checkpoint / STATE], "the run's last student is in its newest checkpoint")
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 
 def save_student(module: DistillModule, folder: Path) -> None:
-    """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights."""
+    """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights, and the
+    files' checksums."""
     merged = merged_state(module.student) if is_adapted(module.student) else None
     module.student.save_pretrained(folder, state_dict=merged)
     module.student_lm.tokenizer.save_pretrained(folder)
+    note_folder(folder)

@@ -16,30 +16,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill.data.layout import BatchLayout, LayoutKind
 from distill.errors import UserError
 from distill.models.devices import wants_gpu
+from distill.training.trainer_keys import check_trainer_keys
 
-_LENGTH = "the length is data.epochs, trainer.max_steps or max_tokens"
 _PRECISIONS = {
     "32-true": torch.float32,
     "32": torch.float32,
     "bf16-mixed": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-_OURS = {
-    "logger": "it is the group logger",
-    "callbacks": "the run has its own",
-    "default_root_dir": "it is dir",
-    "enable_checkpointing": "checkpoints are checkpoint.every and checkpoint.keep",
-    "enable_progress_bar": "the bar is the run's own",
-    "max_epochs": _LENGTH,
-    "min_epochs": _LENGTH,
-    "min_steps": _LENGTH,
-    "limit_train_batches": f"{_LENGTH}, the amount of data data.limit",
-    "overfit_batches": "the amount of data is data.limit",
-    "fast_dev_run": "take trainer.max_steps=2 data.limit=8 benchmark.limit=8",
-    "val_check_interval": "benchmarks are asked before and after training, and meanwhile by eval_every",
-    "use_distributed_sampler": "the order of traces knows its rank",
-}
-_STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
@@ -57,21 +41,8 @@ def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"trainer.{key}: lightning.Trainer has no such argument{hint}")
-        if key in _OURS:
-            raise UserError(f"trainer.{key} is not yours to set: {_OURS[key]}")
-    precision = precision_of(trainer)
-    if precision not in _PRECISIONS:
-        raise UserError(
-            f"trainer.precision={precision} is not supported: take 32-true, or bf16-mixed (weights in fp32, "
-            f"matrix products in bf16; log-probs and losses are in fp32 in both), or auto"
-        )
-    strategy = trainer["strategy"]
-    if strategy not in _STRATEGIES:
-        raise UserError(
-            f"trainer.strategy={strategy} is not supported, which shards what the chunked head and the "
-            f"checkpoints need whole: take auto or ddp"
-        )
-    return _PRECISIONS[precision]
+    check_trainer_keys(trainer)
+    return _PRECISIONS[precision_of(trainer)]
 
 
 def check_devices(options: Mapping[str, Any]) -> None:

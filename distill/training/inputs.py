@@ -1,24 +1,54 @@
-"""Checks before torch is imported, of paths: that the files and folders of a configuration exist.
+"""Checks before torch is imported: that settings make sense, and that files and folders exist.
 
 The code that opens them checks again, with the same functions; this only reports errors earlier.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import plain
 from distill.data.readers import check_file
+from distill.errors import UserError
+from distill.models.hub import check_hub
+from distill.models.lora_settings import read_lora
+from distill.models.no_gpu import check_gpu
 from distill.models.path import find_path, first_found
+from distill.training.numbers import check_numbers
+from distill.training.trainer_keys import check_trainer_keys
+from distill.training.validation_settings import read_validation
 
+_DTYPE = re.compile(r"auto|b?float16|float32|float64|float8_\w+|float|half|double")  # torch's names
 _ROLES = ("student", "teacher", "reference", "pilot")
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Check numbers, the trainer's and LoRA's settings, and dtypes.
+
+    Args:
+        values: resolved configuration of a command, in which sections may be absent.
+
+    Raises:
+        UserError: a value is of the wrong type or out of range; names the configuration key.
+    """
+    check_numbers(values)
+    model, trainer = values.get("model") or {}, values.get("trainer")
+    read_lora(model.get("lora"))
+    for key in ("student_dtype", "teacher_dtype", "dtype"):
+        if not _DTYPE.fullmatch(str(model.get(key, "auto"))):
+            raise UserError(f"model.{key}={model[key]!r} is not one of float32, bfloat16, float16, auto")
+    if trainer is not None:
+        check_trainer_keys(trainer)
+    if "validation" in values:
+        read_validation(values)
 
 
 def check_inputs(
     cfg: DictConfig, words: Iterable[str], *, needed: Sequence[str] = (), data: bool = True
 ) -> None:
-    """Check that the folders and files of models, data and benchmarks exist.
+    """Check that the folders and files of models, data and benchmarks exist, and the GPU.
 
     Args:
         cfg: configuration of training, or of another command with these groups.
@@ -30,18 +60,33 @@ def check_inputs(
         UserError: something is missing; names the configuration key.
     """
     named = {word.lstrip("+").partition("=")[0] for word in words}
-    for role in _ROLES:
-        if role in needed or f"model.{role}" in named:
-            check_model(cfg.model.get(role), f"model.{role}")
+    roles = [role for role in _ROLES if role in needed or f"model.{role}" in named]
+    for role in roles:
+        check_model(cfg.model.get(role), f"model.{role}")
     if data:
         check_data(cfg)
     check_benchmarks(cfg)
+    check_gpu(cfg.trainer)
+    for role in roles:  # last, as it may ask over the network
+        revision = cfg.model.get("teacher_revision" if role == "teacher" else "student_revision")
+        check_model_on_hub(cfg.model.get(role), f"model.{role}", revision)
 
 
 def check_model(spec: Any, key: str) -> None:
     """Check that a model's folder or file exists; hub ids are not looked up here."""
     if spec:
         first_found(plain(spec), key, lambda one: find_path(one, key))
+
+
+def check_model_on_hub(spec: Any, key: str, revision: str | None = None) -> None:
+    """Check that a model exists, and if it is a hub id, that the hub or its local cache has it."""
+
+    def check(one: str) -> None:
+        if find_path(one, key) is None:
+            check_hub(one, key, revision)
+
+    if spec:
+        first_found(plain(spec), key, check)
 
 
 def check_data(cfg: DictConfig) -> None:

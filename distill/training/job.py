@@ -1,6 +1,7 @@
 """One job of `train.py`: a single run, or one run of a sweep."""
 
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -9,9 +10,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from distill.config.console import failed_jobs, one_sentence_errors
+from distill.config.console import at_end, failed_jobs, one_sentence_errors, sentence_of
 from distill.config.instantiate import resolved
-from distill.errors import Busy, UserError
+from distill.errors import Busy
 from distill.io.locks import locked
 from distill.training import sweeps
 from distill.training.setup import Launch
@@ -34,6 +35,8 @@ class Job:
         self.began = False
         self.held = ExitStack()
         self._cfg = cfg
+        self._number = HydraConfig.get().job.num if self.sweep else 0
+        self._began_at: float | None = None
         cfg.dir = str(self.folder)
         if self.sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
             cfg.logger.wandb.group = self.folder.parent.name
@@ -53,10 +56,30 @@ class Job:
         if self.sweep:
             earlier = sweeps.look_up(self.folder, resolved(self._cfg))
             self._cfg.ckpt_path = None if earlier.checkpoint is None else str(earlier.checkpoint)
-            if earlier.finished:
-                print(f"{self._cfg.name}: finished before, in {self.folder}")
+            line = sweeps.announce(self._number, self._cfg.name)
+            print(f"{line}: finished before, in {self.folder}" if earlier.finished else line)
+            self._announce_end()
+            self._began_at = None if earlier.finished else time.monotonic()
         self.began = True
         return earlier
+
+    def end(self) -> None:
+        """Count a sweep's job that went well."""
+        sweeps.outcomes.append(None)
+        if self._began_at is not None:
+            sweeps.seconds.append(time.monotonic() - self._began_at)
+
+    def _announce_end(self) -> None:
+        """Let the command print the sweep's table when all jobs are done."""
+        if not at_end:
+            experiment = HydraConfig.get().runtime.choices.get("experiment")
+            folder = self.folder.parent
+
+            def say() -> None:
+                if None in sweeps.outcomes:  # a job is finished
+                    print(sweeps.at_the_end(folder, experiment))
+
+            at_end.append(say)
 
 
 @contextmanager
@@ -75,7 +98,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
             if started.sweep and started.began:
                 (started.folder / "error.txt").unlink(missing_ok=True)  # from an earlier start of the sweep
         if started.sweep:
-            sweeps.outcomes.append(None)
+            started.end()
         failed = False
     except Exception as error:
         if not started.sweep:
@@ -100,14 +123,17 @@ def _note_failure(error: Exception, failed: Job) -> None:
 
     The traceback goes to `error.txt` in the run folder, if the job had locked it.
     """
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    reason = sentence_of(error) or f"{type(error).__name__}: {error}"
     failed_jobs.append(f"{failed.folder}: {reason}")
     sweeps.outcomes.append(reason)
     place = ""
     if failed.began:  # otherwise the folder may belong to another run
-        place = f" ({failed.folder / 'error.txt'})"
-        failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
-        (failed.folder / "error.txt").write_text(traceback.format_exc())
+        try:
+            failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
+            (failed.folder / "error.txt").write_text(traceback.format_exc())
+            place = f" ({failed.folder / 'error.txt'})"
+        except OSError as full:  # perhaps the very reason of the failure
+            place = f" (error.txt cannot be written: {full.strerror or full})"
     if sweeps.hopeless():
         # Hydra would treat an exception as the job's, not the sweep's.
         sys.exit(f"error: {reason}\nthe sweep's first jobs all failed of this{place}: the sweep ends here")

@@ -112,6 +112,8 @@ class DistillModule(lightning.LightningModule):
         self._gradient_norm = torch.zeros(())
         self.stop_wanted = False  # this rank received a signal
         self.stopping = False  # some rank received a signal; the same on all ranks
+        self.save_wanted = False  # this rank's clock says that a checkpoint is due
+        self.saving = False  # a checkpoint is due on some rank; the same on all ranks
         self._resumed_rng: dict[str, Tensor] = {}
         self._rollout_seconds = self._proposal_seconds = 0.0
         self._step_began = 0.0
@@ -200,8 +202,8 @@ class DistillModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's denominator, summed over all micro-batches and ranks."""
         local_sums = self.step_metrics.sums
-        stop = local_sums.new_tensor([float(self.stop_wanted)])
-        sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, stop]), reduce_op="sum")
+        wanted = local_sums.new_tensor([float(self.stop_wanted), float(self.save_wanted)])
+        sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, wanted]), reduce_op="sum")
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -209,7 +211,9 @@ class DistillModule(lightning.LightningModule):
         *numbers, unscaled_norm = torch.cat(
             [sums, norm.double().view(1)]
         ).tolist()  # the only device synchronization of the step
-        values: dict[str, float] = dict(zip([*self.step_metrics.names, "stops"], numbers, strict=True))
+        values: dict[str, float] = dict(
+            zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True)
+        )
         if values["denominator"] < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
@@ -222,7 +226,7 @@ class DistillModule(lightning.LightningModule):
         self._check_finite(values["total"], unscaled_norm * factor)
         torch._foreach_mul_(gradients, factor)
         self._gradient_norm = norm * factor
-        self.stopping = values["stops"] > 0
+        self.stopping, self.saving = values["stops"] > 0, values["saves"] > 0
         self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
         mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
         self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
@@ -461,6 +465,7 @@ class DistillModule(lightning.LightningModule):
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
         checkpoint["totals"] = dict(self.totals)
         checkpoint["objective"] = self.objective.state()
+        checkpoint["weight_counts"] = self.step_metrics.weight_counts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "base" in checkpoint:
@@ -478,6 +483,7 @@ class DistillModule(lightning.LightningModule):
         )  # checkpoints of earlier versions lack them
         self.totals = uncounted | checkpoint["totals"]
         self.objective.load_state(checkpoint["objective"])
+        self.step_metrics.weight_counts = checkpoint.get("weight_counts")  # earlier versions lack it
 
 
 def _read(teacher: LanguageModel, view: BatchTeacherView, tokens: int) -> Head:

@@ -1,55 +1,145 @@
-"""Checks before torch is imported, of numbers: that those of the configuration are in range."""
+"""Checks before torch is imported, of numbers: that those of the configuration are in range.
+
+What a `_target_` of this package takes is checked by its type hints, in `distill.config.values`.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from distill.config.kinds import check_text
 from distill.errors import UserError
 
 # Integer keys and their minimum.
 _WHOLE = {
     "seed": 0,
+    "samples": 1,
+    "rank_limit": 1,
+    "resamples": 1,
     "data.batch_size": 1,
     "data.token_budget": 1,
     "data.samples": 1,
     "data.sampling_batch_size": 1,
+    "data.sampling_seed": 0,
+    "data.max_new_tokens": 1,
     "benchmark.token_budget": 1,
+    "check.min_tokens": 0,
+    "drift.samples": 1,
+    "engine.token_budget": 1,
+    "engine.concurrency": 1,
+    "engine.retries": 0,
+    "engine.batch": 1,
     "histogram_every": 1,
-    "checkpoint.every": 1,
     "checkpoint.keep": 1,
+    "loss.distribution.top_k": 1,
+    "loss.distribution.samples": 1,
+    "loss.proposals.max_step_tokens": 1,
+    "loss.proposals.continuations": 1,
+    "loss.proposals.continuation_tokens": 1,
+    "smoke.max_tokens": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
 }
-_WHOLE_OR_NULL = (
-    "max_tokens",
-    "data.limit",
-    "data.max_length",
-    "benchmark.limit",
-    "eval_every",
-    "benchmark.samples",
-    "benchmark.max_new_tokens",
-    "trainer.max_steps",
-    "model.threads",
+_WHOLE_OR_NULL = {
+    "max_tokens": 1,
+    "traces": 1,
+    "threads": 1,
+    "data.limit": 1,
+    "data.max_length": 1,
+    "benchmark.limit": 1,
+    "benchmark.samples": 1,
+    "benchmark.max_new_tokens": 1,
+    "benchmark.top_k": 0,
+    "benchmark.seed": 0,
+    "check.max_tokens": 1,
+    "checkpoint.every": 1,
+    "drift.limit": 1,
+    "estimate.traces": 1,
+    "estimate.prompt_tokens": 1,
+    "estimate.completion_tokens": 1,
+    "eval_every": 1,
+    "loss.chunk_size": 1,
+    "trainer.max_steps": 1,
+    "model.threads": 1,
+}
+# Numbers and their intervals; a round bracket leaves the end out.
+_RANGES = {
+    "optimizer.lr": "[0, inf)",
+    "optimizer.weight_decay": "[0, inf)",
+    "estimate.utilization": "(0, 1]",
+    "check.seconds": "(0, inf)",
+    "drift.temperature": "[0, inf)",
+    "engine.timeout": "(0, inf)",
+    "engine.wait": "[0, inf)",
+    "loss.temperature": "(0, inf)",
+    "loss.token_loss.alpha": "[0, 1)",
+    "loss.token_loss.beta": "[0, 1]",
+    "loss.token_loss.start": "[0, 1]",
+    "loss.token_loss.end": "[0, 1]",
+    "loss.token_weight.temperature": "(0, inf)",
+    "loss.token_weight.max_ratio": "(0, inf)",
+    "loss.token_weight.floor": "[0, 1]",
+    "loss.token_weight.anneal": "[0, 1]",
+    "loss.token_weight.alpha": "[0, inf)",
+    "loss.token_weight.clip": "[0, inf)",
+    "loss.token_weight.gamma": "[0, inf)",
+    "loss.token_weight.keep": "(0, 1]",
+}
+_RANGES_OR_NULL = {
+    "benchmark.temperature": "[0, inf)",
+    "benchmark.top_p": "(0, 1]",
+    "checkpoint.minutes": "(0, inf)",
+    "estimate.tflops": "(0, inf)",
+    "estimate.bandwidth": "(0, inf)",
+    "trainer.gradient_clip_val": "[0, inf)",
+}
+_TRUE_OR_FALSE = (
+    "plan",
+    "smoke_test",
+    "checkpoint.of_finished",
+    "model.gradient_checkpointing",
+    "model.trust_remote_code",
 )
+# Keys that hold text, and whether each may be null.
+_TEXT = {
+    "name": False,
+    "dir": False,
+    "runs": False,
+    "cache": False,
+    "ckpt_path": True,
+    "model.student_dtype": False,
+    "model.teacher_dtype": False,
+    "model.student_revision": True,
+    "model.teacher_revision": True,
+    "data.layout": False,
+}
+_ABSENT = object()
 _SEEDS = 2**32 - 1  # numpy's maximum
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Check the ranges of numbers in a resolved configuration; raise UserError that names the key."""
+    run = "runs" in values  # other commands choose a name and a folder by themselves
+    check_text(values, _TEXT if run else {**_TEXT, "name": True, "dir": True})
     for key, least in _WHOLE.items():
         value = _select(values, key, absent=least)
         if not _is_whole(value) or value < least:
             raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
-    for key in _WHOLE_OR_NULL:
+    for key, least in _WHOLE_OR_NULL.items():
         value = _select(values, key, absent=None)
-        if value is not None and (not _is_whole(value) or value < 1):
-            raise UserError(f"{key}={value!r} must be a whole number, at least 1, or null")
-    if values["seed"] > _SEEDS:
+        if value is not None and (not _is_whole(value) or value < least):
+            raise UserError(f"{key}={value!r} must be a whole number, at least {least}, or null")
+    for key, interval in (_RANGES | _RANGES_OR_NULL).items():
+        value = _select(values, key, absent=_ABSENT)
+        if value is not _ABSENT and not (value is None and key in _RANGES_OR_NULL):
+            _check_range(key, value, interval, " or null" * (key in _RANGES_OR_NULL))
+    for key in _TRUE_OR_FALSE:
+        value = _select(values, key, absent=False)
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value!r} is neither true nor false")
+    if _select(values, "seed", absent=0) > _SEEDS:
         raise UserError(f"seed={values['seed']} must be at most {_SEEDS}")
-    checkpoint = values["model"]["gradient_checkpointing"]
-    if not isinstance(checkpoint, bool):
-        raise UserError(f"model.gradient_checkpointing={checkpoint!r} is neither true nor false")
-    epochs: Any = values["data"]["epochs"]
+    epochs: Any = _select(values, "data.epochs", absent=1)
     if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
         raise UserError(f"data.epochs={epochs!r} must be a positive number")
     for key in ("data.operations", "benchmark.arithmetic.source.operations"):
@@ -58,6 +148,15 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             1 <= value[0] <= value[1]
         ):
             raise UserError(f"{key}={value!r} must be two whole numbers, fewest and most, such as [4,8]")
+
+
+def _check_range(key: str, value: Any, interval: str, or_null: str) -> None:
+    low, high = map(float, interval[1:-1].split(","))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    above = number and (value >= low if interval[0] == "[" else value > low)
+    if not above or not (value <= high if interval[-1] == "]" else value < high):
+        words = {"[0, inf)": "a number, at least 0", "(0, inf)": "a positive number"}
+        raise UserError(f"{key}={value!r} must be {words.get(interval, f'a number in {interval}')}{or_null}")
 
 
 def _select(values: Mapping[str, Any], key: str, absent: Any) -> Any:

@@ -23,7 +23,7 @@ from distill.models.lazy import LazyModel
 from distill.models.lora import add_lora, is_adapted, parameter_counts, unadapted_experts
 from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
-from distill.runs.folder import claim
+from distill.runs.folder import claim, describe
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
@@ -93,13 +93,15 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     with clock("traces"):  # before the models: a mistake in the data costs no loading
         examples = setup.recipe.source()
     recipe = replace(setup.recipe, source=lambda: examples)
+    if first_rank() and setup.resumed is None:
+        claim(setup.folder)
+        # Now, so that a run that is killed while its traces are made is known by its configuration.
+        describe(setup.folder, setup.config, setup.launch.overrides)
     student = _load_student(setup)
     frozen: dict[Role, LazyModel] = {
         role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
     }
     if first_rank():
-        if setup.resumed is None:
-            claim(setup.folder)
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None

@@ -1,5 +1,6 @@
 """Overrides that resume the run of `ckpt_path=`; `distill.runs.folder` finds its checkpoint."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from distill.errors import UserError
 
 def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
     """Resolve `ckpt_path=last` or `ckpt_path=<folder>` to overrides: the checkpoint's path and its run
-    folder."""
+    folder.
+
+    A run that was killed before its first checkpoint is started anew in its folder, which is said on stderr.
+    """
     if cfg.ckpt_path is None:
         return []
     if is_sweep(cfg, arguments):
@@ -20,10 +24,18 @@ def resume_arguments(cfg: DictConfig, arguments: Iterable[str]) -> list[str]:
             f"and its hydra.sweep.dir"
         )
     from distill.config.instantiate import resolved
-    from distill.runs.folder import find_checkpoint
+    from distill.runs.folder import STATE, find_resumable
 
     wanted = str(cfg.ckpt_path)
     if wanted == "last" and any(word.startswith("dir=") for word in arguments):
         wanted = str(cfg.dir)  # the last checkpoint of this run, not of any run
-    checkpoint = find_checkpoint(wanted, resolved(cfg), Path(cfg.runs)).resolve()
+    found = find_resumable(wanted, resolved(cfg), Path(cfg.runs))
+    if not (found / STATE).is_file():
+        saved = f"checkpoint.every={cfg.checkpoint.every} steps, checkpoint.minutes={cfg.checkpoint.minutes}"
+        print(
+            f"{found} has this configuration and no checkpoint yet ({saved}): it is started anew",
+            file=sys.stderr,
+        )
+        return ["ckpt_path=null", f"dir='{found.resolve()}'"]
+    checkpoint = found.resolve()
     return [f"ckpt_path='{checkpoint}'", f"dir='{checkpoint.parent.parent}'"]

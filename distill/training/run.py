@@ -12,20 +12,31 @@ import lightning
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill.config.console import quiet
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
 from distill.evaluation.logging import log_samples
 from distill.evaluation.result import Score
 from distill.evaluation.stored import write_samples
 from distill.io.files import write_json
 from distill.io.locks import first_rank
+from distill.io.progress import watched
 from distill.models.lora import parameter_counts
-from distill.runs.folder import asked_alike, checkpoints, describe, versions
+from distill.runs.folder import (
+    STATE,
+    asked_alike,
+    check_state,
+    checkpoints,
+    describe,
+    forget,
+    step_of,
+    versions,
+)
 from distill.runs.loggers import CsvMetrics
 from distill.runs.plot import plot_run
 from distill.runs.summary import print_summary
 from distill.training.callbacks import (
     BenchmarkEvery,
     ProgressBar,
+    ProgressLog,
     StopAtBudget,
     StopOnSignal,
     WeightHistogram,
@@ -78,14 +89,22 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
     quiet()
     clock = Clock()
     setup = config if isinstance(config, Setup) else Setup.from_config(config)
-    return run(setup, prepare(setup, clock), callbacks)
+    if setup.resumed:
+        check_state(setup.resumed)
+    try:
+        prepared = prepare(setup, clock)
+    except UserError:
+        if setup.resumed is None and first_rank():
+            forget(setup.folder)  # a refused run leaves no folder
+        raise
+    return run(setup, prepared, callbacks)
 
 
 def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback] = ()) -> RunResult:
     """Train a prepared student, and evaluate the benchmarks before and after."""
     folder, resumed, clock = setup.folder, setup.resumed, prepared.clock
-    if first_rank():
-        if resumed and not asked_alike(folder, setup.config):
+    if first_rank() and resumed:
+        if not asked_alike(folder, setup.config):
             write_samples(folder, "before", [])  # the benchmark settings have changed: not comparable
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
@@ -105,7 +124,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=str(resumed / "state.ckpt") if resumed else None,
+            ckpt_path=str(resumed / STATE) if resumed else None,
             weights_only=True,
         )
     if not trainer.is_global_zero:
@@ -173,12 +192,12 @@ def _trainer(
     callbacks: Sequence[lightning.Callback],
     best: Callable[[], int | None],
 ) -> lightning.Trainer:
-    folder, kept = setup.folder, setup.checkpoints
+    folder, kept, seen = setup.folder, setup.checkpoints, watched()
     callbacks = [
         *callbacks,
         WeightHistogram(folder / "weights.jsonl", setup.histogram_every),
-        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, best),
-        ProgressBar(steps.expected * setup.length.accumulate, steps.max_tokens),
+        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, kept.minutes, best),
+        ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),
     ]
     return lightning.Trainer(
         **{**setup.compute.trainer, "max_steps": steps.limit},
@@ -187,6 +206,7 @@ def _trainer(
         default_root_dir=folder,
         enable_checkpointing=False,  # StudentCheckpoints saves them
         enable_model_summary=False,
+        enable_progress_bar=seen,
         use_distributed_sampler=False,  # TraceOrder splits batches over ranks
         num_sanity_val_steps=0,
     )
@@ -240,7 +260,7 @@ def _summary(
         "traces": len(prepared.traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": dict(prepared.frozen),
-        "resumed_from_step": _step_of(setup.resumed) if setup.resumed else None,
+        "resumed_from_step": step_of(setup.resumed) if setup.resumed else None,
     }
 
 
@@ -250,11 +270,7 @@ def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
         logger.log_hyperparams({**setup.config, "versions": versions()})
     for logger in loggers:
         if setup.resumed and isinstance(logger, CsvMetrics):
-            logger.forget_after(_step_of(setup.resumed))
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+            logger.forget_after(step_of(setup.resumed))
 
 
 def _finish(

@@ -24,10 +24,11 @@ from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
-from distill.models.lora import Lora, check_targets, read_lora
+from distill.models.lora import check_targets
+from distill.models.lora_settings import Lora, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
-from distill.runs.logger_packages import check_logger
+from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
 from distill.training.held_out import file_recipe
@@ -103,14 +104,16 @@ class CheckpointPolicy:
     """When checkpoints are written, and which are kept.
 
     Attributes:
-        every: optimizer steps between two checkpoints; the last step always has one.
+        every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
         of_finished: whether to keep checkpoints when the run has finished.
+        minutes: most minutes between two checkpoints; None: steps alone count.
     """
 
-    every: int
+    every: int | None
     keep: int
     of_finished: bool
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,13 +219,11 @@ class Setup:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
             check_source(recipe.source)
+            check_loggers(cfg.get("logger"))
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)
-        kept, loggers = values["checkpoint"], cfg.get("logger") or {}
-        if here:
-            for logger in loggers:
-                check_logger(str(logger))
+        loggers = cfg.get("logger") or {}
         setup = cls(
             **parts,
             name=values["name"],
@@ -240,7 +241,7 @@ class Setup:
             recipe=recipe,
             length=_length(values),
             compute=compute,
-            checkpoints=CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"]),
+            checkpoints=_checkpoints(values),
             loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
             histogram_every=values["histogram_every"],
             validation=_validation(values, objective, recipe, here=here),
@@ -324,6 +325,11 @@ def _validation(
     if here and isinstance(settings.source, str):
         file_recipe(recipe, settings.source)
     return settings
+
+
+def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
+    kept = values["checkpoint"]
+    return CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes"))
 
 
 def _evaluation(cfg: Configuration) -> Evaluation:

@@ -41,6 +41,8 @@ class StepMetrics:
     Attributes:
         names: names of the sums, in order.
         traces: ids of the step's traces so far, on this rank.
+        weight_counts: [bins] histogram of token weights since the last `take_weight_counts`, on the device;
+            None if there is none. Checkpoints keep it.
     """
 
     def __init__(self, objective: Objective, end_ids: Sequence[int]) -> None:
@@ -53,7 +55,7 @@ class StepMetrics:
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
         self._flops = dict.fromkeys(_FLOPS, 0.0)
-        self._weight_counts: Tensor | None = None
+        self.weight_counts: Tensor | None = None
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
@@ -103,7 +105,9 @@ class StepMetrics:
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
         counts = torch.histc(weights.clamp(low, high), len(WEIGHT_BINS) - 1, low, high)
-        self._weight_counts = counts if self._weight_counts is None else self._weight_counts + counts
+        if self.weight_counts is not None:  # that of a checkpoint is on the CPU
+            counts = counts + self.weight_counts.to(counts.device)
+        self.weight_counts = counts
         self.traces += batch.names
 
     def _ends_of(
@@ -123,8 +127,8 @@ class StepMetrics:
 
     def take_weight_counts(self) -> np.ndarray:
         """Histogram of token weights over `WEIGHT_BINS` since the last call; outliers are in the end bins."""
-        counts = self._weight_counts
-        self._weight_counts = None
+        counts = self.weight_counts
+        self.weight_counts = None
         return (
             np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64) if counts is None else counts.long().cpu().numpy()
         )

@@ -4,18 +4,25 @@ import contextlib
 import ctypes
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from distill.config.console import sweep
 from distill.errors import UserError
+from distill.io.progress import duration
 from distill.runs.folder import checkpoints, config_difference
 from distill.runs.read import accuracy
+from distill.runs.summary import below_the_start
+from distill.runs.table import read_runs, report
 
 _HOPELESS = 3
 outcomes: list[str | None] = []  # per job of this process: None, or why it failed
+seconds: list[float] = []  # that the jobs of this process took, without those that were finished before
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,37 @@ def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
     if summary.get("status") == "finished":
         return Earlier(finished=True, score=accuracy(summary))
     return Earlier(checkpoint=kept[-1] if kept else None)
+
+
+def announce(number: int, name: str) -> str:
+    """The line at a job's start: its number, how many there are, and the time left by the jobs so far.
+
+    Args:
+        number: of the job, from 0.
+        name: of the run.
+    """
+    line = f"job {number + 1}{f' of {sweep.jobs}' if sweep.jobs else ''}: {name}"
+    if sweep.jobs and seconds:
+        line += f", about {duration(fmean(seconds) * (sweep.jobs - number))} left"
+    return line
+
+
+def at_the_end(folder: Path, experiment: str | None) -> str:
+    """What is printed at a sweep's end: its table, students that became worse, and the next command.
+
+    Args:
+        folder: of the sweep.
+        experiment: the chosen option of the group.
+    """
+    finished, _ = read_runs([folder])
+    below = [f"{run.folder.name}: {line}" for run in finished for line in below_the_start(run.summary)]
+    words = "tune" if "tune" in (experiment or "") else "report"
+    losses = [run.loss for run in finished]
+    if words == "report" and "sft" not in losses:
+        words += f" --baseline {losses[0]}" if losses else ""
+    verb, _, options = words.partition(" ")
+    command = " ".join(["next: python -m", f"distill.{verb}", shlex.quote(str(folder)), options]).rstrip()
+    return "\n".join([report([folder]), *(["", *below] if below else []), "", command])
 
 
 def hopeless() -> str | None:

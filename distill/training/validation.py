@@ -120,7 +120,8 @@ class Validate(lightning.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         ends = step >= trainer.max_steps or (trainer.should_stop and not pl_module.stopping)
-        if step % self.settings.every and not ends:
+        every = self.settings.every
+        if not ends and (every is None or step % every):
             return
         began = time.perf_counter()
         self._note(self.measure(trainer, pl_module), step)

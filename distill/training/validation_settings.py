@@ -17,7 +17,7 @@ class ValidationSettings:
 
     Attributes:
         source: share of the problems in (0, 1), number of traces, or a file, folder or pattern.
-        every: optimizer steps between two evaluations; there is always one after the last step.
+        every: optimizer steps between two evaluations; None: there is only the one after the last step.
         accuracy: number of problems to answer; None: only the loss is measured.
         patience: evaluations without improvement after which training stops; None: it does not stop early.
         best: the metric whose best checkpoint is kept; None: none is kept.
@@ -26,7 +26,7 @@ class ValidationSettings:
     """
 
     source: float | int | str
-    every: int
+    every: int | None
     accuracy: int | None = None
     patience: int | None = None
     best: str | None = None

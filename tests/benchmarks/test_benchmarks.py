@@ -137,7 +137,7 @@ def test_maths_gold_is_the_last_box_of_the_solution(data_dir: Path) -> None:
         record = json.loads(line)
         assert example.gold == record["answer"]
         assert example.completion == record["solution"]
-        assert math._gold({"solution": record["solution"]}, "here") == record["answer"]
+        assert math._golds({"solution": record["solution"]}, "here") == [record["answer"]]
 
 
 OTHER_SPELLINGS = [
@@ -396,14 +396,13 @@ def test_golds_that_cannot_be_read_are_known(
 
 @pytest.mark.slow
 @pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("name", "share"), [("gsm8k", 1.0), ("math500", 1.0), ("aime24", 1.0), ("math", 1.0)]
-)
-def test_human_solutions_are_judged_right(name: str, share: float, data_dir: Path, judge: MathJudge) -> None:
+@pytest.mark.parametrize(("name", "wrong"), [("gsm8k", 0), ("math500", 0), ("aime24", 0), ("math", 1)])
+def test_human_solutions_are_judged_right(name: str, wrong: int, data_dir: Path, judge: MathJudge) -> None:
+    """All but one of MATH, whose problem uses boxes as its own notation."""
     load, file, count, _ = FILES[name]
     grade = grader(name, judge)
     right = [e.id for e in load(path=str(data_dir / file)) if grade(e, e.completion or "").correct]
-    assert len(right) == share * count
+    assert len(right) == count - wrong
 
 
 @pytest.mark.realdata

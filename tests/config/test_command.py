@@ -6,13 +6,18 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 
+from distill.config.command import run_command
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.errors import UserError
+from distill.models import no_gpu
 from distill.training.__main__ import check
+from distill.training.inputs import check_model_on_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ["torch", "transformers", "datasets", "lightning", "matplotlib", "wandb", "scipy", "sympy"]
@@ -65,23 +70,68 @@ def test_help_a_typo_and_a_missing_file_are_answered_without_torch(module: str, 
     assert typo[2] == missing[2] == []
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["model.student=./nothere"], "model.student=./nothere: there is no such folder"),
-        (["model.teacher=/nothere/at/all"], "model.teacher=/nothere/at/all: there is no such folder"),
-        (["model.reference=nothere.gguf"], "model.reference=nothere.gguf: there is no such GGUF file"),
-        (["benchmark=gsm8k", "benchmark.path=nothere.jsonl"], "data file nothere.jsonl does not exist"),
-        (["ckpt_path=nothere"], "ckpt_path=nothere: there is no checkpoint in this folder"),
-        (["data.batch_size=0"], "data.batch_size=0 must be a whole number, at least 1"),
-        (["max_tokens=abc"], "max_tokens='abc' must be a whole number"),
-    ],
-)
-def test_train_refuses_what_it_can_tell_without_torch(words: list[str], said: str, tmp_path: Path) -> None:
-    ((status, error, imported),) = told("training", words, cwd=tmp_path)
-    assert status == 1
-    assert error.startswith(f"error: {said}")
-    assert imported == []
+REFUSED = [
+    (["model.student=./nothere"], "model.student=./nothere: there is no such folder"),
+    (["model.teacher=/nothere/at/all"], "model.teacher=/nothere/at/all: there is no such folder"),
+    (["benchmark=gsm8k", "benchmark.path=nothere.jsonl"], "data file nothere.jsonl does not exist"),
+    (["ckpt_path=nothere"], "ckpt_path=nothere: there is no checkpoint in this folder"),
+    (["data.batch_size=0"], "data.batch_size=0 must be a whole number, at least 1"),
+    (["trainer.precision=fp16"], "trainer.precision=fp16 is not supported"),
+    (["loss.token_weight.level=x"], "loss.token_weight.level='x' is not one of token, prefix, sequence"),
+    (["-m", "optimizer.lr=1e-3,high"], "optimizer.lr='high' must be a number, at least 0"),
+    (["--loss", "dcod"], "--loss: there is no such option; settings have no dashes: say loss=dcod"),
+]
+
+
+def test_train_refuses_what_it_can_tell_without_torch(tmp_path: Path) -> None:
+    answers = told("training", *[words for words, _ in REFUSED], cwd=tmp_path)
+    for (_, said), (status, error, imported) in zip(REFUSED, answers, strict=True):
+        assert status == 1
+        assert error.startswith(f"error: {said}")
+        assert error.count("\n") == 1
+        assert imported == []
+
+
+def test_a_gpu_that_torch_cannot_see_is_refused_without_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "version.py").write_text("cuda: Optional[str] = None\nhip: Optional[str] = None\n")
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(no_gpu.importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(UserError, match="trainer=gpu, but torch sees no GPU here: take trainer=cpu"):
+        no_gpu.check_gpu({"accelerator": "gpu"})
+    no_gpu.check_gpu({"accelerator": "cpu"})
+    (tmp_path / "version.py").write_text("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None\n")
+    monkeypatch.setattr(
+        no_gpu.ctypes, "CDLL", lambda name: None
+    )  # a driver is there: torch has the last word
+    no_gpu.check_gpu({"accelerator": "gpu"})
+
+
+def test_a_model_that_neither_the_hub_nor_its_cache_has_is_refused_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(UserError, match=r"model.student=nobody/nothere is neither a local folder nor"):
+        check_model_on_hub("nobody/nothere", "model.student")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/cache/config.json")
+    check_model_on_hub("nobody/nothere", "model.student")
+
+
+def test_a_line_is_printed_before_the_imports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "loss=sft"])
+    run_command("train", lambda: seen.append(capsys.readouterr().err))
+    assert seen == ["distill train: loading ...\n"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "job"])
+    run_command("train", lambda: None)
+    assert capsys.readouterr().err == ""  # so that what is shown can be piped
 
 
 def test_a_plan_may_name_data_that_lie_on_another_machine() -> None:

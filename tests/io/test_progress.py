@@ -1,55 +1,99 @@
-"""Tests that progress bars are live on terminals and do not fill log files with a line per step."""
+"""Tests that progress bars are live on terminals, and that log files get a plain line a minute."""
 
-import subprocess
+import re
 import sys
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
+import lightning
 import pytest
 
 from distill.io import progress
-from distill.training.callbacks import ProgressBar
+from distill.io.progress import duration, inside, progress_bar
+from distill.training.callbacks import ProgressLog
 
-SCRIPT = """
-from distill.io.progress import progress_bar
-with progress_bar(total=2000, description="counting", unit="step") as bar:
-    for _ in range(2000):
-        bar.update()
-"""
+TIME = r"\d\d:\d\d:\d\d"
 
 
-def test_a_bar_in_a_file_shows_its_start_and_its_end_alone() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    states = [state for state in done.stderr.replace("\r", "\n").splitlines() if state.strip()]
-    assert len(states) <= 3
-    assert "counting" in states[0]
-    assert "2000/2000" in states[-1]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A clock that stands still until a test moves it."""
+    monkeypatch.setattr(progress, "watched", lambda: False)
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now.seconds)
+    return now
 
 
-INSIDE = """
-from distill.io.progress import inside, progress_bar
-with progress_bar(total=2, description="whole", unit="run") as bar, inside():
-    for _ in range(2):
-        with progress_bar(total=9, description="part", unit="step") as part:
+def test_a_log_gets_a_line_at_the_start_each_minute_and_at_the_end(
+    clock: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bar(total=2000, description="counting", unit="step") as bar:
+        for _ in range(2000):
+            clock.seconds += 0.125
+            bar.set_postfix(loss="0.5")
+            bar.update()
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in errors
+    lines = errors.splitlines()
+    said = [re.sub(f"^{TIME} ", "", line) for line in lines]
+    assert all(re.match(TIME, line) for line in lines)
+    assert said[0] == "counting: 0 of 2,000 steps"
+    assert said[1] == "counting: 480 of 2,000 steps, loss 0.5, 8.0 steps/s, 3 min 10 s left"
+    assert said[-1] == "counting: 2,000 of 2,000 steps, loss 0.5, in 4 min 10 s"
+    assert len(said) == 6
+
+
+def test_a_part_of_a_bars_work_has_no_line_and_nothing_to_do_none(
+    clock: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bar(total=1, description="whole", unit="run") as bar, inside():
+        with progress_bar(total=9, description="part", unit="reply") as part:
             part.update(9)
         bar.update()
-with progress_bar(total=1, description="after", unit="run") as bar:
-    bar.update()
-"""
+    with progress_bar(total=0, description="nothing", unit="run"):
+        pass
+    errors = capsys.readouterr().err
+    assert "part" not in errors
+    assert "nothing" not in errors
+    assert "whole: 1 of 1 run, in" in errors
 
 
-def test_a_part_of_a_bars_work_has_no_bar_in_a_file() -> None:
-    done = subprocess.run([sys.executable, "-c", INSIDE], capture_output=True, text=True, check=True)
-    assert "part" not in done.stderr
-    assert "whole: 100%" in done.stderr
-    assert "after: 100%" in done.stderr
-
-
-@pytest.mark.parametrize(("seen", "rate"), [(True, 1), (False, 50)])
-def test_training_draws_every_step_for_a_terminal_and_twenty_for_a_file(
-    monkeypatch: pytest.MonkeyPatch, seen: bool, rate: int
+@pytest.mark.parametrize(("max_tokens", "first"), [(None, "3 of 10 steps"), (1000, "300 of 1,000 tokens")])
+def test_training_logs_step_loss_rate_and_time_left(
+    clock: Any, capsys: pytest.CaptureFixture[str], max_tokens: int | None, first: str
 ) -> None:
-    monkeypatch.setattr("distill.training.callbacks.watched", lambda: seen)
-    assert ProgressBar(1000).refresh_rate == rate
-    assert ProgressBar(3).refresh_rate == 1
+    trainer = Mock(spec=lightning.Trainer, is_global_zero=True, global_step=3)
+    module: Any = SimpleNamespace(totals={"tokens": 300.0})
+    log = ProgressLog(10, max_tokens)
+    log.on_train_start(trainer, module)  # resumed after three steps
+    for step in range(4, 11):
+        clock.seconds += 61
+        trainer.global_step = step
+        module.totals |= {"tokens": 100.0 * step, "last_loss": 1 / step}
+        log.on_train_batch_end(trainer, module, None, None, step)
+    log.on_train_end(trainer, module)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"training: {first}" in lines[0]
+    assert "loss 0.2500" in lines[1]
+    assert "6 min 6 s left" in lines[1]
+    assert ("1 min 1 s per step" if max_tokens is None else "step 4, loss") in lines[1]
+    assert "in 7 min 7 s" in lines[-1]
+    assert not any("\r" in line for line in lines)
+
+
+def test_other_ranks_log_nothing(clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Mock(spec=lightning.Trainer, is_global_zero=False, global_step=0)
+    log = ProgressLog(10)
+    log.on_train_start(trainer, None)
+    log.on_train_batch_end(trainer, None, None, None, 0)
+    log.on_train_end(trainer, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_durations_are_in_words() -> None:
+    assert [duration(seconds) for seconds in (4.25, 61, 7260)] == ["4.2 s", "1 min 1 s", "2 h 1 min"]
 
 
 def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from distill.losses.inputs import WeightedTerm
 from distill.models.find import find_model
 from distill.models.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
 from distill.models.language_model import LanguageModel
-from distill.models.lora import Lora, add_lora
+from distill.models.lora import add_lora
+from distill.models.lora_settings import Lora
 from distill.training.datamodule import TraceOrder
 
 traces = test_training.traces  # the fixture

@@ -24,7 +24,8 @@ from distill.generation.sampling import Sampling
 from distill.losses.divergence import forward_kl
 from distill.losses.weights import support_ratio
 from distill.models.language_model import LanguageModel, ModelSource
-from distill.models.lora import Lora, add_lora, fingerprint, merged_state, parameter_counts, read_lora
+from distill.models.lora import add_lora, fingerprint, merged_state, parameter_counts
+from distill.models.lora_settings import Lora, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import checkpoints
 from distill.tiny import task

@@ -7,7 +7,14 @@ import pytest
 
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError
-from distill.runs.folder import asked_alike, claim, config_difference, describe, find_checkpoint
+from distill.runs.folder import (
+    asked_alike,
+    check_free,
+    claim,
+    config_difference,
+    describe,
+    find_resumable,
+)
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -81,6 +88,29 @@ def test_last_is_the_newest_checkpoint_of_the_newest_run_of_this_configuration(t
             (tmp_path / name / "checkpoints" / step / "state.ckpt").touch()
     describe(tmp_path / "3_without_a_checkpoint", CONFIG, [])
     expected = tmp_path / "1_second" / "checkpoints" / "step-000004"
-    assert find_checkpoint("last", CONFIG, tmp_path) == expected
-    with pytest.raises(UserError, match=r"the newest run differs: 2_of_another_seed: seed was 1 and is 2"):
-        find_checkpoint("last", CONFIG | {"seed": 2}, tmp_path)
+    assert find_resumable("last", CONFIG, tmp_path) == expected
+    with pytest.raises(
+        UserError, match=r"the newest run differs: 3_without_a_checkpoint: seed was 0 and is 2"
+    ):
+        find_resumable("last", CONFIG | {"seed": 2}, tmp_path)
+
+
+def test_a_run_killed_before_its_first_checkpoint_comes_before_finished_ones(tmp_path: Path) -> None:
+    for name in ("0_finished", "1_killed", "2_finished_without_checkpoints"):
+        describe(tmp_path / name, CONFIG, [])
+    for name in ("0_finished", "2_finished_without_checkpoints"):
+        (tmp_path / name / "summary.json").write_text('{"status": "finished"}')
+    (tmp_path / "0_finished" / "checkpoints" / "step-000004").mkdir(parents=True)
+    (tmp_path / "0_finished" / "checkpoints" / "step-000004" / "state.ckpt").touch()
+    assert find_resumable("last", CONFIG, tmp_path) == tmp_path / "1_killed"
+    assert find_resumable(str(tmp_path / "1_killed"), CONFIG, tmp_path) == tmp_path / "1_killed"
+    with pytest.raises(UserError, match="there is no checkpoint in this folder"):
+        find_resumable(str(tmp_path / "2_finished_without_checkpoints"), CONFIG, tmp_path)
+    with pytest.raises(UserError, match="1_killed: seed was 0 and is 2"):
+        find_resumable(str(tmp_path / "1_killed"), CONFIG | {"seed": 2}, tmp_path)
+
+
+def test_a_finished_run_has_nothing_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"status": "finished"}')
+    with pytest.raises(UserError, match=r"holds a finished run, so there is nothing to resume: name another"):
+        check_free(tmp_path)

@@ -36,7 +36,12 @@ def made(folder: Path, loss: str, seed: int, accuracy: float | None, **changes: 
         config = OmegaConf.to_container(box)  # pyright: ignore
     stages = {"before": 0.518, "after": accuracy}
     asked = {
-        stage: {"problems": 500, "figures": {"accuracy": {"value": value}}} for stage, value in stages.items()
+        stage: {
+            "problems": 500,
+            "figures": {"accuracy": {"value": value, "low": value - 0.05, "high": value + 0.05}},
+        }
+        for stage, value in stages.items()
+        if value is not None
     }
     summary = {
         "name": config["name"],

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from test_results import made
 from test_training import ROOT, arguments, column, launched, rows, run, same_weights, traces, train_py
 
 from distill.config.instantiate import resolved
@@ -154,7 +155,7 @@ def test_a_sweep_whose_first_jobs_all_fail_of_the_same_ends_there(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1", "seed=0,1,2,3,4,5")
-    words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "model.student=nowhere/at all"]
+    words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "data.max_length=10"]
     done = train_py(["-m", *words])
     assert done.returncode == 1
     assert done.stderr.count("this job failed") == 2
@@ -174,6 +175,37 @@ def test_a_sweep_is_given_up_only_where_the_first_three_failed_alike(monkeypatch
     ):
         monkeypatch.setattr(sweeps, "outcomes", outcomes)
         assert sweeps.hopeless() == reason
+
+
+def test_a_job_says_its_number_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps.sweep, "jobs", 6)
+    monkeypatch.setattr(sweeps, "seconds", [])
+    assert sweeps.announce(0, "a") == "job 1 of 6: a"
+    monkeypatch.setattr(sweeps, "seconds", [60.0, 120.0])
+    assert sweeps.announce(2, "b") == "job 3 of 6: b, about 6 min 0 s left"
+    monkeypatch.setattr(sweeps.sweep, "jobs", None)  # another launcher's process
+    assert sweeps.announce(2, "b") == "job 3: b"
+
+
+@pytest.mark.parametrize(
+    ("losses", "experiment", "command"),
+    [
+        (["sft", "dcod"], "compare", "python -m distill.report {}"),
+        (["dcod", "tvd"], None, "python -m distill.report {} --baseline dcod"),
+        (["sft", "dcod"], "tune_qwen", "python -m distill.tune {}"),
+    ],
+)
+def test_a_sweep_ends_with_its_table_and_the_next_command(
+    tmp_path: Path, losses: list[str], experiment: str | None, command: str
+) -> None:
+    for number, loss in enumerate(losses):
+        made(tmp_path / f"{number}_{loss}", loss, 0, 0.1 if loss == "dcod" else 0.6)
+    said = sweeps.at_the_end(tmp_path, experiment)
+    assert "| `dcod` | 51.8 | 10.0 |" in said
+    assert said.endswith(f"next: {command.format(tmp_path)}")
+    (below,) = [line for line in said.splitlines() if "ends below where it began" in line]
+    assert "dcod" in below
+    assert "(51.8% → 10.0% [5.0%, 15.0%])" in below
 
 
 # --- learning rates

@@ -206,18 +206,59 @@ def unbroken_and_resumed(
     for name in ("train/loss", "train/tokens", "train/tokens_total", "train/lr", "weights/mean"):
         assert column(resumed, name) == column(whole, name)
     assert same_weights(resumed, whole)
+    assert (resumed / "weights.jsonl").read_text() == (whole / "weights.jsonl").read_text()
     return whole, resumed
 
 
+BY_STEPS = ["checkpoint.every=2", "checkpoint.minutes=null"]
+BY_TIME = ["checkpoint.every=null", "checkpoint.minutes=0.0001"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["dcod", "on_policy_kd", "taid", "asft"])
+@pytest.mark.parametrize(
+    ("loss", "saved"),
+    [("dcod", BY_STEPS), ("on_policy_kd", BY_STEPS), ("taid", BY_STEPS), ("asft", BY_TIME)],
+)
 def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+    tiny_pair: tuple[Path, Path],
+    traces: Path,
+    tmp_path: Path,
+    loss: str,
+    saved: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = arguments(
-        tiny_pair, traces, tmp_path, f"loss={loss}", "trainer.accumulate_grad_batches=2", "checkpoint.every=2"
+        tiny_pair, traces, tmp_path, f"loss={loss}", "trainer.accumulate_grad_batches=2", *saved
     )
     unbroken_and_resumed(words, tmp_path, monkeypatch)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_named_and_started_anew(
+    tiny_pair: tuple[Path, Path],
+    traces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=sft", "trainer.max_steps=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "StudentEvaluation", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            run(words, tmp_path / "runs" / "killed")
+    folder = run([*words, "ckpt_path=last"], tmp_path / "elsewhere")
+    assert folder == tmp_path / "runs" / "killed"
+    said = f"{folder} has this configuration and no checkpoint yet (checkpoint.every=100 steps"
+    assert said in capsys.readouterr().err
+    assert len(rows(folder)) == 1
+
+
+def test_a_run_that_is_refused_leaves_no_folder(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "refused"
+    with pytest.raises(UserError, match="more than 10"):
+        run([*arguments(tiny_pair, traces, tmp_path), "data.max_length=10", "loss=sft"], folder)
+    assert not list(folder.iterdir())
 
 
 def test_dropout_draws_the_same_after_resuming(
@@ -814,7 +855,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("data.max_length=10", "more than 10 (data.max_length)"),
         ("data.batch_size=0", "data.batch_size=0"),
         ("data.student_prompt.user=hello", "has no {problem} in it"),
-        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+        ("optimizer.lr=-1", "optimizer.lr=-1 must be a number, at least 0"),
         ("ckpt_path=last", "ckpt_path=last: no run in"),
         ("loss=t3s", "loss=t3s needs the pilot's log-probs of the traces, and model.pilot is not set"),
         ("loss=iw_sft model.reference=./nowhere", "model.reference=./nowhere: there is no such folder"),

@@ -1,22 +1,20 @@
 """Extract the final answer from a completion and compare numbers, by text rules only."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from distill.benchmarks.grading import extraction, notation
+from distill.benchmarks.grading import conclusions, extraction, notation, wording
+from distill.benchmarks.grading.conclusions import CLOCK, NUMBER
 
-# A number in running text: sign, dollar, thousands separators, decimals, a fraction.
-_IN_TEXT = re.compile(
-    r"(?:(?<![\w.])-)?\$?(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\$?\.\d+"
-)
 _WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?|-?\d+/\d+")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)[ \u00a0\u202f](?=\d{3}(?!\d))")
+_SEVERAL = re.compile(r"[-$\d.]+(?:(?:,\s|\s?;\s?)[-$\d.]+)+")
 _CLAUSE_END = re.compile(r"\n|[,.;:]\s|[(;]")
-_DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%]")
+_DECORATION = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}|\\[$%!,;]|[$%€£¥₹]|\{(?=,\})|(?<=,)\}")
 _MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})  # dashes that models use as minus signs
 
-RULES = ("boxed", "answer is", "####", "output", "last number")
+RULES = ("boxed", "marked", "output", "last number")
 
 
 def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = False) -> tuple[str | None, str]:
@@ -28,8 +26,9 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
         text: a completion.
         rules: rules to try, in order. `boxed`: the last `\boxed{}` that is not empty. `answer is`: what
             follows the last "answer is", "Answer:" or similar. `####`: what follows the last `####` that is
-            not a heading. `output`: the program output at the end of the text. `last number`: the last
-            number.
+            not a heading. `marked`: the one of these two that comes last. `output`: the program output at the
+            end of the text. `last number`: the number that the last sentence with a number states. A line
+            `####` that ends the text comes before a box above it, if there is a rule for both.
         expressions: extract whole expressions such as `$\frac{1}{2}$` or words such as `Evelyn` after a
             marker, and the closing formula if it contains the last number. Otherwise extract the first number
             after a marker, or the result of a calculation there.
@@ -38,16 +37,31 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
         (answer, rule); (None, "none") if no rule finds an answer.
     """
     text = notation.undamaged(text.translate(_MINUS))
-    if "answer is" in rules and (stated := extraction.stated(text)) is not None:
+    if not {"answer is", "marked"}.isdisjoint(rules) and (stated := extraction.stated(text)) is not None:
         answer = extraction.expression(stated) if expressions else _first_number(stated)
         if answer is not None:
             return answer, "answer is"
     text = extraction.answering_part(text)
     by_rule = _EXPRESSIONS if expressions else _NUMBERS
+    if "boxed" in rules and not {"####", "marked"}.isdisjoint(rules) and extraction.ends_in_hashes(text):
+        rules = ("####", *rules)
     for rule in rules:
-        if found := by_rule[rule](text):
-            return found, rule
+        if rule == "marked":
+            found, name = _last_mark(text, by_rule)
+        else:
+            found, name = by_rule[rule](text), rule
+        if found:
+            return found, name
     return None, "none"
+
+
+def _last_mark(text: str, by_rule: Mapping[str, Callable[[str], str | None]]) -> tuple[str | None, str]:
+    """The answer behind the last mark, "answer is" or `####`, and the rule that found it."""
+    if (found := by_rule["####"](text)) is None:
+        return by_rule["answer is"](text), "answer is"
+    # Behind the last line with hashes; a marker before it is an earlier mark.
+    said = by_rule["answer is"](text[extraction.end_of_hashes(text) :])
+    return (found, "####") if said is None else (said, "answer is")
 
 
 def last_boxed(text: str) -> str | None:
@@ -67,6 +81,15 @@ def boxes(text: str) -> list[str]:
 def closing_boxes(text: str) -> list[str]:
     r"""Contents of the boxes in the sentence with the last box: both of "so $\boxed{1}$ and $\boxed{2}$"."""
     return extraction.closing_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+
+
+def several_boxes(text: str) -> list[str]:
+    """Lists of boxed answers that may be a completion's final answer: the boxes of the sentence with the last
+    one, and all, if they differ."""
+    closing = closing_boxes(text)
+    everything = extraction.outer_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+    lists = [closing, list(dict.fromkeys(box.content for box in everything))]
+    return list(dict.fromkeys(", ".join(boxes) for boxes in lists if len(boxes) > 1))
 
 
 def number(text: str) -> Fraction | None:
@@ -105,31 +128,51 @@ def same_answer(one: str, other: str, same: Callable[[str, str], tuple[bool, str
 
 def _number_after_marker(text: str) -> str | None:
     """The first number after the last marker that is followed by one."""
-    return next(filter(None, map(_first_number, extraction.after_marker(text))), None)
+    return next(filter(None, map(_number_said, extraction.after_marker(text))), None)
+
+
+def _number_said(paragraph: str) -> str | None:
+    """The number at the start of a paragraph, in digits or words, or else the one that its first sentence
+    states."""
+    lead = extraction.LEAD.match(paragraph)
+    at = lead.end() if lead else 0
+    if (words := wording.SPOKEN.match(paragraph, at)) and wording.spoken(words[0]) is not None:
+        end = extraction.SENTENCE_END.search(paragraph, words.end())
+        if not NUMBER.search(paragraph, words.end(), end.start() if end else len(paragraph)):
+            return words[0]
+    first = None if NUMBER.match(paragraph, at) else _FIRST_SENTENCE.match(paragraph)
+    said = conclusions.stated_number(first[0]) if first and "=" not in first[0] else None
+    return _first_number(paragraph) if said is None else said
+
+
+_FIRST_SENTENCE = re.compile(r"(?:[^\n.!?]|(?<=\d)\.(?=\d))+")
 
 
 def _expression_after_marker(text: str) -> str | None:
     """The last expression after a marker that has mathematics in it or is one or two words long; longer
-    phrases such as "Answer: yes, it fits" are remarks."""
+    phrases such as "Answer: yes, it fits" are remarks. Without one, the choice that the text names."""
     found = list(filter(None, map(extraction.expression, extraction.after_marker(text))))
-    return next(
-        (one for one in found if re.search(r"[\d\\=]", one) or one.count(" ") < 2), *found[:1] or [None]
-    )
+    short = next((one for one in found if re.search(r"[\d\\=]", one) or one.count(" ") < 2), None)
+    return short or extraction.choice(text) or (found[0] if found else None)
 
 
 def _first_number(paragraph: str) -> str | None:
     """The first number of a paragraph, or the result if it starts a calculation ("15 * 8 = 120")."""
-    first = _IN_TEXT.search(paragraph)
+    first = NUMBER.search(paragraph)
     if first is None:
         return None
+    if clock := CLOCK.match(paragraph, first.start()):
+        return clock[1] if clock[2] == "00" else clock[0]
     calculation = _CLAUSE_END.split(paragraph[first.end() :], maxsplit=1)[0]
-    result = _IN_TEXT.search(calculation.rpartition("=")[2]) if "=" in calculation else None
+    result = NUMBER.search(calculation.rpartition("=")[2]) if "=" in calculation else None
     return (result or first).group()
 
 
 def _number_after_hashes(text: str) -> str | None:
     line = extraction.after_hashes(text)
-    return None if line is None else _first_number(line)
+    if line is None or _SEVERAL.fullmatch(line):
+        return line
+    return _first_number(line)
 
 
 def _expression_after_hashes(text: str) -> str | None:
@@ -143,13 +186,13 @@ def _number_in_output(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    found = None
-    for found in _IN_TEXT.finditer(text):  # noqa: B007  use the last match
-        pass
-    return found.group() if found else None
+    return conclusions.concluding_number(text)
 
 
 def _last_formula_or_number(text: str) -> str | None:
+    text = conclusions.without_code(text)
+    if (letter := extraction.last_letter(text)) is not None:
+        return letter
     number, formula = _last_number(text), extraction.last_formula(text)
     return formula if formula is not None and (number is None or number in formula) else number
 

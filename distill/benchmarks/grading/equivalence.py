@@ -15,30 +15,38 @@ which may hang: run `compare` in a process that can be killed, as `distill.bench
 
 import re
 
-from distill.benchmarks.grading import answers, symbolic
+from distill.benchmarks.grading import answers, reals, symbolic, wording
+from distill.benchmarks.grading.letters import RELATION, bare, same_products, same_words
 from distill.benchmarks.grading.notation import (
-    bare_words,
     expanded,
     group,
     plain,
     rows,
     split,
+    top_level,
     without_unit,
     words,
 )
-from distill.benchmarks.grading.values import same_numbers, same_numerals, same_times
+from distill.benchmarks.grading.rewriting import residue
+from distill.benchmarks.grading.values import exact, same_numbers, same_numerals, same_times
 
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
-_RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
 _MEMBER = re.compile(r"^[^=,]{1,20}?\\in(?![A-Za-z])\s*")
 _NAME = re.compile(
     r"(?:\\text\{[^{}]*\}|\\?[A-Za-z][A-Za-z' ]{0,30})"
     r"(?:_\{?[\w\\]{1,9}\}?)?\s?(?:\^\{?(?:-1|\\prime|')\}?)?'?"
-    r"\s?(?:\([^()=]{0,20}\))?|\\angle\s?\w+"
+    r"\s?(?:\([^()]{0,40}\))?|\\angle\s?\w+"
 )
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
+# The label of a choice before its text: "(B) 5", "\text{B.} 5"; no sign follows, as in (a)+3.
+_LABEL = re.compile(
+    r"(?:\\text\{\s?)?\(([A-Ja-j])\)(?:\s?\}\s?|\s+)(?![-+*/^=<>]\s)(?=\S)|(?:\\text\{\s?)?([A-J])[.):](?:\s?\}\s?|\s+)(?=\S)"
+)
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
+_ORDER = re.compile(r"\\(?:leq?|geq?|lt|gt|ne)(?![A-Za-z])|[<>]")
+_SEVERAL_PIECES = re.compile(r"\\cup|\\cap|\\setminus|\\ne(?![A-Za-z])|\b(?:or|and)\b|\\mathbb\{R\}|\|")
+_OR = re.compile(r"\\cup(?![A-Za-z])|\bor\b")
 
 
 def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[bool, str]:
@@ -63,7 +71,7 @@ def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[boo
 def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | None:
     """Compare equal texts or two numbers without math-verify, in microseconds; None if undecided."""
     expected, found = plain(gold), plain(answer)
-    if expected and _bare(expected) == _bare(found):
+    if expected and bare(expected) == bare(found):
         return True
     return same_numbers(expected, found, tolerance)
 
@@ -73,11 +81,14 @@ def readable(text: str) -> bool:
     text = plain(text)
     if not text:
         return False
+    if (found := residue(text)) is not None:
+        return readable(found[0])
     if answers.number(text) is not None or words(text) is not None or symbolic.parsed(text):
         return True
-    bare, sides = without_unit(text), _sides(text)
-    if bare != text or len(sides) > 1:
-        return readable(bare if bare != text else _value(sides))
+    unitless, sides = without_unit(text), _sides(text)
+    if unitless != text or len(sides) > 1:
+        shorter = unitless if unitless != text else _value(sides)
+        return len(shorter) < len(text) and readable(shorter)
     brackets, inside = group(text)
     parts = expanded(inside if brackets else split(text))
     return len(parts) > 1 and all(map(readable, parts))
@@ -87,44 +98,73 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     """Compare two normalized texts, or elements of a structure."""
     if not gold or not answer:
         return False
-    if _bare(gold) == _bare(answer):
+    gold, answer = wording.in_symbols(gold), wording.in_symbols(answer)
+    if bare(gold) == bare(answer):
         return True
     if (decided := same_numbers(gold, answer, tolerance)) is not None:
         return decided
-    for simple in (_same_words, same_times, same_numerals):
+    for simple in (same_products, same_words, same_times, same_numerals):
         if (decided := simple(gold, answer)) is not None:
             return decided
-    for structured in (_same_tables, _same_groups, _same_lists, _same_named):
+    structures = (_same_residues, _same_tables, _same_reals, _same_groups, _same_lists, _same_named)
+    for structured in structures:
         if (decided := structured(gold, answer, tolerance)) is not None:
-            return decided
+            return decided or _same_otherwise_read(gold, answer, tolerance)
     bare_gold, bare_answer = without_unit(gold), without_unit(answer)
-    if (bare_gold, bare_answer) != (gold, answer):
-        return _same(bare_gold, bare_answer, tolerance)
-    return symbolic.same_expressions(gold, answer, tolerance)
+    if (bare_gold, bare_answer) != (gold, answer) and _same(bare_gold, bare_answer, tolerance):
+        return True
+    # A unit may also be a product: "abh" of \frac{1}{2} abh.
+    if symbolic.same_expressions(gold, answer, tolerance):
+        return True
+    return _same_otherwise_read(gold, answer, tolerance)
 
 
-def _bare(text: str) -> str:
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
+def _same_otherwise_read(gold: str, answer: str, tolerance: float | None) -> bool:
+    r"""Compare with a choice's label removed, `(b) -\frac{1}{2}`, or a comma read as a thousands separator,
+    `5,525\pi`."""
+    for pattern in (_LABEL, _THOUSANDS):
+        bare_gold, bare_answer = (
+            _unlabelled(text) if pattern is _LABEL else pattern.sub(lambda one: one[0].replace(",", ""), text)
+            for text in (gold, answer)
+        )
+        if bare_answer != answer and _same(gold, bare_answer, tolerance):
+            return True
+        if bare_gold != gold and bare_answer == answer and _same(bare_gold, answer, tolerance):
+            return True
+    return False
 
 
-def _same_words(gold: str, answer: str) -> bool | None:
-    """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
-    expected, found = words(gold), words(answer)
-    if expected is None:
+def _unlabelled(text: str) -> str:
+    found = _LABEL.match(text)
+    rest = text[found.end() :].strip() if found else ""
+    return rest.removeprefix("}").strip() or text
+
+
+def _same_residues(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    r"""Compare `n \equiv 5 \pmod{17}` with 5, or with `22 \pmod{17}`; None if neither side has a modulus."""
+    one, other = residue(gold), residue(answer)
+    if one is None and other is None:
         return None
-    if len(expected) > 1:
-        if found is not None:
-            listed = len(split(gold)) > 1 and len(split(answer)) > 1  # "red and blue"
-            return expected == found or (None if listed else False)
-        said = bare_words(answer)
-        return _same_words(gold, re.split(r"=|\\in", said)[-1].strip()) if _RELATION.search(said) else None
-    if found is not None and len(found) == 1:
-        return expected == found
-    # (C) and \text{C} are choices, `x` is a variable.
-    if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
+    if one is None or other is None or bare(one[1]) != bare(other[1]):
+        if one is not None and other is not None:
+            return False
+        return _same(one[0] if one else gold, other[0] if other else answer, tolerance)
+    numbers = [exact(part) for part in (one[0], other[0], one[1])]
+    if any(number is None or number.denominator != 1 for number in numbers) or not numbers[2]:
+        return _same(one[0], other[0], tolerance)
+    return (numbers[0] - numbers[1]) % numbers[2] == 0  # type: ignore[operator]
+
+
+def _same_reals(gold: str, answer: str, tolerance: float | None) -> bool | None:
+    """Compare a set of real numbers as inequality with one as union. None unless one of them is an
+    inequality, and there is more than a single interval."""
+    ordered = [_ORDER.search(text) is not None for text in (gold, answer)]
+    both = gold + answer
+    if tolerance is not None or (not any(ordered) and r"\setminus" not in both):
         return None
-    choice = _CHOICE.fullmatch(bare_words(answer))
-    return None if choice is None else choice[1].casefold() == expected
+    if (all(ordered) and not _OR.search(both)) or not _SEVERAL_PIECES.search(both):
+        return None
+    return reals.same_sets(gold, answer, symbolic.value, lambda one, other: _same(one, other, None)) or None
 
 
 def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
@@ -135,7 +175,11 @@ def _in_order(gold: list[str], answer: list[str], tolerance: float | None) -> bo
 
 def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -> bool:
     """Whether the elements can be matched one to one."""
-    if len(gold) != len(answer) or len(gold) > _MOST_ELEMENTS:
+    if max(len(gold), len(answer)) > _MOST_ELEMENTS:
+        return False
+    if len(answer) > len(gold):  # a list of solutions may repeat one that the gold answer has once
+        answer = _different(answer, tolerance) if len(_different(gold, tolerance)) == len(gold) else answer
+    if len(gold) != len(answer):
         return False
     left = list(answer)
     for one in gold:
@@ -144,6 +188,15 @@ def _in_any_order(gold: list[str], answer: list[str], tolerance: float | None) -
             return False
         del left[fitting]
     return True
+
+
+def _different(elements: list[str], tolerance: float | None) -> list[str]:
+    """The elements without those that equal an earlier one."""
+    found: list[str] = []
+    for element in elements:
+        if not any(_same(one, element, tolerance) for one in found):
+            found.append(element)
+    return found
 
 
 def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None:
@@ -198,8 +251,6 @@ def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
     parts, its_parts = expanded(split(gold)), expanded(split(answer))
     (brackets, inside), (its_brackets, its_inside) = group(gold), group(answer)
     if len(parts) > 1 and len(its_parts) > 1:
-        if len(parts) != len(its_parts):
-            return False
         if _in_any_order(parts, its_parts, tolerance):
             return True
         return _in_any_order(_all_named(parts), _all_named(its_parts), tolerance)
@@ -213,7 +264,7 @@ def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:
         return _same(inside[0], answer, tolerance)
     if its_brackets == "set" and len(its_inside) == 1:
         return _same(gold, its_inside[0], tolerance)
-    if (len(parts) > 1) != (len(its_parts) > 1) and not _RELATION.search(gold + answer):
+    if (len(parts) > 1) != (len(its_parts) > 1) and not RELATION.search(gold + answer):
         return False
     return None
 
@@ -222,7 +273,7 @@ def _all_named(parts: list[str]) -> list[str]:
     """Apply a name to the following elements without one: `x=1, 2` becomes `x=1`, `x=2`."""
     name, named = "", []
     for part in parts:
-        sides = _EQUALS.split(part)
+        sides = top_level(part, _EQUALS)
         name = sides[0] if len(sides) == 2 else name
         named.append(part if len(sides) == 2 or not name else f"{name}={part}")
     return named
@@ -239,17 +290,26 @@ def _same_named(gold: str, answer: str, tolerance: float | None) -> bool | None:
     sides, its_sides = _sides(gold), _sides(answer)
     if len(sides) == 1 and len(its_sides) > 1:
         return _same(gold, _value(its_sides), tolerance)
+    if len(its_sides) == 1 and len(sides) > 1 and not any(map(_VARIABLES.search, map(_commandless, sides))):
+        return any(_same(side, answer, tolerance) for side in sides)  # 0.56 = 56\%
     if len(its_sides) == 1 and len(sides) > 1:
         named = _NAME.fullmatch(sides[0]) or _NAME.fullmatch(sides[-1]) or len(sides) > 2
         return _same(_value(sides), answer, tolerance) if named else None
-    if len(sides) > 1 and _bare(sides[0]) == _bare(its_sides[0]) and _NAME.fullmatch(sides[0]):
+    if len(sides) > 1 and bare(sides[0]) == bare(its_sides[0]) and _NAME.fullmatch(sides[0]):
         return _same(sides[-1], its_sides[-1], tolerance) or None
     return None
 
 
+def _commandless(text: str) -> str:
+    return re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\%", " ", text)
+
+
+_VARIABLES = re.compile(r"[A-Za-z]")
+
+
 def _readings(text: str) -> list[str]:
     r"""Both sides of `\approx`, except a name; the text itself without `\approx`."""
-    about = [side.strip() for side in _ABOUT.split(text, maxsplit=1)]
+    about = [side.strip() for side in top_level(text, _ABOUT)][:2]
     if len(about) == 1:
         return about
     return [about[0] if not _NAME.fullmatch(about[0]) else about[1], about[1]]
@@ -257,7 +317,7 @@ def _readings(text: str) -> list[str]:
 
 def _sides(text: str) -> list[str]:
     """The sides of a single equation; the text itself for a list."""
-    return [text] if len(split(text)) > 1 else [side.strip() for side in _EQUALS.split(text)]
+    return [text] if len(split(text)) > 1 else [side.strip() for side in top_level(text, _EQUALS)]
 
 
 def _value(sides: list[str]) -> str:

@@ -20,7 +20,11 @@ _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}]
 _FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
 BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
-    r"(?:\\text\{)?\s*(?:\.{2,}|\\[lc]?dots|(?:your )?(?:final )?answer|<[a-z _]+>)?\s*\}?", re.I
+    r"(?:\\(?:text|mathrm|textbf)\{)?(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*"
+    r"(?:\.{2,}|…|\?{1,5}|_{1,20}|\\_|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
+    r"|\\(?:hspace|underline)\*?\{[^{}]*\}|(?:your )?(?:final )?answer(?: here)?|<[a-z _]+>)?"
+    r"(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*\}?",
+    re.I,
 )
 # End of an answer: the chat's special tokens, and the phrase in Minerva's prompt (2206.14858, appendix D.2).
 _REST = re.compile(
@@ -34,7 +38,9 @@ _TURN = re.compile(
     re.I | re.M,
 )
 VERB = (
-    r"(?:\bis\b|\bare\b|\bas\b|would be|should be|must be|will be|comes? (?:out )?to)"
+    r"(?:\bis\b|\bare\b|\bas\b"
+    r"(?! an? (?:percent|fraction|decimal|mixed|common|integer|simpl|whole|ratio))"
+    r"|would be|should be|must be|will be|comes? (?:out )?to)"
     r"(?:\s{1,3}(?:thus|therefore|simply|just|then|given by|as follows))?"
 )
 # "The answer is", "Answer:", "**Final Answer**", "the answer to the problem is", "<answer>".
@@ -77,6 +83,12 @@ def _answers(part: str) -> bool:
 def boxes(text: str) -> list[Box]:
     r"""All closed boxes, including nested ones, in the order of their ends; without empty ones (`\boxed{}`)
     and placeholders (`\boxed{...}`)."""
+    return [
+        box for box in _closed(text) if not _PLACEHOLDER.fullmatch(box.content[:40]) or len(box.content) > 40
+    ]
+
+
+def _closed(text: str) -> list[Box]:
     found: list[Box] = []
     open_braces: list[tuple[int, int]] = []  # start of the box, or -1 for a plain brace; start of the content
     for brace in _BRACES.finditer(text):
@@ -92,7 +104,7 @@ def boxes(text: str) -> list[Box]:
             end = _FORMULA_END.search(text, brace.end(), brace.end() + 200)
             stop = end.start() if end else min(len(text), brace.end() + 200)
             found.append(Box(text[brace.end() : stop].strip().rstrip("."), brace.start(), stop))
-    return [box for box in found if not _PLACEHOLDER.fullmatch(box.content[:40]) or len(box.content) > 40]
+    return found
 
 
 def last_box(text: str) -> Box | None:
@@ -102,7 +114,7 @@ def last_box(text: str) -> Box | None:
     if closed:
         return max(closed, key=lambda box: box.start)
     begun = text.rfind("\\boxed{")
-    if begun < 0:
+    if begun < 0 or any(box.start == begun for box in _closed(text)):  # a placeholder
         return None
     content = begun + len("\\boxed{")
     end = re.compile(r"\$|\\[\])]").search(text, content, content + 300)
@@ -151,11 +163,82 @@ def after_marker(text: str) -> Iterator[str]:
 
 def after_hashes(text: str) -> str | None:
     """The rest of the line after the last `####` that is not a heading."""
+    found = _last_hashes(text)
+    return None if found is None else found[0]
+
+
+def end_of_hashes(text: str) -> int:
+    """Where the line of `after_hashes` ends."""
+    found = _last_hashes(text)
+    return 0 if found is None else found[1]
+
+
+def ends_in_hashes(text: str) -> bool:
+    """Whether the text's last line begins with the hashes of `after_hashes` and holds no box."""
+    if (found := _last_hashes(text)) is None or text[found[1] :].strip():
+        return False
+    line = text[text.rfind("\n", 0, found[1]) + 1 : found[1]]
+    return line.lstrip().startswith("####") and "boxed" not in line
+
+
+def _last_hashes(text: str) -> tuple[str, int] | None:
     for mark in reversed(list(HASHES.finditer(text))[-50:]):
-        line = text[mark.end() : mark.end() + 5000].split("\n", 1)[0].strip()
+        rest = text[mark.end() : mark.end() + 5000].split("\n", 1)[0]
+        line = rest.strip()
         if line and not HEADING.match(line) and not line.endswith(":"):
-            return line
+            return line, mark.end() + len(rest)
     return None
+
+
+_LETTER = r"[*_$(\[]{0,4}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?\$?"
+_OPTION = r"(?i:option|choice|answer|alternative)"
+_ALONE = _LETTER + r"(?![A-Za-z'])"
+_CHOSEN = re.compile(
+    r"\b(?i:correct|right|best|final)\s+(?i:option|choice|alternative|statement)\**\s*"
+    rf"(?:is|:|would be)[\s*:]*(?:{_OPTION}\s+)?{_ALONE}"
+    rf"|\b{_OPTION}\s+(?:for\s[^.\n]{{1,40}}\s)?(?:is|:)[\s*:]*{_ALONE}"
+    rf"|(?:\b{_OPTION}\s+|[(*\s]){_LETTER}(?:\s[^\s.]{{1,12}})?\s+(?:is|must be|would be)\s+"
+    r"(?:therefore\s+|thus\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer|match|option|choice)\b"
+    rf"|\b(?:choose|pick|select|go with)\s+(?:{_OPTION}\s+)?{_ALONE}"
+    rf"|\b(?:corresponds to|matches|is|be)\s+{_OPTION}\s+{_ALONE}"
+    rf"|(?:\b{_OPTION}|\b(?i:hence|therefore|thus|so),?|=>|→)\s+{_LETTER}\s*\Z",
+)
+_LAST_LETTER = re.compile(
+    r"[\s>*_]*(?:option|choice)?[\s*_]*" + _LETTER + r"(?:[).:]\s.{1,80})?[\s*_.]*", re.I
+)
+
+
+def choice(text: str) -> str | None:
+    """The letter that the text says is the right choice: "the correct option is (B)", "B is correct"."""
+    last = None
+    for last in _CHOSEN.finditer(text):  # noqa: B007
+        pass
+    return None if last is None else next(filter(None, last.groups()))
+
+
+_STANDING = re.compile(r"(?<![\w\\{^_'-])(?:A(?!\s+[a-z])|[B-J])(?![\w'^_-])")
+_CONCLUDES = re.compile(
+    r"\b(?:options?|choices?|answers?|correct|right|one|must|therefore|hence|thus|so|final|result|gives)\b",
+    re.I,
+)
+
+
+def last_letter(text: str) -> str | None:
+    """The letter of a choice that stands alone in the last line, "(B)", "B) 12", or as the only letter in a
+    concluding sentence without numbers, "It must be B"."""
+    line = text.rstrip().rpartition("\n")[2]
+    found = _LAST_LETTER.fullmatch(line) if len(line) < 120 else None
+    if found and found[1].isupper():
+        return found[1]
+    sentence = re.split(r"[.!?]\s", line.rstrip(" .*"))[-1]
+    letters = _STANDING.findall(sentence)
+    said = (
+        len(letters) == 1
+        and len(sentence) < 80
+        and _CONCLUDES.search(sentence)
+        and not re.search(r"\d", sentence)
+    )
+    return letters[0] if said else None
 
 
 def program_output(text: str) -> str | None:
@@ -189,10 +272,14 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,} [A-Za-z]+ ")
 _CONNECTED = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or|\\cup|=|\+|\\pm|is|are|equals)\s*", re.I)
 SENTENCE_END = re.compile(
-    r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e\.|as the|as we)\b"
+    r"\n|[.!?](?=\s|$|\*|\")|,?\s+(?:because|since|so that|which|where|when|while|but|i\.e|as the|as we)\b"
     r"|,\s+(?:as|so|for|if|thus|hence|not)\b|(?<=[\d$%}])\s+\((?=[A-Za-z]{2,20}\b)"
     r"|(?<=[\d$)}%])[,;]\s+(?=(?!and\b|or\b)[a-z]{3,20}\s+[a-z]{2})"
 )
+
+
+# Stars around words; x**2 is a power.
+_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])|__|`")
 
 
 def expression(paragraph: str) -> str | None:
@@ -210,9 +297,7 @@ def expression(paragraph: str) -> str | None:
         if pieces[-1]:
             return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
     end = SENTENCE_END.search(paragraph)
-    sentence = (
-        re.sub(r"\*\*|__|`", "", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
-    )
+    sentence = _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
     says = list(_SAYS.finditer(sentence))
     if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
         return expression(sentence[says[-1].end() :])

@@ -76,9 +76,15 @@ class MathJudge:
         if answer is None:
             return Verdict(None, False, "no answer", rule)
         right, reason = self.same(example.gold, answer)
-        if not right and rule == "boxed" and len(closing := answers.closing_boxes(said)) > 1:
-            several = ", ".join(closing)  # "so x is \boxed{1} or \boxed{2}"
-            if self.same(example.gold, several)[0]:
+        others = example.details.get("alternatives", ())
+        if not right and any(self.same(other, answer)[0] for other in others):
+            right, reason = True, "right"
+        if not right and rule == "boxed":
+            # "so x is \boxed{1} or \boxed{2}", or the boxes of several sentences if they are the gold
+            several = next(
+                (one for one in answers.several_boxes(said) if self.same(example.gold, one)[0]), None
+            )
+            if several is not None:
                 right, reason, answer = True, "right", several
         return Verdict(answer if len(answer) <= _LONGEST_ANSWER else answer[:80] + "...", right, reason, rule)
 

@@ -2,7 +2,10 @@ r"""Normalize mathematical notation and split it: units, words, lists, brackets.
 
 `distill.benchmarks.grading.equivalence` compares the results."""
 
+import functools
 import re
+
+from distill.benchmarks.grading import rewriting
 
 _SIGNS = {
     "−": "-", "–": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "—": "-",
@@ -12,7 +15,8 @@ _SIGNS = {
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ", "²": "^{2}", "³": "^{3}",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "。": ".",
-    "％": r"\%", "°": "", "º": "", "˚": "", "€": "", "£": "", "¥": "", "₹": "", "\0": "",
+    "％": r"\%", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ",
+    "€": "", "£": "", "¥": "", "₹": "", "\0": "",
     # Spaces and invisible characters:
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u200b": "", "\u200e": "", "\u200f": "", "\u202a": "", "\u202b": "", "\u202c": "",
@@ -30,6 +34,7 @@ _PLAIN = [
     (re.compile(pattern), instead)
     for pattern, instead in [
         (r"\s+", " "),
+        (rewriting.RECURRING, rewriting.as_fraction),
         (r"\\(?:d|t|c)frac" + _END, r"\\frac"),
         (r"\\d?binom" + _END, r"\\binom"),
         (r"\\(?:left|right|[bB]igg?[lr]?)\s?\.", ""),
@@ -47,6 +52,7 @@ _PLAIN = [
         (r"\\[hv]?phantom\s?(?:\{[^{}]{0,20}\}|-)", " "),
         (r"(?<!\\)\\[,;:> ]|\\q?quad" + _END + r"|~|\\[hv]space\*?\{[^{}]{0,20}\}", " "),
         (r"\\!", ""),
+        (rewriting.FUNCTION, rewriting.in_radians),
         (r"\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ" + _END + r")|\\(?:degrees?|textdegree)" + _END, ""),
         (r"\\(le|ge|n)(?:q?slant|q)" + _END, r"\\\1"),
         (r"\\neq?" + _END, r"\\ne"),
@@ -69,6 +75,7 @@ _PLAIN = [
         (r"\\frac\s+\{", r"\\frac{"),
         (r"(?<=\})\s+(?=\{)", ""),
         (r"(?<=\d)\s?\*\s?(?=[\dA-Za-z\\(])", r"\\cdot "),
+        (rewriting.BRACED, rewriting.without_thousands),
         (r"\\tag\{[^{}]{0,20}\}|\\label\{[^{}]{0,40}\}|\\(?:no)?newline" + _END, ""),
         (r"\\text\{\s{0,5}\}", " "),
         (
@@ -108,7 +115,7 @@ def plain(text: str) -> str:
         text = re.sub(r"\\+$", "", text).strip()
         if len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-    text = _without_braces(text)
+        text = _without_braces(text)
     whole = _TEXT.fullmatch(text)
     return whole[1].strip() if whole and re.search(r"[\d,]", whole[1]) else text
 
@@ -220,6 +227,23 @@ def split(text: str, joint: str = ",") -> list[str]:
             parts.append(text[begin : found.start()])
             begin = found.end()
     return [part for part in (one.strip() for one in (*parts, text[begin:])) if part]
+
+
+def top_level(text: str, pattern: re.Pattern[str]) -> list[str]:
+    r"""Split a text at matches of a pattern outside all brackets: `x = \sum_{k=1}^4 k` at one `=`."""
+    parts, begin, depth = [], 0, 0
+    for found in _joints_or_brackets(pattern).finditer(text):
+        if found["joint"] is None:
+            depth += 1 if _OPENING.fullmatch(found.group()) else -1
+        elif depth <= 0:
+            parts.append(text[begin : found.start()])
+            begin = found.end()
+    return [*parts, text[begin:]]
+
+
+@functools.lru_cache(maxsize=100)
+def _joints_or_brackets(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(rf"(?P<joint>{pattern.pattern})|{_BRACKET.pattern}", pattern.flags)
 
 
 def group(text: str) -> tuple[str, list[str]]:

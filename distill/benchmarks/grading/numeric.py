@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from distill.benchmarks.grading import answers
+from distill.benchmarks.grading import answers, notation, values
 from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.trace import Example, Verdict
 
@@ -47,7 +47,8 @@ def read(answer: str) -> tuple[str, Fraction | None]:
         return answer, found
     tail = answer.rpartition("=")[2].replace("{,}", ",")
     answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
-    return answer, _mixed(answer) or answers.number(_alone(answer))
+    found = _mixed(answer) or answers.number(_alone(answer))
+    return answer, next(iter(values.readings(notation.plain(tail))), None) if found is None else found
 
 
 def _mixed(text: str) -> Fraction | None:

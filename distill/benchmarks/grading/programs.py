@@ -268,11 +268,17 @@ def _continue(prompt: str, text: str) -> str | None:
 
 
 def _does_something(body: str) -> bool:
+    """Whether a function body returns, yields or raises itself: what is inside an inner function does not
+    count, so that a whole one-line program, `def f(x): return x`, is no body."""
     tree = _parse(f"if True:\n{body}")
-    statements = ast.walk(tree) if tree else ()
-    return any(
-        isinstance(node, ast.Return | ast.Raise | ast.Yield | ast.YieldFrom | ast.Pass) for node in statements
-    )
+    left: list[ast.AST] = [tree] if tree else []
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Return | ast.Raise | ast.Yield | ast.YieldFrom | ast.Pass):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return False
 
 
 def _body(text: str) -> str:

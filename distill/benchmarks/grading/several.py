@@ -6,6 +6,8 @@ Single answers are compared by a function `same(gold, answer, tolerance)`, as of
 import re
 from collections.abc import Callable, Sequence
 
+from distill.benchmarks.grading.notation import top_level
+
 Same = Callable[[str, str, float | None], tuple[bool, str]]
 
 _WORDS = r"(?:text|textrm|textbf|mathrm|mbox|rm)"
@@ -139,7 +141,7 @@ def _named(text: str) -> tuple[str | None, str]:
     if len(about) > 1:
         named = _NAME.fullmatch(about[0].strip())
         text = f"{about[0]}={about[1]}" if named else about[0]
-    sides = _EQUALS.split(text)
+    sides = top_level(text, _EQUALS)
     if len(sides) == 1:
         return None, text.strip()
     return sides[0].strip(), sides[-1].strip()

@@ -39,21 +39,104 @@ def _spelled(text: str) -> str:
 
 
 def same_expressions(gold: str, answer: str, tolerance: float | None) -> bool:
-    """Whether expressions are equal by simplification and evaluation to 15 digits, or within a tolerance."""
-    from math_verify import verify
+    """Whether expressions are equal, by `grading.constants` where both can be evaluated and by math-verify
+    elsewhere; or within a tolerance."""
+    from sympy import Expr
 
-    expected, found = parsed(gold), parsed(answer)
+    expected, found = _with_unit(parsed(gold)), _with_unit(parsed(answer))
     if not expected or not found:
         return False
+    one, other = expected[0], found[0]
     if tolerance is not None:
-        one, other = _numeric(expected[0]), _numeric(found[0])
-        if one is not None and other is not None:
-            return abs(one - other) <= tolerance
+        number, its_number = _numeric(one), _numeric(other)
+        if number is not None and its_number is not None:
+            return abs(number - its_number) <= tolerance
+    if isinstance(one, Expr) and isinstance(other, Expr):
+        decided = _same_values(one, other)
+        if decided is not None:
+            return decided
+    return _verified(expected, found) or _same_equations(one, other)
+
+
+def value(text: str) -> float | None:
+    """The approximate value of a real constant; None for anything else."""
+    found = _with_unit(parsed(text))
+    number = _numeric(found[0]) if found and not getattr(found[0], "free_symbols", None) else None
+    return number.real if number is not None and not number.imag else None
+
+
+def _verified(expected: list[Any], found: list[Any]) -> bool:
+    """Whether math-verify finds them equal; to 6 decimal places only if there is a decimal."""
+    from math_verify import verify
+    from sympy import Float
+
+    rounded = any(item.has(Float) for item in (*expected, *found) if hasattr(item, "has"))
     # The gold comes first: verify is not symmetric.
-    right = verify(expected, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=False)
-    if right and _tiny_and_apart(expected[0], found[0]):
-        return False
-    return right or _same_equations(expected[0], found[0])
+    return verify(
+        expected,
+        found,
+        float_rounding=6 if rounded else 100,
+        numeric_precision=15 if rounded else 120,
+        allow_set_relation_comp=True,
+        timeout_seconds=None,
+        raise_on_error=False,
+    )
+
+
+def _same_values(one: Any, other: Any) -> bool | None:
+    """Whether two expressions are equal; None if they cannot be evaluated."""
+    from sympy import Float, Integral, Limit
+
+    from distill.benchmarks.grading.constants import (
+        same_constants,
+        same_functions,
+        too_large,
+        with_real_roots,
+    )
+
+    if too_large(one) or too_large(other):
+        return bool(one == other)
+    if one.has(Integral, Limit) or other.has(Integral, Limit):
+        return None
+    if one.free_symbols or other.free_symbols:
+        same = same_functions(one, other)
+        return None if same is False and (one.has(Float) or other.has(Float)) else same
+    same = same_constants(one, other)
+    if same is False:
+        same = same_constants(with_real_roots(one), with_real_roots(other))
+    return _close(one, other) if same is False and (one.has(Float) or other.has(Float)) else same
+
+
+def _close(one: Any, other: Any) -> bool | None:
+    """Whether a decimal and another number agree to 6 decimal places or, if both are tiny, digits."""
+    number, its_number = _numeric(one), _numeric(other)
+    if number is None or its_number is None:
+        return None
+    larger = max(abs(number), abs(its_number))
+    limit = 5e-7 if larger >= 1e-6 else 1e-6 * larger
+    return abs(number - its_number) <= limit and number != 0 != its_number
+
+
+def _with_unit(expressions: list[Any]) -> list[Any]:
+    """Expressions in which i, which math-verify parses to either of two variables, is the imaginary unit,
+    unless it is the index of a sum. Other variables of the same name are one."""
+    from sympy import Basic, I, Symbol
+    from sympy.concrete.expr_with_limits import ExprWithLimits
+
+    named = []
+    for item in expressions:
+        if not isinstance(item, Basic):
+            named.append(item)
+            continue
+        sums: Any = item.atoms(ExprWithLimits)
+        bound = {str(limit[0]) for part in sums for limit in part.limits}
+        units = {
+            name: I if name.name == "i" and "i" not in bound else Symbol(name.name, real=True)
+            for name in item.atoms(Symbol)
+            if name.name == "i" or not name.is_real
+        }
+        named.append(item.xreplace(units) if units else item)
+    return named
 
 
 def _numeric(expression: Any) -> complex | None:
@@ -61,17 +144,6 @@ def _numeric(expression: Any) -> complex | None:
         return complex(expression.evalf(20))
     except (TypeError, ValueError, ArithmeticError, AttributeError):
         return None
-
-
-def _tiny_and_apart(gold: Any, answer: Any) -> bool:
-    """Whether both are numbers that only math-verify's rounding to 6 decimal places makes equal, such as
-    2^{-1007} and 2^{-1008}."""
-    try:
-        one, other = gold.evalf(20), answer.evalf(20)
-        larger = max(abs(one), abs(other))
-        return bool(larger < 1e-6 and abs(one - other) > 1e-6 * larger)
-    except (TypeError, ValueError, ArithmeticError, AttributeError):
-        return False
 
 
 def _same_equations(gold: Any, answer: Any) -> bool:

@@ -6,14 +6,14 @@ compared type."""
 import re
 from fractions import Fraction
 
-from distill.benchmarks.grading import answers
+from distill.benchmarks.grading import answers, wording
 from distill.benchmarks.grading.notation import bare_words, group, without_unit
 
 _DECIMALS = 6  # decimal places to which floating-point output must agree
 _LONGEST = 300  # characters
 _PERCENT = re.compile(r"\s?(?:\\?%|\\?\b(?:percent(?:age)?|pct)\b|\\text\{\s?percent\s?\})\s?$")
 _FRACTION = re.compile(r"([-+]?)(\d{0,40})\s?\\frac\{([-+]?)\s?(\d{1,80})\}\{([-+]?)\s?(\d{1,80})\}")
-_MIXED = re.compile(r"([-+]?)(\d{1,40})\s(?:and\s)?(\d{1,40})/(\d{1,40})")
+_MIXED = re.compile(r"([-+]?)(\d{1,40})\s(?:and\s)?(\d{1,40})\s?/\s?(\d{1,40})")
 # Only short exponents: expanding 10^{999999999} would exhaust the memory.
 _POWER = re.compile(
     r"([-+]?\d{0,40}(?:\.\d{0,40})?)\s?(?:\\times|\\cdot|\*|x)\s?10\^\{?\s?([-+]?\d{1,3})\s?\}?"
@@ -30,7 +30,7 @@ _BASES = {name: str(base) for base, name in enumerate(_NAMES.split())}
 
 def exact(text: str) -> Fraction | None:
     r"""The value of a number: anything `answers.number` can parse, `\frac{3}{4}`, mixed numbers
-    (`1\frac{1}{2}` and `1 1/2` are 3/2), `3 \times 10^{5}`."""
+    (`1\frac{1}{2}` and `1 1/2` are 3/2), `3 \times 10^{5}`, numbers in words (`\text{twelve}`)."""
     text = text.strip().removeprefix("+").strip()
     if len(text) > _LONGEST:
         return None
@@ -52,13 +52,18 @@ def exact(text: str) -> Fraction | None:
     if found := _POWER.fullmatch(text):
         factor, power = answers.number(found[1] or found[3] or ""), int(found[2] or found[4])
         return None if factor is None else factor * Fraction(10) ** power
-    return answers.number(text)
+    if (value := answers.number(text)) is not None:
+        return value
+    return wording.spoken(bare_words(text))
 
 
 def readings(text: str) -> list[Fraction]:
     """Possible values of a number: for a percentage both the number and, second, its hundredth."""
     bare = _PERCENT.sub("", text)
     value = exact(bare if bare != text else without_unit(text))
+    if value is None and (said := wording.number_in(text)) is not None:
+        bare = _PERCENT.sub("", text := said)
+        value = exact(bare)
     if value is None:
         return []
     return [value, value / 100] if bare != text else [value]

@@ -126,7 +126,7 @@ _DIFFERENT = {
     ],
     "words": [
         (r"\text{Evelyn}", "Nelyve"), (r"\text{even}", "odd"), (r"\text{(C)}", "B"), ("C", "5"),
-        (r"\text{(C)}", "(B) C"), ("Evelyn", "5"), ("5", "five"),
+        (r"\text{(C)}", "(B) C"), ("Evelyn", "5"), ("5", "six"),
     ],
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ from distill.benchmarks.grading.answers import boxes, closing_boxes, extract
         # a program's output at the end
         ("```python\nprint(x)\n```\n```output\n[1, 2]\n18\n```\n", "18", "output"),
         ("```output\nsqrt(3)/2\n```", "sqrt(3)/2", "output"),
-        ("x is 4\n```output\nZeroDivisionError: 1/0 Error\n```", "1/0", "last number"),
+        ("x is 4\n```output\nZeroDivisionError: 1/0 Error\n```", "4", "last number"),
         ("```output\n18\n```\nSo there are $\\boxed{19}$.", "19", "boxed"),
         # closing formulas
         ("so $x = \\frac{3}{4}$.", r"x = \frac{3}{4}", "last number"),

@@ -1,0 +1,64 @@
+r"""Compare answers that are words, choices or products of letters. Text rules only.
+
+Texts must be normalized by `grading.notation.plain`."""
+
+import re
+
+from distill.benchmarks.grading.notation import bare_words, split, words
+from distill.benchmarks.grading.values import exact
+
+RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
+_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
+
+
+def bare(text: str) -> str:
+    """The text without spaces between letters, marks of words, and upper case."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
+
+
+def same_words(gold: str, answer: str) -> bool | None:
+    """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
+    expected, found = words(gold), words(answer)
+    if expected is None:
+        return None
+    if found != expected and _may_be_product(gold) and (found is None or _is_anagram(gold, answer)):
+        return None
+    if len(expected) > 1:
+        if found is not None:
+            listed = len(split(gold)) > 1 and len(split(answer)) > 1  # "red and blue"
+            return expected == found or (None if listed else False)
+        said = bare_words(answer)
+        return same_words(gold, re.split(r"=|\\in", said)[-1].strip()) if RELATION.search(said) else None
+    if found is not None and len(found) == 1:
+        return expected == found
+    # (C) and \text{C} are choices, `x` is a variable.
+    if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
+        return None
+    choice = _CHOICE.fullmatch(re.sub(r"^(?:option|choice)\s+", "", bare_words(answer), flags=re.I))
+    return None if choice is None else choice[1].casefold() == expected
+
+
+_PRODUCT = re.compile(r"([-+]?\d{0,9}(?:\\frac\{\d{1,9}\}\{\d{1,9}\})?)\s?((?:[A-Za-z]\s?){2,8})")
+
+
+def same_products(gold: str, answer: str) -> bool | None:
+    r"""Compare products of letters, `\frac{1}{2} dab` and `\frac{2}{4} abd`, in which math-verify reads d as
+    a differential. None unless they are equal."""
+    one, other = _PRODUCT.fullmatch(gold), _PRODUCT.fullmatch(answer)
+    if one is None or other is None or not (one[1] or _may_be_product(one[2])):
+        return None
+    factors = [exact(found[1] + "1" if found[1] in ("", "-", "+") else found[1]) for found in (one, other)]
+    letters = [sorted(found[2].replace(" ", "")) for found in (one, other)]
+    return True if factors[0] == factors[1] is not None and letters[0] == letters[1] else None
+
+
+def _may_be_product(text: str) -> bool:
+    """Whether letters may be a product of variables, such as abc, rather than a word or an order (CAB)."""
+    bare = text.replace(" ", "")
+    return (
+        1 < len(bare) <= 8 and bare.isascii() and bare.isalpha() and not bare.isupper() and not bare.istitle()
+    )
+
+
+def _is_anagram(gold: str, answer: str) -> bool:
+    return _may_be_product(answer) and sorted(gold.replace(" ", "")) == sorted(answer.replace(" ", ""))
