@@ -219,11 +219,9 @@ class Setup:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
             check_source(recipe.source)
-            check_loggers(cfg.get("logger"))
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)
-        loggers = cfg.get("logger") or {}
         setup = cls(
             **parts,
             name=values["name"],
@@ -242,7 +240,7 @@ class Setup:
             length=_length(values),
             compute=compute,
             checkpoints=_checkpoints(values),
-            loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
+            loggers=_loggers(cfg),
             histogram_every=values["histogram_every"],
             validation=_validation(values, objective, recipe, here=here),
         )
@@ -269,6 +267,7 @@ class Setup:
         objective = self.objective
         if self.resumed is None and first_rank():
             check_free(self.folder)
+        check_loggers(self.config.get("logger"))
         check_vocabularies(self.student, self.frozen, objective, self.launch.loss)
         if objective.compares_steps and objective.proposals is not None:
             objective.proposals.check(self.student, self.recipe.grade)
@@ -330,6 +329,11 @@ def _validation(
 def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
     kept = values["checkpoint"]
     return CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes"))
+
+
+def _loggers(cfg: Configuration) -> list[Callable[[], Logger]]:
+    loggers = cfg.get("logger") or {}
+    return [partial(build, node, f"logger.{name}") for name, node in loggers.items()]
 
 
 def _evaluation(cfg: Configuration) -> Evaluation:
