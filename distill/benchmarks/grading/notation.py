@@ -97,6 +97,7 @@ _TAB = re.compile(r"\t(?=ext|imes|frac|heta|an\b|au\b)")
 _TWICE = re.compile(r"\\\\(?=[A-Za-z!,:%${}])")
 
 
+@functools.lru_cache(maxsize=4_096)  # normalized again by each part of a comparison, and for each answer
 def plain(text: str) -> str:
     r"""Normalize a text: remove `$`, bracket sizes, fonts, spacing, degrees and the final full stop; write
     `\frac` with braces and signs as LaTeX commands."""
