@@ -12,10 +12,10 @@ import argparse
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,15 @@ def compare_speed(data: Path, problems: int, shown: int) -> None:
 
 def child_cost() -> None:
     """Print CPU seconds and memory of a child that has started."""
-    code = "import distill.benchmarks.grading.judge_child as c; c._warm_up(); print(open('/proc/self/status').read())"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"a child starts in {seconds:.1f} s of CPU and holds {after.ru_maxrss >> 10} MB")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with closing(MathJudge(workers=1)) as judge:
+        judge.readable("x+1")
+        (child,) = judge._children
+        status = Path(f"/proc/{child._process.pid}/status").read_text(encoding="ascii")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - children.ru_utime - children.ru_stime
+    memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    print(f"a child starts in {seconds:.1f} s of CPU and holds {int(memory) >> 10} MB")
 
 
 def main() -> None:
