@@ -19,6 +19,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from typechecking import check_types
+
+check_types()  # before the package is imported
 
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel

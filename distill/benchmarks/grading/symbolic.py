@@ -4,8 +4,8 @@ import functools
 import re
 from typing import Any
 
-_WHOLE = re.compile(r"-?\d{1,40}")
-_FRACTION = re.compile(r"(-?)\\frac\{(-?\d{1,40})\}\{(\d{0,39}[1-9]\d{0,39})\}")
+_WHOLE = re.compile(r"-?[0-9]{1,40}")
+_FRACTION = re.compile(r"(-?)\\frac\{(-?[0-9]{1,40})\}\{([0-9]{0,39}[1-9][0-9]{0,39})\}")
 _LETTER = re.compile(r"\\text\{\s?([A-Za-z])\s?\}")
 _QUOTIENT = re.compile(r"(?<![\w.}^])(\d+)\s?/\s?(\d+)(?![\d.!^])")
 
