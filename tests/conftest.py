@@ -114,10 +114,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-cases", action="store_true", help="whole cross products, where `covering` thins them"
     )
+    parser.addoption(
+        "--campaign",
+        action="store_true",
+        help="run the campaigns of faults too (kills, full disks, damaged files, random settings), which "
+        "take minutes to hours; see docs/results/reliability.md",
+    )
+    parser.addoption("--faults", type=int, default=100, help="faults that each campaign tries (100)")
+    parser.addoption("--campaign-seed", type=int, default=0, help="what the campaigns' faults are drawn with")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thin the cases of tests that are marked `covering(strength)`."""
+    """Leave out campaigns, and thin the cases of tests that are marked `covering(strength)`."""
+    if not config.getoption("--campaign"):
+        campaigns = [item for item in items if item.get_closest_marker("campaign")]
+        config.hook.pytest_deselected(items=campaigns)
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
     if config.getoption("--all-cases"):
         return
     groups: dict[str, list[pytest.Function]] = {}

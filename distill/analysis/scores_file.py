@@ -44,8 +44,13 @@ class Scored:
     smoke: pandas.DataFrame | None
 
 
-def read_scores(folder: str | Path) -> Scored:
+def read_scores(folder: str | Path, *, targets: Sequence[str] = ()) -> Scored:
     """Read a folder written by `python -m distill.score`.
+
+    Args:
+        folder: the folder.
+        targets: functions outside of this package that its data may be built with, such as a grader of your
+            own.
 
     Raises:
         UserError: the folder does not exist, has no results, or a file in it is damaged.
@@ -63,7 +68,7 @@ def read_scores(folder: str | Path) -> Scored:
         traces = pandas.DataFrame([json.loads(line) for line in lines if line.strip()])
         smoke = folder / "smoke.json"
         tested = json.loads(smoke.read_text(encoding="utf-8")) if smoke.is_file() else None
-        config = read_run_config(folder, built=("data",))
+        config = read_run_config(folder, built=("data",), targets=targets)
         figures = pandas.DataFrame(
             [row for teacher, own in found["teachers"].items() for row in _figures(teacher, own)]
         )

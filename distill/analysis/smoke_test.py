@@ -193,5 +193,8 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", said])
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text).strip("_")
+def _slug(teacher: str) -> str:
+    """A teacher's name as the name of a folder, which no other teacher has."""
+    slug = re.sub(r"[^\w.-]+", "_", teacher).strip("_.")
+    # Some file systems do not tell upper from lower case.
+    return slug if slug == teacher.lower() else f"{slug}-{hashlib.sha256(teacher.encode()).hexdigest()[:8]}"

@@ -256,7 +256,10 @@ def _page(value: Mapping[str, Any], picture: bytes, cfg: DictConfig) -> str:
         for _, heading, _, meaning in _COLUMNS
     )
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Traces for {html.escape(value["student"])}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" \
+content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>Traces for {html.escape(value["student"])}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}

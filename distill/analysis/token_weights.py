@@ -35,6 +35,7 @@ def token_weights(
     device: str | None = None,
     models: Sequence[str] = (),
     trust_remote_code: bool = False,
+    targets: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Compute the weights that a run's loss gives to the tokens of traces, trained on or not.
 
@@ -52,6 +53,8 @@ def token_weights(
             from someone else.
         trust_remote_code: run Python code from the models' folders and repositories, whatever the run's
             configuration says.
+        targets: functions outside of this package that the run's loss and data may be built with, such as a
+            token weight of your own.
 
     Returns:
         One row per token: `trace` (the record's id), `problem`, `correct`, `tokens` (of the trace),
@@ -70,7 +73,9 @@ def token_weights(
     records = [record for record in records if (record["completion"] or "").strip()]
     if not records:
         raise UserError("there is no trace to read: all are empty")
-    cfg: Any = read_run_config(run, built=("loss", "data"), trust_remote_code=trust_remote_code)
+    cfg: Any = read_run_config(
+        run, built=("loss", "data"), trust_remote_code=trust_remote_code, targets=targets
+    )
     objective: Objective = build(cfg.loss, "loss")
     asked = _asked(objective)
     student = _source(cfg, run, "student", stage, objective, models)

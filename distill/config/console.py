@@ -1,6 +1,7 @@
 """Print user errors without a traceback, and silence other libraries' output."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # full, read-only, broken
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
 
 
@@ -45,8 +47,10 @@ def one_sentence_errors() -> Iterator[None]:
     every other exception, because it is a bug."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -57,6 +61,19 @@ def one_sentence_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """An error in one sentence, if it is a user's to mend: a `UserError`, or a disk that takes no more."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        place = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return (
+            f"{place} ({error.strerror}): make room, or name another folder, and run the same command again; "
+            f"what was written before is kept"
+        )
+    return None
 
 
 @contextlib.contextmanager

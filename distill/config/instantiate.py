@@ -6,8 +6,9 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from distill.config.kinds import check_kinds
 from distill.config.moved import new_name
 from distill.errors import UserError, first_line
 from distill.io.secrets import without_secrets
@@ -23,18 +24,26 @@ def build(node: Any, place: str) -> Any:
         place: key of the node, for the error message.
 
     Raises:
-        UserError: the target does not exist, or rejects its arguments.
+        UserError: the target does not exist, or rejects its arguments, or an argument is of another kind
+            than its annotation names.
     """
     try:
         use_new_names(node)
-        return hydra.utils.instantiate(node, _convert_="all")
+        built = hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from error
+        if not isinstance(cause, ValueError):  # which says what is wrong; others do not name the key
+            check_kinds(node, place)
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
             raise UserError(f"{place}: {first_line(cause)}") from error
         raise
+    except (TypeError, ValueError, OmegaConfBaseException) as error:  # of the node itself
+        check_kinds(node, place)
+        raise UserError(f"{place}: {first_line(error)}") from error
+    check_kinds(node, place)
+    return built
 
 
 def use_new_names(node: Any) -> None:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.command_line import check_one_value, check_words
 from distill.config.instantiate import plain
@@ -79,6 +79,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 overrides = [*of_file, *overrides]
                 single = [_first_value(override) for override in overrides]
                 cfg = compose(config_name, single, return_hydra_config=True)
+            _check_references(cfg)
             if any(override.is_sweep_override() for override in overrides):
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
@@ -152,6 +153,26 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
         if override.key_or_group in groups and override.is_sweep_override():
             for option in override.sweep_string_iterator():
                 yield [*single[:place], f"{override.key_or_group}={option}", *single[place + 1 :]]
+
+
+def _check_references(cfg: DictConfig) -> None:
+    """Reject a reference `${key}` to a key that does not exist.
+
+    Raises:
+        UserError: there is one; names the key that holds it.
+    """
+    HydraConfig.instance().set_config(cfg)
+    try:
+        for key in cfg:
+            plain(cfg[key]) if key != "hydra" else None
+    except InterpolationKeyError as error:
+        missing = re.search(r"key '(.+?)' not found", str(error))
+        raise UserError(
+            f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
+            f"name one that exists, or write the value itself"
+        ) from error
+    except InterpolationResolutionError:
+        return  # a resolver rejects its arguments, which is reported where the key is used
 
 
 def _resolve(cfg: DictConfig) -> None:

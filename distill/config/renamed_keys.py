@@ -53,6 +53,7 @@ MOVED_FILES: dict[str, str] = {
     for name in ("evaluation", "objective", "pair", "student_rollouts", "support_ratio", "writing")
 }
 
+_LARGEST, _DEEPEST = 1 << 20, 100  # bytes and levels of a config.yaml; real ones have some 10,000 and 6
 # The C loader takes a hundredth of OmegaConf's time. It suffices, because config.yaml is already resolved.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -123,11 +124,24 @@ def _leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
 def read_described(path: Path) -> dict[str, Any]:
     """Read a run's `config.yaml`, of this version or an earlier one, with current keys.
 
+    A file of somebody else's may be made to expand without end, or to crash the parser. So files that are too
+    large or nested too deeply are refused, and aliases, which stand for other values.
+
     Raises:
         OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
-    with path.open(encoding="utf-8") as stream:
-        config = yaml.load(stream, _Loader)
+    with path.open("rb") as stream:
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"{path.name} has more than {_LARGEST:,} bytes")
+    depth = 0
+    for event in yaml.parse(content, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{path.name} has an alias, which stands for another value")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"{path.name} is nested more than {_DEEPEST} levels deep")
+    config = yaml.load(content, _Loader)
     if not isinstance(config, dict):
         raise ValueError(f"{path.name} holds no configuration")
     return translate(config)

@@ -15,7 +15,8 @@ from typing import Any
 from distill.data.recorded import recorded_tokens
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
-from distill.errors import UserError, whole_number
+from distill.errors import UserError, first_line, whole_number
+from distill.io.checksums import check, forget, note
 from distill.io.files import write_atomically
 
 Record = dict[str, Any]  # one row of a trace set
@@ -111,7 +112,9 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     disable_progress_bars()
     columns = {name: [record[name] for record in records] for name in COLUMNS}
     table = Dataset.from_dict(columns, features=features())
-    write_atomically(path, lambda temporary: table.to_parquet(str(temporary)))
+    forget(path)
+    write_atomically(path, lambda temporary: table.to_parquet(str(temporary), write_page_checksum=True))
+    note(path)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -127,10 +130,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     file = path / "traces.parquet" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path} holds no trace set: there is no {file.name}")
+    check([file], "write it again, or take it from a copy")
     try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.lib.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is no readable Parquet file ({error}): write it again") from error
+        table = pyarrow.parquet.read_table(file, page_checksum_verification=True)
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise UserError(
+            f"{file} is no readable Parquet file ({first_line(error)}): write it again"
+        ) from error
     if missing := [name for name in COLUMNS if name not in table.column_names and name not in DEFAULTS]:
         raise UserError(
             f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with data=traces "

@@ -1,19 +1,19 @@
 """Append-only log of completions: one line per completion, so that a killed process loses none."""
 
 import contextlib
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.generation.engine import Written
+from distill.io.checksums import sealed, unsealed
 
 
 class CompletionLog:
-    """An append-only file of JSON Lines with the fields `place`, `ids`, `finished` and `text`.
+    """An append-only file of JSON Lines with the fields `place`, `ids`, `finished`, `text` and a checksum.
 
     Args:
         path: the file; created if needed.
@@ -42,13 +42,13 @@ class CompletionLog:
         found: dict[int, Written] = {}
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
-                record = json.loads(line)
+                record = unsealed(line.decode("utf-8", "strict"))
                 found[int(record["place"])] = Written(
                     _token_ids(record["ids"]), bool(record["finished"]), str(record["text"])
                 )
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise UserError(
-                    f"{self.path}, line {number} is damaged ({type(error).__name__}): take the line out, and "
+                    f"{self.path}, line {number} is damaged ({first_line(error)}): take the line out, and "
                     f"its completion is written anew"
                 ) from error
         return found
@@ -62,7 +62,7 @@ class CompletionLog:
         assert self._stream is not None, "the journal is not open"
         ids = None if written.ids is None else written.ids.tolist()
         record = {"place": place, "ids": ids, "finished": written.finished, "text": written.text}
-        rest, before = json.dumps(record).encode() + b"\n", self._stream.tell()
+        rest, before = sealed(record).encode() + b"\n", self._stream.tell()
         try:
             while rest:  # a nearly full disk may accept only a part
                 rest = rest[self._stream.write(rest) :]

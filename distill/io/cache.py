@@ -1,25 +1,27 @@
 """Cache of computed tensors: numbered shards on disk, in a folder named by the hash of all their inputs.
 
 A shard is a safetensors file that is written under a temporary name and then renamed. So a killed run leaves
-only complete shards, and the next one continues after them. No pickle.
+only complete shards, and the next one continues after them. No pickle. Every part of a shard has a checksum,
+which is compared whenever the part is read.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.io.files import _UMASK, write_atomically
+from distill.io.locks import waited
 from distill.io.progress import progress_bar
-from distill.io.stored_rows import LENGTHS, StoredRows, opened
+from distill.io.stored_rows import CHECKSUMS, LENGTHS, StoredRows, checksum, parts_of
 
 FORMAT = 1
 os.umask(_UMASK)
@@ -40,7 +42,7 @@ def keyed_folder(root: Path, name: str, key: Mapping[str, Any]) -> Path:
     folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "key.json"
-    if described.is_file() and described.read_text() != text:
+    if described.is_file() and described.read_bytes() != text.encode():
         raise UserError(f"cache {folder} does not match its key.json: delete it")
     if not described.is_file():
         write_atomically(described, lambda temporary: temporary.write_text(text))
@@ -81,15 +83,26 @@ class ShardCache:
         names = parts[0].keys()
         arrays = {name: torch.cat([part[name] for part in parts]) for name in names}
         lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
-        write_atomically(self._path(index), lambda path: save_file({**arrays, LENGTHS: lengths}, path))
+        ends = list(accumulate(lengths.tolist()))
+        rows = zip([0, *ends], ends, strict=False)
+        checksums = torch.tensor(
+            [checksum({name: own[start:end] for name, own in arrays.items()}) for start, end in rows]
+        )
+        content = {**arrays, LENGTHS: lengths, CHECKSUMS: checksums}
+        write_atomically(self._path(index), lambda path: save_file(content, path))
 
     def rows(self, index: int) -> list[StoredRows]:
         """The shard's parts; only their lengths are read now."""
         path = self._path(index)
         described = path.stat()
         version = described.st_ino, described.st_mtime_ns
-        ends = opened(path, version).get_tensor(LENGTHS).cumsum(0).tolist()
-        return [StoredRows(path, start, end, version) for start, end in zip([0, *ends], ends, strict=False)]
+        lengths, checksums = parts_of(path, version)
+        ends = list(accumulate(lengths))
+        starts = [0, *ends[:-1]]
+        return [
+            StoredRows(path, start, end, version, own)
+            for start, end, own in zip(starts, ends, checksums, strict=True)
+        ]
 
     def fill(
         self,
@@ -113,7 +126,7 @@ class ShardCache:
         """
         if not self.complete:
             with (
-                FileLock(str(self.folder / "lock")),
+                waited(self.folder),
                 progress_bar(total=sum(sizes), description=label, unit=unit, scaled=unit == "token") as bar,
             ):
                 bar.update(sum(sizes[item] for index in self.done() for item in shards[index]))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 
 _UMASK = os.umask(0)  # can only be read by setting it
 
@@ -27,9 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files that only the owner can read
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): fix this and run again"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,6 +68,25 @@ def write_lines(path: Path, *parts: Iterable[str]) -> None:
             stream.writelines(f"{line}\n" for part in parts for line in part)
 
     write_atomically(path, write)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file of our own.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(f"{line}\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """The sentence about a file that cannot be written, for example because the disk is full."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return UserError(f"{path} cannot be written ({reason}): fix this and run again")
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Locks for folders that only one process at a time may write into."""
 
+import errno
 import json
 import os
 import sys
@@ -74,6 +75,26 @@ def _acquired(folder: Path, key: str) -> FileLock:
             if not isinstance(error, FileNotFoundError | FileExistsError) or attempt == _ATTEMPTS - 1:
                 raise UserError(f"{key}={folder} cannot be written to: {error.strerror or error}") from error
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def waited(folder: Path) -> Iterator[None]:
+    """Hold a folder of a cache, after waiting for whoever holds it.
+
+    On a disk that can only be read there is no lock, and nobody who could write.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _DESCRIPTIONS = ("key.json", "config.yaml", "versions.json")

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.instantiate import plain
+from distill.config.kinds import check_text
+from distill.errors import UserError
+from distill.io.checksums import CHECKSUMS
 from distill.models.hub import hub_commit
 from distill.models.language_model import ModelSource, find_dtype
 from distill.models.path import find_path, first_found
 
+_DTYPES = {"model.student_dtype": False, "model.teacher_dtype": False}
 _OWN = {
     "add_generation_prompt",
     "chat_template",
@@ -113,7 +117,9 @@ def _hash_files(path: Path) -> str:
     names = (
         [path]
         if path.is_file()
-        else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+        else sorted(
+            p for p in path.iterdir() if p.suffix in {".safetensors", ".bin", ".json"} and p.name != CHECKSUMS
+        )
     )
     for file in names:
         size = file.stat().st_size
@@ -130,6 +136,9 @@ def _hash_files(path: Path) -> str:
 
 def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
+    revision = f"{'teacher' if role == 'teacher' else 'student'}_revision"
+    check_text({"model": plain(model)}, {f"model.{revision}": True, **_DTYPES})
+    named = model[revision]
     variables = variables_of(model.get("chat_template_kwargs"))
     if role == "teacher":
         key = "teacher_chat_template_kwargs"
@@ -137,8 +146,8 @@ def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
     return find_model(
         plain(model[role]),
         key=f"model.{role}",
-        dtype=dtype,
-        revision=model["teacher_revision" if role == "teacher" else "student_revision"],
+        dtype=str(dtype),
+        revision=None if named is None else str(named),  # YAML reads some commits as numbers
         trust_remote_code=model["trust_remote_code"],
         chat_template_kwargs=variables,
     )

@@ -21,6 +21,7 @@ from distill.data.tokenizers import (
     tokenizer_size,
 )
 from distill.errors import UserError, first_line
+from distill.io.checksums import check, noted
 from distill.models.head import Head
 from distill.models.rope import rope_switch
 
@@ -85,6 +86,7 @@ class ModelSource:
         ):
             # AutoTokenizer would return an empty tokenizer of the model's class.
             raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
+        self._check_files(weights=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
         except Exception as error:  # of any kind: see load
@@ -144,6 +146,7 @@ class ModelSource:
         """Load weights (in eval mode, on the CPU) and tokenizer."""
         from transformers import AutoModelForCausalLM, GgufConfig
 
+        self._check_files(weights=True)
         options: dict[str, Any] = dict(self._where)
         if self.gguf:
             # Quantized weights could be neither trained nor saved.
@@ -158,6 +161,20 @@ class ModelSource:
         if self.gguf:
             _forget_packing(model)
         return LanguageModel(model.eval(), self.tokenizer, self)
+
+    def _check_files(self, *, weights: bool) -> None:
+        """Compare the files of a model that distill saved with their checksums.
+
+        Args:
+            weights: compare the weights too, which takes about a second for 2 GB.
+
+        Raises:
+            UserError: a file is damaged; names it.
+        """
+        folder = Path(self.location)
+        if folder.is_dir() and not self.gguf:
+            files = [path for path in noted(folder) if weights or path.suffix != ".safetensors"]
+            check(files, "take the folder from a copy, or train it again")
 
     @functools.cached_property
     def _configuration(self) -> Any:
@@ -190,7 +207,6 @@ class LanguageModel:
             raise UserError(
                 f"{source.name!r} has an output head of another kind than a matrix: it is not supported"
             )
-        self.rope_switch = rope_switch(model.config)
         # Output matrices are padded to round sizes that differ within a model family (Qwen2.5 1.5B and 7B).
         # Only the rows of real tokens are used, in training, logprobs and sampling.
         self.vocab_size = min(tokenizer_size(tokenizer), head.weight.shape[0], source.rows or 1 << 40)
@@ -202,6 +218,10 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         return _context_length(self.model.config)
+
+    @functools.cached_property
+    def rope_switch(self) -> int | None:
+        return rope_switch(self.model.config)
 
     @property
     def end_ids(self) -> list[int]:

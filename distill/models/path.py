@@ -4,7 +4,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distill.errors import UserError
 
@@ -13,8 +13,13 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 T = TypeVar("T")
 
 
-def first_found(spec: str | Sequence[str], key: str, find: Callable[[str], T]) -> T:
+def first_found(spec: Any, key: str, find: Callable[[str], T]) -> T:
     """Call `find` on a name, or on each of several until one raises no UserError; return its result.
+
+    Args:
+        spec: a name or a list of names (not yet validated).
+        key: the model's config key, for messages.
+        find: finds a model by its name.
 
     Raises:
         UserError: `find` raised for all of them; the message joins all errors.

@@ -32,6 +32,14 @@ def main() -> None:
         action="store_true",
         help="for --drift: run Python from the models' folders and repositories, if you trust them",
     )
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="FUNCTION",
+        help="for --drift: a function of yours, such as my.module.grade, that the runs' benchmarks name and "
+        "that may be called; repeatable",
+    )
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="problems to show each way (3)")
     parser.add_argument("--out", type=Path, help="folder of the report; default: report/ in the first folder")
     arguments = parser.parse_args()
@@ -54,6 +62,7 @@ def main() -> None:
                 out=arguments.out,
                 teachers=arguments.teacher,
                 trust_remote_code=arguments.trust_remote_code,
+                targets=arguments.target,
             )
         )
 

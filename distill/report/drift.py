@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from omegaconf import DictConfig
 
 from distill.analysis.drift import LENGTHS, Drift
@@ -24,6 +23,7 @@ from distill.data.trace import Example
 from distill.errors import UserError, first_line, whole_number
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked
+from distill.io.locks import waited
 from distill.io.progress import inside, progress_bar, watched
 from distill.models.find import find, find_model
 from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
@@ -50,6 +50,7 @@ def drift_of_runs(
     samples: int = 1,
     teachers: Sequence[str] = (),
     trust_remote_code: bool = False,
+    targets: Sequence[str] = (),
 ) -> tuple[dict[Path, Drift], dict[Path, str]]:
     """Measure the drift of each run's student from the teacher in the run's configuration.
 
@@ -68,6 +69,8 @@ def drift_of_runs(
             always allowed. Others must be listed, because a run folder may come from someone else.
         trust_remote_code: run Python code from the models' folders and repositories, whatever the runs'
             configurations say.
+        targets: functions outside of this package that the runs' benchmarks may be built with, such as a
+            grader of your own.
 
     Returns:
         By run folder the drifts, and the reasons for runs that cannot be measured.
@@ -81,12 +84,12 @@ def drift_of_runs(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from error
-    measuring = _Measuring(folder, problems, temperature, samples, teachers, trust_remote_code)
+    measuring = _Measuring(folder, problems, temperature, samples, teachers, trust_remote_code, targets)
     found: dict[Path, Drift] = {}
     reasons: dict[Path, str] = {}
     # A second process waits here and then finds everything in the cache.
     with (
-        FileLock(folder / "lock"),
+        waited(folder),
         progress_bar(total=len(runs), description="drift", unit="run") as bar,
         inside(),
     ):
@@ -142,10 +145,12 @@ class _Measuring:
         samples: int,
         teachers: Sequence[str],
         trust_remote_code: bool,
+        targets: Sequence[str],
     ) -> None:
         self.folder = folder
         self.said = teachers
         self.trusted = trust_remote_code
+        self.targets = targets
         self.limit = problems
         self.drawn = {"temperature": temperature, "samples": samples, "limit": problems}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,7 +163,13 @@ class _Measuring:
         Raises:
             UserError: it cannot be measured; the message says why.
         """
-        cfg: Any = read_run_config(run.folder, built=("benchmark",), trust_remote_code=self.trusted)
+        cfg: Any = read_run_config(
+            run.folder,
+            built=("benchmark",),
+            trust_remote_code=self.trusted,
+            targets=self.targets,
+            again="--target",
+        )
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:

@@ -37,6 +37,7 @@ def write_report(
     out: Path | None = None,
     teachers: Sequence[str] = (),
     trust_remote_code: bool = False,
+    targets: Sequence[str] = (),
 ) -> str:
     """Write the report of a sweep.
 
@@ -49,6 +50,7 @@ def write_report(
         out: output folder; None: `report` in the first folder.
         teachers: teachers that may be loaded to measure drift (`distill.report.drift`).
         trust_remote_code: run Python code from the models' folders and repositories.
+        targets: functions outside of this package that the runs' benchmarks may be built with.
 
     Returns:
         Text to print: the result tables, and the path of the page.
@@ -79,7 +81,7 @@ def write_report(
             blocks.append(Heading(f"Comparison {number} of {len(tables)}: {', '.join(table.differs[:4])}"))
         drifts = None
         if drift and table.asked:
-            drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code)
+            drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code, targets)
             unmeasured |= drifts.reasons
         quality = quality_of_methods(table)
         blocks += _sections(table, prefix, examples, drifts, paper, quality)
@@ -191,7 +193,12 @@ def _sections(
 
 
 def _drifts(
-    table: Table, problems: int, folder: Path, teachers: Sequence[str], trust_remote_code: bool
+    table: Table,
+    problems: int,
+    folder: Path,
+    teachers: Sequence[str],
+    trust_remote_code: bool,
+    targets: Sequence[str],
 ) -> _Drifts:
     found, reasons = drift_of_runs(
         table.runs,
@@ -199,6 +206,7 @@ def _drifts(
         folder=folder,
         teachers=teachers,
         trust_remote_code=trust_remote_code,
+        targets=targets,
     )
     by_method = {
         method.name: [found[run.folder] for run in method.runs if run.folder in found]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra.utils
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +20,8 @@ from distill.config.instantiate import plain
 from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 
-# The only targets that are instantiated from a run's file: those of conf/benchmark, conf/data and conf/loss.
+# The only targets that are instantiated from a run's file, besides those that the user names:
+# those of conf/benchmark, conf/data and conf/loss.
 # These classes only hold and check values. Functions are only bound, and called later by our own code.
 _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.benchmarks.aime": ("load",),
@@ -55,7 +57,12 @@ _Reader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_run_config(
-    folder: Path, *, built: Sequence[str] = (), trust_remote_code: bool = False
+    folder: Path,
+    *,
+    built: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    targets: Sequence[str] = (),
+    again: str = "targets=",
 ) -> DictConfig:
     """Read a run's `config.yaml` without anything that could execute code of its writer's choice.
 
@@ -64,6 +71,8 @@ def read_run_config(
         built: sections that the caller instantiates. In all others every `_target_` is removed, so that
             nothing unchecked is instantiated by mistake.
         trust_remote_code: value of this key for the models, whatever the file has.
+        targets: further functions and classes that may be built, which the user has named.
+        again: the option that names them, for the message.
 
     Raises:
         UserError: the file cannot be read, it has a YAML tag, an alias or an interpolation, or a section of
@@ -91,7 +100,7 @@ def read_run_config(
     for name, section in values.items():
         for key, node in _nodes(section, str(name)):
             if name in built:
-                _check_target(node, f"{path}: {key}")
+                _check_target(node, f"{path}: {key}", targets, again)
             else:
                 del node["_target_"]
     model = values.get("model")
@@ -162,21 +171,31 @@ def _check_plain(text: str, path: Path) -> None:
             )
 
 
-def _check_target(node: Mapping[Any, Any], place: str) -> None:
+def _check_target(node: Mapping[Any, Any], place: str, named: Sequence[str], again: str) -> None:
     """Reject a node whose `_target_` is not allowed, or is a function that would be called at once."""
     target = node["_target_"]
-    found = _import_allowed(target)
+    found = _import_named(target, place) if target in named else _import_allowed(target)
     if found is None:
         raise UserError(
             f"{place}._target_={_short(target)} is none of distill's own, and nothing else is built from a "
             f"run's file: name one of those in conf/ there, or ask with a configuration of your own "
-            f"(python -m distill.evaluate --help)"
+            f"(python -m distill.evaluate --help); a function of yours is built where you name it, by {again}"
         )
     if not inspect.isclass(found) and target not in _CALLED and node.get("_partial_") is not True:
         raise UserError(
             f"{place}._target_={_short(target)} would be called at once, and a function of a run's file is "
             f"only bound: set _partial_: true beside it"
         )
+
+
+def _import_named(target: str, place: str) -> Any:
+    """Import a target that the user has named."""
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:  # importing runs the user's own module
+        raise UserError(
+            f"{place}._target_={_short(target)} cannot be imported: {first_line(error)}"
+        ) from error
 
 
 def _import_allowed(target: Any) -> Any:

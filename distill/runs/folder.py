@@ -3,6 +3,7 @@ whether it can be resumed."""
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,20 +12,47 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from distill.config.paths import CHECKOUT
 from distill.config.renamed_keys import read_described
-from distill.errors import UserError
+from distill.errors import UserError, first_line
+from distill.io.checksums import check, noted
 from distill.io.files import write_atomically, write_json
 from distill.io.secrets import without_secrets
 
 STATE = "state.ckpt"
+_STEP = re.compile(r"step-\d+")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
+    return sorted((path for path in found if (path / STATE).is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step of a checkpoint's folder, such as `step-000100`."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def check_state(checkpoint: Path) -> None:
+    """Check a checkpoint's state before a run resumes from it.
+
+    Raises:
+        UserError: it is damaged; names the file.
+    """
+    remedy = "resume from another checkpoint with ckpt_path=, or start the run anew in another folder"
+    check([checkpoint / STATE], remedy)
+    if checkpoint / STATE in noted(checkpoint):
+        return
+    import torch  # not at the top: finding a checkpoint does not need it
+
+    try:  # of an earlier version, which kept no checksum
+        torch.load(checkpoint / STATE, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # readers of damaged files raise all kinds of exceptions
+        raise UserError(f"{checkpoint / STATE} is damaged ({first_line(error)}): {remedy}") from error
 
 
 _PACKAGES = (
@@ -230,7 +258,10 @@ def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = F
     """
     if not (run / "config.yaml").is_file():
         return "it has no config.yaml"
-    before = read_described(run / "config.yaml")
+    try:
+        before = read_described(run / "config.yaml")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"its config.yaml is damaged ({first_line(error)})"
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
     for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
         if found := _first_difference(before.get(section), config.get(section), section, may_change):

@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from distill.errors import UserError
-from distill.io.files import write_atomically
+from distill.errors import UserError, first_line
+from distill.io.files import cannot_write, write_atomically
 from distill.io.locks import first_rank
 
 
@@ -35,11 +35,20 @@ class CsvMetrics(Logger):
         self._rewrite = True  # a written row or the header changed, so the whole file must be written
         if self.path.is_file():
             # A run that was killed while writing may have left an incomplete last row.
-            with self.path.open(newline="") as stream:
-                lines = [line for line in stream if line.endswith("\n")]
-            reader = csv.DictReader(lines)
-            self.columns = list(reader.fieldnames or self.columns)
-            self.rows = {int(row["step"]): dict(row) for row in reader}
+            try:
+                with self.path.open(newline="", encoding="utf-8") as stream:
+                    lines = [line for line in stream if line.endswith("\n")]
+                reader = csv.DictReader(lines, strict=True)
+                self.columns = list(reader.fieldnames or self.columns)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise ValueError(f"line {reader.line_num} has another number of fields")
+                    self.rows[int(row["step"])] = dict(row)
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                raise UserError(
+                    f"{self.path} is damaged ({first_line(error)}): delete it, and the metrics before the "
+                    f"checkpoint are lost"
+                ) from error
 
     @property
     def name(self) -> str:
@@ -78,7 +87,10 @@ class CsvMetrics(Logger):
         if self._rewrite:
             write_atomically(self.path, lambda temporary: self._write(temporary, "w", sorted(self.rows)))
         elif self._pending:
-            self._write(self.path, "a", self._pending)
+            try:
+                self._write(self.path, "a", self._pending)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
         self._pending, self._rewrite = [], False
 
     def _write(self, path: Path, mode: str, steps: list[int]) -> None:

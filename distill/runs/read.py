@@ -107,8 +107,9 @@ def why_unfinished(folder: Path) -> str:
     if (folder / "error.txt").is_file():
         reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
         return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
-    steps = sorted(path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*"))
-    kept = f"a checkpoint after step {int(steps[-1])} is kept" if steps else "no checkpoint"
+    names = [path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*")]
+    steps = [int(name) for name in names if name.isdecimal()]
+    kept = f"a checkpoint after step {max(steps)} is kept" if steps else "no checkpoint"
     return f"unfinished: {kept}"
 
 

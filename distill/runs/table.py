@@ -5,6 +5,7 @@ benchmark, data set, model, batch size or length makes another table, whose head
 """
 
 import argparse
+import functools
 import json
 import re
 from collections import defaultdict
@@ -123,9 +124,13 @@ def group_runs(runs: Sequence[Run], across: Iterable[str] = ()) -> list[ResultsT
             f"across {unknown[0]}: no run has this key; every run's config.yaml shows what there is"
         )
     # Keys that are derived from such a key have the same values in all runs.
-    said = {key: [_text(run.config.get(key)) for run in runs] for run in runs for key in run.config}
-    besides |= {key for key, values in said.items() if any(values == said[other] for other in besides)}
+    if besides:
+        keys = {key for run in runs for key in run.config}
+        said = {key: tuple(_text(run.config.get(key)) for run in runs) for key in keys}
+        wanted = {said[key] for key in besides}
+        besides |= {key for key in keys if said[key] in wanted}
 
+    @functools.cache  # asked of every key of every run
     def of_method(key: str) -> bool:
         return bool(_METHOD.match(key)) or key in besides
 
@@ -135,10 +140,15 @@ def group_runs(runs: Sequence[Run], across: Iterable[str] = ()) -> list[ResultsT
     for members in settings:
         groups = _split(members, lambda key: True)
         common = _differing(groups, lambda key: of_method(key) and not key.startswith("loss."))
+        same_preset: dict[str, list[list[Run]]] = defaultdict(list)
+        for group in groups:
+            same_preset[group[0].loss].append(group)
+        own_keys = {
+            loss: _differing(own, lambda key: key.startswith("loss.")) for loss, own in same_preset.items()
+        }
         rows, repeated = [], []
         for group in groups:
-            same_preset = [other for other in groups if other[0].loss == group[0].loss]
-            own = _differing(same_preset, lambda key: key.startswith("loss."))
+            own = own_keys[group[0].loss]
             newest: dict[int, Run] = {}
             for run in sorted(group, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
                 if run.seed in newest:

@@ -86,7 +86,7 @@ def read_table(run: WandbRun, name: str) -> list[dict[str, Any]]:
     described = run.summary.get(name)
     if run.folder is None or not isinstance(described, dict) or "path" not in described:
         return []
-    return _rows((run.folder / described["path"]).read_text(encoding="utf-8"))
+    return _rows(_inside(run.folder, described["path"]).read_text(encoding="utf-8"))
 
 
 def read_api(path: str, group: str | None) -> Iterator[tuple[str, Any]]:
@@ -139,8 +139,9 @@ def download_table(found: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(described, dict) or "path" not in described:
         return []
     with tempfile.TemporaryDirectory() as folder:
+        place = _inside(Path(folder), described["path"])
         found.file(described["path"]).download(root=folder).close()
-        return _rows((Path(folder) / described["path"]).read_text(encoding="utf-8"))
+        return _rows(place.read_text(encoding="utf-8"))
 
 
 def read_history(rows: Iterable[Mapping[str, Any]]) -> tuple[pandas.DataFrame, list[dict[str, Any]]]:
@@ -299,6 +300,18 @@ def _remove(node: dict[str, Any], items: Iterable[Any]) -> None:
 def _plain(node: Any) -> Any:
     """Convert W&B's mappings to dicts."""
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+
+
+def _inside(folder: Path, path: Any) -> Path:
+    """A table's file.
+
+    Raises:
+        ValueError: its path leads out of the folder; the run may be somebody else's.
+    """
+    place = (folder / str(path)).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ValueError(f"the table's path {str(path)!r} leads out of the run's folder")
+    return place
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

@@ -17,7 +17,10 @@ import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
+from distill.errors import UserError, first_line
+from distill.io.files import append_line, write_lines
 from distill.io.progress import ProgressLines
+from distill.runs.read import read_json_lines
 from distill.training.step_metrics import WEIGHT_BINS
 
 
@@ -136,15 +139,29 @@ class WeightHistogram(lightning.Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
+        self._written = -1  # step of the last histogram
+        self._started = False
+        self._resumed: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last histogram before a checkpoint, which itself has the counts since then."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._started = True
+        self._written = self._resumed.get("written", trainer.global_step)
         if trainer.is_global_zero and self.path.is_file():
-            # A resumed run rewrites the histograms after its checkpoint. One of fewer steps, from a run that
-            # was stopped, is written again too: the checkpoint has its counts.
-            step = trainer.global_step
-            last = step - step % self.every
-            lines = [x for x in self.path.read_text().splitlines() if json.loads(x)["step"] <= last]
-            self.path.write_text("".join(f"{line}\n" for line in lines))
+            # A resumed run writes the histograms after its checkpoint again.
+            try:
+                kept = [x for x in read_json_lines(self.path, {"step"}) if x["step"] <= self._written]
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{self.path} is damaged ({first_line(error)}): take the line out, or delete the file"
+                ) from error
+            write_lines(self.path, map(json.dumps, kept))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -153,11 +170,17 @@ class WeightHistogram(lightning.Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.global_step % self.every:  # the steps since the last histogram
+        if trainer.global_step > self._written:  # the steps since the last histogram
             self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if not self._started:  # resumed after its last step, where Lightning skips the training hooks
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         counts = pl_module.step_metrics.take_weight_counts()
+        self._written = trainer.global_step
         if not trainer.is_global_zero:
             return
         record = {
@@ -165,8 +188,7 @@ class WeightHistogram(lightning.Callback):
             "edges": np.round(WEIGHT_BINS, 6).tolist(),
             "counts": counts.tolist(),
         }
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb

@@ -3,14 +3,18 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
+from safetensors import SafetensorError
 
-from distill.errors import NonFiniteError
+from distill.errors import NonFiniteError, UserError, first_line
+from distill.io.checksums import note, note_folder
 from distill.models.lora import is_adapted, merged_state, save_adapter
-from distill.runs.folder import STATE, checkpoints
+from distill.runs.folder import STATE, checkpoints, step_of
 from distill.training.module import DistillModule
 
 
@@ -43,7 +47,7 @@ class StudentCheckpoints(lightning.Callback):
         for unfinished in self.folder.glob(".step-*.tmp"):  # from a run killed while writing
             shutil.rmtree(unfinished)
         for later in checkpoints(self.folder):  # when resuming from an earlier step
-            if int(later.name.removeprefix("step-")) > trainer.global_step:
+            if step_of(later) > trainer.global_step:
                 shutil.rmtree(later)
 
     def on_train_batch_start(
@@ -70,6 +74,11 @@ class StudentCheckpoints(lightning.Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: lightning.Trainer, module: DistillModule) -> None:
+        """Save a checkpoint, unless this step has one.
+
+        Raises:
+            UserError: it cannot be written, for example because the disk is full. Earlier checkpoints stay.
+        """
         step = trainer.global_step
         if step == self._saved:
             return
@@ -77,26 +86,47 @@ class StudentCheckpoints(lightning.Callback):
         temporary = self.folder / f".step-{step:06d}.tmp"
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
-        trainer.save_checkpoint(
-            temporary / STATE, weights_only=False
-        )  # called on every rank, as Lightning requires
-        for logger in trainer.loggers:
-            logger.save()  # so that metrics up to the checkpoint survive if the run is killed
+        with self._one_sentence(temporary):
+            trainer.save_checkpoint(
+                temporary / STATE, weights_only=False
+            )  # called on every rank, as Lightning requires
+            for logger in trainer.loggers:
+                logger.save()  # so that metrics up to the checkpoint survive if the run is killed
+            if trainer.is_global_zero:
+                note(temporary / STATE)
+                save_student(module, temporary / "student")
+                if is_adapted(module.student):
+                    save_adapter(module.student, temporary / "adapter")
+                    note_folder(temporary / "adapter")
+                final = self.folder / f"step-{step:06d}"
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
         if trainer.is_global_zero:
-            save_student(module, temporary / "student")
-            if is_adapted(module.student):
-                save_adapter(module.student, temporary / "adapter")
-            final = self.folder / f"step-{step:06d}"
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
             for old in checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
         trainer.strategy.barrier("checkpoint")
         self._saved_at = time.monotonic()  # a checkpoint that takes longer than `minutes` is not all there is
 
+    @contextmanager
+    def _one_sentence(self, temporary: Path) -> Iterator[None]:
+        """Turn errors of writing a checkpoint into a `UserError`, and remove what was written of it."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = checkpoints(self.folder)
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"the checkpoint {temporary} cannot be written ({reason}): "
+                + (f"{kept[-1]} is kept; free some space and resume" if kept else "free some space and run")
+                + (f" with ckpt_path={self.folder.parent}" if kept else " the same command again")
+            ) from error
+
 
 def save_student(module: DistillModule, folder: Path) -> None:
-    """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights."""
+    """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights, and the
+    files' checksums."""
     merged = merged_state(module.student) if is_adapted(module.student) else None
     module.student.save_pretrained(folder, state_dict=merged)
     module.student_lm.tokenizer.save_pretrained(folder)
+    note_folder(folder)

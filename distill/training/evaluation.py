@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
 from distill.evaluation.logging import metrics_of
@@ -15,6 +14,7 @@ from distill.evaluation.run import evaluate
 from distill.evaluation.stored import read_scores, write_samples
 from distill.generation.engines import HfEngine
 from distill.io.cache import keyed_folder
+from distill.io.locks import waited
 from distill.models.find import find_model
 from distill.models.lazy import LazyModel
 from distill.runs.folder import fresh
@@ -94,7 +94,7 @@ class StudentEvaluation:
             name = asked.benchmark.name
             kept = place(name, {"precision": str(precision), **asked.benchmark.settings}) if place else None
             with (
-                FileLock(str(kept / "lock")) if kept else nullcontext(),
+                waited(kept) if kept else nullcontext(),
                 torch.autocast(
                     lm.device.type, precision, enabled=precision != torch.float32
                 ),  # as in training

@@ -10,9 +10,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from distill.config.console import at_end, failed_jobs, one_sentence_errors
+from distill.config.console import at_end, failed_jobs, one_sentence_errors, sentence_of
 from distill.config.instantiate import resolved
-from distill.errors import Busy, UserError
+from distill.errors import Busy
 from distill.io.locks import locked
 from distill.training import sweeps
 from distill.training.setup import Launch
@@ -123,14 +123,17 @@ def _note_failure(error: Exception, failed: Job) -> None:
 
     The traceback goes to `error.txt` in the run folder, if the job had locked it.
     """
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    reason = sentence_of(error) or f"{type(error).__name__}: {error}"
     failed_jobs.append(f"{failed.folder}: {reason}")
     sweeps.outcomes.append(reason)
     place = ""
     if failed.began:  # otherwise the folder may belong to another run
-        place = f" ({failed.folder / 'error.txt'})"
-        failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
-        (failed.folder / "error.txt").write_text(traceback.format_exc())
+        try:
+            failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
+            (failed.folder / "error.txt").write_text(traceback.format_exc())
+            place = f" ({failed.folder / 'error.txt'})"
+        except OSError as full:  # perhaps the very reason of the failure
+            place = f" (error.txt cannot be written: {full.strerror or full})"
     if sweeps.hopeless():
         # Hydra would treat an exception as the job's, not the sweep's.
         sys.exit(f"error: {reason}\nthe sweep's first jobs all failed of this{place}: the sweep ends here")

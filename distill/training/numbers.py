@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from distill.config.kinds import check_text
 from distill.errors import UserError
 
 # Integer keys and their minimum.
@@ -99,12 +100,27 @@ _TRUE_OR_FALSE = (
     "model.gradient_checkpointing",
     "model.trust_remote_code",
 )
+# Keys that hold text, and whether each may be null.
+_TEXT = {
+    "name": False,
+    "dir": False,
+    "runs": False,
+    "cache": False,
+    "ckpt_path": True,
+    "model.student_dtype": False,
+    "model.teacher_dtype": False,
+    "model.student_revision": True,
+    "model.teacher_revision": True,
+    "data.layout": False,
+}
 _ABSENT = object()
 _SEEDS = 2**32 - 1  # numpy's maximum
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Check the ranges of numbers in a resolved configuration; raise UserError that names the key."""
+    run = "runs" in values  # other commands choose a name and a folder by themselves
+    check_text(values, _TEXT if run else {**_TEXT, "name": True, "dir": True})
     for key, least in _WHOLE.items():
         value = _select(values, key, absent=least)
         if not _is_whole(value) or value < least:

@@ -20,7 +20,16 @@ from distill.io.files import write_json
 from distill.io.locks import first_rank
 from distill.io.progress import watched
 from distill.models.lora import parameter_counts
-from distill.runs.folder import asked_alike, checkpoints, describe, forget, versions
+from distill.runs.folder import (
+    STATE,
+    asked_alike,
+    check_state,
+    checkpoints,
+    describe,
+    forget,
+    step_of,
+    versions,
+)
 from distill.runs.loggers import CsvMetrics
 from distill.runs.plot import plot_run
 from distill.runs.summary import print_summary
@@ -79,6 +88,8 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
     quiet()
     clock = Clock()
     setup = config if isinstance(config, Setup) else Setup.from_config(config)
+    if setup.resumed:
+        check_state(setup.resumed)
     try:
         prepared = prepare(setup, clock)
     except UserError:
@@ -109,7 +120,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=str(resumed / "state.ckpt") if resumed else None,
+            ckpt_path=str(resumed / STATE) if resumed else None,
             weights_only=True,
         )
     if not trainer.is_global_zero:
@@ -223,7 +234,7 @@ def _summary(
         "traces": len(prepared.traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": dict(prepared.frozen),
-        "resumed_from_step": _step_of(setup.resumed) if setup.resumed else None,
+        "resumed_from_step": step_of(setup.resumed) if setup.resumed else None,
     }
 
 
@@ -233,11 +244,7 @@ def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
         logger.log_hyperparams({**setup.config, "versions": versions()})
     for logger in loggers:
         if setup.resumed and isinstance(logger, CsvMetrics):
-            logger.forget_after(_step_of(setup.resumed))
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+            logger.forget_after(step_of(setup.resumed))
 
 
 def _finish(

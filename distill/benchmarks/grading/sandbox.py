@@ -25,9 +25,8 @@ the kernel for the child's whole lifetime (`sandbox_child`), none by patching Py
 
 Limitations:
 
-- Linux before 6.2, or without Landlock: nothing can be written, not even in the temporary folder. Linux
-  before 5.13, or without Landlock: all files readable by the user can be read, including the environment of
-  the user's processes in /proc, though there is no network to send them over.
+- Linux before 6.2: nothing can be written, not even in the temporary folder. Linux before 5.13, or without
+  Landlock: no program is run (`check`), because it could read all files of the user.
 - Limits on disk and threads are checked 20 times a second, so they may be exceeded for that long.
 - No protection from kernel bugs, or from timing side channels between programs.
 - Checks run in the program's process, so a program may attack the harness. Exiting early, printing anything
@@ -36,6 +35,7 @@ Limitations:
   the tokens could forge them. Objects that are equal to everything pass the checks, as in every harness."""
 
 import contextlib
+import ctypes
 import importlib.util
 import marshal
 import math
@@ -110,7 +110,8 @@ def check() -> None:
     """Check that programs can be sandboxed on this machine.
 
     Raises:
-        UserError: the system is not Linux, or the machine is neither x86-64 nor arm64.
+        UserError: the system is not Linux, the machine is neither x86-64 nor arm64, or the kernel has no
+            Landlock.
     """
     system, machine = sys.platform, platform.machine()
     if system != "linux" or machine not in ("x86_64", "aarch64"):
@@ -119,6 +120,19 @@ def check() -> None:
             f"them, and this is {system} on {machine}: leave out humaneval and mbpp, or run in a Linux "
             f"container"
         )
+    if min(_landlock(), _LANDLOCK) < 1:
+        raise UserError(
+            f"programs that a model wrote are not run here: this kernel ({platform.release()}) has no "
+            f"Landlock, so they could read all your files: leave out humaneval and mbpp, or run on Linux "
+            f"5.13 or later with Landlock enabled (security=landlock)"
+        )
+
+
+@lru_cache(maxsize=1)
+def _landlock() -> int:
+    """The newest Landlock ABI version of this kernel; below 1: none."""
+    create, version = 444, 1  # landlock_create_ruleset has the same number on every architecture
+    return ctypes.CDLL(None).syscall(create, None, ctypes.c_size_t(0), ctypes.c_uint32(version))
 
 
 def run(
