@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import typechecking  # noqa: F401  before the package, the types of whose calls it has checked
 from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
 from hydra._internal.sources_registry import SourcesRegistry
@@ -19,9 +20,6 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from typechecking import check_types
-
-check_types()  # before the package is imported
 
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel

@@ -1,7 +1,8 @@
-"""Type checks that the package gets in tests: shapes of tensors by jaxtyping, all else by beartype.
+"""Type checks of calls in the package, from the import of this module on: shapes of tensors by jaxtyping, and
+all else by beartype.
 
-jaxtyping binds the arguments of every call, which takes a hundred times as long as beartype's check. Modules that
-work on texts, call by call, and have no shapes are therefore checked by beartype alone."""
+jaxtyping binds the arguments of every call, which takes far longer than beartype's check. Modules on texts,
+which have many calls and no shapes, are therefore checked by beartype alone."""
 
 from pathlib import Path
 
@@ -15,8 +16,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _ON_TEXTS = ("distill.benchmarks", "distill.data")
 
 
-def check_types() -> None:
-    """Check the types of calls in modules of the package that are imported from now on."""
+def _check_types() -> None:
     with_shapes, without = [], []
     for path in sorted((_ROOT / "distill").rglob("*.py")):
         module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
@@ -26,3 +26,6 @@ def check_types() -> None:
         (without if text else with_shapes).append(module)
     install_import_hook(with_shapes, "typechecking.checker")
     beartype_packages(without, conf=BeartypeConf(is_pep484_tower=True, claw_is_pep526=False))
+
+
+_check_types()

@@ -1,9 +1,9 @@
 r"""Grade mathematical answers with math-verify in child processes.
 
 A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process
-(`distill.benchmarks.grading.judge_child`) therefore handles one question at a time, has limits of CPU time and
-memory, and is replaced when it exceeds them. A child that gave no answer for another reason, as on a machine
-so busy that it got no CPU time, is replaced and the question asked once more."""
+(`distill.benchmarks.grading.judge_child`) therefore handles one question at a time, has limits of CPU time
+and memory, and is replaced when it exceeds them. A child that gave no response for another reason, as on a
+machine so busy that it got no CPU time, is replaced and the question asked once more."""
 
 import contextlib
 import json
@@ -44,8 +44,8 @@ class MathJudge:
     Thread-safe: each question uses a free child process, and waits if all are busy.
 
     Args:
-        seconds: CPU time limit of one comparison; exceeding it counts as wrong, with the reason `timeout`. The
-            wall-clock limit is 12 times as long, twice, so that a busy machine does not change verdicts.
+        seconds: CPU time limit of one comparison; exceeding it counts as wrong, with the reason `timeout`.
+            The wall-clock limit is 12 times as long, twice, so that a busy machine does not change verdicts.
         memory: memory limit of a child in bytes.
         workers: maximum number of children, started on demand; None: 4, or the number of processors if that
             is smaller.

@@ -88,18 +88,15 @@ def compare_speed(data: Path, problems: int, shown: int) -> None:
         [_BLOCK / sum(seconds for _, seconds in found[at : at + _BLOCK]) for at in blocks]
         for found in (ours, theirs)
     ]
+    ours_per_s, theirs_per_s = map(statistics.median, speeds)
     ratio = statistics.median(one / other for one, other in zip(*speeds, strict=True))
     print(f"{len(cases)} outputs, {len(blocks)} blocks; answers a second of CPU (median):")
-    print(
-        f"ours {statistics.median(speeds[0]):.0f}, math-verify {statistics.median(speeds[1]):.0f}: {ratio:.1f}x"
-    )
+    print(f"ours {ours_per_s:.0f}, math-verify {theirs_per_s:.0f}: {ratio:.1f}x")
     for kind in ("own", "rewritten", "another's"):
         at = [place for place, case in enumerate(cases) if case[0] == kind]
         only = [sum(a[p][0] and not b[p][0] for p in at) for a, b in ((ours, theirs), (theirs, ours))]
         times = [sum(found[p][1] for p in at) for found in (ours, theirs)]
-        print(
-            f"{kind:10} {times[1] / times[0]:6.1f}x; right for ours alone {only[0]}, for math-verify {only[1]}"
-        )
+        print(f"{kind:10} {times[1] / times[0]:6.1f}x; right for ours alone {only[0]}, theirs {only[1]}")
     different = [place for place in range(len(cases)) if ours[place][0] != theirs[place][0]]
     for place in different[:shown]:
         kind, example, completion = cases[place]
