@@ -72,7 +72,8 @@ def compare_speed(data: Path, problems: int, shown: int) -> None:
     cases = outputs(examples, draw)
     draw.shuffle(cases)
     for _, example, completion in cases[:20]:  # imports, and what the libraries build on first use
-        plain(example, completion), judge(example, completion)
+        plain(example, completion)
+        judge(example, completion)
     ours: list[tuple[bool, float]] = []
     theirs: list[tuple[bool, float]] = []
     for place, (_, example, completion) in enumerate(cases):
