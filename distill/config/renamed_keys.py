@@ -38,6 +38,7 @@ ADDED: dict[str, tuple[str, Any]] = {
         for name in ("system", "thought")
     },
     "data.recipe.source.report": ("data.recipe.source.missing", True),
+    "checkpoint.save": ("checkpoint.every", "last"),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
         "data.recipe.student_prompt.user",

@@ -1,7 +1,5 @@
 """Drop traces that overlap with benchmark problems (decontamination) or with earlier traces (duplicates)."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,18 +13,14 @@ from omegaconf import OmegaConf
 from distill.config.instantiate import build
 from distill.config.paths import CONFIG
 from distill.curation.step import CurationContext, Outcome, Record, by_problem, share, whole_number
+from distill.data.passages import Problem, index_passages, passages
 from distill.data.readers import read_records
 from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
 
-Problem = tuple[str, str]  # id and text
-
 # Possible names of the problem field in a file's records.
 _FIELDS = ("problem", "question", "prompt", "Problem", "Question")
 _EXAMPLES = 3  # overlaps shown per benchmark in the figures
-
-_WORD = re.compile(r"[^\W_]+")
-_WORD_OR_SIGN = re.compile(r"[^\W_]+|[-−+*×·/÷^=<>≤≥≠%]")
 
 
 def decontaminate(
@@ -57,7 +51,7 @@ def decontaminate(
     """
     whole_number("curation.decontaminate.n", n, least=1)
     problems = _problems_of(against, paths or {})
-    indices = {name: _index(found, n) for name, found in problems.items()}
+    indices = {name: index_passages(found, n) for name, found in problems.items()}
     figures: dict[str, dict[str, Any]] = {
         name: {"problems": len(found), "left_out": 0, "examples": []} for name, found in problems.items()
     }
@@ -112,30 +106,6 @@ def deduplicate(records: Sequence[Record], context: CurationContext, *, near: fl
             shingles.append(runs)
             kept.append(record)
     return Outcome(kept, dict(left_out))
-
-
-def passages(text: str, n: int) -> list[str]:
-    """The word n-grams of a problem, in order; a shorter problem gives one passage of all its words.
-
-    Words are runs of letters and digits; case, whitespace, punctuation and Unicode variants are normalized
-    away. The passage of a short problem keeps arithmetic operators, because short problems may differ in
-    nothing else.
-    """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    words = _WORD.findall(text)
-    if len(words) >= n:
-        return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
-    whole = " ".join(_WORD_OR_SIGN.findall(text))
-    return [whole] if whole else []
-
-
-def _index(problems: Sequence[Problem], n: int) -> dict[str, str]:
-    """Map every passage to the first problem that contains it."""
-    found: dict[str, str] = {}
-    for name, text in problems:
-        for passage in passages(text, n):
-            found.setdefault(passage, name)
-    return found
 
 
 def _problems_of(

@@ -119,6 +119,9 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
         for trace in measured
     ]
     count = int(problems) * (recipe.samples if recipe.completions == "teacher" else 1)
+    if setup.validation is not None and (left := setup.validation.expected(count)) < count:
+        notes.append(f"{count - left:,} of {count:,} traces are held out for validation, which is not timed")
+        count = left
     means = [round(sum(column) / len(lengths)) for column in zip(*lengths, strict=True)]
     known_lengths = completion or (known and measured[0].example is known[0])
     guessed = "" if known_lengths else ", the longest that they may be (estimate.completion_tokens=)"

@@ -72,7 +72,17 @@ _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trai
 _LENGTH = {"data.epochs", "trainer.max_steps"}
 # References to keys of `data`, which are compared themselves.
 REFERENCES = ("data.recipe.student_prompt", "data.recipe.teacher_prompt", "data.recipe.other_prompt")
-_MAY_CHANGE = {"trainer.log_every_n_steps", "benchmark.token_budget", *REFERENCES}
+# Sections that also say how a finished run ended, and which student it saved.
+_LENGTH_AND_RESULT = ("max_tokens", "benchmark", "validation", "checkpoint")
+_MAY_CHANGE = {
+    "trainer.log_every_n_steps",
+    "benchmark.token_budget",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.minutes",
+    "checkpoint.of_finished",
+    *REFERENCES,
+}
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -165,7 +175,7 @@ def claim(folder: Path) -> None:
         UserError: it holds another run's checkpoints or results.
     """
     check_free(folder)
-    for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt"):
+    for name in ("metrics.csv", "weights.jsonl", "samples.jsonl", "error.txt", "mlflow.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "completions", ignore_errors=True)
 
@@ -263,7 +273,7 @@ def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = F
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"its config.yaml is damaged ({first_line(error)})"
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
-    for section in (*_IDENTITY, *(("max_tokens", "benchmark") if length_too else ())):
+    for section in (*_IDENTITY, *(_LENGTH_AND_RESULT if length_too else ())):
         if found := _first_difference(before.get(section), config.get(section), section, may_change):
             return found
     return None

@@ -45,6 +45,9 @@ def _plot_loss(axes: Any, metrics: Any) -> None:
         color=ORANGE,
         label="NLL of the traces",
     )
+    if "val/loss" in metrics:
+        found = metrics.dropna(subset=["val/loss"])
+        axes.plot(found["step"], found["val/loss"], color=GREEN, marker=".", label="validation loss")
     axes.set(xlabel="optimizer step", title=f"loss (mean of {window} steps)")
     if (steps[["train/loss", "train/nll"]] > 0).all(axis=None):
         axes.set_yscale("log")  # a weighted loss may be orders of magnitude below the NLL

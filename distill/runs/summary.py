@@ -23,6 +23,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         change += _rate(after.get("tokens_per_second"))
         table.add_row(f"{name} {measure} ({after['problems']} problems)", change)
     table.add_row("loss (first → last step)", f"{summary['first_loss']:.4f} → {summary['last_loss']:.4f}")
+    if found := summary.get("validation"):
+        table.add_row(f"{found['monitor']} (best, last)", _validation(found))
     tokens = f"{summary['tokens']:,.0f} completion tokens in {summary['steps']} steps"
     if summary.get("rollout_tokens"):
         tokens += (
@@ -63,6 +65,18 @@ def below_the_start(summary: Mapping[str, Any]) -> list[str]:
                 f"more tokens (max_tokens, data.epochs, data.limit)"
             )
     return found
+
+
+def _validation(found: dict[str, Any]) -> str:
+    """The best and the last value, and which of them the saved student has."""
+    if found["best"] is None:
+        return "no number"
+    text = (
+        f"{found['best']:.4f} at step {found['best_step']}, {found['last'][found['monitor']]:.4f} at the end"
+    )
+    if found["stopped_early"]:
+        text += ", stopped early"
+    return f"{text}; the {found['student']} student is saved"
 
 
 def _short(path: Path) -> str:

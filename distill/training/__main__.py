@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> float | None:
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Validate numbers, files and folders of the configuration before torch is imported."""
     from distill.runs.folder import check_free
+    from distill.runs.logger_packages import check_loggers
     from distill.training.inputs import check_inputs, check_settings
 
     check_settings(resolved(cfg))
@@ -49,6 +50,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
         if cfg.ckpt_path is None and not is_sweep(cfg, words):
             check_free(Path(cfg.dir))
         check_inputs(cfg, words, needed=("student",))
+        check_loggers(cfg.get("logger"))
 
 
 def run() -> None:

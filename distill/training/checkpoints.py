@@ -3,16 +3,17 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from safetensors import SafetensorError
 
 from distill.errors import NonFiniteError, UserError, first_line
-from distill.io.checksums import note, note_folder
+from distill.io.checksums import check, note, note_folder
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
 from distill.training.module import DistillModule
@@ -30,13 +31,22 @@ class StudentCheckpoints(lightning.Callback):
         every: optimizer steps between two checkpoints, or None; the last step always has one.
         keep: number of newest checkpoints to keep.
         minutes: save also at the end of a step if the last checkpoint is older than this; None: never.
+        best: gives the step of the best checkpoint so far, which is saved and kept too; None: there is none.
     """
 
-    def __init__(self, folder: Path, every: int | None, keep: int = 1, minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: int | None,
+        keep: int = 1,
+        minutes: float | None = None,
+        best: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
         self.minutes = minutes
+        self.best = best
         self._saved = -1
         self._saved_at = time.monotonic()
 
@@ -49,6 +59,12 @@ class StudentCheckpoints(lightning.Callback):
         for later in checkpoints(self.folder):  # when resuming from an earlier step
             if step_of(later) > trainer.global_step:
                 shutil.rmtree(later)
+        best = self.best()
+        if best is not None and not (checkpoint_at(self.folder, best) / STATE).is_file():
+            raise UserError(
+                f"the best checkpoint so far, {checkpoint_at(self.folder, best)}, is gone: resume from a "
+                f"later step, or start anew without ckpt_path="
+            )
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
@@ -62,8 +78,9 @@ class StudentCheckpoints(lightning.Callback):
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        by_steps = self.every is not None and trainer.global_step % self.every == 0
-        if by_steps or pl_module.saving or trainer.should_stop:
+        step = trainer.global_step
+        by_steps = self.every is not None and step % self.every == 0
+        if by_steps or pl_module.saving or trainer.should_stop or step == self.best():
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -98,12 +115,14 @@ class StudentCheckpoints(lightning.Callback):
                 if is_adapted(module.student):
                     save_adapter(module.student, temporary / "adapter")
                     note_folder(temporary / "adapter")
-                final = self.folder / f"step-{step:06d}"
+                final = checkpoint_at(self.folder, step)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(temporary, final)
         if trainer.is_global_zero:
+            best = self.best()
             for old in checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+                if best is None or old != checkpoint_at(self.folder, best):
+                    shutil.rmtree(old, ignore_errors=True)
         trainer.strategy.barrier("checkpoint")
         self._saved_at = time.monotonic()  # a checkpoint that takes longer than `minutes` is not all there is
 
@@ -121,6 +140,18 @@ class StudentCheckpoints(lightning.Callback):
                 + (f"{kept[-1]} is kept; free some space and resume" if kept else "free some space and run")
                 + (f" with ckpt_path={self.folder.parent}" if kept else " the same command again")
             ) from error
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """The checkpoint's folder, which may not exist."""
+    return folder / f"step-{step:06d}"
+
+
+def restore_student(module: DistillModule, checkpoint: Path) -> None:
+    """Give the student in memory the weights of a checkpoint of this run."""
+    check([checkpoint / STATE], "the run's last student is in its newest checkpoint")
+    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 
 def save_student(module: DistillModule, folder: Path) -> None:

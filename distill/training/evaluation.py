@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from distill.evaluation.logging import metrics_of
 from distill.evaluation.result import Score
-from distill.evaluation.run import evaluate
+from distill.evaluation.run import Asked, evaluate
 from distill.evaluation.stored import read_scores, write_samples
 from distill.generation.engines import HfEngine
 from distill.io.cache import keyed_folder
@@ -35,6 +35,7 @@ class StudentEvaluation:
         self.student = prepared.student
         self.clock = prepared.clock
         self.loggers = loggers
+        self.questions = prepared.held_out.asked if prepared.held_out else None
         self.scores: dict[str, list[Score]] = {}
 
     @property
@@ -87,21 +88,27 @@ class StudentEvaluation:
             place: gives the folder in which to save completions, from the benchmark's name and the settings
                 (other than the model) that completions depend on; None: completions are not saved.
         """
-        lm, precision = self.student, self.setup.compute.precision
-        engine = HfEngine(LazyModel.of(lm), token_budget=self.setup.evaluation.token_budget)
+        precision = str(self.setup.compute.precision)
         scores = []
         for asked in self.setup.asked:
             name = asked.benchmark.name
-            kept = place(name, {"precision": str(precision), **asked.benchmark.settings}) if place else None
-            with (
-                waited(kept) if kept else nullcontext(),
-                torch.autocast(
-                    lm.device.type, precision, enabled=precision != torch.float32
-                ),  # as in training
-            ):
-                scores.append(evaluate(asked, lm.source, engine, folder=kept, label=f"{name} {stage}"))
+            kept = place(name, {"precision": precision, **asked.benchmark.settings}) if place else None
+            with waited(kept) if kept else nullcontext():
+                scores.append(self._score(asked, f"{name} {stage}", kept))
         write_samples(self.setup.folder, stage, scores)
         return scores
+
+    def validate(self, step: int) -> float:
+        """The student's accuracy on the validation problems."""
+        assert self.questions is not None
+        with self.clock("validation"):
+            return self._score(self.questions, f"validation step-{step:06d}").accuracy.value
+
+    def _score(self, asked: Asked, label: str, folder: Path | None = None) -> Score:
+        lm, precision = self.student, self.setup.compute.precision
+        engine = HfEngine(LazyModel.of(lm), token_budget=self.setup.evaluation.token_budget)
+        with torch.autocast(lm.device.type, precision, enabled=precision != torch.float32):  # as in training
+            return evaluate(asked, lm.source, engine, folder=folder, label=label)
 
     def _of_all_runs(self, name: str, key: Mapping[str, Any]) -> Path:
         # The untrained student is the same in every job of a sweep: share its completions through the cache.

@@ -18,6 +18,7 @@ from distill.models.no_gpu import check_gpu
 from distill.models.path import find_path, first_found
 from distill.training.numbers import check_numbers
 from distill.training.trainer_keys import check_trainer_keys
+from distill.training.validation_settings import read_validation
 
 _DTYPE = re.compile(r"auto|b?float16|float32|float64|float8_\w+|float|half|double")  # torch's names
 _ROLES = ("student", "teacher", "reference", "pilot")
@@ -40,6 +41,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
             raise UserError(f"model.{key}={model[key]!r} is not one of float32, bfloat16, float16, auto")
     if trainer is not None:
         check_trainer_keys(trainer)
+    if "validation" in values:
+        read_validation(values)
 
 
 def check_inputs(
@@ -87,10 +90,16 @@ def check_model_on_hub(spec: Any, key: str, revision: str | None = None) -> None
 
 
 def check_data(cfg: DictConfig) -> None:
-    """Check that the file `data.path` exists, if the data source is one of this package's readers."""
-    path = OmegaConf.select(cfg, "data.path")
-    if path and _ours(OmegaConf.select(cfg, "data.recipe.source")):
-        check_file(str(path), str(OmegaConf.select(cfg, "data.recipe.source.split") or "train"))
+    """Check that the files of `data.path` and `data.validation` exist, if one of this package's readers reads
+    them."""
+    if not _ours(OmegaConf.select(cfg, "data.recipe.source")):
+        return
+    split = str(OmegaConf.select(cfg, "data.recipe.source.split") or "train")
+    if path := OmegaConf.select(cfg, "data.path"):
+        check_file(str(path), split)
+    held_out = OmegaConf.select(cfg, "data.validation")
+    if isinstance(held_out, str) and "path" in cfg.data.recipe.source:
+        check_file(held_out, split)
 
 
 def check_benchmarks(cfg: DictConfig) -> None:

@@ -186,33 +186,8 @@ class DistillModule(lightning.LightningModule):
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
         if isinstance(rollouts, StudentRollouts) and on_policy:
             batch = self._roll_out(batch, rollouts, number)
-        heads = self._frozen_heads(batch, on_policy)
-        known = dict(batch.signals) | self._scored_by_frozen(batch, heads, on_policy)
-        steps = self._propose(batch, number) if self.objective.compares_steps else None
-        if steps is not None:
-            known |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
-        compared, constants = None, {}
-        if batch.teacher_view is not None or self.objective.compares_tokens:
-            compared, known["same_token"] = _comparable(batch)
-            constants = self._constants() if self.objective.compares_tokens else {}
-        known |= _spans(batch) if self.objective.compares_spans else {}
+        micro_batch, steps = self._compared(batch, number, on_policy)
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
-        micro_batch = MicroBatch(
-            batch.mask,
-            batch.labels,
-            known,
-            others={
-                **{name: heads[role] for name, role in self.objective.live_distributions.items()},
-                **self._cached_distribution(batch),
-            },
-            compared=compared,
-            trace_weights=batch.trace_weights,
-            places=batch.places,
-            constants=constants,
-            by_student=on_policy,
-            progress=self._progress(self.trainer.global_step),
-            seed=self.seed * 1_000_003 + number,
-        )
         inputs = self.objective.chunked_inputs(student, micro_batch)
         # The three stages of `Objective.__call__`, inlined to keep the path from here to the loss short.
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
@@ -272,6 +247,62 @@ class DistillModule(lightning.LightningModule):
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._gradient_norm)
+
+    def _compared(
+        self, batch: Batch, number: int, on_policy: bool = False
+    ) -> tuple[MicroBatch, StepValues | None]:
+        """The objective's view of a batch: its tokens, and what the frozen models say of them.
+
+        Args:
+            batch: tokens.
+            number: seeds what the objective draws.
+            on_policy: whether the student wrote the completions.
+        """
+        heads = self._frozen_heads(batch, on_policy)
+        known = dict(batch.signals) | self._scored_by_frozen(batch, heads, on_policy)
+        steps = self._propose(batch, number) if self.objective.compares_steps else None
+        if steps is not None:
+            known |= {"student_step_value": steps.student, "teacher_step_value": steps.teacher}
+        compared, constants = None, {}
+        if batch.teacher_view is not None or self.objective.compares_tokens:
+            compared, known["same_token"] = _comparable(batch)
+            constants = self._constants() if self.objective.compares_tokens else {}
+        known |= _spans(batch) if self.objective.compares_spans else {}
+        micro_batch = MicroBatch(
+            batch.mask,
+            batch.labels,
+            known,
+            others={
+                **{name: heads[role] for name, role in self.objective.live_distributions.items()},
+                **self._cached_distribution(batch),
+            },
+            compared=compared,
+            trace_weights=batch.trace_weights,
+            places=batch.places,
+            constants=constants,
+            by_student=on_policy,
+            progress=self._progress(self.trainer.global_step),
+            seed=self.seed * 1_000_003 + number,
+        )
+        return micro_batch, steps
+
+    @torch.no_grad()
+    def validate(self, batch: Batch, number: int, sums: StepMetrics) -> None:
+        """Add a validation batch to `sums`: the training loss with its weights, without a gradient.
+
+        Args:
+            batch: traces of the data, on the module's device.
+            number: of the batch; seeds what the objective draws, so that every evaluation draws the same.
+            sums: of all validation batches.
+        """
+        proposing = self._proposal_seconds
+        micro_batch, steps = self._compared(batch, number)
+        self._proposal_seconds = proposing  # it counts training only
+        head = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
+        student = Head(head.hidden, head.weight.detach())  # the head's gradient comes with its forward pass
+        inputs = self.objective.chunked_inputs(student, micro_batch)
+        found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
+        sums.add(self.objective.sums(micro_batch, found), batch, on_policy=False, steps=steps)
 
     @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:

@@ -27,6 +27,7 @@ from distill.runs.folder import claim, describe
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
+from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -68,6 +69,7 @@ class Prepared:
         supervision: frozen models that stay in memory, and everything else that the objective needs.
         frozen: for the summary, by role: each frozen model's name and what it is used for.
         clock: the run's clock.
+        held_out: validation data; None without validation.
     """
 
     student: LanguageModel
@@ -75,6 +77,7 @@ class Prepared:
     supervision: Supervision
     frozen: Mapping[str, str]
     clock: Clock
+    held_out: HeldOut | None = None
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
@@ -102,21 +105,53 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
-        traces = prepare_traces(objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say)
-        matrix = find_matrix(objective, frozen, traces)
+
+        def make(recipe: TraceRecipe) -> list[Trace]:
+            return prepare_traces(
+                objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say
+            )
+
+        traces = make(recipe)
+        traces, held = _hold_out(setup, traces, make, say)
+        everything = [*traces, *held]
+        matrix = find_matrix(objective, frozen, everything)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
     for role in frozen.keys() - live.keys():
         frozen[role].release()
-    _place(setup, student, live, traces)
+    _place(setup, student, live, everything)
     return Prepared(
         student,
         traces,
         Supervision(live, matrix, setup.reader, setup.recipe.grade, cached_flops),
         _in_words(setup.frozen, objective),
         clock,
+        _held_out(setup, held),
     )
+
+
+def _hold_out(
+    setup: Setup, traces: list[Trace], make: Callable[[TraceRecipe], list[Trace]], say: Callable[[str], None]
+) -> tuple[list[Trace], list[Trace]]:
+    """Training and validation traces. All are made together, so that a cache serves any split of them."""
+    if setup.validation is None:
+        return traces, []
+    return hold_out(
+        setup.validation,
+        traces,
+        setup.asked,
+        seed=setup.seed,
+        read=lambda path: make(file_recipe(setup.recipe, path)),
+        say=say,
+    )
+
+
+def _held_out(setup: Setup, held: Sequence[Trace]) -> HeldOut | None:
+    if setup.validation is None:
+        return None
+    asked = questions(setup.validation, held, setup.recipe, setup.student, setup.seed)
+    return HeldOut([] if writes_all(setup.objective) else held, asked)
 
 
 def _load_student(setup: Setup) -> LanguageModel:

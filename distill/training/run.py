@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -42,13 +42,14 @@ from distill.training.callbacks import (
     WeightHistogram,
     signals_kept,
 )
-from distill.training.checkpoints import StudentCheckpoints
+from distill.training.checkpoints import StudentCheckpoints, checkpoint_at, restore_student
 from distill.training.datamodule import DistillDataModule
 from distill.training.evaluation import StudentEvaluation
 from distill.training.length import Steps
 from distill.training.module import DistillModule
 from distill.training.prepare import Clock, Prepared, prepare
 from distill.training.setup import Configuration, Setup
+from distill.training.validation import Validate, ValidationBatches
 
 _ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals that have their own place in the summary
 
@@ -113,8 +114,11 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
     stop = StopOnSignal()
-    between = [*callbacks, stop, StopAtBudget(), BenchmarkEvery(evaluation.every, evaluation.meanwhile)]
-    trainer = _trainer(setup, steps, loggers, between)
+    validate = _validate(setup, prepared, evaluation, data)
+    between = [*callbacks, stop, StopAtBudget(), *([validate] if validate else [])]
+    between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile))
+    best = (lambda: validate.kept_step) if validate else (lambda: None)
+    trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
     with clock("training"), signals_kept():
         trainer.fit(
@@ -127,11 +131,17 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         return RunResult(folder)
     if module.stopping:
         raise _interrupted(setup, module, steps, stop)
-    last = checkpoints(folder / "checkpoints")[-1]
+    last = chosen = checkpoints(folder / "checkpoints")[-1]
+    if setup.validation and setup.validation.save == "best" and (step := best()) is not None:
+        chosen = checkpoint_at(folder / "checkpoints", step)
     for name in ("student", "adapter") if setup.lora else ("student",):
-        _keep(last / name, folder / name)
+        _keep(chosen / name, folder / name)
+    if chosen != last:
+        restore_student(module, chosen)
     evaluation.after(trainer.global_step)
     summary = _summary(setup, prepared, module, evaluation.scores)
+    if validate:
+        summary["validation"] = validate.summary()
     _finish(folder, summary, loggers, evaluation.scores)
     if not setup.checkpoints.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -163,14 +173,30 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
     )
 
 
+def _validate(
+    setup: Setup, prepared: Prepared, evaluation: StudentEvaluation, data: DistillDataModule
+) -> Validate | None:
+    if setup.validation is None or prepared.held_out is None:
+        return None
+    batches = ValidationBatches(
+        prepared.held_out.traces, data.signals, data.batch_size, data.pad_id, data.layout
+    )
+    accuracy = evaluation.validate if prepared.held_out.asked else None
+    return Validate(setup.validation, batches, accuracy)
+
+
 def _trainer(
-    setup: Setup, steps: Steps, loggers: list[Logger], callbacks: Sequence[lightning.Callback]
+    setup: Setup,
+    steps: Steps,
+    loggers: list[Logger],
+    callbacks: Sequence[lightning.Callback],
+    best: Callable[[], int | None],
 ) -> lightning.Trainer:
     folder, kept, seen = setup.folder, setup.checkpoints, watched()
     callbacks = [
         *callbacks,
         WeightHistogram(folder / "weights.jsonl", setup.histogram_every),
-        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, kept.minutes),
+        StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, kept.minutes, best),
         ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),
     ]
     return lightning.Trainer(

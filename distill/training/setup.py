@@ -17,6 +17,7 @@ from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.data.layout import BatchLayout
 from distill.data.readers import check_source
+from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
 from distill.io.locks import first_rank
@@ -27,14 +28,17 @@ from distill.models.lora import check_targets
 from distill.models.lora_settings import Lora, read_lora
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
+from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
 from distill.training import checks
+from distill.training.held_out import file_recipe
 from distill.training.length import RunLength
-from distill.training.models import check_sense, check_vocabularies, find_models, share_rows
+from distill.training.models import check_sense, check_vocabularies, find_models, share_rows, writes_all
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
+from distill.training.validation_settings import ACCURACY, LOSS, ValidationSettings, read_validation
 
 Configuration = DictConfig  # of `conf/train.yaml`, as Hydra composes it
 
@@ -141,6 +145,7 @@ class Setup:
         checkpoints: when to save checkpoints, and which to keep.
         loggers: functions that make the loggers.
         histogram_every: optimizer steps that one histogram of the token weights covers.
+        validation: what is held out of training, and what it decides; None: nothing is.
     """
 
     name: str
@@ -165,6 +170,7 @@ class Setup:
     checkpoints: CheckpointPolicy
     loggers: Sequence[Callable[[], Logger]]
     histogram_every: int
+    validation: ValidationSettings | None = None
 
     @classmethod
     def from_overrides(cls, overrides: Iterable[str], *, here: bool = True) -> "Setup":
@@ -216,7 +222,6 @@ class Setup:
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)
-        loggers = cfg.get("logger") or {}
         setup = cls(
             **parts,
             name=values["name"],
@@ -235,8 +240,9 @@ class Setup:
             length=_length(values),
             compute=compute,
             checkpoints=_checkpoints(values),
-            loggers=[partial(build, node, f"logger.{name}") for name, node in loggers.items()],
+            loggers=_loggers(cfg),
             histogram_every=values["histogram_every"],
+            validation=_validation(values, objective, recipe, here=here),
         )
         if here:
             setup._check_models()
@@ -261,6 +267,7 @@ class Setup:
         objective = self.objective
         if self.resumed is None and first_rank():
             check_free(self.folder)
+        check_loggers(self.config.get("logger"))
         check_vocabularies(self.student, self.frozen, objective, self.launch.loss)
         if objective.compares_steps and objective.proposals is not None:
             objective.proposals.check(self.student, self.recipe.grade)
@@ -291,9 +298,42 @@ def _length(values: Mapping[str, Any]) -> RunLength:
     )
 
 
+def _validation(
+    values: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, *, here: bool
+) -> ValidationSettings | None:
+    settings = read_validation(values)
+    if settings is None:
+        return None
+    if settings.accuracy is not None and recipe.grade is None:
+        raise UserError(
+            f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, for answers in "
+            f"\\boxed{{}} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge, or leave "
+            f"validation.accuracy at null"
+        )
+    if writes_all(objective):
+        if settings.accuracy is None or settings.best == LOSS:
+            asked = (
+                f"checkpoint.best={LOSS}" if settings.best == LOSS else f"data.validation={settings.source}"
+            )
+            raise UserError(
+                f"{asked}: the student writes every completion of this loss, so that there is none whose "
+                f"loss could be measured: measure its accuracy, with validation.accuracy=100 (how many "
+                f"problems) and checkpoint.best={ACCURACY}"
+            )
+        settings = replace(settings, monitor=ACCURACY)
+    if here and isinstance(settings.source, str):
+        file_recipe(recipe, settings.source)
+    return settings
+
+
 def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
     kept = values["checkpoint"]
     return CheckpointPolicy(kept["every"], kept["keep"], kept["of_finished"], kept.get("minutes"))
+
+
+def _loggers(cfg: Configuration) -> list[Callable[[], Logger]]:
+    loggers = cfg.get("logger") or {}
+    return [partial(build, node, f"logger.{name}") for name, node in loggers.items()]
 
 
 def _evaluation(cfg: Configuration) -> Evaluation:

@@ -129,7 +129,7 @@ def test_what_cannot_be_looked_at_is_said_in_a_sentence(
         token_weights(trained, records, "middle", cache=tmp_path)
     with pytest.raises(UserError, match="there is no trace to read: all are empty"):
         token_weights(trained, [records[0] | {"completion": " "}], cache=tmp_path)
-    long = records[0] | {"completion": "1" * 200, "completion_ids": [3] * 200}
+    long = records[0] | {"completion": "1" * 200, "completion_ids": [3] * 200, "teacher_logprobs": None}
     with pytest.raises(UserError, match=r"more than the context of .*student \(128\)"):
         token_weights(trained, [long], cache=tmp_path)
     words = arguments(tiny_pair, traces, tmp_path, "loss=eaft", "trainer.max_steps=1")

@@ -31,8 +31,9 @@ from distill.curation.filters import (
     thinking_closes,
     well_formed,
 )
-from distill.curation.overlap import decontaminate, deduplicate, passages
+from distill.curation.overlap import decontaminate, deduplicate
 from distill.curation.step import CurationContext, Outcome, Record, share, whole_number
+from distill.data.passages import passages
 from distill.data.prompt import Prompt
 from distill.data.trace import Example, Grader, Verdict
 from distill.data.trace_set import COLUMNS

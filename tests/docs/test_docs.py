@@ -306,7 +306,7 @@ def test_every_loss_is_described(page: str) -> None:
 def test_every_metric_is_described() -> None:
     """By the literals in the code, such as "train/loss"."""
     text = TEXTS[ROOT / "docs" / "reference" / "metrics.md"]
-    literal = re.compile(r"\"((?:train|weights|rollouts|steps)/[a-z_]+)\"")
+    literal = re.compile(r"\"((?:train|val|weights|rollouts|steps)/[a-z_]+)\"")
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "distill").rglob("*.py"))
     assert {name for name in literal.findall(sources) if f"`{name}`" not in text} == set()
 

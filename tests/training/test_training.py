@@ -317,6 +317,7 @@ def test_two_processes_train_as_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), "trainer.max_steps=4")
+    words += ["data.validation=8", "validation.every=3"]  # in three batches, of two ranks; or in one
     single = run([*words, "data.batch_size=12"], tmp_path / "single")
     two = [f"dir={tmp_path / 'two'}", "data.batch_size=3", "trainer.accumulate_grad_batches=2"]
     done = train_py([*words, *two, "trainer.devices=2", "trainer.strategy=ddp"], cwd=tmp_path)
@@ -324,6 +325,11 @@ def test_two_processes_train_as_one(
     for name in ("train/loss", "train/gradient_norm"):
         assert column(tmp_path / "two", name) == pytest.approx(column(single, name), rel=2e-5)
     assert column(tmp_path / "two", "train/tokens") == column(single, "train/tokens")
+    held_out = [
+        json.loads((run / "summary.json").read_text())["validation"] for run in (single, tmp_path / "two")
+    ]
+    assert held_out[0]["last"] == pytest.approx(held_out[1]["last"], rel=2e-5)
+    assert held_out[0]["best_step"] == held_out[1]["best_step"]
 
 
 @pytest.mark.slow
