@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import typechecking  # noqa: F401  before the package, the types of whose calls it has checked
 from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
 from hydra._internal.sources_registry import SourcesRegistry

@@ -1,7 +1,8 @@
 """Recognise what the fields of a record hold: common layouts of data files, and fields that are named."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from distill.data.conversations import THOUGHT_KEYS, from_json
@@ -42,9 +43,7 @@ def recognise(record: Mapping[str, Any], fields: Mapping[str, str | None], where
     present = {key.lower(): key for key in record if isinstance(key, str)}
     filled = {small: key for small, key in present.items() if not is_missing(record[key])}
 
-    def find(name: str, but: str | None = None) -> str | None:
-        found = [keys[one] for keys in (filled, present) for one in _NAMES[name] if one in keys]
-        return next((key for key in found if key != but), None)
+    find = partial(_find, (filled, present))
 
     if "messages" not in named and "messages" in auto and not named.keys() & {"problem", "completion"}:
         own = "problem" in filled and "completion" in filled
@@ -73,6 +72,12 @@ def recognise(record: Mapping[str, Any], fields: Mapping[str, str | None], where
     if "system" in auto and (place := find("system")):
         named["system"] = place
     return {name: named[name] for name in _ORDER if name in named}
+
+
+def _find(present: Sequence[Mapping[str, str]], name: str, but: str | None = None) -> str | None:
+    """The first of the fields, by their names in lower case, that is known to hold what is named."""
+    found = [keys[one] for keys in present for one in _NAMES[name] if one in keys]
+    return next((key for key in found if key != but), None)
 
 
 def _unknown(record: Mapping[str, Any], where: str, tried: bool) -> str:

@@ -71,9 +71,9 @@ def parts_of(path: Path, version: tuple[int, int]) -> tuple[list[int], list[int 
     """
     shard = opened(path, version)
     try:
-        lengths = shard.get_tensor(LENGTHS).tolist()
+        lengths: list[int] = shard.get_tensor(LENGTHS).tolist()
         known = CHECKSUMS in shard.keys()  # noqa: SIM118  a shard is no dict
-        checksums = shard.get_tensor(CHECKSUMS).tolist() if known else [None] * len(lengths)
+        checksums: list[int | None] = shard.get_tensor(CHECKSUMS).tolist() if known else [None] * len(lengths)
     except SafetensorError as error:
         raise _damaged(path, error) from error
     if len(checksums) != len(lengths) or any(length < 0 for length in lengths):

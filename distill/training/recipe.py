@@ -290,14 +290,16 @@ class TraceRecipe:
                 fitting.append(trace)
             elif self.overlong == "error":
                 prompt = len(trace.prompt_ids) >= context
+                longer = sum(len(one) > limit for one in traces)
+                of_all = f"{longer:,} of {len(traces):,} traces are longer: "
                 raise UserError(
                     f"the prompt of problem {trace.example.place} has {len(trace.prompt_ids)} tokens, "
                     f"more than "
-                    f"the context of {name} ({context}): leave such problems out with data.overlong=drop"
+                    f"the context of {name} ({context}); {of_all}leave them out with data.overlong=drop"
                     if prompt
                     else f"trace {trace.example.place} has {len(trace)} tokens, more than {limit} "
-                    f"({'data.max_length' if limit < context else 'the context of ' + name}): "
-                    "leave such traces out with data.overlong=drop"
+                    f"({'data.max_length' if limit < context else 'the context of ' + name}); "
+                    f"{of_all}leave them out with data.overlong=drop"
                 )
         if not fitting:
             remedy = "raise data.max_length" if limit < context else f"{name} can read no more"

@@ -278,7 +278,10 @@ def test_overlong_traces_are_refused_or_dropped_with_their_number(
     student: LanguageModel, tmp_path: Path
 ) -> None:
     examples = [*problems(), Example("long", "1+1=", "2", "1" * 60), Example("longer", "1+1=", "2", "1" * 90)]
-    with pytest.raises(UserError, match=r"trace long has 65 tokens, more than 50 \(data\.max_length\)"):
+    with pytest.raises(
+        UserError,
+        match=r"trace long has 65 tokens, more than 50 \(data\.max_length\); 2 of 8 traces are longer: ",
+    ):
         build(TraceRecipe(lambda: examples, max_length=50), student, tmp_path)
     traces, said = build(TraceRecipe(lambda: examples, max_length=50, overlong="drop"), student, tmp_path)
     assert [trace.example.id for trace in traces] == [f"p{number}" for number in range(6)]

@@ -292,7 +292,9 @@ def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
 
 
 def test_a_group_of_which_nothing_is_chosen_says_its_options_and_another_key_its_command() -> None:
-    with pytest.raises(UserError, match=r"logger=foo: there is no such logger \(options: csv, wandb\)"):
+    with pytest.raises(
+        UserError, match=r"logger=foo: there is no such logger \(options: csv, mlflow, tensorboard, wandb\)"
+    ):
         compose([*TINY, "logger=foo"])
     with pytest.raises(
         UserError, match=r"no key 'limit'; did .*; python -m distill.evaluate --cfg job shows"

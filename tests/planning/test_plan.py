@@ -207,8 +207,8 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [
-        ("estimate.tflops=0", r"estimate.tflops=0 must be a positive number, or null"),
-        ("estimate.utilization=40", r"estimate.utilization=40 must be a share, in \(0, 1\]"),
+        ("estimate.tflops=0", r"estimate.tflops=0 must be a positive number or null"),
+        ("estimate.utilization=40", r"estimate.utilization=40 must be a number in \(0, 1\]"),
         (
             "model.teacher=null",
             r"loss=dcod needs the teacher's log-probs of the traces, and model.teacher is not set",

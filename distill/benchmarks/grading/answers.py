@@ -86,8 +86,9 @@ def closing_boxes(text: str) -> list[str]:
 def several_boxes(text: str) -> list[str]:
     """Lists of boxed answers that may be a completion's final answer: the boxes of the sentence with the last
     one, and all, if they differ."""
-    closing = closing_boxes(text)
-    everything = extraction.outer_boxes(extraction.answering_part(notation.undamaged(text.translate(_MINUS))))
+    text = extraction.answering_part(notation.undamaged(text.translate(_MINUS)))
+    everything = extraction.outer_boxes(text)
+    closing = [box.content for box in extraction.closing_of(text, everything)]
     lists = [closing, list(dict.fromkeys(box.content for box in everything))]
     return list(dict.fromkeys(", ".join(boxes) for boxes in lists if len(boxes) > 1))
 

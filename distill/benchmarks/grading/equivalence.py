@@ -28,7 +28,7 @@ from distill.benchmarks.grading.notation import (
     words,
 )
 from distill.benchmarks.grading.rewriting import residue
-from distill.benchmarks.grading.values import exact, same_numbers, same_numerals, same_times
+from distill.benchmarks.grading.values import exact, readings, same_numbers, same_numerals, same_times
 
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
@@ -83,15 +83,16 @@ def readable(text: str) -> bool:
         return False
     if (found := residue(text)) is not None:
         return readable(found[0])
-    if answers.number(text) is not None or words(text) is not None or symbolic.parsed(text):
+    if answers.number(text) is not None or words(text) is not None:
         return True
     unitless, sides = without_unit(text), _sides(text)
     if unitless != text or len(sides) > 1:
         shorter = unitless if unitless != text else _value(sides)
-        return len(shorter) < len(text) and readable(shorter)
+        return bool(symbolic.parsed(text)) or (len(shorter) < len(text) and readable(shorter))
     brackets, inside = group(text)
     parts = expanded(inside if brackets else split(text))
-    return len(parts) > 1 and all(map(readable, parts))
+    # The parts first: most are numbers, which need no parser.
+    return (len(parts) > 1 and all(map(readable, parts))) or bool(symbolic.parsed(text))
 
 
 def _same(gold: str, answer: str, tolerance: float | None) -> bool:
@@ -208,7 +209,8 @@ def _same_tables(gold: str, answer: str, tolerance: float | None) -> bool | None
     elif other is None and one is not None:
         other = _as_table(answer, one)
     if one is None or other is None:
-        return None
+        table, text = one or other, answer if one else gold
+        return False if table and sum(map(len, table)) > 1 and readings(text) else None
     return len(one) == len(other) and all(
         _in_order(row, its, tolerance) for row, its in zip(one, other, strict=True)
     )
@@ -235,6 +237,10 @@ def _same_groups(gold: str, answer: str, tolerance: float | None) -> bool | None
         return _same(inside[0], answer, tolerance)
     if its_brackets == "()" and len(its_inside) == 1 and r"\pm" not in answer:
         return _same(gold, its_inside[0], tolerance)
+    if (len(inside) > 1 and _is_pair(brackets) and readings(answer)) or (
+        len(its_inside) > 1 and _is_pair(its_brackets) and readings(gold)
+    ):
+        return False
     inside, its_inside = expanded(inside), expanded(its_inside)
     if brackets == "set" == its_brackets:
         return _in_any_order(inside, its_inside, tolerance)
@@ -243,6 +249,11 @@ def _same_groups(gold: str, answer: str, tolerance: float | None) -> bool | None
     if "set" in (brackets, its_brackets) or (len(inside) == 2 and brackets != its_brackets):
         return False
     return _in_order(inside, its_inside, tolerance)
+
+
+def _is_pair(brackets: str) -> bool:
+    """Whether several parts in such brackets are no number; [2,2] may be the set that holds 2 alone."""
+    return brackets in ("()", "[)", "(]")
 
 
 def _same_lists(gold: str, answer: str, tolerance: float | None) -> bool | None:

@@ -17,7 +17,7 @@ class Box(NamedTuple):
 
 # `\{` and `\}` are not groups. `\boxed 5` and `\boxed\frac{1}{2}` extend to the end of the formula.
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,9}(\{)?|(?<!\\)\\[{}]|([{}])")
-_FORMULA_END = re.compile(r"[$\n]|\\[\])]|\.(?:\s|$)|,\s")
+_FORMULA_END = re.compile(r"[$\n\\.,](?:(?<=[$\n])|(?<=\\)[\])]|(?<=\.)(?:\s|$)|(?<=,)\s)")
 BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
     r"(?:\\(?:text|mathrm|textbf)\{)?(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*"
@@ -47,11 +47,13 @@ VERB = (
 MARKER = re.compile(
     r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
     r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
-    rf"(?:\s{{0,3}}{VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
+    rf"(?=[\s*:=：iawsmc])(?:\s{{0,3}}{VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
     r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
     re.I | re.M,
 )
+_HOPE = re.compile("I hope it is correct", re.I)
 _MINERVA = re.compile(r"final answer is:?([^\n]{1,400}?)\.?\s{0,3}I hope it is correct", re.I)
+_MINERVA_LENGTH = 420  # without the hope
 HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
 HEADING = re.compile(r"(?:\*\*)?(?:\d{1,3}[.):][ \t]+\S|(?:step|part|case|solution|method)\b)", re.I)
 _OUTPUT = re.compile(r"```output[ \t]{0,9}\n([^`]{0,10000})```\s*\Z")
@@ -135,20 +137,31 @@ def outer_boxes(text: str) -> list[Box]:
 def closing_boxes(text: str) -> list[str]:
     r"""Contents of the boxes in the sentence with the last box, in order: both of "so $\boxed{1}$ and
     $\boxed{2}$". Nested boxes are ignored."""
+    return [box.content for box in closing_of(text, outer_boxes(text))]
+
+
+def closing_of(text: str, outer: list[Box]) -> list[Box]:
+    """Those of the outer boxes that are in the sentence with the last one."""
     closing: list[Box] = []
-    for box in reversed(outer_boxes(text)):
+    for box in reversed(outer):
         if closing:
             between = text[box.end : closing[-1].start]
             if len(between) > 80 or BREAK.search(between):
                 break
         closing.append(box)
-    return [box.content for box in reversed(closing)]
+    return closing[::-1]
 
 
 def stated(text: str) -> str | None:
     """The answer in the form of Minerva's prompt (2206.14858, appendix D.2), "The final answer is $5$. I hope
     it is correct."; the first one, because base models continue after it."""
-    found = _MINERVA.search(text)
+    # By the hope, which is rare: every "final answer is" would be followed up to 400 characters.
+    tried = (
+        _MINERVA.search(text, max(0, hope.start() - _MINERVA_LENGTH), hope.end())
+        for hope in _HOPE.finditer(text)
+    )
+    first = next(filter(None, tried), None)
+    found = None if first is None else _MINERVA.match(text, first.start())
     return None if found is None or "boxed" in found[1] else found[1].strip().rstrip(".").strip() or None
 
 
@@ -192,6 +205,7 @@ def _last_hashes(text: str) -> tuple[str, int] | None:
 
 _LETTER = r"[*_$(\[]{0,4}(?:\\(?:text|textbf|mathrm|mathbf)\{)?[*_$(\[]{0,4}([A-J])[*_$)\].]{0,4}\}?\$?"
 _OPTION = r"(?i:option|choice|answer|alternative)"
+_ANY_LETTER = re.compile(r"[A-J](?![A-Za-z])")
 _ALONE = _LETTER + r"(?![A-Za-z'])"
 _CHOSEN = re.compile(
     r"\b(?i:correct|right|best|final)\s+(?i:option|choice|alternative|statement)\**\s*"
@@ -210,6 +224,8 @@ _LAST_LETTER = re.compile(
 
 def choice(text: str) -> str | None:
     """The letter that the text says is the right choice: "the correct option is (B)", "B is correct"."""
+    if not _ANY_LETTER.search(text):
+        return None
     last = None
     for last in _CHOSEN.finditer(text):  # noqa: B007
         pass

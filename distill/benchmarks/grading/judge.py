@@ -1,8 +1,9 @@
 r"""Grade mathematical answers with math-verify in child processes.
 
-A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process therefore
-handles one question at a time (as lines of JSON), has a memory limit, and is killed and replaced when it
-takes too long. `python -m distill.benchmarks.grading.judge` is such a child."""
+A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process
+(`distill.benchmarks.grading.judge_child`) therefore handles one question at a time, has limits of CPU time
+and memory, and is replaced when it exceeds them. A child that gave no response for another reason, as on a
+machine so busy that it got no CPU time, is replaced and the question asked once more."""
 
 import contextlib
 import json
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmarks.grading import answers
-from distill.benchmarks.grading.equivalence import compare, quickly, readable
+from distill.benchmarks.grading.equivalence import quickly
 from distill.benchmarks.grading.graded import UNCLOSED
 from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
 _START_SECONDS = 120.0  # the first import can be slow on a busy machine
+_PATIENCE = 12.0  # wall-clock time for a response, in multiples of the limit of CPU time
+_TIMEOUT = {"correct": False, "reason": "timeout"}
 _LONGEST_ANSWER = 2_000  # characters; a longer text is not a final answer
 _REMEMBERED = 100_000  # cached comparisons; many samples of a problem give the same answer
 
@@ -41,7 +44,8 @@ class MathJudge:
     Thread-safe: each question uses a free child process, and waits if all are busy.
 
     Args:
-        seconds: time limit of one comparison; exceeding it counts as wrong, with the reason `timeout`.
+        seconds: CPU time limit of one comparison; exceeding it counts as wrong, with the reason `timeout`.
+            The wall-clock limit is 12 times as long, twice, so that a busy machine does not change verdicts.
         memory: memory limit of a child in bytes.
         workers: maximum number of children, started on demand; None: 4, or the number of processors if that
             is smaller.
@@ -62,8 +66,9 @@ class MathJudge:
         self._children: set[_Child] = set()
         self._free: list[_Child] = []
         self._starting = 0
+        self._closings = 0
         self._changed = threading.Condition()
-        self._known: dict[tuple[str, str, float | None], tuple[bool, str]] = {}
+        self._known: dict[tuple[str, str, float | None, float], tuple[bool, str]] = {}
         weakref.finalize(self, _end, self._children)  # on garbage collection and at exit
 
     def __call__(self, example: Example, completion: str) -> Verdict:
@@ -104,7 +109,7 @@ class MathJudge:
             return answer.strip() == gold.strip(), "unreadable gold answer"
         if (decided := quickly(gold, answer, tolerance)) is not None:
             return decided, "right" if decided else "wrong"
-        key = gold, answer, tolerance
+        key = gold, answer, tolerance, self.seconds
         if key not in self._known:
             said = self._ask({"gold": gold, "answer": answer, "tolerance": tolerance})
             if said is None:
@@ -125,14 +130,19 @@ class MathJudge:
         with self._changed:
             children, self._free = list(self._children), []
             self._children.clear()
+            self._closings += 1
             self._changed.notify_all()
         for child in children:
             child.close()
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
-        """A child's response; None if it took too long or died."""
+        """A child's response; None if two children gave none: both died, or got no CPU time."""
+        closings = self._closings
         with self._borrowed() as child:
             said = child.ask({**question, "seconds": self.seconds})
+        if said is None and closings == self._closings:
+            with self._borrowed() as child:
+                said = child.ask({**question, "seconds": self.seconds})
         return said
 
     @contextlib.contextmanager
@@ -194,7 +204,7 @@ class _Child:
     def __init__(self, memory: int) -> None:
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distill.benchmarks.grading.judge", str(memory)],
+            [sys.executable, "-m", "distill.benchmarks.grading.judge_child", str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -218,19 +228,20 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, question: Mapping[str, Any]) -> Any:
-        """The response; None if it took longer than the question's `seconds` or the child died (it is stopped
-        then)."""
+        """The response: `timeout` if the child used up the question's `seconds` of CPU time, None if it died
+        otherwise or gave no response for a long time. It is stopped in both cases."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
             stdin.write(json.dumps(question).encode() + b"\n")
             stdin.flush()
-            line = self._line(time.monotonic() + question["seconds"])
+            line = self._line(time.monotonic() + _PATIENCE * question["seconds"])
             said = None if line is None else json.loads(line)
         except (OSError, ValueError):  # ValueError: another thread closed the pipes
             said = None
         if said is None:
             self.close()
+            return _TIMEOUT if self._process.returncode == -signal.SIGPROF else None
         return said
 
     def close(self) -> None:
@@ -259,35 +270,3 @@ class _Child:
 def _end(children: set[_Child]) -> None:
     for child in list(children):
         child.close()
-
-
-def _serve(memory: int) -> None:
-    import logging
-    import resource
-
-    import math_verify  # noqa: F401  imported before the memory limit applies
-
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of libraries must not be taken for a response
-    print('"ready"', file=out, flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        # A killed parent cannot stop its children, so they end themselves.
-        signal.setitimer(signal.ITIMER_REAL, question["seconds"] + 5.0)
-        try:
-            if "answer" in question:
-                correct, reason = compare(question["gold"], question["answer"], question["tolerance"])
-            else:
-                correct, reason = readable(question["gold"]), ""
-        except (Exception, RecursionError) as error:  # sympy raises arbitrary exceptions
-            correct, reason = False, f"unreadable answer: {type(error).__name__}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps({"correct": bool(correct), "reason": reason}), file=out, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))

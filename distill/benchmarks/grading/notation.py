@@ -100,6 +100,14 @@ _TWICE = re.compile(r"\\\\(?=[A-Za-z!,:%${}])")
 def plain(text: str) -> str:
     r"""Normalize a text: remove `$`, bracket sizes, fonts, spacing, degrees and the final full stop; write
     `\frac` with braces and signs as LaTeX commands."""
+    return (_plain if len(text) < _LONGEST_KEPT else _plain.__wrapped__)(text)
+
+
+_LONGEST_KEPT = 500  # characters
+
+
+@functools.lru_cache(maxsize=4_096)  # each part of a comparison normalizes, and a gold has many answers
+def _plain(text: str) -> str:
     text = undamaged(text).translate(_TRANSLATED)
     if r"\begin" not in text:  # undo double escaping; in a matrix, \\ ends a row
         text = _TWICE.sub(r"\\", text)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.benchmarks.grading import symbolic
 from distill.benchmarks.grading.equivalence import compare, quickly, readable
 from distill.benchmarks.grading.notation import expanded, group, plain, split, without_unit, words
 from distill.benchmarks.grading.values import exact
@@ -249,3 +250,36 @@ def test_garbage_is_put_into_one_form_without_an_error(text: str) -> None:
 )  # fmt: skip
 def test_brackets_around_the_whole(text: str, kind: str, inside: list[str]) -> None:
     assert group(text) == (kind, inside)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["33", "-5", "007", "-0", "1" * 40, r"\frac{1}{2}", r"-\frac{2}{4}", r"\frac{-2}{4}", r"-\frac{-6}{3}",
+     r"\frac{0}{7}", r"\frac{10}{40}"],
+)  # fmt: skip
+def test_a_number_that_is_not_parsed_is_what_the_parser_finds(text: str) -> None:
+    number = symbolic._rational(text)
+    assert number is not None
+    assert [number] == list(symbolic._parsed(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5.", "0.5", "1e5", "x", r"\frac{1}{0}", r"\frac{x}{2}", "3/4", "1,000", "५"]
+)
+def test_what_is_no_plain_number_is_left_to_the_parser(text: str) -> None:
+    assert symbolic._rational(text) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("(2,4)", "3", False),
+        ("3", r"(2, \frac{1}{2})", False),
+        ("[2,4)", r"\frac{1}{2}", False),
+        ("[2,2]", "2", True),  # the set that holds 2 alone
+        ("(1,234)", "1234", True),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "3", False),
+    ],
+)
+def test_several_numbers_are_no_number(gold: str, answer: str, same: bool) -> None:
+    assert compare(gold, answer) == (same, "right" if same else "wrong")

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from distill.benchmarks.grading import judge as judging
 from distill.benchmarks.grading.answers import last_boxed, number
 from distill.benchmarks.grading.equivalence import compare
 from distill.benchmarks.grading.judge import MathJudge
@@ -123,14 +124,17 @@ _SLOW = r"\sum_{n=1}^{1000000000} \sin(n)"
 
 
 def test_a_comparison_that_hangs_is_killed_and_the_next_one_is_answered() -> None:
-    with closing(MathJudge(seconds=1.0, workers=1)) as judge:
+    with closing(MathJudge(seconds=0.4, workers=1)) as judge:
         assert judge.readable("x+1")  # started
         (hanging,) = children(judge)
         began = time.monotonic()
         found = verdict(judge, "y+1", rf"\boxed{{{_SLOW}}}")
         assert found == Verdict(_SLOW, False, "timeout", "boxed")
-        assert time.monotonic() - began < 10
-        assert hanging.returncode is not None
+        assert time.monotonic() - began < 30  # of a busy machine
+        assert hanging.returncode == -signal.SIGPROF
+        judge._ask = None  # type: ignore[assignment, method-assign]
+        assert judge.same("y+1", _SLOW) == (False, "timeout")  # not asked again: it used up its time
+        del judge._ask
         judge.seconds = 30.0
         assert verdict(judge, "x+1", r"\boxed{1+x}").correct
         assert len(children(judge)) == 1
@@ -148,7 +152,7 @@ def test_a_timeout_ends_only_its_own_child() -> None:
         list(pool.map(both_at_once, range(2)))
         before = children(judge)
         assert len(before) == 2
-        judge.seconds = 1.0
+        judge.seconds = 0.4
         assert judge.same(_SLOW + "+x", "y") == (False, "timeout")
         assert [process.poll() is None for process in before].count(True) == 1
         judge.seconds = 20.0
@@ -164,6 +168,72 @@ def test_many_threads_share_a_few_children_and_each_gets_its_own_answer() -> Non
 
         assert all(pool.map(ask, range(40)))
         assert 1 <= len(children(judge)) <= 2
+
+
+def test_the_child_imports_no_torch_and_is_small(judge: MathJudge) -> None:
+    assert judge.same("x+9", "9+x")[0]
+    status = Path(f"/proc/{children(judge)[0].pid}/status").read_text(encoding="ascii")
+    held = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(held) < 100 << 10  # kB; 62 MB were measured
+    program = (
+        "import sys\nfrom distill.benchmarks.grading import judge_child\n"
+        "print(judge_child.response({'gold': 'x+1', 'answer': '1+x', 'tolerance': None})['correct'])\n"
+        "print(*sys.modules)"
+    )
+    environment = judging._child_environment()
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert printed[0] == "True"
+    assert {"torch", "numpy", "transformers", "datasets", "omegaconf", "distill.data"}.isdisjoint(printed)
+    assert {"sympy", "math_verify"} < set(printed)
+
+
+def test_the_limit_is_cpu_time_so_that_waiting_is_no_timeout() -> None:
+    """A stopped child gets no CPU time, as on a busy machine."""
+    with closing(MathJudge(seconds=0.5, workers=1)) as judge, ThreadPoolExecutor(1) as pool:
+        assert judge.readable("x+1")
+        (process,) = children(judge)
+        process.send_signal(signal.SIGSTOP)
+        asked = pool.submit(judge.same, "x+5", "5+x")
+        time.sleep(0.8)
+        assert not asked.done()
+        process.send_signal(signal.SIGCONT)
+        assert asked.result() == (True, "right")
+        assert children(judge) == [process]
+
+
+def test_a_question_without_a_response_is_asked_again_before_it_counts_as_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with closing(MathJudge(seconds=5.0, workers=1)) as judge:
+        assert judge.readable("x+1")
+        (process,) = children(judge)
+        process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(judging, "_PATIENCE", 0.1)
+        assert judge.same("x+5", "5+x") == (True, "right")
+        assert process.returncode == -signal.SIGKILL
+        (process,) = children(judge)
+        process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(_Unresponsive, "asked", 0)
+        monkeypatch.setattr(judging, "_Child", _Unresponsive)
+        assert judge.same("x+6", "6+x") == (False, "timeout")
+        assert _Unresponsive.asked == 1  # after the stopped one
+        assert not children(judge)
+
+
+class _Unresponsive(judging._Child):
+    """A child that answers nothing."""
+
+    asked = 0
+
+    def __init__(self, memory: int) -> None:
+        self._buffer = b""
+        self._process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, question: Mapping[str, object]) -> object:
+        type(self).asked += 1
+        return super().ask({**question, "seconds": 0.1})
 
 
 def test_what_was_compared_once_is_not_asked_again(judge: MathJudge) -> None:
@@ -206,7 +276,7 @@ def test_an_interrupted_question_leaves_no_child_and_its_answer_reaches_nobody()
         (process,) = children(judge)
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(KeyboardInterrupt):
                 judge.same(_SLOW + "+x", "y")
         finally:
@@ -299,7 +369,7 @@ def test_no_answer_holds_the_judge_up(bombed: MathJudge, name: str) -> None:
         began = time.monotonic()
         right, reason = bombed.same(gold, answer)
         assert not right, reason
-        assert time.monotonic() - began < 5  # of a busy machine
+        assert time.monotonic() - began < 30  # of a busy machine
 
 
 def test_without_a_gold_answer_nothing_is_right(judge: MathJudge) -> None:

@@ -1,0 +1,19 @@
+"""Tests that types of calls are checked in tests, in modules on tensors and in those on texts."""
+
+from typing import Any
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
+
+from distill.benchmarks.grading import answers
+from distill.losses import divergence
+
+
+def test_a_call_with_another_type_or_shape_raises() -> None:
+    text: Any = 5
+    with pytest.raises(BeartypeCallHintParamViolation):
+        answers.number(text)
+    with pytest.raises(TypeCheckError):
+        divergence.cross_entropy(torch.zeros(2, 3), torch.zeros(5, dtype=torch.long))
