@@ -270,7 +270,7 @@ def test_values_of_another_type_are_named_too(tmp_path: Path) -> None:
         ([*TINY, "benchmark.arithmetic.limit=foo"], "benchmark.limit='foo' must be a whole number"),
         ([*TINY, "benchmark.arithmetic.source=null"], "benchmark.arithmetic.source=None is no function"),
         ([*TINY, "benchmark.arithmetic.prompt=null"], "benchmark.arithmetic.prompt=None has no {problem}"),
-        ([*TINY, "benchmark.arithmetic.source.operations=4"], "operations=4 must be two whole numbers"),
+        ([*TINY, "benchmark.arithmetic.source.operations=4"], "operations=4 must be a list"),
         ([*TINY, "benchmark.arithmetic.source.count=x"], "count='x' must be a whole number"),
         ([*gsm8k, "benchmark.path=[a]"], "benchmark.path=['a'] is no text"),
         ([*gsm8k, "benchmark.gsm8k.path=5"], "benchmark.path=5 is no text"),
