@@ -599,7 +599,7 @@ def test_a_sweep_becomes_a_page_on_the_command_line(
     for loss in ("sft", "dcod"):
         run([*words, f"loss={loss}"], sweep / f"0_{loss}")
     done = warm.run(["-m", "distill.report", str(sweep)])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "distill report: loading ...\n")
     assert "| `dcod` | 1 |" in done.stdout
     assert done.stdout.endswith(f"{sweep / 'report' / 'report.html'}\n")
     text = (sweep / "report" / "report.md").read_text()
