@@ -521,9 +521,7 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(
     words = arguments(tiny_pair, traces, tmp_path)
     folder = run(words, tmp_path / "run")
     before = (folder / "student" / "model.safetensors").read_bytes()
-    with pytest.raises(
-        UserError, match=r"holds student already: resume that run with ckpt_path=.*run, or name"
-    ):
+    with pytest.raises(UserError, match=r"run holds a finished run, so there is nothing to resume: name"):
         run([*words, "seed=1"], folder)
     assert (folder / "student" / "model.safetensors").read_bytes() == before
     # What broke off before any checkpoint is in no one's way, and not taken for the new run's own.
@@ -733,7 +731,7 @@ def test_a_finished_run_may_keep_its_student_alone(
     assert checkpoints(whole / "checkpoints")
     assert not (alone / "checkpoints").exists()
     assert same_weights(whole, alone)
-    with pytest.raises(UserError, match="holds student already"):
+    with pytest.raises(UserError, match="holds a finished run"):
         run([*words, "checkpoint.of_finished=false"], alone)
 
 
