@@ -157,7 +157,7 @@ class WeightHistogram(lightning.Callback):
             # A resumed run writes the histograms after its checkpoint again.
             try:
                 kept = [x for x in read_json_lines(self.path, {"step"}) if x["step"] <= self._written]
-            except (OSError, ValueError) as error:
+            except (OSError, TypeError, ValueError) as error:  # of another type: a step that is no number
                 raise UserError(
                     f"{self.path} is damaged ({first_line(error)}): take the line out, or delete the file"
                 ) from error

@@ -144,6 +144,13 @@ def test_damaged_metrics_are_refused_when_a_run_goes_on(tmp_path: Path) -> None:
             CsvMetrics(tmp_path)
 
 
+@pytest.mark.parametrize("line", ['{"step": "x"}', '{"step": null}', "[]", "{}", "{"])
+def test_damaged_histograms_are_refused_when_a_run_goes_on(line: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"weights\.jsonl is damaged \("):
+        histograms(tmp_path / "weights.jsonl", 3)
+
+
 def histograms(path: Path, every: int, stop: int | None = None, state: Any = None, begin: int = 0) -> Any:
     """Train ten steps of made-up weights; at `stop` leave with the callback's state, as a killed run does."""
     metrics: Any = StepMetrics.__new__(StepMetrics)
