@@ -140,8 +140,13 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     if _select(values, "seed", absent=0) > _SEEDS:
         raise UserError(f"seed={values['seed']} must be at most {_SEEDS}")
     epochs: Any = _select(values, "data.epochs", absent=1)
-    if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 0 < epochs < math.inf:
+    if not _is_number(epochs) or not 0 < epochs < math.inf:
         raise UserError(f"data.epochs={epochs!r} must be a positive number")
+    betas = _select(values, "optimizer.betas", absent=[0, 0])
+    if not (isinstance(betas, list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)):
+        raise UserError(
+            f"optimizer.betas={betas!r} must be two numbers, from 0 to below 1, such as [0.9,0.999]"
+        )
     for key in ("data.operations", "benchmark.arithmetic.source.operations"):
         value = _select(values, key, absent=[1, 1])
         if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
@@ -152,8 +157,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 def _check_range(key: str, value: Any, interval: str, or_null: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    above = number and (value >= low if interval[0] == "[" else value > low)
+    above = _is_number(value) and (value >= low if interval[0] == "[" else value > low)
     if not above or not (value <= high if interval[-1] == "]" else value < high):
         words = {"[0, inf)": "a number, at least 0", "(0, inf)": "a positive number"}
         raise UserError(f"{key}={value!r} must be {words.get(interval, f'a number in {interval}')}{or_null}")
@@ -166,6 +170,10 @@ def _select(values: Mapping[str, Any], key: str, absent: Any) -> Any:
             return absent
         node = node[part]
     return node
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> bool:
