@@ -29,6 +29,12 @@ from distill.config.resolvers import register
 from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
+# Of groups whose options are named for data: how a file or folder is said instead.
+_FILES = {
+    "data": "data.path=, with data=traces: data=traces data.path={name}",
+    "benchmark": "benchmark.path=, beside the benchmark of its kind: benchmark=math500 benchmark.path={name}",
+}
+
 register()
 
 
@@ -247,16 +253,25 @@ def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
     options = groups[override.key_or_group]
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
-            if str(name) not in options and override.key_or_group == "model" and _is_place(str(name)):
+            if str(name) in options:
+                continue
+            if override.key_or_group == "model" and _is_place(str(name)):
                 raise UserError(
                     f"model={name}: a hub id, folder or GGUF file goes into model.student= and "
                     f"model.teacher=, such as model.student={name}"
                 )
-            if str(name) not in options:
-                raise UserError(
-                    f"{override.key_or_group}={name}: there is no such {override.key_or_group}"
-                    f"{_nearest(str(name), options)} (options: {', '.join(options)})"
-                )
+            if override.key_or_group in _FILES and _is_file(str(name)):
+                said = _FILES[override.key_or_group].format(name=name)
+                raise UserError(f"{override.key_or_group}={name}: a file or folder is named by {said}")
+            raise UserError(
+                f"{override.key_or_group}={name}: there is no such {override.key_or_group}"
+                f"{_nearest(str(name), options)} (options: {', '.join(options)})"
+            )
+
+
+def _is_file(name: str) -> bool:
+    """Whether it looks like a file or folder of data, and not like the name of an option."""
+    return "/" in name or "." in name or Path(name).exists()
 
 
 def _is_place(name: str) -> bool:

@@ -70,6 +70,8 @@ def check(*words: str) -> DictConfig:
             r"model=Qwen/Qwen2.5-0.5B: a hub id, .* goes into model.student= and model.teacher=",
         ),
         ("model=student.gguf", r"such as model.student=student.gguf"),
+        ("data=my.jsonl", r"data=my.jsonl: a file or folder is named by .*data=traces data.path=my.jsonl"),
+        ("benchmark=own/a.jsonl", r"benchmark=own/a.jsonl: .* benchmark=math500 benchmark.path=own/a.jsonl"),
         ("model=tyni", r"there is no such model; did you mean tiny"),
         ("loss=null", r"there is no such loss \(options"),
         ("loss=", r"there is no such loss \(options"),
