@@ -14,7 +14,6 @@ from distill.config.command import run_command
 from distill.config.instantiate import resolved
 from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
-from distill.training.interrupt import resumable
 from distill.training.resume import resume_arguments
 
 
@@ -32,6 +31,7 @@ def main(cfg: DictConfig) -> float | None:
         if earlier.finished:
             return earlier.score
         with no_collection():
+            from distill.training.interrupt import resumable
             from distill.training.run import train
 
         with resumable(started.folder, sweep=started.sweep):
