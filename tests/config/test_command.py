@@ -1,10 +1,12 @@
 """Tests that every command handles --help, typos and missing files quickly, without importing torch."""
 
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,15 +185,21 @@ def seconds(*words: str) -> float:
     return min(found)
 
 
+def over(line: Sequence[str]) -> float:
+    """Seconds above the limit, measured beside Hydra's import: a busy machine's speed changes at any time."""
+    found = math.inf
+    for _ in range(4):
+        most = 1.5 * seconds("-c", "import hydra, omegaconf") + 0.6
+        found = min(found, seconds("-m", f"distill.{line[0]}", *line[1:]) - most)
+        if found <= 0:
+            break
+    return found
+
+
 @pytest.mark.slow
 def test_commands_answer_within_half_again_of_hydras_import_and_six_tenths() -> None:
-    most = 1.5 * seconds("-c", "import hydra, omegaconf") + 0.6
     lines = [[command, "--help"] for command in (*COMPOSED, *OTHERS, "presets", "bench")]
     for command, missing in COMPOSED.items():
         lines += [[command, "--cfg", "job"], [command, "sede=1"], [command, *missing]]
-    slow = {
-        " ".join(line): round(took, 2)
-        for line in lines
-        if (took := seconds("-m", f"distill.{line[0]}", *line[1:])) > most
-    }
+    slow = {" ".join(line): round(more, 2) for line in lines if (more := over(line)) > 0}
     assert slow == {}
