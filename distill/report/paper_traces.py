@@ -1,6 +1,6 @@
 """Figures of the DCOD paper (2605.14071) on traces (Table 4) and on drift (Table 8) beside the runs'."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +66,8 @@ def shapes_beside_paper(table: Table) -> list[PaperShape]:
         return []
     found = []
     for first, second in _pairs(table):
+        both, measures = solved_by_both(table, first, second)
         for benchmark, there in _BENCHMARKS.items():
-            both, measures = solved_by_both(table, first, second)
             among = both & table.answers.of(benchmark)
             if not among.any():
                 continue
@@ -120,17 +120,11 @@ def shape_blocks(found: Sequence[PaperShape]) -> Iterator[Block]:
         return
     yield Heading("Traces beside the paper", 3)
     names = [name for name in _SHAPE if any(name in one.here for one in found)]
-    head = ["benchmark", "method", "problems here"]
-    for name in names:
-        said = name if name == "characters" else f"{name}, %"
-        head += [f"{said}: here", "there"]
-    rows = []
-    for one in found:
-        cells = [one.benchmark, f"`{one.method}`", f"{one.problems:,}"]
-        for name in names:
-            cells += [_shape(name, own.get(name)) for own in (one.here, one.there)]
-        rows.append(cells)
-    yield Grid(head, rows)
+    said = [name if name == "characters" else f"{name}, %" for name in names]
+    rows = [
+        [one.benchmark, f"`{one.method}`", f"{one.problems:,}", *_cells(one, names, _shape)] for one in found
+    ]
+    yield _grid(["benchmark", "method", "problems here"], said, rows)
     count = published()["traces"]["problems"]
     yield Text(
         f"There: Table 4, means on {count} problems that both methods solve, for one pair that is not named, "
@@ -139,9 +133,7 @@ def shape_blocks(found: Sequence[PaperShape]) -> Iterator[Block]:
     )
 
 
-def _shape(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
+def _shape(name: str, value: float) -> str:
     return f"{value:,.0f}" if name == "characters" else percent(value)
 
 
@@ -151,14 +143,9 @@ def drift_blocks(found: Sequence[PaperDrift]) -> Iterator[Block]:
         return
     yield Heading("Drift beside the paper", 3)
     places = list(found[0].there)
-    head = ["method"]
-    for at in places:
-        head += [f"ExAccErr at {'the end' if at == 'end' else at}, %: here", "there"]
-    rows = []
-    for one in found:
-        pairs = [(one.here.get(at), one.there[at]) for at in places]
-        rows.append([f"`{one.method}`", *("" if x is None else f"{x:.1f}" for pair in pairs for x in pair)])
-    yield Grid(head, rows)
+    said = [f"ExAccErr at {'the end' if at == 'end' else at}, %" for at in places]
+    rows = [[f"`{one.method}`", *_cells(one, places, lambda _, value: f"{value:.1f}")] for one in found]
+    yield _grid(["method"], said, rows)
     count = published()["drift"]["problems"]
     yield Text(
         f"There: Table 8, {count} problems of MATH that the teacher solved, one seed, without intervals; "
@@ -166,3 +153,16 @@ def drift_blocks(found: Sequence[PaperDrift]) -> Iterator[Block]:
         f"table has: own rollouts, as here, or prefixes of the untrained student (`drift.protocol=prefixes` "
         f"of distill.evaluate)."
     )
+
+
+def _grid(first: Sequence[str], said: Sequence[str], rows: Sequence[list[str]]) -> Grid:
+    """Columns of their own, then two for each figure."""
+    return Grid([*first, *(cell for name in said for cell in (f"{name}: here", "there"))], rows)
+
+
+def _cells(
+    one: PaperShape | PaperDrift, names: Iterable[str], spell: Callable[[str, float], str]
+) -> list[str]:
+    """Each figure here and there; empty where it is unknown."""
+    pairs = [(name, own) for name in names for own in (one.here, one.there)]
+    return [spell(name, own[name]) if name in own else "" for name, own in pairs]

@@ -21,7 +21,14 @@ from distill.report.methods import Method, Table, method_of_runs, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.paper_figures import PaperComparison, compared_with_paper
 from distill.report.paper_section import beside_paper
-from distill.report.paper_traces import drift_blocks, drifts_beside_paper, shape_blocks, shapes_beside_paper
+from distill.report.paper_traces import (
+    PaperDrift,
+    PaperShape,
+    drift_blocks,
+    drifts_beside_paper,
+    shape_blocks,
+    shapes_beside_paper,
+)
 from distill.report.quality import MethodQuality, end_token_blocks, quality_blocks, quality_of_methods
 from distill.report.style import styles, written
 from distill.runs.load import AXES, load_runs
@@ -84,8 +91,10 @@ def write_report(
             drifts = _drifts(table, drift, out / "drift", teachers, trust_remote_code, targets)
             unmeasured |= drifts.reasons
         quality = quality_of_methods(table)
-        blocks += _sections(table, prefix, examples, drifts, paper, quality)
-        values.append(_json(table, drifts, paper, quality))
+        found = {} if drifts is None else drifts.found
+        beside = _Beside(paper, shapes_beside_paper(table), drifts_beside_paper(table, found))
+        blocks += _sections(table, prefix, examples, drifts, beside, quality)
+        values.append(_json(table, drifts, beside, quality))
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -109,12 +118,21 @@ class _Drifts:
     reasons: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Beside:
+    """Figures of the paper beside a table's: accuracies, traces, drift."""
+
+    comparisons: Sequence[PaperComparison]
+    traces: Sequence[PaperShape]
+    drift: Sequence[PaperDrift]
+
+
 def _sections(
     table: Table,
     prefix: str,
     examples: int,
     drifts: _Drifts | None,
-    paper: Sequence[PaperComparison],
+    paper: _Beside,
     quality: Mapping[str, MethodQuality],
 ) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
@@ -133,7 +151,7 @@ def _sections(
             figures.accuracy_figure(table, look),
             "Accuracy after training: mean over seeds, 95 % interval, and a ring for each seed.",
         )
-    yield from beside_paper(paper, table.seeds)
+    yield from beside_paper(paper.comparisons, table.seeds)
     yield Heading("What it cost")
     yield from sections.costs(table)
     learned = {axis: curves.learning_curves(found.metrics, axis, by=by) for axis in AXES}
@@ -156,7 +174,7 @@ def _sections(
     )
     yield Heading("Trace quality and stopping")
     yield from quality_blocks(table, quality)
-    yield from shape_blocks(shapes_beside_paper(table))
+    yield from shape_blocks(paper.traces)
     yield from end_token_blocks(curves.end_tokens(found.metrics, by))
     yield Heading("Token weights")
     drawing = figures.weights_figure(
@@ -178,7 +196,7 @@ def _sections(
         )
     else:
         yield from sections.drifts(drifts.found, drifts.reasons, drifts.problems)
-        yield from drift_blocks(drifts_beside_paper(table, drifts.found))
+        yield from drift_blocks(paper.drift)
         if drifts.found:
             window = window_of(drifts.found)
             kl = mean_curves(drifts.found, "kl_student_written", window=window)
@@ -256,7 +274,7 @@ def _printed(
 def _json(
     table: Table,
     drifts: _Drifts | None,
-    paper: Sequence[PaperComparison],
+    paper: _Beside,
     quality: Mapping[str, MethodQuality],
 ) -> dict[str, Any]:
     value: dict[str, Any] = {
@@ -270,10 +288,9 @@ def _json(
     }
     if drifts is not None:
         value["drift"] = {name: [drift.json() for drift in own] for name, own in drifts.found.items()}
-    if paper:
+    if paper.comparisons:
         source = {key: published()[key] for key in ("arxiv", "read", "judge", "seeds")}
-        traces, drift = shapes_beside_paper(table), drifts_beside_paper(table, drifts.found if drifts else {})
-        value["paper"] = as_json(source | {"comparisons": list(paper), "traces": traces, "drift": drift})
+        value["paper"] = as_json(source | vars(paper))
     return value
 
 
