@@ -1,7 +1,8 @@
 """Data module: batches of traces in a seeded order."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning
@@ -89,13 +90,25 @@ class DistillDataModule(lightning.LightningDataModule):
         pinned = trainer.strategy.root_device.type == "cuda"
 
         def make(number: int) -> Batch:
-            traces = [self.traces[index] for index in order.batch(number)]
-            batch = collate(traces, self.signals, self.pad_id, self.layout)
+            batch = self._batch([self.traces[index] for index in order.batch(number)])
             return batch.pin_memory() if pinned else batch
 
         self.close()
         self._ahead = Prefetcher(make, trainer.global_step * per_step, self.steps * per_step)
         return self._ahead
+
+    def in_order(self, traces: Sequence[Trace]) -> Iterator[tuple[int, Batch]]:
+        """This rank's batches of other traces, such as validation's, each with its number."""
+        trainer = self.trainer
+        assert trainer is not None
+        for number in range(
+            trainer.global_rank, math.ceil(len(traces) / self.batch_size), trainer.world_size
+        ):
+            first = number * self.batch_size
+            yield number, self._batch(traces[first : first + self.batch_size])
+
+    def _batch(self, traces: Sequence[Trace]) -> Batch:
+        return collate(traces, self.signals, self.pad_id, self.layout)
 
     def close(self) -> None:
         """Stop the prefetching thread."""

@@ -49,7 +49,7 @@ from distill.training.length import Steps
 from distill.training.module import DistillModule
 from distill.training.prepare import Clock, Prepared, prepare
 from distill.training.setup import Configuration, Setup
-from distill.training.validation import Validate, ValidationBatches
+from distill.training.validation import Validate
 
 _ELSEWHERE = ("seconds", "student_flops", "teacher_flops")  # totals that have their own place in the summary
 
@@ -114,7 +114,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
     stop = StopOnSignal()
-    validate = _validate(setup, prepared, evaluation, data)
+    validate = _validate(setup, prepared, evaluation)
     between = [*callbacks, stop, StopAtBudget(), *([validate] if validate else [])]
     between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile))
     best = (lambda: validate.kept_step) if validate else (lambda: None)
@@ -173,16 +173,11 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
     )
 
 
-def _validate(
-    setup: Setup, prepared: Prepared, evaluation: StudentEvaluation, data: DistillDataModule
-) -> Validate | None:
+def _validate(setup: Setup, prepared: Prepared, evaluation: StudentEvaluation) -> Validate | None:
     if setup.validation is None or prepared.held_out is None:
         return None
-    batches = ValidationBatches(
-        prepared.held_out.traces, data.signals, data.batch_size, data.pad_id, data.layout
-    )
     accuracy = evaluation.validate if prepared.held_out.asked else None
-    return Validate(setup.validation, batches, accuracy)
+    return Validate(setup.validation, prepared.held_out.traces, accuracy)
 
 
 def _trainer(

@@ -5,53 +5,20 @@ would then lack what was measured at its step. Here the measure comes first, and
 unbroken one.
 """
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
 import torch
 
-from distill.data.batch import Batch, collate, hash_traces
-from distill.data.layout import BatchLayout
+from distill.data.batch import hash_traces
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.training.step_metrics import StepMetrics
 from distill.training.validation_settings import ACCURACY, ValidationSettings
-
-
-class ValidationBatches:
-    """Batches of validation traces, always the same and in the same order, split over ranks.
-
-    Args:
-        traces: the validation traces.
-        signals: names of the cached logprobs to put into every batch.
-        batch_size: traces per batch.
-        pad_id: any valid token id.
-        layout: whether batches are padded, grouped or packed.
-    """
-
-    def __init__(
-        self,
-        traces: Sequence[Trace],
-        signals: Sequence[str],
-        batch_size: int,
-        pad_id: int,
-        layout: BatchLayout,
-    ) -> None:
-        self.traces = traces
-        self.signals = tuple(signals)
-        self.batch_size = batch_size
-        self.pad_id = pad_id
-        self.layout = layout
-
-    def of_rank(self, rank: int, ranks: int) -> Iterator[tuple[int, Batch]]:
-        """This rank's batches, each with its number."""
-        for number in range(rank, math.ceil(len(self.traces) / self.batch_size), ranks):
-            first = number * self.batch_size
-            chosen = self.traces[first : first + self.batch_size]
-            yield number, collate(chosen, self.signals, self.pad_id, self.layout)
 
 
 class Validate(lightning.Callback):
@@ -63,7 +30,7 @@ class Validate(lightning.Callback):
 
     Args:
         settings: when to measure, and what it decides.
-        batches: the validation traces; without any, the loss is not measured.
+        traces: the validation traces; without any, the loss is not measured.
         accuracy: measures the accuracy after a step, on the first rank; None: it is not measured.
 
     Attributes:
@@ -76,11 +43,11 @@ class Validate(lightning.Callback):
     def __init__(
         self,
         settings: ValidationSettings,
-        batches: ValidationBatches,
+        traces: Sequence[Trace],
         accuracy: Callable[[int], float] | None = None,
     ) -> None:
         self.settings = settings
-        self.batches = batches
+        self.traces = traces
         self.accuracy = accuracy
         self.last: dict[str, float] = {}
         self.best: float | None = None
@@ -100,7 +67,7 @@ class Validate(lightning.Callback):
     def summary(self) -> dict[str, Any]:
         """For `summary.json`."""
         return {
-            "traces": len(self.batches.traces),
+            "traces": len(self.traces),
             "monitor": self.settings.monitor,
             "best": self.best,
             "best_step": self.best_step,
@@ -141,20 +108,20 @@ class Validate(lightning.Callback):
     def measure(self, trainer: lightning.Trainer, module: Any) -> dict[str, float]:
         """The metrics of the student as it is, the same on all ranks."""
         found = {}
-        if self.batches.traces:
+        if self.traces:
             found = self._loss(trainer, module)
         if self.accuracy is not None:
             value = self.accuracy(trainer.global_step) if trainer.is_global_zero else 0.0
             found[ACCURACY] = float(trainer.strategy.broadcast(value))
         return found
 
-    def _loss(self, trainer: lightning.Trainer, module: Any) -> dict[str, float]:
+    def _loss(self, trainer: Any, module: Any) -> dict[str, float]:
         sums = StepMetrics(module.objective, module.step_metrics.end_ids)
         training = module.student.training
         module.student.eval()
         try:
             with trainer.precision_plugin.val_step_context():
-                for number, batch in self.batches.of_rank(trainer.global_rank, trainer.world_size):
+                for number, batch in trainer.datamodule.in_order(self.traces):
                     module.validate(batch.to(module.device), number, sums)
         finally:
             module.student.train(training)
@@ -196,12 +163,11 @@ class Validate(lightning.Callback):
             )
         self.last = dict(state_dict["last"])
         same = state_dict["monitor"] == self.settings.monitor
-        if same and (
-            state_dict["kept"] or self.settings.best is None
-        ):  # else no checkpoint of the best is there
+        kept = state_dict["kept"] or self.settings.best is None  # else no checkpoint of the best is there
+        if same and kept:
             self.best, self.best_step = state_dict["best"], state_dict["best_step"]
             self.waited = state_dict["waited"]
 
-    @property
+    @functools.cached_property
     def _fingerprint(self) -> str:
-        return hash_traces(self.batches.traces)
+        return hash_traces(self.traces)
