@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from distill.errors import UserError
 
 _OURS = "distill."  # what other packages annotate is often only a part of what they take
-_WORDS = {
+WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -24,6 +24,7 @@ _WORDS = {
     Path: "a path",
     type(None): "null",
 }
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -66,14 +67,18 @@ def _key(node: Any, place: str) -> str:
     """The key where a value is set: the one that the node refers to, or its own."""
     if not isinstance(node, Node):
         return place
-    referred = re.fullmatch(r"\$\{([\w.]+)\}", str(node._value()))
-    return referred[1] if referred else str(node._get_full_key(None))
+    return referred(str(node._value())) or str(node._get_full_key(None))
+
+
+def referred(value: str) -> str | None:
+    """The key that a value such as `${data.samples}` refers to; None: it is no reference alone."""
+    found = _REFERENCE.fullmatch(value)
+    return found[1] if found else None
 
 
 def shown(value: Any) -> str:
     """A value as it is written in YAML, shortened for a message."""
-    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
-    text = text or repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -109,7 +114,7 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if kind is Path:
         return isinstance(value, str)
-    if kind in _WORDS:
+    if kind in WORDS:
         return isinstance(value, kind)
     if inspect.isclass(kind) and kind.__module__.startswith(_OURS):
         return isinstance(value, Mapping)  # a section, which builds one
@@ -126,10 +131,20 @@ def _in_words(annotation: Any) -> Iterator[str]:
         yield from map(str, arguments)
     elif (origin or annotation) in _LISTS:
         yield "a list"
-    elif (origin or annotation) in _WORDS:
-        yield _WORDS[origin or annotation]
+    elif (origin or annotation) in WORDS:
+        yield WORDS[origin or annotation]
     else:
         yield "a section of keys"
+
+
+def select(values: Mapping[str, Any], key: str, absent: Any) -> Any:
+    """The value at a full key of a resolved configuration; `absent` if there is no such key."""
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return absent
+        node = node[part]
+    return node
 
 
 def check_text(values: Mapping[str, Any], keys: Mapping[str, bool]) -> None:
@@ -143,9 +158,7 @@ def check_text(values: Mapping[str, Any], keys: Mapping[str, bool]) -> None:
         UserError: a value is something else.
     """
     for key, may_be_null in keys.items():
-        node: Any = values
-        for part in key.split("."):
-            node = node.get(part, "") if isinstance(node, Mapping) else ""
+        node = select(values, key, absent="")
         text = isinstance(node, str | int) or (isinstance(node, float) and math.isfinite(node))
         if not (text and not isinstance(node, bool)) and not (may_be_null and node is None):
             raise UserError(f"{key}={shown(node)} must be text{' or null' if may_be_null else ''}")

@@ -7,7 +7,6 @@ takes milliseconds, so that a mistyped value is reported at once.
 import ast
 import functools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import build, plain
+from distill.config.kinds import WORDS, referred
 from distill.config.moved import new_name
 from distill.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SCALARS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # Classes of the configuration that import no torch.
 _WITHOUT_TORCH = (
     "distill.generation.sampling.Sampling",
     "distill.generation.sampling.StudentRollouts",
     "distill.training.schedule.Schedule",
 )
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Hint:
     @property
     def refusal(self) -> str:
         """What a message says behind a value that is not accepted."""
-        words = [words for kind, words in _IN_WORDS.items() if kind in self.types]
+        words = [WORDS[kind] for kind in _SCALARS.values() if kind in self.types]
         if not words:
             return f"is not one of {', '.join(map(str, self.choices))}{', null' * self.null}"
         return f"must be {' or '.join([*words, *map(str, self.choices), *['null'] * self.null])}"
@@ -95,8 +93,7 @@ def check_values(cfg: DictConfig, keys: Iterable[str] | None = None) -> None:
 
 def _name_of(value: object, key: str) -> str:
     """The key that the user sets: the one that a value refers to, as `${data.samples}` does, or its own."""
-    referred = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return referred.group(1) if referred else key
+    return (referred(value) if isinstance(value, str) else None) or key
 
 
 def _nodes(node: DictConfig, place: str) -> Iterator[tuple[str, DictConfig]]:

@@ -3,12 +3,11 @@
 What a `_target_` of this package takes is checked by its type hints, in `distill.config.values`.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from distill.config.kinds import check_text
-from distill.errors import UserError
+from distill.config.kinds import check_text, select
+from distill.errors import UserError, whole_number
 
 # Integer keys and their minimum.
 _WHOLE = {
@@ -64,6 +63,7 @@ _WHOLE_OR_NULL = {
 }
 # Numbers and their intervals; a round bracket leaves the end out.
 _RANGES = {
+    "data.epochs": "(0, inf)",
     "optimizer.lr": "[0, inf)",
     "optimizer.weight_decay": "[0, inf)",
     "estimate.utilization": "(0, 1]",
@@ -122,33 +122,28 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     run = "runs" in values  # other commands choose a name and a folder by themselves
     check_text(values, _TEXT if run else {**_TEXT, "name": True, "dir": True})
     for key, least in _WHOLE.items():
-        value = _select(values, key, absent=least)
-        if not _is_whole(value) or value < least:
-            raise UserError(f"{key}={value!r} must be a whole number, at least {least}")
+        whole_number(key, select(values, key, absent=least), least=least)
     for key, least in _WHOLE_OR_NULL.items():
-        value = _select(values, key, absent=None)
+        value = select(values, key, absent=None)
         if value is not None and (not _is_whole(value) or value < least):
             raise UserError(f"{key}={value!r} must be a whole number, at least {least}, or null")
     for key, interval in (_RANGES | _RANGES_OR_NULL).items():
-        value = _select(values, key, absent=_ABSENT)
+        value = select(values, key, absent=_ABSENT)
         if value is not _ABSENT and not (value is None and key in _RANGES_OR_NULL):
             _check_range(key, value, interval, " or null" * (key in _RANGES_OR_NULL))
     for key in _TRUE_OR_FALSE:
-        value = _select(values, key, absent=False)
+        value = select(values, key, absent=False)
         if not isinstance(value, bool):
             raise UserError(f"{key}={value!r} is neither true nor false")
-    if _select(values, "seed", absent=0) > _SEEDS:
+    if select(values, "seed", absent=0) > _SEEDS:
         raise UserError(f"seed={values['seed']} must be at most {_SEEDS}")
-    epochs: Any = _select(values, "data.epochs", absent=1)
-    if not _is_number(epochs) or not 0 < epochs < math.inf:
-        raise UserError(f"data.epochs={epochs!r} must be a positive number")
-    betas = _select(values, "optimizer.betas", absent=[0, 0])
+    betas = select(values, "optimizer.betas", absent=[0, 0])
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)):
         raise UserError(
             f"optimizer.betas={betas!r} must be two numbers, from 0 to below 1, such as [0.9,0.999]"
         )
     for key in ("data.operations", "benchmark.arithmetic.source.operations"):
-        value = _select(values, key, absent=[1, 1])
+        value = select(values, key, absent=[1, 1])
         if not (isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))) or not (
             1 <= value[0] <= value[1]
         ):
@@ -161,15 +156,6 @@ def _check_range(key: str, value: Any, interval: str, or_null: str) -> None:
     if not above or not (value <= high if interval[-1] == "]" else value < high):
         words = {"[0, inf)": "a number, at least 0", "(0, inf)": "a positive number"}
         raise UserError(f"{key}={value!r} must be {words.get(interval, f'a number in {interval}')}{or_null}")
-
-
-def _select(values: Mapping[str, Any], key: str, absent: Any) -> Any:
-    node: Any = values
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return absent
-        node = node[part]
-    return node
 
 
 def _is_number(value: Any) -> bool:
