@@ -77,7 +77,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
             _check_files(config_dir, cfg)
-            if swept := _swept(cfg, overrides):
+            if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
                 for override in of_file:
                     _check_key(override, f"experiment={cfg.hydra.runtime.choices.experiment}: ")
@@ -144,7 +144,7 @@ def _keys_and_references(node: Any, above: str = "") -> Iterator[str]:
         yield from re.findall(r"\$\{([\w.]+)\}", node)
 
 
-def _swept(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
+def swept_by_file(cfg: DictConfig, overrides: Iterable[Override]) -> list[str]:
     """The sweep of an experiment's file as overrides, without the keys that the user sets."""
     set_by_user = {override.key_or_group for override in overrides}
     params = cfg.hydra.sweeper.get("params") or {}

@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf
 
+from distill.config.overrides import swept_by_file
+
 
 def swept_values(
     cfg: DictConfig, arguments: Sequence[str], groups: Mapping[str, Sequence[str]]
@@ -22,8 +24,7 @@ def swept_values(
     """
     words = [word for word in arguments if not word.startswith("-") and "=" in word]
     parsed = {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
-    params = cfg.hydra.sweeper.get("params") or {}
-    of_file = [f"{key}={value}" for key, value in params.items() if key not in parsed]
+    of_file = swept_by_file(cfg, parsed.values())
     parsed |= {one.key_or_group: one for one in OverridesParser.create().parse_overrides(of_file)}
     return {key: _values(one, groups) for key, one in parsed.items() if one.is_sweep_override()}
 

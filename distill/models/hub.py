@@ -1,10 +1,12 @@
 """Look models up on the Hugging Face hub, without importing torch."""
 
+import functools
 from pathlib import Path
 
 from distill.errors import UserError, first_line
 
 
+@functools.cache  # a sweep asks for each of its values
 def check_hub(spec: str, key: str, revision: str | None) -> None:
     """Check that a hub id can be had: it is in the local hub cache, or the hub has it.
 

@@ -232,10 +232,10 @@ def _newest(config: Mapping[str, Any], runs: Path) -> Path:
     described = [run for run in sorted(runs.glob("*"), reverse=True) if (run / "config.yaml").is_file()]
     held = {run: checkpoints(run / "checkpoints") for run in described}
     candidates = [run for run in described if held[run] or _killed(run)]
-    alike = [run for run in candidates if not config_difference(run, config)]
     # Sorting is stable: the newest first among equals.
-    for run in sorted(alike, key=lambda run: (finished(run), not held[run])):
-        return held[run][-1] if held[run] else run
+    for run in sorted(candidates, key=lambda run: (finished(run), not held[run])):
+        if not config_difference(run, config):
+            return held[run][-1] if held[run] else run
     nearest = ""
     if candidates:
         nearest = (

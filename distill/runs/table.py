@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -166,7 +166,17 @@ def group_runs(runs: Sequence[Run], across: Iterable[str] = ()) -> list[ResultsT
 
 def report(folders: Iterable[Path], across: Iterable[str] = ()) -> str:
     """All tables in Markdown, and below them the runs that are in no table."""
-    runs, others = read_runs(folders)
+    return report_of(*read_runs(folders), across)
+
+
+def report_of(runs: Sequence[Run], others: Mapping[Path, str], across: Iterable[str] = ()) -> str:
+    """As `report`, of runs that are read.
+
+    Args:
+        runs: finished runs.
+        others: reasons for the folders that hold none.
+        across: config keys that count as part of the method.
+    """
     parts = [_markdown(table) for table in group_runs(runs, across)] or ["No run is finished."]
     if others:
         lines = [f"- `{folder}`: {reason}" for folder, reason in sorted(others.items())]

@@ -1,5 +1,6 @@
 """Validation problems: held out of the training traces, or read from a file, and never a test problem."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,16 +77,13 @@ def split_traces(
     Raises:
         UserError: one of them is empty.
     """
-    free = {problem for trace in traces if (problem := _problem(trace.example)) not in (tested or {})}
-    drawn = sorted((request_seed(seed, problem, 0) / 2**64, problem) for problem in free)
+    problems = map(_problem, (trace.example for trace in traces))
+    sizes = Counter(problem for problem in problems if problem not in (tested or {}))
+    drawn = sorted((request_seed(seed, problem, 0) / 2**64, problem) for problem in sizes)
     if isinstance(source, float):
         chosen = {problem for place, problem in drawn if place < source}
     else:
         chosen, count = set[str](), 0
-        sizes = dict.fromkeys(free, 0)
-        for trace in traces:
-            if (problem := _problem(trace.example)) in sizes:
-                sizes[problem] += 1
         for _, problem in drawn:
             if count >= source:
                 break

@@ -18,7 +18,7 @@ from distill.io.progress import duration
 from distill.runs.folder import checkpoints, config_difference
 from distill.runs.read import accuracy
 from distill.runs.summary import below_the_start
-from distill.runs.table import read_runs, report
+from distill.runs.table import read_runs, report_of
 
 _HOPELESS = 3
 outcomes: list[str | None] = []  # per job of this process: None, or why it failed
@@ -86,15 +86,13 @@ def at_the_end(folder: Path, experiment: str | None) -> str:
         folder: of the sweep.
         experiment: the chosen option of the group.
     """
-    finished, _ = read_runs([folder])
+    finished, others = read_runs([folder])
     below = [f"{run.folder.name}: {line}" for run in finished for line in below_the_start(run.summary)]
-    words = "tune" if "tune" in (experiment or "") else "report"
+    tunes = "tune" in (experiment or "")
     losses = [run.loss for run in finished]
-    if words == "report" and "sft" not in losses:
-        words += f" --baseline {losses[0]}" if losses else ""
-    verb, _, options = words.partition(" ")
-    command = " ".join(["next: python -m", f"distill.{verb}", shlex.quote(str(folder)), options]).rstrip()
-    return "\n".join([report([folder]), *(["", *below] if below else []), "", command])
+    baseline = f" --baseline {losses[0]}" if losses and not tunes and "sft" not in losses else ""
+    command = f"next: python -m distill.{'tune' if tunes else 'report'} {shlex.quote(str(folder))}{baseline}"
+    return "\n".join([report_of(finished, others), *(["", *below] if below else []), "", command])
 
 
 def hopeless() -> str | None:
