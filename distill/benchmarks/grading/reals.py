@@ -29,8 +29,13 @@ class Interval(NamedTuple):
     closed_high: bool
 
 
-def intervals(text: str) -> list[Interval] | None:
-    """The pieces of a set of real numbers; None for anything else, such as an inequality in two variables."""
+def intervals(text: str, value: Callable[[str], float | None]) -> list[Interval] | None:
+    """The pieces of a set of real numbers; None for anything else, such as an inequality in two variables.
+
+    Args:
+        text: the set.
+        value: a bound's value; None if it has none.
+    """
     if len(text) > 300:
         return None
     text = _MEMBER.sub("", text)
@@ -39,7 +44,10 @@ def intervals(text: str) -> list[Interval] | None:
     parts = _WITHOUT.split(text)
     if len(parts) == 2 and _EVERYTHING.fullmatch(parts[0].strip()):
         brackets, points = group(parts[1].strip())
-        return _without(points) if brackets == "set" else None
+        places = [value(point) for point in points]
+        if brackets != "set" or None in places:
+            return None
+        return _without([point for _, point in sorted(zip(places, points, strict=True))])
     pieces: list[Interval] = []
     names: set[str] = set()
     for part in top_level(text, _OR):
@@ -137,7 +145,7 @@ def same_sets(
         value: a bound's value, by which pieces are put in order; None if it has none.
         same: whether two bounds are equal.
     """
-    one, other = intervals(gold), intervals(answer)
+    one, other = intervals(gold, value), intervals(answer, value)
     if one is None or other is None:
         return None
     merged = [_merged(pieces, value, same) for pieces in (one, other)]
