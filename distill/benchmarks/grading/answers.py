@@ -183,18 +183,14 @@ def _expression_after_hashes(text: str) -> str | None:
 
 def _number_in_output(text: str) -> str | None:
     printed = extraction.program_output(text)
-    return None if printed is None else _last_number(printed)
-
-
-def _last_number(text: str) -> str | None:
-    return conclusions.concluding_number(text)
+    return None if printed is None else conclusions.concluding_number(printed)
 
 
 def _last_formula_or_number(text: str) -> str | None:
     text = conclusions.without_code(text)
     if (letter := extraction.last_letter(text)) is not None:
         return letter
-    number, formula = _last_number(text), extraction.last_formula(text)
+    number, formula = conclusions.concluding_number(text), extraction.last_formula(text)
     return formula if formula is not None and (number is None or number in formula) else number
 
 
@@ -203,7 +199,7 @@ _NUMBERS: dict[str, Callable[[str], str | None]] = {
     "answer is": _number_after_marker,
     "####": _number_after_hashes,
     "output": _number_in_output,
-    "last number": _last_number,
+    "last number": conclusions.concluding_number,
 }
 _EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
     "boxed": last_boxed,

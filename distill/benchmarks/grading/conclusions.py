@@ -4,6 +4,7 @@ Text rules in linear time."""
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 # A number in running text: sign, currency, thousands separators, decimals, a fraction or mixed number. Lists
 # and decimal commas without spaces (3,4) are one number, which cannot be read.
@@ -97,12 +98,8 @@ def _shown(block: tuple[str, list[str]] | None) -> list[str]:
 
 def concluding_number(text: str) -> str | None:
     """The number that the last sentence with a number states; None if there is no number."""
-    sentence, numbers = None, []
-    for sentence in reversed(_sentences(without_code(text)[-20_000:])):
-        numbers = list(_numbers(sentence))
-        if numbers:
-            break
-    return _stated(sentence, numbers) if sentence and numbers else None
+    sentences = _SENTENCE.split(without_code(text)[-20_000:])
+    return next(filter(None, map(stated_number, reversed(sentences))), None)
 
 
 def stated_number(sentence: str) -> str | None:
@@ -111,13 +108,10 @@ def stated_number(sentence: str) -> str | None:
     return _stated(sentence, numbers) if numbers else None
 
 
-def _sentences(text: str) -> list[str]:
-    return [sentence for sentence in _SENTENCE.split(text) if sentence]
-
-
-class _Number:
-    def __init__(self, text: str, start: int, end: int) -> None:
-        self.text, self.start, self.end = text, start, end
+class _Number(NamedTuple):
+    text: str
+    start: int
+    end: int
 
 
 def _numbers(sentence: str) -> Iterator[_Number]:

@@ -123,11 +123,8 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
 def _same_otherwise_read(gold: str, answer: str, tolerance: float | None) -> bool:
     r"""Compare with a choice's label removed, `(b) -\frac{1}{2}`, or a comma read as a thousands separator,
     `5,525\pi`."""
-    for pattern in (_LABEL, _THOUSANDS):
-        bare_gold, bare_answer = (
-            _unlabelled(text) if pattern is _LABEL else pattern.sub(lambda one: one[0].replace(",", ""), text)
-            for text in (gold, answer)
-        )
+    for read in (_unlabelled, _without_thousands):
+        bare_gold, bare_answer = read(gold), read(answer)
         if bare_answer != answer and _same(gold, bare_answer, tolerance):
             return True
         if bare_gold != gold and bare_answer == answer and _same(bare_gold, answer, tolerance):
@@ -139,6 +136,10 @@ def _unlabelled(text: str) -> str:
     found = _LABEL.match(text)
     rest = text[found.end() :].strip() if found else ""
     return rest.removeprefix("}").strip() or text
+
+
+def _without_thousands(text: str) -> str:
+    return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
 
 
 def _same_residues(gold: str, answer: str, tolerance: float | None) -> bool | None:

@@ -215,10 +215,13 @@ def without_unit(text: str) -> str:
 
 _OPENING = re.compile(r"\\\{|\\langle|[(\[{]")
 _BRACKET = re.compile(r"\\[{}]|\\[lr]angle|[()\[\]{}]")
-_JOINT = re.compile(
-    r"\\text\{\s?,?\s?(?:and|or)\s?\}|(?<=[\s)\]}\d])\b(?:and|or)\b(?=[\s\\(\[])|[,;]"
-    r"|\\(?:cup|lor|vee|land)" + _END + r"|\\[{}]|\\[lr]angle|[()\[\]{}]"
-)
+_JOINTS = {
+    ",": re.compile(
+        r"\\text\{\s?,?\s?(?:and|or)\s?\}|(?<=[\s)\]}\d])\b(?:and|or)\b(?=[\s\\(\[])|[,;]"
+        r"|\\(?:lor|vee|land)" + _END
+    ),
+    r"\cup": re.compile(r"\\cup" + _END),
+}
 
 
 def split(text: str, joint: str = ",") -> list[str]:
@@ -226,15 +229,7 @@ def split(text: str, joint: str = ",") -> list[str]:
     as `1,000` is not split."""
     if joint == "," and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return [text]
-    parts, depth, begin = [], 0, 0
-    for found in _JOINT.finditer(text):
-        token = found.group()
-        if _BRACKET.fullmatch(token):
-            depth += 1 if _OPENING.fullmatch(token) else -1
-        elif depth <= 0 and (token == r"\cup") == (joint == r"\cup"):
-            parts.append(text[begin : found.start()])
-            begin = found.end()
-    return [part for part in (one.strip() for one in (*parts, text[begin:])) if part]
+    return [part for one in top_level(text, _JOINTS[joint]) if (part := one.strip())]
 
 
 def top_level(text: str, pattern: re.Pattern[str]) -> list[str]:

@@ -49,13 +49,12 @@ def as_fraction(decimal: re.Match[str]) -> str:
 
 
 BRACED = re.compile(r"(?<!\\)\{[^{}]{1,200}\}")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 def without_thousands(group: re.Match[str]) -> str:
     r"""A match of `BRACED` without thousands separators: `{5,525}` becomes `{5525}`; `\{5,525\}` is a set."""
-    return re.sub(
-        r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), group[0]
-    )
+    return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), group[0])
 
 
 _MODULUS = re.compile(

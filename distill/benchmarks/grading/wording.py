@@ -3,6 +3,8 @@ r"""Answers in words: numbers ("twenty-one", "two thirds"), sets ("all real numb
 import re
 from fractions import Fraction
 
+from distill.benchmarks.grading.notation import bare_words
+
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -94,7 +96,7 @@ _SETS = [
 
 def in_symbols(text: str) -> str:
     r"""`\mathbb{R}` for "all real numbers", `\emptyset` for "no solution"; other texts unchanged."""
-    bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    bare = bare_words(text)
     bare = re.sub(r"\s+", " ", bare).strip(" .")
     if len(bare) > 60:
         return text
@@ -113,7 +115,7 @@ _HEDGED = re.compile(
 def number_in(sentence: str) -> str | None:
     r"""The only number of a sentence, such as 16 of `\text{Adam loses 16.}`; None if there are several or
     none, or the sentence is not sure ("more than 16")."""
-    bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", sentence).replace("\\$", "$")
+    bare = bare_words(sentence).replace("\\$", "$")
     bare = re.sub(r"\s+", " ", bare).strip()
     found = _SENTENCE.fullmatch(bare) if len(bare) < 200 else None
     if found is None or _HEDGED.search(bare) or len(bare.split()[0]) < 2:
