@@ -65,10 +65,8 @@ def recognise(record: Mapping[str, Any], fields: Mapping[str, str | None], where
                 named["completion"] = place
             if "thought" in auto and "completion" in named and (place := find("thought")):
                 named["thought"] = place
-        if "context" in auto and problem.lower() == "instruction" and (place := find("context")):
-            named["context"] = place
-        if "context" in auto and problem.lower() == "instruction" and (place := find("history")):
-            named["history"] = place
+        if "context" in auto and problem.lower() == "instruction":
+            named |= {name: place for name in ("context", "history") if (place := find(name))}
     if "system" in auto and (place := find("system")):
         named["system"] = place
     return {name: named[name] for name in _ORDER if name in named}

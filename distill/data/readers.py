@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from distill.data.conversations import NothingToLearn
@@ -98,15 +97,6 @@ def read_records(
         yield where, record
 
 
-def check_file(path: str | Path, split: str = "train") -> None:
-    """Check that there is data at a path, without reading it.
-
-    Raises:
-        UserError: there is none, or of no format that is read.
-    """
-    find_files(path, split)
-
-
 def check_source(source: Callable[..., list[Example]]) -> None:
     """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
@@ -114,12 +104,12 @@ def check_source(source: Callable[..., list[Example]]) -> None:
         source: partial of a reader of this package with its arguments; anything else is not checked.
 
     Raises:
-        UserError: as `check_file` and `read_examples`.
+        UserError: as `find_files` and `read_examples`.
     """
     if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
         return
     if path := source.keywords.get("path"):
-        check_file(str(path), source.keywords.get("split") or "train")
+        find_files(str(path), source.keywords.get("split") or "train")
         if source.func is read_examples and source.keywords.get("missing") != "drop":
             source(limit=1, report=False)
 

@@ -236,15 +236,14 @@ def _system(found: Mapping[str, Any], where: str) -> str | None:
 def _gold(value: Any, where: str) -> str | None:
     if is_missing(value):
         return None
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(value, str | int | float):
-        raise UserError(f"{where}: the gold is {type(value).__name__}, not text or a number")
-    return check_unicode(str(value), where)
+    return _label(value[0] if isinstance(value, list) and len(value) == 1 else value, "gold", where)
 
 
 def _identity(value: Any, fallback: str, where: str) -> str:
-    if is_missing(value):
-        return fallback
+    return fallback if is_missing(value) else _label(value, "id", where)
+
+
+def _label(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str | int | float):
-        raise UserError(f"{where}: the id is {type(value).__name__}, not text or a number")
+        raise UserError(f"{where}: the {name} is {type(value).__name__}, not text or a number")
     return check_unicode(str(value), where)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-OF_ONE_REQUEST = {400, 413, 422}  # rejections that may concern a single problem: too long, or filtered
+_OF_ONE_REQUEST = {400, 413, 422}  # rejections that may concern a single problem: too long, or filtered
 _RETRIED = {408, 409, 425, 429, 498}  # beside those from 500 on
 _NEVER_RETRIED = {501, 505}
 _LONGEST_WAIT = 600.0
@@ -39,7 +39,7 @@ def is_permanent(status: int, body: str) -> bool:
 
 def is_too_long(status: int, body: str) -> bool:
     """Whether the error concerns this request only: its prompt does not fit into the server's context."""
-    return status in OF_ONE_REQUEST or (status >= 500 and bool(_TOO_LONG.search(body)))
+    return status in _OF_ONE_REQUEST or (status >= 500 and bool(_TOO_LONG.search(body)))
 
 
 def is_unreachable_for_good(error: httpx.HTTPError) -> bool:

@@ -36,6 +36,7 @@ class HfEngine:
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Generator[tuple[int, Written], None, None]:
         lm = self.model.get()
+        ends = lm.end_ids  # renders the chat template
         lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
         for rows in by_length(lengths, self.token_budget):
             chosen = [requests[row] for row in rows]
@@ -44,7 +45,7 @@ class HfEngine:
             written = generate(lm, [r.prompt_ids.tolist() for r in chosen], sampling, seed=0, draws=draws)
             self.seconds += time.perf_counter() - began
             for row, ids in zip(rows, written, strict=True):
-                finished = bool(ids) and ids[-1] in lm.end_ids
+                finished = bool(ids) and ids[-1] in ends
                 yield row, Written(np.asarray(ids, dtype=np.int32), finished)
 
 

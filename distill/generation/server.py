@@ -159,7 +159,7 @@ class ServerEngine:
         """The completion as the model wrote it, for a server that returns the thinking separately."""
         if "</think>" in text:  # the server returns it in the text, too
             return text
-        thought = thought.encode("utf-8", "replace").decode("utf-8").strip("\n")
+        thought = thought.strip("\n")
         text = with_thought(thought, text.lstrip("\n")) if closed else f"<think>\n{thought}"
         return continuing(prompt_end(self.source.tokenizer, request.prompt_ids), text)
 

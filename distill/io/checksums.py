@@ -26,9 +26,7 @@ def note(*paths: Path) -> None:
         paths: files of one folder.
     """
     manifest = paths[0].with_name(CHECKSUMS)
-    found = _read(manifest) | {path.name: _described(path) for path in paths}
-    text = json.dumps(found, indent=1, sort_keys=True)
-    write_atomically(manifest, lambda temporary: temporary.write_text(text + "\n"))
+    _write(manifest, _read(manifest) | {path.name: _described(path) for path in paths})
 
 
 def note_folder(folder: Path) -> None:
@@ -43,8 +41,7 @@ def forget(path: Path) -> None:
     manifest = path.with_name(CHECKSUMS)
     if path.name in (found := _read(manifest)):
         del found[path.name]
-        text = json.dumps(found, indent=1, sort_keys=True)
-        write_atomically(manifest, lambda temporary: temporary.write_text(text + "\n"))
+        _write(manifest, found)
 
 
 def check(paths: Iterable[Path], remedy: str) -> None:
@@ -107,6 +104,11 @@ def _described(path: Path) -> dict[str, Any]:
         while block := stream.read(_BLOCK):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return {"bytes": size, "crc32": f"{crc:08x}"}
+
+
+def _write(manifest: Path, found: dict[str, Any]) -> None:
+    text = json.dumps(found, indent=1, sort_keys=True)
+    write_atomically(manifest, lambda temporary: temporary.write_text(text + "\n"))
 
 
 def _read(manifest: Path) -> dict[str, Any]:

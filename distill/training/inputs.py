@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.instantiate import plain
-from distill.data.readers import check_file
+from distill.data.record_files import find_files
 from distill.errors import UserError
 from distill.models.hub import check_hub
 from distill.models.lora_settings import read_lora
@@ -96,16 +96,16 @@ def check_data(cfg: DictConfig) -> None:
         return
     split = str(OmegaConf.select(cfg, "data.recipe.source.split") or "train")
     if path := OmegaConf.select(cfg, "data.path"):
-        check_file(str(path), split)
+        find_files(str(path), split)
     held_out = OmegaConf.select(cfg, "data.validation")
     if isinstance(held_out, str) and "path" in cfg.data.recipe.source:
-        check_file(held_out, split)
+        find_files(held_out, split)
 
 
 def check_benchmarks(cfg: DictConfig) -> None:
     """Check that the benchmarks' files exist."""
     for path, split in _benchmark_paths(cfg.get("benchmark") or {}):
-        check_file(path, split)
+        find_files(path, split)
 
 
 def _benchmark_paths(node: Any) -> Iterator[tuple[str, str]]:

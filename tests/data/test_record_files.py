@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from distill.data.readers import check_file, read_records
+from distill.data.readers import read_records
 from distill.data.record_files import find_files
 from distill.errors import UserError
 
@@ -150,7 +150,7 @@ BAD_FOLDERS = {
 def test_a_folder_that_is_not_clear_is_refused(tmp_path: Path, case: str) -> None:
     names, message = BAD_FOLDERS[case]
     with pytest.raises(UserError, match=message):
-        check_file(shards(tmp_path, names))
+        find_files(shards(tmp_path, names))
 
 
 def test_a_pattern_takes_what_it_matches(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_a_pattern_takes_what_it_matches(tmp_path: Path) -> None:
     assert [row["problem"] for row in rows_of(folder / "data" / "train-*")] == HUB[:2]
     assert len(find_files(folder / "**" / "*.parquet")) == 3
     with pytest.raises(UserError, match=r"data file .*\*\.csv matches no file"):
-        check_file(folder / "*.csv")
+        find_files(folder / "*.csv")
     with pytest.raises(UserError, match="several formats"):
-        check_file(folder / "**" / "*")
+        find_files(folder / "**" / "*")
     named = shards(tmp_path / "literal", ["odd[1].jsonl"]) / "odd[1].jsonl"
     assert len(rows_of(named)) == 1  # a file of this very name
 
@@ -193,7 +193,7 @@ REFUSED = {
 def test_another_format_is_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=REFUSED[name]):
-        check_file(tmp_path / name)
+        find_files(tmp_path / name)
 
 
 BAD_FILES = {
@@ -216,4 +216,4 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "2", "none/*.jsonl", "none.jsonl"])
 def test_a_path_that_names_nothing_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="data file"):
-        check_file(path)
+        find_files(path)
