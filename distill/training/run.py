@@ -91,10 +91,11 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
     setup = config if isinstance(config, Setup) else Setup.from_config(config)
     if setup.resumed:
         check_state(setup.resumed)
+    described = (setup.folder / "config.yaml").is_file()  # by a run that was killed and is started anew
     try:
         prepared = prepare(setup, clock)
     except UserError:
-        if setup.resumed is None and first_rank():
+        if not described and setup.resumed is None and first_rank():
             forget(setup.folder)  # a refused run leaves no folder
         raise
     return run(setup, prepared, callbacks)

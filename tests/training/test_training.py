@@ -240,11 +240,18 @@ def test_a_run_killed_before_its_first_checkpoint_is_named_and_started_anew(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = arguments(tiny_pair, traces, tmp_path, "loss=sft", "trainer.max_steps=1")
+    data = shutil.copy(traces, tmp_path / "data.jsonl")
+    words = arguments(tiny_pair, data, tmp_path, "loss=sft", "trainer.max_steps=1")
     with monkeypatch.context() as patched:
         patched.setattr(training, "StudentEvaluation", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             run(words, tmp_path / "runs" / "killed")
+    # A start that is refused, here for the last record, leaves the description of the killed run where it is.
+    with data.open("a") as stream:
+        stream.write("{")
+    with pytest.raises(UserError, match="not JSON"):
+        run([*words, "ckpt_path=last"], tmp_path / "elsewhere")
+    shutil.copy(traces, data)
     folder = run([*words, "ckpt_path=last"], tmp_path / "elsewhere")
     assert folder == tmp_path / "runs" / "killed"
     said = f"{folder} has this configuration and no checkpoint yet (checkpoint.every=100 steps"
