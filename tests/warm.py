@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,34 @@ def run(
         return subprocess.CompletedProcess(command.args, command.returncode, out, err)
     finally:
         command.close()
+
+
+def run_ranks(
+    words: Sequence[str], cwd: Path | None = None, count: int = 2, timeout: float = 300
+) -> list[subprocess.CompletedProcess[str]]:
+    """As `torchrun --nproc-per-node COUNT WORDS`: what each rank's process said."""
+    commands = start_ranks(words, cwd, count)
+    try:
+        for command in commands:
+            command.communicate(timeout)
+        return [subprocess.CompletedProcess(one.args, one.returncode or 0, *one.said()) for one in commands]
+    finally:
+        for command in commands:
+            command.close()
+
+
+def start_ranks(words: Sequence[str], cwd: Path | None = None, count: int = 2) -> list[Command]:
+    """The processes that torchrun would start, with the variables that it sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = environment() | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none",
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
+    }  # fmt: skip
+    return [
+        Command(words, cwd, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
 
 
 def _server() -> ForkServerContext:

@@ -23,6 +23,7 @@ from distill.io.files import write_atomically, write_json
 from distill.io.secrets import without_secrets
 
 STATE = "state.ckpt"
+SHARDS = "shards"  # folder of a sharded checkpoint's weights and optimizer state
 _STEP = re.compile(r"step-\d+")
 
 

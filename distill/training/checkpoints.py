@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from distill.errors import NonFiniteError, UserError, first_line
 from distill.io.checksums import check, note, note_folder
+from distill.models.language_model import LanguageModel
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
 from distill.training.module import DistillModule
@@ -109,11 +110,13 @@ class StudentCheckpoints(lightning.Callback):
             )  # called on every rank, as Lightning requires
             for logger in trainer.loggers:
                 logger.save()  # so that metrics up to the checkpoint survive if the run is killed
+            # Called on every rank, too: together they gather a sharded student's weights.
+            student = module.whole_student(keep=trainer.is_global_zero, device=torch.device("cpu"))
             if trainer.is_global_zero:
                 note(temporary / STATE)
-                save_student(module, temporary / "student")
-                if is_adapted(module.student):
-                    save_adapter(module.student, temporary / "adapter")
+                save_student(student, temporary / "student")
+                if is_adapted(student.model):
+                    save_adapter(student.model, temporary / "adapter")
                     note_folder(temporary / "adapter")
                 final = checkpoint_at(self.folder, step)
                 shutil.rmtree(final, ignore_errors=True)
@@ -157,10 +160,10 @@ def restore_student(module: DistillModule, checkpoint: Path) -> None:
     module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 
-def save_student(module: DistillModule, folder: Path) -> None:
+def save_student(student: LanguageModel, folder: Path) -> None:
     """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights, and the
     files' checksums."""
-    merged = merged_state(module.student) if is_adapted(module.student) else None
-    module.student.save_pretrained(folder, state_dict=merged)
-    module.student_lm.tokenizer.save_pretrained(folder)
+    merged = merged_state(student.model) if is_adapted(student.model) else None
+    student.model.save_pretrained(folder, state_dict=merged)
+    student.tokenizer.save_pretrained(folder)
     note_folder(folder)

@@ -43,6 +43,7 @@ from distill.training.callbacks import (
     signals_kept,
 )
 from distill.training.checkpoints import StudentCheckpoints, checkpoint_at, restore_student
+from distill.training.checks import with_strategy
 from distill.training.datamodule import DistillDataModule
 from distill.training.evaluation import StudentEvaluation
 from distill.training.length import Steps
@@ -196,7 +197,7 @@ def _trainer(
         ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),
     ]
     return lightning.Trainer(
-        **{**setup.compute.trainer, "max_steps": steps.limit},
+        **with_strategy({**setup.compute.trainer, "max_steps": steps.limit}),
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,

@@ -1,0 +1,80 @@
+"""Tests of sharded training: two ranks with trainer.strategy=fsdp do what one process does."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import warm
+from safetensors.torch import load_file
+from test_training import arguments, column, run, traces  # noqa: F401  a fixture
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+WHOLE = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def ranks(words: list[str], folder: Path, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Ranks of one training run, as torchrun starts them."""
+    done = warm.run_ranks([str(ROOT / "train.py"), *words, f"dir={folder}"], folder.parent, count)
+    assert [one.returncode for one in done] == [0] * count, "\n".join(one.stderr[-3000:] for one in done)
+    return done
+
+
+def weight_difference(one: Path, other: Path) -> float:
+    left, right = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sft",
+        "dcod",
+        "dcod_kl",  # a live teacher, which is sharded too
+        "dcod model.lora.rank=2",
+        "forward_kl data.layout=grouped data.token_budget=60 trainer.accumulate_grad_batches=2",
+    ],
+)
+def test_two_sharded_ranks_train_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), "model.dtype=float64")
+    words += ["trainer.max_steps=10", "data.validation=3", "validation.every=4"]
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *SHARDED], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-6)
+    assert column(two, "train/tokens") == column(single, "train/tokens")
+    assert weight_difference(single, two) < 1e-8
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (single, two)]
+    assert summaries[0]["validation"] == pytest.approx(summaries[1]["validation"], rel=1e-6)
+    assert summaries[0]["flops"] == pytest.approx(summaries[1]["flops"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["on_policy_kd loss.rollouts.fraction=0.5", "validity"])
+def test_sharded_ranks_write_what_whole_ones_write(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), "model.dtype=float64")
+    words += ["data.batch_size=3", "trainer.max_steps=10"]
+    for name, strategy in (("whole", WHOLE), ("sharded", SHARDED)):
+        ranks([*words, *strategy], tmp_path / name)
+    for name in ("train/loss", "train/tokens"):
+        one, other = (column(tmp_path / strategy, name) for strategy in ("whole", "sharded"))
+        assert one == pytest.approx(other, rel=1e-6)
+    assert weight_difference(tmp_path / "whole", tmp_path / "sharded") < 1e-8
+
+
+@pytest.mark.slow
+def test_a_sharded_step_in_single_precision_is_that_of_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod_kl", "trainer.max_steps=1")
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *SHARDED], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-5)
