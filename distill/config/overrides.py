@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.command_line import check_one_value, check_words
-from distill.config.instantiate import plain
+from distill.config.instantiate import flat, plain
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
@@ -173,8 +173,13 @@ def _check_references(cfg: DictConfig) -> None:
             plain(cfg[key]) if key != "hydra" else None
     except InterpolationKeyError as error:
         missing = re.search(r"key '(.+?)' not found", str(error))
+        reference = f"${{{missing[1] if missing else ''}}}"
+        # The library names the key that it was asked for, which may refer to it through others.
+        own = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
+        values = OmegaConf.to_container(OmegaConf.create({str(k): v for k, v in own.items()}), resolve=False)
+        places = (key for key, value in flat(values) if isinstance(value, str) and reference in value)
         raise UserError(
-            f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
+            f"{next(places, error.full_key)} refers to {reference}, and there is no such key: "
             f"name one that exists, or write the value itself"
         ) from error
     except InterpolationResolutionError:
