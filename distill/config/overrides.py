@@ -1,6 +1,7 @@
 """Validate overrides, suggest close matches, and report user errors as one sentence."""
 
 import difflib
+import functools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from distill.config.instantiate import flat, plain
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
+from distill.config.section_keys import check_sections
 from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
@@ -74,9 +76,12 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             _check_key(override)
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
+        of_groups = [word for word in single if word.split("=")[0] in groups]
+        known = functools.partial(compose, config_name, of_groups)
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
             _check_files(config_dir, cfg)
+            check_sections(cfg, overrides, config_dir, known)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
                 for override in of_file:
@@ -92,8 +97,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
-            known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            raise UserError(_explain(error, overrides, known, groups, command)) from error
+            raise UserError(_explain(error, overrides, known(), groups, command)) from error
     if not is_sweep(cfg, arguments):
         check_one_value(overrides, groups, command)
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
