@@ -2,8 +2,8 @@
 
 Copies the pages of `docs/` to `outputs/docs` and replaces every line `<!-- generated: NAME -->` by what
 `GENERATED[NAME]` makes: the reference of the configuration from the comments in `conf/`, the table of losses,
-the record columns, the Python API. Nothing generated is committed but the table of losses, which takes torch to
-make.
+the record columns, the Python API. Nothing generated is committed but the table of losses: making it takes
+torch.
 """
 
 import argparse

@@ -11,7 +11,7 @@ _SECRET = (
 )
 _NAMES_KEY = re.compile(rf"(?:^|_){_SECRET}$")
 _TEXT_TOKEN = re.compile(r"(?:^|_)(?:bos|eos|eot|pad|unk|sep|cls|mask|end|start|stop|image)_token$")
-_IN_MAPPING = re.compile(rf"((?:[{{,\[\s]|_){_SECRET}\s*:\s*)[^\s,}}\]]+", re.IGNORECASE)  # {api_key: abc}
+_IN_MAPPING = re.compile(r"([\w-]+)(['\"]?\s*:\s*)[^\s,}\]]+")  # {api_key: abc}
 
 
 def without_secrets(text: str, *secrets: str) -> str:
@@ -47,12 +47,14 @@ def hide_in_word(word: str) -> str:
     name, equals, value = word.partition("=")
     if equals and value and _names_key(re.split(r"[.+~]", name)[-1]):
         return f"{name}=***"
-    return _IN_MAPPING.sub(r"\1***", without_secrets(word))
+    return _IN_MAPPING.sub(
+        lambda found: f"{found[1]}{found[2]}***" if _names_key(found[1]) else found[0], without_secrets(word)
+    )
 
 
 def _names_key(name: str) -> bool:
     """Whether a key's name says that it holds a secret; a tokenizer's `end_token` holds none."""
-    name = name.lower().replace("-", "_")
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_")  # openaiApiKey
     return _NAMES_KEY.search(name) is not None and _TEXT_TOKEN.search(name) is None
 
 
