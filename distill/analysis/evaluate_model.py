@@ -105,6 +105,9 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+_AGAIN = "take it away and run the same command again, the completions are kept"
+
+
 class Results:
     """Results of one model in a folder, `results.json` and `samples.jsonl`, updated benchmark by benchmark.
 
@@ -124,10 +127,7 @@ class Results:
         }
         self.new: list[Score] = []
         if (folder / "results.json").is_file():
-            check(
-                [folder / "results.json"],
-                "take it away and run the same command again, the completions are kept",
-            )
+            check([folder / "results.json"], _AGAIN)
             try:
                 before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
                 self.value["benchmarks"] = dict(before["benchmarks"])
@@ -136,22 +136,22 @@ class Results:
                 markdown(self.value)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): take it away "
-                    f"and run the same command again, the completions are kept"
+                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): {_AGAIN}"
                 ) from error
         self._check_samples()
 
     def _check_samples(self) -> None:
         path = self.folder / "samples.jsonl"
         if path.is_file():
+            kept = (
+                f"after removing {path}: the completions are kept, and the samples of other benchmarks return "
+                f"to the file when these are evaluated again"
+            )
+            check([path], f"evaluate again {kept}")
             try:
-                check([path], "evaluate again")
                 deque(SampleFile(path), maxlen=0)
             except UserError as error:
-                raise UserError(
-                    f"{error}, after removing {path}: the completions are kept, and the samples of other "
-                    f"benchmarks return to the file when these are evaluated again"
-                ) from error
+                raise UserError(f"{error}, {kept}") from error
 
     def keep_drift(self, drift: Drift | PrefixDrift | None, said: Mapping[str, Any]) -> None:
         """Store a drift and its figure, replacing earlier ones; `said` is what it was measured with."""

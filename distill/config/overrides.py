@@ -180,7 +180,9 @@ def _check_references(cfg: DictConfig) -> None:
         reference = f"${{{missing[1] if missing else ''}}}"
         # The library names the key that it was asked for, which may refer to it through others.
         own = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
-        values = OmegaConf.to_container(OmegaConf.create({str(k): v for k, v in own.items()}), resolve=False)
+        values: Any = OmegaConf.to_container(
+            OmegaConf.create({str(k): v for k, v in own.items()}), resolve=False
+        )
         places = (key for key, value in flat(values) if isinstance(value, str) and reference in value)
         raise UserError(
             f"{next(places, error.full_key)} refers to {reference}, and there is no such key: "

@@ -94,7 +94,7 @@ def read_conversation(
     return Conversation(tuple(turns[:-1]), completion, frozenset(unread), completion != last["content"])
 
 
-def read_turns(value: Any, where: str) -> tuple[list[Mapping[str, Any]], set[str]]:
+def read_turns(value: Any, where: str) -> tuple[list[dict[str, Any]], set[str]]:
     """The messages of a conversation with our keys, and the keys that were not read, and hold something.
 
     Args:

@@ -21,6 +21,7 @@ from distill.training.trainer_keys import check_trainer_keys
 from distill.training.validation_settings import read_validation
 
 _DTYPE = re.compile(r"auto|b?float16|float32|float64|float8_\w+|float|half|double")  # torch's names
+_FOUND = set[str]()  # sources whose first record was read: the jobs of a sweep have the same
 _ROLES = ("student", "teacher", "reference", "pilot")
 
 
@@ -109,10 +110,12 @@ def check_data(cfg: DictConfig, *, learned: bool = False) -> None:
     split = str(source.get("split") or "train")
     if path := OmegaConf.select(cfg, "data.path"):
         find_files(str(path), split)
-        if source._target_ == "distill.data.readers.read_examples":
+        key = f"{learned} {plain(source)}"
+        if source._target_ == "distill.data.readers.read_examples" and key not in _FOUND:
             from distill.data.readers import check_source  # imports numpy
 
             check_source(build(source, "data.recipe.source"), learned=learned)
+            _FOUND.add(key)
     held_out = OmegaConf.select(cfg, "data.validation")
     if isinstance(held_out, str) and "path" in source:
         find_files(held_out, split)
