@@ -144,8 +144,8 @@ class Results:
         path = self.folder / "samples.jsonl"
         if path.is_file():
             kept = (
-                f"after removing {path}: the completions are kept, and the samples of other benchmarks return "
-                f"to the file when these are evaluated again"
+                f"after removing {path}: the completions are kept, and the samples of other benchmarks "
+                f"return to the file when these are evaluated again"
             )
             check([path], f"evaluate again {kept}")
             try:
