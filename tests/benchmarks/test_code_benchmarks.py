@@ -48,12 +48,13 @@ def fenced(code: str, language: str = "python", mark: str = "```") -> str:
 
 
 INNER = "def one(xs):\n        return math.prod(halve(x) for x in xs)\n    return abs(one(sides))\n"
+STRIPPED = "\n".join(line[4:] for line in BODY.split("\n"))
 
 RIGHT_FORMS = {
     "body": (BODY, "continuation"),
     "body without its first blanks": (BODY.lstrip(), "continuation"),
     "body that lost one blank": (BODY[1:], "continuation"),
-    "body without any indentation": ("\n".join(line[4:] for line in BODY.split("\n")), "continuation"),
+    "body without any indentation": (STRIPPED, "continuation"),
     "body behind an empty line": ("\n" + BODY, "continuation"),
     "body, then another function": (BODY + "\n\ndef other():\n    return 1 / 0\n\nother()\n", "continuation"),
     "body, then the function again": (BODY + "\n\n" + PROMPT + "    return 0\n", "continuation"),
@@ -65,6 +66,9 @@ RIGHT_FORMS = {
     "body, then prose": (BODY + "\nThis function multiplies halves.", "continuation"),
     "body with an inner function": ("    " + INNER, "continuation"),
     "body with an inner function, stripped": (INNER, "continuation"),
+    "stripped body with its own import": ("from functools import reduce\n" + STRIPPED, "continuation"),
+    "stripped body that prints": ("print(len(sides))\n" + STRIPPED + "\nassert True", "continuation"),
+    "stripped body, then a fence": (STRIPPED + "```\nThat is all.", "continuation"),
     "python fence": (fenced(WHOLE), "fence"),
     "bare fence": (fenced(WHOLE, ""), "fence"),
     "py fence": (fenced(WHOLE, "py"), "fence"),

@@ -112,6 +112,7 @@ MATHEMATICS = [
     (r"So $x = \boxed{4}$, which is option A." + "\n#### A", "A"),
     # placeholders
     ("$3 + \\boxed{?} = 11$.\nThe answer is 8.", "8"),
+    ("$3 + \\boxed{\\_\\_} = 11$.\nThe answer is 8.", "8"),
     (r"Fill in $\boxed{\phantom{00}} + 3 = 11$. The answer is 8.", "8"),
     (r"$\boxed{\square} + 3 = 11$, $\boxed{\quad}$, $\boxed{\text{?}}$, $\boxed{\_}$: #### 8", "8"),
     # residues
