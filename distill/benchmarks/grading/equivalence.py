@@ -21,6 +21,7 @@ from distill.benchmarks.grading.letters import LABEL, RELATION, bare, same_produ
 from distill.benchmarks.grading.notation import (
     expanded,
     group,
+    nesting,
     plain,
     rows,
     split,
@@ -31,6 +32,7 @@ from distill.benchmarks.grading.rewriting import residue
 from distill.benchmarks.grading.units import without_unit
 from distill.benchmarks.grading.values import exact, readings, same_numbers, same_numerals, same_times
 
+_DEEPEST = 40  # brackets in brackets; deeper texts are no answers, and slow to parse
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
 _EQUALS = re.compile(r"(?<![<>!=:\\])={1,2}(?!=)")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
@@ -72,6 +74,9 @@ def compare(gold: str, answer: str, tolerance: float | None = None) -> tuple[boo
     """
     expected, found = plain(gold), plain(answer)
     limits = _Limits(tolerance)
+    if max(nesting(expected), nesting(found)) > _DEEPEST:
+        right = bool(expected) and bare(expected) == bare(found)
+        return right, "right" if right else f"unreadable {'gold ' * (nesting(expected) > _DEEPEST)}answer"
     if _same(expected, found, limits) or _same_angles(gold, answer, limits):
         return True, "right"
     if not readable(expected):
@@ -95,7 +100,7 @@ def readable(text: str) -> bool:
 def _readable(text: str, left: int) -> bool:
     """`readable`, for so many levels of parts of parts."""
     text = plain(text)
-    if not text or left < 0:
+    if not text or left < 0 or nesting(text) > _DEEPEST:
         return False
     if (found := residue(text)) is not None:
         return _readable(found[0], left - 1)
@@ -103,12 +108,13 @@ def _readable(text: str, left: int) -> bool:
         return True
     unitless, sides = without_unit(text), _sides(text)
     if unitless != text or len(sides) > 1:
-        shorter = unitless if unitless != text else _value(sides)
-        return _parses(text) or (len(shorter) < len(text) and _readable(shorter, left - 1))
+        bare = unitless if unitless != text else _value(sides)
+        return _parses(text) or (len(bare) < len(text) and _readable(bare, left - 1))
     brackets, inside = group(text)
     parts = expanded(inside if brackets else split(text))
     # The parts first: most are numbers, which need no parser.
-    return (len(parts) > 1 and all(_readable(part, left - 1) for part in parts)) or _parses(text)
+    shorter = all(len(part) < len(text) for part in parts)
+    return (len(parts) > 1 and shorter and all(_readable(part, left - 1) for part in parts)) or _parses(text)
 
 
 def _parses(text: str) -> bool:
@@ -175,7 +181,12 @@ def _same_angles(gold: str, answer: str, limits: _Limits) -> bool:
 def _same_otherwise_read(gold: str, answer: str, limits: _Limits) -> bool:
     r"""Compare with a choice's label removed, `(b) -\frac{1}{2}`, a comma read as a thousands separator,
     `5,525\pi` or `(1,000, 2)`, or combinations in symbols, `C(5,2)`."""
-    for read in (_unlabelled, _without_thousands, rewriting.without_spaced_thousands, rewriting.with_binomials):
+    for read in (
+        _unlabelled,
+        _without_thousands,
+        rewriting.without_spaced_thousands,
+        rewriting.with_binomials,
+    ):
         bare_gold, bare_answer = read(gold), read(answer)
         if read is rewriting.with_binomials:  # C(5,2) may be a point
             bare_gold = bare_gold if _is_counted(answer) else gold
@@ -233,8 +244,12 @@ def _same_ratios(gold: str, answer: str, limits: _Limits) -> bool | None:
         return None
     if None in one or None in other:
         parts, others = top_level(gold, _COLON), top_level(answer, _COLON)
-        same = len(parts) == len(others) and _in_order([p.strip() for p in parts], [p.strip() for p in others], limits)
-        return same or (False if None not in (one if len(one) > 2 else other) and "=" not in gold + answer else None)
+        same = len(parts) == len(others) and _in_order(
+            [p.strip() for p in parts], [p.strip() for p in others], limits
+        )
+        return same or (
+            False if None not in (one if len(one) > 2 else other) and "=" not in gold + answer else None
+        )
     if len(one) != len(other):
         return False
     return all(a * other[0] == b * one[0] for a, b in zip(one, other, strict=True))  # type: ignore[operator]

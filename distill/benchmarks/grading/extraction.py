@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from distill.benchmarks.grading import wording
+
 
 class Box(NamedTuple):
     r"""A `\boxed{...}`: its content, and its range from the backslash to after the closing brace."""
@@ -323,7 +325,8 @@ def expression(paragraph: str) -> str | None:
     if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
         return expression(sentence[says[-1].end() :])
     numbers = _NUMBER.findall(sentence)
-    if len(numbers) == 1 and _TWO_WORDS.match(sentence):  # "Final answer: Jane began 3 hours ago"
+    in_words = wording.in_symbols(sentence) != sentence  # "all real numbers except 2"
+    if len(numbers) == 1 and _TWO_WORDS.match(sentence) and not in_words:  # "Jane began 3 hours ago"
         scale = _SCALE.match(sentence, sentence.index(numbers[0]) + len(numbers[0]))
         return numbers[0].rstrip(",") + (scale[0] if scale else "")
     return sentence or None

@@ -42,7 +42,11 @@ def same_words(gold: str, answer: str) -> bool | None:
         return same_words(gold, value) if len(value) < len(said) else None
     if found is not None and len(found) == 1:
         return expected == found
-    if expected in _CHOICES and (label := LABEL.match(answer)) and (label[1] or label[2]).casefold() == expected:
+    if (
+        expected in _CHOICES
+        and (label := LABEL.match(answer))
+        and (label[1] or label[2]).casefold() == expected
+    ):
         return True
     # (C) and \text{C} are choices, `x` is a variable.
     if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):

@@ -52,6 +52,7 @@ _PLAIN = [
         (r"\\(?:boxed|fbox|" + _STYLES + ")" + _END, ""),
         (r"\\(?:" + _FONTS + r")\s?(?=\{)", r"\\text"),
         (r"\\text\s+\{", r"\\text{"),
+        (r"(?<![\\A-Za-z])\{\s?(\([A-J]\))\s?\}", r"\1"),  # \mathbf{(B)}
         (r"(?<=[\w)])\*\*(?=[\w(-])", "^"),
         (r"(?<!\\)\\[()\[\]]|\*{2,3}|`", " "),
         # A$10, R$10; but C$10$ is a letter and a formula
@@ -186,8 +187,8 @@ def bare_words(text: str) -> str:
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.'\- ]*[A-Za-z.]|[A-Za-z]")
 # Words of letters that also name variables, which are no products.
 WORDS = frozenset(
-    "no on up is so to of or do go us if we he my yes yet not nor non odd even true false one two six ten net zero four "
-    "five nine left right none both east west down out off open old new now cat dog ton won god act eat tea team".split()
+    "no on up is so to of or do go us if we he my yes not nor odd even true false one two six ten zero four five nine "
+    "none left both down dog god ton won now".split()
 )
 _ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
 
@@ -250,6 +251,15 @@ def _joints_or_brackets(pattern: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(rf"(?P<joint>{pattern.pattern})|{_BRACKET.pattern}", pattern.flags)
 
 
+def nesting(text: str) -> int:
+    """How many brackets are open at most at a time."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(text):
+        depth = depth + 1 if _OPENING.fullmatch(found.group()) else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def group(text: str) -> tuple[str, list[str]]:
     r"""The type of brackets around the whole text, `()`, `[]`, `[)`, `(]` or `set` (`<>` counts as `()`), and
     the parts inside; ("", []) if no single pair spans the text."""
@@ -275,11 +285,14 @@ def group(text: str) -> tuple[str, list[str]]:
     return "()" if kind == "<>" else kind, split(inside)
 
 
+_SIGNED = re.compile(r"\\pm" + _END)
+
+
 def expanded(parts: list[str]) -> list[str]:
     r"""Expand each part with `\pm` into two parts."""
     found = []
     for part in parts:
-        if r"\pm" not in part:
+        if _SIGNED.search(part) is None:
             found.append(part)
             continue
         for sign, other in (("+", "-"), ("-", "+")):

@@ -113,7 +113,7 @@ def with_binomials(text: str) -> str:
     choose 2" become `(\binom{5}{2})`, `P(5,2)` becomes `(\frac{5!}{3!})`. They may also be points or parts of names:
     compare with numbers only."""
     text = re.sub(r"\\text\{\s?([CP])\s?\}", r"\1", text)
-    return _COUNTED.sub(_counted, text)
+    return re.sub(r"(?<=[\d)])\s?(?=\(\\(?:binom|frac))", r"\\cdot ", _COUNTED.sub(_counted, text))
 
 
 def _counted(found: re.Match[str]) -> str:
@@ -122,7 +122,9 @@ def _counted(found: re.Match[str]) -> str:
     whole, chosen = (int(part) for part in parts if part != sign)
     if chosen > whole:
         return found[0]
-    return rf"(\frac{{{whole}!}}{{{whole - chosen}!}})" if sign == "P" else rf"(\binom{{{whole}}}{{{chosen}}})"
+    return (
+        rf"(\frac{{{whole}!}}{{{whole - chosen}!}})" if sign == "P" else rf"(\binom{{{whole}}}{{{chosen}}})"
+    )
 
 
 _ROUND = re.compile(r"([\[\](])(\s?[^\[\]()\s,;][^\[\]()]{0,80}?[,;][^\[\]()]{1,80})([\[\])])")

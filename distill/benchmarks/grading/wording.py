@@ -135,13 +135,14 @@ _SIGNED = {
 }  # fmt: skip
 _BUT = r"(?:except|but|excluding|without|other\sthan|apart\sfrom|not\sequal\sto|different\sfrom)(?:\sfor)?\s"
 _COMPARED = {
-    "<": r"(?:strictly\s)?(?:less|smaller|lower)\sthan", ">": r"(?:strictly\s)?(?:greater|larger|bigger|more)\sthan",
     r"\le ": r"at\smost|(?:less|smaller)\sthan\sor\sequal\sto|(?:no|not)\s(?:more|greater|larger)\sthan",
     r"\ge ": r"at\sleast|(?:greater|larger)\sthan\sor\sequal\sto|(?:no|not)\s(?:less|smaller)\sthan",
+    "<": r"(?:strictly\s)?(?:less|smaller|lower)\sthan", ">": r"(?:strictly\s)?(?:greater|larger|bigger|more)\sthan",
 }  # fmt: skip
 _SET_OF_REALS = re.compile(_REALS, re.I)
 _LINK = re.compile(
-    r"(?:,\s?)?(?:(?:such\sthat|with|where|for\swhich|satisfying|that\sare|which\sare)\s)?(?:[a-z]\sis\s)?", re.I
+    r"(?:,\s?)?(?:(?:such\sthat|with|where|for\swhich|satisfying|that\sare|which\sare)\s)?(?:[a-z]\sis\s)?",
+    re.I,
 )
 _EXCEPT = re.compile(rf"{_BUT}(?:(?:the\snumbers?|when|where|at)\s)?(?:[a-z]\s?(?:=|\\ne)\s?)?", re.I)
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
@@ -189,13 +190,19 @@ def _reals(text: str) -> str | None:
         return reals if linked is None or not linked[0].strip() else None
     if excepted := _EXCEPT.match(rest):
         points = re.sub(r"\s?,?\s(?:and|or)\s(?:[a-z]\s?(?:=|\\ne)\s?)?", ",", rest[excepted.end() :])
-        return None if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", points)) else (
-            rf"{reals} \setminus \{{{points}\}}"
+        return (
+            None
+            if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", points))
+            else (rf"{reals} \setminus \{{{points}\}}")
         )
     for sign, pattern in _COMPARED.items():
         if compared := re.match(rf"(?:{pattern})\s", rest, re.I):
             bound = rest[compared.end() :]
-            return None if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", bound)) else _both(reals, f"x {sign}{bound}")
+            return (
+                None
+                if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", bound))
+                else _both(reals, f"x {sign}{bound}")
+            )
     return _both(reals, rest) if _RELATION.search(rest) else None
 
 
