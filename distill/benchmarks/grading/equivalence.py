@@ -167,8 +167,7 @@ def _value_of(text: str) -> float | None:
 
 
 def _same_angles(gold: str, answer: str, limits: _Limits) -> bool:
-    r"""Compare an angle in degrees with one in radians, such as `60^\circ` and `\frac{\pi}{3}`; the degrees must
-    be marked."""
+    r"""Compare an angle in degrees with one in radians: `60^\circ` and `\frac{\pi}{3}`, but not 60."""
     degrees = [notation.in_radians(text) for text in (gold, answer)]
     marked = [bool(radians) for radians in degrees]
     others = [plain(text) for text in (gold, answer)]
@@ -239,17 +238,12 @@ def _same_reals(gold: str, answer: str, limits: _Limits) -> bool | None:
 def _same_ratios(gold: str, answer: str, limits: _Limits) -> bool | None:
     """Compare ratios of three or more numbers, 1:2:3, by their quotients. None if neither is one; math-verify
     reads 3:4 as a fraction."""
-    one, other = ([exact(part) for part in top_level(text, _COLON)] for text in (gold, answer))
-    if max(len(one), len(other)) < 3:
+    parts, others = ([part.strip() for part in top_level(text, _COLON)] for text in (gold, answer))
+    if max(len(parts), len(others)) < 3:
         return None
+    one, other = ([exact(part) for part in terms] for terms in (parts, others))
     if None in one or None in other:
-        parts, others = top_level(gold, _COLON), top_level(answer, _COLON)
-        same = len(parts) == len(others) and _in_order(
-            [p.strip() for p in parts], [p.strip() for p in others], limits
-        )
-        return same or (
-            False if None not in (one if len(one) > 2 else other) and "=" not in gold + answer else None
-        )
+        return _in_order(parts, others, limits) or None
     if len(one) != len(other):
         return False
     return all(a * other[0] == b * one[0] for a, b in zip(one, other, strict=True))  # type: ignore[operator]

@@ -296,7 +296,7 @@ SENTENCE_END = re.compile(
 )
 
 
-# Stars around words; x**2 is a power, a*b and x_1 are mathematics. An opening mark may be cut off with the marker.
+# Stars around words; x**2 is a power, a*b and x_1 are not. The opening mark may be gone with the marker.
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])|__|`")
 _ITALICS = re.compile(r"(?<![\w)\]}^*\\])([*_])(?=[^\s*_])([^*\n]{0,200}?[^\s*_^\\])\1(?![\w(*_{])")
 _ITALICS_END = re.compile(r"(?<=[\w)\]}.!%])(?<!\^)[*_]{1,3}(?=[\s.,;:!]*$|\s+[A-Za-z]{2})")

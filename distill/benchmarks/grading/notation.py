@@ -117,8 +117,8 @@ def plain(text: str) -> str:
 
 
 def in_radians(text: str) -> str | None:
-    r"""The normalized text with angles in degrees as radians, `\frac{60\pi}{180}` for `60^\circ`; None if no number
-    in it has a sign of degrees."""
+    r"""The normalized text with angles in degrees as radians, `\frac{60\pi}{180}` for `60^\circ`; None if
+    there is no such angle."""
     text = text.translate(_TRANSLATED)
     changed = rewriting.with_radians(text)
     return None if changed == text else plain(changed)
@@ -185,11 +185,12 @@ def bare_words(text: str) -> str:
 
 
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.'\- ]*[A-Za-z.]|[A-Za-z]")
-# Words of letters that also name variables, which are no products.
-WORDS = frozenset(
-    "no on up is so to of or do go us if we he my yes not nor odd even true false one two six ten zero four five nine "
-    "none left both down dog god ton won now".split()
-)
+# Words whose letters also name variables, but which are no products.
+WORDS = frozenset((
+    "no", "on", "up", "is", "so", "to", "of", "or", "do", "go", "us", "if", "we", "he", "my", "yes", "not",
+    "nor", "odd", "even", "true", "false", "one", "two", "six", "ten", "zero", "four", "five", "nine", "none",
+    "left", "both", "down", "dog", "god", "ton", "won", "now",
+))  # fmt: skip
 _ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
 
 
@@ -206,7 +207,7 @@ def words(text: str) -> str | None:
     if not _WORDS.fullmatch(bare):
         return None
     letters = re.sub("[^A-Za-z]", "", bare)
-    # xy is a product, "no" a word (see WORDS); outside \text{} and parentheses, a word has 3+ letters and a vowel.
+    # xy is a product, "no" a word; outside \text{} and parentheses, other words have 3+ letters and a vowel.
     if len(letters) > 1 and not marked:
         if len(letters) < 3 and bare.casefold() not in WORDS:
             return None

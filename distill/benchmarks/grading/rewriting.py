@@ -1,5 +1,5 @@
-r"""Rewrite notation that neither rules nor math-verify read: degrees, recurring decimals, conjugates, binomial
-coefficients, thousands inside a formula, intervals as in `]1,2[`, residue classes."""
+r"""Rewrite notation that neither rules nor math-verify read: degrees, recurring decimals, conjugates,
+binomial coefficients, thousands inside a formula, intervals as in `]1,2[`, residue classes."""
 
 import re
 
@@ -37,8 +37,8 @@ _DEGREES = re.compile(
 
 
 def with_radians(text: str) -> str:
-    r"""The text with angles in degrees as radians: `60^\circ` becomes `\frac{60\pi}{180}`. Unchanged without a
-    sign of degrees."""
+    r"""The text with angles in degrees as radians: `60^\circ` becomes `\frac{60\pi}{180}`. Unchanged without
+    a sign of degrees."""
     return _DEGREES.sub(lambda angle: rf"\frac{{{angle[1]}\pi}}{{180}}", text)
 
 
@@ -76,7 +76,7 @@ _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,.]*\d)")
 
 
 def without_spaced_thousands(text: str) -> str:
-    """`(1,000, 2)` as `(1000, 2)`: all commas between entries are followed by a space. Unchanged otherwise."""
+    """`(1,000, 2)` as `(1000, 2)`: commas between entries have a space behind them. Unchanged otherwise."""
     bare = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     return bare if re.search(r",\s", bare) and not re.search(r",\S", bare) else text
 
@@ -102,16 +102,17 @@ CHOOSE = re.compile(
 _NUMBER = r"\{?\s?(\d{1,4})\s?\}?"
 _COUNTED = re.compile(
     r"(?<![A-Za-z\\_^}])n?([CP])[rk]?\s?\(\s?(\d{1,4})\s?,\s?(\d{1,4})\s?\)"  # C(5,2), nCr(5,2)
-    rf"|(?:(?:\{{\s?\}}\s?)?[_^]\s?{_NUMBER}|(?<![\w.}}])(\d{{1,4}}))\s?([CP])\s?_?\s?{_NUMBER}(?!\w)"  # _5C_2, 5C2
+    # _5C_2, 5C2
+    rf"|(?:(?:\{{\s?\}}\s?)?[_^]\s?{_NUMBER}|(?<![\w.}}])(\d{{1,4}}))\s?([CP])\s?_?\s?{_NUMBER}(?!\w)"
     rf"|(?<![A-Za-z\\_^}}])([CP])\s?_\s?{_NUMBER}\s?\^\s?{_NUMBER}"  # C_5^2
     r"|(?<![\w.])(\d{1,4})\s(?:\\text\{\s?)?(choose)(?:\s?\})?\s(\d{1,4})(?!\w)"
 )
 
 
 def with_binomials(text: str) -> str:
-    r"""The text with combinations and permutations of whole numbers in LaTeX: `C(5,2)`, `{}_5C_2`, `C_5^2` and "5
-    choose 2" become `(\binom{5}{2})`, `P(5,2)` becomes `(\frac{5!}{3!})`. They may also be points or parts of names:
-    compare with numbers only."""
+    r"""The text with combinations and permutations of whole numbers in LaTeX: `C(5,2)`, `{}_5C_2`, `C_5^2`
+    and "5 choose 2" become `(\binom{5}{2})`, `P(5,2)` becomes `(\frac{5!}{3!})`. They may also be points or
+    parts of names: compare with numbers only."""
     text = re.sub(r"\\text\{\s?([CP])\s?\}", r"\1", text)
     return re.sub(r"(?<=[\d)])\s?(?=\(\\(?:binom|frac))", r"\\cdot ", _COUNTED.sub(_counted, text))
 

@@ -11,9 +11,9 @@ _UNIT_WORDS = re.compile(
 )
 # Units that may follow a number with or without a space; single letters and other words need the space.
 _UNITS = frozenset((
-    "mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "mL", "mph", "kmh", "kph", "secs",
-    "sec", "min", "hr", "hrs", "deg", "rad", "sq", "dollars", "cents", "degrees", "euros", "rupees", "yen", "yuan",
-    "pounds", "francs", "rubles", "pesos", "won",
+    "mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "mL", "mph", "kmh", "kph",
+    "secs", "sec", "min", "hr", "hrs", "deg", "rad", "sq", "dollars", "cents", "degrees", "euros", "rupees",
+    "yen", "yuan", "pounds", "francs", "rubles", "pesos", "won",
 ))  # fmt: skip
 _LETTERS = frozenset("mgshLlNJWVAKC")
 _NO_UNIT = re.compile(
@@ -32,14 +32,15 @@ _ONE = r"(?:\\text\{[^{}]{1,20}\}|[A-Za-z]{1,8}\.?)\s?(?:\^\s?\{?\s?\d\s?\}?)?"
 _QUOTIENT = re.compile(rf"(?<=[\d}})])\s?\\frac\{{\s?({_ONE})\s?\}}\{{\s?({_ONE})\s?\}}$")
 # \frac{10 \text{ km}}{\text{h}}
 _DIVIDED = re.compile(
-    rf"\\frac\{{\s?([-\d.,]{{1,20}})\s?\\text\{{[^{{}}]{{1,20}}\}}\s?\}}\{{\s?(?:\d\s?)?\\text\{{[^{{}}]{{1,20}}\}}\s?"
+    r"\\frac\{\s?([-\d.,]{1,20})\s?\\text\{[^{}]{1,20}\}\s?\}"
+    r"\{\s?\\text\{[^{}]{1,20}\}\s?"
     r"(?:\^\s?\{?\s?\d\s?\}?)?\s?\}"
 )
 
 
 def without_unit(text: str) -> str:
-    r"""Strip the unit from `5\text{ cm}^2`, `18 eggs`, `5 cm` or `10 \frac{km}{h}`; the whole text if there is
-    no unit."""
+    r"""Strip the unit from `5\text{ cm}^2`, `18 eggs`, `5 cm` or `10 \frac{km}{h}`; the whole text if
+    there is no unit."""
     text = _CURRENCY.sub("", text).strip()
     if divided := _DIVIDED.fullmatch(text):
         return divided[1]

@@ -31,8 +31,8 @@ SPOKEN = re.compile(rf"\b(?:a\s+)?{NUMBER_WORD}(?:(?:\s+and\s+|\s+|-){NUMBER_WOR
 
 
 def spoken(text: str) -> Fraction | None:
-    """The number that words say: "twelve", "minus one hundred and five", "two-thirds", "twelve apples", "half a
-    million", "two and a half dozen". None for anything else; ordinals ("third") are no numbers."""
+    """The number that words say: "twelve", "minus one hundred and five", "two-thirds", "twelve apples", "half
+    a million", "two and a half dozen". None for anything else; ordinals ("third") are no numbers."""
     if len(text) > 120 or not re.fullmatch(r"[A-Za-z][A-Za-z,\s-]*\.?", text):
         return None
     tokens = re.split(r"[\s,-]+", text.casefold().strip(" .,-"))
@@ -51,8 +51,12 @@ def spoken(text: str) -> Fraction | None:
 
 
 def _with_part(value: int | None, rest: list[str]) -> Fraction | None:
-    """The value of "half a million", or of "two and a half (dozen)"; None for anything else. The whole number is
-    read already."""
+    """The value of "half a million", or of "two and a half (dozen)"; None for anything else.
+
+    Args:
+        value: the whole number at the start; None if there is none.
+        rest: the words after it.
+    """
     words = [word for word in rest if word not in ("a", "an", "of")]
     whole = Fraction(0)
     if words[:1] == ["and"] and value is not None and 0 < value < 20:
@@ -137,7 +141,8 @@ _BUT = r"(?:except|but|excluding|without|other\sthan|apart\sfrom|not\sequal\sto|
 _COMPARED = {
     r"\le ": r"at\smost|(?:less|smaller)\sthan\sor\sequal\sto|(?:no|not)\s(?:more|greater|larger)\sthan",
     r"\ge ": r"at\sleast|(?:greater|larger)\sthan\sor\sequal\sto|(?:no|not)\s(?:less|smaller)\sthan",
-    "<": r"(?:strictly\s)?(?:less|smaller|lower)\sthan", ">": r"(?:strictly\s)?(?:greater|larger|bigger|more)\sthan",
+    "<": r"(?:strictly\s)?(?:less|smaller|lower)\sthan",
+    ">": r"(?:strictly\s)?(?:greater|larger|bigger|more)\sthan",
 }  # fmt: skip
 _SET_OF_REALS = re.compile(_REALS, re.I)
 _LINK = re.compile(

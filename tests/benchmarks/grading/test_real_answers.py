@@ -148,7 +148,8 @@ MATHEMATICS = [
     (r"\boxed{\frac{12}{5,525}}", r"\frac{12}{5525}"), (r"\boxed{\frac{12}{5525}}", r"\frac{12}{5,525}"),
     (r"\boxed{5,525\pi}", r"5525\pi"), (r"\boxed{\sqrt{1,600}}", "40"), (r"\boxed{x = 1,234}", "1234"),
     # lists that repeat a solution
-    (r"\boxed{1, 2, 2}", r"\{1,2\}"), (r"\boxed{\{2, 1, 1\}}", "1,2"), (r"\boxed{x=1, x=2, x=2}", "1,2"), (r"\boxed{1, 2}", "1,2,2"),
+    (r"\boxed{1, 2, 2}", r"\{1,2\}"), (r"\boxed{\{2, 1, 1\}}", "1,2"), (r"\boxed{x=1, x=2, x=2}", "1,2"),
+    (r"\boxed{1, 2}", "1,2,2"),
     # equal sides of a gold answer
     (r"\boxed{56\%}", r"0.56 = 56\%"), (r"\boxed{0.56}", r"0.56 = 56\%"),
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8} = 2\sqrt{2}"),
