@@ -7,8 +7,11 @@ which may hang: run `compare` in a process that can be killed, as `distill.bench
 - Numbers are exact: 3.14 is not \pi, 0.333 is not 1/3. Decimals that agree to 6 places are equal if one of
   them has that many places (floating-point output; math-verify does the same for expressions).
 - 50\% equals 50 and 0.5, but 50 does not equal the gold answer 0.5.
-- Units, degrees and currencies are ignored: `5\text{ cm}` is 5.
-- Lists and sets may be in any order; tuples and intervals may not, and (1,2] is not [1,2].
+- Units, degrees and currencies are ignored: `5\text{ cm}` is 5. An angle in marked degrees may also be in
+  radians: `60^\circ` is `\frac{\pi}{3}`, 60 is not.
+- Lists and sets may be in any order, and one may repeat elements that the other has once; tuples and
+  intervals may not, and (1,2] is not [1,2].
+- Sets of real numbers may be unions, inequalities, set builders or words: "all reals except 2" is `x \ne 2`.
 - `x=5` and `x \in [1,2]` equal 5 and [1,2] if the other side has no name.
 - Words are compared without case; `(C)`, `C` and `\text{C}` are equal. 1011 and 1011_2 are equal.
 """
