@@ -62,7 +62,8 @@ def exact(text: str) -> Fraction | None:
 
 
 def readings(text: str) -> list[Fraction]:
-    """Possible values of a number: for a percentage both the number and, second, its hundredth."""
+    """Possible values of a number: for a percentage both the number and, second, its hundredth; for "3.5$
+    million" second 3.5, the number of millions."""
     bare = _PERCENT.sub("", text)
     value = exact(bare if bare != text or wording.scaled(text) else without_unit(text))
     if value is None and (said := wording.number_in(text)) is not None:
@@ -70,7 +71,10 @@ def readings(text: str) -> list[Fraction]:
         value = exact(bare)
     if value is None:
         return []
-    return [value, value / 100] if bare != text else [value]
+    if bare != text:
+        return [value, value / 100]
+    scaled = wording.scaled(text)
+    return [value, value / scaled[1]] if scaled else [value]
 
 
 def same_numbers(gold: str, answer: str, tolerance: float | None) -> bool | None:

@@ -188,6 +188,9 @@ _SAME = {
         (r"\overline{BC}", r"\overline{BC}"), (r"2.3\overline{4}", "211/90"),
     ],
     "numbers in words": [
+        # the number, or how many millions
+        ("3.5", "3.5 million"), ("1", "1 million"), ("3.5 million", "3.5"), ("1", "1 dozen"),
+        ("1.5", r"1.5 \text{ million}"),
         ("12", "a dozen"), ("24", "two dozen"), ("1000000", "1 million"), ("3500000", "3.5 million"),
         ("500000", "half a million"), ("12", "twelve"), ("36", "3 dozen"),
         ("3500000", r"3.5 \text{ million}"), ("2000000000", "2 billion"), ("6", "half a dozen"),
@@ -288,9 +291,10 @@ _DIFFERENT = {
         (r"\overline{x+iy}", "x-iy"),
     ],
     "numbers in words": [
-        ("3500000", "3.6 million"), ("3.5", "3.5 million"), ("12", "two dozen"), ("1", "1 million"),
-        ("3.5 million", "3.5"), ("1", "1 dozen"), ("0", "none"), ("13", "a dozen"),
-        ("1.5", r"1.5 \text{ million}"), ("3.5 million", "3.4 million"), ("1.5", "1 and a half"),
+        ("3.6", "3.5 million"), ("35", "3.5 million"), ("3.6 million", "3.5"),
+        ("3500000", "3.6 million"), ("12", "two dozen"),
+        ("0", "none"), ("13", "a dozen"),
+        ("3.5 million", "3.4 million"), ("1.5", "1 and a half"),
         ("24", "2 dozen or 3 dozen"), ("5", "half a dozen"), ("12", "dozen"),
     ],
     "ratios": [
