@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = [
     "distill.training.run",
@@ -92,7 +94,7 @@ def run(
 
 
 def run_ranks(
-    words: Sequence[str], cwd: Path | None = None, count: int = 2, timeout: float = 300
+    words: Sequence[str], cwd: Path | None = None, count: int = 2, timeout: float = 120
 ) -> list[subprocess.CompletedProcess[str]]:
     """As `torchrun --nproc-per-node COUNT WORDS`: what each rank's process said."""
     commands = start_ranks(words, cwd, count)
@@ -144,6 +146,8 @@ def _run(words: list[str], cwd: str, environ: dict[str, str], out: str, err: str
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
+    # Lightning reads the rank when it is imported, which was before.
+    rank_zero_only.rank = int(environ.get("RANK", "0"))  # pyright: ignore[reportFunctionMemberAccess]
     try:
         if words[0] == "-m":
             sys.argv = words[1:]

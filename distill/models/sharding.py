@@ -1,7 +1,8 @@
 """Sharding of models over the ranks of a run with FSDP2 (torch's `fully_shard`; ZeRO-3, 1910.02054).
 
-Between passes each rank holds its share of every parameter. A pass gathers one layer at a time. Embeddings and
-output matrix are gathered once a step, because the chunked head reads the matrix after the body's pass."""
+Between passes each rank holds its share of every parameter. A pass gathers one layer at a time. Embeddings
+and output matrix are gathered once a step, because the chunked head reads the matrix after the body's pass.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -56,8 +57,8 @@ def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
     model: Any = lm.model
     for layer in layers_of(lm):
         fully_shard(layer, mesh=mesh)
-    # The output matrix is read after the forward pass, and gets its gradient before the body: resharding it in
-    # between would lose that gradient without an error.
+    # The output matrix is read after the forward pass, and gets its gradient before the body: if it were
+    # resharded in between, that gradient would be lost without an error.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     if lm.rope_switch is not None:
         raise UserError(
@@ -106,7 +107,9 @@ def outline(lm: LanguageModel, shared: Iterable[Any] = ()) -> LanguageModel:
 
 
 @torch.no_grad()
-def whole_weights(model: nn.Module, device: torch.device | None = None, *, keep: bool = True) -> dict[str, Tensor]:
+def whole_weights(
+    model: nn.Module, device: torch.device | None = None, *, keep: bool = True
+) -> dict[str, Tensor]:
     """The whole weights of a sharded model by name; a tied one under its first name. Call it on all ranks.
 
     Args:

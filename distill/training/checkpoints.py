@@ -110,14 +110,17 @@ class StudentCheckpoints(lightning.Callback):
             )  # called on every rank, as Lightning requires
             for logger in trainer.loggers:
                 logger.save()  # so that metrics up to the checkpoint survive if the run is killed
-            # Called on every rank, too: together they gather a sharded student's weights.
-            student = module.whole_student(keep=trainer.is_global_zero, device=torch.device("cpu"))
-            if trainer.is_global_zero:
-                note(temporary / STATE)
-                save_student(student, temporary / "student")
-                if is_adapted(student.model):
-                    save_adapter(student.model, temporary / "adapter")
-                    note_folder(temporary / "adapter")
+            first = trainer.is_global_zero
+            with module.whole_student(
+                keep=first, device=torch.device("cpu")
+            ) as student:  # on every rank, too
+                if first:
+                    note(temporary / STATE)
+                    save_student(student, temporary / "student")
+                    if is_adapted(student.model):
+                        save_adapter(student.model, temporary / "adapter")
+                        note_folder(temporary / "adapter")
+            if first:
                 final = checkpoint_at(self.folder, step)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(temporary, final)
@@ -154,7 +157,12 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 
 def restore_student(module: DistillModule, checkpoint: Path) -> None:
-    """Give the student in memory the weights of a checkpoint of this run."""
+    """Give the student in memory the weights of a checkpoint of this run; on all ranks, if it is sharded."""
+    if module.sharded:
+        from distill.training.fsdp import load_weights
+
+        load_weights(module, checkpoint)
+        return
     check([checkpoint / STATE], "the run's last student is in its newest checkpoint")
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone

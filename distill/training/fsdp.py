@@ -18,7 +18,6 @@ from distill.io.checksums import note
 from distill.runs.folder import SHARDS
 
 
-
 class FsdpStrategy(ModelParallelStrategy):
     """Shard student, gradients and optimizer state over all ranks.
 
@@ -49,7 +48,9 @@ class FsdpStrategy(ModelParallelStrategy):
 
         path = Path(self.broadcast(filepath))
         wanted = checkpoint.pop("state_dict")
-        tensors = dict(_weights(self._module, wanted)) | dict(_optimizer_tensors(self._module, self.optimizers))
+        tensors = dict(_weights(self._module, wanted)) | dict(
+            _optimizer_tensors(self._module, self.optimizers)
+        )
         shards = path.parent / SHARDS
         if self.is_global_zero:
             shards.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,9 @@ class FsdpStrategy(ModelParallelStrategy):
             torch.save(checkpoint, path)
             note(*sorted(shards.glob("*.safetensors")))
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
         path = Path(self.broadcast(checkpoint_path))
@@ -73,8 +76,8 @@ class FsdpStrategy(ModelParallelStrategy):
             tensors |= dict(_empty_state(self._module, optimizer, kept))
         if missing := kept.keys() - tensors.keys():
             raise UserError(
-                f"{path.parent} holds the state of other weights than this student's ({min(missing)}): resume "
-                f"with the model that it was trained with"
+                f"{path.parent} holds the state of other weights than this student's ({min(missing)}): "
+                f"resume with the model that it was trained with"
             )
         load(tensors, storage_reader=reader)
         return checkpoint | {"state_dict": {}}
@@ -83,6 +86,15 @@ class FsdpStrategy(ModelParallelStrategy):
     def _module(self) -> nn.Module:
         assert self.lightning_module is not None
         return self.lightning_module
+
+
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Read the weights of a sharded checkpoint into a sharded module, on all ranks together."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    reader = HuggingFaceStorageReader(str(checkpoint / SHARDS))
+    kept = reader.read_metadata().state_dict_metadata
+    load({name: value for name, value in _weights(module) if name in kept}, storage_reader=reader)
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,14 +113,14 @@ def _weights(module: nn.Module, wanted: Mapping[str, Any] | None = None) -> Iter
 
 
 def _optimizer_tensors(module: nn.Module, optimizers: list[Optimizer]) -> Iterator[tuple[str, Tensor]]:
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             for field, value in state.items():
                 if not isinstance(value, Tensor):
                     raise UserError(
-                        f"optimizer={type(optimizer).__name__} keeps {field} as {type(value).__name__}, which "
-                        f"a sharded checkpoint does not hold: take AdamW, or trainer.strategy=ddp"
+                        f"optimizer={type(optimizer).__name__} keeps {field} as {type(value).__name__}, "
+                        f"which a sharded checkpoint does not hold: take AdamW, or trainer.strategy=ddp"
                     )
                 if value.ndim:
                     yield f"optimizer.{names[parameter]}.{field}", value

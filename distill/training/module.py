@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,7 +138,9 @@ class DistillModule(lightning.LightningModule):
         self._base = fingerprint(self) if is_adapted(self.student) else None
         self._outline = outline(self.student_lm, shared=[self._meters["student"]])
         shard(self.student_lm, mesh)
-        for lm in self.frozen.values() if not self.objective.compares_steps else ():  # where the teacher writes
+        for lm in (
+            self.frozen.values() if not self.objective.compares_steps else ()
+        ):  # where the teacher writes
             lm.model.requires_grad_(False).eval()
             shard(lm, mesh)
 
@@ -145,20 +148,27 @@ class DistillModule(lightning.LightningModule):
     def sharded(self) -> bool:
         return self._outline is not None
 
-    def whole_student(self, *, keep: bool = True, device: torch.device | None = None) -> LanguageModel:
-        """The student with its whole weights: itself, or a copy if it is sharded. Call it on all ranks.
+    @contextmanager
+    def whole_student(
+        self, *, keep: bool = True, device: torch.device | None = None
+    ) -> Iterator[LanguageModel]:
+        """Context with the student and its whole weights: itself, or a copy if it is sharded. Enter it on all
+        ranks.
 
         Args:
             keep: whether this rank wants the copy; the others take part, and get one without weights.
             device: of the copy; None: the student's.
         """
         if self._outline is None:
-            return self.student_lm
+            yield self.student_lm
+            return
         weights = whole_weights(self.student, device, keep=keep)
-        if keep:
-            fill(self._outline.model, weights)
-            self._outline.model.train(self.student.training)
-        return self._outline
+        fill(self._outline.model, weights)
+        self._outline.model.train(self.student.training)
+        try:
+            yield self._outline
+        finally:
+            fill(self._outline.model, {name: value.to("meta") for name, value in weights.items()})
 
     def on_fit_start(self) -> None:
         rollouts = self.objective.rollouts
@@ -413,8 +423,8 @@ class DistillModule(lightning.LightningModule):
             room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         assert self._writer is not None
-        self._writer.student = self.whole_student()
-        written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+        with self.whole_student() as self._writer.student:
+            written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
@@ -432,9 +442,10 @@ class DistillModule(lightning.LightningModule):
         began = time.perf_counter()
         assert self.objective.proposals is not None
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
-        found = self.objective.proposals.values(
-            self.whole_student(), self.frozen["teacher"], batch, grade=self.grade, seed=seed
-        )
+        with self.whole_student() as student:
+            found = self.objective.proposals.values(
+                student, self.frozen["teacher"], batch, grade=self.grade, seed=seed
+            )
         self._proposal_seconds += time.perf_counter() - began
         teacher = self.frozen["teacher"]
         matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]

@@ -112,14 +112,16 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
     evaluation = StudentEvaluation(setup, prepared, loggers)
-    if first_rank():
+    if setup.length.ranks == 1:
         evaluation.before()
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
     stop = StopOnSignal()
     validate = _validate(setup, prepared, evaluation)
     between = [*callbacks, stop, StopAtBudget(), *([validate] if validate else [])]
-    between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile))
+    evaluation.lend = module.whole_student
+    before = evaluation.before if setup.length.ranks > 1 else None
+    between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile, before))
     best = (lambda: validate.kept_step) if validate else (lambda: None)
     trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
@@ -130,18 +132,22 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
             ckpt_path=str(resumed / STATE) if resumed else None,
             weights_only=True,
         )
-    if not trainer.is_global_zero:
-        return RunResult(folder)
     if module.stopping:
+        if not trainer.is_global_zero:
+            return RunResult(folder)
         raise _interrupted(setup, module, steps, stop)
     last = chosen = checkpoints(folder / "checkpoints")[-1]
     if setup.validation and setup.validation.save == "best" and (step := best()) is not None:
         chosen = checkpoint_at(folder / "checkpoints", step)
     for name in ("student", "adapter") if setup.lora else ("student",):
-        _keep(chosen / name, folder / name)
+        if trainer.is_global_zero:
+            _keep(chosen / name, folder / name)
     if chosen != last:
         restore_student(module, chosen)
     evaluation.after(trainer.global_step)
+    trainer.strategy.barrier("evaluation")  # before the first rank removes the checkpoints
+    if not trainer.is_global_zero:
+        return RunResult(folder)
     summary = _summary(setup, prepared, module, evaluation.scores)
     if validate:
         summary["validation"] = validate.summary()

@@ -39,6 +39,6 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
     strategy = trainer.get("strategy", "auto")
     if strategy not in _STRATEGIES:
         raise UserError(
-            f"trainer.strategy={strategy} is not supported: take auto, ddp (each device has the whole student) "
-            f"or fsdp (the devices share student, teacher and optimizer state)"
+            f"trainer.strategy={strategy} is not supported: take auto, ddp (each device has the whole "
+            f"student) or fsdp (the devices share student, teacher and optimizer state)"
         )
