@@ -24,6 +24,7 @@ from distill.generation.chat_faults import (
     is_unreachable_for_good,
     sentence,
 )
+from distill.generation.neutral import NeutralFields
 from distill.generation.sampling import Sampling
 from distill.io.secrets import key_field, looks_like_key, without_secrets
 
@@ -108,9 +109,10 @@ class ChatClient:
             )
         self.url = str(parsed.copy_with(userinfo=b"") if parsed.userinfo else self.url).rstrip("/")
         self._said_fault = False
+        self._neutral = NeutralFields(self.extra)
 
     def body(self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int) -> dict[str, Any]:
-        """The fields of a request."""
+        """The fields of a request, without the neutral ones that are sent with all (`NeutralFields`)."""
         body: dict[str, Any] = {
             "model": self.served_as,
             "messages": [dict(turn) for turn in messages],
@@ -224,15 +226,22 @@ class ChatClient:
             f"the same command again; the completions so far are stored (request: {_beginning(body)})"
         )
 
-    async def _attempt(self, client: httpx.AsyncClient, body: Body, read: Callable[[Any], T]) -> T | None:
-        """Send a request once; None if it may be skipped.
+    async def _attempt(
+        self,
+        client: httpx.AsyncClient,
+        body: Body,
+        read: Callable[[Any], T],
+        neutral: Mapping[str, float] | None = None,
+    ) -> T | None:
+        """Send a request once, or until the server takes its neutral fields; None if it may be skipped.
 
         Raises:
             ServerFault: another attempt may succeed.
             UserError: every further attempt would fail too.
         """
+        neutral = self._neutral.fields if neutral is None else neutral
         try:
-            post = client.post(f"{self.url}/chat/completions", json=body)
+            post = client.post(f"{self.url}/chat/completions", json={**neutral, **body})
             answer = await asyncio.wait_for(post, self.timeout)
         except asyncio.TimeoutError as error:  # not the same class as TimeoutError in Python 3.10
             raise ServerFault(f"no answer within {self.timeout:g} s") from error
@@ -251,6 +260,7 @@ class ChatClient:
             raise ServerFault(f"an answer that is no chat completion ({shown})") from error
         found = error_within(content)
         if answer.status_code == 200 and found is None:
+            self._neutral.settle(neutral, self.url)
             try:
                 return read(content)
             except UnknownForm as error:
@@ -258,6 +268,8 @@ class ChatClient:
         status, said = found or (answer.status_code, answer.text)
         if not is_permanent(status, said):
             raise ServerFault(f"status {status} ({self._shown(said)})", asked_to_wait(answer.headers, said))
+        if (fewer := self._neutral.fewer(neutral, said)) is not None:
+            return await self._attempt(client, body, read, fewer)
         if self.refused == "skip" and is_too_long(status, said):
             return None
         raise self._refusal(answer, status, said, body)
