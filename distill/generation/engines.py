@@ -114,6 +114,9 @@ class VllmEngine:
         # Its progress, and warnings that concern its own speed; its usage statistics would be sent away.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if not torch.cuda.is_available():
+            # On a CPU vLLM would start two processes more, which take long and leave shared memory behind.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             with process_state_kept("VLLM_"):
                 import vllm  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""A tiny random Llama that vLLM's CPU build can run: its attention has no kernel for the test pair's small heads."""
+"""A tiny random Llama for vLLM on a CPU, whose attention takes no heads as small as those of `tiny_pair`."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from distill.tiny.build import make_tokenizer
 
 HEAD_SIZE = 32  # the smallest of vLLM's attention on a CPU
 CONTEXT = 128
-PADDING = 14  # rows of the output matrix beyond the tokenizer's tokens
+PADDING = 14
 # Eager and with a small cache of its own, it starts in half the time; each request may be scored.
 OPTIONS: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 26, "max_num_seqs": 32}
 WORDS = [f"+engine.{name}={str(value).lower()}" for name, value in OPTIONS.items()]
@@ -23,6 +23,7 @@ def make_llama(
     tied: bool,
     seed: int = 0,
     tokenizer: Any = None,
+    padding: int = PADDING,
     generation: dict[str, Any] | None = None,
 ) -> Path:
     """Save a model whose padding rows are as likely as its tokens, and which ends a completion now and then.
@@ -32,12 +33,13 @@ def make_llama(
         tied: whether input and output matrix are one.
         seed: of its weights.
         tokenizer: None: the embedded task's characters.
+        padding: rows of the output matrix beyond the tokenizer's tokens.
         generation: fields of its generation_config.json.
     """
     tokenizer = make_tokenizer() if tokenizer is None else tokenizer
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer) + PADDING,
+        vocab_size=len(tokenizer) + padding,
         hidden_size=2 * HEAD_SIZE,
         intermediate_size=128,
         num_hidden_layers=2,
