@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 import weakref
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
@@ -171,7 +172,8 @@ class VllmEngine:
         # Sampling is what this package asks for, and not what the model's generation_config.json says.
         options = {"generation_config": "vllm", **self.options}
         try:
-            with process_state_kept("VLLM_"):
+            with process_state_kept("VLLM_"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about what it imports
                 llm = vllm.LLM(
                     model=source.location,
                     revision=source.revision,
