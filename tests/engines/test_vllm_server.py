@@ -12,11 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from chat_templates import TEMPLATES, tokenizer_with
-from test_vllm_engine import ids, source, written
+from test_vllm_engine import LIMIT, ids, source, written
 from tiny_llama import CONTEXT, OPTIONS, make_llama
 
 from distill.data.prompt import encode_messages
+from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine
@@ -24,6 +26,10 @@ from distill.generation.sampling import Sampling
 from distill.generation.server import ServerEngine
 from distill.models.find import find_model
 from distill.models.lazy import LazyModel
+from distill.teacher.distribution import TeacherDistribution
+from distill.teacher.distribution_cache import cache_distributions
+from distill.teacher.logprobs import cached_logprobs
+from distill.teacher.served import TeacherSource
 
 GREEDY = Sampling(max_new_tokens=16)
 IDS = {"return_token_ids": True}
@@ -151,6 +157,36 @@ def test_a_prompt_without_room_is_one_sentence_or_left_empty(server: Serving) ->
     first, second = written(ServerEngine(model, server.url, refused="skip"), asked, GREEDY)
     assert first.text
     assert (second.text, second.finished) == ("", False)
+
+
+def test_a_served_teachers_signals_are_those_of_the_teacher_here(server: Serving, tmp_path: Path) -> None:
+    local, served = source(server.model), source(server.model)
+    served.served = TeacherSource("server", url=server.url).serve(served.source)
+    assert served.served is not None
+    served.served.check(top_k=20)
+    draw, rows = np.random.default_rng(0), served.source.vocab_size
+    traces = [
+        Trace(
+            Example("", f"{number}", "", ""),
+            draw.integers(2, rows, 10 + number).astype(np.int32),
+            draw.integers(2, rows, CONTEXT - 30 - number).astype(np.int32),
+        )
+        for number in range(8)
+    ]
+    ours, theirs = (
+        cached_logprobs(one, traces, "teacher_logprobs", cache=tmp_path) for one in (local, served)
+    )
+    np.testing.assert_allclose(np.concatenate(theirs), np.concatenate(ours), rtol=0, atol=LIMIT)
+    wanted = TeacherDistribution("top_k", top_k=20)  # as many as vLLM gives unless told otherwise
+    ours, theirs = (cache_distributions(one, traces, wanted, cache=tmp_path) for one in (local, served))
+    for a, b in zip((one.read() for one in ours), (one.read() for one in theirs), strict=True):
+        torch.testing.assert_close(b["logprobs"], a["logprobs"], atol=LIMIT, rtol=0)
+        torch.testing.assert_close(b["log_rest"].exp(), a["log_rest"].exp(), atol=LIMIT, rtol=0)
+        assert (a["ids"] == b["ids"]).float().mean() > 0.999  # two that are as likely may change places
+    assert not served.loaded
+    assert served.served.verify(source(server.model), traces) < LIMIT
+    with pytest.raises(UserError, match=r"refuses: status 400, .*[Ll]ogprobs.*teacher\.url"):
+        served.served.check(top_k=200)
 
 
 def test_a_model_that_is_not_served_is_one_sentence(server: Serving) -> None:
