@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell \
 	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 ENGINES_PIP := $(subst .venv/,.venv-engines/,$(PIP))
 ENGINES_TESTS := beartype hypothesis pytest pytest-timeout
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl

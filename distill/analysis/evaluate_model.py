@@ -102,8 +102,10 @@ def evaluate_model(cfg: DictConfig) -> Path:
 
 def _check_context(engine: Engine, asked: Sequence[Asked]) -> None:
     """Refuse prompts for which an engine has too little of the model's context (`max_model_len`)."""
-    context = getattr(engine, "context_length", None)
-    for one in asked if context is not None else ():
+    context: int | None = getattr(engine, "context_length", None)
+    if context is None:
+        return
+    for one in asked:
         for place, request in enumerate(one.requests):
             problem = one.problems[place // one.benchmark.samples]
             check_prompt(

@@ -138,9 +138,8 @@ class VllmEngine:
         """Most tokens of a prompt and its completion: the model's, or less by `max_model_len`."""
         if self._started is not None:
             return int(self._started.llm_engine.model_config.max_model_len)
-        longest = self.options.get("max_model_len")
-        known = isinstance(longest, int) and longest > 0
-        return min(self.source.context_length, longest) if known else self.source.context_length
+        longest, whole = self.options.get("max_model_len"), self.source.context_length
+        return min(whole, longest) if isinstance(longest, int) and longest > 0 else whole
 
     def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the weights, by a copy in memory.
@@ -160,6 +159,12 @@ class VllmEngine:
             llm.reset_prefix_cache()  # its keys and values belong to the old weights
 
     @property
+    def _dtype(self) -> str:
+        """`auto` is the stored dtype, as everywhere here; vLLM's own `auto` halves float32."""
+        stored = self.source.stored_dtype if self.source.dtype == "auto" else None
+        return stored or self.source.dtype
+
+    @property
     def _llm(self) -> Any:
         """vLLM with the model, started on first use.
 
@@ -177,7 +182,7 @@ class VllmEngine:
                 llm = vllm.LLM(
                     model=source.location,
                     revision=source.revision,
-                    dtype=source.dtype,
+                    dtype=self._dtype,
                     trust_remote_code=source.trust_remote_code,
                     **options,
                 )
@@ -284,7 +289,7 @@ def _shut_down(llm: Any, alone: bool) -> None:
 
 def _reason(error: BaseException) -> str:
     """An error's own sentence; of a failed validation, that of the first field."""
-    errors = getattr(error, "errors", None)
+    errors: Any = getattr(error, "errors", None)
     if callable(errors):  # pydantic's
         with suppress(Exception):
             return str(errors()[0]["msg"])

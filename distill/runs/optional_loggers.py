@@ -51,7 +51,7 @@ class MlflowMetrics(MLFlowLogger):
             Path(runs).mkdir(parents=True, exist_ok=True)
             tracking_uri = f"sqlite:///{Path(runs).resolve() / 'mlflow.db'}"
         noted = Path(folder) / "mlflow.json"
-        kept = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+        kept = _kept(noted)
         self._continues = kept.get("tracking_uri") == tracking_uri
         if not self._continues:
             kept = {}
@@ -67,3 +67,22 @@ class MlflowMetrics(MLFlowLogger):
         """Log the configuration, once: MLflow refuses other values of a run's parameters later."""
         if not self._continues:
             super().log_hyperparams(params)
+
+
+def _kept(noted: Path) -> dict[str, str]:
+    """What `mlflow.json` says of the MLflow run, or nothing where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not noted.is_file():
+        return {}
+    try:
+        kept = json.loads(noted.read_bytes())
+        if not isinstance(kept, dict):
+            raise ValueError(f"a {type(kept).__name__} where an object belongs")
+    except ValueError as error:
+        raise UserError(
+            f"{noted} is damaged ({first_line(error)}): delete it, and the run is logged as a new one"
+        ) from error
+    return kept

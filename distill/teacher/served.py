@@ -244,8 +244,8 @@ def _ask_sglang(model: str, ids: list[int], top_k: int) -> dict[str, Any]:
 
 def _read_sglang(answer: Any) -> list[Mapping[int, float]]:
     said = answer["meta_info"]
-    own = said["input_token_logprobs"]
-    likeliest = said.get("input_top_logprobs") or [None] * len(own)
+    own: list[Any] = said["input_token_logprobs"]
+    likeliest: list[Any] = said.get("input_top_logprobs") or [None] * len(own)
     rows = []
     for (value, token, *_), others in zip(own, likeliest, strict=True):
         row = {int(other): float(one) for one, other, *_ in others or ()}

@@ -123,6 +123,12 @@ def test_an_engine_that_is_closed_or_forgotten_is_shut_down(model: LazyModel, vl
     assert [one.shut_down for one in vllm] == [1, 1]
 
 
+def test_auto_is_the_dtype_that_is_stored(tiny_pair: tuple[Path, Path], vllm: list[Llm]) -> None:  # noqa: F811
+    found = find_model(str(tiny_pair[0]), key="model", dtype="auto")
+    ids(VllmEngine(LazyModel(found, "cpu")), requests(LazyModel(found, "cpu"), 1))
+    assert vllm[0].options["dtype"] == "float32"  # vLLM's own auto would take half of it
+
+
 def test_another_version_than_the_one_that_was_run_is_said_once(
     model: LazyModel,
     vllm: list[Llm],  # noqa: F811

@@ -21,7 +21,7 @@ _FORMULA_END = re.compile(r"[$\n\\.,](?:(?<=[$\n])|(?<=\\)[\])]|(?<=\.)(?:\s|$)|
 BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
     r"(?:\\(?:text|mathrm|textbf)\{)?(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*"
-    r"(?:\.{2,}|…|\?{1,5}|_{1,20}|\\_|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
+    r"(?:\.{2,}|…|\?{1,5}|(?:\\?_){1,20}|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
     r"|\\(?:hspace|underline)\*?\{[^{}]*\}|(?:your )?(?:final )?answer(?: here)?|<[a-z _]+>)?"
     r"(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*\}?",
     re.I,

@@ -24,6 +24,8 @@ _NOT_A_NOUN = frozenset((
     "of", "or", "and", "not", "than", "more", "less", "fewer", "at", "over", "under", "most", "least",
     "point", "times", "minus", "plus", "to", "by", "from", "in", "is", "are", "the", "a", "an",
 ))  # fmt: skip
+SCALE = re.compile(rf"\s(dozen|{'|'.join(_SCALES)})s?\b(?!\s+(?:and|or)\b)", re.I)
+SCALES = _SCALES | {"dozen": 12}
 NUMBER_WORD = rf"(?:{'|'.join(sorted([*_SMALL, *_SCALES], key=len, reverse=True))})"
 SPOKEN = re.compile(rf"\b(?:a\s+)?{NUMBER_WORD}(?:(?:\s+and\s+|\s+|-){NUMBER_WORD})*\b", re.I)
 
