@@ -289,10 +289,9 @@ def _shut_down(llm: Any, alone: bool) -> None:
 
 def _reason(error: BaseException) -> str:
     """An error's own sentence; of a failed validation, that of the first field."""
-    errors: Any = getattr(error, "errors", None)
-    if callable(errors):  # pydantic's
-        with suppress(Exception):
-            return str(errors()[0]["msg"])
+    with suppress(Exception):  # pydantic's
+        found: Any = error
+        return str(found.errors()[0]["msg"])
     return first_line(error)
 
 

@@ -114,7 +114,7 @@ class ModelSource:
 
     @property
     def stored_dtype(self) -> str | None:
-        """Dtype that the configuration names for the stored weights, such as `float32`; None: it names none."""
+        """Dtype of the stored weights, such as `float32`; None: the configuration names none."""
         with contextlib.suppress(OSError, ValueError):
             dtype = getattr(self._configuration, "dtype", None)
             return None if dtype is None else str(dtype).removeprefix("torch.")

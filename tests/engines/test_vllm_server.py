@@ -165,14 +165,11 @@ def test_a_served_teachers_signals_are_those_of_the_teacher_here(server: Serving
     served.served = TeacherSource("server", url=server.url).serve(served.source)
     assert served.served is not None
     served.served.check(top_k=20)
-    draw, rows = np.random.default_rng(0), served.source.vocab_size
+    asked = chat(local, *PROBLEMS, samples=4)
+    completions = ids(written(HfEngine(local), asked, Sampling(1.0, max_new_tokens=48)))
     traces = [
-        Trace(
-            Example("", f"{number}", "", ""),
-            draw.integers(2, rows, 10 + number).astype(np.int32),
-            draw.integers(2, rows, CONTEXT - 30 - number).astype(np.int32),
-        )
-        for number in range(8)
+        Trace(Example("", f"{place}", "", ""), request.prompt_ids, np.asarray(completion, dtype=np.int32))
+        for place, (request, completion) in enumerate(zip(asked, completions, strict=True))
     ]
     ours, theirs = (
         cached_logprobs(one, traces, "teacher_logprobs", cache=tmp_path) for one in (local, served)
@@ -185,6 +182,7 @@ def test_a_served_teachers_signals_are_those_of_the_teacher_here(server: Serving
         torch.testing.assert_close(b["log_rest"].exp(), a["log_rest"].exp(), atol=LIMIT, rtol=0)
         assert (a["ids"] == b["ids"]).float().mean() > 0.999  # two that are as likely may change places
     assert not served.loaded
+    assert sum(map(len, completions)) > 200
     assert served.served.verify(source(server.model), traces) < LIMIT
     with pytest.raises(UserError, match=r"refuses: status 400, .*[Ll]ogprobs.*teacher\.url"):
         served.served.check(top_k=200)
