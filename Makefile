@@ -33,7 +33,7 @@ docs: .venv/.docs  ## build the documentation into outputs/site; a broken link f
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
 
-engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 GB) and run the tests that need it: 11 minutes
+engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 GB) and run the tests that need it: 13 minutes
 	TYPE_CHECKS=off .venv-engines/bin/python -m pytest -m engines tests/engines
 
 bench: .venv/.peers  ## speed and memory beside other people's, 5 rounds of everything: hours

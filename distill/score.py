@@ -27,7 +27,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     check_settings(resolved(cfg))
     check_listed(cfg)
-    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
+    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None, learned=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Validate overrides, suggest close matches, and report user errors as one sentence."""
 
 import difflib
+import functools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from distill.config.command_line import check_one_value, check_words
-from distill.config.instantiate import plain
+from distill.config.instantiate import flat, plain
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
+from distill.config.section_keys import check_sections
 from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
@@ -74,9 +76,12 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             _check_key(override)
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
+        of_groups = [word for word in single if word.split("=")[0] in groups]
+        known = functools.partial(compose, config_name, of_groups)
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
             _check_files(config_dir, cfg)
+            check_sections(cfg, overrides, config_dir, known)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
                 for override in of_file:
@@ -92,8 +97,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
-            known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
-            raise UserError(_explain(error, overrides, known, groups, command)) from error
+            raise UserError(_explain(error, overrides, known(), groups, command)) from error
     if not is_sweep(cfg, arguments):
         check_one_value(overrides, groups, command)
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
@@ -173,8 +177,15 @@ def _check_references(cfg: DictConfig) -> None:
             plain(cfg[key]) if key != "hydra" else None
     except InterpolationKeyError as error:
         missing = re.search(r"key '(.+?)' not found", str(error))
+        reference = f"${{{missing[1] if missing else ''}}}"
+        # The library names the key that it was asked for, which may refer to it through others.
+        own = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
+        values: Any = OmegaConf.to_container(
+            OmegaConf.create({str(k): v for k, v in own.items()}), resolve=False
+        )
+        places = (key for key, value in flat(values) if isinstance(value, str) and reference in value)
         raise UserError(
-            f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
+            f"{next(places, error.full_key)} refers to {reference}, and there is no such key: "
             f"name one that exists, or write the value itself"
         ) from error
     except InterpolationResolutionError:

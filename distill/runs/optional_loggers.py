@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from distill.errors import UserError, first_line
 from distill.io.files import write_json
 from distill.io.locks import first_rank
+from distill.io.secrets import without_secrets
 from distill.runs.logger_packages import check_logger
 
 
@@ -52,15 +53,18 @@ class MlflowMetrics(MLFlowLogger):
             tracking_uri = f"sqlite:///{Path(runs).resolve() / 'mlflow.db'}"
         noted = Path(folder) / "mlflow.json"
         kept = _kept(noted)
-        self._continues = kept.get("tracking_uri") == tracking_uri
+        address = without_secrets(tracking_uri)
+        self._continues = kept.get("tracking_uri") in (tracking_uri, address)
         if not self._continues:
             kept = {}
         try:
             super().__init__(experiment, name, tracking_uri, run_id=kept.get("run_id"))
             if first_rank():
-                write_json(noted, {"tracking_uri": tracking_uri, "run_id": self.run_id})
+                write_json(noted, {"tracking_uri": address, "run_id": self.run_id})
         except Exception as error:  # of many classes: no network, a store of another version, an unknown run
-            raise UserError(f"logger.mlflow.tracking_uri={tracking_uri}: {first_line(error)}") from error
+            raise UserError(
+                f"logger.mlflow.tracking_uri={address}: {without_secrets(first_line(error))}"
+            ) from error
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

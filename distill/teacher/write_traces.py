@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
+from distill.data.recorded import conversation_text
 from distill.data.seam import prompt_end, whole, written_text
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
@@ -238,6 +239,7 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
                 "id": f"{example.id}#{sample}",
                 "problem": example.problem,
                 "messages": [dict(turn) for turn in request.messages],
+                "conversation": conversation_text(example),
                 "completion": text,
                 "gold": example.gold,
                 "finished": completion.finished,

@@ -33,6 +33,7 @@ from distill.teacher.retokenize import Retokenizer
 from distill.teacher.served import TeacherSource
 from distill.training import checks
 from distill.training.held_out import file_recipe
+from distill.training.inputs import learns_data
 from distill.training.length import RunLength
 from distill.training.models import (
     check_sense,
@@ -228,7 +229,7 @@ class Setup:
         if here:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
-            check_source(recipe.source)
+            check_source(recipe.source, learned=learns_data(cfg))
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)

@@ -24,7 +24,7 @@ from vllm_stub import Llm, vllm  # noqa: F401  a fixture
 
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
-from distill.data.trace_set import COLUMNS, read_records, write_records
+from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.generation import engines
 from distill.generation.decode import generate as write
@@ -52,6 +52,20 @@ def compose(command: str, words: list[str]) -> DictConfig:
 def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
     """`python -m distill.generate` in this process; the records that it leaves."""
     return read_records(generate(compose("generate", [*words, f"out={folder}"])))
+
+
+def test_training_on_written_conversations_sees_the_prompts_that_the_teacher_saw(tmp_path: Path) -> None:
+    earlier = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+    turns = [*earlier, {"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
+    (path := tmp_path / "talk.jsonl").write_text(
+        "\n".join(json.dumps({"messages": own}) for own in (turns, turns[2:]))
+    )
+    words = ["model=tiny", "data=traces", f"data.path={path}", "check.answer=none", "data.max_new_tokens=4"]
+    records = run([*words, "samples=1"], tmp_path / "set")
+    student = find_model("package:distill/tiny/student", key="model.student", dtype="float32")
+    traces = data.TraceRecipe(lambda: []).tokenize([example_of(record) for record in records], student)
+    assert [trace.prompt_ids.tolist() for trace in traces] == [record["prompt_ids"] for record in records]
+    assert len(traces[0].prompt_ids) > len(traces[1].prompt_ids)  # what was said before is in it
 
 
 @pytest.mark.slow

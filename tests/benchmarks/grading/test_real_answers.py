@@ -173,6 +173,7 @@ MATHEMATICS = [
     (r"\boxed{5,525\pi}", r"5525\pi"), (r"\boxed{\sqrt{1,600}}", "40"), (r"\boxed{x = 1,234}", "1234"),
     # lists that repeat a solution
     (r"\boxed{1, 2, 2}", r"\{1,2\}"), (r"\boxed{\{2, 1, 1\}}", "1,2"), (r"\boxed{x=1, x=2, x=2}", "1,2"),
+    (r"\boxed{1, 2}", "1,2,2"),
     # equal sides of a gold answer
     (r"\boxed{56\%}", r"0.56 = 56\%"), (r"\boxed{0.56}", r"0.56 = 56\%"),
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8} = 2\sqrt{2}"),
@@ -211,7 +212,7 @@ NOT_MATHEMATICS = [
     (r"\boxed{\mathbb{R} \setminus \{5,-3\}}", r"\mathbb{R} \setminus \{1,0\}"),
     (r"\boxed{\text{thirteen}}", "12"), (r"\boxed{\text{twenty-third}}", "23"),
     (r"\boxed{\text{one or two}}", "1"),
-    (r"\boxed{1, 2}", "1,2,2"), (r"\boxed{1,1,2}", "1,2,2"), (r"\boxed{(1,2,2)}", "(1,2)"),
+    (r"\boxed{1,1,2}", "1,2,2"), (r"\boxed{(1,2,2)}", "(1,2)"),
     (r"\boxed{57\%}", r"0.56 = 56\%"), (r"\boxed{(b) \frac{1}{2}}", "-0.5"),
     ("Therefore, option C is correct.", "B"),
     (r"\boxed{\text{not 16}}", "16"), (r"\boxed{\text{at least 16}}", "16"), (r"\boxed{2x**2}", "2x"),
