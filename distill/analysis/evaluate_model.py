@@ -27,8 +27,8 @@ from distill.evaluation.named import named_model, prefix_model
 from distill.evaluation.page import SampleFile
 from distill.evaluation.report import log_report, markdown, write_report
 from distill.evaluation.result import Score
-from distill.evaluation.run import ask, evaluate
-from distill.generation.engine import Engine
+from distill.evaluation.run import Asked, ask, evaluate
+from distill.generation.engine import Engine, check_prompt
 from distill.io.checksums import check, forget, note, write_noted
 from distill.io.files import read_lines, write_atomically, write_lines
 from distill.io.locks import claimed, locked
@@ -68,6 +68,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:  # invalid arguments
         raise UserError(str(error)) from error
+    _check_context(engine, asked)
     whose = "_teacher" if cfg.model.role == "teacher" else ""
     cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
     cfg.name = str(cfg.name or source.name)
@@ -98,6 +99,19 @@ def evaluate_model(cfg: DictConfig) -> Path:
         print(f"{text}\n\n{folder / 'results.html'}")
         log_report(loggers, results.new)
     return folder
+
+
+def _check_context(engine: Engine, asked: Sequence[Asked]) -> None:
+    """Refuse prompts for which an engine has too little of the model's context (`max_model_len`)."""
+    context: int | None = getattr(engine, "context_length", None)
+    if context is None:
+        return
+    for one in asked:
+        for place, request in enumerate(one.requests):
+            problem = one.problems[place // one.benchmark.samples]
+            check_prompt(
+                request.prompt_ids, context, f"{problem.id} of {one.benchmark.name}", f"engine={engine.name}"
+            )
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -96,12 +96,12 @@ class WriteSetup:
             encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
-        check_room(examples, prompts, source)
         teacher = LazyModel(source, device)
         try:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        check_room(examples, prompts, source, getattr(engine, "context_length", None))
         if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
             raise UserError(
                 f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -125,7 +126,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     best = (lambda: validate.kept_step) if validate else (lambda: None)
     trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
-    with clock("training"), signals_kept():
+    with clock("training"), signals_kept(), closing(module):
         trainer.fit(
             module,
             datamodule=data,

@@ -402,7 +402,7 @@ REFUSALS: dict[str, tuple[int, Any, str]] = {
     ),
     "openrouter_under_200": (200, {"error": {"code": 403, "message": "flagged"}}, "status 403, 'flagged'"),
     "deepseek": (402, {"error": {"message": "Insufficient Balance"}}, "'Insufficient Balance'"),
-    "fastapi": (422, {"detail": [{"loc": ["body", "top_k"], "msg": "bad"}]}, "'body.top_k: bad'"),
+    "fastapi": (422, {"detail": [{"loc": ["body", "top_p"], "msg": "bad"}]}, "'body.top_p: bad'"),
     "fastapi_missing": (404, {"detail": "Not Found"}, "status 404, 'Not Found'"),
     "gateway_model": (503, {"error": {"message": "no such model: big"}}, "'no such model: big'"),
     "page": (403, "<html><head><title>Access &amp; more</title></head></html>", "'Access & more'"),
