@@ -1,9 +1,10 @@
 """Training run, from configuration to summary: set up, prepare, evaluate, fit, evaluate, summarize."""
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import distributed
 
 from distill.config.console import quiet
 from distill.errors import Interrupted, UserError
@@ -126,7 +128,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     best = (lambda: validate.kept_step) if validate else (lambda: None)
     trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
-    with clock("training"), signals_kept(), closing(module):
+    with clock("training"), signals_kept(), _other_ranks(folder), closing(module):
         trainer.fit(
             module,
             datamodule=data,
@@ -145,8 +147,9 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
             _keep(chosen / name, folder / name)
     if chosen != last:
         restore_student(module, chosen)
-    evaluation.after(trainer.global_step)
-    trainer.strategy.barrier("evaluation")  # before the first rank removes the checkpoints
+    with _other_ranks(folder):
+        evaluation.after(trainer.global_step)
+        trainer.strategy.barrier("evaluation")  # before the first rank removes the checkpoints
     if not trainer.is_global_zero:
         return RunResult(folder)
     summary = _summary(setup, prepared, module, evaluation.scores)
@@ -156,6 +159,25 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     if not setup.checkpoints.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return RunResult(folder, summary, evaluation.scores)
+
+
+_LOST = re.compile(r"connection (?:reset|closed|refused)|broken pipe|remote (?:worker|process)|by peer", re.I)
+
+
+@contextmanager
+def _other_ranks(folder: Path) -> Iterator[None]:
+    """Context that turns the errors of a rank whose partner has ended into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (distributed.is_initialized() and _LOST.search(str(error))):
+            raise
+        kept = checkpoints(folder / "checkpoints")
+        onward = f"resume with ckpt_path={folder}" if kept else "run the same command again"
+        raise UserError(
+            f"another rank of this run has ended, so that rank {distributed.get_rank()} ends too: its own "
+            f"output says why; then {onward}"
+        ) from error
 
 
 def _module(setup: Setup, prepared: Prepared, steps: Steps) -> DistillModule:

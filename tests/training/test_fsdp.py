@@ -1,7 +1,10 @@
 """Tests of sharded training: two ranks with trainer.strategy=fsdp do what one process does."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,29 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks(
     figures = [json.loads((run / "summary.json").read_text())["benchmarks"] for run in (single, folder)]
     assert figures[0]["arithmetic"]["before"]["figures"] == figures[1]["arithmetic"]["before"]["figures"]
     assert figures[0]["arithmetic"]["after"]["figures"] == figures[1]["arithmetic"]["after"]["figures"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [WHOLE, SHARDED], ids=["ddp", "fsdp"])
+def test_a_rank_that_dies_ends_the_other_with_one_sentence(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, strategy: list[str]
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", "data.batch_size=3", *strategy)
+    words += ["trainer.max_steps=100000", f"dir={tmp_path / 'run'}", "checkpoint.every=5"]
+    first, other = warm.start_ranks([str(ROOT / "train.py"), *words], tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+            assert time.monotonic() < deadline, first.said()
+            assert first.poll() is None, first.said()
+            time.sleep(0.05)
+        os.kill(other.pid, signal.SIGKILL)
+        first.communicate(60)
+        errors = first.said()[1]
+        assert first.returncode == 1
+        assert "error: another rank of this run has ended, so that rank 0 ends too" in errors
+        assert f"resume with ckpt_path={tmp_path / 'run'}" in errors
+        assert "Traceback" not in errors
+    finally:
+        for one in (first, other):
+            one.close()
