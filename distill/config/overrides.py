@@ -19,10 +19,16 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
 
 from distill.config.command_line import check_one_value, check_words
 from distill.config.instantiate import plain
+from distill.config.kinds import shown
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
@@ -162,7 +168,7 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
 
 
 def _check_references(cfg: DictConfig) -> None:
-    """Reject a reference `${key}` to a key that does not exist.
+    """Reject a reference that has no value, such as `${key}` where there is no such key.
 
     Raises:
         UserError: there is one; names the key that holds it.
@@ -177,8 +183,21 @@ def _check_references(cfg: DictConfig) -> None:
             f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
             f"name one that exists, or write the value itself"
         ) from error
-    except InterpolationResolutionError:
-        return  # a resolver rejects its arguments, which is reported where the key is used
+    except InterpolationToMissingValueError:
+        return  # such as ${hydra:job.num}, which only a job has
+    except InterpolationResolutionError as error:
+        if "UserError raised while" in str(error):
+            return  # a resolver of ours rejects its arguments, which is reported where the key is used
+        raise UserError(f"{error.full_key}: {_why_unresolved(cfg, error)}") from error
+
+
+def _why_unresolved(cfg: DictConfig, error: InterpolationResolutionError) -> str:
+    """Why a reference has no value, for a message."""
+    if below := re.search(r"access (\S+): node `(\S+)` is not a container", str(error)):
+        value = shown(plain(OmegaConf.select(cfg, below[2])))
+        return f"it refers to {below[1]}, and {below[2]}={value} has no keys below it"
+    reason = first_line(error).rpartition("raised while resolving interpolation: ")[2]
+    return f"its reference has no value ({reason})"
 
 
 def _resolve(cfg: DictConfig) -> None:
