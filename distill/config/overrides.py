@@ -32,6 +32,7 @@ from distill.config.kinds import shown
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
+from distill.config.sections import check_sections
 from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
@@ -80,8 +81,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             _check_key(override)
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
+        of_groups = [word for word in single if word.split("=")[0] in groups]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
+            folders = [config_dir, *user_dirs(arguments)]
+            check_sections(overrides, groups, folders, lambda: compose(config_name, of_groups))
             _check_files(config_dir, cfg)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
@@ -98,7 +102,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
-            known = compose(config_name, [word for word in single if word.split("=")[0] in groups])
+            known = compose(config_name, of_groups)
             raise UserError(_explain(error, overrides, known, groups, command)) from error
     if not is_sweep(cfg, arguments):
         check_one_value(overrides, groups, command)
