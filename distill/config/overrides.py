@@ -84,8 +84,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         of_groups = [word for word in single if word.split("=")[0] in groups]
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
-            folders = [config_dir, *user_dirs(arguments)]
-            check_sections(overrides, groups, folders, lambda: compose(config_name, of_groups))
+            folders, root = [config_dir, *user_dirs(arguments)], config_dir / f"{config_name}.yaml"
+            check_sections(overrides, groups, root, folders, lambda: compose(config_name, of_groups))
             _check_files(config_dir, cfg)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)

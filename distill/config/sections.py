@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.kinds import shown
+from distill.config.kinds import select, shown
 from distill.errors import UserError
 
 # `key:` with nothing or a mapping behind it, and the place of a group's option in `- group@place: option`.
@@ -18,6 +18,7 @@ _SECTION = re.compile(r"^ *([\w.]+): *(?:\{.*)?(?:#.*)?$|@([\w.]+)", re.MULTILIN
 def check_sections(
     overrides: Iterable[Override],
     groups: Collection[str],
+    root: Path,
     folders: Iterable[Path],
     compose: Callable[[], DictConfig],
 ) -> None:
@@ -26,6 +27,7 @@ def check_sections(
     Args:
         overrides: the command line's.
         groups: names of configuration groups, whose options are checked elsewhere.
+        root: the command's file. A key that it sets to a plain value is no section.
         folders: of configuration files. They are only searched for the keys' names, which is faster than to
             compose: most keys that a user sets are no sections anywhere.
         compose: composes the configuration without the overrides of keys.
@@ -43,6 +45,8 @@ def check_sections(
         asked[override.key_or_group] = value
     names = _names_of_sections(folders) if asked else set[str]()
     asked = {key: value for key, value in asked.items() if key.rpartition(".")[2] in names}
+    of_root: Any = OmegaConf.to_container(OmegaConf.load(root), resolve=False) if asked else {}
+    asked = {key: value for key, value in asked.items() if isinstance(select(of_root, key, absent={}), dict)}
     if not asked:
         return
     composed = compose()

@@ -22,7 +22,7 @@ def build_all(override: str) -> None:
     ("override", "said"),
     [
         ("data.sampling_seed=x", "data.sampling_seed='x' must be a whole number"),
-        ("data.recipe.sampling=1", "data.recipe.sampling=1 must be a section of keys or null"),
+        ("data.recipe.sampling=1", "data.recipe.sampling=1 must be a section of keys, such as"),
         ("data.recipe.grade._partial_=[]", r"data.recipe.grade._partial_=\[\] must be true or false"),
         ("benchmark.arithmetic.name=-inf", "benchmark.arithmetic.name=-inf must be text"),
         ("loss.chunk_size=many", "loss.chunk_size='many' must be a whole number or null"),
@@ -44,3 +44,8 @@ def test_a_key_of_text_takes_text_and_numbers_alone(value: object) -> None:
     with pytest.raises(UserError, match=r"^model\.teacher_dtype=.* must be text$"):
         check_text({"model": {"teacher_dtype": value}}, {"model.teacher_dtype": False})
     check_text({"name": 2024}, {"name": False, "ckpt_path": True})
+
+
+def test_null_in_place_of_what_is_built_is_refused_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"^data: null is nothing to build"):
+        build(None, "data")
