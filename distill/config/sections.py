@@ -22,7 +22,7 @@ def check_sections(
     folders: Iterable[Path],
     compose: Callable[[], DictConfig],
 ) -> None:
-    """Reject a plain value or a list for a key that holds a section of keys.
+    """Reject a plain value or a list for a key that holds a section of keys, and null for one at the top.
 
     Args:
         overrides: the command line's.
@@ -40,8 +40,10 @@ def check_sections(
         if override.key_or_group in groups or override.is_delete() or override.is_sweep_override():
             continue
         value = override.value()
-        if isinstance(value, dict) or value is None or (isinstance(value, str) and "${" in value):
+        if isinstance(value, dict) or (isinstance(value, str) and "${" in value):
             continue
+        if value is None and "." in override.key_or_group:
+            continue  # what lies deeper may be left out, such as data.teacher_prompt
         asked[override.key_or_group] = value
     names = _names_of_sections(folders) if asked else set[str]()
     asked = {key: value for key, value in asked.items() if key.rpartition(".")[2] in names}

@@ -74,6 +74,7 @@ def test_several_values_or_another_case_are_answered_with_the_remedy(
     ("command", "word", "sentence"),
     [
         ("generate", "check=-1", "check=-1 must be a section of keys, such as check.answer="),
+        ("train", "validation=null", "validation=null must be a section of keys, such as validation."),
         ("evaluate", "drift=true", "drift=true must be a section of keys, such as drift."),
         ("score", "++sampling=x", "sampling='x' must be a section of keys, such as sampling."),
         ("train", "checkpoint=3", "checkpoint=3 must be a section of keys, such as checkpoint.every="),
