@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from distill.errors import UserError
 
 PACKAGE_PREFIX = "package:"
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+# The hub's own rule: up to 96 letters, digits, -, _ and ., neither at the ends nor twice.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 T = TypeVar("T")
 
 

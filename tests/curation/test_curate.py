@@ -52,6 +52,12 @@ def test_teachers_that_are_no_names_are_refused(value: Any, wrong: str) -> None:
         listed(OmegaConf.create({"teachers": value}))
 
 
+def test_a_model_among_the_teachers_writes(tmp_path: Path) -> None:
+    teacher = "package:distill/tiny/teacher"
+    records = run([*DATA, "data.limit=2", f"teachers=[{teacher}]", "curation=[correct]"], tmp_path / "chosen")
+    assert [(record["teacher"], record["correct"]) for record in records] == [(teacher, True)] * 2
+
+
 def test_a_single_teacher_and_a_number_are_names() -> None:
     assert [listed(OmegaConf.create({"teachers": value})) for value in (None, "a", 7, ["a", 7])] == [
         [], ["a"], ["7"], ["a", "7"],
