@@ -1,6 +1,5 @@
 """Campaigns of kills: whatever the moment, the same command again ends as an unbroken one."""
 
-import os
 import random
 import signal
 import time
@@ -52,7 +51,7 @@ def killed_after(seconds: float, case: Case, folder: Path, made: Path) -> bool:
         while time.monotonic() < deadline and command.poll() is None:
             time.sleep(0.005)
         if command.poll() is None:
-            os.killpg(command.pid, signal.SIGKILL)
+            command.kill()
     finally:
         command.close()
     return command.returncode == -signal.SIGKILL

@@ -33,7 +33,12 @@ KINDS = ("lines", "lines", "array", "parquet", "text")
 def student(folder: Path) -> Any:
     """A model that is never loaded, whose tokenizer knows all bytes and whose template knows thoughts."""
     tokenizer = tokenizer_with(TEMPLATES["writes them"])
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(folder)
