@@ -26,7 +26,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from distill.config.command_line import check_one_value, check_words
+from distill.config.command_line import TOGETHER, check_one_value, check_words
 from distill.config.instantiate import plain
 from distill.config.kinds import shown
 from distill.config.paths import TRAIN, user_dirs
@@ -131,7 +131,12 @@ def _check_key(override: Override, place: str = "") -> None:
 
 def _check_files(config_dir: Path, cfg: DictConfig) -> None:
     """Reject renamed keys in a user's own files, and in a smoke test's overrides for train.py."""
-    for word in OverridesParser.create().parse_overrides(list(cfg.get("smoke", {}).get("overrides", []))):
+    words = plain(cfg.get("smoke", {}).get("overrides", []))
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(
+            f"smoke.overrides={shown(words)} must be a list of settings, such as [optimizer.lr=1e-4]"
+        )
+    for word in OverridesParser.create().parse_overrides(words):
         _check_key(word, "smoke.overrides: ")
     keys = _keys_and_references(OmegaConf.to_container(cfg, resolve=False))
     old = next((key for key in keys if new_key(key) != key), None)
@@ -275,6 +280,10 @@ def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
         raise UserError(f"{override.input_line}: an experiment is a sweep already: take one at a time")
     options = groups[override.key_or_group]
     for value in _values(override):
+        if isinstance(value, list) and len(value) != 1 and override.key_or_group not in TOGETHER:
+            raise UserError(
+                f"{override.input_line}: name one {override.key_or_group} (options: {', '.join(options)})"
+            )
         for name in value if isinstance(value, list) else [value]:
             if str(name) in options:
                 continue
