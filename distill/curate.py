@@ -28,7 +28,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     check_settings(resolved(cfg))
     check_listed(cfg)
-    check_inputs(cfg, words, data=cfg.teachers is None)
+    check_inputs(cfg, words, data=cfg.teachers is None, learned=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise UserError(f"smoke.seeds={shown(seeds)} must be a list of whole numbers, such as [0,1,2]")
     check_listed(cfg)
-    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None)
+    check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None, learned=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Copies the pages of `docs/` to `outputs/docs` and replaces every line `<!-- generated: NAME -->` by what
 `GENERATED[NAME]` makes: the reference of the configuration from the comments in `conf/`, the table of losses,
-the record columns, the Python API. Nothing generated is committed. Only the table of losses imports torch.
+the record columns, the Python API. Nothing generated is committed but the table of losses: making it takes
+torch.
 """
 
 import argparse
@@ -275,9 +276,9 @@ def _table(rows: list[tuple[str, str, str]]) -> str:
 
 def methods_table(root: Path) -> str:
     """All presets of `conf/loss`, from what they build."""
-    from distill.objective.preset_table import table
+    from distill.presets import presets_table
 
-    return table(root / "conf")
+    return presets_table(root / "conf")
 
 
 def record_columns(root: Path) -> str:

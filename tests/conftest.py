@@ -2,6 +2,7 @@
 
 import copy
 import os
+import zlib
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import typechecking  # noqa: F401  before the package, the types of whose calls it has checked
+import typechecking  # before the package, the types of whose calls it has checked
 from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
 from hydra._internal.sources_registry import SourcesRegistry
@@ -110,7 +111,9 @@ def data_dir() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--all-cases", action="store_true", help="whole cross products, where `covering` thins them"
+        "--all-cases",
+        action="store_true",
+        help="whole cross products, where `covering` thins them, and shapes checked in all cases",
     )
     parser.addoption(
         "--campaign",
@@ -120,6 +123,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--faults", type=int, default=100, help="faults that each campaign tries (100)")
     parser.addoption("--campaign-seed", type=int, default=0, help="what the campaigns' faults are drawn with")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes in a quarter of a test's cases, which take twice as long with these checks."""
+    several = hasattr(item, "callspec") and not item.config.getoption("--all-cases")
+    typechecking.check_shapes(not several or zlib.crc32(item.nodeid.encode()) % 4 == 0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

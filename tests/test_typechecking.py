@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import typechecking
 from beartype.roar import BeartypeCallHintParamViolation
 from jaxtyping import TypeCheckError
 
@@ -15,5 +16,9 @@ def test_a_call_with_another_type_or_shape_raises() -> None:
     text: Any = 5
     with pytest.raises(BeartypeCallHintParamViolation):
         answers.number(text)
+    wrong = torch.zeros(2, 3), torch.zeros(5, dtype=torch.long)
     with pytest.raises(TypeCheckError):
-        divergence.cross_entropy(torch.zeros(2, 3), torch.zeros(5, dtype=torch.long))
+        divergence.cross_entropy(*wrong)
+    typechecking.check_shapes(False)
+    with pytest.raises(RuntimeError, match="Size does not match"):  # torch's own
+        divergence.cross_entropy(*wrong)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from beartype import BeartypeConf, beartype
 from beartype.claw import beartype_packages
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts an int for a float
 
@@ -27,6 +27,11 @@ def _check_types() -> None:
         (with_shapes if shapes else without).append(module)
     install_import_hook(with_shapes, "typechecking.checker")
     beartype_packages(without, conf=BeartypeConf(is_pep484_tower=True, claw_is_pep526=False))
+
+
+def check_shapes(wanted: bool) -> None:
+    """Turn the checks of tensors' shapes and types on or off for the calls that follow."""
+    config.update("jaxtyping_disable", not wanted)
 
 
 if os.environ.get("TYPE_CHECKS") != "off":

@@ -27,9 +27,10 @@ from distill.evaluation.named import named_model, prefix_model
 from distill.evaluation.page import SampleFile
 from distill.evaluation.report import log_report, markdown, write_report
 from distill.evaluation.result import Score
-from distill.evaluation.run import ask, evaluate
-from distill.generation.engine import Engine
-from distill.io.files import read_lines, write_atomically, write_json, write_lines
+from distill.evaluation.run import Asked, ask, evaluate
+from distill.generation.engine import Engine, check_prompt
+from distill.io.checksums import check, forget, note, write_noted
+from distill.io.files import read_lines, write_atomically, write_lines
 from distill.io.locks import claimed, locked
 from distill.models.find import check_template_variables, find_model, variables_of
 from distill.models.language_model import ModelSource
@@ -67,6 +68,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:  # invalid arguments
         raise UserError(str(error)) from error
+    _check_context(engine, asked)
     whose = "_teacher" if cfg.model.role == "teacher" else ""
     cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
     cfg.name = str(cfg.name or source.name)
@@ -99,9 +101,25 @@ def evaluate_model(cfg: DictConfig) -> Path:
     return folder
 
 
+def _check_context(engine: Engine, asked: Sequence[Asked]) -> None:
+    """Refuse prompts for which an engine has too little of the model's context (`max_model_len`)."""
+    context: int | None = getattr(engine, "context_length", None)
+    if context is None:
+        return
+    for one in asked:
+        for place, request in enumerate(one.requests):
+            problem = one.problems[place // one.benchmark.samples]
+            check_prompt(
+                request.prompt_ids, context, f"{problem.id} of {one.benchmark.name}", f"engine={engine.name}"
+            )
+
+
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # not empty, or missing
         folder.rmdir()
+
+
+_AGAIN = "take it away and run the same command again, the completions are kept"
 
 
 class Results:
@@ -123,6 +141,7 @@ class Results:
         }
         self.new: list[Score] = []
         if (folder / "results.json").is_file():
+            check([folder / "results.json"], _AGAIN)
             try:
                 before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
                 self.value["benchmarks"] = dict(before["benchmarks"])
@@ -131,21 +150,22 @@ class Results:
                 markdown(self.value)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): take it away "
-                    f"and run the same command again, the completions are kept"
+                    f"{folder / 'results.json'} is damaged ({type(error).__name__}: {error}): {_AGAIN}"
                 ) from error
         self._check_samples()
 
     def _check_samples(self) -> None:
         path = self.folder / "samples.jsonl"
         if path.is_file():
+            kept = (
+                f"after removing {path}: the completions are kept, and the samples of other benchmarks "
+                f"return to the file when these are evaluated again"
+            )
+            check([path], f"evaluate again {kept}")
             try:
                 deque(SampleFile(path), maxlen=0)
             except UserError as error:
-                raise UserError(
-                    f"{error}, after removing {path}: the completions are kept, and the samples of other "
-                    f"benchmarks return to the file when these are evaluated again"
-                ) from error
+                raise UserError(f"{error}, {kept}") from error
 
     def keep_drift(self, drift: Drift | PrefixDrift | None, said: Mapping[str, Any]) -> None:
         """Store a drift and its figure, replacing earlier ones; `said` is what it was measured with."""
@@ -155,24 +175,26 @@ class Results:
             print(f"drift: {by_prefixes if said['protocol'] == 'prefixes' else own}")
             return
         self.value["drift"] = {**said, **drift.json()}
-        write_json(self.folder / "results.json", self.value)
+        write_noted(self.folder / "results.json", self.value)
         drawn = picture(drift, self.value["name"])
         write_atomically(self.folder / "drift.png", lambda path: path.write_bytes(drawn))
 
     def add(self, score: Score) -> None:
         """Store a benchmark's score, replacing an earlier one."""
         path = self.folder / "samples.jsonl"
+        forget(path)
         mark = f'{{"benchmark": {json.dumps(score.benchmark)}, '  # prefix of the benchmark's lines
         write_lines(
             path,
             (line for line in read_lines(path) if not line.startswith(mark)),
             (json.dumps(sample, ensure_ascii=False) for sample in score.samples),
         )
+        note(path)
         before, now = self.value["benchmarks"].get(score.benchmark, {}), score.summary()
         timeless = dict.fromkeys(("seconds", "tokens_per_second"))
         if {**before, **timeless} != now:  # an unchanged score keeps its recorded time
             self.value["benchmarks"][score.benchmark] = now
-        write_json(self.folder / "results.json", self.value)
+        write_noted(self.folder / "results.json", self.value)
         self.new.append(score)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks.grading import answers
-from distill.data.fields import number_text
+from distill.data.fields import is_missing, number_text
 from distill.errors import UserError
 
 
@@ -69,4 +69,6 @@ def number(record: Mapping[str, Any], names: Sequence[str], where: str, what: st
 def identity(record: Mapping[str, Any], names: Sequence[str], index: int) -> str:
     """The record's id, or its index (from 0) if it has none."""
     value = find(record, names)
-    return str(index if value is None or value == "" else value)
+    if is_missing(value) or value == "":
+        return str(index)
+    return number_text(value) if isinstance(value, float) else str(value)

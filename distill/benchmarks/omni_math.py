@@ -75,7 +75,10 @@ def _interval(difficulty: Any) -> tuple[float, float]:
 def _difficulty(record: Mapping[str, Any], where: str) -> float:
     exact = answers.number(fields.number(record, ("difficulty",), where, "difficulty"))
     assert exact is not None  # `fields.number` has read it
-    return float(exact)
+    try:
+        return float(exact)
+    except OverflowError as error:
+        raise UserError(f"{where}: the difficulty {exact!s:.40}… is no level") from error
 
 
 def _example(record: Mapping[str, Any], where: str, index: int) -> Example:

@@ -1,6 +1,7 @@
 """Validate overrides, suggest close matches, and report user errors as one sentence."""
 
 import difflib
+import functools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,12 +28,12 @@ from omegaconf.errors import (
 )
 
 from distill.config.command_line import TOGETHER, check_one_value, check_words
-from distill.config.instantiate import plain
+from distill.config.instantiate import flat, plain
 from distill.config.kinds import shown
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
-from distill.config.sections import check_sections
+from distill.config.section_keys import check_sections
 from distill.config.suggestions import suggest
 from distill.errors import UserError, first_line
 
@@ -82,10 +83,10 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
         of_groups = [word for word in single if word.split("=")[0] in groups]
+        known = functools.partial(compose, config_name, of_groups)
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
-            folders, root = [config_dir, *user_dirs(arguments)], config_dir / f"{config_name}.yaml"
-            check_sections(overrides, groups, root, folders, lambda: compose(config_name, of_groups))
+            check_sections(cfg, overrides, config_dir, known)
             _check_files(config_dir, cfg)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
@@ -102,8 +103,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if sentence := _renamed(error):
                 raise UserError(sentence) from error
-            known = compose(config_name, of_groups)
-            raise UserError(_explain(error, overrides, known, groups, command)) from error
+            raise UserError(_explain(error, overrides, known(), groups, command)) from error
     if not is_sweep(cfg, arguments):
         check_one_value(overrides, groups, command)
     left_out = {override.key_or_group for override in overrides if override.is_delete()}
@@ -188,8 +188,15 @@ def _check_references(cfg: DictConfig) -> None:
             plain(cfg[key]) if key != "hydra" else None
     except InterpolationKeyError as error:
         missing = re.search(r"key '(.+?)' not found", str(error))
+        reference = f"${{{missing[1] if missing else ''}}}"
+        # The library names the key that it was asked for, which may refer to it through others.
+        own = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
+        values: Any = OmegaConf.to_container(
+            OmegaConf.create({str(k): v for k, v in own.items()}), resolve=False
+        )
+        places = (key for key, value in flat(values) if isinstance(value, str) and reference in value)
         raise UserError(
-            f"{error.full_key} refers to ${{{missing[1] if missing else ''}}}, and there is no such key: "
+            f"{next(places, error.full_key)} refers to {reference}, and there is no such key: "
             f"name one that exists, or write the value itself"
         ) from error
     except InterpolationToMissingValueError:

@@ -44,6 +44,21 @@ ADDED: dict[str, tuple[str, Any]] = {
         "data.recipe.student_prompt.user",
         "distill.data.prompt.student_prompt",
     ),
+    **{
+        f"teacher.{name}": ("checkpoint.every", value)
+        for name, value in {
+            "_target_": "distill.teacher.served.TeacherSource",
+            "source": "local",
+            "api": "vllm",
+            "url": "http://localhost:8000/v1",
+            "key_from": "OPENAI_API_KEY",
+            "concurrency": 16,
+            "retries": 6,
+            "timeout": 600.0,
+            "wait": 1.0,
+            "verify": False,
+        }.items()
+    },
 }
 # Defaults that changed: what earlier versions had, and what reads the same data today. They count where
 # `thought`, which came with them, is absent.

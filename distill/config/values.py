@@ -21,6 +21,7 @@ from distill.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SCALARS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+_WORDS = {**WORDS, list: "a list", dict: "a section of keys"}
 # Classes of the configuration that import no torch.
 _WITHOUT_TORCH = (
     "distill.generation.sampling.Sampling",
@@ -31,7 +32,7 @@ _WITHOUT_TORCH = (
 
 @dataclass(frozen=True)
 class Hint:
-    """What a parameter accepts: scalar types, named choices, and perhaps null."""
+    """What a parameter accepts: scalar types, named choices, lists, sections of keys, and perhaps null."""
 
     types: frozenset[type] = frozenset()
     choices: tuple[object, ...] = ()
@@ -40,6 +41,8 @@ class Hint:
     def accepts(self, value: object) -> bool:
         if value is None:
             return self.null
+        if isinstance(value, dict | list):
+            return type(value) in self.types
         if isinstance(value, bool):
             return bool in self.types
         if isinstance(value, int):
@@ -54,17 +57,27 @@ class Hint:
     @property
     def refusal(self) -> str:
         """What a message says behind a value that is not accepted."""
-        words = [WORDS[kind] for kind in _SCALARS.values() if kind in self.types]
+        words = [_WORDS[kind] for kind in (*_SCALARS.values(), list, dict) if kind in self.types]
         if not words:
             return f"is not one of {', '.join(map(str, self.choices))}{', null' * self.null}"
         return f"must be {' or '.join([*words, *map(str, self.choices), *['null'] * self.null])}"
 
 
+_COLLECTIONS = {
+    name: Hint(types=frozenset({kind}))
+    for kind, names in (
+        (list, ("list", "tuple", "Sequence", "Iterable")),
+        (dict, ("dict", "Mapping", "Callable")),
+    )
+    for name in names
+}
+
+
 def check_values(cfg: DictConfig, keys: Iterable[str] | None = None) -> None:
     """Check the values of every node with a `_target_` of this package.
 
-    A value is checked if its hint is of scalars and choices. Classes that need no torch are made, which also
-    checks ranges.
+    A value is checked if its hint is of scalars, choices, lists and sections, whose content is not looked at.
+    Classes that need no torch are made, which also checks ranges.
 
     Args:
         cfg: composed, without unresolvable interpolations.
@@ -156,7 +169,7 @@ class _Scope:
         return inherited | {parameter: hint for parameter, hint in read.items() if hint is not None}
 
     def hint(self, node: ast.AST | None) -> Hint | None:
-        """A type hint's meaning; None if it is more than scalars and choices."""
+        """A type hint's meaning; None if it is none that `Hint` can tell."""
         match node:
             case ast.Constant(value=None):
                 return Hint(null=True)
@@ -164,7 +177,11 @@ class _Scope:
                 return Hint(types=frozenset({_SCALARS[name]}))
             case ast.Name(id=name) if name in self.definitions or name in self.imported:
                 scope = self if name in self.definitions else _scope(self.imported[name])
-                return scope.hint(scope.definitions.get(name)) if scope else None
+                return scope.hint(scope.definitions.get(name)) if scope else _COLLECTIONS.get(name)
+            case ast.ClassDef():  # one of this package's, which a section builds
+                return Hint(types=frozenset({dict}))
+            case ast.Name(id=name) | ast.Subscript(value=ast.Name(id=name)) if name in _COLLECTIONS:
+                return _COLLECTIONS[name]
             case ast.Subscript(value=ast.Name(id="Literal"), slice=chosen):
                 every = chosen.elts if isinstance(chosen, ast.Tuple) else [chosen]
                 return Hint(choices=tuple(one.value for one in every if isinstance(one, ast.Constant)))

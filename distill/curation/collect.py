@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.config.instantiate import build
 from distill.curation.listed import TEACHER, check_there, completion_field, is_model, listed
+from distill.data.recorded import conversation_text
 from distill.data.trace import Example
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
@@ -119,6 +120,7 @@ def _imported(
             "id": f"{example.id}#0",
             "problem": example.problem,
             "messages": [dict(turn) for turn in messages],
+            "conversation": conversation_text(example),
             "completion": example.completion,
             "gold": example.gold,
             "answer": None,

@@ -69,15 +69,7 @@ def read_conversation(
         NothingToLearn: it is empty or has no answer at its end.
         UserError: a message cannot be read; names which and why.
     """
-    value = from_json(value)
-    if value is None or value == []:
-        raise NothingToLearn(f"{where}: the messages are empty, so there is nothing to learn")
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise UserError(
-            f"{where}: messages is {type(value).__name__}, not a list of {{role, content}} records"
-        )
-    unread = set[str]()
-    turns = [_turn(one, f"{where}: message {number}", unread) for number, one in enumerate(value, start=1)]
+    turns, unread = read_turns(value, where)
     if system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     last = turns[-1]
@@ -100,6 +92,29 @@ def read_conversation(
         raise NothingToLearn(f"{where}: the last message {has}, so there is nothing to learn")
     completion = completion_text(thought, last["content"])
     return Conversation(tuple(turns[:-1]), completion, frozenset(unread), completion != last["content"])
+
+
+def read_turns(value: Any, where: str) -> tuple[list[dict[str, Any]], set[str]]:
+    """The messages of a conversation with our keys, and the keys that were not read, and hold something.
+
+    Args:
+        value: a list of messages, or JSON text of it.
+        where: place of the record, for error messages.
+
+    Raises:
+        NothingToLearn: there is no message.
+        UserError: a message cannot be read; names which and why.
+    """
+    value = from_json(value)
+    if value is None or value == []:
+        raise NothingToLearn(f"{where}: the messages are empty, so there is nothing to learn")
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise UserError(
+            f"{where}: messages is {type(value).__name__}, not a list of {{role, content}} records"
+        )
+    unread = set[str]()
+    turns = [_turn(one, f"{where}: message {number}", unread) for number, one in enumerate(value, start=1)]
+    return turns, unread
 
 
 def completion_text(thought: str, answer: str) -> str:
@@ -172,11 +187,10 @@ def _turn(turn: Any, where: str, unread: set[str]) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise UserError(f"{where} is {type(turn).__name__}, not a {{role, content}} record")
     said = {key: value for key, value in turn.items() if value is not None}
-    role_key = next((key for key in _ROLE_KEYS if key in said), None)
-    if role_key is None or not isinstance(said[role_key], str) or not said[role_key].strip():
+    role, role_key = role_of(said), _role_key(said)
+    if role is None:
         raise UserError(f"{where} has no role (a text under {' or '.join(_ROLE_KEYS)})")
     name = said[role_key].strip().lower()
-    role = "assistant" if name in _CALLS else _ROLES.get(name, name)
     content_key = next((key for key in _CONTENT_KEYS if key in said), None)
     text, thought = _content(said.get(content_key), where)
     read: dict[str, Any] = {"role": role, "content": text}
@@ -202,6 +216,19 @@ def _turn(turn: Any, where: str, unread: set[str]) -> dict[str, Any]:
     unread.update(str(key) for key, value in said.items() if key not in used and value not in ("", [], {}))
     _check_texts(read, where)
     return read
+
+
+def role_of(turn: Mapping[str, Any]) -> str | None:
+    """A message's role under the name that chat templates have for it; None: it has none."""
+    said = turn.get(_role_key(turn))
+    if not isinstance(said, str) or not said.strip():
+        return None
+    name = said.strip().lower()
+    return "assistant" if name in _CALLS else _ROLES.get(name, name)
+
+
+def _role_key(turn: Mapping[str, Any]) -> str:
+    return next((key for key in _ROLE_KEYS if turn.get(key) is not None), _ROLE_KEYS[0])
 
 
 def _content(value: Any, where: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from distill.data.conversations import NothingToLearn
 from distill.data.fields import AUTO
 from distill.data.record_examples import Notes, example_of_record
 from distill.data.record_files import file_records, find_files
-from distill.data.trace import Example
+from distill.data.trace import Example, completion_of
 from distill.errors import UserError, first_line
 from distill.io.locks import first_rank
 
@@ -97,21 +97,24 @@ def read_records(
         yield where, record
 
 
-def check_source(source: Callable[..., list[Example]]) -> None:
+def check_source(source: Callable[..., list[Example]], *, learned: bool = False) -> None:
     """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
     Args:
         source: partial of a reader of this package with its arguments; anything else is not checked.
+        learned: whether the data's own completions are needed.
 
     Raises:
-        UserError: as `find_files` and `read_examples`.
+        UserError: as `find_files` and `read_examples`, or the first record has no completion.
     """
     if not isinstance(source, partial) or not source.func.__module__.startswith("distill."):
         return
     if path := source.keywords.get("path"):
         find_files(str(path), source.keywords.get("split") or "train")
         if source.func is read_examples and source.keywords.get("missing") != "drop":
-            source(limit=1, report=False)
+            (first,) = source(limit=1, report=False)
+            if learned and first.recorded is None:  # a trace set's unfinished ones are left out
+                completion_of(first)
 
 
 def _hub_records(hub: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:

@@ -12,9 +12,10 @@ from distill.data.conversations import (
     from_json,
     read_conversation,
     read_tools,
+    role_of,
 )
 from distill.data.fields import is_empty, is_missing, look_up, number_text, recognise
-from distill.data.recorded import recorded_tokens
+from distill.data.recorded import recorded_conversation, recorded_tokens
 from distill.data.trace import Example
 from distill.errors import UserError
 
@@ -94,7 +95,9 @@ def example_of_record(
         names = ("id", "problem", "completion", "gold")
         found = {name: look_up(record, name, where, name) for name in names}
         example = _of_text(found, where)
-        return replace(example, id=_identity(found["id"], fallback_id, where), recorded=recorded)
+        conversation = recorded_conversation(record, where)
+        name = _identity(found["id"], fallback_id, where)
+        return replace(example, id=name, recorded=recorded, **conversation)
     try:
         places = recognise(record, fields, where)
     except UserError as error:
@@ -155,7 +158,7 @@ def _turns(found: Mapping[str, Any], where: str) -> Any:
 
 
 def _asks(turn: Mapping[str, Any]) -> bool:
-    return (turn.get("role") or turn.get("from")) in ("user", "human", "system")
+    return role_of(turn) in ("user", "system")
 
 
 def _is_messages(value: Any) -> bool:
@@ -246,4 +249,5 @@ def _identity(value: Any, fallback: str, where: str) -> str:
 def _label(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str | int | float):
         raise UserError(f"{where}: the {name} is {type(value).__name__}, not text or a number")
-    return check_unicode(str(value), where)
+    # A table's column of whole numbers is one of floats where a row has none.
+    return check_unicode(value if isinstance(value, str) else number_text(value), where)

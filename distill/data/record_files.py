@@ -1,6 +1,7 @@
 """Find and read local data files: every format, compressed or not, folders of shards, and patterns."""
 
 import bz2
+import codecs
 import csv
 import glob
 import gzip
@@ -17,7 +18,7 @@ from typing import Any
 from distill.errors import UserError, first_line
 
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-_LINES, _ARROW = (".jsonl", ".ndjson"), (".arrow", ".feather")
+_LINES, _ARROW = (".jsonl", ".ndjson", ".jsonlines", ".jl"), (".arrow", ".feather")
 _TEXT = (*_LINES, ".json", ".csv", ".tsv")
 _READ = (*_TEXT, ".parquet", *_ARROW)
 _KNOWN = f"{', '.join(_TEXT)} (each also {', '.join(_COMPRESSED)}), .parquet, {', '.join(_ARROW)}"
@@ -231,54 +232,92 @@ def _stream(path: Path) -> Any:
     return openers[ending](path, "rb") if ending in openers else path.open("rb")
 
 
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, each with its number: UTF-8, or UTF-16 with a byte order mark."""
+    with _stream(path) as stream:
+        start = stream.peek(2)[:2]
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Windows' "Unicode"
+            # Bytes cannot be split at \n here: other characters have this byte in them, too.
+            text = io.TextIOWrapper(stream, "utf-16", newline="\n")
+            number = 0
+            try:
+                for number, line in enumerate(text, start=1):
+                    yield number, line
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, behind line {number}: not UTF-16, as its mark says") from error
+            return
+        for number, line in enumerate(stream, start=1):
+            yield number, _decode(line, path, number)
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # solutions are longer than Python's default of 128 KiB
-    with _stream(path) as stream:
-        lines = (_decode(line, path, number) for number, line in enumerate(stream, start=1))
-        header = next((line for line in lines if line.strip()), "")
-        # Spreadsheets separate by ; in countries whose decimals have a comma.
-        counted = {sign: header.count(sign) for sign in ",;\t"}
-        sign = "\t" if _ending(path) == ".tsv" else max(counted, key=counted.__getitem__)
-        rows = csv.reader(itertools.chain([header], lines), delimiter=sign)
-        names = next(rows, [])
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{path}: the header has the column {repeated[0]!r} twice")
-        for number, row in enumerate((row for row in rows if row), start=1):
-            if len(row) > len(names):
-                raise UserError(
-                    f"{path}, row {number}: {len(row)} cells under a header of {len(names)}: put text that "
-                    f"has a separator in it between quotes"
-                )
-            yield (
-                f"{path}, row {number}",
-                dict(zip(names, [*row, *[None] * (len(names) - len(row))], strict=True)),
+    lines = (line for _, line in _lines(path))
+    header = next((line for line in lines if line.strip()), "")
+    # Spreadsheets separate by ; in countries whose decimals have a comma.
+    counted = {sign: header.count(sign) for sign in ",;\t"}
+    sign = "\t" if _ending(path) == ".tsv" else max(counted, key=counted.__getitem__)
+    rows = csv.reader(itertools.chain([header], lines), delimiter=sign)
+    names = next(rows, [])
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: the header has the column {repeated[0]!r} twice")
+    for number, row in enumerate((row for row in rows if row), start=1):
+        if len(row) > len(names):
+            raise UserError(
+                f"{path}, row {number}: {len(row)} cells under a header of {len(names)}: put text that "
+                f"has a separator in it between quotes"
             )
+        yield (
+            f"{path}, row {number}",
+            dict(zip(names, [*row, *[None] * (len(names) - len(row))], strict=True)),
+        )
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:
     try:
         # Spreadsheets write a byte order mark at the start of a file.
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 at byte {error.start} of the line") from error
+    if number == 1 and "\0" in text:
+        raise UserError(f"{path} is no UTF-8 text (line 1 has a null byte, as UTF-16 has): save it as UTF-8")
+    return text
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with _stream(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", _parse(_decode(line, path, number), f"{path}, line {number}")
+    first = True
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        if first and _goes_on(line):
+            raise UserError(
+                f"{where}: the record does not end on its line, and JSON Lines have one record a line: write "
+                f"it so (jq -c . {path.name}), or name a file with one array of records .json"
+            )
+        yield where, _parse(line, where)
+        first = False
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line begins a JSON value that does not end on it, as of a pretty-printed record."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line.lstrip()[:1] in ("{", "[") and error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def _json_records(path: Path, split: str) -> Iterator[tuple[str, Any]]:
     """Records of a .json file: an array, an object that holds one, one record, or JSON Lines."""
-    with _stream(path) as stream:
-        text = b"".join(stream)
-    lines = [line for line in text.splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and _is_json(lines[0]):
+    lines = [line for _, line in _lines(path)]
+    filled = [line for line in lines if line.strip()]
+    if len(filled) > 1 and filled[0].lstrip().startswith("{") and _is_json(filled[0]):
         yield from _json_lines(path)
         return
-    value = _parse(_decode(text, path, 1), str(path))
+    value = _parse("".join(lines), str(path))
     if isinstance(value, dict):
         wanted = (*_SPLITS.get(_SPLIT_NAMES.get(split, split), (split,)), *_WRAPPERS)
         arrays = [value[name] for name in wanted if isinstance(value.get(name), list)]
@@ -288,7 +327,7 @@ def _json_records(path: Path, split: str) -> Iterator[tuple[str, Any]]:
     yield from ((f"{path}, record {number}", record) for number, record in enumerate(value, start=1))
 
 
-def _is_json(line: bytes) -> bool:
+def _is_json(line: str) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):

@@ -1,16 +1,18 @@
-"""Check and read the token ids, log-probs and weights that a record of a trace set holds."""
+"""Check and read the token ids, log-probs, weights and conversations that a record of a trace set holds."""
 
-import math
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from distill.data.trace import Recorded
+from distill.data.conversations import check_unicode, from_json, read_tools, read_turns
+from distill.data.trace import Example, Recorded
 from distill.errors import UserError
 
 _REQUIRED = ("completion_ids", "prompt_ids", "tokenizer", "finished")
 _LARGEST = 2**31 - 1  # of an int32
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # a whole number may be larger than any float
 # Log-softmax in low precision may round to slightly above 0.
 _ROUNDING = 1e-2
 
@@ -36,7 +38,7 @@ def recorded_tokens(record: Mapping[str, Any], where: str) -> Recorded | None:
             where, "learn_from", learn_from, f"leaves none of the {len(completion_ids)} tokens to learn"
         )
     weight = _value(record, "weight", 1.0)
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight <= _LARGEST_WEIGHT:
         raise _wrong(where, "weight", weight, "must be a number, at least 0")
     for name in ("finished", "correct"):
         if not isinstance(record.get(name), bool | None):
@@ -57,6 +59,34 @@ def recorded_tokens(record: Mapping[str, Any], where: str) -> Recorded | None:
         float(weight),
         learn_from,
     )
+
+
+def conversation_text(example: Example) -> str | None:
+    """The column `conversation`: JSON of what an example has beside its problem; None: it has nothing."""
+    has = {"messages": example.messages, "system": example.system, "tools": example.tools}
+    has = {name: value for name, value in has.items() if value}
+    return json.dumps(has, ensure_ascii=False, sort_keys=True) if has else None
+
+
+def recorded_conversation(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The `messages`, `system` and `tools` of an example, of `conversation_text`; {} without the column.
+
+    Raises:
+        UserError: the column holds something else.
+    """
+    if record.get("conversation") is None:
+        return {}
+    has = from_json(record["conversation"])
+    if not isinstance(has, Mapping) or not has.keys() <= {"messages", "system", "tools"}:
+        raise _wrong(where, "conversation", record["conversation"], "must be JSON with messages")
+    system = has.get("system")
+    if not isinstance(system, str | None):
+        raise _wrong(where, "conversation", system, "has a system message that is no text")
+    return {
+        "messages": tuple(read_turns(has["messages"], where)[0]) if "messages" in has else None,
+        "system": system and check_unicode(system, where),
+        "tools": read_tools(has.get("tools"), where),
+    }
 
 
 def _value(record: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 THINKING = ("<think>", "</think>")  # stands for all marks known here
 
 _NAMES = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
-_HEADER = r"[^<>|\n]{0,40}<\|message\|>"  # the rest of a channel's header
+_HEADER = r"[^<>|\n]{0,40}(?:<\|constrain\|>\w{0,20})?<\|message\|>"  # the rest of a channel's header
 _SOLUTION = r"(?:\s{0,9}<\|begin_of_solution\|>)?"  # OpenThoughts-114k marks the answer too
 
 
@@ -30,7 +30,7 @@ _OPENING = _begun(
 )
 _CLOSING = _begun(
     rf"\|?(?:/(?:{_NAMES})|end_thinking|end_of_thinking)\|?>|\|?end_of_thought\|?>{_SOLUTION}|unused95>"
-    rf"|(?:\|start\|>assistant<)?\|channel\|>final{_HEADER}|channel\|>",
+    rf"|(?:\|start\|>assistant<)?\|channel\|>final{_HEADER}|\|start\|>assistant{_HEADER}|channel\|>",
     r"/THINK\]",
     "/think▷",
 )

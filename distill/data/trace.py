@@ -158,6 +158,25 @@ def encode_completion(tokenizer: Any, text: str, end_ids: Sequence[int] | None =
     return np.asarray([*ids, end_ids[0]], dtype=np.int32)
 
 
+def completion_of(example: Example) -> str:
+    """The example's completion, which is to be learned.
+
+    Raises:
+        UserError: it has none, or an empty one.
+    """
+    if example.completion is None:
+        raise UserError(
+            f"problem {example.place} comes without a completion: name its field "
+            f"(data.fields.completion=<field>), or let the teacher write (data.completions=teacher)"
+        )
+    if not example.completion.strip():
+        raise UserError(
+            f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
+            f"data.missing=drop leaves such records out"
+        )
+    return example.completion
+
+
 def check_spelling(tokenizer: Any, example: Example, name: str) -> None:
     """Reject a tokenizer that loses a tenth of the text: some silently drop what their vocabulary lacks.
 

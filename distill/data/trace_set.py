@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill.data.recorded import recorded_tokens
+from distill.data.recorded import recorded_conversation, recorded_tokens
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.errors import UserError, first_line, whole_number
@@ -26,6 +26,10 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "id": ("string", "problem's name inside its set, #sample behind it"),
     "problem": ("string", "the problem alone"),
     "messages": ([{"role": "string", "content": "string"}], "what the teacher was asked"),
+    "conversation": (
+        "string",
+        "JSON of the data's messages, system message and tools; null for a problem alone",
+    ),
     "completion": ("string", "what it wrote, without special tokens"),
     "gold": ("string", "the right answer, where it is known"),
     "answer": ("string", "the answer that was read out of the completion"),
@@ -62,7 +66,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     ),
 }
 # Values of these columns for a trace set without them.
-DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0}
+DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0, "conversation": None}
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,20 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a trace set's Parquet file atomically.
 
     Raises:
-        KeyError: a record lacks a column, or has an unknown one.
+        KeyError: a record lacks a column that has no usual value, or has an unknown one.
     """
     from datasets import Dataset, disable_progress_bars
 
     for record in records:
-        if odd := set(COLUMNS) ^ set(record):
+        if odd := (set(COLUMNS) ^ set(record)) - DEFAULTS.keys():
             raise KeyError(f"record {record.get('id')}: {', '.join(sorted(odd))}")
     disable_progress_bars()
-    columns = {name: [record[name] for record in records] for name in COLUMNS}
+    columns = {name: [record.get(name, DEFAULTS.get(name)) for record in records] for name in COLUMNS}
+    # A tool's calls and earlier thoughts are in `conversation`; the library refuses further keys.
+    columns["messages"] = [
+        turns and [{key: turn[key] for key in ("role", "content")} for turn in turns]
+        for turns in columns["messages"]
+    ]
     table = Dataset.from_dict(columns, features=features())
     forget(path)
     write_atomically(path, lambda temporary: table.to_parquet(str(temporary), write_page_checksum=True))
@@ -164,26 +173,29 @@ def _check(record: Record, where: str) -> None:
         if not isinstance(record[name], str | None):
             raise UserError(f"{where}: {name} is {record[name]!r:.60}, not text; write the trace set again")
     whole_number(f"{where}: sample", record["sample"], least=0)
+    recorded_conversation(record, where)
     if recorded_tokens(record, where) is None:
         raise UserError(f"{where}: a column of its tokens is empty (null); write the trace set again")
 
 
 def example_of(record: Mapping[str, Any]) -> Example:
-    """A record as an example for training, with its stored tokens."""
+    """A record as an example for training, with its conversation and its stored tokens."""
+    where = f"trace {record['id']}"
     return Example(
         record["id"],
         record["problem"],
         record["gold"],
         record["completion"],
         where=f"of {record['teacher']}" if record["teacher"] else None,
-        recorded=recorded_tokens(record, f"trace {record['id']}"),
+        recorded=recorded_tokens(record, where),
+        **recorded_conversation(record, where),
     )
 
 
 def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Group records by problem, in order.
 
-    The problem's text identifies it, because trace sets of several teachers may name it differently.
+    `problem_of` identifies it, because trace sets of several teachers may name it differently.
     """
     found: dict[str, list[Record]] = {}
     for record in records:
@@ -204,8 +216,8 @@ def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
 
 
 def problem_of(record: Record) -> str:
-    """The problem's text with normalized whitespace."""
-    return " ".join(record["problem"].split())
+    """The problem's text with normalized whitespace; of a conversation, behind all of it: many end alike."""
+    return " ".join(f"{record.get('conversation') or ''} {record['problem']}".split())
 
 
 def teacher_of(record: Record) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from distill.data.readers import read_records
 from distill.errors import UserError
 from distill.evaluation.quality import FIGURES
+from distill.io.checksums import check
 
 _STAGES = ("before", "after")
 
@@ -194,6 +195,7 @@ def _settings(folder: Path, stage: str | None) -> dict[str, Mapping[str, Any]] |
         if stage is None:
             raise UserError(f"{path} is missing: the evaluation did not end; start it again and it goes on")
         return None
+    check([path, folder / "samples.jsonl"], "evaluate again" if stage is None else "train again")
     try:
         benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
         asked = {str(name): one if stage is None else one[stage] for name, one in benchmarks.items()}

@@ -23,6 +23,7 @@ from distill.config.console import one_sentence_errors
 from distill.data.thoughts import THINKING, without_thinking
 from distill.errors import UserError
 from distill.evaluation.excerpts import SHORT_ANSWER, pieces, shortened
+from distill.io.checksums import check
 from distill.io.files import as_json, write_atomically
 
 LARGEST_PAGE = 30_000_000  # bytes; browsers open it within a second or two
@@ -283,6 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write an evaluation's results.html anew.")
     parser.add_argument("folder", type=Path, help="of the evaluation: with results.json and samples.jsonl")
     folder = parser.parse_args().folder
+    check([folder / "results.json", folder / "samples.jsonl"], "evaluate again")
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

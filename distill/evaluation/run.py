@@ -14,12 +14,11 @@ from distill.data.prompt import Prompt, encode_messages
 from distill.data.seam import decode_completion, prompt_end
 from distill.data.thoughts import open_end, without_thinking
 from distill.data.trace import Example, check_spelling
-from distill.errors import UserError
 from distill.evaluation.benchmark import _GRADERS, Benchmark
 from distill.evaluation.quality import quality_of
 from distill.evaluation.result import Score, classify, figures
 from distill.generation.completion_log import CompletionLog
-from distill.generation.engine import Engine, Request, Written, request_seed
+from distill.generation.engine import Engine, Request, Written, check_prompt, request_seed
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource
 from distill.statistics import repetition
@@ -44,7 +43,7 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
         problems: problems already loaded; None: load them.
 
     Raises:
-        UserError: the problems cannot be loaded or tokenized, or exceed the model's context length.
+        UserError: the problems cannot be loaded or tokenized, are empty, or exceed the model's context.
     """
     problems = benchmark.problems() if problems is None else problems
     check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
@@ -55,11 +54,7 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
     for problem in problems:
         messages = prompt.messages(problem)
         ids = encode_messages(model.tokenizer, messages, problem.place)
-        if len(ids) >= model.context_length:
-            raise UserError(
-                f"benchmark {benchmark.name}: the prompt of problem {problem.id} has {len(ids)} tokens, "
-                f"more than the context of {model.name} ({model.context_length})"
-            )
+        check_prompt(ids, model.context_length, f"{problem.id} of {benchmark.name}", model.name)
         requests += [
             Request(ids, messages, request_seed(benchmark.seed, problem.problem, sample))
             for sample in range(benchmark.samples)

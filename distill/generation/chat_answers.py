@@ -5,22 +5,37 @@ string or a list of parts.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
 
 # Fields of a message with its thinking: DeepSeek, SGLang and llama.cpp; vLLM, Ollama and OpenRouter; Ollama's
 # own API; OpenRouter's and LiteLLM's lists. Some servers send two of them with the same text.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 _THINKING = ("thinking", "reasoning", "thought")  # types of a content part that is no answer
-# Words of a completion that is not whole. Any other word means that the model ended it: stop, STOP, eos,
-# eos_token, stop_sequence, end_turn, COMPLETE, …
-_CUT = re.compile(r"length|max|limit|exceed|truncat|incomplete|out_of_tokens|context|pause|other$")
+# Words of a server's failure; another attempt may succeed.
+_FAILED = re.compile(
+    r"error|abort|cancel|fail|interrupt|insufficient|malformed|overload|unavailable|preempt|evict|shut_?down|"
+    r"disconnect|kill|crash|exception|busy|out_of_memory|^oom|^(?:un)?load|^user_stop"
+)
+# Words of a completion that is not whole; another attempt would be cut off, too.
+_CUT = re.compile(
+    r"length|max|limit|exceed|truncat|incomplete|unfinished|partial|out_of_tokens|context|pause|time_?d?_?out|"
+    r"deadline|budget|exhaust|repeti|repeat|loop|early|forced?|cut_?off|^not_|other$"
+)
 _FILTERED = re.compile(
     r"filter|safety|recitation|block|prohibit|spii|refus|moderat|sensitive|guardrail|language|armor"
 )
-# Words of a server's failure; another attempt may succeed.
-_FAILED = re.compile(r"error|abort|cancel|fail|interrupt|insufficient|malformed|^(?:un)?load|^user_stop")
+# Words of a completion that the model ended: stop, STOP, eos_token, stop_sequence, end_turn, COMPLETE, …
+_ENDED = re.compile(
+    r"stop|eo[sgt](?:_|$)|(?:^|_)end|complet|done|finish|success|tool_|function_call|^word$|final"
+)
+# Where a server says apart from the reason that a completion is not whole: llama.cpp.
+_CUT_FLAGS = ("truncated", "is_truncated", "stopped_limit")
 _UNSTATED = ("", "null", "none", "unspecified", "unknown")
+_SAID = set[str]()  # the unknown words that this process has named
 
 
 class UnknownForm(Exception):
@@ -74,6 +89,7 @@ def read_choice(answer: Any, limit: int | None = None) -> Choice:
         raise UnknownForm(f"its choice has no message, but {', '.join(map(str, there)) or 'nothing'}")
     usage = answer.get("usage")
     finished = _is_finished(choice, usage if isinstance(usage, Mapping) else {}, limit)
+    cut = any(place.get(flag) is True for place in (answer, choice, message) for flag in _CUT_FLAGS)
     if message.get("tool_calls") or message.get("function_call"):
         raise UnknownForm("its message calls a tool, which no completion can hold: send no tools")
     text, thinking = _text_and_thinking(message.get("content"), "content")
@@ -81,7 +97,7 @@ def read_choice(answer: Any, limit: int | None = None) -> Choice:
     refused = isinstance(message.get("refusal"), str) and message["refusal"] and not text
     thought = thought.strip().removeprefix("<think>").removesuffix("</think>") if thought.strip() else ""
     ids = _token_ids(choice.get("token_ids"))
-    return Choice(_writable(text), _writable(thought), finished and not refused, ids)
+    return Choice(_writable(text), _writable(thought), finished and not (cut or refused), ids)
 
 
 def _first_choice(answer: Any) -> Mapping[str, Any]:
@@ -102,11 +118,13 @@ def _first_choice(answer: Any) -> Mapping[str, Any]:
 def _is_finished(choice: Mapping[str, Any], usage: Mapping[str, Any], limit: int | None) -> bool:
     """Whether the model itself ended the completion."""
     names = ("finish_reason", "native_finish_reason", "stop_reason", "done_reason")
-    stated = next((choice[name] for name in names if choice.get(name)), "")
+    name, stated = next(((one, choice[one]) for one in names if choice.get(one) not in (None, "")), ("", ""))
+    if name == "stop_reason" and type(stated) is int:  # vLLM: the token that ended it
+        return True
     if isinstance(stated, Mapping):  # SGLang's own API: {"type": "length", "length": 16}
         stated = stated.get("type", "")
     if not isinstance(stated, str):
-        raise UnknownForm(f"its finish_reason is {type(stated).__name__}")
+        raise UnknownForm(f"its {name} is {type(stated).__name__}")
     word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", stated.strip()).lower().replace("-", "_").replace(" ", "_")
     word = word.removeprefix("finish_reason_")
     if word in _UNSTATED:
@@ -115,8 +133,15 @@ def _is_finished(choice: Mapping[str, Any], usage: Mapping[str, Any], limit: int
     if _CUT.search(word) or _FILTERED.search(word):
         return False
     if _FAILED.search(word):
-        raise ServerFault(f"finish_reason {stated!r}")
-    return True
+        raise ServerFault(f"{name} {stated!r}")
+    if not (ended := bool(_ENDED.search(word))) and word not in _SAID:
+        _SAID.add(word)
+        tqdm.write(
+            f"the server ends completions for a reason that is not known, {name}={stated!r:.60}: they count "
+            f"as cut off",
+            file=sys.stderr,
+        )
+    return ended
 
 
 def _text_and_thinking(content: Any, where: str) -> tuple[str, str]:

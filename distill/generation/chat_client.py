@@ -24,6 +24,7 @@ from distill.generation.chat_faults import (
     is_unreachable_for_good,
     sentence,
 )
+from distill.generation.neutral import NEUTRAL, NeutralFields
 from distill.generation.sampling import Sampling
 from distill.io.secrets import key_field, looks_like_key, without_secrets
 
@@ -54,6 +55,8 @@ class ChatClient:
             `error`: stop; `skip`: yield None for it.
         extra: further fields of every request; a field that is None is not sent.
         named: what the user calls one of these settings, for messages.
+        path: what is requested below the base URL; another one has other fields and answers.
+        kept: what becomes of what came back before a failure, for messages.
 
     Raises:
         ValueError: a setting is invalid.
@@ -69,6 +72,8 @@ class ChatClient:
     refused: str = "error"
     extra: Mapping[str, Any] = field(default_factory=dict)
     named: Callable[[str], str] = "engine.{}".format
+    path: str = "chat/completions"
+    kept: str = "the completions so far are stored"
 
     def __post_init__(self) -> None:
         named = self.named
@@ -108,9 +113,10 @@ class ChatClient:
             )
         self.url = str(parsed.copy_with(userinfo=b"") if parsed.userinfo else self.url).rstrip("/")
         self._said_fault = False
+        self._neutral = NeutralFields(self.extra if self.path == "chat/completions" else NEUTRAL)
 
     def body(self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int) -> dict[str, Any]:
-        """The fields of a request."""
+        """The fields of a request, without the neutral ones that are sent with all (`NeutralFields`)."""
         body: dict[str, Any] = {
             "model": self.served_as,
             "messages": [dict(turn) for turn in messages],
@@ -221,18 +227,25 @@ class ChatClient:
         faults = f"{fault}, before that {before}" if before else fault
         raise UserError(
             f"the server at {self.url} failed {attempts} times, the last with {faults}: check it and run "
-            f"the same command again; the completions so far are stored (request: {_beginning(body)})"
+            f"the same command again; {self.kept} (request: {_beginning(body)})"
         )
 
-    async def _attempt(self, client: httpx.AsyncClient, body: Body, read: Callable[[Any], T]) -> T | None:
-        """Send a request once; None if it may be skipped.
+    async def _attempt(
+        self,
+        client: httpx.AsyncClient,
+        body: Body,
+        read: Callable[[Any], T],
+        neutral: Mapping[str, float] | None = None,
+    ) -> T | None:
+        """Send a request once, or until the server takes its neutral fields; None if it may be skipped.
 
         Raises:
             ServerFault: another attempt may succeed.
             UserError: every further attempt would fail too.
         """
+        neutral = self._neutral.fields if neutral is None else neutral
         try:
-            post = client.post(f"{self.url}/chat/completions", json=body)
+            post = client.post(f"{self.url}/{self.path}", json={**neutral, **body})
             answer = await asyncio.wait_for(post, self.timeout)
         except asyncio.TimeoutError as error:  # not the same class as TimeoutError in Python 3.10
             raise ServerFault(f"no answer within {self.timeout:g} s") from error
@@ -251,6 +264,7 @@ class ChatClient:
             raise ServerFault(f"an answer that is no chat completion ({shown})") from error
         found = error_within(content)
         if answer.status_code == 200 and found is None:
+            self._neutral.settle(neutral, self.url)
             try:
                 return read(content)
             except UnknownForm as error:
@@ -258,6 +272,8 @@ class ChatClient:
         status, said = found or (answer.status_code, answer.text)
         if not is_permanent(status, said):
             raise ServerFault(f"status {status} ({self._shown(said)})", asked_to_wait(answer.headers, said))
+        if (fewer := self._neutral.fewer(neutral, said)) is not None:
+            return await self._attempt(client, body, read, fewer)
         if self.refused == "skip" and is_too_long(status, said):
             return None
         raise self._refusal(answer, status, said, body)
@@ -278,7 +294,7 @@ class ChatClient:
         return UserError(
             f"the server at {self.url} refuses: status {status}, {shown}, for the request "
             f"{_beginning(body)}; correct {self.named('url')}, {self.named('served_as')}={self.served_as} or "
-            f"{key} {self.key_from}{alone}, and run again: the completions so far are stored"
+            f"{key} {self.key_from}{alone}, and run again: {self.kept}"
         )
 
     def _unknown_form(self, error: UnknownForm, body: Body) -> UserError:
@@ -286,7 +302,7 @@ class ChatClient:
         return UserError(
             f"the server at {self.url} answers in a form that is no chat completion: {error}; correct "
             f"{self.named('url')} (it often ends with /v1) or what {self.named('extra')} asks for, and run "
-            f"again: the completions so far are stored (request: {_beginning(body)})"
+            f"again: {self.kept} (request: {_beginning(body)})"
         )
 
     def _say_fault(self, fault: str, pause: float) -> None:
@@ -335,6 +351,8 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _beginning(body: Body) -> str:
-    messages = body.get("messages")
+    messages, ids = body.get("messages"), body.get("prompt", body.get("input_ids"))
+    if ids is not None:
+        return f"{len(ids)} token ids"
     content = str(messages[-1]["content"]) if messages else ""
     return repr(content if len(content) <= 60 else f"{content[:60]}...")

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from distill.errors import UserError
 from distill.generation.sampling import Sampling
 
 
@@ -63,3 +64,24 @@ def request_seed(seed: int, problem: str, sample: int) -> int:
     """The seed of a completion, from the trace set's seed, the problem's text and the sample's number."""
     digest = hashlib.blake2b(f"{seed}\0{sample}\0{problem}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big")
+
+
+def check_prompt(ids: Sequence[int] | np.ndarray, context: int, problem: str, model: str) -> None:
+    """Check that a prompt is not empty and leaves room for a completion.
+
+    Args:
+        ids: the prompt's token ids.
+        context: most tokens of prompt and completion.
+        problem: what the prompt's problem is called, for the message.
+        model: who is to write, for the message.
+
+    Raises:
+        UserError: it is empty or too long; names the problem.
+    """
+    if len(ids) == 0:
+        raise UserError(f"the prompt of problem {problem} is empty: take the problem out of the data")
+    if len(ids) >= context:
+        raise UserError(
+            f"the prompt of problem {problem} has {len(ids)} tokens, which leaves no room in the context of "
+            f"{model} ({context}): take the problem out of the data, or choose another model"
+        )

@@ -15,7 +15,7 @@ from distill.data.seam import continuing, prompt_end
 from distill.data.thoughts import open_end, with_thought
 from distill.data.trace import encode_completion
 from distill.errors import UserError
-from distill.generation.chat_answers import read_choice
+from distill.generation.chat_answers import UnknownForm, read_choice
 from distill.generation.chat_client import ChatClient
 from distill.generation.engine import Request, Written
 from distill.generation.sampling import Sampling
@@ -119,6 +119,11 @@ class ServerEngine:
         ends = self.source.end_ids
         # vLLM returns token ids on request: +engine.extra.return_token_ids=true
         if ids:
+            if max(ids) >= self.source.vocab_size:
+                raise UnknownForm(
+                    f"its token id {max(ids)} is none of the {self.source.vocab_size} of the tokenizer of "
+                    f"{self.source.name}: another model is served, or rows that only pad its output matrix"
+                )
             if finished and ids[-1] not in ends:
                 ids = [*ids, ends[0]]
             return Written(np.asarray(ids, dtype=np.int32), finished, text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.io.files import write_atomically
+from distill.io.files import write_atomically, write_json
 
 CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 20
@@ -27,6 +27,13 @@ def note(*paths: Path) -> None:
     """
     manifest = paths[0].with_name(CHECKSUMS)
     _write(manifest, _read(manifest) | {path.name: _described(path) for path in paths})
+
+
+def write_noted(path: Path, content: Any) -> None:
+    """Write JSON with its checksum."""
+    forget(path)
+    write_json(path, content)
+    note(path)
 
 
 def note_folder(folder: Path) -> None:

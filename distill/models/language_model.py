@@ -112,6 +112,14 @@ class ModelSource:
         except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
+    @property
+    def stored_dtype(self) -> str | None:
+        """Dtype of the stored weights, such as `float32`; None: the configuration names none."""
+        with contextlib.suppress(OSError, ValueError):
+            dtype = getattr(self._configuration, "dtype", None)
+            return None if dtype is None else str(dtype).removeprefix("torch.")
+        return None
+
     @functools.cached_property
     def end_ids(self) -> list[int]:
         """All tokens that end a completion; first the one to end this model's traces with.

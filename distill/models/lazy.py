@@ -1,5 +1,7 @@
 """Lazily loaded model."""
 
+from typing import Any
+
 from distill.models.flops import Work
 from distill.models.language_model import LanguageModel, ModelSource
 
@@ -9,12 +11,14 @@ class LazyModel:
 
     Attributes:
         work: work for cached results, whether they were computed now or by an earlier run.
+        served: gives this model's log-probs in its place (`distill.teacher.served`); None: the model does.
     """
 
     def __init__(self, source: ModelSource, device: str) -> None:
         self.source = source
         self.device = device
         self.work = Work()
+        self.served: Any = None
         self._loaded: LanguageModel | None = None
 
     @classmethod

@@ -1,4 +1,6 @@
-"""`python -m distill.presets`: a table of the objectives in `conf/loss/`."""
+"""`python -m distill.presets`: a table of the objectives in `conf/loss/`.
+
+`python -m distill.objective.preset_table` stores it, after a file there or what it is made of has changed."""
 
 import re
 from pathlib import Path
@@ -6,10 +8,13 @@ from pathlib import Path
 import hydra.utils
 from hydra import compose, initialize_config_dir
 
+from distill.config.paths import CONFIG
 from distill.generation.sampling import StudentRollouts
+from distill.io.files import write_atomically
 from distill.losses import weights
 from distill.losses.signals import Role, name_of, unbound, why_not_from
 from distill.objective.objective import Objective
+from distill.objective.stored_presets import STORED, mark_of
 from distill.objective.terms import Term
 
 _PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -87,3 +92,13 @@ def _term(term: Term) -> str:
     if unbound(term.token_weight) is not weights.uniform:
         text += f" × {name_of(term.token_weight)}"
     return text + {"all": "", "dataset": " (dataset's)", "student": " (student's)"}[term.rows]
+
+
+def store(config_dir: Path) -> None:
+    """Write the table to the file that `python -m distill.presets` prints without importing torch."""
+    text = f"{mark_of(config_dir)}\n{table(config_dir)}\n"
+    write_atomically(STORED, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    store(CONFIG)

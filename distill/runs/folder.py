@@ -20,7 +20,7 @@ from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
 from distill.io.checksums import check, noted
 from distill.io.files import write_atomically, write_json
-from distill.io.secrets import without_secrets
+from distill.io.secrets import hide_in_word, without_secrets
 
 STATE = "state.ckpt"
 _STEP = re.compile(r"step-\d+")
@@ -95,7 +95,7 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
     """
     text = without_secrets(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_json(folder / "versions.json", versions() | {"overrides": list(map(without_secrets, overrides))})
+    write_json(folder / "versions.json", versions() | {"overrides": list(map(hide_in_word, overrides))})
 
 
 def versions() -> dict[str, Any]:
@@ -117,7 +117,7 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "git": _git_state(),
-        "command": [_program(), *map(without_secrets, sys.argv[1:])],
+        "command": [_program(), *map(hide_in_word, sys.argv[1:])],
     }
 
 

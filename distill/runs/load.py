@@ -192,7 +192,7 @@ def _read_metrics(found: _Found, run: Path, left_out: dict[str, str]) -> None:
             found.metrics, _ = wandb_runs.read_history(wandb_runs.read_files(parts[-1]).history)
         elif found.status == "finished":
             left_out[str(path)] = "there is none, nor a file of W&B's: the run's metrics are unknown"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         left_out[str(path)] = f"damaged: {first_line(error)}"
 
 

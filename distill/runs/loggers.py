@@ -14,8 +14,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from distill.errors import UserError, first_line
+from distill.io.checksums import check, forget
 from distill.io.files import cannot_write, write_atomically
 from distill.io.locks import first_rank
+
+_REMEDY = "delete it, and the metrics before the checkpoint are lost"
 
 
 class CsvMetrics(Logger):
@@ -33,7 +36,9 @@ class CsvMetrics(Logger):
         self.columns: list[str] = ["step"]
         self._pending: list[int] = []  # steps that are not in the file yet
         self._rewrite = True  # a written row or the header changed, so the whole file must be written
+        self._sealed = True  # the file may have a checksum, of a run that finished and goes on
         if self.path.is_file():
+            check([self.path], _REMEDY)
             # A run that was killed while writing may have left an incomplete last row.
             try:
                 with self.path.open(newline="", encoding="utf-8") as stream:
@@ -45,10 +50,7 @@ class CsvMetrics(Logger):
                         raise ValueError(f"line {reader.line_num} has another number of fields")
                     self.rows[int(row["step"])] = dict(row)
             except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-                raise UserError(
-                    f"{self.path} is damaged ({first_line(error)}): delete it, and the metrics before the "
-                    f"checkpoint are lost"
-                ) from error
+                raise UserError(f"{self.path} is damaged ({first_line(error)}): {_REMEDY}") from error
 
     @property
     def name(self) -> str:
@@ -84,6 +86,9 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        if self._sealed and (self._rewrite or self._pending):
+            forget(self.path)
+            self._sealed = False
         if self._rewrite:
             write_atomically(self.path, lambda temporary: self._write(temporary, "w", sorted(self.rows)))
         elif self._pending:

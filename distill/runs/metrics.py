@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas
 import pyarrow.csv
 
+from distill.io.checksums import check
+
 
 def read_metrics(path: Path) -> pandas.DataFrame:
     """Read `metrics.csv`: a row per step, which is the index; a float64 column per metric, NaN if not logged.
@@ -15,7 +17,9 @@ def read_metrics(path: Path) -> pandas.DataFrame:
 
     Raises:
         OSError, ValueError: the file cannot be read; the message says why.
+        UserError: it is not what a finished run wrote.
     """
+    check([path], "take it from a copy, or train again")
     text = path.read_bytes()
     text = text[: text.rfind(b"\n") + 1]
     if not text:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from distill.errors import UserError, first_line
 from distill.io.files import write_json
 from distill.io.locks import first_rank
+from distill.io.secrets import without_secrets
 from distill.runs.logger_packages import check_logger
 
 
@@ -51,19 +52,41 @@ class MlflowMetrics(MLFlowLogger):
             Path(runs).mkdir(parents=True, exist_ok=True)
             tracking_uri = f"sqlite:///{Path(runs).resolve() / 'mlflow.db'}"
         noted = Path(folder) / "mlflow.json"
-        kept = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
-        self._continues = kept.get("tracking_uri") == tracking_uri
+        kept = _kept(noted)
+        address = without_secrets(tracking_uri)
+        self._continues = kept.get("tracking_uri") in (tracking_uri, address)
         if not self._continues:
             kept = {}
         try:
             super().__init__(experiment, name, tracking_uri, run_id=kept.get("run_id"))
             if first_rank():
-                write_json(noted, {"tracking_uri": tracking_uri, "run_id": self.run_id})
+                write_json(noted, {"tracking_uri": address, "run_id": self.run_id})
         except Exception as error:  # of many classes: no network, a store of another version, an unknown run
-            raise UserError(f"logger.mlflow.tracking_uri={tracking_uri}: {first_line(error)}") from error
+            raise UserError(
+                f"logger.mlflow.tracking_uri={address}: {without_secrets(first_line(error))}"
+            ) from error
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log the configuration, once: MLflow refuses other values of a run's parameters later."""
         if not self._continues:
             super().log_hyperparams(params)
+
+
+def _kept(noted: Path) -> dict[str, str]:
+    """What `mlflow.json` says of the MLflow run, or nothing where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not noted.is_file():
+        return {}
+    try:
+        kept = json.loads(noted.read_bytes())
+        if not isinstance(kept, dict):
+            raise ValueError(f"a {type(kept).__name__} where an object belongs")
+    except ValueError as error:
+        raise UserError(
+            f"{noted} is damaged ({first_line(error)}): delete it, and the run is logged as a new one"
+        ) from error
+    return kept

@@ -14,6 +14,7 @@ import yaml
 from distill.config.instantiate import flat
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
+from distill.io.checksums import check
 
 _MARKS = ("summary.json", "error.txt", "versions.json", ".lock")  # every run folder has one of these
 _OF_A_SUMMARY = ("name", "seed", "benchmarks", "tokens", "rollout_tokens", "seconds")
@@ -87,13 +88,14 @@ def read_run(folder: Path) -> Run | str:
     if not (folder / "summary.json").is_file():
         return why_unfinished(folder)
     try:
+        check([folder / "summary.json"], "take it from a copy, or train again")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if not isinstance(summary, dict):
             return f"unreadable: its summary.json is a {type(summary).__name__}"
         if "seed" not in summary:
             return "no training run: its summary.json is of something else"
         config = read_config(folder)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError, UserError) as error:
         return f"unreadable: {first_line(error)}"
     if summary.get("status", "finished") != "finished":
         return str(summary["status"])

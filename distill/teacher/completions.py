@@ -10,8 +10,8 @@ import torch
 
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
-from distill.errors import UserError
 from distill.generation.decode import generate
+from distill.generation.engine import check_prompt
 from distill.generation.sampling import Sampling
 from distill.io.cache import ShardCache
 from distill.io.files import hash_arrays
@@ -21,24 +21,26 @@ from distill.models.lazy import LazyModel
 from distill.teacher.logprobs import _mix, in_shards, model_key
 
 
-def check_room(examples: Sequence[Example], prompts: Sequence[np.ndarray], teacher: ModelSource) -> None:
+def check_room(
+    examples: Sequence[Example],
+    prompts: Sequence[np.ndarray],
+    teacher: ModelSource,
+    context: int | None = None,
+) -> None:
     """Check that every prompt leaves room for a completion in the teacher's context.
+
+    Args:
+        examples: the problems.
+        prompts: of each problem, the token ids.
+        teacher: who is to write.
+        context: what its engine has of the model's context; None: all.
 
     Raises:
         UserError: a prompt is empty or too long; names the problem.
     """
-    context = teacher.context_length
+    context = teacher.context_length if context is None else context
     for example, ids in zip(examples, prompts, strict=True):
-        if len(ids) == 0:
-            raise UserError(
-                f"the prompt of problem {example.place} is empty: take the problem out of the data"
-            )
-        if len(ids) >= context:
-            raise UserError(
-                f"the prompt of problem {example.place} has {len(ids)} tokens, which leaves no room in the "
-                f"context of the teacher {teacher.name} ({context}): take the problem out of the data, or "
-                f"choose another teacher"
-            )
+        check_prompt(ids, context, example.place, f"the teacher {teacher.name}")
 
 
 def writer_key(source: ModelSource) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.distribution import TeacherDistribution
-from distill.teacher.logprobs import in_batches, model_key
+from distill.teacher.logprobs import in_batches, model_key, served_key
 
 _TOKENS_PER_SHARD = 1 << 15  # hidden states of a 7B model: 224 MiB
 _VERIFIED_TRACES, _VERIFIED_TOKENS = 8, 64
@@ -55,6 +55,7 @@ def cache_distributions(
     """
     key = {
         **model_key(model.source),
+        **served_key(model),
         "traces": hash_traces(traces),
         **wanted.settings,
     }
@@ -63,7 +64,10 @@ def cache_distributions(
     made: list[int] = []
 
     def keep(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
-        parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
+        if model.served is not None:
+            parts = model.served.likeliest([traces[number] for number in part], wanted.top_k, progress)
+        else:
+            parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
         _check_disk_space(store, parts, len(store.missing()))
         made.extend(part)
         return parts
@@ -75,7 +79,7 @@ def cache_distributions(
         raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
     model.work += reading(traces, shards, token_budget)
     found = sorted({*range(len(traces))} - {*made})
-    if found and (wanted.verify or model.loaded):
+    if found and model.served is None and (wanted.verify or model.loaded):
         _verify(model, traces, wanted, rows, found, store.folder)
     return rows
 

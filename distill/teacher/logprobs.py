@@ -31,6 +31,11 @@ def model_key(source: ModelSource) -> dict[str, Any]:
     }
 
 
+def served_key(model: LazyModel) -> dict[str, Any]:
+    """Cache key for where a model's outputs come from; empty for the model itself."""
+    return {} if model.served is None else {"served": model.served.settings}
+
+
 def cached_logprobs(
     model: LazyModel,
     traces: Sequence[Trace],
@@ -55,6 +60,7 @@ def cached_logprobs(
     """
     key = {
         **model_key(model.source),
+        **served_key(model),
         "sampling": None if sampling is None else [sampling.temperature, sampling.top_p, sampling.top_k],
         "traces": hash_traces(traces),
     }
@@ -64,14 +70,14 @@ def cached_logprobs(
             return {"values": label_logprobs(head, labels).float()}
         return {"values": sampled_logprobs(head, labels, sampling).float()}
 
+    def compute(part: range, progress: Callable[[int], object]) -> list[dict[str, torch.Tensor]]:
+        if model.served is not None:
+            return model.served.logprobs([traces[number] for number in part], progress)
+        return in_batches(model.get(), traces, part, logprobs, token_budget, progress)
+
     shards = in_shards(len(traces), _SCORED_PER_SHARD)
     store = ShardCache(cache, signal, key, len(shards))
-    parts = store.fill(
-        shards,
-        [len(trace) for trace in traces],
-        lambda part, progress: in_batches(model.get(), traces, part, logprobs, token_budget, progress),
-        label=label,
-    )
+    parts = store.fill(shards, [len(trace) for trace in traces], compute, label=label)
     scored = [part.read()["values"].numpy().copy() for part in parts]
     for trace, values in zip(traces, scored, strict=True):
         if len(values) != len(trace.completion_ids):

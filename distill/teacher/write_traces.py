@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
+from distill.data.recorded import conversation_text
 from distill.data.seam import prompt_end, whole, written_text
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
@@ -95,12 +96,12 @@ class WriteSetup:
             encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
-        check_room(examples, prompts, source)
         teacher = LazyModel(source, device)
         try:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
             raise UserError(str(error)) from error
+        check_room(examples, prompts, source, getattr(engine, "context_length", None))
         if engine.name == "server" and (with_tools := [one for one in examples if one.tools]):
             raise UserError(
                 f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
@@ -238,6 +239,7 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
                 "id": f"{example.id}#{sample}",
                 "problem": example.problem,
                 "messages": [dict(turn) for turn in request.messages],
+                "conversation": conversation_text(example),
                 "completion": text,
                 "gold": example.gold,
                 "finished": completion.finished,

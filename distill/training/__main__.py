@@ -43,13 +43,13 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Validate numbers, files and folders of the configuration before torch is imported."""
     from distill.runs.folder import check_free
     from distill.runs.logger_packages import check_loggers
-    from distill.training.inputs import check_inputs, check_settings
+    from distill.training.inputs import check_inputs, check_settings, learns_data
 
     check_settings(resolved(cfg))
     if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
         if cfg.ckpt_path is None and not is_sweep(cfg, words):
             check_free(Path(cfg.dir))
-        check_inputs(cfg, words, needed=("student",))
+        check_inputs(cfg, words, needed=("student",), learned=learns_data(cfg))
         check_loggers(cfg.get("logger"))
 
 

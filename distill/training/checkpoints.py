@@ -131,6 +131,9 @@ class StudentCheckpoints(lightning.Callback):
         """Turn errors of writing a checkpoint into a `UserError`, and remove what was written of it."""
         try:
             yield
+        except (UserError, torch.OutOfMemoryError):  # these say what happened better than "cannot be written"
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own
             shutil.rmtree(temporary, ignore_errors=True)
             kept = checkpoints(self.folder)

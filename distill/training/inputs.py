@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import plain
+from distill.config.instantiate import build, plain
 from distill.data.record_files import find_files
 from distill.errors import UserError
 from distill.models.hub import check_hub
@@ -21,6 +21,7 @@ from distill.training.trainer_keys import check_trainer_keys
 from distill.training.validation_settings import read_validation
 
 _DTYPE = re.compile(r"auto|b?float16|float32|float64|float8_\w+|float|half|double")  # torch's names
+_FOUND = set[str]()  # sources whose first record was read: the jobs of a sweep have the same
 _ROLES = ("student", "teacher", "reference", "pilot")
 
 
@@ -46,7 +47,12 @@ def check_settings(values: Mapping[str, Any]) -> None:
 
 
 def check_inputs(
-    cfg: DictConfig, words: Iterable[str], *, needed: Sequence[str] = (), data: bool = True
+    cfg: DictConfig,
+    words: Iterable[str],
+    *,
+    needed: Sequence[str] = (),
+    data: bool = True,
+    learned: bool = False,
 ) -> None:
     """Check that the folders and files of models, data and benchmarks exist, and the GPU.
 
@@ -55,6 +61,7 @@ def check_inputs(
         words: the command line. A model named there is checked even if the loss does not need it.
         needed: roles that are always checked.
         data: whether to check the data too.
+        learned: whether the data's own completions are needed.
 
     Raises:
         UserError: something is missing; names the configuration key.
@@ -64,7 +71,7 @@ def check_inputs(
     for role in roles:
         check_model(cfg.model.get(role), f"model.{role}")
     if data:
-        check_data(cfg)
+        check_data(cfg, learned=learned)
     check_benchmarks(cfg)
     check_gpu(cfg.trainer)
     for role in roles:  # last, as it may ask over the network
@@ -89,17 +96,36 @@ def check_model_on_hub(spec: Any, key: str, revision: str | None = None) -> None
         first_found(plain(spec), key, check)
 
 
-def check_data(cfg: DictConfig) -> None:
+def check_data(cfg: DictConfig, *, learned: bool = False) -> None:
     """Check that the files of `data.path` and `data.validation` exist, if one of this package's readers reads
-    them."""
-    if not _ours(OmegaConf.select(cfg, "data.recipe.source")):
+    them, and the first record of `data.path`.
+
+    Args:
+        cfg: configuration with the group `data`.
+        learned: whether the data's own completions are needed.
+    """
+    source = OmegaConf.select(cfg, "data.recipe.source")
+    if not _ours(source):
         return
-    split = str(OmegaConf.select(cfg, "data.recipe.source.split") or "train")
+    split = str(source.get("split") or "train")
     if path := OmegaConf.select(cfg, "data.path"):
         find_files(str(path), split)
+        key = f"{learned} {plain(source)}"
+        if source._target_ == "distill.data.readers.read_examples" and key not in _FOUND:
+            from distill.data.readers import check_source  # imports numpy
+
+            check_source(build(source, "data.recipe.source"), learned=learned)
+            _FOUND.add(key)
     held_out = OmegaConf.select(cfg, "data.validation")
-    if isinstance(held_out, str) and "path" in cfg.data.recipe.source:
+    if isinstance(held_out, str) and "path" in source:
         find_files(held_out, split)
+
+
+def learns_data(cfg: DictConfig) -> bool:
+    """Whether a run trains on the data's own completions: no teacher writes them, nor only the student."""
+    rollouts: Any = plain(OmegaConf.select(cfg, "loss.rollouts"))
+    only_student = isinstance(rollouts, dict) and rollouts.get("fraction") == 1
+    return not only_student and rollouts != "teacher" and cfg.data.recipe.get("completions") != "teacher"
 
 
 def check_benchmarks(cfg: DictConfig) -> None:

@@ -10,6 +10,7 @@ from distill.losses.weights import uniform
 from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.objective import Objective
+from distill.teacher.served import TeacherSource
 from distill.training.recipe import TraceRecipe
 
 
@@ -169,3 +170,43 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
             "loss.token_weight.behavior=sampler needs to know how the traces were sampled, which only "
             "data.completions=teacher tells, offline: take behavior=model"
         )
+
+
+def check_served(
+    teacher: TeacherSource,
+    objective: Objective,
+    recipe: TraceRecipe,
+    student: ModelSource,
+    frozen: Mapping[Role, ModelSource],
+) -> None:
+    """Reject a served teacher of which the objective or the traces want more than it can give."""
+    if teacher.source == "local":
+        return
+    served = frozen.get("teacher")
+    cached = "teacher" in objective.cached_signals.values() or objective.caches_distribution
+    why = None
+    if served is student:
+        why = "loss.teacher=initial is the student itself, which no server has"
+    elif "teacher" in objective.live_roles:
+        why = (
+            "this loss runs the teacher as it trains, and a server gives only log-probs of the data's "
+            "traces: take loss.rollouts=dataset and, for a loss over the vocabulary, "
+            "loss.distribution.source=top_k"
+        )
+    elif served is None or not cached:
+        why = "this loss takes nothing of a teacher that could be cached"
+    elif objective.caches_distribution and objective.distribution.source != "top_k":
+        why = (
+            f"loss.distribution.source={objective.distribution.source} is not what a server gives: take top_k"
+        )
+    elif recipe.completions == "teacher":
+        why = (
+            "it writes no traces in a training run (data.completions=teacher): write them before, with "
+            "python -m distill.generate engine=server"
+        )
+    elif "sampler_logprobs" in objective.cached_signals:
+        why = "a server gives log-probs at temperature 1: take loss.token_weight.behavior=model"
+    elif served.rows is not None:
+        why = f"{served.name} has more tokens than the student, whose probability a server does not leave out"
+    if why:
+        raise UserError(f"teacher.source=server: {why}, or leave teacher.source at local")

@@ -141,6 +141,11 @@ class DistillModule(lightning.LightningModule):
         if self.teacher_matrix is not None:
             self.teacher_matrix = self.teacher_matrix.to(self.device)
 
+    def close(self) -> None:
+        """End the engine that writes rollouts, which holds memory and maybe processes."""
+        if self._writer is not None:
+            self._writer.close()
+
     def on_train_start(self) -> None:
         # Models are loaded in eval mode, and Lightning does not change the mode.
         self.student.train()

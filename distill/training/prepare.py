@@ -27,6 +27,7 @@ from distill.runs.folder import claim, describe
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
+from distill.teacher.served import ServedTeacher
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
@@ -97,10 +98,13 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         claim(setup.folder)
         # Now, so that a run that is killed while its traces are made is known by its configuration.
         describe(setup.folder, setup.config, setup.launch.overrides)
+    served = _serve(setup)
     student = _load_student(setup)
     frozen: dict[Role, LazyModel] = {
         role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()
     }
+    if served is not None:
+        frozen["teacher"].served = served
     if first_rank():
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
@@ -112,6 +116,9 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
             )
 
         traces = make(recipe)
+        if served is not None and setup.teacher.verify:
+            error = served.verify(frozen["teacher"], [teacher_trace(trace) for trace in traces])
+            say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
         traces, held = _hold_out(setup, traces, make, say)
         everything = [*traces, *held]
         matrix = find_matrix(objective, frozen, everything)
@@ -152,6 +159,19 @@ def _held_out(setup: Setup, held: Sequence[Trace]) -> HeldOut | None:
         return None
     asked = questions(setup.validation, held, setup.recipe, setup.student, setup.seed)
     return HeldOut([] if writes_all(setup.objective) else held, asked)
+
+
+def _serve(setup: Setup) -> ServedTeacher | None:
+    """The server of the teacher; None if it is not served. A resumed run finds its signals in the cache.
+
+    Raises:
+        UserError: it does not give what the objective needs.
+    """
+    served = setup.teacher.serve(setup.frozen["teacher"]) if setup.teacher.source == "server" else None
+    if served is not None and setup.resumed is None and first_rank():
+        objective = setup.objective
+        served.check(objective.distribution.top_k if objective.caches_distribution else 0)
+    return served
 
 
 def _load_student(setup: Setup) -> LanguageModel:

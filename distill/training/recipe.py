@@ -12,7 +12,7 @@ from distill.benchmarks.grading.graded import graded
 from distill.data.prompt import Prompt
 from distill.data.seam import encode_turn, rejoin, written_text
 from distill.data.tokenizers import template_variables
-from distill.data.trace import Example, Grader, Trace, check_spelling
+from distill.data.trace import Example, Grader, Trace, check_spelling, completion_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
@@ -170,31 +170,24 @@ class TraceRecipe:
         A trace set's recorded token ids are used as they are if its tokenizer is the student's.
 
         Raises:
-            UserError: an example has no completion; names it.
+            UserError: an example has no completion, or a prompt without a token; names it.
         """
-        return [self._from_dataset(example, student, student.vocabulary) for example in examples]
+        traces = [self._from_dataset(example, student, student.vocabulary) for example in examples]
+        for trace in traces:
+            _check_prompt(trace)
+        return traces
 
     def _from_dataset(self, example: Example, student: ModelSource, vocabulary: str) -> Trace:
-        if example.completion is None:
-            raise UserError(
-                f"problem {example.place} comes without a completion: name its field "
-                f"(data.fields.completion=<field>), or let the teacher write (data.completions=teacher)"
-            )
-        if not example.completion.strip():
-            raise UserError(
-                f"the completion of problem {example.place} is empty: there is nothing to learn from it; "
-                f"data.missing=drop leaves such records out"
-            )
-        recorded = example.recorded
+        completion, recorded = completion_of(example), example.recorded
         if recorded is None:
-            return self._from_text(example, example.completion, student)
+            return self._from_text(example, completion, student)
         if recorded.tokenizer != vocabulary or len(recorded.completion_ids) == 0:
             if recorded.learn_from:
                 raise UserError(
                     f"trace {example.place} is learned from its token {recorded.learn_from} on, of another "
                     f"tokenizer than {student.name}'s: write it with a model of the student's family"
                 )
-            return replace(self._from_text(example, example.completion, student), weight=recorded.weight)
+            return replace(self._from_text(example, completion, student), weight=recorded.weight)
         prompt_ids = self.student_prompt.encode(student.tokenizer, example)
         if recorded.finished and recorded.completion_ids[-1] not in student.end_ids:
             ids = np.append(recorded.completion_ids[:-1], student.end_ids[0]).astype(np.int32)
@@ -282,10 +275,7 @@ class TraceRecipe:
         limit = min(self.max_length or context, context)
         fitting = []
         for trace in traces:
-            if len(trace.prompt_ids) == 0:
-                raise UserError(
-                    f"the prompt of problem {trace.example.place} is empty: nothing predicts its first token"
-                )
+            _check_prompt(trace)
             if len(trace) <= limit:
                 fitting.append(trace)
             elif self.overlong == "error":
@@ -323,6 +313,14 @@ class TraceRecipe:
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
+
+
+def _check_prompt(trace: Trace) -> None:
+    if len(trace.prompt_ids) == 0:
+        raise UserError(
+            f"the prompt of problem {trace.example.place} is empty: nothing predicts the completion's first "
+            f"token: leave the record out, or put words around the problem (data.student_prompt.user)"
+        )
 
 
 def _say_thoughts(traces: Sequence[Trace], student: LanguageModel, say: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -16,9 +17,10 @@ from distill.errors import Interrupted, UserError
 from distill.evaluation.logging import log_samples
 from distill.evaluation.result import Score
 from distill.evaluation.stored import write_samples
-from distill.io.files import write_json
+from distill.io.checksums import note, write_noted
 from distill.io.locks import first_rank
 from distill.io.progress import watched
+from distill.io.secrets import hide_secrets
 from distill.models.lora import parameter_counts
 from distill.runs.folder import (
     STATE,
@@ -121,7 +123,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     best = (lambda: validate.kept_step) if validate else (lambda: None)
     trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
-    with clock("training"), signals_kept():
+    with clock("training"), signals_kept(), closing(module):
         trainer.fit(
             module,
             datamodule=data,
@@ -263,7 +265,7 @@ def _summary(
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
     """Log the configuration; when resuming, delete metrics logged after the checkpoint."""
     for logger in loggers:
-        logger.log_hyperparams({**setup.config, "versions": versions()})
+        logger.log_hyperparams(hide_secrets({**setup.config, "versions": versions()}))
     for logger in loggers:
         if setup.resumed and isinstance(logger, CsvMetrics):
             logger.forget_after(step_of(setup.resumed))
@@ -272,9 +274,11 @@ def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
 def _finish(
     folder: Path, summary: dict[str, Any], loggers: list[Logger], scores: Mapping[str, Sequence[Score]]
 ) -> None:
-    write_json(folder / "summary.json", summary)
+    write_noted(folder / "summary.json", summary)
     for logger in loggers:
         logger.save()
+        if isinstance(logger, CsvMetrics) and logger.path.is_file():
+            note(logger.path)
         if isinstance(logger, WandbLogger):
             log_samples(logger, scores)
             logger.experiment.summary.update(summary)

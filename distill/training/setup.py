@@ -1,7 +1,7 @@
 """Setup of a training run: build and validate everything from the configuration, before loading models."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,19 @@ from distill.objective.objective import Objective
 from distill.runs.folder import check_free
 from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
+from distill.teacher.served import TeacherSource
 from distill.training import checks
 from distill.training.held_out import file_recipe
+from distill.training.inputs import learns_data
 from distill.training.length import RunLength
-from distill.training.models import check_sense, check_vocabularies, find_models, share_rows, writes_all
+from distill.training.models import (
+    check_sense,
+    check_served,
+    check_vocabularies,
+    find_models,
+    share_rows,
+    writes_all,
+)
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
@@ -146,6 +155,7 @@ class Setup:
         loggers: functions that make the loggers.
         histogram_every: optimizer steps that one histogram of the token weights covers.
         validation: what is held out of training, and what it decides; None: nothing is.
+        teacher: where the teacher's cached signals come from.
     """
 
     name: str
@@ -171,6 +181,7 @@ class Setup:
     loggers: Sequence[Callable[[], Logger]]
     histogram_every: int
     validation: ValidationSettings | None = None
+    teacher: TeacherSource = field(default_factory=TeacherSource)
 
     @classmethod
     def from_overrides(cls, overrides: Iterable[str], *, here: bool = True) -> "Setup":
@@ -218,7 +229,7 @@ class Setup:
         if here:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
-            check_source(recipe.source)
+            check_source(recipe.source, learned=learns_data(cfg))
         student, frozen = find_models(values["model"], objective, recipe, launch.loss)
         if here:
             student, frozen = share_rows(student, frozen, objective, launch.loss)
@@ -243,7 +254,9 @@ class Setup:
             loggers=_loggers(cfg),
             histogram_every=values["histogram_every"],
             validation=_validation(values, objective, recipe, here=here),
+            teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
         )
+        check_served(setup.teacher, objective, recipe, student, frozen)
         if here:
             setup._check_models()
         return setup

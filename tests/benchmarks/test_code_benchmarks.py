@@ -48,12 +48,13 @@ def fenced(code: str, language: str = "python", mark: str = "```") -> str:
 
 
 INNER = "def one(xs):\n        return math.prod(halve(x) for x in xs)\n    return abs(one(sides))\n"
+STRIPPED = "\n".join(line[4:] for line in BODY.split("\n"))
 
 RIGHT_FORMS = {
     "body": (BODY, "continuation"),
     "body without its first blanks": (BODY.lstrip(), "continuation"),
     "body that lost one blank": (BODY[1:], "continuation"),
-    "body without any indentation": ("\n".join(line[4:] for line in BODY.split("\n")), "continuation"),
+    "body without any indentation": (STRIPPED, "continuation"),
     "body behind an empty line": ("\n" + BODY, "continuation"),
     "body, then another function": (BODY + "\n\ndef other():\n    return 1 / 0\n\nother()\n", "continuation"),
     "body, then the function again": (BODY + "\n\n" + PROMPT + "    return 0\n", "continuation"),
@@ -65,6 +66,9 @@ RIGHT_FORMS = {
     "body, then prose": (BODY + "\nThis function multiplies halves.", "continuation"),
     "body with an inner function": ("    " + INNER, "continuation"),
     "body with an inner function, stripped": (INNER, "continuation"),
+    "stripped body with its own import": ("from functools import reduce\n" + STRIPPED, "continuation"),
+    "stripped body that prints": ("print(len(sides))\n" + STRIPPED + "\nassert True", "continuation"),
+    "stripped body, then a fence": (STRIPPED + "```\nThat is all.", "continuation"),
     "python fence": (fenced(WHOLE), "fence"),
     "bare fence": (fenced(WHOLE, ""), "fence"),
     "py fence": (fenced(WHOLE, "py"), "fence"),
@@ -324,6 +328,12 @@ def functions(data_dir: Path) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
+def every(request: pytest.FixtureRequest) -> int:
+    """Of the published programs every third is run, and all with --all-cases."""
+    return 1 if request.config.getoption("--all-cases") else 3
+
+
+@pytest.fixture(scope="module")
 def tasks(data_dir: Path) -> list[Example]:
     return mbpp.load(path=str(data_dir / "mbpp" / "mbpp.jsonl"))
 
@@ -376,22 +386,24 @@ def test_every_canonical_solution_of_humaneval_passes(functions: list[Example]) 
     ]
     bodies = [(e, str(e.gold)) for e in functions]
     stripped = [(e, str(e.gold).strip() + "\n\n\ndef main():\n    pass\n\nmain(1)") for e in functions]
-    # Every program in two of the four ways of writing it.
+    # Every program in one of the four ways of writing it.
     for number, pairs in enumerate((bodies, stripped, whole, alone)):
-        assert share(humaneval.grade, pairs[number % 2 :: 2]) == (82, [])
+        assert share(humaneval.grade, pairs[number::4]) == (41, [])
 
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_every_program_of_mbpp_passes(tasks: list[Example]) -> None:
-    assert share(mbpp.grade, [(task, str(task.gold)) for task in tasks]) == (500, [])
-    marked = [(task, f"{task.gold}\n[DONE]\n\nYou are an expert\n[BEGIN]\nx") for task in tasks]
-    assert share(mbpp.grade, marked[::5]) == (100, [])
+def test_every_program_of_mbpp_passes(tasks: list[Example], every: int) -> None:
+    some = tasks[::every]
+    marked = [(task, f"{task.gold}\n[DONE]\n\nYou are an expert\n[BEGIN]\nx") for task in tasks[1::every]]
+    for pairs in ([(task, str(task.gold)) for task in some], marked[::4]):
+        assert share(mbpp.grade, pairs) == (len(pairs), [])
 
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_programs_of_other_problems_fail(functions: list[Example], tasks: list[Example]) -> None:
+def test_programs_of_other_problems_fail(functions: list[Example], tasks: list[Example], every: int) -> None:
+    functions, tasks = functions[::every], tasks[::every]
     assert share(humaneval.grade, [(e, "    return None\n") for e in functions], 5)[0] == 0
     others = zip(functions, [*functions[1:], functions[0]], strict=True)
     assert share(humaneval.grade, [(e, fenced(renamed(e, other))) for e, other in others], 5)[0] == 0

@@ -77,11 +77,19 @@ def test_several_values_or_another_case_are_answered_with_the_remedy(
 @pytest.mark.parametrize(
     ("command", "word", "sentence"),
     [
-        ("generate", "check=-1", "check=-1 must be a section of keys, such as check.answer="),
-        ("train", "validation=null", "validation=null must be a section of keys, such as validation."),
-        ("evaluate", "drift=true", "drift=true must be a section of keys, such as drift."),
-        ("score", "++sampling=x", "sampling='x' must be a section of keys, such as sampling."),
-        ("train", "checkpoint=3", "checkpoint=3 must be a section of keys, such as checkpoint.every="),
+        ("generate", "check=-1", "check=-1 must be a section of keys: set one of them, check.answer="),
+        (
+            "train",
+            "validation=null",
+            "validation=null must be a section of keys: set one of them",
+        ),
+        ("evaluate", "drift=true", "drift=true must be a section of keys: set one of them, drift."),
+        ("score", "++sampling=x", "sampling='x' must be a section of keys: set one of them, sampling."),
+        (
+            "train",
+            "checkpoint=3",
+            "checkpoint=3 must be a section of keys: set one of them",
+        ),
     ],
 )
 def test_a_section_of_keys_is_not_set_to_a_value(command: str, word: str, sentence: str) -> None:

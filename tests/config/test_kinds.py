@@ -23,7 +23,7 @@ def build_all(override: str) -> None:
     ("override", "said"),
     [
         ("data.sampling_seed=x", "data.sampling_seed='x' must be a whole number"),
-        ("data.recipe.sampling=1", "data.recipe.sampling=1 must be a section of keys, such as"),
+        ("data.recipe.sampling=1", "data.recipe.sampling=1 must be a section of keys or null"),
         ("data.recipe.grade._partial_=[]", r"data.recipe.grade._partial_=\[\] must be true or false"),
         ("benchmark.arithmetic.name=-inf", "benchmark.arithmetic.name=-inf must be text"),
         ("loss.chunk_size=many", "loss.chunk_size='many' must be a whole number or null"),

@@ -1,5 +1,6 @@
 """Tests of the checks before torch: types by the hints in the source, ranges, choices, and their words."""
 
+import collections.abc
 import copy
 import importlib
 import math
@@ -61,6 +62,15 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("data.completions", "x", "data.completions='x' is not one of dataset, teacher"),
         ("data.max_length", "long", "data.max_length='long' must be a whole number"),
         ("data.sampling.top_p", 3, "top_p=3 in (0, 1]"),
+        ("data.recipe.sampling", 1, "data.recipe.sampling=1 must be a section of keys or null"),
+        ("data.sampling", "hot", "data.sampling='hot' must be a section of keys or null"),
+        ("data.recipe.source", 1, "data.recipe.source=1 must be a section of keys"),
+        ("data.recipe.student_prompt", 1, "data.recipe.student_prompt=1 must be a section of keys"),
+        ("data.operations", 3, "data.operations=3 must be a list"),
+        ("loss.token_loss", 1, "loss.token_loss=1 must be a section of keys"),
+        ("loss.token_weight", True, "loss.token_weight=True must be a section of keys"),
+        ("loss.distribution", 1, "loss.distribution=1 must be a section of keys"),
+        ("loss.normalize", {"a": 1}, "loss.normalize={'a': 1} is not one of tokens, weights"),
         ("data.epochs", "x", "data.epochs='x' must be a positive number"),
         ("benchmark.temperature", -1, "benchmark.temperature=-1 must be a number, at least 0 or null"),
         (
@@ -147,7 +157,7 @@ TARGETS = [
 
 
 def spelled(annotation: Any) -> Hint | None:
-    """A hint from the evaluated annotation; None if it is more than scalars and choices."""
+    """A hint from the evaluated annotation; None if it is none that `Hint` can tell."""
     if annotation in (int, float, bool, str):
         return Hint(types=frozenset({annotation}))
     if annotation is type(None):
@@ -162,6 +172,13 @@ def spelled(annotation: Any) -> Hint | None:
                 return None
             whole |= part
         return whole
+    kind = typing.get_origin(annotation) or annotation
+    if kind in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
+        return Hint(types=frozenset({list}))
+    if kind in (dict, collections.abc.Mapping, collections.abc.Callable) or (
+        isinstance(kind, type) and kind.__module__.startswith("distill.")
+    ):
+        return Hint(types=frozenset({dict}))
     return None
 
 

@@ -253,7 +253,7 @@ def test_completions_of_the_data_become_traces_in_the_datas_order(
             Example("p9", "1+1=", "2", "1" * 124),
             r"p9 has 129 tokens, more than 128 \(the context.*overlong=drop",
         ),
-        (Example("p9", "", "2", "#2"), r"p9"),
+        (Example("p9", "", "2", "#2"), r"the prompt of problem p9 is empty: .*data\.student_prompt\.user"),
     ],
 )
 def test_a_problem_that_cannot_be_learned_is_named(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distill.benchmarks.fields import identity
 from distill.data.conversations import check_rendered
 from distill.data.prompt import Prompt
 from distill.data.readers import read_examples
@@ -73,6 +74,10 @@ CONVERSATIONS: list[dict[str, Any]] = [
     {"prompt": [USER], "completion": [REPLY]},  # TRL's
     {"prompt": [USER], "completion": ANSWER},
     {"prompt": ASKED, "completion": [USER, REPLY]},
+    *(
+        {"prompt": ASKED, "completion": [{"from": role, "value": ASKED}, REPLY]}
+        for role in ("User", "HUMAN", "prompter", " human ")
+    ),
     {"messages": [USER, REPLY], "problem": "?", "answer": "5"},
 ]
 
@@ -233,6 +238,16 @@ def test_fields_that_are_named_or_null_are_not_guessed(tmp_path: Path) -> None:
     assert read(tmp_path, {"problem": "p", "answer": "5"})[0].completion is None  # the right answer
 
 
+@pytest.mark.parametrize(("value", "text"), [(24.0, "24"), (24, "24"), (0.5, "0.5"), ("24.0", "24.0")])
+def test_a_float_columns_whole_number_is_kept_as_one(tmp_path: Path, value: Any, text: str) -> None:
+    fields = {"problem": "problem", "completion": "completion", "gold": "gold", "id": "id"}
+    (example,) = read(
+        tmp_path, {"problem": "p", "completion": "c", "gold": value, "id": value}, fields=fields
+    )
+    assert (example.gold, example.id) == (text, text)
+    assert identity({"id": value}, ("id",), 0) == text
+
+
 UNREADABLE: dict[str, tuple[Any, str]] = {
     "no problem": ({"text": "a"}, r"no problem is recognised among the record's fields \(text\)"),
     "an image": (
@@ -378,12 +393,13 @@ RECORDED = {
     "learn_from": 1,
 }
 NONSENSE: list[dict[str, Any]] = [
-    *({"weight": value} for value in (-100, -1, float("nan"), float("inf"), "1", True)),
-    *({"learn_from": value} for value in (-3, 2, 9, 1.5, "1", True)),
+    *({"weight": value} for value in (-100, -1, float("nan"), float("inf"), "1", True, 10**400, 1e39)),
+    *({"learn_from": value} for value in (-3, 2, 9, 1.5, "1", True, 10**400)),
     *({"teacher_logprobs": value} for value in ([-1, 5], [-1], [], [-1, None], [-1, float("nan")], "ab", 3)),
+    {"teacher_logprobs": [-(10**400), 0]},
     *({"completion_ids": value} for value in ([3, -1], [1.5, 2], ["a", "b"], [2**31, 1], [[1], [2, 3]])),
     *({"completion_ids": value} for value in ("ab", [])),
-    *({"prompt_ids": value} for value in ([-1], [None], [True], {"a": 1}, 2**70, [2**70])),
+    *({"prompt_ids": value} for value in ([-1], [None], [True], {"a": 1}, 2**70, [2**70], [10**400])),
     *({"finished": value} for value in (1, "yes")),
     *({"correct": value} for value in (1, "no")),
     *({"tokenizer": value} for value in (1, ["t"])),

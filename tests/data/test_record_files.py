@@ -41,6 +41,12 @@ def zstandard(data: bytes) -> bytes:
 CONTENTS: dict[str, bytes] = {
     "a.jsonl": LINES,
     "a.NDJSON": LINES,
+    "a.jsonlines": LINES,
+    "a.ndjson.gz": gzip.compress(LINES),
+    "utf16.jsonl": LINES.decode().encode("utf-16"),
+    "utf16.json": b"\xfe\xff" + json.dumps(ROWS, indent=1).encode("utf-16-be"),
+    "utf16.jsonl.gz": gzip.compress(LINES.decode().encode("utf-16")),
+    "utf16.csv": separated("\t").decode().encode("utf-16"),  # a spreadsheet's "Unicode text"
     "a.json": json.dumps(ROWS).encode(),
     "pretty.json": json.dumps(ROWS, indent=1).encode(),
     "mark.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
@@ -202,6 +208,20 @@ BAD_FILES = {
     "text.json": (b'"only text"', r"text\.json holds str, not an array"),
     "broken.json": (b'[{"a": 1},\n {"a": ]', r"broken\.json: not JSON \(.* at line 2, column"),
     "numbers.json": (b"[1, 2]", r"numbers\.json, record 1: the record is int"),
+    "pretty.jsonl": (
+        b'{\n "a": 1\n}\n{\n "a": 2\n}\n',
+        r"pretty\.jsonl, line 1: the record does not end on its line",
+    ),
+    "array.jsonl": (
+        b'[{"a": 1},\n{"a": 2}]',
+        r"array\.jsonl, line 1: .* one record a line: write it so \(jq",
+    ),
+    "unmarked.jsonl": (
+        '{"a": 1}\n'.encode("utf-16-le"),
+        r"unmarked\.jsonl is no UTF-8 text .* as UTF-16 has",
+    ),
+    "unmarked.csv": ("a,b\n1,2\n".encode("utf-16-be"), r"unmarked\.csv is no UTF-8 text"),
+    "cut.jsonl": ('{"a": 1}\n{"a": 2}\n'.encode("utf-16")[:-1], r"cut\.jsonl, behind line 1: not UTF-16"),
 }
 
 

@@ -26,6 +26,11 @@ MARKS = [
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+    ),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|message|>"),
     ("<|channel>thought\n", "<channel|>"),
     ("to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>"),
     ("analysis", "assistantfinal"),

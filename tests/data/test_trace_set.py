@@ -1,5 +1,6 @@
 """Tests of reading trace sets: values that no writer writes are refused, with their row and column."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distill.data.prompt import Prompt
 from distill.data.readers import read_examples
-from distill.data.trace_set import read_records
+from distill.data.recorded import conversation_text
+from distill.data.trace import Example
+from distill.data.trace_set import by_problem, example_of, read_records, write_records
 from distill.errors import UserError
+from distill.records import json_lines
 
 OLD = Path(__file__).resolve().parents[1] / "data_of_earlier_versions" / "traces" / "traces.parquet"
+CALL = {"id": "1", "type": "function", "function": {"name": "sum", "arguments": {"a": 1, "b": 1}}}
+TOOLS = [{"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}]
 WRONG: list[tuple[str, Any]] = [
     *(("problem", None), ("completion", None), ("id", None), ("problem_id", None), ("sample", None)),
     *(
@@ -47,6 +54,59 @@ def test_a_null_weight_or_start_is_the_usual_one(tmp_path: Path) -> None:
     path = changed(tmp_path / "set.parquet", weight=None, learn_from=None)
     assert [(record["weight"], record["learn_from"]) for record in read_records(path)][1] == (1.0, 0)
     assert len(read_examples(path=str(path))) == len(read_records(path))
+
+
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Add 1 and 1."},
+    {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "I compute."},
+    {"role": "tool", "content": "2", "tool_call_id": "1", "name": "sum"},
+    {"role": "user", "content": "And again?"},
+]
+KEPT = Example("a", "And again?", "2", "2", tuple(TALK), system="Be brief.", tools=tuple(TOOLS))
+
+
+def record_of(example: Example) -> dict[str, Any]:
+    made = read_records(OLD)[0] | {"id": example.id, "problem": example.problem, "gold": example.gold}
+    made |= {"completion": example.completion, "messages": [*map(dict, example.messages or ())]}
+    return made | {"conversation": conversation_text(example)}
+
+
+def test_a_conversation_is_kept_whole(tmp_path: Path) -> None:
+    path = tmp_path / "traces.parquet"
+    write_records(path, [record_of(KEPT)])
+    (record,), (read,) = read_records(path), read_examples(path=str(path))
+    for found in (example_of(record), read):
+        assert (found.problem, found.messages, found.system) == (KEPT.problem, KEPT.messages, KEPT.system)
+        assert found.tools == KEPT.tools
+        assert Prompt().messages(found) == KEPT.messages  # what the teacher was asked
+        assert conversation_text(found) == record["conversation"]
+    (lines := tmp_path / "set.jsonl").write_text("\n".join(json_lines([record])))
+    assert read_examples(path=str(lines))[0].messages == KEPT.messages
+
+
+def test_a_set_without_conversations_is_read_and_written_as_before(tmp_path: Path) -> None:
+    records = read_records(OLD)
+    assert all(record["conversation"] is None for record in records)
+    assert all(example_of(record).messages is None for record in records)
+    assert conversation_text(Example("a", "1+1=")) is None
+    write_records(tmp_path / "traces.parquet", [{n: v for n, v in records[0].items() if n != "conversation"}])
+    assert read_records(tmp_path) == records[:1]
+
+
+def test_conversations_that_end_alike_are_different_problems() -> None:
+    first = record_of(KEPT)
+    other = record_of(replace(KEPT, messages=(TALK[1] | {"content": "Add 2 and 2."}, *TALK[2:])))
+    assert len(by_problem([first, other, dict(first)])) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", ["hello", "[]", '{"messages": []}', '{"turns": []}', '{"system": 1}', '{"messages": [1]}']
+)
+def test_a_conversation_that_cannot_be_right_is_named(tmp_path: Path, wrong: str) -> None:
+    write_records(tmp_path / "traces.parquet", [record_of(KEPT) | {"conversation": wrong}])
+    with pytest.raises(UserError, match=r"traces\.parquet, row 1: .*(conversation|message)"):
+        read_records(tmp_path)
 
 
 def test_a_trace_set_is_read_without_a_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ def test_an_id_and_a_gold_answer_become_text(tmp_path: Path) -> None:
         tmp_path / "data.jsonl", [{"p": "x", "n": 17, "g": 27.0}, {"p": "y", "n": 0, "g": None}]
     )
     found = read_examples(path=str(path), fields={"problem": "p", "id": "n", "gold": "g", "completion": None})
-    assert [(e.id, e.gold, e.completion) for e in found] == [("17", "27.0", None), ("0", None, None)]
+    assert [(e.id, e.gold, e.completion) for e in found] == [("17", "27", None), ("0", None, None)]
 
 
 CONVERSATION = [
@@ -194,7 +194,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "bad JSON": ("a.jsonl", _bytes(GOOD + b'{"question": \n'), r"a\.jsonl, line 2: not JSON .*column"),
     "half a line": ("a.jsonl", _bytes(GOOD + GOOD + b'{"question": "1'), r"a\.jsonl, line 3: not JSON"),
     "bad UTF-8": ("a.jsonl", _bytes(GOOD + b'{"question": "\xff"}'), r"line 2: not UTF-8 at byte 14"),
-    "UTF-16": ("a.jsonl", _bytes(GOOD.decode().encode("utf-16")), r"a\.jsonl, line 1: not UTF-8"),
+    "UTF-16": ("a.jsonl", _bytes(GOOD.decode().encode("utf-16-le")), r"a\.jsonl is no UTF-8 text"),
     "wrong type": (
         "a.jsonl",
         _bytes(GOOD + b'{"question": ["a"]}'),

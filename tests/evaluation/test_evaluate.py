@@ -77,7 +77,7 @@ def test_an_evaluation_leaves_its_figures_samples_table_and_page(
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {
         "results.json", "samples.jsonl", "results.md", "results.html", "completions", "config.yaml",
-        "versions.json", "key.json",
+        "versions.json", "key.json", "checksums.json",
     }  # fmt: skip
     own = found["benchmarks"]["arithmetic"]
     assert (own["problems"], own["samples"], own["per_problem"]) == (12, 36, 3)
@@ -138,7 +138,7 @@ def test_other_settings_or_another_model_do_not_go_into_the_same_folder(
     with pytest.raises(UserError, match=r"out=.*a holds an evaluation made with another model"):
         run([f"model={tiny_pair[1]}", *ASK], tmp_path / "a")
     (tmp_path / "a" / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"results.json is damaged .*the completions are kept"):
+    with pytest.raises(UserError, match=r"results.json is damaged.*the completions are kept"):
         run([f"model={tiny_pair[0]}", *ASK], tmp_path / "a")
     (tmp_path / "a" / "results.json").unlink()
     found = run([f"model={tiny_pair[0]}", *ASK], tmp_path / "a")
@@ -372,6 +372,11 @@ def test_a_damaged_folder_is_named_and_the_completions_are_kept(
     run([*TINY, *ASK], tmp_path / "a")
     path = tmp_path / "a" / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        UserError, match=rf"{name} is damaged: it is not what was written.*the completions are"
+    ):
+        run([*TINY, *ASK], tmp_path / "a")
+    (tmp_path / "a" / "checksums.json").unlink()  # earlier versions kept none
     with pytest.raises(UserError, match=message):
         run([*TINY, *ASK], tmp_path / "a")
     path.unlink()

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine, VllmEngine
+from distill.generation.neutral import NEUTRAL
 from distill.generation.sampling import Sampling
 from distill.generation.server import ServerEngine
 from distill.io.locks import locked
@@ -70,7 +71,7 @@ def test_a_set_by_a_server_is_asked_for_as_it_should_be(
         assert body["model"] == "big"
         assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
         assert (body["temperature"], body["top_p"], body["n"], body["stream"]) == (0.7, 0.95, 1, False)
-        assert "top_k" not in body
+        assert {name: body[name] for name in NEUTRAL} == NEUTRAL  # not what generation_config.json says
     for record in records:
         assert record["completion"] == task.write_solution(record["problem"], "double")
         assert record["correct"]

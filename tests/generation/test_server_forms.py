@@ -208,7 +208,6 @@ ENDED = (
         "FINISH_REASON_STOP",
         "tool_calls",
         "word",
-        "unheard_of",
     ),
 )
 CUT = (
@@ -250,11 +249,16 @@ CUT = (
         "refusal",
         "guardrail_intervened",
     ),
+    *("timeout", "TIMED_OUT", "requestTimeout", "deadline_exceeded", "budget", "thinkingBudgetReached"),
+    *("repetition", "REPETITION_DETECTED", "loop_detected", "early_stop", "unfinished", "not_stopped"),
 )
-FAILED = ("error", "ERROR", "abort", "aborted", "cancelled", "insufficient_system_resource", "load", "unload")
+FAILED = (
+    *("error", "ERROR", "abort", "aborted", "cancelled", "insufficient_system_resource", "load", "unload"),
+    *("engine_overloaded", "EngineOverloaded", "preempted", "server_shutdown", "out_of_memory"),
+)
 
 
-def test_a_completion_is_finished_by_any_word_but_those_of_a_limit_a_filter_or_a_fault() -> None:
+def test_a_completion_is_finished_by_the_words_of_an_end_and_not_by_those_of_a_limit_or_a_fault() -> None:
     for word in ENDED:
         assert read_choice(choice({"content": "#3"}, word)).finished, word
     for word in CUT:
@@ -262,6 +266,30 @@ def test_a_completion_is_finished_by_any_word_but_those_of_a_limit_a_filter_or_a
     for word in FAILED:
         with pytest.raises(ServerFault, match=word):
             read_choice(choice({"content": "#"}, word))
+
+
+def test_an_unknown_word_counts_as_cut_off_and_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        assert not read_choice(choice({"content": "#3"}, "unheard_of")).finished
+    assert capsys.readouterr().err.splitlines() == [
+        "the server ends completions for a reason that is not known, finish_reason='unheard_of': they count "
+        "as cut off"
+    ]
+
+
+@pytest.mark.parametrize("token", [128009, 0])
+def test_the_token_that_ended_a_completion_is_a_reason_of_its_own(token: int) -> None:
+    answer = choice({"content": "#3"}, None, stop_reason=token) | {"usage": {"completion_tokens": 8}}
+    assert read_choice(answer, limit=8).finished
+    assert not read_choice(choice({"content": "#3"}, "length", stop_reason=token)).finished
+
+
+def test_what_the_server_marks_as_truncated_is_not_finished() -> None:
+    whole = choice({"content": "#3"})
+    assert read_choice(whole | {"truncated": False}).finished
+    assert not read_choice(whole | {"truncated": True}).finished
+    assert not read_choice(choice({"content": "#3"}, truncated=True)).finished
+    assert not read_choice(choice({"content": "#3", "truncated": True})).finished
 
 
 @pytest.mark.parametrize("unstated", [None, "", "null", "unknown", "FINISH_REASON_UNSPECIFIED"])
@@ -374,7 +402,7 @@ REFUSALS: dict[str, tuple[int, Any, str]] = {
     ),
     "openrouter_under_200": (200, {"error": {"code": 403, "message": "flagged"}}, "status 403, 'flagged'"),
     "deepseek": (402, {"error": {"message": "Insufficient Balance"}}, "'Insufficient Balance'"),
-    "fastapi": (422, {"detail": [{"loc": ["body", "top_k"], "msg": "bad"}]}, "'body.top_k: bad'"),
+    "fastapi": (422, {"detail": [{"loc": ["body", "top_p"], "msg": "bad"}]}, "'body.top_p: bad'"),
     "fastapi_missing": (404, {"detail": "Not Found"}, "status 404, 'Not Found'"),
     "gateway_model": (503, {"error": {"message": "no such model: big"}}, "'no such model: big'"),
     "page": (403, "<html><head><title>Access &amp; more</title></head></html>", "'Access & more'"),

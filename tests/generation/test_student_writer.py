@@ -1,72 +1,16 @@
-"""Tests of rollouts by a separate engine. vLLM needs a GPU, so a stand-in with its interface is used here: it
-has its own copy of the model and gets weight updates only through the interface."""
+"""Tests of rollouts by a separate engine, against a stand-in for vLLM (tests/engines has the real
+one). It has its own copy of the model and gets weight updates only through the interface."""
 
 import csv
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 from test_training import arguments, run, traces  # noqa: F401  a fixture
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from vllm_stub import Llm, vllm  # noqa: F401  a fixture
 
 from distill.errors import UserError
-
-
-class Llm:
-    """Greedy decoding, with the weights that were loaded last."""
-
-    handed_over = 0
-    resets = 0
-
-    def __init__(self, *, model: str, dtype: str, **options: Any) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self.options = options
-        runner = SimpleNamespace(model=SimpleNamespace(load_weights=self.load_weights))
-        self.llm_engine = SimpleNamespace(
-            model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
-        )
-
-    @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        Llm.handed_over += 1
-        own = dict(self.model.named_parameters())
-        for name, weight in weights:
-            assert not weight.requires_grad
-            own.pop(name).copy_(weight)
-        assert not own  # all were given
-
-    def reset_prefix_cache(self) -> None:
-        Llm.resets += 1
-
-    @torch.no_grad()
-    def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
-        outputs = []
-        for prompt, asked in zip(prompts, parameters, strict=True):
-            assert asked.temperature == 0
-            ids, reason = list(prompt["prompt_token_ids"]), "length"
-            for _ in range(asked.max_tokens):
-                ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
-                if ids[-1] in asked.stop_token_ids:
-                    reason = "stop"
-                    break
-            written = ids[len(prompt["prompt_token_ids"]) :]
-            outputs.append(
-                SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, finish_reason=reason)])
-            )
-        return outputs
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Llm, "handed_over", 0)
-    monkeypatch.setattr(Llm, "resets", 0)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=SimpleNamespace))
-    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -90,23 +34,26 @@ def test_rollouts_by_vllm_are_those_of_the_model_as_each_step_left_it(
     tiny_pair: tuple[Path, Path],
     traces: Path,  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    vllm: list[Llm],  # noqa: F811
 ) -> None:
     own = run(arguments(tiny_pair, traces, tmp_path, *ON_POLICY), tmp_path / "own")
-    stand_in(monkeypatch)
     words = arguments(tiny_pair, traces, tmp_path, *ON_POLICY, "loss.rollouts.engine=vllm")
     other = run(words, tmp_path / "other")
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert Llm.handed_over == Llm.resets == 3  # once a step, not a micro-batch
+    (engine,) = vllm
+    assert engine.handed_over == engine.resets == 3  # once a step, not a micro-batch
+    assert engine.shut_down == 1
     rows = list(zip(metrics(own), metrics(other), strict=True))
     assert len(rows) == 3
     for mine, theirs in rows:
+        assert float(mine["rollouts/tokens"]) > 0
         assert mine["rollouts/tokens"] == theirs["rollouts/tokens"]
         for name in ("train/loss", "train/gradient_norm", "train/student_flops_total"):
             assert float(theirs[name]) == pytest.approx(float(mine[name]), rel=1e-4)
     assert len({mine["train/loss"] for mine, _ in rows}) == 3
 
 
+@pytest.mark.usefixtures("vllm")
 def test_what_vllm_cannot_write_for_is_refused_before_training(
     tiny_pair: tuple[Path, Path],
     traces: Path,  # noqa: F811
@@ -114,13 +61,18 @@ def test_what_vllm_cannot_write_for_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = arguments(tiny_pair, traces, tmp_path, *ON_POLICY, "loss.rollouts.engine=vllm")
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"vLLM: pip install .*take loss\.rollouts\.engine=hf"):
-        run(words, tmp_path / "without")
-    stand_in(monkeypatch)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "vllm", None)
+        with pytest.raises(UserError, match=r"0\.32.*pip install .*take loss\.rollouts\.engine=hf"):
+            run(words, tmp_path / "without")
     with pytest.raises(
         UserError, match=r"model\.lora trains others beside them: take loss\.rollouts\.engine=hf"
     ):
         run([*words, "model.lora.rank=4"], tmp_path / "adapted")
     with pytest.raises(UserError, match=r"rollouts\.engine='tgi' is not one of hf, vllm"):
         run([*words, "loss.rollouts.engine=tgi"], tmp_path / "unknown")
+    with pytest.raises(UserError, match=r"engine_options\.tensor_parallel_size=2: .*on one device"):
+        run([*words, "+loss.rollouts.engine_options.tensor_parallel_size=2"], tmp_path / "two")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(UserError, match=r"VLLM_ENABLE_V1_MULTIPROCESSING=1 .*: unset it"):
+        run(words, tmp_path / "apart")

@@ -4,18 +4,26 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill.analysis.evaluate_model import Results
 from distill.data.trace_set import COLUMNS, DEFAULTS, read_records, write_records
 from distill.errors import UserError
+from distill.evaluation.comparison_sides import _settings
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Written
 from distill.io.cache import ShardCache
-from distill.io.checksums import check, forget, note, note_folder, noted, sealed, unsealed
+from distill.io.checksums import check, forget, note, note_folder, noted, sealed, unsealed, write_noted
+from distill.models.language_model import ModelSource
+from distill.runs.loggers import CsvMetrics
+from distill.runs.metrics import read_metrics
+from distill.runs.read import Run, read_run
 
 
 def flip(path: Path, bit: int) -> None:
@@ -57,6 +65,47 @@ def test_files_without_a_checksum_are_read_and_a_damaged_list_of_them_is_named(t
         (tmp_path / "checksums.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match=r"checksums\.json is damaged.*delete it"):
             check([path], "")
+
+
+def change_a_digit(path: Path) -> None:
+    before = path.read_text()
+    path.write_text(before.replace("1", "7", 1))
+    assert path.read_text() != before
+
+
+def test_a_changed_digit_in_a_finished_runs_metrics_is_found(tmp_path: Path) -> None:
+    logger = CsvMetrics(tmp_path)
+    logger.log_metrics({"train/loss": 0.125}, step=1)
+    logger.save()
+    assert read_metrics(logger.path)["train/loss"].tolist() == [0.125]  # while it trains, none is written
+    note(logger.path)  # as at a run's end
+    resumed = CsvMetrics(tmp_path)
+    resumed.log_metrics({"train/loss": 0.25}, step=2)
+    resumed.save()
+    assert read_metrics(logger.path)["train/loss"].tolist() == [0.125, 0.25]  # longer, and not damaged
+    note(logger.path)
+    change_a_digit(logger.path)
+    for read in (read_metrics, lambda path: CsvMetrics(path.parent)):
+        with pytest.raises(UserError, match=r"metrics\.csv is damaged: it is not what was written"):
+            read(logger.path)
+
+
+def test_a_changed_digit_in_the_results_of_a_run_or_an_evaluation_is_found(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    figures: dict[str, Any] = dict.fromkeys(("tokens", "rollout_tokens", "seconds"), 1.0)
+    write_noted(tmp_path / "summary.json", {"name": "a", "seed": 0, "benchmarks": {}, **figures})
+    write_noted(tmp_path / "results.json", {"benchmarks": {"aime": {"settings": {"limit": 1}}}})
+    assert isinstance(read_run(tmp_path), Run)
+    assert _settings(tmp_path, None) == {"aime": {"limit": 1}}
+    change_a_digit(tmp_path / "summary.json")
+    change_a_digit(tmp_path / "results.json")
+    assert "summary.json is damaged: it is not what was written" in str(read_run(tmp_path))
+    with pytest.raises(UserError, match=r"results\.json is damaged: .*evaluate again"):
+        _settings(tmp_path, None)
+    source: Any = MagicMock(ModelSource)
+    source.name, source.fingerprint = "a", "b"
+    with pytest.raises(UserError, match=r"results\.json is damaged: .*the completions are kept"):
+        Results(tmp_path, "a", source)
 
 
 RECORDS: list[dict[str, object]] = [

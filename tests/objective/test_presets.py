@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
-from distill.objective.preset_table import papers
+from distill.objective.preset_table import papers, table
+from distill.objective.stored_presets import stored_table
 from distill.tiny import task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +33,20 @@ def test_a_preset_names_its_paper_in_its_first_line(preset: str) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert preset in WITHOUT_A_PAPER or papers(path).split("[")[1][:10] in first
+
+
+def test_the_stored_table_is_of_todays_presets(tmp_path: Path) -> None:
+    assert stored_table(ROOT / "conf") is not None, "run python -m distill.objective.preset_table"
+    for folder in ("loss", "shared"):
+        shutil.copytree(ROOT / "conf" / folder, tmp_path / folder)
+    assert stored_table(tmp_path) == stored_table(ROOT / "conf")
+    (tmp_path / "loss" / "mine.yaml").write_text("rollouts: dataset")
+    assert stored_table(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_the_stored_table_is_what_would_be_made() -> None:
+    assert stored_table(ROOT / "conf") == table(ROOT / "conf")
 
 
 @pytest.fixture(scope="module")

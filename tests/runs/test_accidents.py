@@ -1,6 +1,7 @@
 """Tests of accidents around run folders: odd names, hostile files, full disks, interrupted histograms."""
 
 import errno
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from distill.runs.loggers import CsvMetrics
 from distill.runs.read import why_unfinished
 from distill.runs.wandb import WandbRun, read_table
 from distill.training.callbacks import WeightHistogram
+from distill.training.checkpoints import StudentCheckpoints
 from distill.training.job import Job, _note_failure
 from distill.training.step_metrics import WEIGHT_BINS, StepMetrics
 
@@ -119,6 +121,24 @@ def test_a_full_disk_is_one_sentence_and_ends_no_sweep(
     _note_failure(full, job)
     said = capsys.readouterr().err
     assert "this job failed (error.txt cannot be written: No space left on device); the sweep goes on" in said
+
+
+def test_what_a_checkpoint_could_not_finish_is_removed_and_other_errors_keep_their_words(
+    tmp_path: Path,
+) -> None:
+    saves = StudentCheckpoints(tmp_path / "checkpoints", every=None, keep=1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, kind, said in (
+        (full, UserError, "cannot be written (No space left on device)"),
+        (UserError("metrics.csv cannot be written"), UserError, "metrics.csv cannot be written"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "CUDA out of memory"),
+    ):
+        temporary = tmp_path / "checkpoints" / ".step-000001.tmp"
+        temporary.mkdir(parents=True)
+        (temporary / "state.ckpt").write_text("half")
+        with pytest.raises(kind, match=re.escape(said)), saves._one_sentence(temporary):
+            raise error
+        assert not temporary.exists()
 
 
 def test_a_cache_on_a_read_only_disk_is_read_without_a_lock(

@@ -8,7 +8,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.runs.logger_packages import check_logger
-from distill.runs.optional_loggers import MlflowMetrics, tensorboard_logger
+from distill.runs.optional_loggers import MlflowMetrics, _kept, tensorboard_logger
 
 CONFIG = {"name": "run", "optimizer": {"lr": 0.5}, "lora": None, "benchmark": ["a", "b"]}
 
@@ -44,6 +44,17 @@ def test_tensorboard_has_metrics_and_hyperparameters(tmp_path: Path) -> None:
 def mlflow_logger(folder: Path, **changes: Any) -> MlflowMetrics:
     options = {"experiment": "distill", "name": "run", "runs": str(folder / "runs")}
     return MlflowMetrics(str(folder), **options | changes)
+
+
+def test_a_damaged_note_of_the_mlflow_run_is_one_sentence(tmp_path: Path) -> None:
+    noted = tmp_path / "mlflow.json"
+    assert _kept(noted) == {}
+    noted.write_text('{"run_id": "a"}')
+    assert _kept(noted) == {"run_id": "a"}
+    for damaged in (b"", b'{"run_id', b"[]", b"\xff\xfe"):
+        noted.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"mlflow.json is damaged \(.*\): delete it"):
+            _kept(noted)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import random
 import sys
@@ -19,10 +20,11 @@ from omegaconf import DictConfig, open_dict
 from scipy.stats import chisquare
 from test_training import ROOT
 from test_training import run as train_run
+from vllm_stub import Llm, vllm  # noqa: F401  a fixture
 
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
-from distill.data.trace_set import COLUMNS, read_records, write_records
+from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.generation import engines
 from distill.generation.decode import generate as write
@@ -50,6 +52,20 @@ def compose(command: str, words: list[str]) -> DictConfig:
 def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
     """`python -m distill.generate` in this process; the records that it leaves."""
     return read_records(generate(compose("generate", [*words, f"out={folder}"])))
+
+
+def test_training_on_written_conversations_sees_the_prompts_that_the_teacher_saw(tmp_path: Path) -> None:
+    earlier = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+    turns = [*earlier, {"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
+    (path := tmp_path / "talk.jsonl").write_text(
+        "\n".join(json.dumps({"messages": own}) for own in (turns, turns[2:]))
+    )
+    words = ["model=tiny", "data=traces", f"data.path={path}", "check.answer=none", "data.max_new_tokens=4"]
+    records = run([*words, "samples=1"], tmp_path / "set")
+    student = find_model("package:distill/tiny/student", key="model.student", dtype="float32")
+    traces = data.TraceRecipe(lambda: []).tokenize([example_of(record) for record in records], student)
+    assert [trace.prompt_ids.tolist() for trace in traces] == [record["prompt_ids"] for record in records]
+    assert len(traces[0].prompt_ids) > len(traces[1].prompt_ids)  # what was said before is in it
 
 
 @pytest.mark.slow
@@ -358,43 +374,42 @@ def test_a_set_of_wrong_traces_is_refused(tmp_path: Path) -> None:
 
 
 def test_vllm_is_asked_for_tokens_and_seeds_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    vllm: list[Llm],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Against a stand-in with vLLM's interface; vLLM itself needs a GPU."""
-    asked: list[Any] = []
+    """Against a stand-in; tests/engines has the real vLLM."""
+    texts = [[6, 17, 8], [6, 17, 8, 1], [6] * 40]  # stopped with its token left out, with it, cut off
+    reasons, number = ["stop", "stop", "length"], itertools.count()
 
-    class Parameters:
-        def __init__(self, **options: Any) -> None:
-            vars(self).update(options)
+    def completion(*_: Any) -> Any:
+        n = next(number) % 3
+        return SimpleNamespace(token_ids=texts[n], finish_reason=reasons[n])
 
-    class Llm:
-        def __init__(self, **options: Any) -> None:
-            self.options = options
-
-        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
-            asked.append((self.options, prompts, parameters))
-            texts = [[6, 17, 8], [6, 17, 8, 1], [6] * 40]  # stopped with its token left out, with it, cut off
-            reasons = ["stop", "stop", "length"]
-            return [
-                SimpleNamespace(
-                    outputs=[SimpleNamespace(token_ids=texts[n % 3], finish_reason=reasons[n % 3])]
-                )
-                for n in range(len(prompts))
-            ]
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=Parameters))
+    monkeypatch.setattr(Llm, "_completion", completion)
     words = [*SMALL[:2], "data.limit=3", "samples=2", "engine=vllm", "+engine.tensor_parallel_size=2"]
     records = run([*words, "engine.batch=3", "sampling.top_k=7"], tmp_path / "set")
-    assert [len(prompts) for _, prompts, _ in asked] == [3, 3]
-    options, prompts, parameters = asked[0]
-    assert options["tensor_parallel_size"] == 2
-    assert options["dtype"] == "float32"
+    (engine,) = vllm
+    assert [len(prompts) for prompts, _ in engine.asked] == [3, 3]
+    assert engine.options["tensor_parallel_size"] == 2
+    assert engine.options["dtype"] == "float32"
+    assert engine.options["generation_config"] == "vllm"
+    prompts, parameters = engine.asked[0]
     assert prompts[0] == {"prompt_token_ids": records[0]["prompt_ids"]}
     assert (parameters[0].temperature, parameters[0].top_p, parameters[0].top_k) == (0.7, 0.95, 7)
+    assert parameters[0].neutral
     assert parameters[0].stop_token_ids == [1]
-    assert len({p.seed for _, _, many in asked for p in many}) == 6
+    assert len({p.seed for _, many in engine.asked for p in many}) == 6
     assert [r["completion_ids"][-2:] for r in records[:3]] == [[8, 1], [8, 1], [6, 6]]
     assert [r["finished"] for r in records[:3]] == [True, True, False]
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_problem_that_does_not_fit_into_vllms_context_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"the prompt of problem \S+ has \d+ tokens, .*\(2\): take the problem"
+    ):
+        run([*SMALL, "engine=vllm", "+engine.max_model_len=2"], tmp_path / "set")
 
 
 def test_what_vllm_writes_depends_on_its_options_but_not_on_its_speed() -> None:
@@ -406,5 +421,5 @@ def test_what_vllm_writes_depends_on_its_options_but_not_on_its_speed() -> None:
 
 def test_without_vllm_its_engine_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r'pip install "distill\[vllm\]", or take engine=hf'):
+    with pytest.raises(UserError, match=r'0\.32.*pip install "distill\[vllm\]", or take engine=hf'):
         run([*SMALL, "engine=vllm"], tmp_path / "set")

@@ -158,7 +158,8 @@ def _expression_after_marker(text: str) -> str | None:
 
 
 def _first_number(paragraph: str) -> str | None:
-    """The first number of a paragraph, or the result if it starts a calculation ("15 * 8 = 120")."""
+    """The first number of a paragraph, or the result if it starts a calculation ("15 * 8 = 120"). All of "3 +
+    5", "3:4" and "3 or 5"."""
     first = NUMBER.search(paragraph)
     if first is None:
         return None
@@ -166,14 +167,26 @@ def _first_number(paragraph: str) -> str | None:
         return clock[1] if clock[2] == "00" else clock[0]
     calculation = _CLAUSE_END.split(paragraph[first.end() :], maxsplit=1)[0]
     result = NUMBER.search(calculation.rpartition("=")[2]) if "=" in calculation else None
-    return (result or first).group()
+    if result is not None:
+        return result.group()
+    end = first.end()
+    while more := _GOES_ON.match(paragraph, end):
+        end = more.end()
+    scaled = wording.SCALE.match(paragraph, end)
+    return paragraph[first.start() : scaled.end() if scaled else end]
+
+
+# What makes one answer of several numbers, or of none: an operator, a ratio, an alternative.
+_GOES_ON = re.compile(
+    r"(?:\s?(?:[-+*/×÷·x]|\\(?:times|cdot|div)(?![A-Za-z]))\s?|:|\s\(?or\s)\s?[$(]?" + NUMBER.pattern + r"\)?"
+)
 
 
 def _number_after_hashes(text: str) -> str | None:
     line = extraction.after_hashes(text)
     if line is None or _SEVERAL.fullmatch(line):
         return line
-    return _first_number(line)
+    return _number_said(line)
 
 
 def _expression_after_hashes(text: str) -> str | None:

@@ -6,19 +6,33 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# A number in running text: sign, currency, thousands separators, decimals, a fraction or mixed number. Lists
-# and decimal commas without spaces (3,4) are one number, which cannot be read.
+from distill.benchmarks.grading import wording
+
+# A number in running text: sign, currency, thousands separators, decimals, a fraction or mixed number, a
+# root, a power. Lists and decimal commas without spaces (3,4) are one number, which cannot be read.
 NUMBER = re.compile(
     r"(?:(?<![\w.])-)?[$€£]?(?:(?<![\w.])-)?"
     r"(?:\d*[½¼¾⅓⅔]|\d+\s(?:and\s)?\d{1,4}\s?/\s?\d{1,4}(?![\d/])"
+    r"|(?:\d{1,9}\s?)?\\[dtc]?frac\s?(?:\{\s?-?\d{1,9}\s?\}|\d)\s?(?:\{\s?\d{1,9}\s?\}|\d)"
+    r"|(?:\d{1,9}\s?)?(?:\\sqrt\s?(?:\{\s?\d{1,9}\s?\}|\d)|√\s?\d{1,9})"
     r"|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![\d,.]\d|\d)"
-    r"|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?)"
+    r"|\d+(?:(?:,|\{,\}|,\\!)\d+)*(?:\.\d+)?(?:\s?/\s?\d+)?"
+    r"(?:(?:\s?(?:[x×]|\\times|\\cdot)\s?10)?(?:\s?\^\s?|\*\*)(?:\{\s?-?\d{1,3}\s?\}|-?\d{1,3})"
+    r"|[eE][-+]?\d{1,3}(?![\w.])|\s?(?:\\pi(?![A-Za-z])|π))?)"
     r"|-?[$€£]?\.\d+"
 )
 CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d\d)(?![\d:])")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.M)
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*([^\s`]*)")
 _PLAIN_FENCES = ("", "text", "txt", "plaintext", "answer", "math", "latex", "output")
+# Lines of Python outside a fence, and a traceback's places.
+_CODE = re.compile(
+    r"^[ \t]*(?:def \w+\(.*|class \w+.{0,80}:|(?:async )?for \w+.{0,80} in .{0,200}:"
+    r"|(?:while|if|elif|with) .{0,200}:|(?:else|try):|return\b.*|import \w.*|from [\w.]+ import .*"
+    r"|assert .*|>>> .*|print\(.*|[A-Za-z_][\w.]{0,80} [-+*/]?= .{0,200}\w\(.*"
+    r'|File "[^"\n]{1,200}", line \d+.*)[ \t]*$',
+    re.M,
+)
 _SENTENCE = re.compile(r"\n+|(?<=[^\s\d][.!?])[)*\"']{0,3}\s+|(?<=\d[.!?])[)*\"']{0,3}\s+(?=\D)")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.I)
 _OPERATOR = re.compile(r"\s?(?:[-+*/×÷^<>]|\\times|\\cdot|x(?=\s?[$\d]))")
@@ -63,7 +77,8 @@ _LEFT = re.compile(r"\s+(?:\w+\s+){0,3}(?:left|remaining|in total|altogether)\b"
 
 
 def without_code(text: str) -> str:
-    """The text without fenced code and tracebacks; a fence around a short line, without a language, stays."""
+    """The text without code and tracebacks; a fence around a short line, without a language, stays."""
+    text = _CODE.sub("", text)
     if "```" not in text and "~~~" not in text and "Traceback" not in text:
         return text
     kept: list[str] = []
@@ -98,8 +113,29 @@ def _shown(block: tuple[str, list[str]] | None) -> list[str]:
 
 def concluding_number(text: str) -> str | None:
     """The number that the last sentence with a number states; None if there is no number."""
-    sentences = _SENTENCE.split(without_code(text)[-20_000:])
+    sentences = [one for one in _SENTENCE.split(without_code(text)[-20_000:]) if one and one.strip()]
+    if sentences and (said := _spoken_conclusion(sentences[-1])) is not None:
+        return said
     return next(filter(None, map(stated_number, reversed(sentences))), None)
+
+
+# "One of them", "these two", "each one" count nothing.
+_CONCLUDES = re.compile(r"\W*(?:so|thus|therefore|hence|altogether|in total|finally)\b", re.I)
+_NO_COUNT = re.compile(r"\b(?:the|these|those|all|both|each|every|other|no|any|of|one)\s+$", re.I)
+
+
+def _spoken_conclusion(sentence: str) -> str | None:
+    """The number in words of "So twelve apples are left."; None if it has digits, or several such numbers."""
+    if not _CONCLUDES.match(sentence) or len(sentence) > 300 or re.search(r"\d", sentence):
+        return None
+    found = list(wording.SPOKEN.finditer(sentence))
+    if (
+        len(found) != 1
+        or wording.spoken(found[0][0]) in (None, 1)
+        or _NO_COUNT.search(sentence[: found[0].start()])
+    ):
+        return None
+    return found[0][0]
 
 
 def stated_number(sentence: str) -> str | None:

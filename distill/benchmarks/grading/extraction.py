@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from distill.benchmarks.grading import wording
+
 
 class Box(NamedTuple):
     r"""A `\boxed{...}`: its content, and its range from the backslash to after the closing brace."""
@@ -21,7 +23,7 @@ _FORMULA_END = re.compile(r"[$\n\\.,](?:(?<=[$\n])|(?<=\\)[\])]|(?<=\.)(?:\s|$)|
 BREAK = re.compile(r"\n\s*\n\s*[A-Za-z#*]|[.!?][)$*\s\\\]]*\s[$\\(*\s]*[A-Z]")
 _PLACEHOLDER = re.compile(
     r"(?:\\(?:text|mathrm|textbf)\{)?(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*"
-    r"(?:\.{2,}|…|\?{1,5}|_{1,20}|\\_|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
+    r"(?:\.{2,}|…|\?{1,5}|(?:\\?_){1,20}|\\[lc]?dots|\\(?:square|Box|bigcirc|blank)(?![A-Za-z])|\\[hv]?phantom\{[^{}]*\}"
     r"|\\(?:hspace|underline)\*?\{[^{}]*\}|(?:your )?(?:final )?answer(?: here)?|<[a-z _]+>)?"
     r"(?:\s|\\[ ,;:!]|~|\\q?quad(?![A-Za-z]))*\}?",
     re.I,
@@ -294,8 +296,11 @@ SENTENCE_END = re.compile(
 )
 
 
-# Stars around words; x**2 is a power.
+# Stars around words; x**2 is a power, a*b and x_1 are not. The opening mark may be gone with the marker.
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])|__|`")
+_ITALICS = re.compile(r"(?<![\w)\]}^*\\])([*_])(?=[^\s*_])([^*\n]{0,200}?[^\s*_^\\])\1(?![\w(*_{])")
+_ITALICS_END = re.compile(r"(?<=[\w)\]}.!%])(?<!\^)[*_]{1,3}(?=[\s.,;:!]*$|\s+[A-Za-z]{2})")
+_SCALE = re.compile(r"\s(?:dozen|hundred|thousand|million|billion|trillion)\b", re.I)
 
 
 def expression(paragraph: str) -> str | None:
@@ -311,15 +316,19 @@ def expression(paragraph: str) -> str | None:
             named = joint.group().strip() in ("is", "are", "equals")  # "the value of $x$ is $5$"
             pieces, end = [*([] if named else [*pieces, joint.group()]), _inside(more)], more.end()
         if pieces[-1]:
-            return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else ""])
+            scale = _SCALE.match(paragraph, end)
+            return "".join([*pieces, "%" if _UNIT.match(paragraph, end) else "", scale[0] if scale else ""])
     end = SENTENCE_END.search(paragraph)
-    sentence = _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip().rstrip(".,;: ")
+    sentence = _BOLD.sub("", paragraph[: end.start()] if end else paragraph).strip()
+    sentence = _ITALICS_END.sub("", _ITALICS.sub(r"\2", sentence)).strip().rstrip(".,;: ")
     says = list(_SAYS.finditer(sentence))
     if says and re.search(r"[\d$]", sentence[says[-1].end() :]):  # "Final answer: the area is 12"
         return expression(sentence[says[-1].end() :])
     numbers = _NUMBER.findall(sentence)
-    if len(numbers) == 1 and _TWO_WORDS.match(sentence):  # "Final answer: Jane began 3 hours ago"
-        return numbers[0].rstrip(",")
+    in_words = wording.in_symbols(sentence) != sentence  # "all real numbers except 2"
+    if len(numbers) == 1 and _TWO_WORDS.match(sentence) and not in_words:  # "Jane began 3 hours ago"
+        scale = _SCALE.match(sentence, sentence.index(numbers[0]) + len(numbers[0]))
+        return numbers[0].rstrip(",") + (scale[0] if scale else "")
     return sentence or None
 
 

@@ -4,11 +4,18 @@ Texts must be normalized by `grading.notation.plain`."""
 
 import re
 
-from distill.benchmarks.grading.notation import bare_words, split, words
+from distill.benchmarks.grading.notation import WORDS, bare_words, split, words
 from distill.benchmarks.grading.values import exact
 
 RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+.*)?", re.S)
+_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+(?![=<>+*/^]).*)?", re.S)
+_CHOICES = frozenset("abcdefghij")
+# The label of a choice before its text: "(B) 5", "\text{B.} 5"; no sign follows, as in (a)+3.
+LABEL = re.compile(
+    r"(?:\\text\{\s?)?\(([A-Ja-j])\):?(?:\s?\}\s?|\s+)(?![-+*/^=<>]\s)(?=\S)"
+    r"|(?:\\text\{\s?)?([A-J])[.):](?:\s?\}\s?|\s+)(?=\S)"
+)
+_LETTERS = re.compile(r"[a-z]{2,8}")
 
 
 def bare(text: str) -> str:
@@ -18,6 +25,9 @@ def bare(text: str) -> str:
 
 def same_words(gold: str, answer: str) -> bool | None:
     """Compare words; None if the gold answer is not words, or the answer may be equivalent mathematics."""
+    letters = [re.sub(r"\s", "", bare_words(text)).casefold() for text in (gold, answer)]
+    if not WORDS.isdisjoint(letters) and all(map(_LETTERS.fullmatch, letters)):
+        return letters[0] == letters[1]
     expected, found = words(gold), words(answer)
     if expected is None:
         return None
@@ -28,9 +38,16 @@ def same_words(gold: str, answer: str) -> bool | None:
             listed = len(split(gold)) > 1 and len(split(answer)) > 1  # "red and blue"
             return expected == found or (None if listed else False)
         said = bare_words(answer)
-        return same_words(gold, re.split(r"=|\\in", said)[-1].strip()) if RELATION.search(said) else None
+        value = re.split(r"=|\\in(?![A-Za-z])", said)[-1].strip()
+        return same_words(gold, value) if len(value) < len(said) else None
     if found is not None and len(found) == 1:
         return expected == found
+    if (
+        expected in _CHOICES
+        and (label := LABEL.match(answer))
+        and (label[1] or label[2]).casefold() == expected
+    ):
+        return True
     # (C) and \text{C} are choices, `x` is a variable.
     if not gold.startswith(("(", "\\text")) and gold not in ("A", "B", "C", "D", "E"):
         return None
@@ -56,7 +73,12 @@ def _may_be_product(text: str) -> bool:
     """Whether letters may be a product of variables, such as abc, rather than a word or an order (CAB)."""
     bare = text.replace(" ", "")
     return (
-        1 < len(bare) <= 8 and bare.isascii() and bare.isalpha() and not bare.isupper() and not bare.istitle()
+        1 < len(bare) <= 8
+        and bare.isascii()
+        and bare.isalpha()
+        and not bare.isupper()
+        and not bare.istitle()
+        and bare not in WORDS
     )
 
 

@@ -1,4 +1,4 @@
-r"""Normalize mathematical notation and split it: units, words, lists, brackets. Text rules only.
+r"""Normalize mathematical notation and split it: words, lists, brackets. Text rules only.
 
 `distill.benchmarks.grading.equivalence` compares the results."""
 
@@ -6,6 +6,7 @@ import functools
 import re
 
 from distill.benchmarks.grading import rewriting
+from distill.benchmarks.grading.units import without_unit as without_unit
 
 _SIGNS = {
     "−": "-", "–": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "—": "-",
@@ -16,7 +17,7 @@ _SIGNS = {
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "。": ".",
     "％": r"\%", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ",
-    "€": "", "£": "", "¥": "", "₹": "", "\0": "",
+    **dict.fromkeys("€£¥₹₩₽₺₦₫₪₱฿₴₡₲₵₸₾¢円元￥￡", ""), "\0": "",
     # Spaces and invisible characters:
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u200b": "", "\u200e": "", "\u200f": "", "\u202a": "", "\u202b": "", "\u202c": "",
@@ -35,15 +36,28 @@ _PLAIN = [
     for pattern, instead in [
         (r"\s+", " "),
         (rewriting.RECURRING, rewriting.as_fraction),
+        (rewriting.CONJUGATE, rewriting.conjugate),
+        (r"\\(?:mathbb|Bbb|mathds|mathbbm)\s?(?:\{\s?([A-Z])\s?\}|([A-Z])(?![A-Za-z]))", r"\\mathbb{\1\2}"),
+        (r"(?<!\\)\\(?:([RZNQ])|[Rr]eals?)" + _END, lambda found: rf"\mathbb{{{found[1] or 'R'}}}"),
+        (r"\\big(cup|cap)" + _END, r"\\\1"),
+        (r"(?<=[)\]])\s?U\s?(?=[(\[\]])", r"\\cup "),
+        (rewriting.LETTER_DEGREE, r"^\\circ "),
         (r"\\(?:d|t|c)frac" + _END, r"\\frac"),
-        (r"\\d?binom" + _END, r"\\binom"),
+        (r"\\[dt]?binom" + _END, r"\\binom"),
+        (rewriting.CHOOSE, r"\\binom{\1\3}{\2\4}"),
+        (r"\\binom\s?(\d)\s?(?=[\d{])", r"\\binom{\1}"),
+        (r"\\binom\s?(\{[^{}]{1,40}\})\s?(\d)", r"\\binom\1{\2}"),
+        (r"(?<=\d)\s?(?=\\binom)", r"\\cdot "),  # math-verify reads 3\binom{5}{2} as 3 + 10
         (r"\\(?:left|right|[bB]igg?[lr]?)\s?\.", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-z])\s?", ""),
         (r"\\(?:boxed|fbox|" + _STYLES + ")" + _END, ""),
         (r"\\(?:" + _FONTS + r")\s?(?=\{)", r"\\text"),
         (r"\\text\s+\{", r"\\text{"),
+        (r"(?<![\\A-Za-z])\{\s?(\([A-J]\))\s?\}", r"\1"),  # \mathbf{(B)}
         (r"(?<=[\w)])\*\*(?=[\w(-])", "^"),
-        (r"(?<!\\)\\[()\[\]]|\*\*|`", " "),
+        (r"(?<!\\)\\[()\[\]]|\*{2,3}|`", " "),
+        # A$10, R$10; but C$10$ is a letter and a formula
+        (r"^\s?(?:AU?|CA?|HK|NZ|S|R|MX|NT)\s?\\?\$\s?(?=\.?\d)(?!.*\$)", ""),
         (r"US\s?\\?\$|\\\$|\$|\\(?:pounds|euro)" + _END, ""),
         # Thousands: 1{,}000, 1,\!000, 1\,000.
         (r"(?<=\d)\s?(?:\{\s?,\s?\}|,\s?\\!|\\!,)\s?(?=\d{3}(?!\d))", ""),
@@ -103,6 +117,14 @@ def plain(text: str) -> str:
     return (_plain if len(text) < _LONGEST_KEPT else _plain.__wrapped__)(text)
 
 
+def in_radians(text: str) -> str | None:
+    r"""The normalized text with angles in degrees as radians, `\frac{60\pi}{180}` for `60^\circ`; None if
+    there is no such angle."""
+    text = text.translate(_TRANSLATED)
+    changed = rewriting.with_radians(text)
+    return None if changed == text else plain(changed)
+
+
 _LONGEST_KEPT = 500  # characters
 
 
@@ -117,13 +139,14 @@ def _plain(text: str) -> str:
     for pattern, instead in _PLAIN:
         text = pattern.sub(instead, text)
     before = None
+    text = rewriting.with_round_brackets(text)
     while before != text:
         before = text
         text = text.strip().lstrip(":=").rstrip(".,;:").strip()
         text = re.sub(r"\\+$", "", text).strip()
         if len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-        text = _without_braces(text)
+        text = _without_braces(without_emphasis(text))
     whole = _TEXT.fullmatch(text)
     return whole[1].strip() if whole and re.search(r"[\d,]", whole[1]) else text
 
@@ -145,6 +168,15 @@ def _closing(text: str, start: int) -> int:
     return -1
 
 
+_EMPHASIS = re.compile(r"(\*{1,3}|_{1,3})(?=[^\s*_])(.{0,500}[^\s*_^])\1", re.S)
+
+
+def without_emphasis(text: str) -> str:
+    """Remove Markdown's emphasis around the whole text: `*5*` and `_x+1_`."""
+    found = _EMPHASIS.fullmatch(text)
+    return text if found is None else found[2]
+
+
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 
@@ -154,6 +186,12 @@ def bare_words(text: str) -> str:
 
 
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.'\- ]*[A-Za-z.]|[A-Za-z]")
+# Words whose letters also name variables, but which are no products.
+WORDS = frozenset((
+    "no", "on", "up", "is", "so", "to", "of", "or", "do", "go", "us", "if", "we", "he", "my", "yes", "not",
+    "nor", "odd", "even", "true", "false", "one", "two", "six", "ten", "zero", "four", "five", "nine", "none",
+    "left", "both", "down", "dog", "god", "ton", "won", "now",
+))  # fmt: skip
 _ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
 
 
@@ -170,47 +208,13 @@ def words(text: str) -> str | None:
     if not _WORDS.fullmatch(bare):
         return None
     letters = re.sub("[^A-Za-z]", "", bare)
-    # xy is a product, "no" a word; outside \text{} and parentheses, a word has 3+ letters and a vowel.
+    # xy is a product, "no" a word; outside \text{} and parentheses, other words have 3+ letters and a vowel.
     if len(letters) > 1 and not marked:
-        if len(letters) < 3 and bare.casefold() not in ("no", "up"):
+        if len(letters) < 3 and bare.casefold() not in WORDS:
             return None
         if not re.search("[aeiouyAEIOUY]", letters):
             return None
     return _ARTICLE.sub("", bare.casefold()).rstrip(".")
-
-
-_UNIT_TEXT = re.compile(r"\s?\\text\{[^{}]*\}\s?(?:\^\s?\{?\s?\d\s?\}?)?$|\s?/\s?\\text\{[^{}]*\}$")
-_UNIT_WORDS = re.compile(
-    r"(?:(?<=[\d})])|(?<=\\pi))(\s?)([A-Za-z]{1,20})"
-    r"(?:\.?[ /][A-Za-z]{1,20}|\.){0,6}\s?(?:\^\s?\{?\s?\d\s?\}?)?$"
-)
-# Units that may follow a number with or without a space; single letters and other words need the space.
-_UNITS = frozenset((
-    "mm", "cm", "km", "in", "ft", "yd", "mi", "kg", "mg", "lb", "oz", "ml", "mph", "kmh", "secs", "min", "hr",
-    "hrs", "deg", "rad", "sq", "dollars", "cents", "degrees",
-))  # fmt: skip
-_LETTERS = frozenset("mgshLlNJWVAKC")
-_NO_UNIT = re.compile(
-    r"(?:a?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|sqrt|mod|and|or|if|for|where|when|with)", re.I
-)
-_CURRENCY = re.compile(r"^(?:US)?(?:Rs\.?|USD|dollars?)\s?|\s?(?:USD|dollars?)$")
-
-
-def without_unit(text: str) -> str:
-    r"""Strip the unit from `5\text{ cm}^2`, `18 eggs` or `5 cm`; the whole text if there is no unit."""
-    text = _CURRENCY.sub("", text)
-    for _ in range(4):
-        found = _UNIT_TEXT.search(text)
-        if found is None or found.start() == 0 or re.search(r"\b(?:and|or|if|mod)\b", found.group()):
-            break
-        text = re.sub(r"(?:/|\\cdot)\s?$", "", text[: found.start()]).strip()
-    found = _UNIT_WORDS.search(text)
-    if found is None or _NO_UNIT.fullmatch(found[2]):
-        return text
-    spaced, word = bool(found[1]), found[2]
-    if word in _UNITS or (spaced and (len(word) > 2 or word in _LETTERS or word in ("of", "pm", "am"))):
-        return text[: found.start()].strip()
-    return text
 
 
 _OPENING = re.compile(r"\\\{|\\langle|[(\[{]")
@@ -249,6 +253,15 @@ def _joints_or_brackets(pattern: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(rf"(?P<joint>{pattern.pattern})|{_BRACKET.pattern}", pattern.flags)
 
 
+def nesting(text: str) -> int:
+    """How many brackets are open at most at a time."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(text):
+        depth = depth + 1 if _OPENING.fullmatch(found.group()) else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def group(text: str) -> tuple[str, list[str]]:
     r"""The type of brackets around the whole text, `()`, `[]`, `[)`, `(]` or `set` (`<>` counts as `()`), and
     the parts inside; ("", []) if no single pair spans the text."""
@@ -274,11 +287,14 @@ def group(text: str) -> tuple[str, list[str]]:
     return "()" if kind == "<>" else kind, split(inside)
 
 
+_SIGNED = re.compile(r"\\pm" + _END)
+
+
 def expanded(parts: list[str]) -> list[str]:
     r"""Expand each part with `\pm` into two parts."""
     found = []
     for part in parts:
-        if r"\pm" not in part:
+        if _SIGNED.search(part) is None:
             found.append(part)
             continue
         for sign, other in (("+", "-"), ("-", "+")):

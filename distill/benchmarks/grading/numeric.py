@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from distill.benchmarks.grading import answers, notation, values
+from distill.benchmarks.grading import answers, arithmetic, notation, rewriting, values, wording
+from distill.benchmarks.grading.conclusions import CLOCK
 from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.trace import Example, Verdict
 
@@ -15,6 +16,7 @@ _MIXED = re.compile(r"(-)?(\d{1,9})\s+(\d{1,9})()/(\d{1,9})()")
 _WITH_WORDS = re.compile(
     r"(?!.*(?:sqrt|pi\b))[A-Za-z\s]*?([-$]{0,2}\d[\d,]*(?:\.\d+)?)(?:[\s%°][A-Za-z\s/%.°-]*)?"
 )
+_OR = re.compile(r"\(?\bor\b")
 _DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[: ()\[\]]|~")
 
 
@@ -37,7 +39,9 @@ def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.R
     answer, found = read(answer)
     if found is None:
         return Verdict(answer, False, "unreadable answer", rule)
-    correct = found == answers.number(example.gold or "")
+    # "5 million" is also the answer to "how many millions"
+    scale = _scale(answer)
+    correct = answers.number(example.gold or "") in (found, found / scale)
     return Verdict(answer, correct, "right" if correct else "wrong", rule)
 
 
@@ -46,9 +50,33 @@ def read(answer: str) -> tuple[str, Fraction | None]:
     if (found := answers.number(answer)) is not None:
         return answer, found
     tail = answer.rpartition("=")[2].replace("{,}", ",")
+    if (scale := _scale(tail)) != 1:
+        found = read(tail.rpartition(" ")[0])[1]
+        return answer, None if found is None else found * scale
     answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
     found = _mixed(answer) or answers.number(_alone(answer))
-    return answer, next(iter(values.readings(notation.plain(tail))), None) if found is None else found
+    return answer, _read(notation.plain(tail)) if found is None else found
+
+
+def _read(text: str) -> Fraction | None:
+    """The value of a normalized text: of a calculation, of the number in it, or of alternatives that are
+    equal."""
+    if (found := next(iter(values.readings(text)), None)) is not None:
+        return found
+    if (clock := CLOCK.fullmatch(text)) and clock[2] == "00":
+        return Fraction(clock[1])
+    if residue := rewriting.residue(text):
+        return _read(residue[0])
+    if len(parts := _OR.split(text)) > 1:
+        found = {_read(part.strip("() ")) for part in parts}
+        return found.pop() if len(found) == 1 else None
+    return arithmetic.value(notation.without_unit(text))
+
+
+def _scale(answer: str) -> int:
+    """12 for "2 dozen", 10^6 for "1.5 million", 1 for a number without such a word."""
+    found = wording.SCALE.search(answer)
+    return wording.SCALES[found[1].casefold()] if found and found.end() == len(answer) else 1
 
 
 def _mixed(text: str) -> Fraction | None:

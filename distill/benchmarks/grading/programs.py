@@ -256,10 +256,9 @@ def _continue(prompt: str, text: str) -> str | None:
         variants = [_body("\n".join([first, *rest])), _body(first_mended)]
     else:
         variants = [_body(first_mended)]
-        if not _TOP_LEVEL.match(first):
-            variants.append(
-                "\n".join([pad + line if line.strip() else line for line in _until_next(lines[start:])])
-            )
+        if not _TOP_LEVEL.match(first) or any(map(_RETURNS.match, lines)):
+            body = _until_next(lines[start:])
+            variants.append("\n".join([pad + line if line.strip() else line for line in body]))
     for body in variants:
         # A comment, a word or a docstring parses as a body, but is none.
         if _parse(prompt + body) is not None and _does_something(body):
@@ -288,10 +287,16 @@ def _body(text: str) -> str:
     return "\n".join(lines[:end]).rstrip() + "\n"
 
 
+_RETURNS = re.compile(r"(?:return|yield|raise)\b")
+
+
 def _until_next(lines: Sequence[str]) -> Iterator[str]:
-    """Lines of an unindented body, up to the next function, class, test or fence."""
-    for line in lines:
-        if _TOP_LEVEL.match(line) or re.match(r"(?:print|assert)\b|if __name__", line):
+    """Lines of an unindented body, up to the next function, class, test or fence. The body goes on at least
+    to its last return in the first column: what comes before are its own imports and functions."""
+    last = max((number for number, line in enumerate(lines) if _RETURNS.match(line)), default=-1)
+    for number, line in enumerate(lines):
+        ends = _TOP_LEVEL.match(line) or re.match(r"(?:print|assert)\b|if __name__", line)
+        if (ends and number > last) or _FENCE.match(line):
             return
         yield line
 

@@ -1,5 +1,5 @@
-r"""Rewrite notation that neither rules nor math-verify read: degrees in functions, recurring decimals,
-thousands inside a formula, residue classes."""
+r"""Rewrite notation that neither rules nor math-verify read: degrees, recurring decimals, conjugates,
+binomial coefficients, thousands inside a formula, intervals as in `]1,2[`, residue classes."""
 
 import re
 
@@ -25,6 +25,21 @@ def in_radians(function: re.Match[str]) -> str:
     if argument[0] == "{" and argument[-1] == "}":
         argument = argument[1:-1]
     return rf"\{function['name']}{function['power'] or ' '}({argument})"
+
+
+LETTER_DEGREE = re.compile(
+    r"(?<=[\d)}])\s?\^\s?(?:\{\s?(?:\\(?:text|mathrm)\s?\{\s?)?o\s?\}{1,2}|o(?![A-Za-z])|\\(?:text|mathrm)\s?\{\s?o\s?\})"
+)
+_DEGREES = re.compile(
+    r"(?<![\w.])(\d{1,12}(?:\.\d{1,12})?|\\[dtc]?frac\s?\{[^{}]{1,40}\}\s?\{[^{}]{1,40}\}|\([^()]{1,60}\))"
+    rf"(?:{_DEGREE}|{LETTER_DEGREE.pattern}|\s?(?:\\(?:text|mathrm)\s?\{{\s?)?\bdegrees?\b(?:\s?\}})?)"
+)
+
+
+def with_radians(text: str) -> str:
+    r"""The text with angles in degrees as radians: `60^\circ` becomes `\frac{60\pi}{180}`. Unchanged without
+    a sign of degrees."""
+    return _DEGREES.sub(lambda angle: rf"\frac{{{angle[1]}\pi}}{{180}}", text)
 
 
 RECURRING = re.compile(
@@ -55,6 +70,81 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 def without_thousands(group: re.Match[str]) -> str:
     r"""A match of `BRACED` without thousands separators: `{5,525}` becomes `{5525}`; `\{5,525\}` is a set."""
     return _THOUSANDS.sub(lambda found: found[0].replace(",", ""), group[0])
+
+
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,.]*\d)")
+
+
+def without_spaced_thousands(text: str) -> str:
+    """`(1,000, 2)` as `(1000, 2)`: commas between entries have a space behind them. Unchanged otherwise."""
+    bare = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return bare if re.search(r",\s", bare) and not re.search(r",\S", bare) else text
+
+
+_COMPLEX = (
+    r"(?:[\d\s.()+\-*/ie^]|\\(?:sqrt|frac|cdot|pi)(?![A-Za-z])|\{(?:[\d\s.()+\-*/ie]|\\(?:sqrt|pi)(?![A-Za-z])"
+    r"|\{[\d\s.+\-]{1,20}\}){0,40}\}){1,80}"
+)
+CONJUGATE = re.compile(rf"\\(?:overline|bar)\s?\{{({_COMPLEX})\}}")
+_UNIT = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+
+
+def conjugate(number: re.Match[str]) -> str:
+    r"""A match of `CONJUGATE` as the conjugate number: `\overline{3+4i}` becomes `(3+4(-i))`."""
+    return f"({_UNIT.sub('(-i)', number[1])})" if _UNIT.search(number[1]) else number[0]
+
+
+_ENTRY = r"((?:[^{}\\]|\\[A-Za-z]+|\{[^{}]{0,40}\}){1,40}?)"
+CHOOSE = re.compile(
+    rf"(?<!\\)\{{\s?{_ENTRY}\s?\\choose{_END}\s?{_ENTRY}\s?\}}"
+    rf"|(?<![\w}}])(\w{{1,9}})\s?\\choose{_END}\s?(\w{{1,9}})"
+)
+_NUMBER = r"\{?\s?(\d{1,4})\s?\}?"
+_COUNTED = re.compile(
+    r"(?<![A-Za-z\\_^}])n?([CP])[rk]?\s?\(\s?(\d{1,4})\s?,\s?(\d{1,4})\s?\)"  # C(5,2), nCr(5,2)
+    # _5C_2, 5C2
+    rf"|(?:(?:\{{\s?\}}\s?)?[_^]\s?{_NUMBER}|(?<![\w.}}])(\d{{1,4}}))\s?([CP])\s?_?\s?{_NUMBER}(?!\w)"
+    rf"|(?<![A-Za-z\\_^}}])([CP])\s?_\s?{_NUMBER}\s?\^\s?{_NUMBER}"  # C_5^2
+    r"|(?<![\w.])(\d{1,4})\s(?:\\text\{\s?)?(choose)(?:\s?\})?\s(\d{1,4})(?!\w)"
+)
+
+
+def with_binomials(text: str) -> str:
+    r"""The text with combinations and permutations of whole numbers in LaTeX: `C(5,2)`, `{}_5C_2`, `C_5^2`
+    and "5 choose 2" become `(\binom{5}{2})`, `P(5,2)` becomes `(\frac{5!}{3!})`. They may also be points or
+    parts of names: compare with numbers only."""
+    text = re.sub(r"\\text\{\s?([CP])\s?\}", r"\1", text)
+    return re.sub(r"(?<=[\d)])\s?(?=\(\\(?:binom|frac))", r"\\cdot ", _COUNTED.sub(_counted, text))
+
+
+def _counted(found: re.Match[str]) -> str:
+    parts = [part for part in found.groups() if part is not None]
+    sign = next(part for part in parts if part[0] in "CPc")
+    whole, chosen = (int(part) for part in parts if part != sign)
+    if chosen > whole:
+        return found[0]
+    return (
+        rf"(\frac{{{whole}!}}{{{whole - chosen}!}})" if sign == "P" else rf"(\binom{{{whole}}}{{{chosen}}})"
+    )
+
+
+_ROUND = re.compile(r"([\[\](])(\s?[^\[\]()\s,;][^\[\]()]{0,80}?[,;][^\[\]()]{1,80})([\[\])])")
+_OUTWARD = re.compile(
+    r"^(?:[A-Za-z]\s?\\in\s?)?\s?\]|\[$|\[\s?(?:\\c[au]p|,|\bor\b|\band\b|\\text\{\s?(?:or|and))"
+    r"|(?:\\c[au]p\s?|,\s?|\b(?:or|and)\s?\}?\s?)\][^,;]"
+)
+
+
+def with_round_brackets(text: str) -> str:
+    r"""Intervals that turn their brackets outward, `]-\infty,-1]\cup]2,\infty[`, with round ones."""
+    if not _OUTWARD.search(text):
+        return text
+    return _ROUND.sub(
+        lambda found: (
+            f"{'(' if found[1] == ']' else found[1]}{found[2]}{')' if found[3] == '[' else found[3]}"
+        ),
+        text,
+    )
 
 
 _MODULUS = re.compile(

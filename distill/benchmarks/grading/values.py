@@ -7,7 +7,8 @@ import re
 from fractions import Fraction
 
 from distill.benchmarks.grading import answers, wording
-from distill.benchmarks.grading.notation import bare_words, group, without_unit
+from distill.benchmarks.grading.notation import bare_words, group
+from distill.benchmarks.grading.units import without_unit
 
 _DECIMALS = 6  # decimal places to which floating-point output must agree
 _LONGEST = 300  # characters
@@ -39,6 +40,9 @@ def exact(text: str) -> Fraction | None:
     if text.startswith(("-(", "- ")):
         value = exact(text[1:].strip())
         return None if value is None else -value
+    if (scaled := wording.scaled(text)) is not None:
+        value = exact(scaled[0])
+        return None if value is None else value * scaled[1]
     if found := _FRACTION.fullmatch(text):
         sign, whole, upper_sign, upper, lower_sign, lower = found.groups()
         if int(lower) == 0 or (whole and (upper_sign or lower_sign)):
@@ -58,15 +62,19 @@ def exact(text: str) -> Fraction | None:
 
 
 def readings(text: str) -> list[Fraction]:
-    """Possible values of a number: for a percentage both the number and, second, its hundredth."""
+    """Possible values of a number: for a percentage both the number and, second, its hundredth; for "3.5$
+    million" second 3.5, the number of millions."""
     bare = _PERCENT.sub("", text)
-    value = exact(bare if bare != text else without_unit(text))
+    value = exact(bare if bare != text or wording.scaled(text) else without_unit(text))
     if value is None and (said := wording.number_in(text)) is not None:
         bare = _PERCENT.sub("", text := said)
         value = exact(bare)
     if value is None:
         return []
-    return [value, value / 100] if bare != text else [value]
+    if bare != text:
+        return [value, value / 100]
+    scaled = wording.scaled(text)
+    return [value, value / scaled[1]] if scaled else [value]
 
 
 def same_numbers(gold: str, answer: str, tolerance: float | None) -> bool | None:

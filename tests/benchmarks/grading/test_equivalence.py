@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from distill.benchmarks.grading import symbolic
 from distill.benchmarks.grading.equivalence import compare, quickly, readable
-from distill.benchmarks.grading.notation import expanded, group, plain, split, without_unit, words
+from distill.benchmarks.grading.notation import expanded, group, plain, split, words
+from distill.benchmarks.grading.units import without_unit
 from distill.benchmarks.grading.values import exact
 
 pytest.importorskip("math_verify")

@@ -173,10 +173,10 @@ _LOOPS = ["the answer is ", "0", "12 = ", "1.", "A ", "\nQ: 5\n\n", "so the answ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [*_PIECES, *_LOOPS])
-def test_a_megabyte_of_one_thing_takes_little_time(piece: str) -> None:
-    """A quadratic rule would take hours; the limit allows for a busy machine."""
-    text = piece * (1_000_000 // len(piece))
+def test_a_quarter_megabyte_of_one_thing_takes_little_time(piece: str) -> None:
+    """A quadratic rule would take many minutes; the limit allows for a busy machine."""
+    text = piece * (250_000 // len(piece))
     began = time.process_time()
     extract(text, expressions=True)
     several_boxes(text)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2

@@ -50,18 +50,41 @@ NUMBERS = [
     ("The answer is 2 1/2.", "2.5"), ("#### 3 3/4", "3.75"), (r"\boxed{2½}", "2.5"),
     ("He needs 2½ cups.", "2.5"),
     ("The answer is twelve.", "12"), ("The answer is twenty-one apples.", "21"),
+    # one value of several digits: fractions, roots, powers, calculations, scales
+    (r"The answer is $2\frac{1}{2}$.", "2.5"), (r"The answer is $\frac72$", "3.5"),
+    (r"#### \frac{7}{2}", "3.5"), (r"So the total is \dfrac{7}{2}.", "3.5"),
+    (r"The answer is $\sqrt{16}$", "4"), (r"\boxed{\sqrt{16}}", "4"), ("The answer is √16.", "4"),
+    ("The answer is 1.2 x 10^3", "1200"), ("#### 1.2e3", "1200"), ("The answer is 10^3 g.", "1000"),
+    ("The answer is 2**5.", "32"), (r"\boxed{10^3}", "1000"), (r"\boxed{3 \times 4}", "12"),
+    (r"\boxed{5!}", "120"), (r"\boxed{(3+5)/2}", "4"), (r"\boxed{12 - 3}", "9"), (r"\boxed{2^{10}}", "1024"),
+    (r"\boxed{2:00}", "2"), (r"\boxed{5 \pmod{7}}", "5"), ("The answer is 3 + 5.", "8"),
+    ("The answer is 5!", "5"), ("The answer is 12 - this is what is left.", "12"),
+    ("The answer is $50 or 50 dollars", "50"), ("The answer is 2 hours or 120 minutes.", "2"),
+    ("#### 125 or 125.0", "125"), ("The answer is 1 million dollars.", "1000000"),
+    ("The answer is 2 dozen.", "24"), ("The answer is 2 dozen.", "2"), ("The answer is *5*.", "5"),
+    ("#### twelve", "12"), ("20 - 8 is what we need. So twelve apples are left.", "12"),
+    ("He has 12. So the two of them share it.", "12"), ("There are 12. So no one is left.", "12"),
     # code does not count, what stands before it does
     ("There are 8.\n```python\nfor i in range(3): print(i)\n```", "8"),
-    ("```\n42\n```", "42"),
+    ("```\n42\n```", "42"), ("There are 8.\nfor i in range(3):\n    print(i)", "8"), ("total = 12", "12"),
+    ("return the 3 books\nHe has 9 if he does:\nSo x = 9", "9"),
 ]  # fmt: skip
 NOT_NUMBERS = [
     ("Run it:\n```python\nfor i in range(8): print(i)\n```", "8"),
     ("Run it:\n```\nx = f(8)\n```", "8"),
     ("~~~py\nprint(8)", "8"),
+    ("Run it:\ndef f(n):\n    return n * 2\nprint(f(8))", "8"), ("```\nreturn 8\n```", "8"),
+    ("It fails:\n  File \"<stdin>\", line 3\nNameError: name 'x'", "3"), ("total = sum([3, 5])", "5"),
     ("Traceback (most recent call last):\n  File \"a.py\", line 3\nZeroDivisionError", "3"),
     ("#### 125,96", "125"), ("#### 125,96", "96"), ("#### 3, 4", "3"), ("The answer is 12,5", "12"),
     (r"\boxed{\text{16 or 17}}", "16"),
     (r"\boxed{12:30}", "12"), ("The train leaves at 2:30 pm.", "30"), ("The answer is one of the 3.", "1"),
+    (r"The answer is $2\frac{1}{2}$", "2"), (r"The answer is $\frac{7}{2}$", "7"), (r"#### \frac{7}{2}", "7"),
+    (r"So the total is \frac{7}{2}.", "2"), (r"The answer is $\sqrt{16}$", "16"), (r"\boxed{\sqrt{2}}", "2"),
+    (r"The answer is $3\sqrt{2}$", "3"), (r"The answer is $5\pi$", "5"), ("The answer is 1.2 x 10^3", "1.2"),
+    ("The answer is 10^3", "10"), ("#### 125 or 96", "125"), ("#### 3:4", "3"), ("The answer is 3:4", "3"),
+    ("The answer is 3 + 5", "3"), ("The answer is 3 (or 5)", "3"), ("The answer is 5-7 days", "5"),
+    ("The answer is 5 or 6 apples.", "5"), (r"\boxed{9^{9^{9^{9}}}}", "9"), (r"\boxed{99999!}", "99999"),
 ]  # fmt: skip
 
 
@@ -89,6 +112,7 @@ MATHEMATICS = [
     (r"So $x = \boxed{4}$, which is option A." + "\n#### A", "A"),
     # placeholders
     ("$3 + \\boxed{?} = 11$.\nThe answer is 8.", "8"),
+    ("$3 + \\boxed{\\_\\_} = 11$.\nThe answer is 8.", "8"),
     (r"Fill in $\boxed{\phantom{00}} + 3 = 11$. The answer is 8.", "8"),
     (r"$\boxed{\square} + 3 = 11$, $\boxed{\quad}$, $\boxed{\text{?}}$, $\boxed{\_}$: #### 8", "8"),
     # residues
@@ -149,6 +173,7 @@ MATHEMATICS = [
     (r"\boxed{5,525\pi}", r"5525\pi"), (r"\boxed{\sqrt{1,600}}", "40"), (r"\boxed{x = 1,234}", "1234"),
     # lists that repeat a solution
     (r"\boxed{1, 2, 2}", r"\{1,2\}"), (r"\boxed{\{2, 1, 1\}}", "1,2"), (r"\boxed{x=1, x=2, x=2}", "1,2"),
+    (r"\boxed{1, 2}", "1,2,2"),
     # equal sides of a gold answer
     (r"\boxed{56\%}", r"0.56 = 56\%"), (r"\boxed{0.56}", r"0.56 = 56\%"),
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8} = 2\sqrt{2}"),
@@ -187,7 +212,7 @@ NOT_MATHEMATICS = [
     (r"\boxed{\mathbb{R} \setminus \{5,-3\}}", r"\mathbb{R} \setminus \{1,0\}"),
     (r"\boxed{\text{thirteen}}", "12"), (r"\boxed{\text{twenty-third}}", "23"),
     (r"\boxed{\text{one or two}}", "1"),
-    (r"\boxed{1, 2}", "1,2,2"), (r"\boxed{1,1,2}", "1,2,2"), (r"\boxed{(1,2,2)}", "(1,2)"),
+    (r"\boxed{1,1,2}", "1,2,2"), (r"\boxed{(1,2,2)}", "(1,2)"),
     (r"\boxed{57\%}", r"0.56 = 56\%"), (r"\boxed{(b) \frac{1}{2}}", "-0.5"),
     ("Therefore, option C is correct.", "B"),
     (r"\boxed{\text{not 16}}", "16"), (r"\boxed{\text{at least 16}}", "16"), (r"\boxed{2x**2}", "2x"),
