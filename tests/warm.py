@@ -5,6 +5,7 @@ test_command.py.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -72,10 +73,18 @@ class Command:
             raise subprocess.TimeoutExpired(self.args, timeout, *self.said())
         return self.said()
 
+    def kill(self) -> None:
+        """Kill it and all that it started, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                os.kill(self.pid, signal.SIGKILL)  # it has only just started, and has no group yet
+
     def close(self) -> None:
         """End it and all that it started."""
         if self._process.is_alive():
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
         self._process.join()
         self._files.cleanup()
 

@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from distill import __version__
-from distill.config.console import at_end, failed_jobs, one_sentence_errors, say_loading, sweep
+from distill.config.console import (
+    at_end,
+    errors_of_hydra,
+    failed_jobs,
+    one_sentence_errors,
+    say_loading,
+    sweep,
+)
 from distill.config.help import help_text
 from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG, user_dirs
@@ -57,7 +64,8 @@ def run_command(
             if not _SHOW & set(arguments):
                 say_loading(name)
             sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *behind]
-        main()
+        with errors_of_hydra():
+            main()
         for say in at_end:
             say()
     if failed_jobs:
