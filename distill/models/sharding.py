@@ -26,14 +26,19 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, each of which is gathered as a whole; empty if it does not say which they are."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 def layers_of(lm: LanguageModel) -> list[nn.Module]:
-    """The model's layers, each of which is gathered as a whole.
+    """The model's layers.
 
     Raises:
         UserError: the model does not say which of its modules are layers.
     """
-    names = set(getattr(lm.model, "_no_split_modules", None) or ())
-    found = [module for module in lm.model.modules() if type(module).__name__ in names]
+    found = find_layers(lm.model)
     if not found:
         raise UserError(
             f"trainer.strategy=fsdp: {lm.source.name!r} does not say which modules are its layers "

@@ -10,6 +10,7 @@ from distill.losses.logits import fitting_chunk
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lora import add_lora
+from distill.models.sharding import find_layers
 from distill.training.setup import Setup
 
 
@@ -23,8 +24,8 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
 
     Returns:
         The model without weights, and bytes by category. Activations are the tensors that the body's padded
-        forward pass saves for the backward pass; with gradient checkpointing, recomputed ones do not count.
-        In mixed precision they include a bf16 copy of the weights.
+        forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers and
+        what one layer recomputes. In mixed precision they include a bf16 copy of the weights.
     """
     source = setup.student
     model = source.skeleton()
@@ -35,6 +36,8 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
         add_lora(lm, setup.lora, seed=setup.seed)
     if setup.gradient_checkpointing:
         model.activation_checkpointing_enable()
+        for layer in find_layers(model)[-1:]:  # the backward pass recomputes one layer at a time
+            layer.gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
     with FakeTensorMode():
         _pretend(model)
         kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)

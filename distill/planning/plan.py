@@ -5,13 +5,13 @@ with fake tensors. Assumptions:
 
 - Completions that are not written yet are as long as the data's, or `data.max_new_tokens` if it has none.
 - All of the teacher's completions are correct and kept.
-- Memory excludes the framework's overhead and fragmentation.
+- Memory is that of one rank (`planning.ranks`), without the framework's overhead and fragmentation.
 - Time is FLOPs at a sustained rate. Generation takes at least the time to read the weights and the KV cache
   from memory once per token.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.console import Console
@@ -19,6 +19,8 @@ from rich.table import Table
 
 from distill.errors import UserError
 from distill.losses.signals import Role
+from distill.planning.fit import fit_lines
+from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live, is_fsdp, peak_of
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
@@ -34,20 +36,35 @@ class Plan:
 
     Attributes:
         stages: in order of execution.
-        memory: bytes held during training, by category.
+        moments: what a rank holds at the moments of a training step.
         rate: sustained FLOPs per second.
         bandwidth: memory bandwidth, bytes per second.
         notes: assumptions to print.
+        ranks: processes that train together.
+        fit: lines that say whether the run fits into the devices' memory; empty if that is not known.
     """
 
     stages: Sequence[Stage]
-    memory: dict[str, int]
+    moments: Sequence[Moment]
     rate: float
     bandwidth: float
     notes: Sequence[str] = field(default_factory=list)
+    ranks: int = 1
+    fit: Sequence[str] = ()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Most bytes that a rank holds during training, by category and at the peak."""
+        names = dict.fromkeys(name for moment in self.moments for name in moment.held)
+        found = {name: max(moment.held.get(name, 0) for moment in self.moments) for name in names}
+        return {name: size for name, size in found.items() if size} | {"at the peak": self.peak().total}
+
+    def peak(self, rank: int = 0) -> Moment:
+        """The moment of a training step at which a rank holds most."""
+        return peak_of(rank, self.moments)
 
     def hours(self, stage: Stage) -> float:
-        return max(stage.flops / self.rate, stage.read / self.bandwidth) / 3600
+        return max(stage.flops / self.rate, stage.read / self.bandwidth) / stage.ranks / 3600
 
     def print(self) -> None:
         console = Console(soft_wrap=False, width=120)
@@ -72,10 +89,13 @@ class Plan:
             sizes = size_text(stage.memory), time_text(self.hours(stage)), size_text(stage.disk)
             table.add_row(stage.name, stage.model, parameters, flops, *sizes)
         console.print(table)
-        held = Table(title="memory of training", title_justify="left", show_header=False)
+        each = f", on each of {self.ranks} ranks" if self.ranks > 1 else ""
+        held = Table(title=f"memory of training{each}", title_justify="left", show_header=False)
         for name, size in self.memory.items():
-            held.add_row(name, size_text(size))
+            held.add_row(name if name != "at the peak" else f"{name} ({self.peak().name})", size_text(size))
         console.print(held)
+        for line in self.fit:
+            console.print(f"- {line}", highlight=False)
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
 
@@ -102,19 +122,20 @@ def make_plan(setup: Setup) -> Plan:
             written("teacher writes traces", teacher, read, per_batch, recipe, samples=recipe.samples)
         )
     if not writes_all(objective):
-        stages += caching(objective, frozen, traces)
-    live = sum(frozen[role].weights for role in objective.live_roles)
-    asked = [
-        replace(stage, memory=stage.memory + live) for stage in evaluation(setup, student, traces, notes)
-    ]
+        served = setup.teacher.source == "server" and not setup.teacher.verify
+        stages += caching(objective, frozen, traces, served)
+        if served:
+            notes.append("what the server's computation takes is not counted")
+    trained, held = training(setup, student, frozen, traces)
+    asked = _beside(evaluation(setup, student, traces, notes), setup, student, frozen)
     stages += [replace(stage, name=f"{stage.name} before") for stage in asked]
-    trained, memory = training(setup, student, frozen, traces)
     stages += trained
     if every := setup.evaluation.every:
         times = (
             max(0, steps(traces, objective).expected - 1) // every
         )  # not after the last step, which has the final evaluation
-        stages += [_repeated(stage, times) for stage in asked if times]
+        kept = sum(held[0].held.get(name, 0) for name in (GRADIENTS, BUCKETS, OPTIMIZER))
+        stages += [_repeated(stage, times, kept) for stage in asked if times]
     stages += [replace(stage, name=f"{stage.name} after") for stage in asked]
     if objective.compares_steps:
         notes.append("the next steps that both models propose under every prefix are not counted")
@@ -124,12 +145,27 @@ def make_plan(setup: Setup) -> Plan:
         f"{rate:.3g} FLOPs a second (estimate.tflops × estimate.utilization), {bandwidth:.3g} bytes a second "
         f"(estimate.bandwidth); memory without what the framework itself needs"
     )
-    return Plan(stages, memory, rate, bandwidth, notes)
+    if setup.config["trainer"]["devices"] == "auto" and setup.length.ranks == 1:
+        notes.append("planned for one device, as this machine has no more: say how many with trainer.devices=")
+    fit = list(fit_lines(setup, stages, held)) if setup.config["estimate"].get("memory") else []
+    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit)
 
 
-def _repeated(stage: Stage, times: int) -> Stage:
+def _beside(
+    stages: Sequence[Stage], setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize]
+) -> list[Stage]:
+    """Stages in which the student answers, with what a rank holds beside it."""
+    ranks = setup.length.ranks
+    more = sum(held_live(setup, frozen).values())
+    if is_fsdp(setup) and ranks > 1:  # a whole copy of it writes
+        more += student.weights // ranks
+    return [replace(stage, memory=stage.memory + more, ranks=ranks) for stage in stages]
+
+
+def _repeated(stage: Stage, times: int, kept: int) -> Stage:
     name = f"{stage.name} meanwhile, {times} ×"
-    return replace(stage, name=name, flops=times * stage.flops, read=times * stage.read)
+    flops, read = times * stage.flops, times * stage.read
+    return replace(stage, name=name, flops=flops, read=read, memory=stage.memory + kept)
 
 
 def _machine(setup: Setup) -> tuple[float, float]:

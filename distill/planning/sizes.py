@@ -11,6 +11,7 @@ from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
+from distill.models.sharding import find_layers
 from distill.planning.memory import dtype_of
 from distill.training.setup import Setup
 
@@ -34,6 +35,8 @@ class ModelSize:
     rows: int
     vocabulary: int
     context: int
+    root: int = 0  # parameters outside the layers
+    layer: int = 0  # parameters of the largest layer
 
     @property
     def weights(self) -> int:
@@ -58,11 +61,13 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
         vocabulary = output.shape[0]
     config = model.config.get_text_config()
     heads = config.num_attention_heads
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in find_layers(model)]
+    parameters = sum(p.numel() for p in model.parameters())
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     keys = getattr(config, "num_key_value_heads", None) or heads
     return ModelSize(
         source,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         cost=cost_of(model, source.name, vocabulary),
         bytes=(size := dtype_of(source, model).itemsize),
         written_in=min(size, precision.itemsize),
@@ -72,6 +77,8 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
         rows=output.shape[0],
         vocabulary=vocabulary,
         context=source.context_length,
+        root=parameters - sum(layers),
+        layer=max(layers, default=0),
     )
 
 

@@ -13,6 +13,7 @@ from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
+from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
 from distill.teacher.retokenize import teacher_trace
@@ -34,6 +35,7 @@ class Stage:
         memory: bytes at the peak.
         disk: bytes that remain on disk.
         shared: whether the result is cached, so that a sweep computes it only once.
+        ranks: processes that share the work.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Stage:
     memory: int = 0
     disk: int = 0
     shared: bool = False
+    ranks: int = 1
 
 
 def written(
@@ -84,8 +87,10 @@ def written(
     return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
-def caching(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace]) -> list[Stage]:
-    """Stages that compute cached signals of the traces."""
+def caching(
+    objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace], served: bool = False
+) -> list[Stage]:
+    """Stages that compute cached signals of the traces; `served`: a server does the teacher's part."""
     work, by_teacher = scoring(traces), scoring([teacher_trace(trace) for trace in traces])
     stages, tokens = [], work.predictions
     for signal, role in objective.cached_signals.items():
@@ -94,7 +99,8 @@ def caching(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list
         memory = who.reading_memory()
         name = f"{role} reads traces ({signal})"
         place, disk = (who.source.name, who.parameters), 4 * tokens
-        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
+        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
+        stages.append(_elsewhere(stage) if served and role == "teacher" else stage)
     if objective.caches_distribution:
         who, wanted = frozen["teacher"], objective.distribution
         size = wanted.bytes_a_token(who.hidden, who.vocabulary)
@@ -104,8 +110,13 @@ def caching(objective: Objective, frozen: Mapping[Role, ModelSize], traces: list
         name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(by_teacher)
         memory, disk = who.reading_memory(), size * tokens
         place = who.source.name, who.parameters
-        stages.append(Stage(name, *place, flops, memory=memory, disk=disk, shared=True))
+        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
+        stages.append(_elsewhere(stage) if served else stage)
     return stages
+
+
+def _elsewhere(stage: Stage) -> Stage:
+    return replace(stage, name=f"{stage.name}, a server", flops=0.0, memory=0)
 
 
 def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes: list[str]) -> list[Stage]:
@@ -175,45 +186,51 @@ class _Batches:
 
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
-) -> tuple[list[Stage], dict[str, int]]:
-    """Stages of training (rollouts, student, frozen models), and bytes in memory by category."""
-    batches = _Batches.of(setup, traces)
-    model, memory = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
+) -> tuple[list[Stage], Sequence[Moment]]:
+    """Stages of training (rollouts, student, frozen models), and the moments of a step."""
+    batches, ranks = _Batches.of(setup, traces), setup.length.ranks
+    rows, longest = setup.length.batch_size, batches.longest
+    model, whole = training_memory(setup, rows=rows, length=longest)
     trains_head = model.get_output_embeddings().weight.requires_grad
-    memory["head"] = head_memory(
+    head = head_memory(
         setup,
         vocabulary=student.vocabulary,
         hidden=student.hidden,
         completions=batches.completions,
         trains=trains_head,
     )
-    beside: dict[Role, int] = {role: frozen[role].weights for role in sorted(setup.objective.live_roles)}
-    memory |= {f"weights of the {role}, live": size for role, size in beside.items()}
-    fixed = sum(memory[name] for name in ("weights", "gradients", "optimizer")) + sum(beside.values())
-    stages, kv = [], 0
-    if any(batches.on_policy):
-        stage = _rollouts(setup, student, batches)
-        kv = stage.memory - student.weights
-        memory["KV cache and logits of rollouts"] = kv
-        stages.append(replace(stage, memory=fixed + kv))
-    peak = fixed + max(memory["activations"] + memory["head"], kv)
-    memory["at the peak"] = peak
+    rollouts = _rollouts(setup, student, batches) if any(batches.on_policy) else None
+    writing = rollouts.memory - student.weights if rollouts else 0
+    held = moments(
+        setup,
+        StudentBytes.of(model, whole["optimizer"]),
+        frozen,
+        activations=whole["activations"],
+        head=head,
+        writing=writing,
+        tokens=rows * longest,
+    )
+    stages = []
+    if rollouts:
+        stages.append(replace(rollouts, memory=next(m.total for m in held if ROLLOUTS in m.held), ranks=ranks))
+    peak = max(moment.total for moment in held)
     # A checkpoint has the weights twice (student/ and state.ckpt) and the optimizer state. The run folder's
     # student shares its files with the last checkpoint.
-    checkpoint = 2 * memory["weights"] + memory["optimizer"]
+    checkpoint = 2 * whole["weights"] + whole["optimizer"]
     kept = setup.checkpoints
-    disk = kept.keep * checkpoint if kept.of_finished else memory["weights"]
+    disk = kept.keep * checkpoint if kept.of_finished else whole["weights"]
     own, live = _training_flops(
         setup, cost_of(model, student.source.name, student.vocabulary), frozen, batches, trains_head
     )
     name = f"training, {setup.length.steps(traces, setup.objective).expected:,} steps"
-    stages.append(Stage(name, student.source.name, student.parameters, own, memory=peak, disk=disk))
+    place = student.source.name, student.parameters
+    stages.append(Stage(name, *place, own, memory=peak, disk=disk, ranks=ranks))
     if live:
-        who = [frozen[role] for role in beside] or [frozen["teacher"]]
+        who = [frozen[role] for role in sorted(setup.objective.live_roles)] or [frozen["teacher"]]
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
-        stages.append(Stage("… models beside it", names, total, live, memory=peak))
-    return stages, memory
+        stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
+    return stages, held
 
 
 def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:

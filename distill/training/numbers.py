@@ -90,6 +90,7 @@ _RANGES_OR_NULL = {
     "benchmark.top_p": "(0, 1]",
     "checkpoint.minutes": "(0, inf)",
     "estimate.tflops": "(0, inf)",
+    "estimate.memory": "(0, inf)",
     "estimate.bandwidth": "(0, inf)",
     "trainer.gradient_clip_val": "[0, inf)",
 }

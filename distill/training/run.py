@@ -53,6 +53,7 @@ from distill.training.evaluation import StudentEvaluation
 from distill.training.length import Steps
 from distill.training.module import DistillModule
 from distill.training.prepare import Clock, Prepared, prepare
+from distill.training.remedies import memory_errors
 from distill.training.setup import Configuration, Setup
 from distill.training.validation import Validate
 
@@ -98,12 +99,14 @@ def train(config: Setup | Configuration, callbacks: Sequence[lightning.Callback]
         check_state(setup.resumed)
     described = (setup.folder / "config.yaml").is_file()  # by a run that was killed and is started anew
     try:
-        prepared = prepare(setup, clock)
+        with memory_errors(setup):
+            prepared = prepare(setup, clock)
     except UserError:
         if not described and setup.resumed is None and first_rank():
             forget(setup.folder)  # a refused run leaves no folder
         raise
-    return run(setup, prepared, callbacks)
+    with memory_errors(setup):
+        return run(setup, prepared, callbacks)
 
 
 def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback] = ()) -> RunResult:

@@ -1,0 +1,91 @@
+"""Whether a run fits into the memory of its devices, and what would make it fit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from distill.planning import ranks
+from distill.planning.ranks import Moment, peak_of
+from distill.planning.stages import Stage
+from distill.training.remedies import Part, remedies
+from distill.training.setup import Setup
+
+_USABLE = 0.9  # of a device; the rest is for the framework and what the allocator cannot use
+_SHOWN = 8  # ranks with a line of their own
+_PARTS: Mapping[str, Part] = {
+    ranks.WEIGHTS: "student",
+    ranks.GRADIENTS: "student",
+    ranks.BUCKETS: "student",
+    ranks.OPTIMIZER: "student",
+    ranks.ACTIVATIONS: "activations",
+    ranks.HEAD: "head",
+    ranks.ROLLOUTS: "rollouts",
+    ranks.READING: "activations",
+}
+
+
+def fit_lines(setup: Setup, stages: Sequence[Stage], held: Sequence[Moment]) -> Iterator[str]:
+    """One line per rank: that it fits, or how much is missing, what takes most, and what helps.
+
+    Args:
+        setup: the run, whose `estimate.memory` is known.
+        stages: all stages.
+        held: the moments of a training step.
+    """
+    count, everything = setup.length.ranks, [*held, *_others(stages)]
+    if count == 1:
+        yield _verdict(setup, peak_of(0, everything))
+        return
+    for rank in range(min(count, _SHOWN)):
+        yield f"rank {rank} {_verdict(setup, peak_of(rank, everything))}"
+    if count > _SHOWN:
+        yield f"ranks {_SHOWN} to {count - 1} as rank {_SHOWN - 1}"
+
+
+def _verdict(setup: Setup, peak: Moment) -> str:
+    gib = setup.config["estimate"]["memory"]
+    needed = f"{peak.total / 2**30:.1f} of {gib:g} GiB"
+    if peak.total <= _USABLE * gib * 2**30:
+        return f"fits: needs {needed} at the peak ({peak.name})"
+    verdict = f"does not fit: needs {needed} ({peak.name}), most of it {_most(peak)}"
+    if peak.total <= gib * 2**30:
+        verdict += "; a tenth is left to the framework"
+    if helping := _helping(setup, peak):
+        verdict += f"; take {', or '.join(helping)}"
+    return verdict
+
+
+def _others(stages: Sequence[Stage]) -> list[Moment]:
+    """Stages outside of training, each as a moment."""
+    return [
+        Moment(stage.name, {f"{stage.model} in this stage": stage.memory})
+        for stage in stages
+        if not stage.name.startswith(("training", "…", "student writes"))
+    ]
+
+
+def _most(peak: Moment) -> str:
+    name, size = max(peak.held.items(), key=lambda item: item[1])
+    return name if len(peak.held) == 1 else f"{name} ({size / 2**30:.1f} GiB)"
+
+
+def _helping(setup: Setup, peak: Moment) -> list[str]:
+    """Up to three changes to what takes most at the peak; nothing that takes less than a tenth counts."""
+    sizes: dict[Part, int] = {}
+    for name, size in peak.held.items():
+        part = _part_of(name, setup, peak)
+        sizes[part] = sizes.get(part, 0) + size
+    sizes["optimizer"] = peak.held.get(ranks.OPTIMIZER, 0)
+    large = sorted((part for part in sizes if sizes[part] >= 0.1 * peak.total), key=lambda part: -sizes[part])
+    found = [remedy.text for part in large for remedy in remedies(setup) if remedy.part == part]
+    return list(dict.fromkeys(found))[:3]
+
+
+def _part_of(name: str, setup: Setup, peak: Moment) -> Part:
+    if name in _PARTS:
+        return _PARTS[name]
+    if " the " in name and name.endswith((", live", "teacher", "reference", "initial", "pilot")):
+        return "frozen"
+    if peak.name.startswith(tuple(benchmark.name for benchmark in setup.evaluation.benchmarks)):
+        return "answers"
+    if peak.name == "teacher writes traces":
+        return "traces"
+    return "cache" if name.endswith("in this stage") else "student"

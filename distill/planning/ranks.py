@@ -1,0 +1,175 @@
+"""What each rank of a run holds at the moments of a step where memory peaks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.losses.signals import Role
+from distill.models.sharding import find_layers
+from distill.planning.sizes import ModelSize
+from distill.training.setup import Setup
+
+WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
+ACTIVATIONS, HEAD = "activations", "head"
+BUCKETS = "gradients, DDP's buckets"
+GATHERED = "gathered of the student"
+UNSHARDED = "gradients, not sharded yet"
+EMBEDDING = "gradient of the embeddings"
+WHOLE_COPY = "whole copy of the student that writes"
+ROLLOUTS = "KV cache and logits of rollouts"
+READING = "frozen models' hidden states"
+MATRIX = "the teacher's output matrix"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a step.
+
+    Attributes:
+        name: description.
+        held: bytes of one rank, by category.
+        first_rank: whether only the first rank has this moment.
+    """
+
+    name: str
+    held: Mapping[str, int]
+    first_rank: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(self.held.values())
+
+
+@dataclass(frozen=True)
+class StudentBytes:
+    """Bytes of a whole student and of its parts.
+
+    Attributes:
+        weights: of all parameters.
+        gradients: of those that train.
+        optimizer: state of the optimizer.
+        root: parameters outside the layers: embeddings, output matrix, final norm.
+        root_gradients: of these.
+        embedding: gradient of the embeddings, if they share their matrix with the output head.
+        layer: parameters of the largest layer.
+        layer_gradients: of that layer.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    root: int
+    root_gradients: int
+    embedding: int
+    layer: int
+    layer_gradients: int
+
+    @classmethod
+    def of(cls, model: Any, optimizer: int) -> "StudentBytes":
+        layers = [(_bytes(layer), _bytes(layer, trained=True)) for layer in find_layers(model)] or [(0, 0)]
+        whole, trained = _bytes(model), _bytes(model, trained=True)
+        head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        return cls(
+            weights=whole,
+            gradients=trained,
+            optimizer=optimizer,
+            root=whole - sum(size for size, _ in layers),
+            root_gradients=trained - sum(size for _, size in layers),
+            embedding=head.nbytes if head is embeddings and head.requires_grad else 0,
+            layer=max(size for size, _ in layers),
+            layer_gradients=max(size for _, size in layers),
+        )
+
+
+def _bytes(module: Any, *, trained: bool = False) -> int:
+    return sum(p.numel() * p.dtype.itemsize for p in module.parameters() if p.requires_grad or not trained)
+
+
+def is_fsdp(setup: Setup) -> bool:
+    """Whether the ranks share the student. A single rank has all of it, in the same way."""
+    return setup.compute.trainer.get("strategy") == "fsdp"
+
+
+def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+    """Bytes that a rank holds of frozen models and output matrices, during the whole training."""
+    objective, shares = setup.objective, setup.length.ranks
+    found: dict[str, int] = {}
+    for role in sorted(objective.live_roles):
+        who, name = frozen[role], f"weights of the {role}, live"
+        found[name] = who.weights
+        if is_fsdp(setup) and not objective.compares_steps:  # else it writes, for which it must be whole
+            found[name] = _share(who.weights, shares)
+            found[f"gathered of the {role}"] = who.bytes * who.root
+    if objective.caches_distribution and objective.distribution.whole:
+        found[MATRIX] = frozen["teacher"].bytes * frozen["teacher"].vocabulary * frozen["teacher"].hidden
+    return found
+
+
+def moments(
+    setup: Setup,
+    student: StudentBytes,
+    frozen: Mapping[Role, ModelSize],
+    *,
+    activations: int,
+    head: int,
+    writing: int,
+    tokens: int,
+) -> Sequence[Moment]:
+    """The moments of an optimizer step at which a rank may hold most.
+
+    Gradients of the step before are freed between forward and backward pass, those of the micro-batches
+    before are kept.
+
+    Args:
+        setup: the run.
+        student: its bytes.
+        frozen: sizes of the frozen models.
+        activations: bytes kept for the backward pass.
+        head: bytes of the chunked head at its peak, with the gradient of the output matrix.
+        writing: bytes of the KV cache and logits of rollouts; 0: there are none.
+        tokens: tokens of a micro-batch, padding included.
+    """
+    sharded, ranks = is_fsdp(setup), setup.length.ranks
+    shares = ranks if sharded else 1
+    base = {WEIGHTS: _share(student.weights, shares), OPTIMIZER: _share(student.optimizer, shares)}
+    base |= held_live(setup, frozen)
+    gradients = {GRADIENTS: _share(student.gradients, shares)}
+    if not sharded and ranks > 1:
+        base[BUCKETS] = student.gradients
+    kept = gradients if setup.length.accumulate > 1 else {}
+    root = {GATHERED: student.root} if sharded else {}
+    found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations, HEAD: head})]
+    if sharded:
+        # The layer that is read, and the next one; the same for their gradients, on their way to the shards.
+        at_work = {
+            GATHERED: student.root + 2 * student.layer,
+            UNSHARDED: student.root_gradients + 2 * student.layer_gradients,
+        }
+        found.append(Moment("backward pass begins", base | kept | at_work | {ACTIVATIONS: activations}))
+        on_their_way = student.root_gradients + student.layer_gradients
+        last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
+        found.append(Moment("backward pass ends", base | gradients | root | last))
+    else:
+        found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
+    for role in sorted(setup.objective.live_roles):
+        who = frozen[role]
+        reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
+        if f"gathered of the {role}" in base:
+            reading[f"gathered of the {role}"] = who.bytes * (who.root + 2 * who.layer)
+        found.append(Moment(f"the {role} reads", base | gradients | reading))
+    if writing:
+        copy = {WHOLE_COPY: student.weights} if sharded else {}
+        found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
+    if sharded and setup.compute.device == "cpu":  # with a GPU, this copy is in the host's memory
+        held = base | gradients | {WHOLE_COPY: student.weights}
+        found.append(Moment("the first rank saves a checkpoint", held, first_rank=True))
+    return found
+
+
+def peak_of(rank: int, held: Iterable[Moment]) -> Moment:
+    """The moment at which a rank holds most."""
+    return max((one for one in held if rank == 0 or not one.first_rank), key=lambda moment: moment.total)
+
+
+def _share(size: int, shares: int) -> int:
+    return -(-size // shares)
