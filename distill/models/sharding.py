@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from distill.data.layout import Layout
 from distill.errors import UserError
 from distill.models.head import Head
-from distill.models.language_model import LanguageModel
+from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.rope import rope_switch
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -26,25 +27,29 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's layers, each of which is gathered as a whole; empty if it does not say which they are."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
-
-
-def layers_of(lm: LanguageModel) -> list[nn.Module]:
-    """The model's layers.
+def check_shardable(source: ModelSource) -> None:
+    """Check that a model can be sharded, before its weights are loaded.
 
     Raises:
-        UserError: the model does not say which of its modules are layers.
+        UserError: it does not say which modules are its layers, or reads long traces apart from short ones.
     """
-    found = find_layers(lm.model)
-    if not found:
+    model = source.skeleton()
+    if not layers_of(model):
         raise UserError(
-            f"trainer.strategy=fsdp: {lm.source.name!r} does not say which modules are its layers "
+            f"trainer.strategy=fsdp: {source.name!r} does not say which modules are its layers "
             f"(_no_split_modules): take trainer.strategy=ddp"
         )
-    return found
+    if rope_switch(model.config) is not None:
+        raise UserError(
+            f"trainer.strategy=fsdp: {source.name!r} reads long traces in a pass of their own, which the "
+            f"ranks could not do together: take trainer.strategy=ddp"
+        )
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, each of which is gathered as a whole."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
@@ -53,23 +58,15 @@ def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
     Args:
         lm: the model, whole on each rank, with the same weights.
         mesh: one-dimensional mesh of all ranks.
-
-    Raises:
-        UserError: as `layers_of`.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     model: Any = lm.model
-    for layer in layers_of(lm):
+    for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
     # The output matrix is read after the forward pass, and gets its gradient before the body: if it were
     # resharded in between, that gradient would be lost without an error.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    if lm.rope_switch is not None:
-        raise UserError(
-            f"trainer.strategy=fsdp: {lm.source.name!r} reads long traces in a pass of their own, which the "
-            f"ranks could not do together: take trainer.strategy=ddp"
-        )
     read = lm.completion_head
 
     def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:

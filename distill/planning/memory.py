@@ -10,7 +10,7 @@ from distill.losses.logits import fitting_chunk
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lora import add_lora
-from distill.models.sharding import find_layers
+from distill.models.sharding import layers_of
 from distill.training.setup import Setup
 
 
@@ -36,7 +36,7 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
         add_lora(lm, setup.lora, seed=setup.seed)
     if setup.gradient_checkpointing:
         model.activation_checkpointing_enable()
-        for layer in find_layers(model)[-1:]:  # the backward pass recomputes one layer at a time
+        for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
             layer.gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
     with FakeTensorMode():
         _pretend(model)

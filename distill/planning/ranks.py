@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.losses.signals import Role
-from distill.models.sharding import find_layers
+from distill.models.sharding import layers_of
 from distill.planning.sizes import ModelSize
 from distill.training.setup import Setup
 
@@ -66,7 +66,7 @@ class StudentBytes:
 
     @classmethod
     def of(cls, model: Any, optimizer: int) -> "StudentBytes":
-        layers = [(_bytes(layer), _bytes(layer, trained=True)) for layer in find_layers(model)] or [(0, 0)]
+        layers = [(_bytes(layer), _bytes(layer, trained=True)) for layer in layers_of(model)] or [(0, 0)]
         whole, trained = _bytes(model), _bytes(model, trained=True)
         head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         return cls(

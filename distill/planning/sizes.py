@@ -11,7 +11,7 @@ from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
-from distill.models.sharding import find_layers
+from distill.models.sharding import layers_of
 from distill.planning.memory import dtype_of
 from distill.training.setup import Setup
 
@@ -61,7 +61,7 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
         vocabulary = output.shape[0]
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in find_layers(model)]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]
     parameters = sum(p.numel() for p in model.parameters())
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     keys = getattr(config, "num_key_value_heads", None) or heads

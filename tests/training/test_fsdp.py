@@ -6,12 +6,18 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import warm
 from safetensors.torch import load_file
 from test_training import arguments, column, run
 from test_training import traces as traces  # a fixture
+
+from distill.errors import UserError
+from distill.models.find import find_model
+from distill.models.language_model import ModelSource
+from distill.models.sharding import check_shardable
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -137,3 +143,29 @@ def test_a_rank_that_dies_ends_the_other_with_one_sentence(
     finally:
         for one in (first, other):
             one.close()
+
+
+def test_a_model_that_cannot_be_sharded_is_refused_before_its_weights_are_loaded(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = find_model(str(tiny_pair[0]), key="model.student")
+    check_shardable(source)
+    whole = ModelSource.skeleton
+
+    def changed(self: ModelSource) -> Any:
+        model = whole(self)
+        model._no_split_modules = None
+        return model
+
+    monkeypatch.setattr(ModelSource, "skeleton", changed)
+    with pytest.raises(UserError, match="does not say which modules are its layers"):
+        check_shardable(source)
+
+    def with_two_ropes(self: ModelSource) -> Any:
+        model = whole(self)
+        model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+        return model
+
+    monkeypatch.setattr(ModelSource, "skeleton", with_two_ropes)
+    with pytest.raises(UserError, match="reads long traces in a pass of their own"):
+        check_shardable(source)
