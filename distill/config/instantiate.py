@@ -1,5 +1,6 @@
 """Instantiate objects from nodes of the configuration."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from distill.config.moved import new_name
 from distill.errors import UserError, first_line
 from distill.io.secrets import without_secrets
 
+_OPTIMIZER_PACKAGES = ("bitsandbytes", "torchao")  # of the extra `optimizers`
 OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.Optimizer
 
 
@@ -68,6 +70,12 @@ def build_optimizer(node: Any) -> OptimizerFactory:
     is reported now and not when training starts."""
     import torch  # not at the top: the command line is checked without torch
 
+    package = str(node.get("_target_") or "").partition(".")[0]
+    if package in _OPTIMIZER_PACKAGES and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"optimizer._target_={node._target_} is of the package {package}, which is not installed: "
+            f'pip install -e ".[optimizers]"'
+        )
     factory = build(node, "optimizer")
     try:
         factory([torch.nn.Parameter(torch.zeros(1))])

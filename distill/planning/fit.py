@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from distill.planning import ranks
-from distill.planning.ranks import Moment, peak_of
+from distill.planning.ranks import Moment
 from distill.planning.stages import Stage
 from distill.training.remedies import Part, remedies
 from distill.training.setup import Setup
@@ -30,14 +30,12 @@ def fit_lines(setup: Setup, stages: Sequence[Stage], held: Sequence[Moment]) -> 
         stages: all stages.
         held: the moments of a training step.
     """
-    count, everything = setup.length.ranks, [*held, *_others(stages)]
-    if count == 1:
-        yield _verdict(setup, peak_of(0, everything))
-        return
-    for rank in range(min(count, _SHOWN)):
-        yield f"rank {rank} {_verdict(setup, peak_of(rank, everything))}"
-    if count > _SHOWN:
-        yield f"ranks {_SHOWN} to {count - 1} as rank {_SHOWN - 1}"
+    verdict = _verdict(setup, max([*held, *_others(stages)], key=lambda moment: moment.total))
+    count = setup.length.ranks
+    if 1 < count <= _SHOWN:
+        yield from (f"rank {rank} {verdict}" for rank in range(count))
+    else:
+        yield verdict if count == 1 else f"each of ranks 0 to {count - 1} {verdict}"
 
 
 def _verdict(setup: Setup, peak: Moment) -> str:
@@ -72,7 +70,7 @@ def _helping(setup: Setup, peak: Moment) -> list[str]:
     sizes: dict[Part, int] = {}
     for name, size in peak.held.items():
         part = _part_of(name, setup, peak)
-        sizes[part] = sizes.get(part, 0) + size
+        sizes[part] = max(size, sizes.get(part, 0))
     sizes["optimizer"] = peak.held.get(ranks.OPTIMIZER, 0)
     large = sorted((part for part in sizes if sizes[part] >= 0.1 * peak.total), key=lambda part: -sizes[part])
     found = [remedy.text for part in large for remedy in remedies(setup) if remedy.part == part]

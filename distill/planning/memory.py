@@ -46,7 +46,7 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     return model, {
         "weights": sum(p.numel() * p.dtype.itemsize for p in model.parameters()),
         "gradients": sum(p.numel() * p.dtype.itemsize for p in trained),
-        "optimizer": sum(kept_of[p.dtype][0] * p.numel() + kept_of[p.dtype][1] for p in trained),
+        "optimizer": round(sum(kept_of[p.dtype][0] * p.numel() + kept_of[p.dtype][1] for p in trained)),
         "activations": kept,
     }
 
@@ -86,15 +86,29 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
     return sum(storage.nbytes() for place, storage in storages.items() if place not in own)
 
 
-def _kept_by_optimizer(factory: OptimizerFactory, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of optimizer state per element and per parameter of this dtype, measured on a small parameter."""
-    small = torch.nn.Parameter(torch.zeros(64, dtype=dtype))
-    optimizer = factory([small])
-    small.grad = torch.zeros_like(small)
-    optimizer.step()
-    state = [value for value in optimizer.state[small].values() if isinstance(value, torch.Tensor)]
-    each = sum(value.element_size() for value in state if value.numel() == 64)
-    return each, sum(value.nbytes for value in state if value.numel() != 64)
+def _kept_by_optimizer(factory: OptimizerFactory, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes of optimizer state per element and per parameter of this dtype, measured on two matrices.
+
+    They are as large as those that an optimizer of 8 bits keeps in 8 bits.
+    """
+    sizes = {}
+    for rows in (64, 128):
+        matrix = torch.nn.Parameter(torch.zeros(rows, 256, dtype=dtype))
+        optimizer = factory([matrix])
+        matrix.grad = torch.zeros_like(matrix)
+        with torch.compiler.set_stance("force_eager"):  # torchao's would compile its step
+            optimizer.step()
+        sizes[matrix.numel()] = sum(map(_nbytes, optimizer.state[matrix].values()))
+    (few, less), (many, more) = sizes.items()
+    each = (more - less) / (many - few)
+    return each, less - each * few
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of a tensor, or of the tensors that a quantized one consists of; 0 for anything else."""
+    if hasattr(value, "__tensor_flatten__"):
+        return sum(_nbytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
 def head_memory(setup: Setup, *, vocabulary: int, hidden: int, completions: int, trains: bool) -> int:

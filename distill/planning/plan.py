@@ -20,7 +20,7 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
-from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live, is_fsdp, peak_of
+from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live, is_fsdp
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
@@ -57,11 +57,12 @@ class Plan:
         """Most bytes that a rank holds during training, by category and at the peak."""
         names = dict.fromkeys(name for moment in self.moments for name in moment.held)
         found = {name: max(moment.held.get(name, 0) for moment in self.moments) for name in names}
-        return {name: size for name, size in found.items() if size} | {"at the peak": self.peak().total}
+        return {name: size for name, size in found.items() if size} | {"at the peak": self.peak.total}
 
-    def peak(self, rank: int = 0) -> Moment:
+    @property
+    def peak(self) -> Moment:
         """The moment of a training step at which a rank holds most."""
-        return peak_of(rank, self.moments)
+        return max(self.moments, key=lambda moment: moment.total)
 
     def hours(self, stage: Stage) -> float:
         return max(stage.flops / self.rate, stage.read / self.bandwidth) / stage.ranks / 3600
@@ -92,10 +93,10 @@ class Plan:
         each = f", on each of {self.ranks} ranks" if self.ranks > 1 else ""
         held = Table(title=f"memory of training{each}", title_justify="left", show_header=False)
         for name, size in self.memory.items():
-            held.add_row(name if name != "at the peak" else f"{name} ({self.peak().name})", size_text(size))
+            held.add_row(name if name != "at the peak" else f"{name} ({self.peak.name})", size_text(size))
         console.print(held)
         for line in self.fit:
-            console.print(f"- {line}", highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
 

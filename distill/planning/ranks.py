@@ -1,6 +1,6 @@
 """What each rank of a run holds at the moments of a step where memory peaks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,10 @@ class Moment:
     Attributes:
         name: description.
         held: bytes of one rank, by category.
-        first_rank: whether only the first rank has this moment.
     """
 
     name: str
     held: Mapping[str, int]
-    first_rank: bool = False
 
     @property
     def total(self) -> int:
@@ -99,7 +97,8 @@ def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
         found[name] = who.weights
         if is_fsdp(setup) and not objective.compares_steps:  # else it writes, for which it must be whole
             found[name] = _share(who.weights, shares)
-            found[f"gathered of the {role}"] = who.bytes * who.root
+            # Its root stays gathered, and the last layer's buffer lives until the next layer is gathered.
+            found[f"gathered of the {role}"] = who.bytes * (who.root + who.layer)
     if objective.caches_distribution and objective.distribution.whole:
         found[MATRIX] = frozen["teacher"].bytes * frozen["teacher"].vocabulary * frozen["teacher"].hidden
     return found
@@ -148,7 +147,8 @@ def moments(
         found.append(Moment("backward pass begins", base | kept | at_work | {ACTIVATIONS: activations}))
         on_their_way = student.root_gradients + student.layer_gradients
         last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
-        found.append(Moment("backward pass ends", base | gradients | root | last))
+        last[GATHERED] = student.root + student.layer
+        found.append(Moment("backward pass ends", base | gradients | last))
     else:
         found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
     for role in sorted(setup.objective.live_roles):
@@ -160,15 +160,7 @@ def moments(
     if writing:
         copy = {WHOLE_COPY: student.weights} if sharded else {}
         found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
-    if sharded and setup.compute.device == "cpu":  # with a GPU, this copy is in the host's memory
-        held = base | gradients | {WHOLE_COPY: student.weights}
-        found.append(Moment("the first rank saves a checkpoint", held, first_rank=True))
     return found
-
-
-def peak_of(rank: int, held: Iterable[Moment]) -> Moment:
-    """The moment at which a rank holds most."""
-    return max((one for one in held if rank == 0 or not one.first_rank), key=lambda moment: moment.total)
 
 
 def _share(size: int, shares: int) -> int:

@@ -1,4 +1,4 @@
-"""Train as `train.py` does, and write the peak of bytes that torch's allocator gave out during training.
+"""Train as `train.py` does, and write how many bytes of torch's allocator are in use at the peak of its steps.
 
 Started as `held_memory.py FILE overrides…`; each rank writes FILE with its number behind it."""
 
@@ -9,20 +9,21 @@ from pathlib import Path
 
 import lightning
 import torch
-from torch import nn
 
-from distill.config.overrides import check_overrides
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.training.run import train
+from distill.training.setup import Setup
 
-ROOT = Path(__file__).resolve().parents[2]
 _MARK = 8191 * 3  # bytes of an allocation that nothing else makes
 
 
-class MarkStart(lightning.Callback):
-    """Leave a mark in the record of allocations where training begins."""
+class Marks(lightning.Callback):
+    """Leave marks in the record of allocations: before the first step, and after the last one."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        torch.empty(_MARK, dtype=torch.uint8)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         torch.empty(_MARK, dtype=torch.uint8)
 
 
@@ -36,21 +37,19 @@ def main(file: str, words: list[str]) -> None:
         return lm
 
     ModelSource.load = load_into_memory
-    cfg = check_overrides(ROOT / "conf", "train", words)
-    del cfg._content["hydra"]  # pyright: ignore
-    Path(cfg.dir).mkdir(parents=True, exist_ok=True)
-    nn.Module.to  # noqa: B018
+    setup = Setup.from_overrides(words)
+    setup.folder.mkdir(parents=True, exist_ok=True)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as seen:
-        train(cfg, [MarkStart()])
-    held = peak = 0
-    training = False
+        train(setup, [Marks()])
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    held = peak = marks = 0
     for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
-            training = training or event.nbytes() == _MARK
-            peak = max(peak, held) if training else 0
+            marks += event.nbytes() == _MARK
+            peak = max(peak, held) if marks == 1 else peak
     Path(f"{file}.{os.environ.get('RANK', '0')}").write_text(json.dumps(peak))
 
 

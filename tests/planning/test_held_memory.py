@@ -38,16 +38,10 @@ def test_two_ranks_hold_what_the_plan_says(
     large_pair: tuple[Path, Path], traces: Path, tmp_path: Path, strategy: str
 ) -> None:
     words = arguments(large_pair, traces, tmp_path, "loss=forward_kl", "data.batch_size=2")
-    words += [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=3"]
-    if more := os.environ.get("MORE"):
-        words += more.split()
+    words += [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=2"]
     plan = make_plan(Setup.from_overrides(words, here=False))
-    planned = plan.memory
     script = str(ROOT / "tests" / "planning" / "held_memory.py")
     done = warm.run_ranks([script, str(tmp_path / "peak"), *words, f"dir={tmp_path / 'run'}"], tmp_path)
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:]
     measured = [json.loads((tmp_path / f"peak.{rank}").read_text()) for rank in range(2)]
-    print({k: round(v / 2**20, 1) for k, v in planned.items()}, [m / 2**20 for m in measured])
-    print([plan.peak(r).total/2**20 for r in (0,1)], plan.peak().name)
-    for rank, peak in enumerate(measured):
-        assert plan.peak(rank).total == pytest.approx(peak, rel=0.15)
+    assert [plan.peak.total] * 2 == pytest.approx(measured, rel=0.15)
