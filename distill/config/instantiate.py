@@ -14,7 +14,6 @@ from distill.config.moved import new_name
 from distill.errors import UserError, first_line
 from distill.io.secrets import without_secrets
 
-_OPTIMIZER_PACKAGES = ("bitsandbytes", "torchao")  # of the extra `optimizers`
 OptimizerFactory = Callable[[Iterable[Any]], Any]  # parameters → torch.optim.Optimizer
 
 
@@ -71,10 +70,15 @@ def build_optimizer(node: Any) -> OptimizerFactory:
     import torch  # not at the top: the command line is checked without torch
 
     package = str(node.get("_target_") or "").partition(".")[0]
-    if package in _OPTIMIZER_PACKAGES and importlib.util.find_spec(package) is None:
+    if package == "torchao":
+        raise UserError(
+            f"optimizer._target_={node._target_} has a state that cannot be read back from a checkpoint: take "
+            f"bitsandbytes.optim.AdamW8bit"
+        )
+    if package == "bitsandbytes" and importlib.util.find_spec(package) is None:
         raise UserError(
             f"optimizer._target_={node._target_} is of the package {package}, which is not installed: "
-            f'pip install -e ".[optimizers]"'
+            f'pip install -e ".[bitsandbytes]"'
         )
     factory = build(node, "optimizer")
     try:

@@ -42,7 +42,8 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     elif setup.gradient_checkpointing:
         yield Remedy("activations", "a smaller data.max_length, with data.overlong=drop")
     yield from _of_frozen(setup)
-    if setup.compute.trainer.get("strategy") != "fsdp":
+    sharded = setup.compute.trainer.get("strategy") == "fsdp"
+    if not sharded:
         several = "" if length.ranks > 1 else " trainer.devices=2"
         remedy = f"trainer=fsdp{several}"
         yield Remedy("student", remedy)
@@ -50,7 +51,11 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
             yield Remedy("frozen", remedy)
     if setup.lora is None:
         yield Remedy("student", "model.lora.rank=16 model.student_dtype=bfloat16")
-        yield Remedy("optimizer", "an optimizer of 8 bits (docs/guides/one-gpu.md)")
+        if not sharded and "8bit" not in setup.config["optimizer"]["_target_"]:
+            eight = "optimizer._target_=bitsandbytes.optim.AdamW8bit ~optimizer.fused"
+            yield Remedy("optimizer", f"an optimizer of 8 bits, {eight}")
+    if sharded:
+        yield Remedy("student", f"more devices, trainer.devices={2 * length.ranks}")
     yield Remedy("head", f"loss.chunk_size={max(16, (objective.chunk_size or 256) // 2)}")
     if setup.evaluation.benchmarks:
         yield Remedy("answers", f"benchmark.token_budget={setup.evaluation.token_budget // 2}")
