@@ -72,8 +72,8 @@ def build_optimizer(node: Any) -> OptimizerFactory:
     package = str(node.get("_target_") or "").partition(".")[0]
     if package == "torchao":
         raise UserError(
-            f"optimizer._target_={node._target_} has a state that cannot be read back from a checkpoint: take "
-            f"bitsandbytes.optim.AdamW8bit"
+            f"optimizer._target_={node._target_} has a state that cannot be read back from a checkpoint: "
+            f"take bitsandbytes.optim.AdamW8bit"
         )
     if package == "bitsandbytes" and importlib.util.find_spec(package) is None:
         raise UserError(

@@ -147,7 +147,9 @@ def make_plan(setup: Setup) -> Plan:
         f"(estimate.bandwidth); memory without what the framework itself needs"
     )
     if setup.config["trainer"]["devices"] == "auto" and setup.length.ranks == 1:
-        notes.append("planned for one device, as this machine has no more: say how many with trainer.devices=")
+        notes.append(
+            "planned for one device, as this machine has no more: say how many with trainer.devices="
+        )
     fit = list(fit_lines(setup, stages, held)) if setup.config["estimate"].get("memory") else []
     return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit)
 

@@ -14,6 +14,7 @@ ACTIVATIONS, HEAD = "activations", "head"
 BUCKETS = "gradients, DDP's buckets"
 GATHERED = "gathered of the student"
 UNSHARDED = "gradients, not sharded yet"
+COPIES = "gradients, gloo's copies"  # of what it reduces on CPUs
 EMBEDDING = "gradient of the embeddings"
 WHOLE_COPY = "whole copy of the student that writes"
 ROLLOUTS = "KV cache and logits of rollouts"
@@ -147,6 +148,8 @@ def moments(
         found.append(Moment("backward pass begins", base | kept | at_work | {ACTIVATIONS: activations}))
         on_their_way = student.root_gradients + student.layer_gradients
         last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
+        if setup.compute.device == "cpu":
+            last[COPIES] = on_their_way
         last[GATHERED] = student.root + student.layer
         found.append(Moment("backward pass ends", base | gradients | last))
     else:

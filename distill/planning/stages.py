@@ -212,7 +212,9 @@ def training(
     )
     stages = []
     if rollouts:
-        stages.append(replace(rollouts, memory=next(m.total for m in held if ROLLOUTS in m.held), ranks=ranks))
+        stages.append(
+            replace(rollouts, memory=next(m.total for m in held if ROLLOUTS in m.held), ranks=ranks)
+        )
     peak = max(moment.total for moment in held)
     # A checkpoint has the weights twice (student/ and state.ckpt) and the optimizer state. The run folder's
     # student shares its files with the last checkpoint.

@@ -13,7 +13,9 @@ from distill.training.setup import Setup
 # What takes memory: a full training of the student, a frozen model in memory, what is kept for the backward
 # pass, the output head, completions that the student writes in training, answers to benchmarks, traces that
 # the teacher writes, traces that it reads.
-Part = Literal["student", "optimizer", "frozen", "activations", "head", "rollouts", "answers", "traces", "cache"]
+Part = Literal[
+    "student", "optimizer", "frozen", "activations", "head", "rollouts", "answers", "traces", "cache"
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def _of_frozen(setup: Setup) -> Iterator[Remedy]:
 
 def out_of_memory(setup: Setup, error: BaseException) -> UserError:
     """The error for a device whose memory is full: what applies to this run, most useful first."""
-    found = list(dict.fromkeys(one.text for one in remedies(setup) if one.part not in ("answers", "traces")))[:3]
+    found = list(dict.fromkeys(one.text for one in remedies(setup) if one.part not in ("answers", "traces")))[
+        :3
+    ]
     said = first_line(error).partition(". GPU")[0].rstrip(".")
     return UserError(
         f"the device's memory is full ({said}): take {'; or '.join(found)}. python -m distill.plan with the "

@@ -1,4 +1,4 @@
-"""Train as `train.py` does, and write how many bytes of torch's allocator are in use at the peak of its steps.
+"""Train as `train.py` does, and write how many bytes torch's allocator has given out at the steps' peak.
 
 Started as `held_memory.py FILE overrides…`; each rank writes FILE with its number behind it."""
 
@@ -43,7 +43,8 @@ def main(file: str, words: list[str]) -> None:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as seen:
         train(setup, [Marks()])
-    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    assert seen.profiler is not None
+    assert seen.profiler.kineto_results is not None
     held = peak = marks = 0
     for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":

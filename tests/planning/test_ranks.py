@@ -1,5 +1,8 @@
 """Tests of what a plan says of ranks: what each holds, whether it fits into a device, and what helps."""
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,26 +13,52 @@ from test_training import arguments
 
 from distill.config.instantiate import build_optimizer
 from distill.errors import UserError
+from distill.planning.fit import fit_lines
 from distill.planning.plan import Plan, make_plan
-from distill.planning.ranks import BUCKETS, GRADIENTS, MATRIX, OPTIMIZER, WEIGHTS, WHOLE_COPY
+from distill.planning.ranks import (
+    ACTIVATIONS,
+    BUCKETS,
+    GRADIENTS,
+    HEAD,
+    MATRIX,
+    OPTIMIZER,
+    ROLLOUTS,
+    WEIGHTS,
+    WHOLE_COPY,
+    Moment,
+)
+from distill.planning.stages import Stage
 from distill.training.remedies import memory_errors
 from distill.training.setup import Setup
 
 traces = test_training.traces  # the fixture
 
 
-@pytest.fixture
-def plan_of(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path):  # noqa: ANN201
+Planner = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def plan_of(tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Planner:
+    folder = tmp_path_factory.mktemp("plans")
+
+    @functools.cache
     def plan(*words: str) -> Plan:
-        return make_plan(Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, *words), here=False))
+        return make_plan(Setup.from_overrides(arguments(tiny_pair, traces, folder, *words), here=False))
 
     return plan
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """A run with eight traces a micro-batch, a live teacher, and devices of 24 GiB."""
+    words = ["loss=forward_kl", "data.batch_size=8", "estimate.memory=24"]
+    return Setup.from_overrides(arguments(tiny_pair, traces, tmp_path_factory.mktemp("setup"), *words))
 
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of) -> None:  # noqa: ANN001
+def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of: Planner) -> None:
     whole = plan_of("loss=forward_kl")
     copied = plan_of("loss=forward_kl", "trainer=ddp", *TWO)
     shared = plan_of("loss=forward_kl", "trainer=fsdp", *TWO)
@@ -43,7 +72,8 @@ def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of) -> None:
     assert copied.hours(training[1]) == pytest.approx(training[1].flops / copied.rate / 3600 / 2)
 
 
-def test_a_teacher_that_writes_stays_whole_and_a_student_that_writes_is_copied(plan_of) -> None:  # noqa: ANN001
+@pytest.mark.slow
+def test_a_teacher_that_writes_stays_whole_and_a_student_that_writes_is_copied(plan_of: Planner) -> None:
     proposing = ["loss=validity", "loss.proposals.separator=+"]
     whole, shared = (plan_of(*proposing, *words) for words in ([], ["trainer=fsdp", *TWO]))
     live = "weights of the teacher, live"
@@ -54,7 +84,7 @@ def test_a_teacher_that_writes_stays_whole_and_a_student_that_writes_is_copied(p
     assert WHOLE_COPY not in plan_of(*own, "trainer=ddp", *TWO).memory
 
 
-def test_cached_states_need_the_output_matrix_and_a_server_needs_nothing(plan_of) -> None:  # noqa: ANN001
+def test_cached_states_need_the_output_matrix_and_a_server_needs_nothing(plan_of: Planner) -> None:
     cached = plan_of("loss=forward_kl", "loss.distribution.source=hidden_states")
     reading = next(stage for stage in cached.stages if stage.name.startswith("teacher's distribution"))
     assert cached.memory[MATRIX] < reading.memory
@@ -64,7 +94,7 @@ def test_cached_states_need_the_output_matrix_and_a_server_needs_nothing(plan_of
     assert stage.disk > 0
 
 
-def test_a_layer_is_recomputed_in_the_backward_pass(plan_of) -> None:  # noqa: ANN001
+def test_a_layer_is_recomputed_in_the_backward_pass(plan_of: Planner) -> None:
     kept, anew = (
         plan_of("loss=sft", f"model.gradient_checkpointing={value}").memory["activations"]
         for value in ("false", "true")
@@ -73,55 +103,73 @@ def test_a_layer_is_recomputed_in_the_backward_pass(plan_of) -> None:  # noqa: A
 
 
 @pytest.mark.parametrize(
-    ("words", "most", "remedies"),
+    ("name", "remedies"),
     [
-        (["loss=sft"], "activations", ["model.gradient_checkpointing=true", "data.batch_size=4"]),
-        (["loss=sft", "data.batch_size=1", "model.gradient_checkpointing=true"], "optimizer", ["trainer=fsdp"]),
+        (
+            ACTIVATIONS,
+            ["model.gradient_checkpointing=true", "data.batch_size=4 trainer.accumulate_grad_batches=2"],
+        ),
+        (OPTIMIZER, ["trainer=fsdp trainer.devices=2", "model.lora.rank=16", "bitsandbytes.optim.AdamW8bit"]),
+        ("weights of the teacher, live", ["loss.distribution.source=hidden_states", "teacher.source=server"]),
+        (ROLLOUTS, ["data.batch_size=4"]),
+        (HEAD, ["loss.chunk_size=128"]),
     ],
 )
 def test_a_line_says_what_takes_most_and_what_makes_it_less(
-    plan_of,  # noqa: ANN001
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    most: str,
-    remedies: list[str],
+    setup: Setup, name: str, remedies: list[str]
 ) -> None:
-    words = [*words, "data.batch_size=8"] if not any("batch_size" in word for word in words) else words
-    small = plan_of(*words, "estimate.memory=0.0001")
-    (line,) = small.fit
-    assert line.startswith("does not fit: needs ")
-    assert most in line.partition("; take ")[0]
-    for remedy in remedies:
-        assert remedy in line
-    small.print()
-    assert line in capsys.readouterr().out  # in one line, however long
-    (line,) = plan_of(*words, "estimate.memory=24").fit
-    assert line.startswith("fits: needs 0.")
+    gib = 1 << 30
+    small, large = Moment("forward pass", {WEIGHTS: gib}), Moment("backward", {WEIGHTS: gib, name: 30 * gib})
+    (line,) = fit_lines(setup, [], [small, large])
+    assert line.startswith(
+        f"does not fit: needs 31.0 of 24 GiB (backward), most of it {name} (30.0 GiB); take "
+    )
+    assert all(remedy in line for remedy in remedies)
+    assert list(fit_lines(setup, [], [small])) == ["fits: needs 1.0 of 24 GiB at the peak (forward pass)"]
+    (line,) = fit_lines(setup, [], [Moment("backward", {name: 23 * gib})])
+    assert "does not fit: needs 23.0 of 24 GiB" in line
+    assert "a tenth is left to the framework" in line
 
 
-def test_each_rank_has_a_line_and_an_unknown_device_none(plan_of) -> None:  # noqa: ANN001
-    lines = plan_of("loss=sft", "trainer=ddp", *TWO, "estimate.memory=0.0001").fit
-    assert [line[:18] for line in lines] == ["rank 0 does not fi", "rank 1 does not fi"]
-    assert all("trainer=fsdp" in line or "gradient_checkpointing" in line for line in lines)
-    many = plan_of("loss=sft", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=16", "estimate.memory=1")
-    assert many.fit[0].startswith("each of ranks 0 to 15 fits")
-    assert not plan_of("loss=sft").fit
+def test_stages_beside_training_count_too(setup: Setup) -> None:
+    reading = Stage("teacher reads traces", "7B", 7, 0.0, memory=30 << 30)
+    (line,) = fit_lines(setup, [reading], [Moment("forward pass", {WEIGHTS: 1})])
+    assert line.startswith("does not fit: needs 30.0 of 24 GiB (teacher reads traces)")
+    assert "model.teacher_dtype=bfloat16" in line
+
+
+def test_each_rank_has_a_line_and_an_unknown_device_none(setup: Setup, plan_of: Planner) -> None:
+    held = [Moment("forward pass", {WEIGHTS: 1 << 30})]
+    lines = [
+        list(fit_lines(replace(setup, length=replace(setup.length, ranks=ranks)), [], held))
+        for ranks in (2, 16)
+    ]
+    assert [line[:11] for line in lines[0]] == ["rank 0 fits", "rank 1 fits"]
+    assert [line[:25] for line in lines[1]] == ["each of ranks 0 to 15 fit"]
+    assert not plan_of("loss=forward_kl").fit
+
+
+def test_a_line_is_printed_as_one(plan_of: Planner, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of("loss=forward_kl", "estimate.memory=0.00001")
+    plan.print()
+    assert plan.fit[0] in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 24 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 24 GiB"
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
     ],
 )
-def test_a_full_memory_is_said_with_what_helps_this_run(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, error: RuntimeError
-) -> None:
-    setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, "loss=forward_kl", "data.batch_size=8"))
-    with pytest.raises(UserError, match=r"memory is full .*gradient_checkpointing=true.*data.batch_size=4"):
-        with memory_errors(setup):
-            raise error
+def test_a_full_memory_is_said_with_what_helps_this_run(setup: Setup, error: RuntimeError) -> None:
+    said = r"memory is full .*gradient_checkpointing=true.*data.batch_size=4"
+    with pytest.raises(UserError, match=said), memory_errors(setup):
+        raise error
     other = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"), memory_errors(setup):
         raise other
