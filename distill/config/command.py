@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +13,7 @@ from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG, user_dirs
 from distill.config.suggestions import take_suggestions
 from distill.config.sweep import jobs_of, swept_values, variants
+from distill.config.sweepers import launched, own_sweeper, sweeper_words, trials
 from distill.config.values import check_values
 
 Words = Sequence[str]
@@ -40,6 +42,7 @@ def run_command(
     if "--version" in arguments:
         print(f"distill {__version__}")
         return
+    sweep.here, sweep_cfg = True, None
     with one_sentence_errors():
         if {"--help", "-h"} & set(arguments):
             print(help_text(CONFIG, name, groups_of(CONFIG, name, arguments)))
@@ -47,6 +50,7 @@ def run_command(
         if "--hydra-help" not in arguments:
             cfg = check_overrides(CONFIG, name, arguments)
             one_job = not is_sweep(cfg, arguments)
+            sweep_cfg = None if one_job else cfg
             if not _SHOW & set(arguments):
                 _check(name, cfg, arguments, check)
             behind = more(cfg, arguments) if more is not None else ()
@@ -56,8 +60,10 @@ def run_command(
                 return
             if not _SHOW & set(arguments):
                 say_loading(name)
-            sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *behind]
-        main()
+            chosen = () if one_job else sweeper_words(cfg, arguments)
+            sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *chosen, *behind]
+        with nullcontext() if sweep_cfg is None else launched(sweep_cfg):
+            main()
         for say in at_end:
             say()
     if failed_jobs:
@@ -72,7 +78,8 @@ def _check(
     set_by_user = None if user_dirs(arguments) else keys
     one_job = not is_sweep(cfg, arguments)
     values = {} if one_job else swept_values(cfg, arguments, groups_of(CONFIG, name, arguments))
-    sweep.jobs = jobs_of(values) if values else None
+    if values:
+        sweep.jobs = jobs_of(values) if own_sweeper(cfg) else trials(cfg)
     for variant in variants(cfg, values):
         check_values(variant, set_by_user)
         if check is not None:

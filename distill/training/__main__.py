@@ -35,7 +35,12 @@ def main(cfg: DictConfig) -> float | None:
             from distill.training.run import train
 
         with resumable(started.folder, sweep=started.sweep):
-            return train(cfg).accuracy
+            train(cfg)
+        if not started.sweep:
+            return None
+        from distill.training.sweeps import score
+
+        return score(started.folder)
     return None
 
 
