@@ -129,12 +129,12 @@ def test_what_is_right_is_let_through_as_a_sweeps_first_job() -> None:
     assert cfg.trainer.max_steps == 7
     cfg = check(
         "logger=[csv]",
-        "+trainer.num_nodes=1",
+        "+trainer.num_nodes=2",
         "data.student_prompt.user='Q: {problem}'",
         "model.teacher=null",
     )
     assert list(cfg.logger) == ["csv"]
-    assert cfg.trainer.num_nodes == 1
+    assert cfg.trainer.num_nodes == 2
     assert cfg.data.student_prompt.user == "Q: {problem}"
     assert cfg.model.teacher is None
 
