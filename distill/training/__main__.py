@@ -54,14 +54,14 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     check_settings(resolved(cfg))
     if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
-        _check_ranks(cfg, words)
+        check_ranks(cfg, words)
         if cfg.ckpt_path is None and not is_sweep(cfg, words) and first_rank():
             check_free(Path(cfg.dir))
         check_inputs(cfg, words, needed=("student",), learned=learns_data(cfg))
         check_loggers(cfg.get("logger"))
 
 
-def _check_ranks(cfg: DictConfig, words: Sequence[str]) -> None:
+def check_ranks(cfg: DictConfig, words: Sequence[str]) -> None:
     """Reject a run of several hosts or tasks that would not agree on its folder.
 
     Raises:
