@@ -115,6 +115,7 @@ def _run(words: list[str], cwd: str, environ: dict[str, str], out: str, err: str
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
+    sys.path[:0] = environ.get("PYTHONPATH", "").split(os.pathsep)
     try:
         if words[0] == "-m":
             sys.argv = words[1:]

@@ -91,6 +91,7 @@ def host(kind: str, number: int, port: int) -> dict[str, str]:
             "SLURM_JOB_NAME": "distill",
             "SLURM_JOB_ID": "7",
             "SLURM_NTASKS": "2",
+            "SLURM_NTASKS_PER_NODE": "1",
             "SLURM_PROCID": rank,
             "SLURM_NODEID": rank,
             "SLURM_LOCALID": "0",
@@ -104,9 +105,7 @@ def start(kind: str, words: list[str], folder: Path) -> list[warm.Command]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(ROOT / "train.py"), *words]
-    return [
-        warm.Command(command, folder, warm.environment() | host(kind, number, port)) for number in (0, 1)
-    ]
+    return [warm.Command(command, folder, warm.environment() | host(kind, number, port)) for number in (0, 1)]
 
 
 @pytest.mark.slow
@@ -123,7 +122,7 @@ def test_two_hosts_start_stop_and_resume_as_one(
         deadline = time.monotonic() + 100
         while not (folder / "weights.jsonl").exists():
             assert time.monotonic() < deadline
-            assert all(one.poll() is None for one in first), [one.said()[1] for one in first]
+            assert all(one.poll() is None for one in first), "\n".join(one.said()[1] for one in first)[-3000:]
             time.sleep(0.05)
         for one in first:
             one.send_signal(signal.SIGTERM)
