@@ -21,11 +21,16 @@ def main(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
-    from distill.config.instantiate import resolved
+    from distill.config.instantiate import plain, resolved
+    from distill.config.kinds import shown
     from distill.curation.listed import check_listed
+    from distill.errors import UserError
     from distill.training.inputs import check_inputs, check_settings
 
     check_settings(resolved(cfg))
+    seeds = plain(cfg.smoke.seeds)
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        raise UserError(f"smoke.seeds={shown(seeds)} must be a list of whole numbers, such as [0,1,2]")
     check_listed(cfg)
     check_inputs(cfg, words, needed=("student",), data=cfg.teachers is None, learned=True)
 

@@ -118,8 +118,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--campaign",
         action="store_true",
-        help="run the campaigns of faults too (kills, full disks, damaged files, random settings), which "
-        "take minutes to hours; see docs/results/reliability.md",
+        help="run the campaigns of faults too (kills, full disks, damaged files and records, random "
+        "settings), which take minutes to hours; see docs/results/reliability.md",
     )
     parser.addoption("--faults", type=int, default=100, help="faults that each campaign tries (100)")
     parser.addoption("--campaign-seed", type=int, default=0, help="what the campaigns' faults are drawn with")

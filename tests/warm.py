@@ -5,10 +5,12 @@ test_command.py.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = [
@@ -69,10 +73,18 @@ class Command:
             raise subprocess.TimeoutExpired(self.args, timeout, *self.said())
         return self.said()
 
+    def kill(self) -> None:
+        """Kill it and all that it started, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                os.kill(self.pid, signal.SIGKILL)  # it has only just started, and has no group yet
+
     def close(self) -> None:
         """End it and all that it started."""
         if self._process.is_alive():
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
         self._process.join()
         self._files.cleanup()
 
@@ -88,6 +100,38 @@ def run(
         return subprocess.CompletedProcess(command.args, command.returncode, out, err)
     finally:
         command.close()
+
+
+def run_ranks(
+    words: Sequence[str], cwd: Path | None = None, count: int = 2, timeout: float = 120
+) -> list[subprocess.CompletedProcess[str]]:
+    """As `torchrun --nproc-per-node COUNT WORDS`: what each rank's process said."""
+    commands = start_ranks(words, cwd, count)
+    try:
+        for command in commands:
+            command.communicate(timeout)
+        return [subprocess.CompletedProcess(one.args, one.returncode or 0, *one.said()) for one in commands]
+    finally:
+        for command in commands:
+            command.close()
+
+
+def start_ranks(words: Sequence[str], cwd: Path | None = None, count: int = 2) -> list[Command]:
+    """The processes that torchrun would start, with the variables that it sets."""
+    shared = environment() | meeting_point() | {
+        "TORCHELASTIC_RUN_ID": "none",
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
+    }  # fmt: skip
+    return [
+        Command(words, cwd, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+
+
+def meeting_point() -> dict[str, str]:
+    """The variables that tell all ranks where rank 0 listens: a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def _server() -> ForkServerContext:
@@ -116,6 +160,9 @@ def _run(words: list[str], cwd: str, environ: dict[str, str], out: str, err: str
     os.environ.update(environ)
     os.chdir(cwd)
     sys.path[:0] = environ.get("PYTHONPATH", "").split(os.pathsep)
+    # Lightning reads the rank when it is imported, which was before.
+    rank = next((environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environ), "0")
+    rank_zero_only.rank = int(rank)  # pyright: ignore[reportFunctionMemberAccess]
     try:
         if words[0] == "-m":
             sys.argv = words[1:]

@@ -11,6 +11,8 @@ from distill.data.trace import Example, Verdict
 from distill.errors import UserError, whole_number
 from distill.tiny import task
 
+MOST = 10_000_000  # problems: they are all kept in memory, and take minutes to make
+
 
 def load(
     *,
@@ -44,12 +46,14 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves no problem of arithmetic: set it to at least 1, or to null")
     whole_number("count", count, least=1)
+    if (wanted := limit or count) > MOST:
+        raise UserError(f"limit={wanted} is too much: at most {MOST:,} problems of arithmetic are made")
     if not isinstance(operations, Sequence) or [type(number) for number in operations] != [int, int]:
         raise UserError(f"operations={operations!r} must be two whole numbers, fewest and most, as [4,8]")
     if isinstance(double, bool) or not isinstance(double, (int, float)) or not 0 <= double <= 1:
         raise UserError(f"double={double!r} is no share: give a number from 0 to 1")
     fewest, most = operations
-    texts = task.problems(limit or count, split=split, seed=seed, operations=(fewest, most))
+    texts = task.problems(wanted, split=split, seed=seed, operations=(fewest, most))
     return [
         Example(
             text, text, gold=task.answer(text), completion=task.write_solution(text, _style(text, double))

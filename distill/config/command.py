@@ -7,13 +7,20 @@ from contextlib import nullcontext
 from omegaconf import DictConfig, OmegaConf
 
 from distill import __version__
-from distill.config.console import at_end, failed_jobs, one_sentence_errors, say_loading, sweep
+from distill.config.console import (
+    at_end,
+    errors_of_hydra,
+    failed_jobs,
+    one_sentence_errors,
+    say_loading,
+    sweep,
+)
 from distill.config.help import help_text
 from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG, user_dirs
 from distill.config.suggestions import take_suggestions
 from distill.config.sweep import jobs_of, swept_values, variants
-from distill.config.sweepers import launched, own_sweeper, sweeper_words, trials
+from distill.config.sweepers import ended_early, own_sweeper, sweeper_words, trials
 from distill.config.values import check_values
 
 Words = Sequence[str]
@@ -62,7 +69,7 @@ def run_command(
                 say_loading(name)
             chosen = () if one_job else sweeper_words(cfg, arguments)
             sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *chosen, *behind]
-        with nullcontext() if sweep_cfg is None else launched(sweep_cfg):
+        with errors_of_hydra(), nullcontext() if sweep_cfg is None else ended_early(sweep_cfg):
             main()
         for say in at_end:
             say()

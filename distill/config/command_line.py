@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from distill.errors import UserError
 
-_TOGETHER = ("benchmark", "curation", "logger")  # groups of which several options are taken at once
+TOGETHER = ("benchmark", "curation", "logger")  # groups of which several options are taken at once
 
 
 def check_words(arguments: Sequence[str], groups: Iterable[str]) -> None:
@@ -80,7 +80,7 @@ def check_one_value(overrides: Iterable[Override], groups: Iterable[str], comman
         values = str(line).partition("=")[2]
         instead = f"; a list is written {key}=[{values}], and a text with a comma in quotes inside quotes"
         if key in groups:
-            instead = f"; to take them together, say {key}=[{values}]" if key in _TOGETHER else ""
+            instead = f"; to take them together, say {key}=[{values}]" if key in TOGETHER else ""
         raise UserError(
             f"{line} has several values: to run each of them, add -m ({command} -m {line}){instead}"
         )

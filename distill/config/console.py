@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 
 from distill.errors import Interrupted, UserError
 
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # full, read-only, broken
+_FULL = "HYDRA_FULL_ERROR"  # 1: Hydra raises errors, instead of printing and exiting
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
 
 
@@ -63,6 +65,23 @@ def one_sentence_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def errors_of_hydra() -> Iterator[None]:
+    """Let Hydra raise what goes wrong around a job, which it would print with a traceback: a disk may be full
+    when it makes the folder of a sweep's next job."""
+    kept = os.environ.get(_FULL)
+    os.environ[_FULL] = "1"
+    try:
+        yield
+    except CompactHydraException as error:
+        raise UserError("\n".join(str(one) for one in (error, error.__cause__) if one is not None)) from error
+    finally:
+        if kept is None:
+            os.environ.pop(_FULL, None)
+        else:
+            os.environ[_FULL] = kept
 
 
 def sentence_of(error: BaseException) -> str | None:

@@ -27,6 +27,8 @@ def build(node: Any, place: str) -> Any:
         UserError: the target does not exist, or rejects its arguments, or an argument is of another kind
             than its annotation names.
     """
+    if node is None:
+        raise UserError(f"{place}: null is nothing to build: leave the key as it is, or name a _target_")
     try:
         use_new_names(node)
         built = hydra.utils.instantiate(node, _convert_="all")

@@ -20,10 +20,16 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
 
-from distill.config.command_line import check_one_value, check_words
+from distill.config.command_line import TOGETHER, check_one_value, check_words
 from distill.config.instantiate import flat, plain
+from distill.config.kinds import shown
 from distill.config.paths import TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
@@ -81,8 +87,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
         known = functools.partial(compose, config_name, of_groups)
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
-            _check_files(config_dir, cfg)
             check_sections(cfg, overrides, config_dir, known)
+            _check_files(config_dir, cfg)
             if swept := swept_by_file(cfg, overrides):
                 of_file = OverridesParser.create(config_loader=loader).parse_overrides(swept)
                 for override in of_file:
@@ -127,7 +133,12 @@ def _check_key(override: Override, place: str = "") -> None:
 
 def _check_files(config_dir: Path, cfg: DictConfig) -> None:
     """Reject renamed keys in a user's own files, and in a smoke test's overrides for train.py."""
-    for word in OverridesParser.create().parse_overrides(list(cfg.get("smoke", {}).get("overrides", []))):
+    words = plain(cfg.get("smoke", {}).get("overrides", []))
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(
+            f"smoke.overrides={shown(words)} must be a list of settings, such as [optimizer.lr=1e-4]"
+        )
+    for word in OverridesParser.create().parse_overrides(words):
         _check_key(word, "smoke.overrides: ")
     keys = _keys_and_references(OmegaConf.to_container(cfg, resolve=False))
     old = next((key for key in keys if new_key(key) != key), None)
@@ -168,7 +179,7 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
 
 
 def _check_references(cfg: DictConfig) -> None:
-    """Reject a reference `${key}` to a key that does not exist.
+    """Reject a reference that has no value, such as `${key}` where there is no such key.
 
     Raises:
         UserError: there is one; names the key that holds it.
@@ -190,8 +201,21 @@ def _check_references(cfg: DictConfig) -> None:
             f"{next(places, error.full_key)} refers to {reference}, and there is no such key: "
             f"name one that exists, or write the value itself"
         ) from error
-    except InterpolationResolutionError:
-        return  # a resolver rejects its arguments, which is reported where the key is used
+    except InterpolationToMissingValueError:
+        return  # such as ${hydra:job.num}, which only a job has
+    except InterpolationResolutionError as error:
+        if "UserError raised while" in str(error):
+            return  # a resolver of ours rejects its arguments, which is reported where the key is used
+        raise UserError(f"{error.full_key}: {_why_unresolved(cfg, error)}") from error
+
+
+def _why_unresolved(cfg: DictConfig, error: InterpolationResolutionError) -> str:
+    """Why a reference has no value, for a message."""
+    if below := re.search(r"access (\S+): node `(\S+)` is not a container", str(error)):
+        value = shown(plain(OmegaConf.select(cfg, below[2])))
+        return f"it refers to {below[1]}, and {below[2]}={value} has no keys below it"
+    reason = first_line(error).rpartition("raised while resolving interpolation: ")[2]
+    return f"its reference has no value ({reason})"
 
 
 def _resolve(cfg: DictConfig) -> None:
@@ -265,6 +289,10 @@ def _check_group(override: Override, groups: dict[str, list[str]]) -> None:
         raise UserError(f"{override.input_line}: an experiment is a sweep already: take one at a time")
     options = groups[override.key_or_group]
     for value in _values(override):
+        if isinstance(value, list) and len(value) != 1 and override.key_or_group not in TOGETHER:
+            raise UserError(
+                f"{override.input_line}: name one {override.key_or_group} (options: {', '.join(options)})"
+            )
         for name in value if isinstance(value, list) else [value]:
             if str(name) in options:
                 continue

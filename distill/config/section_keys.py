@@ -19,7 +19,8 @@ def check_sections(
 ) -> None:
     """Check that no section of keys is replaced by a value.
 
-    Keys of a node with a `_target_` are left to `check_values`: what it makes may take either.
+    Keys of a node with a `_target_` are left to `check_values`: what it makes may take either. Null counts as
+    a value for a section at the top.
 
     Args:
         cfg: the composed configuration.
@@ -40,8 +41,8 @@ def check_sections(
         if not OmegaConf.is_dict(parent) or "_target_" in parent or last not in parent:
             continue
         node = parent._get_node(last)
-        if not isinstance(node, ValueNode) or node._is_none() or node._is_interpolation():
-            continue
+        if not isinstance(node, ValueNode) or node._is_interpolation() or (above and node._is_none()):
+            continue  # what lies deeper may be null, such as data.teacher_prompt
         default = OmegaConf.select(known(), key)
         if OmegaConf.is_dict(default) and default:
             own = next((name for name in default if str(name)[0] != "_"), "<key>")

@@ -1,7 +1,6 @@
 """Hydra's plugins for sweeps: launchers that run jobs elsewhere, and sweepers that choose values."""
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,29 +77,25 @@ def sweeper_words(cfg: DictConfig, arguments: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def launched(cfg: DictConfig) -> Iterator[None]:
+def ended_early(cfg: DictConfig) -> Iterator[None]:
     """Context of a sweep: say in one sentence how another launcher or sweeper ended it early.
 
     A job's process that was killed, and a study without any finished trial, are exceptions of theirs.
     """
-    if own_sweeper(cfg) and str(cfg.hydra.launcher._target_).startswith(_BASIC):
-        yield
-        return
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions, and does not print them
     try:
         yield
     except Exception as error:
+        if isinstance(error, UserError) or (
+            own_sweeper(cfg) and str(cfg.hydra.launcher._target_).startswith(_BASIC)
+        ):
+            raise
         for say in at_end:
             say()
-        if isinstance(error, UserError) or not (failed_jobs or type(error).__module__.startswith(_ENGINES)):
+        if not (failed_jobs or type(error).__module__.startswith(_ENGINES)):
             raise
-        count = f"{len(failed_jobs)} of the sweep's jobs failed:\n" if failed_jobs else ""
-        ended = f"the sweep ended early ({type(error).__name__}: {first_line(error)})"
-        hint = "; the same command, with its hydra.sweep.dir, goes on"
-        sys.exit(f"{count}{''.join(f'{line}{os.linesep}' for line in failed_jobs)}error: {ended}{hint}")
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        count = [f"{len(failed_jobs)} of the sweep's jobs failed:", *failed_jobs] if failed_jobs else []
+        ended = (
+            f"error: the sweep ended early ({type(error).__name__}: {first_line(error)}): the same command, "
+            f"with its hydra.sweep.dir, goes on"
+        )
+        sys.exit("\n".join([*count, ended]))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from distill.config.instantiate import plain
+from distill.config.kinds import shown
 from distill.data.record_files import find_files, is_data_name
 from distill.errors import UserError
 from distill.models.path import find_path
@@ -12,8 +14,16 @@ TEACHER = "{teacher}"  # placeholder in data.fields.completion, replaced by each
 
 
 def listed(cfg: DictConfig) -> list[str]:
-    """`teachers` as a list, empty if not set."""
-    return [cfg.teachers] if isinstance(cfg.teachers, str) else list(cfg.teachers or [])
+    """`teachers` as a list, empty if not set.
+
+    Raises:
+        UserError: it is neither text nor a list of texts.
+    """
+    value = plain(cfg.teachers)
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    if wrong := [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, str | int)]:
+        raise UserError(f"teachers: {shown(wrong[0])} is not the name of a teacher: list names, as in [a,b]")
+    return [str(entry) for entry in entries]
 
 
 def is_model(cfg: DictConfig, entry: str) -> bool:

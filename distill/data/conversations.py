@@ -138,6 +138,7 @@ def read_tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...] | None:
     for tool in value:
         if not (isinstance(tool, Mapping) and _named(tool)):
             raise UserError(f"{where}: a tool is {tool!r:.60}, not a function with a name")
+        _check_texts(tool, f"{where}: tools")
     return tuple(_without_nulls(tool) for tool in value)
 
 
@@ -213,6 +214,7 @@ def _turn(turn: Any, where: str, unread: set[str]) -> dict[str, Any]:
     if content_key is None and role not in ("assistant", "tool"):
         raise UserError(f"{where} ({role}) has no content (a text under {' or '.join(_CONTENT_KEYS[:2])})")
     unread.update(str(key) for key, value in said.items() if key not in used and value not in ("", [], {}))
+    _check_texts(read, where)
     return read
 
 
@@ -232,7 +234,7 @@ def _role_key(turn: Mapping[str, Any]) -> str:
 def _content(value: Any, where: str) -> tuple[str, str]:
     """Text and thought of a content: text itself, or parts."""
     if value is None or isinstance(value, str):
-        return check_unicode(value or "", where), ""
+        return value or "", ""
     if not isinstance(value, Sequence):
         raise UserError(f"{where}: its content is {type(value).__name__}, not text")
     texts, thoughts = list[str](), list[str]()
@@ -248,7 +250,7 @@ def _content(value: Any, where: str) -> tuple[str, str]:
         found = next((part[key] for key in ("text", kind, "content") if isinstance(part.get(key), str)), None)
         if found is None:
             raise UserError(f"{where}: part {number} of its content holds no text")
-        into.append(check_unicode(found, where))
+        into.append(found)
     return "\n".join(texts), "\n".join(thoughts)
 
 
@@ -298,6 +300,19 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(one) for one in value]
     return value
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """`check_unicode` of all texts in a value, keys too."""
+    if isinstance(value, str):
+        check_unicode(value, where)
+    elif isinstance(value, Mapping):
+        for key, own in value.items():
+            check_unicode(str(key), where)
+            _check_texts(own, where)
+    elif isinstance(value, Sequence):
+        for own in value:
+            _check_texts(own, where)
 
 
 def check_unicode(text: str, where: str) -> str:

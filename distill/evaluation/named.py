@@ -13,13 +13,13 @@ from distill.errors import UserError
 from distill.runs.config import read_run_config, said_again
 
 
-def named_model(cfg: DictConfig, key: str, role: str) -> tuple[Any, int | None]:
+def named_model(cfg: DictConfig, key: str, role: Any) -> tuple[Any, int | None]:
     """Resolve the name of a pair in conf/model or a run folder; return any other value unchanged.
 
     Args:
         cfg: config with `model`.
         key: config key that names the model, `model.source` or `teacher`.
-        role: `student` or `teacher`: which model of the pair.
+        role: `student` or `teacher`: which model of the pair (not yet validated).
 
     Returns:
         The model, and the pair's number of threads (None if it sets none or no pair is named).
@@ -31,7 +31,7 @@ def named_model(cfg: DictConfig, key: str, role: str) -> tuple[Any, int | None]:
     return stands_for(wanted, key, role)
 
 
-def stands_for(wanted: Any, key: str, role: str) -> tuple[Any, int | None]:
+def stands_for(wanted: Any, key: str, role: Any) -> tuple[Any, int | None]:
     """Resolve a model name given as a value; see `named_model`."""
     if wanted is None:
         raise UserError(

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from distill.errors import UserError
 
 PACKAGE_PREFIX = "package:"
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+# The hub's own rule: up to 96 letters, digits, -, _ and ., neither at the ends nor twice.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 T = TypeVar("T")
 
 
@@ -37,11 +38,11 @@ def first_found(spec: Any, key: str, find: Callable[[str], T]) -> T:
     raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
 
 
-def find_path(spec: str, key: str) -> Path | None:
+def find_path(spec: Any, key: str) -> Path | None:
     """A model's folder in Hugging Face format or its GGUF file; None if the name is a hub id.
 
     Args:
-        spec: a folder, a GGUF file, `package:NAME/PATH` or a hub id.
+        spec: a folder, a GGUF file, `package:NAME/PATH` or a hub id (not yet validated).
         key: the model's config key, for messages.
 
     Raises:

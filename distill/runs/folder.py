@@ -23,6 +23,7 @@ from distill.io.files import write_atomically, write_json
 from distill.io.secrets import hide_in_word, without_secrets
 
 STATE = "state.ckpt"
+SHARDS = "shards"  # folder of a sharded checkpoint's weights and optimizer state
 _STEP = re.compile(r"step-\d+")
 
 
@@ -70,6 +71,8 @@ _PACKAGES = (
 # Sections that must be equal to resume a run. Others, such as length, checkpoints and loggers, may change.
 _IDENTITY = ("model", "data", "loss", "optimizer", "lr_scheduler", "seed", "trainer", "name")
 _LENGTH = {"data.epochs", "trainer.max_steps"}
+# Another number of ranks goes on with the same batches, if these together give as many traces to a step.
+_RANKS = {"trainer.devices", "trainer.num_nodes", "data.batch_size"}
 # References to keys of `data`, which are compared themselves.
 REFERENCES = ("data.recipe.student_prompt", "data.recipe.teacher_prompt", "data.recipe.other_prompt")
 # Sections that also say how a finished run ended, and which student it saved.
@@ -273,10 +276,22 @@ def config_difference(run: Path, config: Mapping[str, Any], length_too: bool = F
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"its config.yaml is damaged ({first_line(error)})"
     may_change = _MAY_CHANGE if length_too else _MAY_CHANGE | _LENGTH
+    if not length_too and _traces_of_a_step(before) == _traces_of_a_step(config) is not None:
+        may_change = may_change | _RANKS
     for section in (*_IDENTITY, *(_LENGTH_AND_RESULT if length_too else ())):
         if found := _first_difference(before.get(section), config.get(section), section, may_change):
             return found
     return None
+
+
+def _traces_of_a_step(config: Mapping[str, Any]) -> int | None:
+    """Traces of a micro-batch over all ranks; None if the devices are not numbered."""
+    trainer, data = config.get("trainer") or {}, config.get("data") or {}
+    devices = trainer.get("devices")
+    count = len(devices) if isinstance(devices, list) else devices
+    if not isinstance(count, int) or count < 1 or not isinstance(data.get("batch_size"), int):
+        return None
+    return count * int(trainer.get("num_nodes") or 1) * data["batch_size"]
 
 
 def asked_alike(run: Path, config: Mapping[str, Any]) -> bool:

@@ -33,12 +33,20 @@ class BenchmarkEvery(lightning.Callback):
     Args:
         every: optimizer steps between two evaluations; None: never. The last step is left out, because the
             trained student is evaluated anyway.
-        evaluate: evaluates and logs, given the step; called on the first rank only.
+        evaluate: evaluates and logs, given the step; called on all ranks.
+        before: evaluates before training, if that takes all ranks.
     """
 
-    def __init__(self, every: int | None, evaluate: Callable[[int], None]) -> None:
+    def __init__(
+        self, every: int | None, evaluate: Callable[[int], None], before: Callable[[], None] | None = None
+    ) -> None:
         self.every = every
         self.evaluate = evaluate
+        self.before = before
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.before is not None:
+            self.before()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -48,9 +56,7 @@ class BenchmarkEvery(lightning.Callback):
         if self.every is None or last or step % self.every or trainer.fit_loop._should_accumulate():
             return
         began = time.perf_counter()
-        if trainer.is_global_zero:
-            self.evaluate(step)
-        trainer.strategy.barrier("benchmark")
+        self.evaluate(step)
         pl_module.leave_out(time.perf_counter() - began)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from distill.errors import NonFiniteError, UserError, first_line
 from distill.io.checksums import check, note, note_folder
+from distill.models.language_model import LanguageModel
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
 from distill.training.module import DistillModule
@@ -109,12 +110,17 @@ class StudentCheckpoints(lightning.Callback):
             )  # called on every rank, as Lightning requires
             for logger in trainer.loggers:
                 logger.save()  # so that metrics up to the checkpoint survive if the run is killed
-            if trainer.is_global_zero:
-                note(temporary / STATE)
-                save_student(module, temporary / "student")
-                if is_adapted(module.student):
-                    save_adapter(module.student, temporary / "adapter")
-                    note_folder(temporary / "adapter")
+            first = trainer.is_global_zero
+            with module.whole_student(
+                keep=first, device=torch.device("cpu")
+            ) as student:  # on every rank, too
+                if first:
+                    note(temporary / STATE)
+                    save_student(student, temporary / "student")
+                    if is_adapted(student.model):
+                        save_adapter(student.model, temporary / "adapter")
+                        note_folder(temporary / "adapter")
+            if first:
                 final = checkpoint_at(self.folder, step)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(temporary, final)
@@ -151,16 +157,21 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 
 def restore_student(module: DistillModule, checkpoint: Path) -> None:
-    """Give the student in memory the weights of a checkpoint of this run."""
+    """Give the student in memory the weights of a checkpoint of this run; on all ranks, if it is sharded."""
+    if module.sharded:
+        from distill.training.fsdp import load_weights
+
+        load_weights(module, checkpoint)
+        return
     check([checkpoint / STATE], "the run's last student is in its newest checkpoint")
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 
-def save_student(module: DistillModule, folder: Path) -> None:
+def save_student(student: LanguageModel, folder: Path) -> None:
     """Save student and tokenizer in Hugging Face format, with LoRA adapters merged into the weights, and the
     files' checksums."""
-    merged = merged_state(module.student) if is_adapted(module.student) else None
-    module.student.save_pretrained(folder, state_dict=merged)
-    module.student_lm.tokenizer.save_pretrained(folder)
+    merged = merged_state(student.model) if is_adapted(student.model) else None
+    student.model.save_pretrained(folder, state_dict=merged)
+    student.tokenizer.save_pretrained(folder)
     note_folder(folder)

@@ -48,10 +48,19 @@ def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
 def check_devices(options: Mapping[str, Any]) -> None:
     """Reject values that lightning.Trainer does not accept on this machine, such as missing devices."""
     try:
-        lightning.Trainer(**options, logger=False, enable_checkpointing=False)
+        lightning.Trainer(**with_strategy(options), logger=False, enable_checkpointing=False)
     # RuntimeError: of SLURM's variables
     except (TypeError, ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+
+def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of lightning.Trainer, with our own strategy where they name it."""
+    if options.get("strategy") != "fsdp":
+        return dict(options)
+    from distill.training.fsdp import FsdpStrategy  # torch.distributed's parts are slow to import
+
+    return {**options, "strategy": FsdpStrategy()}
 
 
 def check_compiler(wanted: bool, device: str) -> None:

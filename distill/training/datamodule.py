@@ -97,15 +97,22 @@ class DistillDataModule(lightning.LightningDataModule):
         self._ahead = Prefetcher(make, trainer.global_step * per_step, self.steps * per_step)
         return self._ahead
 
-    def in_order(self, traces: Sequence[Trace]) -> Iterator[tuple[int, Batch]]:
-        """This rank's batches of other traces, such as validation's, each with its number."""
+    def in_order(self, traces: Sequence[Trace], *, even: bool = False) -> Iterator[tuple[int | None, Batch]]:
+        """This rank's batches of other traces, such as validation's, each with its number.
+
+        Args:
+            traces: the other traces.
+            even: whether each rank gets as many batches; those beyond its own have no number, and count for
+                nothing.
+        """
         trainer = self.trainer
         assert trainer is not None
-        for number in range(
-            trainer.global_rank, math.ceil(len(traces) / self.batch_size), trainer.world_size
-        ):
+        batches = math.ceil(len(traces) / self.batch_size)
+        for number in range(trainer.global_rank, batches, trainer.world_size):
             first = number * self.batch_size
             yield number, self._batch(traces[first : first + self.batch_size])
+        if even and 0 < batches % trainer.world_size <= trainer.global_rank:
+            yield None, self._batch(traces[:1])
 
     def _batch(self, traces: Sequence[Trace]) -> Batch:
         return collate(traces, self.signals, self.pad_id, self.layout)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from distill.config.instantiate import OptimizerFactory
 from distill.data.batch import Batch, BatchTeacherView, collate
@@ -24,7 +26,8 @@ from distill.losses.sparse import SparseDistribution
 from distill.models.flops import Meter, head_flops
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
-from distill.models.lora import fingerprint, frozen_names
+from distill.models.lora import fingerprint, frozen_names, is_adapted
+from distill.models.sharding import fill, is_sharded, outline, shard, whole_weights
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
@@ -117,6 +120,8 @@ class DistillModule(lightning.LightningModule):
         self._resumed_rng: dict[str, Tensor] = {}
         self._rollout_seconds = self._proposal_seconds = 0.0
         self._step_began = 0.0
+        self._outline: LanguageModel | None = None  # of a sharded student
+        self._base: str | None = None  # fingerprint of a sharded student's frozen weights
         if missing := objective.live_roles - self.frozen.keys():
             raise UserError(
                 f"this loss compares the student with another model as it trains: set "
@@ -124,6 +129,46 @@ class DistillModule(lightning.LightningModule):
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
             self.objective.proposals.check(student.source, self.grade)
+
+    def configure_model(self) -> None:
+        """Shard student and frozen models, if the strategy does; Lightning calls it before every fit."""
+        if self._device_mesh is None or is_sharded(self.student):
+            return
+        mesh = self._device_mesh["data_parallel"]
+        self._base = fingerprint(self) if is_adapted(self.student) else None
+        self._outline = outline(self.student_lm, shared=[self._meters["student"]])
+        shard(self.student_lm, mesh)
+        for lm in (
+            self.frozen.values() if not self.objective.compares_steps else ()
+        ):  # where the teacher writes
+            lm.model.requires_grad_(False).eval()
+            shard(lm, mesh)
+
+    @property
+    def sharded(self) -> bool:
+        return self._outline is not None
+
+    @contextmanager
+    def whole_student(
+        self, *, keep: bool = True, device: torch.device | None = None
+    ) -> Iterator[LanguageModel]:
+        """Context with the student and its whole weights: itself, or a copy if it is sharded. Enter it on all
+        ranks.
+
+        Args:
+            keep: whether this rank wants the copy; the others take part, and get one without weights.
+            device: of the copy; None: the student's.
+        """
+        if self._outline is None:
+            yield self.student_lm
+            return
+        weights = whole_weights(self.student, device, keep=keep)
+        fill(self._outline.model, weights)
+        self._outline.model.train(self.student.training)
+        try:
+            yield self._outline
+        finally:
+            fill(self._outline.model, {name: value.to("meta") for name, value in weights.items()})
 
     def on_fit_start(self) -> None:
         rollouts = self.objective.rollouts
@@ -137,7 +182,8 @@ class DistillModule(lightning.LightningModule):
                 f"{self.trainer.world_size}: take loss.rollouts.engine=hf"
             )
         for lm in self.frozen.values():
-            lm.model.requires_grad_(False).eval().to(self.device)
+            if not is_sharded(lm.model):
+                lm.model.requires_grad_(False).eval().to(self.device)
         if self.teacher_matrix is not None:
             self.teacher_matrix = self.teacher_matrix.to(self.device)
 
@@ -213,8 +259,9 @@ class DistillModule(lightning.LightningModule):
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
+        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         *numbers, unscaled_norm = torch.cat(
-            [sums, norm.double().view(1)]
+            [sums, whole_norm.double().view(1)]
         ).tolist()  # the only device synchronization of the step
         values: dict[str, float] = dict(
             zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True)
@@ -309,19 +356,20 @@ class DistillModule(lightning.LightningModule):
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         sums.add(self.objective.sums(micro_batch, found), batch, on_policy=False, steps=steps)
 
-    @torch.inference_mode()
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
         """Heads of the frozen models that this batch needs; cached signals are not computed again."""
         roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
-        heads: dict[Role, Head] = {
-            role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
-            for role in ROLES
-            if role in roles and not (role == "teacher" and batch.teacher_view is not None)
-        }
-        if "teacher" in roles and batch.teacher_view is not None:
-            heads["teacher"] = _read(self.frozen["teacher"], batch.teacher_view, batch.tokens)
+        # FSDP gathers weights into buffers that it uses again in training: no inference tensors.
+        with torch.no_grad() if self.sharded else torch.inference_mode():
+            heads: dict[Role, Head] = {
+                role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
+                for role in ROLES
+                if role in roles and not (role == "teacher" and batch.teacher_view is not None)
+            }
+            if "teacher" in roles and batch.teacher_view is not None:
+                heads["teacher"] = _read(self.frozen["teacher"], batch.teacher_view, batch.tokens)
         return heads
 
     def _scored_by_frozen(
@@ -380,7 +428,8 @@ class DistillModule(lightning.LightningModule):
             room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         assert self._writer is not None
-        written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+        with self.whole_student() as self._writer.student:
+            written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
@@ -398,9 +447,10 @@ class DistillModule(lightning.LightningModule):
         began = time.perf_counter()
         assert self.objective.proposals is not None
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
-        found = self.objective.proposals.values(
-            self.student_lm, self.frozen["teacher"], batch, grade=self.grade, seed=seed
-        )
+        with self.whole_student() as student:
+            found = self.objective.proposals.values(
+                student, self.frozen["teacher"], batch, grade=self.grade, seed=seed
+            )
         self._proposal_seconds += time.perf_counter() - began
         teacher = self.frozen["teacher"]
         matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]
@@ -462,7 +512,7 @@ class DistillModule(lightning.LightningModule):
         ):  # LoRA: frozen weights are loaded from the model's source when resuming
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
-            checkpoint["base"] = fingerprint(self)
+            checkpoint["base"] = self._base or fingerprint(self)
         # Lightning does not save the random generators (used by dropout) and our totals, which an exact
         # resume needs. Tensors and numbers only, so that weights_only=True can load them.
         checkpoint["rng"] = torch.get_rng_state()
@@ -474,14 +524,14 @@ class DistillModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "base" in checkpoint:
-            if checkpoint["base"] != fingerprint(self):
+            if checkpoint["base"] != (self._base or fingerprint(self)):
                 raise UserError(
                     f"the weights of model.student={self.student_lm.source.name} are not those beside which "
                     f"the checkpoint's adapters were trained: put those back, or start anew without "
                     f"ckpt_path="
                 )
-            whole = self.state_dict()
-            checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self)}
+            whole = {} if self.sharded else self.state_dict()
+            checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self) if name in whole}
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
         uncounted = dict.fromkeys(
             ("student_flops", "teacher_flops"), math.nan

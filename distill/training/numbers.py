@@ -110,6 +110,7 @@ _TEXT = {
     "ckpt_path": True,
     "model.student_dtype": False,
     "model.teacher_dtype": False,
+    "model.revision": True,
     "model.student_revision": True,
     "model.teacher_revision": True,
     "data.layout": False,

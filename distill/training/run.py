@@ -1,9 +1,10 @@
 """Training run, from configuration to summary: set up, prepare, evaluate, fit, evaluate, summarize."""
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import distributed
 
 from distill.config.console import quiet
 from distill.errors import Interrupted, UserError
@@ -45,6 +47,7 @@ from distill.training.callbacks import (
     signals_kept,
 )
 from distill.training.checkpoints import StudentCheckpoints, checkpoint_at, restore_student
+from distill.training.checks import with_strategy
 from distill.training.datamodule import DistillDataModule
 from distill.training.evaluation import StudentEvaluation
 from distill.training.length import Steps
@@ -112,36 +115,43 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
     evaluation = StudentEvaluation(setup, prepared, loggers)
-    if first_rank():
+    if setup.length.ranks == 1:
         evaluation.before()
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
     stop = StopOnSignal()
     validate = _validate(setup, prepared, evaluation)
     between = [*callbacks, stop, StopAtBudget(), *([validate] if validate else [])]
-    between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile))
+    evaluation.lend = module.whole_student
+    before = evaluation.before if setup.length.ranks > 1 else None
+    between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile, before))
     best = (lambda: validate.kept_step) if validate else (lambda: None)
     trainer = _trainer(setup, steps, loggers, between, best)
     _begin_logs(loggers, setup)
-    with clock("training"), signals_kept(), closing(module):
+    with clock("training"), signals_kept(), _other_ranks(folder), closing(module):
         trainer.fit(
             module,
             datamodule=data,
             ckpt_path=str(resumed / STATE) if resumed else None,
             weights_only=True,
         )
-    if not trainer.is_global_zero:
-        return RunResult(folder)
     if module.stopping:
+        if not trainer.is_global_zero:
+            return RunResult(folder)
         raise _interrupted(setup, module, steps, stop)
     last = chosen = checkpoints(folder / "checkpoints")[-1]
     if setup.validation and setup.validation.save == "best" and (step := best()) is not None:
         chosen = checkpoint_at(folder / "checkpoints", step)
     for name in ("student", "adapter") if setup.lora else ("student",):
-        _keep(chosen / name, folder / name)
+        if trainer.is_global_zero:
+            _keep(chosen / name, folder / name)
     if chosen != last:
         restore_student(module, chosen)
-    evaluation.after(trainer.global_step)
+    with _other_ranks(folder):
+        evaluation.after(trainer.global_step)
+        trainer.strategy.barrier("evaluation")  # before the first rank removes the checkpoints
+    if not trainer.is_global_zero:
+        return RunResult(folder)
     summary = _summary(setup, prepared, module, evaluation.scores)
     if validate:
         summary["validation"] = validate.summary()
@@ -149,6 +159,25 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     if not setup.checkpoints.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return RunResult(folder, summary, evaluation.scores)
+
+
+_LOST = re.compile(r"connection (?:reset|closed|refused)|broken pipe|remote (?:worker|process)|by peer", re.I)
+
+
+@contextmanager
+def _other_ranks(folder: Path) -> Iterator[None]:
+    """Context that turns the errors of a rank whose partner has ended into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (distributed.is_initialized() and _LOST.search(str(error))):
+            raise
+        kept = checkpoints(folder / "checkpoints")
+        onward = f"resume with ckpt_path={folder}" if kept else "run the same command again"
+        raise UserError(
+            f"another rank of this run has ended, so that rank {distributed.get_rank()} ends too: its own "
+            f"output says why; then {onward}"
+        ) from error
 
 
 def _module(setup: Setup, prepared: Prepared, steps: Steps) -> DistillModule:
@@ -198,7 +227,7 @@ def _trainer(
         ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),
     ]
     return lightning.Trainer(
-        **{**setup.compute.trainer, "max_steps": steps.limit},
+        **with_strategy({**setup.compute.trainer, "max_steps": steps.limit}),
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,

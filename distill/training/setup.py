@@ -26,6 +26,7 @@ from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
 from distill.models.lora import check_targets
 from distill.models.lora_settings import Lora, read_lora
+from distill.models.sharding import check_shardable
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
 from distill.runs.logger_packages import check_loggers
@@ -216,9 +217,7 @@ class Setup:
         lora = read_lora(values["model"].get("lora"))
         compute = _compute(values, here)
         objective: Objective = build(cfg.loss, "loss")
-        recipe: TraceRecipe = build(cfg.data.recipe, "data")
-        if objective.rollouts == "teacher":
-            recipe = replace(recipe, completions="teacher")
+        recipe = _recipe(cfg, objective)
         parts: dict[str, Any] = {
             "optimizer": build_optimizer(cfg.optimizer),
             "schedule": build(cfg.lr_scheduler, "lr_scheduler"),
@@ -286,7 +285,15 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
+        if self.compute.trainer["strategy"] == "fsdp":
+            for source in (self.student, *(self.frozen[role] for role in objective.live_roles)):
+                check_shardable(source)
         _ = self.asked  # so that a missing file is found now, not after training
+
+
+def _recipe(cfg: Configuration, objective: Objective) -> TraceRecipe:
+    recipe: TraceRecipe = build(cfg.data.recipe, "data")
+    return replace(recipe, completions="teacher") if objective.rollouts == "teacher" else recipe
 
 
 def _compute(values: Mapping[str, Any], here: bool) -> Compute:

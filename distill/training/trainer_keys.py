@@ -21,7 +21,7 @@ _OURS = {
     "val_check_interval": "benchmarks are asked before and after training, and meanwhile by eval_every",
     "use_distributed_sampler": "the order of traces knows its rank",
 }
-_STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device")
+_STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device", "fsdp")
 _PRECISIONS = ("auto", "32-true", "32", "bf16-mixed", "bf16")
 
 
@@ -39,6 +39,6 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
     strategy = trainer.get("strategy", "auto")
     if strategy not in _STRATEGIES:
         raise UserError(
-            f"trainer.strategy={strategy} is not supported, which shards what the chunked head and the "
-            f"checkpoints need whole: take auto or ddp"
+            f"trainer.strategy={strategy} is not supported: take auto, ddp (each device has the whole "
+            f"student) or fsdp (the devices share student, teacher and optimizer state)"
         )

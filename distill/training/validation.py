@@ -31,7 +31,8 @@ class Validate(lightning.Callback):
     Args:
         settings: when to measure, and what it decides.
         traces: the validation traces; without any, the loss is not measured.
-        accuracy: measures the accuracy after a step, on the first rank; None: it is not measured.
+        accuracy: measures the accuracy after a step, for the first rank; called on all. None: it is not
+            measured.
 
     Attributes:
         last: the newest values, by metric; empty before the first.
@@ -111,7 +112,7 @@ class Validate(lightning.Callback):
         if self.traces:
             found = self._loss(trainer, module)
         if self.accuracy is not None:
-            value = self.accuracy(trainer.global_step) if trainer.is_global_zero else 0.0
+            value = self.accuracy(trainer.global_step)
             found[ACCURACY] = float(trainer.strategy.broadcast(value))
         return found
 
@@ -121,8 +122,11 @@ class Validate(lightning.Callback):
         module.student.eval()
         try:
             with trainer.precision_plugin.val_step_context():
-                for number, batch in trainer.datamodule.in_order(self.traces):
-                    module.validate(batch.to(module.device), number, sums)
+                # The ranks of a sharded student make each pass together.
+                for number, batch in trainer.datamodule.in_order(self.traces, even=module.sharded):
+                    unread = StepMetrics(module.objective, module.step_metrics.end_ids)
+                    into = unread if number is None else sums
+                    module.validate(batch.to(module.device), number or 0, into)
         finally:
             module.student.train(training)
         local = sums.sums if sums.traces else torch.zeros(len(sums.names), device=module.device).double()

@@ -16,11 +16,14 @@ from test_generate import run as generate_run
 from test_training import ROOT
 
 from distill.analysis.score_traces import choose, score
+from distill.config.overrides import check_overrides
+from distill.config.paths import CONFIG
 from distill.config.words import quoted
 from distill.curation.collect import collect
 from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError
 from distill.models.find import find_model
+from distill.score import check
 
 TEACHER = "package:distill/tiny/teacher"
 STUDENT = "package:distill/tiny/student"
@@ -268,3 +271,12 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
     again = command("distill/score.py", *words[2:])
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "summary.json").stat().st_mtime_ns for folder in before} == before
+
+
+@pytest.mark.parametrize("value", ["true", "[[1]]"])
+def test_a_smoke_tests_seeds_are_whole_numbers(value: str) -> None:
+    words = ["model=tiny", "data=arithmetic", f"smoke.seeds={value}"]
+    with pytest.raises(
+        UserError, match=r"^smoke\.seeds=.* must be a list of whole numbers, such as \[0,1,2\]$"
+    ):
+        check(check_overrides(CONFIG, "score", words), words)

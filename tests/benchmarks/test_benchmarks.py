@@ -211,6 +211,12 @@ def test_an_answer_may_be_written_as_a_number(
     assert example.gold == gold
 
 
+@pytest.mark.parametrize("limits", [{"count": 10**14}, {"count": 8, "limit": 10**14}])
+def test_more_problems_of_arithmetic_than_memory_holds_are_refused_at_once(limits: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"^limit=100000000000000 is too much: at most 10,000,000 problems"):
+        arithmetic.load(split="train", operations=[4, 8], **limits)
+
+
 def test_arithmetic_takes_a_limit_and_no_file() -> None:
     load = partial(arithmetic.load, split="test", count=20, operations=[4, 8], seed=1)
     assert load(limit=5) == load()[:5]

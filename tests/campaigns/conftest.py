@@ -6,6 +6,10 @@ import pytest
 import warm
 from campaign import PAIR, ended
 
+# What else these commands import, for all of them at once.
+warm.IMPORTED += ["datasets", "pandas", "matplotlib.backends.backend_agg", "distill.analysis.evaluate_model"]
+warm.IMPORTED += ["distill.training.job", "distill.training.sweeps", "distill.tiny.task"]
+
 
 @pytest.fixture
 def faults(request: pytest.FixtureRequest) -> int:

@@ -1,6 +1,7 @@
 """A campaign of random settings: each is taken, or refused in a sentence."""
 
 import random
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ COMMANDS = {
     "plan": ("distill/plan.py", [*TRAIN, "trainer.max_steps=1", "data.limit=8"]),
     "generate": ("distill/generate.py", [*PAIR, "data.limit=2", "samples=1", "data.max_new_tokens=8"]),
     "score": ("distill/score.py", [*PAIR, "teachers=[{made}]", "resamples=10", "traces=4"]),
-    "curate": ("distill/curate.py", [*PAIR, "teachers=[{made}]", "curation=[correct,sample,min_rsr]"]),
-    "evaluate": ("distill/evaluate.py", ["model=tiny", "benchmark=arithmetic", "benchmark.limit=2"]),
+    "curate": (
+        "distill/curate.py",
+        [*PAIR, "teachers=[{made}]", "curation=[correct,sample,min_rsr]", "curation.sample.traces=4"],
+    ),
+    "evaluate": ("distill/evaluate.py", ["model.source=tiny", "benchmark=arithmetic", "benchmark.limit=2"]),
 }
 
 
@@ -47,16 +51,17 @@ def test_random_overrides(name: str, tmp_path: Path, made: Path, faults: int, se
     words = [word.format(made=made) for word in words]
     tally, draw = Tally(), random.Random(f"{seed} {name}")
     keys = [key for key in keys_of(name, words) if key not in LEFT]
+    words += [] if name in ("generate", "evaluate") else [f"cache={tmp_path / 'cache'}"]
     folder = "dir" if name in ("train", "plan") else "out"
+    whole = command(place, *words, f"{folder}={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr  # otherwise any setting would be refused
     for number in range(-(-faults // len(COMMANDS))):
         override = f"{draw.choice(keys)}={draw.choice(VALUES)}"
         line = [word for word in words if word.split("=")[0] != override.split("=")[0]]
-        line += [f"{folder}={tmp_path / str(number)}"]
-        line += [] if name in ("generate", "evaluate") else [f"cache={tmp_path / 'cache'}"]
         try:
-            done = command(place, *line, override)
-        except BaseException as error:
-            tally.add(name, "traceback", f"{override}: {type(error).__name__}: {error}")
+            done = command(place, *line, f"{folder}={tmp_path / str(number)}", override)
+        except BaseException:
+            tally.add(name, "traceback", f"{override}: {traceback.format_exc()}")
             continue
         said = done.stdout + done.stderr
         if is_traceback(said):

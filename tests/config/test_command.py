@@ -1,5 +1,6 @@
 """Tests that every command handles --help, typos and missing files quickly, without importing torch."""
 
+import errno
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from distill.config.overrides import check_overrides, groups_of
 from distill.config.paths import CONFIG
 from distill.errors import UserError
 from distill.models import no_gpu
-from distill.training.__main__ import check
+from distill.training.__main__ import check, main
 from distill.training.inputs import check_model_on_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +149,27 @@ def test_a_line_is_printed_before_the_imports(
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "job"])
     run_command("train", lambda: None)
     assert capsys.readouterr().err == ""  # so that what is shown can be piped
+
+
+def test_a_full_disk_between_a_sweeps_jobs_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Hydra makes the jobs' folders, outside of our main."""
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "loss=sft,dcod", f"hydra.sweep.dir={tmp_path}"])
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "mkdir", full)
+        with pytest.raises(SystemExit, match="1"):
+            run_command("train", main)
+    assert capsys.readouterr().err.endswith(
+        "cannot be written (No space left on device): make room, or name another folder, and run the same "
+        "command again; what was written before is kept\n"
+    )
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_a_plan_may_name_data_that_lie_on_another_machine() -> None:

@@ -7,6 +7,7 @@ from distill.config.kinds import check_text
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.errors import UserError
+from distill.training.numbers import check_numbers
 
 WORDS = ["model=tiny", "data=arithmetic", "benchmark=arithmetic"]
 
@@ -44,3 +45,14 @@ def test_a_key_of_text_takes_text_and_numbers_alone(value: object) -> None:
     with pytest.raises(UserError, match=r"^model\.teacher_dtype=.* must be text$"):
         check_text({"model": {"teacher_dtype": value}}, {"model.teacher_dtype": False})
     check_text({"name": 2024}, {"name": False, "ckpt_path": True})
+
+
+def test_null_in_place_of_what_is_built_is_refused_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"^data: null is nothing to build"):
+        build(None, "data")
+
+
+@pytest.mark.parametrize("value", [[], [1], {"a": 1}, True])
+def test_a_models_revision_is_text(value: object) -> None:
+    with pytest.raises(UserError, match=r"^model\.revision=.* must be text or null$"):
+        check_numbers({"model": {"revision": value}})

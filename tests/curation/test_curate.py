@@ -12,12 +12,14 @@ import pytest
 import torch
 import warm
 from commands import command
+from omegaconf import OmegaConf
 from test_alignment import same_model_with
 from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT
 from test_training import run as train_run
 
+from distill.curation.listed import listed
 from distill.curation.run import curate, run_steps
 from distill.curation.step import CurationContext, Outcome, Record, in_order
 from distill.data.batch import collate
@@ -40,6 +42,26 @@ def run(words: list[str], folder: Path) -> list[Record]:
     return read_records(
         curate(compose("curate", [*words, f"out={folder}", f"cache={folder.parent / 'cache'}"]))
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"), [(-1.5, "-1.5"), ([[1]], r"\[1\]"), (["a", None], "null"), (True, "true")]
+)
+def test_teachers_that_are_no_names_are_refused(value: Any, wrong: str) -> None:
+    with pytest.raises(UserError, match=f"^teachers: {wrong} is not the name of a teacher"):
+        listed(OmegaConf.create({"teachers": value}))
+
+
+def test_a_model_among_the_teachers_writes(tmp_path: Path) -> None:
+    teacher = "package:distill/tiny/teacher"
+    records = run([*DATA, "data.limit=2", f"teachers=[{teacher}]", "curation=[correct]"], tmp_path / "chosen")
+    assert [(record["teacher"], record["correct"]) for record in records] == [(teacher, True)] * 2
+
+
+def test_a_single_teacher_and_a_number_are_names() -> None:
+    assert [listed(OmegaConf.create({"teachers": value})) for value in (None, "a", 7, ["a", 7])] == [
+        [], ["a"], ["7"], ["a", "7"],
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

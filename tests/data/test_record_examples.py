@@ -329,6 +329,27 @@ def test_tool_turns_are_read_in_one_form(tmp_path: Path, row: dict[str, Any]) ->
     assert example.tools == tuple(TOOLS)
 
 
+HALF = "a\ud800"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER | {"role": HALF}, REPLY]},
+        {"messages": [USER, REPLY | {"reasoning": HALF}]},
+        {"messages": [USER, REPLY | {"tool_calls": [{"name": "f", "arguments": {HALF: 1}}]}, REPLY]},
+        {"messages": [USER, {"role": "tool", "content": "5", "name": HALF}, REPLY]},
+        {"messages": [USER, REPLY], "tools": [{"name": "f", "description": HALF}]},
+    ],
+    ids=str,
+)
+def test_half_a_character_anywhere_in_a_conversation_is_refused_with_its_place(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"data.jsonl, line 1: .*: character 2 of a text is half a character"):
+        read(tmp_path, row)
+
+
 def test_tools_that_a_template_leaves_out_are_refused() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     turns = ({"role": "user", "content": "1"}, call, {"role": "tool", "content": 'a "b"'})

@@ -15,7 +15,6 @@ from filelock import FileLock
 from test_run_config import written
 
 from distill.analysis.smoke_test import _slug
-from distill.config import console
 from distill.config.console import one_sentence_errors
 from distill.errors import UserError
 from distill.io.locks import waited
@@ -115,7 +114,7 @@ def test_a_full_disk_is_one_sentence_and_ends_no_sweep(
     def refuse(*arguments: Any, **named: Any) -> None:
         raise full
 
-    monkeypatch.setattr(console, "failed_jobs", [])
+    monkeypatch.setattr("distill.training.job.failed_jobs", [])
     monkeypatch.setattr(Path, "write_text", refuse)
     job: Any = MagicMock(Job, folder=tmp_path / "run", began=True)
     _note_failure(full, job)

@@ -1,7 +1,6 @@
 """Tests of training on several hosts: who has the first rank, and two hosts as two processes here."""
 
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -82,30 +81,20 @@ def test_hosts_must_agree_on_the_runs_folder(
             check_ranks(cfg, words)
 
 
-def host(kind: str, number: int, port: int) -> dict[str, str]:
+def host(kind: str, number: int) -> dict[str, str]:
     """The variables that a launcher sets on one of two hosts with one process each."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     rank = str(number)
     if kind == "slurm":
-        return where | {
-            "SLURM_JOB_NAME": "distill",
-            "SLURM_JOB_ID": "7",
-            "SLURM_NTASKS": "2",
-            "SLURM_NTASKS_PER_NODE": "1",
-            "SLURM_PROCID": rank,
-            "SLURM_NODEID": rank,
-            "SLURM_LOCALID": "0",
-        }
-    torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    return where | torchrun | {"RANK": rank, "GROUP_RANK": rank, "WORLD_SIZE": "2"}
+        slurm = {"SLURM_JOB_NAME": "distill", "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}
+        slurm |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
+        return slurm | {"SLURM_PROCID": rank, "SLURM_NODEID": rank}
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    return torchrun | {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": "0"}
 
 
 def start(kind: str, words: list[str], folder: Path) -> list[warm.Command]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(ROOT / "train.py"), *words]
-    return [warm.Command(command, folder, warm.environment() | host(kind, number, port)) for number in (0, 1)]
+    command, shared = [str(ROOT / "train.py"), *words], warm.environment() | warm.meeting_point()
+    return [warm.Command(command, folder, shared | host(kind, number)) for number in (0, 1)]
 
 
 @pytest.mark.slow

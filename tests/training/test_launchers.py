@@ -119,19 +119,16 @@ def test_a_launcher_that_ends_the_sweep_early_is_told_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, error: Exception, jobs: list[str], said: str | None
 ) -> None:
     monkeypatch.setattr(sweepers, "failed_jobs", jobs)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     joblib = OmegaConf.create({"hydra": {**BASIC, "launcher": {"_target_": "hydra_plugins.joblib"}}})
 
     def run() -> None:
-        with sweepers.launched(joblib):
-            assert os.environ["HYDRA_FULL_ERROR"] == "1"
+        with sweepers.ended_early(joblib):
             raise error
 
     with pytest.raises(type(error) if said is None else SystemExit, match=said):
         run()
-    assert "HYDRA_FULL_ERROR" not in os.environ
-    with sweepers.launched(OmegaConf.create({"hydra": BASIC})):
-        assert "HYDRA_FULL_ERROR" not in os.environ
+    with pytest.raises(type(error)), sweepers.ended_early(OmegaConf.create({"hydra": BASIC})):
+        raise error
 
 
 # --- the command line

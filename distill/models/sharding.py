@@ -1,0 +1,135 @@
+"""Sharding of models over the ranks of a run with FSDP2 (torch's `fully_shard`; ZeRO-3, 1910.02054).
+
+Between passes each rank holds its share of every parameter. A pass gathers one layer at a time. Embeddings
+and output matrix are gathered once a step, because the chunked head reads the matrix after the body's pass.
+"""
+
+import copy
+from collections.abc import Iterable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from distill.data.layout import Layout
+from distill.errors import UserError
+from distill.models.head import Head
+from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.rope import rope_switch
+
+
+def is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def check_shardable(source: ModelSource) -> None:
+    """Check that a model can be sharded, before its weights are loaded.
+
+    Raises:
+        UserError: it does not say which modules are its layers, or reads long traces apart from short ones.
+    """
+    model = source.skeleton()
+    if not layers_of(model):
+        raise UserError(
+            f"trainer.strategy=fsdp: {source.name!r} does not say which modules are its layers "
+            f"(_no_split_modules): take trainer.strategy=ddp"
+        )
+    if rope_switch(model.config) is not None:
+        raise UserError(
+            f"trainer.strategy=fsdp: {source.name!r} reads long traces in a pass of their own, which the "
+            f"ranks could not do together: take trainer.strategy=ddp"
+        )
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, each of which is gathered as a whole."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
+    """Shard a model in place; its `completion_head` then runs on all ranks together.
+
+    Args:
+        lm: the model, whole on each rank, with the same weights.
+        mesh: one-dimensional mesh of all ranks.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    model: Any = lm.model
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    # The output matrix is read after the forward pass, and gets its gradient before the body: if it were
+    # resharded in between, that gradient would be lost without an error.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    read = lm.completion_head
+
+    def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
+        more = 0
+        if layout is not None:  # every rank makes as many passes as the one that makes most
+            own = torch.tensor(len(layout.passes), device=ids.device)
+            most = own.clone()
+            distributed.all_reduce(most, distributed.ReduceOp.MAX, mesh.get_group())
+            more = int(most - own)
+        hidden = read(ids, mask, layout).hidden
+        for _ in range(more):
+            hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
+        return hidden
+
+    model.completion_states = MethodType(completion_states, model)
+    register_fsdp_forward_method(model, "completion_states")
+
+    def completion_head(ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Head:
+        hidden = model.completion_states(ids, mask, layout)
+        return Head(hidden, model.get_output_embeddings().weight[: lm.vocab_size])
+
+    lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def outline(lm: LanguageModel, shared: Iterable[Any] = ()) -> LanguageModel:
+    """A copy of a model without memory for its weights, which `fill` gives it. Made before it is sharded.
+
+    Args:
+        lm: the model, whole.
+        shared: objects of its hooks that the copy's hooks use as well.
+    """
+    known: dict[int, Any] = {id(one): one for one in shared}
+    known |= {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in lm.model.parameters()
+    }
+    found = copy.copy(lm)
+    found.model = copy.deepcopy(lm.model, known)
+    return found
+
+
+@torch.no_grad()
+def whole_weights(
+    model: nn.Module, device: torch.device | None = None, *, keep: bool = True
+) -> dict[str, Tensor]:
+    """The whole weights of a sharded model by name; a tied one under its first name. Call it on all ranks.
+
+    Args:
+        model: the sharded model.
+        device: where to put them; None: they stay on the model's.
+        keep: whether this rank wants them; the others take part, and get nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        value: Any = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        if keep:
+            found[name] = value.to(device) if device is not None else value
+    return found
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give the parameters of an `outline`'s model their values, without a copy."""
+    for name, value in weights.items():
+        parameter = model.get_parameter(name)
+        filled = nn.Parameter(value, parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, filled)

@@ -1,0 +1,171 @@
+"""Tests of sharded training: two ranks with trainer.strategy=fsdp do what one process does."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import warm
+from safetensors.torch import load_file
+from test_training import arguments, column, run
+from test_training import traces as traces  # a fixture
+
+from distill.errors import UserError
+from distill.models.find import find_model
+from distill.models.language_model import ModelSource
+from distill.models.sharding import check_shardable
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+WHOLE = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+EXACT = ["model.student_dtype=float64", "model.teacher_dtype=float64"]
+
+
+def ranks(words: list[str], folder: Path, count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Ranks of one training run, as torchrun starts them."""
+    done = warm.run_ranks([str(ROOT / "train.py"), *words, f"dir={folder}"], folder.parent, count)
+    assert [one.returncode for one in done] == [0] * count, "\n".join(one.stderr[-3000:] for one in done)
+    return done
+
+
+def weight_difference(one: Path, other: Path) -> float:
+    left, right = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sft",
+        "dcod",
+        "dcod_kl",  # a live teacher, which is sharded too
+        "dcod model.lora.rank=2",
+        "forward_kl data.layout=grouped data.token_budget=60 trainer.accumulate_grad_batches=2",
+    ],
+)
+def test_two_sharded_ranks_train_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), *EXACT)
+    words += ["trainer.max_steps=10", "data.validation=3", "validation.every=4"]
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *SHARDED], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-6)
+    assert column(two, "train/tokens") == column(single, "train/tokens")
+    assert weight_difference(single, two) < 1e-8
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (single, two)]
+    held_out = [summary["validation"]["last"] for summary in summaries]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss", ["on_policy_kd loss.rollouts.fraction=0.5", "validity loss.proposals.separator=+"]
+)
+def test_sharded_ranks_write_what_whole_ones_write(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), *EXACT)
+    words += ["data.batch_size=3", "trainer.max_steps=10"]
+    for name, strategy in (("whole", WHOLE), ("sharded", SHARDED)):
+        ranks([*words, *strategy], tmp_path / name)
+    for name in ("train/loss", "train/tokens"):
+        one, other = (column(tmp_path / strategy, name) for strategy in ("whole", "sharded"))
+        assert one == pytest.approx(other, rel=1e-6)
+    assert weight_difference(tmp_path / "whole", tmp_path / "sharded") < 1e-8
+    flops = [
+        json.loads((tmp_path / one / "summary.json").read_text())["flops"] for one in ("whole", "sharded")
+    ]
+    assert flops[0] == flops[1]  # those of the copies that write are counted too
+
+
+@pytest.mark.slow
+def test_a_sharded_step_in_single_precision_is_that_of_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod_kl", "trainer.max_steps=1")
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *SHARDED], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_another_number_of_ranks(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", "model.lora.rank=2", *EXACT)
+    words += ["lr_scheduler.decay=constant", "lr_scheduler.warmup_ratio=0"]
+    words += ["data.validation=4", "validation.every=2", "checkpoint.best=val/loss", "checkpoint.save=best"]
+    words += ["benchmark=arithmetic", "benchmark.limit=9", "benchmark.max_new_tokens=6", "eval_every=3"]
+    single = run([*words, "trainer.max_steps=8", "data.batch_size=6"], tmp_path / "single")
+    folder = tmp_path / "two"
+    two = [*words, "data.batch_size=3", *SHARDED]
+    ranks([*two, "trainer.max_steps=4", "checkpoint.of_finished=true"], folder)
+    (folder / "summary.json").unlink()
+    alone = [*words, *SHARDED, "trainer.max_steps=8", f"ckpt_path={folder}"]
+    ranks([*alone, "trainer.devices=1", "data.batch_size=6"], folder, count=1)
+    assert column(folder, "train/loss") == pytest.approx(column(single, "train/loss"), rel=1e-6)
+    assert weight_difference(single, folder) < 1e-8
+    figures = [json.loads((run / "summary.json").read_text())["benchmarks"] for run in (single, folder)]
+    assert figures[0]["arithmetic"]["before"]["figures"] == figures[1]["arithmetic"]["before"]["figures"]
+    assert figures[0]["arithmetic"]["after"]["figures"] == figures[1]["arithmetic"]["after"]["figures"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [WHOLE, SHARDED], ids=["ddp", "fsdp"])
+def test_a_rank_that_dies_ends_the_other_with_one_sentence(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, strategy: list[str]
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", "data.batch_size=3", *strategy)
+    words += ["trainer.max_steps=100000", f"dir={tmp_path / 'run'}", "checkpoint.every=5"]
+    first, other = warm.start_ranks([str(ROOT / "train.py"), *words], tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+            assert time.monotonic() < deadline, first.said()
+            assert first.poll() is None, first.said()
+            time.sleep(0.05)
+        os.kill(other.pid, signal.SIGKILL)
+        first.communicate(60)
+        errors = first.said()[1]
+        assert first.returncode == 1
+        assert "error: another rank of this run has ended, so that rank 0 ends too" in errors
+        assert f"resume with ckpt_path={tmp_path / 'run'}" in errors
+        assert "Traceback" not in errors
+    finally:
+        for one in (first, other):
+            one.close()
+
+
+def test_a_model_that_cannot_be_sharded_is_refused_before_its_weights_are_loaded(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = find_model(str(tiny_pair[0]), key="model.student")
+    check_shardable(source)
+    whole = ModelSource.skeleton
+
+    def changed(self: ModelSource) -> Any:
+        model = whole(self)
+        model._no_split_modules = None
+        return model
+
+    monkeypatch.setattr(ModelSource, "skeleton", changed)
+    with pytest.raises(UserError, match="does not say which modules are its layers"):
+        check_shardable(source)
+
+    def with_two_ropes(self: ModelSource) -> Any:
+        model = whole(self)
+        model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+        return model
+
+    monkeypatch.setattr(ModelSource, "skeleton", with_two_ropes)
+    with pytest.raises(UserError, match="reads long traces in a pass of their own"):
+        check_shardable(source)
