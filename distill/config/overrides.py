@@ -352,6 +352,10 @@ def _explain(
                 f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; {command} "
                 f"--cfg job shows all"
             )
+    for override in overrides:
+        if override.is_add() and f"already at '{override.key_or_group}'" in first_line(error):
+            word = str(override.input_line).lstrip("+")
+            return f"{override.input_line}: the key {override.key_or_group} is there: say {word}, without +"
     return f"the configuration does not compose: {first_line(error)}"
 
 

@@ -1,6 +1,10 @@
 """Tests of training on several hosts: who has the first rank, and two hosts as two processes here."""
 
+import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -138,3 +142,37 @@ def test_two_hosts_start_stop_and_resume_as_one(
     for name in ("train/loss", "train/gradient_norm"):
         assert column(folder, name) == pytest.approx(column(alone, name), rel=1e-3)
     assert column(folder, "train/tokens") == column(alone, "train/tokens")
+
+
+@pytest.mark.parametrize(("status", "saved"), [(130, True), (130, False), (0, True), (1, False)])
+def test_the_batch_file_of_the_guide_goes_on_after_its_time_limit(
+    tmp_path: Path, status: int, saved: bool
+) -> None:
+    guide = (ROOT / "docs" / "guides" / "many-gpus.md").read_text(encoding="utf-8")
+    (batch,) = re.findall(r"^```sbatch\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)
+    run = tmp_path / "outputs" / "runs" / "qwen1.5b_dcod"
+    for name, text in (("srun", f'echo "$@"; exit {status}'), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    if saved:
+        (run / "checkpoints" / "step-000100").mkdir(parents=True)
+        (run / "checkpoints" / "step-000100" / "state.ckpt").touch()
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "8",
+    }
+    done = subprocess.run(
+        ["bash", "-c", batch], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    started, *requeued = done.stdout.splitlines()
+    word = "ckpt_path" if saved else "dir"
+    assert started.startswith("python train.py loss=dcod")
+    assert started.endswith(f" {word}=outputs/runs/qwen1.5b_dcod")
+    assert requeued == (["requeue 7"] if status == 130 else [])
+    words = shlex.split(started)[2:]
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", batch, flags=re.MULTILINE))
+    assert f"trainer.num_nodes={asked['nodes']}" in words
+    assert f"trainer.devices={asked['ntasks-per-node']}" in words
+    assert asked["gpus-per-node"] == asked["ntasks-per-node"]

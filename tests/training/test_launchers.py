@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,12 @@ def sweep(
     paths = f"{ROOT}{os.pathsep}{HERE / 'launchers'}"
     environment = warm.environment() | {"PYTHONPATH": paths} | variables
     command = [str(ROOT / "train.py"), "-m", *words, f"hydra.sweep.dir={folder}", *more]
-    return warm.run(command, cwd, environment)
+    if "hydra/launcher=forking" in words:
+        return warm.run(command, cwd, environment)
+    # Launchers start Python as this process was started.
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def two_jobs(pair: tuple[Path, Path], traces: Path, folder: Path) -> list[str]:
