@@ -347,7 +347,8 @@ def _explain(
     keys = list(dict.fromkeys(key for key in [*_keys(known), *groups] if not key.endswith("_")))
     for override in overrides:
         key = override.key_or_group
-        if not (override.is_add() or override.is_force_add()) and key not in keys:
+        hydras = key.startswith(("hydra.", "hydra/"))  # which are not in the list
+        if not (hydras or override.is_add() or override.is_force_add()) and key not in keys:
             return (
                 f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; {command} "
                 f"--cfg job shows all"
