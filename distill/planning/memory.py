@@ -37,7 +37,7 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     if setup.gradient_checkpointing:
         model.activation_checkpointing_enable()
         for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
-            layer.gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
+            vars(layer)["gradient_checkpointing"] = False
     with FakeTensorMode():
         _pretend(model)
         kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
