@@ -118,16 +118,20 @@ def run_ranks(
 
 def start_ranks(words: Sequence[str], cwd: Path | None = None, count: int = 2) -> list[Command]:
     """The processes that torchrun would start, with the variables that it sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = environment() | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none",
+    shared = environment() | meeting_point() | {
+        "TORCHELASTIC_RUN_ID": "none",
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
     }  # fmt: skip
     return [
         Command(words, cwd, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
     ]
+
+
+def meeting_point() -> dict[str, str]:
+    """The variables that tell all ranks where rank 0 listens: a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def _server() -> ForkServerContext:
@@ -155,8 +159,10 @@ def _run(words: list[str], cwd: str, environ: dict[str, str], out: str, err: str
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
+    sys.path[:0] = environ.get("PYTHONPATH", "").split(os.pathsep)
     # Lightning reads the rank when it is imported, which was before.
-    rank_zero_only.rank = int(environ.get("RANK", "0"))  # pyright: ignore[reportFunctionMemberAccess]
+    rank = next((environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environ), "0")
+    rank_zero_only.rank = int(rank)  # pyright: ignore[reportFunctionMemberAccess]
     try:
         if words[0] == "-m":
             sys.argv = words[1:]

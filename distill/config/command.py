@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,7 @@ from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG, user_dirs
 from distill.config.suggestions import take_suggestions
 from distill.config.sweep import jobs_of, swept_values, variants
+from distill.config.sweepers import ended_early, own_sweeper, sweeper_words, trials
 from distill.config.values import check_values
 
 Words = Sequence[str]
@@ -47,6 +49,7 @@ def run_command(
     if "--version" in arguments:
         print(f"distill {__version__}")
         return
+    sweep.here, sweep_cfg = True, None
     with one_sentence_errors():
         if {"--help", "-h"} & set(arguments):
             print(help_text(CONFIG, name, groups_of(CONFIG, name, arguments)))
@@ -54,6 +57,7 @@ def run_command(
         if "--hydra-help" not in arguments:
             cfg = check_overrides(CONFIG, name, arguments)
             one_job = not is_sweep(cfg, arguments)
+            sweep_cfg = None if one_job else cfg
             if not _SHOW & set(arguments):
                 _check(name, cfg, arguments, check)
             behind = more(cfg, arguments) if more is not None else ()
@@ -63,8 +67,9 @@ def run_command(
                 return
             if not _SHOW & set(arguments):
                 say_loading(name)
-            sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *behind]
-        with errors_of_hydra():
+            chosen = () if one_job else sweeper_words(cfg, arguments)
+            sys.argv[1:] = [*take_suggestions(CONFIG, name, arguments), *chosen, *behind]
+        with errors_of_hydra(), nullcontext() if sweep_cfg is None else ended_early(sweep_cfg):
             main()
         for say in at_end:
             say()
@@ -80,7 +85,8 @@ def _check(
     set_by_user = None if user_dirs(arguments) else keys
     one_job = not is_sweep(cfg, arguments)
     values = {} if one_job else swept_values(cfg, arguments, groups_of(CONFIG, name, arguments))
-    sweep.jobs = jobs_of(values) if values else None
+    if values:
+        sweep.jobs = jobs_of(values) if own_sweeper(cfg) else trials(cfg)
     for variant in variants(cfg, values):
         check_values(variant, set_by_user)
         if check is not None:

@@ -27,9 +27,11 @@ class Sweep:
 
     Attributes:
         jobs: their number; None if there is no sweep, or it is not known.
+        here: whether this process is the command's own, not a job's that a launcher started.
     """
 
     jobs: int | None = None
+    here: bool = False
 
 
 sweep = Sweep()

@@ -16,7 +16,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +35,7 @@ from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
 from distill.config.section_keys import check_sections
 from distill.config.suggestions import suggest
+from distill.config.sweepers import check_intervals, missing_plugin
 from distill.errors import UserError, first_line
 
 # Of groups whose options are named for data: how a file or folder is said instead.
@@ -96,12 +97,13 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 overrides = [*of_file, *overrides]
                 single = [_first_value(override) for override in overrides]
                 cfg = compose(config_name, single, return_hydra_config=True)
+            check_intervals(cfg, overrides)
             _check_references(cfg)
             if any(override.is_sweep_override() for override in overrides):
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            if sentence := _renamed(error):
+            if sentence := missing_plugin(error) or _renamed(error):
                 raise UserError(sentence) from error
             raise UserError(_explain(error, overrides, known(), groups, command)) from error
     if not is_sweep(cfg, arguments):
@@ -328,13 +330,10 @@ def _first_value(override: Override) -> str:
     """The override of a sweep's first job."""
     if not override.is_sweep_override():
         return str(override.input_line)
-    if not override.is_discrete_sweep():
-        raise UserError(
-            f"{override.input_line}: an interval is for a sweeper that chooses values itself; list the "
-            f"values, "
-            f"{override.key_or_group}=a,b,c"
-        )
     prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    interval = override.value()
+    if isinstance(interval, IntervalSweep):
+        return f"{prefix}{override.key_or_group}={interval.start}"
     return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
 
 
@@ -348,11 +347,16 @@ def _explain(
     keys = list(dict.fromkeys(key for key in [*_keys(known), *groups] if not key.endswith("_")))
     for override in overrides:
         key = override.key_or_group
-        if not (override.is_add() or override.is_force_add()) and key not in keys:
+        hydras = key.startswith(("hydra.", "hydra/"))  # which are not in the list
+        if not (hydras or override.is_add() or override.is_force_add()) and key not in keys:
             return (
                 f"{override.input_line}: there is no key {key!r}{_nearest(key, keys)}; {command} "
                 f"--cfg job shows all"
             )
+    for override in overrides:
+        if override.is_add() and f"already at '{override.key_or_group}'" in first_line(error):
+            word = str(override.input_line).lstrip("+")
+            return f"{override.input_line}: the key {override.key_or_group} is there: say {word}, without +"
     return f"the configuration does not compose: {first_line(error)}"
 
 

@@ -39,6 +39,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     },
     "data.recipe.source.report": ("data.recipe.source.missing", True),
     "checkpoint.save": ("checkpoint.every", "last"),
+    "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
         "data.recipe.student_prompt.user",

@@ -78,7 +78,10 @@ def take_suggestions(config_dir: Path, config_name: str, arguments: Sequence[str
     """The command line with the model's suggestions added; prints them as one line."""
     suggestion = suggest(config_dir, config_name, arguments)
     if suggestion.words and not {"-c", "--cfg"} & set(arguments):
-        print(suggestion)
+        from distill.io.locks import first_rank  # not at the top: mistakes are answered without it
+
+        if first_rank():
+            print(suggestion)
     # Hydra wants all overrides next to each other; options may come before them.
     place = next((place for place, one in enumerate(arguments) if _is_word(one)), len(arguments))
     return [*arguments[:place], *suggestion.words, *arguments[place:]]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config.overrides import swept_by_file
@@ -15,7 +15,7 @@ from distill.config.overrides import swept_by_file
 def swept_values(
     cfg: DictConfig, arguments: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, list[Any]]:
-    """The values of each swept key or group; none for a key whose values cannot be listed.
+    """The values of each swept key or group, of an interval both ends.
 
     Args:
         cfg: of the sweep's first job, with Hydra's part.
@@ -32,6 +32,8 @@ def swept_values(
 def _values(override: Override, groups: Mapping[str, Sequence[str]]) -> list[Any]:
     if isinstance(pattern := override.value(), Glob):
         return pattern.filter(list(groups.get(override.key_or_group, ())))
+    if isinstance(interval := override.value(), IntervalSweep):
+        return [interval.start, interval.end]
     return list(override.sweep_iterator()) if override.is_discrete_sweep() else []
 
 

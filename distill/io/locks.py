@@ -15,8 +15,9 @@ from distill.errors import Busy, UserError
 from distill.io.files import write_atomically
 from distill.io.shards import shards_in
 
-# Environment variables from which Lightning reads the rank too; importing it takes long.
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+# Environment variables from which Lightning reads the rank too; importing it takes long. torchrun sets RANK.
+# Without it, the first process is the first one of the first host.
+_RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _ATTEMPTS, _PATIENCE = 20, 0.2  # attempts to lock a folder, and seconds per attempt
 
 
@@ -25,8 +26,20 @@ def first_rank() -> bool:
     if "lightning.pytorch" in sys.modules:
         from lightning.pytorch.utilities import rank_zero_only
 
-        return (getattr(rank_zero_only, "rank", None) or 0) == 0
-    return int(next((os.environ[name] for name in _RANKS if name in os.environ), "0")) == 0
+        if getattr(rank_zero_only, "rank", None):  # 0 on every host until a trainer is made
+            return False
+    names = ("RANK",) if "RANK" in os.environ else _RANKS
+    return not any(int(os.environ.get(name) or 0) for name in names)
+
+
+def started_together() -> bool:
+    """Whether torchrun, or srun with several tasks, has started this process as one of several.
+
+    The processes that Lightning itself starts on a host do not count: they get the first one's folder.
+    """
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # of a shell, as Lightning has it
+        return int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1
 
 
 @contextmanager

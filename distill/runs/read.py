@@ -107,12 +107,17 @@ def read_run(folder: Path) -> Run | str:
 def why_unfinished(folder: Path) -> str:
     """Why a run has no summary: its error, or the last checkpoint of an interrupted run."""
     if (folder / "error.txt").is_file():
-        reason = (folder / "error.txt").read_text(encoding="utf-8").strip() or "no reason kept"
-        return f"failed: {re.sub(r'^distill[.]errors[.][A-Za-z]+: ', '', reason.splitlines()[-1])}"
+        return f"failed: {reason_in(folder / 'error.txt')}"
     names = [path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*")]
     steps = [int(name) for name in names if name.isdecimal()]
     kept = f"a checkpoint after step {max(steps)} is kept" if steps else "no checkpoint"
     return f"unfinished: {kept}"
+
+
+def reason_in(path: Path) -> str:
+    """The last line of a traceback in a file, which says what the error is."""
+    reason = path.read_text(encoding="utf-8").strip() or "no reason kept"
+    return re.sub(r"^distill[.]errors[.][A-Za-z]+: ", "", reason.splitlines()[-1])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from distill.config.command import run_command
 from distill.config.instantiate import resolved
 from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
+from distill.errors import UserError
+from distill.io.locks import first_rank, started_together
 from distill.training.resume import resume_arguments
 
 
@@ -35,7 +37,12 @@ def main(cfg: DictConfig) -> float | None:
             from distill.training.run import train
 
         with resumable(started.folder, sweep=started.sweep):
-            return train(cfg).accuracy
+            train(cfg)
+        if not started.sweep:
+            return None
+        from distill.training.sweeps import score
+
+        return score(started.folder)
     return None
 
 
@@ -47,10 +54,31 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     check_settings(resolved(cfg))
     if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
-        if cfg.ckpt_path is None and not is_sweep(cfg, words):
+        check_ranks(cfg, words)
+        if cfg.ckpt_path is None and not is_sweep(cfg, words) and first_rank():
             check_free(Path(cfg.dir))
         check_inputs(cfg, words, needed=("student",), learned=learns_data(cfg))
         check_loggers(cfg.get("logger"))
+
+
+def check_ranks(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Reject a run of several hosts or tasks that would not agree on its folder.
+
+    Raises:
+        UserError: it is a sweep, or the folder's name has the time in it.
+    """
+    hosts, named = cfg.trainer.get("num_nodes", 1), ("dir=", "ckpt_path=", "hydra.run.dir=")
+    if hosts == 1 and not started_together():
+        return
+    many = f"trainer.num_nodes={hosts}" if hosts != 1 else "torchrun or srun with several tasks"
+    if is_sweep(cfg, words):
+        if str(cfg.hydra.launcher._target_).startswith("hydra._internal."):
+            raise UserError(f"-m with {many}: start each run of the sweep by itself, without -m")
+    elif not any(word.startswith(named) for word in words):
+        raise UserError(
+            f"{many}: the run's folder has the time in its name, on which its processes may not agree: name "
+            f"one that all hosts see, with dir="
+        )
 
 
 def run() -> None:

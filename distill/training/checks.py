@@ -49,7 +49,8 @@ def check_devices(options: Mapping[str, Any]) -> None:
     """Reject values that lightning.Trainer does not accept on this machine, such as missing devices."""
     try:
         lightning.Trainer(**with_strategy(options), logger=False, enable_checkpointing=False)
-    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+    # RuntimeError: of SLURM's variables
+    except (TypeError, ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().splitlines()[0]}") from error
 
 

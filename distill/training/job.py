@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from distill.config.console import at_end, failed_jobs, one_sentence_errors, sentence_of
+from distill.config.console import failed_jobs, one_sentence_errors, sentence_of, sweep
 from distill.config.instantiate import resolved
 from distill.errors import Busy
 from distill.io.locks import locked
@@ -58,8 +58,8 @@ class Job:
             self._cfg.ckpt_path = None if earlier.checkpoint is None else str(earlier.checkpoint)
             line = sweeps.announce(self._number, self._cfg.name)
             print(f"{line}: finished before, in {self.folder}" if earlier.finished else line)
-            self._announce_end()
             self._began_at = None if earlier.finished else time.monotonic()
+            sweeps.refusal(self.folder).unlink(missing_ok=True)  # from an earlier start of the sweep
         self.began = True
         return earlier
 
@@ -68,18 +68,6 @@ class Job:
         sweeps.outcomes.append(None)
         if self._began_at is not None:
             sweeps.seconds.append(time.monotonic() - self._began_at)
-
-    def _announce_end(self) -> None:
-        """Let the command print the sweep's table when all jobs are done."""
-        if not at_end:
-            experiment = HydraConfig.get().runtime.choices.get("experiment")
-            folder = self.folder.parent
-
-            def say() -> None:
-                if None in sweeps.outcomes:  # a job is finished
-                    print(sweeps.at_the_end(folder, experiment))
-
-            at_end.append(say)
 
 
 @contextmanager
@@ -121,18 +109,22 @@ def job(cfg: DictConfig) -> Iterator[Job]:
 def _note_failure(error: Exception, failed: Job) -> None:
     """Record why a sweep's job failed; exit if all of the sweep's first jobs failed for the same reason.
 
-    The traceback goes to `error.txt` in the run folder, if the job had locked it.
+    The traceback goes to `error.txt` in the run folder, if the job had locked it. If another launcher's
+    process runs the job, it otherwise goes into a file beside the folder: the command counts these files.
     """
     reason = sentence_of(error) or f"{type(error).__name__}: {error}"
     failed_jobs.append(f"{failed.folder}: {reason}")
     sweeps.outcomes.append(reason)
     place = ""
-    if failed.began:  # otherwise the folder may belong to another run
+    if failed.began or not sweep.here:  # a folder where the job did not begin may belong to another run
+        path = failed.folder / "error.txt" if failed.began else sweeps.refusal(failed.folder)
         try:
-            failed.folder.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
-            (failed.folder / "error.txt").write_text(traceback.format_exc())
-            place = f" ({failed.folder / 'error.txt'})"
+            path.parent.mkdir(parents=True, exist_ok=True)  # an empty folder was removed with its lock
+            path.write_text(traceback.format_exc())
+            place = f" ({path})"
         except OSError as full:  # perhaps the very reason of the failure
+            if not sweep.here:  # nothing else would tell the command
+                raise error from full
             place = f" (error.txt cannot be written: {full.strerror or full})"
     if sweeps.hopeless():
         # Hydra would treat an exception as the job's, not the sweep's.

@@ -38,6 +38,7 @@ _WHOLE = {
     "smoke.max_tokens": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
+    "trainer.num_nodes": 1,
 }
 _WHOLE_OR_NULL = {
     "max_tokens": 1,

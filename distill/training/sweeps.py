@@ -15,12 +15,14 @@ from typing import Any
 from distill.config.console import sweep
 from distill.errors import UserError
 from distill.io.progress import duration
-from distill.runs.folder import checkpoints, config_difference
-from distill.runs.read import accuracy
+from distill.runs.folder import checkpoints, config_difference, finished
+from distill.runs.metrics import read_metrics
+from distill.runs.read import accuracy, reason_in, run_folders
 from distill.runs.summary import below_the_start
 from distill.runs.table import read_runs, report_of
 
 _HOPELESS = 3
+_ERROR = "error.txt"
 outcomes: list[str | None] = []  # per job of this process: None, or why it failed
 seconds: list[float] = []  # that the jobs of this process took, without those that were finished before
 
@@ -31,7 +33,7 @@ class Earlier:
 
     Attributes:
         finished: whether the job is done.
-        score: a finished job's accuracy after training; None without benchmarks.
+        score: what a sweeper compares of a finished job, as `score` gives it.
         checkpoint: an interrupted job's last checkpoint; None: start from the beginning.
     """
 
@@ -62,8 +64,33 @@ def look_up(folder: Path, config: Mapping[str, Any]) -> Earlier:
             f"hydra.sweep.dir="
         )
     if summary.get("status") == "finished":
-        return Earlier(finished=True, score=accuracy(summary))
+        return Earlier(finished=True, score=score(folder))
     return Earlier(checkpoint=kept[-1] if kept else None)
+
+
+def score(folder: Path) -> float | None:
+    """What a sweeper that looks for the best run compares: the higher, the better.
+
+    It is the mean accuracy after training. Without benchmarks it is minus the loss: the validation loss, else
+    the mean training loss of the last tenth of the steps that are logged.
+
+    Args:
+        folder: of a finished run.
+
+    Returns:
+        None if there is none of these, or no finished run.
+    """
+    if not finished(folder):
+        return None
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if (found := accuracy(summary)) is not None:
+        return found
+    if (loss := (summary.get("validation") or {}).get("last", {}).get("val/loss")) is not None:
+        return -loss
+    path = folder / "metrics.csv"
+    losses = read_metrics(path).get("train/loss") if path.is_file() else None
+    kept = [] if losses is None else losses.dropna().tolist()
+    return -fmean(kept[-max(1, len(kept) // 10) :]) if kept else None
 
 
 def announce(number: int, name: str) -> str:
@@ -79,6 +106,43 @@ def announce(number: int, name: str) -> str:
     return line
 
 
+def refusal(folder: Path) -> Path:
+    """The file for the error of a job that could not begin in its run folder, beside that folder."""
+    return folder.with_name(f"{folder.name}.{_ERROR}")
+
+
+def errors_in(folder: Path) -> dict[Path, int]:
+    """The files in which a sweep's jobs left their errors, each with the time of its last change, in ns.
+
+    Args:
+        folder: of the sweep; it need not exist.
+    """
+    runs = list(run_folders(folder)) if folder.is_dir() else []
+    paths = [run / _ERROR for run in runs]
+    for place in {folder, *(run.parent for run in runs)}:
+        paths += place.glob(f"*.{_ERROR}")
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # there is none, or another process's job has just gone well
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def failures(folder: Path, before: Mapping[Path, int]) -> dict[Path, str]:
+    """The run folders of the jobs that failed since then, each with the reason.
+
+    Args:
+        folder: of the sweep.
+        before: what `errors_in` gave at the sweep's start.
+    """
+    found = {}
+    for path, changed in sorted(errors_in(folder).items()):
+        if before.get(path) != changed and not finished(path.parent):
+            run = path.parent if path.name == _ERROR else path.with_name(path.name[: -len(_ERROR) - 1])
+            found[run.absolute()] = reason_in(path)
+    return found
+
+
 def at_the_end(folder: Path, experiment: str | None) -> str:
     """What is printed at a sweep's end: its table, students that became worse, and the next command.
 
@@ -86,13 +150,13 @@ def at_the_end(folder: Path, experiment: str | None) -> str:
         folder: of the sweep.
         experiment: the chosen option of the group.
     """
-    finished, others = read_runs([folder])
-    below = [f"{run.folder.name}: {line}" for run in finished for line in below_the_start(run.summary)]
+    runs, others = read_runs([folder])
+    below = [f"{run.folder.name}: {line}" for run in runs for line in below_the_start(run.summary)]
     tunes = "tune" in (experiment or "")
-    losses = [run.loss for run in finished]
+    losses = [run.loss for run in runs]
     baseline = f" --baseline {losses[0]}" if losses and not tunes and "sft" not in losses else ""
     command = f"next: python -m distill.{'tune' if tunes else 'report'} {shlex.quote(str(folder))}{baseline}"
-    return "\n".join([report_of(finished, others), *(["", *below] if below else []), "", command])
+    return "\n".join([report_of(runs, others), *(["", *below] if below else []), "", command])
 
 
 def hopeless() -> str | None:

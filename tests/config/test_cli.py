@@ -59,6 +59,7 @@ def check(*words: str) -> DictConfig:
         ("loss=dcd", r"loss=dcd: there is no such loss; did you mean dcod or .*\(options: akl, asft, "),
         ("model=qwen1.5", r"did you mean .*qwen1\.5b"),
         ("trainer=gpus", r"did you mean gpu"),
+        ("+seed=3", r"^\+seed=3: the key seed is there: say seed=3, without \+$"),
         ("data=gsm8", r"did you mean gsm8k"),
         ("benchmark=zzz", r"there is no such benchmark \(options: aime24, "),
         ("loss=sft,forward_kl,dcd", r"loss=dcd: .*did you mean dcod"),
@@ -129,12 +130,12 @@ def test_what_is_right_is_let_through_as_a_sweeps_first_job() -> None:
     assert cfg.trainer.max_steps == 7
     cfg = check(
         "logger=[csv]",
-        "+trainer.num_nodes=1",
+        "trainer.num_nodes=2",
         "data.student_prompt.user='Q: {problem}'",
         "model.teacher=null",
     )
     assert list(cfg.logger) == ["csv"]
-    assert cfg.trainer.num_nodes == 1
+    assert cfg.trainer.num_nodes == 2
     assert cfg.data.student_prompt.user == "Q: {problem}"
     assert cfg.model.teacher is None
 

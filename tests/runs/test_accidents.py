@@ -116,10 +116,16 @@ def test_a_full_disk_is_one_sentence_and_ends_no_sweep(
 
     monkeypatch.setattr("distill.training.job.failed_jobs", [])
     monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("distill.config.console.sweep.here", True)
     job: Any = MagicMock(Job, folder=tmp_path / "run", began=True)
     _note_failure(full, job)
     said = capsys.readouterr().err
     assert "this job failed (error.txt cannot be written: No space left on device); the sweep goes on" in said
+    monkeypatch.setattr(
+        "distill.config.console.sweep.here", False
+    )  # another launcher's process, which can leave no word
+    with pytest.raises(OSError, match="No space left"):
+        _note_failure(full, job)
 
 
 def test_what_a_checkpoint_could_not_finish_is_removed_and_other_errors_keep_their_words(
