@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 }
 # Values of these columns for a trace set without them.
 DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0, "conversation": None}
-_GROUP_ROWS, _GROUP_TOKENS = 1024, 1 << 19  # most of a row group
+_CHUNK_ROWS, _CHUNK_TOKENS = 1024, 1 << 19  # that are Python objects at once while a file is written
+_GROUP_CHUNKS = 8  # of a row group; the file's footer, which is held in memory, describes each group
 _READ_ROWS = 128  # rows that are Python objects at once while a file is read
 
 
@@ -123,36 +125,40 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     columns = features()
     schema = columns.arrow_schema
 
+    def table(chunk: list[Mapping[str, Any]]) -> Any:
+        values = {name: [one.get(name, DEFAULTS.get(name)) for one in chunk] for name in COLUMNS}
+        # A tool's calls and earlier thoughts are in `conversation`; the library refuses further keys.
+        values["messages"] = [
+            turns and [{key: turn[key] for key in ("role", "content")} for turn in turns]
+            for turns in values["messages"]
+        ]
+        return pyarrow.Table.from_pydict(columns.encode_batch(values), schema=schema)
+
     def write(temporary: Path) -> None:
+        tables = map(table, _chunks(records))
         with pyarrow.parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
-            for group in _row_groups(records):
-                values = {name: [one.get(name, DEFAULTS.get(name)) for one in group] for name in COLUMNS}
-                # A tool's calls and earlier thoughts are in `conversation`; the library refuses further keys.
-                values["messages"] = [
-                    turns and [{key: turn[key] for key in ("role", "content")} for turn in turns]
-                    for turns in values["messages"]
-                ]
-                writer.write_table(pyarrow.Table.from_pydict(columns.encode_batch(values), schema=schema))
+            while group := list(islice(tables, _GROUP_CHUNKS)):
+                writer.write_table(pyarrow.concat_tables(group))
 
     forget(path)
     write_atomically(path, write)
     note(path)
 
 
-def _row_groups(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Records of a row group, which long completions make smaller: it is in memory as a whole."""
-    group: list[Mapping[str, Any]] = []
+def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Records that are Python objects at once: fewer of long completions."""
+    chunk: list[Mapping[str, Any]] = []
     tokens = 0
     for record in records:
         if odd := (set(COLUMNS) ^ set(record)) - DEFAULTS.keys():
             raise KeyError(f"record {record.get('id')}: {', '.join(sorted(odd))}")
-        group.append(record)
+        chunk.append(record)
         tokens += sum(len(record[name] or ()) for name in ("prompt_ids", "completion_ids"))
-        if len(group) == _GROUP_ROWS or tokens >= _GROUP_TOKENS:
-            yield group
-            group, tokens = [], 0
-    if group:
-        yield group
+        if len(chunk) == _CHUNK_ROWS or tokens >= _CHUNK_TOKENS:
+            yield chunk
+            chunk, tokens = [], 0
+    if chunk:
+        yield chunk
 
 
 def read_records(path: Path) -> list[Record]:

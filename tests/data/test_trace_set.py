@@ -121,10 +121,11 @@ class Row(dict[str, Any]):
     """A record whose life can be followed."""
 
 
-def test_only_a_row_group_is_in_memory_while_a_set_is_written(
+def test_only_a_few_rows_are_in_memory_while_a_set_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_set, "_GROUP_ROWS", 8)
+    monkeypatch.setattr(trace_set, "_CHUNK_ROWS", 8)
+    monkeypatch.setattr(trace_set, "_GROUP_CHUNKS", 2)
     most = 0
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -138,14 +139,14 @@ def test_only_a_row_group_is_in_memory_while_a_set_is_written(
     lives: list[weakref.ref[Row]] = []
     read = read_records(OLD)
     write_records(tmp_path / "traces.parquet", rows())
-    assert most <= 17  # the group that is written and the one that is collected
-    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 5
+    assert most <= 17  # the chunk that is written and the one that is collected
+    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 3
     assert read_records(tmp_path) == [read[0] | {"id": f"{number}"} for number in range(40)]
     monkeypatch.setattr(
-        trace_set, "_GROUP_TOKENS", 2 * len(read[0]["prompt_ids"] + read[0]["completion_ids"])
+        trace_set, "_CHUNK_TOKENS", 2 * len(read[0]["prompt_ids"] + read[0]["completion_ids"])
     )
-    write_records(tmp_path / "traces.parquet", read[:1] * 6)  # long ones make smaller groups
-    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 3
+    write_records(tmp_path / "traces.parquet", read[:1] * 8)  # long ones make smaller groups
+    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 2
 
 
 def test_records_are_read_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
