@@ -58,7 +58,14 @@ def load(
 
 # What a problem says that has several answers, of which a solution boxes each; and a solution whose boxes are
 # alternatives, of which a problem asks for one.
-_ALL = re.compile(r"separated by comma|\b(?:find|enter|determine|list|give|state)\s+all\b", re.I)
+_ALL = re.compile(
+    r"separated by comma|\b(?:find|enter|determine|list|give|state|compute|what\s+are)\s+all\b"
+    r"|\b(?:find|compute|determine|what\s+are)\s+(?:the\s+)?(?:values\s+(?:of|for)\s+\$?\w+\$?(?:\s?,\s?\$?\w+\$?){0,4},?\s+and"
+    r"|(?:two|three|possible|real|integer)\s+(?:possible\s+)?(?:values|solutions|roots)|solutions\b|roots\b)"
+    # not if something else is asked for in the end
+    r"(?!.*\b(?:sum|product|difference|find|compute|determine|what\s+is)\b)",
+    re.I | re.S,
+)
 _ANY = re.compile(
     r"\b(?:also|either)\b[^.]{0,30}\b(?:acceptable|accepted|correct)\b|\beither \w+ is an acceptable\b", re.I
 )

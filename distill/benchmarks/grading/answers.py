@@ -24,7 +24,8 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
 
     Args:
         text: a completion.
-        rules: rules to try, in order. `boxed`: the last `\boxed{}` that is not empty. `answer is`: what
+        rules: rules to try, in order. `boxed`: the last `\boxed{}` that is not empty, or several with "or"
+            between them. `answer is`: what
             follows the last "answer is", "Answer:" or similar. `####`: what follows the last `####` that is
             not a heading. `marked`: the one of these two that comes last. `output`: the program output at the
             end of the text. `last number`: the number that the last sentence with a number states. A line
@@ -41,7 +42,7 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
         answer = extraction.expression(stated) if expressions else _first_number(stated)
         if answer is not None:
             return answer, "answer is"
-    text = extraction.answering_part(text)
+    text = extraction.answering_part(extraction.with_marks(text))
     by_rule = _EXPRESSIONS if expressions else _NUMBERS
     if "boxed" in rules and not {"####", "marked"}.isdisjoint(rules) and extraction.ends_in_hashes(text):
         rules = ("####", *rules)
@@ -68,6 +69,24 @@ def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` (or `\fbox{}`, or `\boxed 5`) that is not empty."""
     box = extraction.last_box(text)
     return None if box is None else box.content
+
+
+_OR_BOX = re.compile(r"[\s$,)\\]{0,9}\bor\b[\s$(\\]{0,9}(?:[A-Za-z](?:_\d)?\s?=\s?)?")
+
+
+def _boxed_or_alternatives(text: str) -> str | None:
+    r"""The last box, or all of $\boxed{2}$ or $\boxed{3}$ with "or" between them: neither alone is the
+    answer, unless they are equal."""
+    box = extraction.last_box(text)
+    outer = extraction.outer_boxes(text) if box is not None and text.count("boxed") > 1 else []
+    if box is None or not outer or outer[-1].start != box.start:
+        return None if box is None else box.content
+    contents = [box.content]
+    for one, following in zip(outer[-2::-1], outer[:0:-1], strict=True):
+        if not _OR_BOX.fullmatch(text, one.end, following.start):
+            break
+        contents.insert(0, one.content)
+    return r" \text{ or } ".join(dict.fromkeys(contents))
 
 
 def boxes(text: str) -> list[str]:
@@ -137,6 +156,10 @@ def _number_said(paragraph: str) -> str | None:
     states."""
     lead = extraction.LEAD.match(paragraph)
     at = lead.end() if lead else 0
+    if hedged := _HEDGED.match(paragraph, at):
+        return hedged[0]
+    if retracted := _RETRACTED.match(paragraph, at):
+        return conclusions.stated_number(retracted[1])
     if (words := wording.SPOKEN.match(paragraph, at)) and wording.spoken(words[0]) is not None:
         end = extraction.SENTENCE_END.search(paragraph, words.end())
         if not NUMBER.search(paragraph, words.end(), end.start() if end else len(paragraph)):
@@ -146,6 +169,13 @@ def _number_said(paragraph: str) -> str | None:
     return _first_number(paragraph) if said is None else said
 
 
+# "between 5 and 6", "less than 5" say no number; "12, but we subtract 2, so it is 10" says the second.
+_HEDGED = re.compile(
+    r"(?:(?:strictly\s)?(?:less|more|greater|fewer|higher|lower|larger|smaller)\sthan\s(?!or\sequal)|between\s)[$\\(]{0,3}\d[^.\n]{0,40}"
+)
+_RETRACTED = re.compile(
+    r"[$\d.,]{1,20}(?:\s[a-z]{1,20}){0,2},?\s+but\s[^.\n]{1,120}?,?\s(?:so|thus|therefore|hence)\b([^.\n]{0,80}\d[\d,.]*)"
+)
 _FIRST_SENTENCE = re.compile(r"(?:[^\n.!?]|(?<=\d)\.(?=\d))+")
 
 
@@ -178,7 +208,9 @@ def _first_number(paragraph: str) -> str | None:
 
 # What makes one answer of several numbers, or of none: an operator, a ratio, an alternative.
 _GOES_ON = re.compile(
-    r"(?:\s?(?:[-+*/×÷·x]|\\(?:times|cdot|div)(?![A-Za-z]))\s?|:|\s\(?or\s)\s?[$(]?" + NUMBER.pattern + r"\)?"
+    r"(?:\s?(?:[-+*/×÷·x]|\\(?:times|cdot|div)(?![A-Za-z]))\s?|:|\s\(?or\s)\s?[$(]?"
+    + rf"(?:{NUMBER.pattern})"
+    + r"(?!\d)\)?(?!\s(?:an?|per|each|every)\b)"
 )
 
 
@@ -199,23 +231,36 @@ def _number_in_output(text: str) -> str | None:
     return None if printed is None else conclusions.concluding_number(printed)
 
 
+# A formula, then its approximate value: "$12\pi$ square units, or about $37.7$"
+_ABOUT = re.compile(
+    r"(\$[^$\n]{0,80}\\[a-z][^$\n]{0,80}\$[^$\n.=]{0,40}?)"
+    r"(?:,?\s(?:or|i\.e\.,?|which is)\s(?:about|approximately|roughly|around)?"
+    r"|,?\s\(?(?:about|approximately|roughly|or|\$?\\approx))"
+    r"\s?\$?\d[\d.,]*[^\n\d=]{0,40}$"
+)
+
+
 def _last_formula_or_number(text: str) -> str | None:
     text = conclusions.without_code(text)
     if (letter := extraction.last_letter(text)) is not None:
         return letter
+    text = text.rstrip()
+    text = conclusions.without_condition(text[:-300] + _ABOUT.sub(r"\1", text[-300:]))
     number, formula = conclusions.concluding_number(text), extraction.last_formula(text)
+    if formula is None and number is None:
+        return extraction.last_bold(text)
     return formula if formula is not None and (number is None or number in formula) else number
 
 
 _NUMBERS: dict[str, Callable[[str], str | None]] = {
-    "boxed": last_boxed,
+    "boxed": _boxed_or_alternatives,
     "answer is": _number_after_marker,
     "####": _number_after_hashes,
     "output": _number_in_output,
     "last number": conclusions.concluding_number,
 }
 _EXPRESSIONS: dict[str, Callable[[str], str | None]] = {
-    "boxed": last_boxed,
+    "boxed": _boxed_or_alternatives,
     "answer is": _expression_after_marker,
     "####": _expression_after_hashes,
     "output": extraction.program_output,

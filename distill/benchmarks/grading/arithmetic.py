@@ -32,11 +32,25 @@ _ALLOWED = re.compile(r"(?:[\d\s.+*/()-]|sqrt|factorial|(?<=\d)[eE](?=[-+]?\d))+
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
+_CALLED = re.compile(
+    r"\\binom\{(\d{1,3})\}\{(\d{1,3})\}|\\l(floor|ceil)\s?(-?\d{1,12}(?:\.\d{1,12})?)\s?\\r(?:floor|ceil)|\|(-?\d{1,12}(?:\.\d{1,12})?)\|"
+)
+
+
+def _called(found: re.Match[str]) -> str:
+    if found[1]:
+        return str(math.comb(int(found[1]), int(found[2])))
+    if found[3]:
+        return f"({(math.floor if found[3] == 'floor' else math.ceil)(Fraction(found[4]))})"
+    return found[5].removeprefix("-")
+
+
 def value(text: str) -> Fraction | None:
     r"""The exact value of a calculation; None if it has none, is irrational or too large, or if the text is
     anything else."""
     if len(text) > _LONGEST or not any(map(str.isdigit, text)):
         return None
+    text = _CALLED.sub(_called, text)
     text = _MIXED.sub(r"(\1+(\2)/(\3))", text)
     while (shorter := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
         text = shorter

@@ -67,6 +67,7 @@ _ASIDE = re.compile(
     r",\s+(?:with|(?!leav|mak|giv|total|result|earn|bring|sav|spend|gain|return)\w{2,12}ing)\s+(?:\w+\s+){0,2}$",
     re.I,
 )
+_RATE = re.compile(r"\bat\s+an?\s+(?:\w+\s+){0,2}(?:rate|speed|price|cost)\s+of\s+$", re.I)
 _NEEDED = re.compile(r"\b(?:needed|required|necessary|enough|used)\b[^.]{0,40}\bto\b")
 _NOUN_OF = re.compile(
     r"(?<!total)(?<!sum)(?<!average)(?<!cost)(?<!price)(?<!rate)(?<!speed)(?<!profit)(?<!amount)(?<!number)(?<!value)"
@@ -113,10 +114,31 @@ def _shown(block: tuple[str, list[str]] | None) -> list[str]:
 
 def concluding_number(text: str) -> str | None:
     """The number that the last sentence with a number states; None if there is no number."""
-    sentences = [one for one in _SENTENCE.split(without_code(text)[-20_000:]) if one and one.strip()]
+    sentences = [
+        one for one in _SENTENCE.split(_without_remarks(without_code(text)[-20_000:])) if one and one.strip()
+    ]
     if sentences and (said := _spoken_conclusion(sentences[-1])) is not None:
         return said
     return next(filter(None, map(stated_number, reversed(sentences))), None)
+
+
+_REMARK = re.compile(
+    r"^[ \t>*_#(✅✔️-]{0,8}(?:note|remark|check|checking|verification|verify|double[ -]check|sanity check)\b"
+    r"[^:\n]{0,20}:",
+    re.I | re.M,
+)
+
+
+def _without_remarks(text: str) -> str:
+    """The text up to a last note or check, if there is a number before it: "Check: 42 + 8 = 50"."""
+    last = None
+    for last in _REMARK.finditer(text):  # noqa: B007
+        pass
+    kept = "" if last is None else text[: last.start()]
+    # Only a note that ends the text: one paragraph, in which nothing is concluded.
+    rest = "" if last is None else text[last.end() :]
+    over = "\n\n" in rest.strip() or re.search(r"\b(?:so|thus|therefore|hence|answer|total)\b", rest, re.I)
+    return kept if re.search(r"\d", kept) and not over else text
 
 
 # "One of them", "these two", "each one" count nothing.
@@ -140,8 +162,43 @@ def _spoken_conclusion(sentence: str) -> str | None:
 
 def stated_number(sentence: str) -> str | None:
     """The number that a sentence states; None if it has none."""
-    numbers = list(_numbers(sentence))
+    if percent := _AS_PERCENT.search(sentence[-60:]):
+        return percent[1]
+    sentence = without_condition(sentence)
+    numbers = [
+        number
+        for number in _numbers(sentence)
+        if not _DENIED.search(sentence[max(0, number.start - 30) : number.start])
+    ]
     return _stated(sentence, numbers) if numbers else None
+
+
+# "is 17, attained when m = 3", "17 works, while n = 16 does not"
+_CONDITION = re.compile(
+    r",?\s+(?:attained|achieved|reached|occurring)\s|,\s+(?:while|whereas)\s|,?\s\(?(?:when|where|for|at|with)\s"
+    r"[$\\(]{0,3}[A-Za-z]\w?\s?=[^,;]{0,60}$"
+)
+_AS_PERCENT = re.compile(
+    r",\swhich\s(?:is|equals)\s[$\\(]{0,3}(\d{1,9}(?:\.\d{1,9})?)\s?(?:\\?%|percent\b)[^\d\n]{0,20}$"
+)
+_DENIED = re.compile(r"(?:\b(?:not|cannot\sbe)|n't)\s(?:equal\sto\s)?[$\\(]{0,3}$")
+
+
+_LONGEST_LINE = 1_000  # characters
+
+
+def without_condition(text: str) -> str:
+    """The text without the condition or contrast that ends its last line, behind a number."""
+    line = text.rfind("\n") + 1
+    if len(text) - line > _LONGEST_LINE:
+        return text
+    for found in _CONDITION.finditer(text, line):
+        rest = text[found.end() :]
+        if re.search(r"\d", text[line : found.start()]) and not re.search(
+            r"[.!?]\s|\b(?:so|thus|therefore|hence|then)\b", rest
+        ):
+            return text[: found.start()]
+    return text
 
 
 class _Number(NamedTuple):
@@ -220,7 +277,11 @@ def _is_given(sentence: str, number: _Number) -> bool:
     """Whether a number belongs to the circumstances: "in 7 hours", "each of the 5 friends"."""
     before = sentence[max(0, number.start - 60) : number.start].rstrip("$*( ") + " "
     word_of = _NOUN_OF.search(before)  # "7 bags of 12"
-    if _ASIDE.search(before) or (word_of and before[: word_of.start()][-1:].isalpha()):
+    if (
+        _ASIDE.search(before)
+        or _RATE.search(before)
+        or (word_of and before[: word_of.start()][-1:].isalpha())
+    ):
         return True
     if _GIVEN.search(before) is None or _AFTER_ALL.search(before):
         return False

@@ -13,14 +13,18 @@ which may hang: run `compare` in a process that can be killed, as `distill.bench
   intervals may not, and (1,2] is not [1,2].
 - Sets of real numbers may be unions, inequalities, set builders or words: "all reals except 2" is `x \ne 2`.
 - `x=5` and `x \in [1,2]` equal 5 and [1,2] if the other side has no name.
+- A condition behind a value, `5 (\text{at } x = 3)`, is ignored if only one side has it; the name of an
+  integer in `k\pi, k \in \mathbb{Z}` does not matter. `3+5j` is `3+5i`.
+- Dates are compared as dates; several choices, `A, C`, `\text{A and C}`, `AC`, in any order.
 - Words are compared without case; `(C)`, `C` and `\text{C}` are equal. 1011 and 1011_2 are equal.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
 from distill.benchmarks.grading import answers, notation, reals, rewriting, symbolic, wording
-from distill.benchmarks.grading.letters import LABEL, RELATION, bare, same_products, same_words
+from distill.benchmarks.grading.letters import LABEL, RELATION, bare, same_choices, same_products, same_words
 from distill.benchmarks.grading.notation import (
     expanded,
     group,
@@ -33,7 +37,14 @@ from distill.benchmarks.grading.notation import (
 )
 from distill.benchmarks.grading.rewriting import residue
 from distill.benchmarks.grading.units import without_unit
-from distill.benchmarks.grading.values import exact, readings, same_numbers, same_numerals, same_times
+from distill.benchmarks.grading.values import (
+    exact,
+    readings,
+    same_dates,
+    same_numbers,
+    same_numerals,
+    same_times,
+)
 
 _DEEPEST = 40  # brackets in brackets; deeper texts are no answers, and slow to parse
 _MOST_ELEMENTS = 100  # maximum size of a list or set; in any order, all pairs are compared
@@ -92,7 +103,8 @@ def quickly(gold: str, answer: str, tolerance: float | None = None) -> bool | No
     expected, found = plain(gold), plain(answer)
     if expected and bare(expected) == bare(found):
         return True
-    return same_numbers(expected, found, tolerance)
+    decided = same_dates(expected, found)
+    return same_numbers(expected, found, tolerance) if decided is None else decided
 
 
 def readable(text: str) -> bool:
@@ -135,13 +147,16 @@ def _same(gold: str, answer: str, limits: _Limits) -> bool:
     gold, answer = wording.in_symbols(gold), wording.in_symbols(answer)
     if bare(gold) == bare(answer):
         return True
+    if (decided := same_dates(gold, answer)) is not None:
+        return decided
     if (decided := same_numbers(gold, answer, limits.tolerance)) is not None:
         return decided
-    for simple in (same_products, same_words, same_times, same_numerals):
+    for simple in (same_choices, same_products, same_words, same_times, same_numerals):
         if (decided := simple(gold, answer)) is not None:
             return decided
     structures = (
-        _same_residues, _same_ratios, _same_tables, _same_reals, _same_groups, _same_lists, _same_named
+        _same_bound, _same_residues, _same_ratios, _same_tables, _same_reals, _same_groups, _same_lists,
+        _same_named,
     )  # fmt: skip
     for structured in structures:
         if (decided := structured(gold, answer, limits)) is not None:
@@ -188,8 +203,12 @@ def _same_otherwise_read(gold: str, answer: str, limits: _Limits) -> bool:
         _without_thousands,
         rewriting.without_spaced_thousands,
         rewriting.with_binomials,
+        rewriting.without_condition,
+        rewriting.with_i,
     ):
         bare_gold, bare_answer = read(gold), read(answer)
+        if read is rewriting.with_i and "i" not in bare_gold + bare_answer:
+            continue
         if read is rewriting.with_binomials:  # C(5,2) may be a point
             bare_gold = bare_gold if _is_counted(answer) else gold
             bare_answer = bare_answer if _is_counted(gold) else answer
@@ -228,6 +247,18 @@ def _same_residues(gold: str, answer: str, limits: _Limits) -> bool | None:
     if any(number is None or number.denominator != 1 for number in numbers) or not numbers[2]:
         return _same(one[0], other[0], limits)
     return (numbers[0] - numbers[1]) % numbers[2] == 0  # type: ignore[operator]
+
+
+def _same_bound(gold: str, answer: str, limits: _Limits) -> bool | None:
+    r"""Compare families such as `k\pi, k \in \mathbb{Z}` and `n\pi (n \in \mathbb{Z})`; None if neither side
+    names its integer, or unless they are equal."""
+    one, other = rewriting.with_bound(gold), rewriting.with_bound(answer)
+    if one is None and other is None:
+        return None
+    if one is not None and other is not None:
+        return one[2] == other[2] and _same(one[1], other[1], limits)
+    bodies = ([found[0], found[1]] if found else [text] for found, text in ((one, gold), (other, answer)))
+    return any(_same(one, other, limits) for one, other in itertools.product(*bodies)) or None
 
 
 def _same_reals(gold: str, answer: str, limits: _Limits) -> bool | None:
@@ -355,10 +386,10 @@ def _same_lists(gold: str, answer: str, limits: _Limits) -> bool | None:
         return _in_any_order(_all_named(parts), _all_named(its_parts), limits)
     if len(parts) > 1 and its_brackets:
         order = _in_any_order if its_brackets in ("set", "[]") else _in_order
-        return order(parts, expanded(its_inside), limits)
+        return order(_by_name(parts), expanded(its_inside), limits)
     if len(its_parts) > 1 and brackets:
         order = _in_any_order if brackets == "set" else _in_order
-        return order(expanded(inside), its_parts, limits)
+        return order(expanded(inside), _by_name(its_parts), limits)
     if brackets == "set" and len(inside) == 1:
         return _same(inside[0], answer, limits)
     if its_brackets == "set" and len(its_inside) == 1:
@@ -366,6 +397,13 @@ def _same_lists(gold: str, answer: str, limits: _Limits) -> bool | None:
     if (len(parts) > 1) != (len(its_parts) > 1) and not RELATION.search(gold + answer):
         return not brackets and not its_brackets and _in_any_order(parts, its_parts, limits)  # 1, 1 and 1
     return None
+
+
+def _by_name(parts: list[str]) -> list[str]:
+    """`y=2`, `x=1` in the order of a tuple (x, y); other parts unchanged."""
+    names = [part.partition("=")[0].strip() for part in parts]
+    known = len(set(names)) == len(names) and any(set(names) <= set(tuple) for tuple in ("xyz", "abcd"))
+    return [part for _, part in sorted(zip(names, parts, strict=True))] if known else parts
 
 
 def _all_named(parts: list[str]) -> list[str]:

@@ -50,7 +50,11 @@ MARKER = re.compile(
     r"\banswers?\b\**[ \t]{0,3}(?:\([^()\n]{0,40}\)[ \t]{0,3})?"
     r"(?:(?:to|of|for|in|from|as)\b[^.:=\n]{0,60}?)??"
     rf"(?=[\s*:=：iawsmc])(?:\s{{0,3}}{VERB}|\**[ \t]{{0,3}}[:=：]|\*\*[ \t]{{0,3}}\n)\**\s{{0,3}}[:：]?"
-    r"|<answer>|答案(?:是|为|：|:)|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
+    r"|<answer>|(?:答案|答え|解答|정답|답)\**(?:是|为|は|은|는|：|:)\**|(?:故|因此|所以|答案)(?:答案)?[选選]择?[：:]?\s{0,3}(?=[A-J(（$\\])"
+    r"|\b(?:r[ée]ponse|resp(?:ue|o)sta|risposta|antwort|ответ|odpowiedź|cevap|jawaban|उत्तर)"
+    r"(?:\s(?:finale?|correcta?|corret[ao]|правильный))?\**\s{0,3}"
+    r"(?:[:：]|\b(?:est|es|ist|lautet|is|é)\b(?:\s?:)?|\sè\s|[—–-]\s)\**(?:\s(?:la|el|le|die|der|das|il|o)(?=\s))?"
+    r"|\bfinal answer[ \t]{0,3}\n|^#{1,6}[ \t]{0,3}answer[ \t]{0,3}\n",
     re.I | re.M,
 )
 _HOPE = re.compile("I hope it is correct", re.I)
@@ -60,6 +64,29 @@ HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}")
 HEADING = re.compile(r"(?:\*\*)?(?:\d{1,3}[.):][ \t]+\S|(?:step|part|case|solution|method)\b)", re.I)
 _OUTPUT = re.compile(r"```output[ \t]{0,9}\n([^`]{0,10000})```\s*\Z")
 _FAILED = re.compile(r"Error\b|Traceback|Exception\b|Timeout", re.I)
+
+
+_TOKEN_BOX = re.compile(r"<\|begin_of_box\|>((?:(?!<\|)[\s\S]){1,2000}?)<\|end_of_box\|>")
+_FIELD = re.compile(
+    r'[{,]\s{0,20}"(?:final[_ ]?)?answer"\s{0,3}:\s{0,3}'
+    r'(?:"((?:[^"\\\n]|\\.){1,500})"|(-?[\d.]{1,40}))\s{0,20}(?=[,}])',
+    re.I,
+)
+
+
+def with_marks(text: str) -> str:
+    r"""The text with `\boxed{5}` for `<|begin_of_box|>5<|end_of_box|>`, and a line "Answer: 5" for the field
+    of `{"answer": 5}`."""
+    if "<|begin_of_box|>" in text:
+        text = _TOKEN_BOX.sub(lambda found: rf"\boxed{{{found[1].strip()}}}", text)
+    if '"' in text:
+        text = _FIELD.sub(_stated_field, text)
+    return text
+
+
+def _stated_field(found: re.Match[str]) -> str:
+    said = (found[1] or found[2]).replace("\\\\", "\\")
+    return f"\n\nAnswer: {said}\n\n"
 
 
 def answering_part(text: str) -> str:
@@ -224,8 +251,35 @@ _LAST_LETTER = re.compile(
 )
 
 
+_MARKED = r"[*_$(\[]{0,4}[A-J][*_$)\].]{0,4}"
+_LETTERS = rf"{_MARKED}(?:\s?(?:,|;|&|,?\s?\b(?:and|or)\b)\s?{_MARKED}(?![A-Za-z])){{1,9}}"
+_ALL_CHOSEN = re.compile(
+    rf"\b(?i:options|choices|answers?|alternatives|statements)\**\s*(?i:are|is|:)[\s*:]*(?:both\s+|all\s+)?({_LETTERS})"
+    rf"|({_LETTERS})\s+are\s+(?:(?:both|all)\s+)?(?:the\s+)?(?:correct|right)\b"
+)
+
+
+def choices(text: str) -> str | None:
+    """The letters that the text says are the right choices: "the correct options are A, C and D"."""
+    if not _ANY_LETTER.search(text):
+        return None
+    last = None
+    for last in _ALL_CHOSEN.finditer(text, max(0, len(text) - 2_000)):  # noqa: B007
+        pass
+    return (
+        None
+        if last is None
+        else ", ".join(
+            re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z])", last[0][last[0].find(last[1] or last[2]) :])
+        )
+    )
+
+
 def choice(text: str) -> str | None:
-    """The letter that the text says is the right choice: "the correct option is (B)", "B is correct"."""
+    """The letter that the text says is the right choice: "the correct option is (B)", "B is correct"; the
+    letters, if it names several."""
+    if (several := choices(text)) is not None:
+        return several
     if not _ANY_LETTER.search(text):
         return None
     last = None
@@ -234,7 +288,7 @@ def choice(text: str) -> str | None:
     return None if last is None else next(filter(None, last.groups()))
 
 
-_STANDING = re.compile(r"(?<![\w\\{^_'-])(?:A(?!\s+[a-z])|[B-J])(?![\w'^_-])")
+_STANDING = re.compile(r"(?<![\w\\{^_'-])(?:A(?!\s+(?!(?:and|or)\b)[a-z])|[B-J])(?![\w'^_-])")
 _CONCLUDES = re.compile(
     r"\b(?:options?|choices?|answers?|correct|right|one|must|therefore|hence|thus|so|final|result|gives)\b",
     re.I,
@@ -257,6 +311,19 @@ def last_letter(text: str) -> str | None:
         and not re.search(r"\d", sentence)
     )
     return letters[0] if said else None
+
+
+_BOLD_CONCLUSION = re.compile(
+    r"\W{0,5}(?:so|thus|therefore|hence|finally|in conclusion|consequently)\b"
+    r"[^*\n]{0,80}\*\*([^*\n]{1,40})\*\*[^*\n]{0,120}",
+    re.I,
+)
+
+
+def last_bold(text: str) -> str | None:
+    """The only bold words of a last line that concludes: "Therefore, **Navin** sits next to Lily."."""
+    found = _BOLD_CONCLUSION.fullmatch(text.rstrip().rpartition("\n")[2])
+    return None if found is None else found[1].strip(" .:,") or None
 
 
 def program_output(text: str) -> str | None:

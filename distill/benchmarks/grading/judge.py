@@ -38,8 +38,9 @@ class MathJudge:
 
     The answer is extracted by `grading.answers.extract`: by default the last balanced `\boxed{}` of the
     completion or, without one, what follows "answer is" or `####`, or the last number. If the completion ends
-    with several boxes that together match the gold answer, these count. The thought is ignored
-    (`distill.data.thoughts`). `distill.benchmarks.grading.equivalence` describes which answers are equal.
+    with several boxes that together match the gold answer, these count; of boxes with "or" between them, no
+    single one does, unless all are equal. The thought is ignored (`distill.data.thoughts`).
+    `distill.benchmarks.grading.equivalence` describes which answers are equal.
 
     Thread-safe: each question uses a free child process, and waits if all are busy.
 

@@ -8,7 +8,12 @@ from distill.benchmarks.grading.notation import WORDS, bare_words, split, words
 from distill.benchmarks.grading.values import exact
 
 RELATION = re.compile(r"[<>=]|\\(?:leq?|geq?|lt|gt|neq?|approx|equiv|in|subset)(?![A-Za-z])")
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[).:]\s?.*|\s+(?![=<>+*/^]).*)?", re.S)
+_OTHERS = (  # "A and C", "A, C", "B is incorrect"
+    r"(?:,|;|&|(?:and|or|nor|but|not)\b|\s?(?:is|are|was)\s(?:both\s|all\s)?(?:not|in|wrong|false|incorrect)|(?:is|are)n't\b)"
+)
+_CHOICE = re.compile(rf"\(?([A-Z])\)?(?:[).:]\s?(?!\s?{_OTHERS}).*|\s+(?![=<>+*/^]|{_OTHERS}).*)?", re.S)
+_SEVERAL = re.compile(r"\(?[A-J]\)?[.:]?(?:(?:\s?(?:,|;|&|\band\b)\s?)+(?:and\s)?\(?[A-J]\)?[.:]?){1,9}")
+_RUN = re.compile(r"[A-J]{2,9}")
 _CHOICES = frozenset("abcdefghij")
 # The label of a choice before its text: "(B) 5", "\text{B.} 5"; no sign follows, as in (a)+3.
 LABEL = re.compile(
@@ -21,6 +26,29 @@ _LETTERS = re.compile(r"[a-z]{2,8}")
 def bare(text: str) -> str:
     """The text without spaces between letters, marks of words, and upper case."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare_words(text)).casefold()
+
+
+def same_choices(gold: str, answer: str) -> bool | None:
+    r"""Compare several choices, `A, C`, `\text{A and C}` and `AC`. None if one side is no such answer,
+    or neither is a list: AC alone may be a segment, CAB an order."""
+    one, other = _chosen(gold), _chosen(answer)
+    if one is None or other is None or not (one[1] or other[1]):
+        return None
+    if one[1] and other[1]:
+        return sorted(one[0]) == sorted(other[0])
+    return one[0] == other[0] or (
+        sorted(one[0]) == sorted(other[0]) if sorted(one[0]) == list(one[0]) else False
+    )
+
+
+def _chosen(text: str) -> tuple[str, bool] | None:
+    """The letters of several choices, and whether they are a list; None for anything else."""
+    said = re.sub(r"\s+", " ", bare_words(text)).strip(" .{}")
+    listed = _SEVERAL.fullmatch(said) is not None
+    if not listed and not _RUN.fullmatch(said):
+        return None
+    found = "".join(re.findall(r"[A-J]", said))
+    return (found, listed) if len(set(found)) == len(found) else None
 
 
 def same_words(gold: str, answer: str) -> bool | None:

@@ -35,6 +35,18 @@ _PLAIN = [
     (re.compile(pattern), instead)
     for pattern, instead in [
         (r"\s+", " "),
+        (
+            r"\\(?:text)?color\s?(?:\[\w{1,9}\])?\{[^{}]{1,30}\}|\\bbox\s?(?:\[[^\[\]]{0,40}\])?|\\(?:checkmark|blacksquare)"
+            + _END
+            + "|[✓✔✅]|\\\\#",
+            "",
+        ),
+        (rewriting.ENVIRONMENT, rewriting.without_environment),
+        (
+            r"(?<=\d)\s?\^?\s?(?:\{\s?)?\\(?:text|mathrm)\s?\{\s?(?:st|nd|rd|th)\s?\}\s?\}?|(?<=\d)(?:st|nd|rd|th)\b",
+            "",
+        ),
+        (r"\\log\s?_\s?(?:\{\s?e\s?\}|e" + _END + ")", r"\\ln "),
         (rewriting.RECURRING, rewriting.as_fraction),
         (rewriting.CONJUGATE, rewriting.conjugate),
         (r"\\(?:mathbb|Bbb|mathds|mathbbm)\s?(?:\{\s?([A-Z])\s?\}|([A-Z])(?![A-Za-z]))", r"\\mathbb{\1\2}"),
@@ -192,7 +204,8 @@ WORDS = frozenset((
     "nor", "odd", "even", "true", "false", "one", "two", "six", "ten", "zero", "four", "five", "nine", "none",
     "left", "both", "down", "dog", "god", "ton", "won", "now",
 ))  # fmt: skip
-_ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer)\s+(?=\S)")
+_ARTICLE = re.compile(r"^(?:the|an?|option|choice|answer|on(?=\s\w{3,6}day$))\s+(?=\S)")
+_FUNCTION = re.compile(r"^(?:an? )?(even|odd)(?: function)?$|^(neither)(?: (?:even nor odd|odd nor even))?$")
 
 
 def words(text: str) -> str | None:
@@ -214,7 +227,9 @@ def words(text: str) -> str | None:
             return None
         if not re.search("[aeiouyAEIOUY]", letters):
             return None
-    return _ARTICLE.sub("", bare.casefold()).rstrip(".")
+    said = _ARTICLE.sub("", bare.casefold()).rstrip(".")
+    kind = _FUNCTION.match(said)
+    return kind[1] or kind[2] if kind else said
 
 
 _OPENING = re.compile(r"\\\{|\\langle|[(\[{]")

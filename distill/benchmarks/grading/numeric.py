@@ -14,9 +14,13 @@ _BOLD = re.compile(r"\\(?:text|textbf|mathbf|mathrm|bf|mbox|boldsymbol)\s*\{\s*(
 _FRACTION = re.compile(r"(-)?\s*(\d{1,9})?\s*\\[dt]?frac\s*(?:\{(\d{1,9})\}|(\d))\s*(?:\{(\d{1,9})\}|(\d))")
 _MIXED = re.compile(r"(-)?(\d{1,9})\s+(\d{1,9})()/(\d{1,9})()")
 _WITH_WORDS = re.compile(
-    r"(?!.*(?:sqrt|pi\b))[A-Za-z\s]*?([-$]{0,2}\d[\d,]*(?:\.\d+)?)(?:[\s%°][A-Za-z\s/%.°-]*)?"
+    r"(?!.*(?:sqrt|pi\b))(?!\D*(?:\b(?:than|not|between)\b|n't\b))[A-Za-z\s]*?([-$]{0,2}\d[\d,]*(?:\.\d+)?)(?:[\s%°][A-Za-z\s/%.°-]*)?"
 )
-_OR = re.compile(r"\(?\bor\b")
+# x = 12, y = 5: two values, of which the last is not the answer
+_SEVERAL = re.compile(
+    r"=[^=]*(?:[,;]\s|[,;]?\s*(?:\\text\{\s*)?\band\b|\\\\|\\q?quad)[^=\w]*[A-Za-z]\w{0,9}\s*=[^=]*$"
+)
+_OR = re.compile(r"\\text\{\s?or\s?\}|\(?\bor\b")
 _DECORATION = re.compile(r"\^\{?\\circ\}?|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[: ()\[\]]|~")
 
 
@@ -47,11 +51,13 @@ def grade(example: Example, completion: str, *, rules: Sequence[str] = answers.R
 
 def read(answer: str) -> tuple[str, Fraction | None]:
     """An answer without the decoration that it was read without, and its value; None if it is no number."""
-    if (found := answers.number(answer)) is not None:
-        return answer, found
+    if _SEVERAL.search(answer):
+        return answer, None
     tail = answer.rpartition("=")[2].replace("{,}", ",")
+    if tail == answer and _scale(tail) == 1 and (found := answers.number(answer)) is not None:
+        return answer, found
     if (scale := _scale(tail)) != 1:
-        found = read(tail.rpartition(" ")[0])[1]
+        found = read(_BOLD.sub(r" \1", tail).rstrip().rpartition(" ")[0])[1]
         return answer, None if found is None else found * scale
     answer = _DECORATION.sub(" ", _BOLD.sub(r"\1", tail)).strip("() ")
     found = _mixed(answer) or answers.number(_alone(answer))
@@ -75,6 +81,7 @@ def _read(text: str) -> Fraction | None:
 
 def _scale(answer: str) -> int:
     """12 for "2 dozen", 10^6 for "1.5 million", 1 for a number without such a word."""
+    answer = _BOLD.sub(r" \1", answer).rstrip()
     found = wording.SCALE.search(answer)
     return wording.SCALES[found[1].casefold()] if found and found.end() == len(answer) else 1
 

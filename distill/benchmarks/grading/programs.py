@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import html
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,15 @@ _OUR_LANGUAGE = ("", "python", "py", "python3", "python2", "{.python}")
 _NEXT_STATEMENT = re.compile(r"^[^\s)\]}'\"#]")
 _TOP_LEVEL = re.compile(r"^(?:(?:(?:async[ \t]+)?def|class|import|from)\b|@|`{3}|~{3})")
 _BEGINNING = re.compile(r"^(?:(?:async )?def |class |import |from |@|\w+ *=|if |\"\"\"|''')")
+_END_TOKEN = re.compile(
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end|return)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>\s*\Z|<eos>\s*\Z"
+)
+_QUOTED_FENCE = re.compile(r"^> ?(?:`{3,}|~{3,})", re.M)
+_QUOTE = re.compile(r"^> ?(?!>)", re.M)
+_HARD_INDENT = re.compile("^[ \t\u00a0]*\u00a0[ \t\u00a0]*", re.M)
+_PRE = re.compile(r"<pre>(?:\s?<code[^<>\n]{0,60}>)?\s{0,9}(?=(?:def|class|import|from|async|@)\b|@)")
+_PRE_END = re.compile(r"(?:</code>\s?)?</pre>")
+_INLINE_FENCE = re.compile(r"^(```(?:python|py|python3))[ \t]+((?:def|class|import|from|async def) )", re.M)
 _LONGEST = 100_000  # characters of a completion that are considered
 _EFFORT = 300_000  # maximum characters to parse while searching for the start and end of a program
 
@@ -55,6 +65,7 @@ def find_program(completion: str, entry_point: str, prompt: str | None = None) -
         The program; None if nothing resembles a program.
     """
     text = completion.replace("\r\n", "\n").replace("\r", "\n")[:_LONGEST]
+    text = _as_text(_END_TOKEN.split(text, maxsplit=1)[0])
     text = text.partition("[DONE]")[0].rpartition("[BEGIN]")[2]
     text = re.sub(r"\A (?=(?:def|class|import|from) |@)", "", text)  # a space from the first token
     if prompt is not None and (found := _continue(prompt, text)) is not None:
@@ -74,6 +85,16 @@ def find_program(completion: str, entry_point: str, prompt: str | None = None) -
     if prompt is None and (found := _program_in(text, entry_point)):
         return Program(found, "whole text")
     return None
+
+
+def _as_text(text: str) -> str:
+    """Undo what a chat's formatting does to code: hard spaces, quoted lines, `<pre><code>`."""
+    text = _HARD_INDENT.sub(lambda found: found[0].replace("\u00a0", " "), text)
+    if _QUOTED_FENCE.search(text):
+        text = _QUOTE.sub("", text)
+    if "```" not in text and _PRE.search(text):
+        text = html.unescape(_PRE_END.sub("\n```\n", _PRE.sub("\n```\n", text)))
+    return _INLINE_FENCE.sub(r"\1\n\2", text)
 
 
 def helpers(prompt: str, entry_point: str) -> str:

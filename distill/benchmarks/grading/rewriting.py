@@ -63,6 +63,64 @@ def as_fraction(decimal: re.Match[str]) -> str:
     return rf"\frac{{{above}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
 
 
+ENVIRONMENT = re.compile(
+    r"\\begin\{(aligned|align\*?|gathered|gather\*?|split|equation\*?|cases)\}((?:(?!\\begin).){1,500}?)\\end\{\1\}"
+)
+_ROW_END = re.compile(r"\\\\(?:\[[^\]]{0,9}\])?")
+
+
+def without_environment(found: re.Match[str]) -> str:
+    r"""A match of `ENVIRONMENT` as one line: the rows `x = 5` and `y = 6` become `x = 5, y = 6`, a row `= 5`
+    continues the row before it. Unchanged if a row of `cases` has a condition."""
+    rows = [row.strip() for row in _ROW_END.split(found[2]) if row.strip()]
+    if found[1] == "cases" and not all("=" in row.partition("&")[0] for row in rows):
+        return found[0]
+    text = ""
+    for row in rows:
+        row = row.replace("&", " ").strip(" ,;")
+        text += (" " if row.startswith("=") else ", ") * bool(text) + row
+    return text
+
+
+_BOUND = re.compile(
+    r"[\s,]*\(?\s?(?:\\text\{\s?(?:for(?:\s(?:all|any|every|each|some))?|where|with)\s?(?:integers?\s?)?\}\s?)?"
+    r"\b([a-z])\s?(?:\\in\s?\\mathbb\{([ZN])\}(?:\^\+|_\+)?|\\text\{\s?(?:is\s)?an(?:y)?\s(integer)\s?\})\s?\)?$"
+)
+_CONDITION = re.compile(
+    r"[\s,]*(?:\(\s?\\text\{\s?(?:since|because|as|for|where|with|at|when|minimum|maximum|if)\b[^{}]{0,60}\}[^()]{0,60}\)"
+    r"|\\text\{\s?\(\s?(?:since|because|for|where|with|at|when|if)\b[^{}()]{0,60}\}[^()]{0,60}\)"
+    r"|\\text\{\s?,?\s?\(?(?:for\s(?:all|any|every|each)|since|because|where|attained|achieved)\b[^{}]{0,60}\}"
+    r"[^{}=,]{0,60}(?:\\mathbb\{[A-Z]\})?)$"
+)
+
+
+def without_condition(text: str) -> str:
+    r"""`n^2+n \text{ for all } n \ge 1` and `5 (\text{at } x = 3)` without the condition; unchanged without
+    one."""
+    return _CONDITION.sub("", text) or text
+
+
+def with_bound(text: str) -> tuple[str, str, str] | None:
+    r"""`2n\pi, n \in \mathbb{Z}` as `2n\pi`, with another name `2k\pi`, and the set `Z`: the name does not
+    matter; None without such an end."""
+    found = _BOUND.search(text)
+    body = text[: found.start()].strip() if found else ""
+    if found is None or not body:
+        return None
+    name = re.compile(rf"(?<![A-Za-z\\]){found[1]}(?![A-Za-z])")
+    return body, name.sub("k", body), found[2] or "Z"
+
+
+def with_i(text: str) -> str:
+    """`3+5j`, a complex number as engineers and Python write it, as `3+5i`; unchanged if it has other
+    letters, or no real part: `2j` is also a vector."""
+    letters = re.sub(r"\\(?:frac|sqrt|cdot|pi)(?![A-Za-z])", " ", text)
+    bare = text.strip("() ")
+    if re.findall("[A-Za-z]", letters) != ["j"] or not re.search(r"[^-+({\s]\s?[-+]", bare):
+        return text
+    return re.sub(r"(?<![A-Za-z\\])j(?![A-Za-z])", "i", text)
+
+
 BRACED = re.compile(r"(?<!\\)\{[^{}]{1,200}\}")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 

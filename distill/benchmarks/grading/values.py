@@ -115,6 +115,35 @@ def _clock(time: str) -> str:
     return re.sub(r"\s|^0|:00$", "", time)
 
 
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTH = (
+    r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_DATE = re.compile(
+    rf"(?:(?:on\s)?(?:mon|tues|wednes|thurs|fri|satur|sun)day\s?,?\s)?(?:on\s)?(?:the\s)?"
+    rf"(?:{_MONTH}\s(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?|(\d{{1,2}})(?:st|nd|rd|th)?\s(?:day\s)?(?:of\s)?{_MONTH})"
+    r"(?:\s?,?\s(?:of\s)?(\d{4}))?",
+    re.I,
+)
+
+
+def same_dates(gold: str, answer: str) -> bool | None:
+    r"""Compare dates such as `\text{March 4}`, "4th of March" and "March 4, 2020"; one side may omit the
+    year. None if the gold answer is no date, or the answer is neither a date nor a number."""
+    one, other = (_DATE.fullmatch(re.sub(r"\s+", " ", bare_words(text))) for text in (gold, answer))
+    if one is None:
+        return None
+    if other is None:
+        return False if exact(answer) is not None else None
+    years = {year for year in (one[5], other[5]) if year}
+    return len(years) < 2 and _day(one) == _day(other)
+
+
+def _day(date: re.Match[str]) -> tuple[int, int]:
+    return _MONTHS.index((date[1] or date[4])[:3].casefold()), int(date[2] or date[3])
+
+
 def same_numerals(gold: str, answer: str) -> bool | None:
     r"""Compare numerals such as 1011_2 and 1011_{\text{two}}; one side may omit the base, which the problem
     states."""

@@ -169,6 +169,11 @@ _SETS = [
 _RATIO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)((?:\s?to\s?\d{1,9}(?:\.\d{1,9})?){1,4})")
 
 
+_BOUNDED = re.compile(  # "k is at most 3"
+    rf"(?P<name>[A-Za-z])\s(?:is|must\sbe)\s(?P<than>{'|'.join(_COMPARED.values())})\s(?=[-+\d\\(])", re.I
+)
+
+
 def in_symbols(text: str) -> str:
     r"""`\mathbb{R}` for "all real numbers", `(0,\infty)` for "positive reals", `\emptyset` for "no solution",
     `3:4` for "3 to 4"; other texts unchanged."""
@@ -178,6 +183,10 @@ def in_symbols(text: str) -> str:
         return text
     if ratio := _RATIO.fullmatch(bare):
         return ratio[1] + re.sub(r"\s?to\s?", ":", ratio[2])
+    if bounded := _BOUNDED.match(bare):
+        for sign, pattern in _COMPARED.items():
+            if re.fullmatch(pattern, bounded["than"], re.I):
+                return f"{bounded['name']} {sign}{bare[bounded.end() :]}"
     return next((latex for pattern, latex in _SETS if pattern.fullmatch(bare)), None) or _reals(bare) or text
 
 
@@ -222,7 +231,8 @@ _SENTENCE = re.compile(
     rf"(?:\s(?:{'|'.join(_SCALES)})s?\b)?)(?:\s+[A-Za-z'/-]+){{0,8}}\s?\.?"
 )
 _HEDGED = re.compile(
-    r"\b(?:not|or|except|excluding|without|other|besides|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point|sqrt|root|pi|log|ln|sin|cos|tan|exp|plus|minus|times)\b",
+    r"\b(?:(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\s\d{1,2}\b|not|or|except|excluding|without|other|besides|than|least|most|over|under|between|from|to|no|never|option|choice|x|base|mod|point|sqrt|root|pi|log|ln|sin|cos|tan|exp|plus|minus|times)\b",
     re.I,
 )
 

@@ -20,7 +20,8 @@ from distill.errors import UserError
     ("text", "answer", "rule"),
     [
         (r"so \boxed{72}.", "72", "boxed"),
-        (r"\boxed{1} or \boxed{2}", "2", "boxed"),
+        (r"\boxed{1} or \boxed{2}", r"1 \text{ or } 2", "boxed"),
+        (r"\boxed{1}, so \boxed{2}", "2", "boxed"),
         (r"$\boxed{ \frac{3}{4} }$", r"\frac{3}{4}", "boxed"),
         (r"\boxed{\text{a {b} c}} 9", r"\text{a {b} c}", "boxed"),
         (r"\boxed{\boxed{5}}", "5", "boxed"),
