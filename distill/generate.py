@@ -4,6 +4,7 @@ Stored completions are never generated again, and each completion has its own ra
 resumed command gives the same trace set as an uninterrupted one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -25,9 +26,12 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
     from distill.config.instantiate import resolved
+    from distill.data.set_files import TRACES
+    from distill.io.shards import Shard, check_folder
     from distill.training.inputs import check_inputs, check_settings
 
     check_settings(resolved(cfg))
+    check_folder(Path(str(cfg.out)), Shard.of(cfg.shard), TRACES)
     check_inputs(cfg, words, needed=("teacher",))
 
 

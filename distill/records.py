@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.console import one_sentence_errors
-from distill.data.trace_set import read_records
+from distill.data.trace_set import iter_records
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("trace_set", type=Path, help="folder of a trace set, or its Parquet file")
     with contextlib.suppress(BrokenPipeError):  # the reader, such as `| head`, has closed the pipe
-        for line in json_lines(read_records(parser.parse_args().trace_set)):
+        for line in json_lines(iter_records(parser.parse_args().trace_set)):
             print(line, flush=True)
         return
     sys.stderr.close()  # keeps Python from reporting the broken pipe at exit

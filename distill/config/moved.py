@@ -85,7 +85,7 @@ MOVED: dict[str, str] = {
     "flops": "models.flops",
     "footprint": "planning.memory",
     "generate.generate": "teacher.write_traces.generate",
-    "generate.summarize": "teacher.write_traces.summarize",
+    "generate.summarize": "teacher.trace_summary.summarize",
     "generation.Sampling": "generation.sampling.Sampling",
     "generation.StudentRollouts": "generation.sampling.StudentRollouts",
     "generation.generate": "generation.decode.generate",

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distill.config.instantiate import build
 from distill.curation.listed import TEACHER, check_there, completion_field, is_model, listed
 from distill.data.recorded import conversation_text
+from distill.data.set_files import set_files
 from distill.data.trace import Example
 from distill.data.trace_set import Record, read_records
 from distill.errors import UserError
@@ -84,13 +85,13 @@ def _read(
         elif entry is not None:
             data.path = path = entry
             check_there(entry)
-            if "path" not in cfg.data and _set_file(Path(entry).expanduser()) is None:
+            if "path" not in cfg.data and not _is_set(Path(entry).expanduser()):
                 raise UserError(
                     f"teachers: {entry} is no trace set, and data={cfg_name(cfg)} says nothing of what its "
                     f"fields hold: take data=traces, with data.student_prompt as you train"
                 )
-    if path is not None and (file := _set_file(Path(str(path)).expanduser())) is not None:
-        records = read_records(file)
+    if path is not None and _is_set(Path(str(path)).expanduser()):
+        records = read_records(Path(str(path)).expanduser())
         say(f"{path}: {len(records)} traces")
         # data.limit applies to `data`, not to the trace sets in `teachers`.
         return records[: data.limit] if entry is None and data.get("limit") is not None else records
@@ -179,18 +180,18 @@ def cfg_name(cfg: DictConfig) -> str:
     return str(HydraConfig.get().runtime.choices.get("data", "data")) if HydraConfig.initialized() else "data"
 
 
-def _set_file(path: Path) -> Path | None:
-    """The Parquet file of a trace set; None if the path is not a trace set."""
+def _is_set(path: Path) -> bool:
+    """Whether a path is a trace set, or a Parquet file that is damaged."""
     import pyarrow.parquet
 
-    file = path / "traces.parquet" if path.is_dir() else path
+    file = next(iter(set_files(path)), path)
     if not file.is_file() or not file.name.endswith(".parquet"):
-        return None
+        return False
     try:
         columns = pyarrow.parquet.read_schema(file).names
     except (pyarrow.lib.ArrowInvalid, OSError):  # type: ignore[attr-defined]
-        return file  # reading it will raise a clear error
-    return file if {"completion_ids", "prompt_ids", "teacher"} <= set(columns) else None
+        return True  # reading it will raise a clear error
+    return {"completion_ids", "prompt_ids", "teacher"} <= set(columns)
 
 
 def _short(entry: Sequence[str] | str) -> str:

@@ -7,7 +7,9 @@ from omegaconf import DictConfig
 from distill.config.instantiate import plain
 from distill.config.kinds import shown
 from distill.data.record_files import find_files, is_data_name
+from distill.data.set_files import TRACES
 from distill.errors import UserError
+from distill.io.shards import shards_in
 from distill.models.path import find_path
 
 TEACHER = "{teacher}"  # placeholder in data.fields.completion, replaced by each entry of `teachers`
@@ -61,4 +63,4 @@ def completion_field(cfg: DictConfig) -> str:
 
 def _is_set(entry: str) -> bool:
     path = Path(entry).expanduser()
-    return (path / "traces.parquet").is_file() or is_data_name(path)
+    return (path / TRACES).is_file() or bool(shards_in(path)) or is_data_name(path)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.data.set_files import in_set_order, set_files
 from distill.errors import UserError, first_line
 
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -43,8 +44,8 @@ def find_files(path: str | Path, split: str = "train") -> list[Path]:
     """The files that a path stands for: itself, those of a folder or those that a pattern matches, by name.
 
     Of a folder whose files are named by split (`train-00000-of-00002.parquet`, `test/part.jsonl`), only those
-    of `split` count. A trace set's folder stands for its `traces.parquet`, a folder of `save_to_disk` for
-    itself.
+    of `split` count. A trace set's folder stands for its `traces.parquet` or those of its shards, a folder of
+    `save_to_disk` for itself.
 
     Raises:
         UserError: there is no such file, or none of a format that is read.
@@ -76,15 +77,20 @@ def file_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
     Raises:
         UserError: as `find_files`, or a file is damaged or not of its format; names the place.
     """
-    for file in find_files(path, split):
-        kind = _ending(file)
-        if file.is_dir():
-            yield from _saved_rows(file, split)
-        elif kind in (".parquet", *_ARROW):
-            yield from _table_rows(file, kind)
-        else:
-            rows = {".csv": _csv_rows, ".tsv": _csv_rows}.get(kind, _json_lines)
-            yield from _readable(file, _json_records(file, split) if kind == ".json" else rows(file))
+    files = find_files(path, split)
+    rows = (_rows(file, split) for file in files)
+    of_set = len(files) > 1 and files == set_files(Path(str(path)).expanduser())
+    yield from in_set_order(rows) if of_set else itertools.chain.from_iterable(rows)
+
+
+def _rows(file: Path, split: str) -> Iterator[tuple[str, Any]]:
+    kind = _ending(file)
+    if file.is_dir():
+        return _saved_rows(file, split)
+    if kind in (".parquet", *_ARROW):
+        return _table_rows(file, kind)
+    rows = {".csv": _csv_rows, ".tsv": _csv_rows}.get(kind, _json_lines)
+    return _readable(file, _json_records(file, split) if kind == ".json" else rows(file))
 
 
 def _ending(path: Path) -> str:
@@ -108,8 +114,8 @@ def _checked(path: Path) -> Path:
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
-    if (folder / "traces.parquet").is_file():
-        return [folder / "traces.parquet"]
+    if traces := set_files(folder):
+        return traces
     if (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     ):
@@ -191,7 +197,9 @@ def _table_rows(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
     try:
         with pyarrow.OSFile(str(path)) as stream:
             if kind == ".parquet":
-                batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
+                # Buffering would hold the whole file, once all of it is read.
+                table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+                batches = table.iter_batches(batch_size=256)
             else:
                 # Feather and Arrow files begin with ARROW1; datasets writes streams without it.
                 file = stream.read(6) == b"ARROW1"

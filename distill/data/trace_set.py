@@ -1,18 +1,21 @@
 """Trace sets: folders of stored completions.
 
 A trace set holds `traces.parquet`, one row per completion: the problem, the completion, the model and
-settings that wrote it, and its grade. `python -m distill.records` prints it as JSON Lines. It stores token
-ids, because tokenizing the text again may give others.
+settings that wrote it, and its grade. Of a set that several machines wrote, each shard's folder holds one.
+`python -m distill.records` prints it as JSON Lines. It stores token ids, because tokenizing the text again
+may give others.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from distill.data.recorded import recorded_conversation, recorded_tokens
+from distill.data.set_files import TRACES, in_set_order, set_files
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.errors import UserError, first_line, whole_number
@@ -67,6 +70,9 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 }
 # Values of these columns for a trace set without them.
 DEFAULTS: dict[str, Any] = {"weight": 1.0, "learn_from": 0, "conversation": None}
+_CHUNK_ROWS, _CHUNK_TOKENS = 1024, 1 << 19  # that are Python objects at once while a file is written
+_GROUP_CHUNKS = 8  # of a row group; the file's footer, which is held in memory, describes each group
+_READ_ROWS = 128  # rows that are Python objects at once while a file is read
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class TraceSet:
     """A trace set on disk.
 
     Attributes:
-        folder: holds `traces.parquet`, and files that describe how it was made.
+        folder: holds `traces.parquet`, or a folder with one for each shard, and files that describe how it
+            was made.
     """
 
     folder: Path
@@ -102,62 +109,115 @@ def features() -> Any:
     return Features({name: feature(kind) for name, (kind, _) in COLUMNS.items()})
 
 
-def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a trace set's Parquet file atomically.
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a trace set's Parquet file atomically, a row group at a time.
+
+    Args:
+        path: the file.
+        records: in order; only a row group of them is held in memory.
 
     Raises:
         KeyError: a record lacks a column that has no usual value, or has an unknown one.
     """
-    from datasets import Dataset, disable_progress_bars
+    import pyarrow
+    import pyarrow.parquet
 
-    for record in records:
-        if odd := (set(COLUMNS) ^ set(record)) - DEFAULTS.keys():
-            raise KeyError(f"record {record.get('id')}: {', '.join(sorted(odd))}")
-    disable_progress_bars()
-    columns = {name: [record.get(name, DEFAULTS.get(name)) for record in records] for name in COLUMNS}
-    # A tool's calls and earlier thoughts are in `conversation`; the library refuses further keys.
-    columns["messages"] = [
-        turns and [{key: turn[key] for key in ("role", "content")} for turn in turns]
-        for turns in columns["messages"]
-    ]
-    table = Dataset.from_dict(columns, features=features())
+    columns = features()
+    schema = columns.arrow_schema
+
+    def table(chunk: list[Mapping[str, Any]]) -> Any:
+        values = {name: [one.get(name, DEFAULTS.get(name)) for one in chunk] for name in COLUMNS}
+        # A tool's calls and earlier thoughts are in `conversation`; the library refuses further keys.
+        values["messages"] = [
+            turns and [{key: turn[key] for key in ("role", "content")} for turn in turns]
+            for turns in values["messages"]
+        ]
+        return pyarrow.Table.from_pydict(columns.encode_batch(values), schema=schema)
+
+    def write(temporary: Path) -> None:
+        tables = map(table, _chunks(records))
+        with pyarrow.parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
+            while group := list(islice(tables, _GROUP_CHUNKS)):
+                writer.write_table(pyarrow.concat_tables(group))
+
     forget(path)
-    write_atomically(path, lambda temporary: table.to_parquet(str(temporary), write_page_checksum=True))
+    write_atomically(path, write)
     note(path)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Records that are Python objects at once: fewer of long completions."""
+    chunk: list[Mapping[str, Any]] = []
+    tokens = 0
+    for record in records:
+        if odd := (set(COLUMNS) ^ set(record)) - DEFAULTS.keys():
+            raise KeyError(f"record {record.get('id')}: {', '.join(sorted(odd))}")
+        chunk.append(record)
+        tokens += sum(len(record[name] or ()) for name in ("prompt_ids", "completion_ids"))
+        if len(chunk) == _CHUNK_ROWS or tokens >= _CHUNK_TOKENS:
+            yield chunk
+            chunk, tokens = [], 0
+    if chunk:
+        yield chunk
+
+
+def read_records(path: Path) -> list[Record]:
     """Read a trace set's records.
 
     Raises:
-        UserError: the file does not exist, is damaged, is not a trace set, or holds values that cannot be
+        UserError: as `iter_records`.
+    """
+    return list(iter_records(path))
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """Read a trace set's records one after another; those of shards in the order in which a single process
+    writes them.
+
+    Raises:
+        UserError: a file does not exist, is damaged, is not a trace set, or holds values that cannot be
             right; names it.
     """
+    files = (set_files(path) or [path / TRACES]) if path.is_dir() else [path]
+    if not files[0].is_file():
+        raise UserError(f"{path} holds no trace set: there is no {files[0].name}")
+    check(files, "write it again, or take it from a copy")
+    rows = [_rows(file) for file in files]
+    for where, record in in_set_order(rows) if len(rows) > 1 else rows[0]:
+        _check(record, where)
+        yield record
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Record]]:
+    """A file's records, each with its place."""
     import pyarrow.lib
     import pyarrow.parquet
 
-    file = path / "traces.parquet" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{path} holds no trace set: there is no {file.name}")
-    check([file], "write it again, or take it from a copy")
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(file, page_checksum_verification=True)
+        # Buffering would hold the whole file, once all of it is read.
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as table:
+            names = set(table.schema_arrow.names)
+            if missing := [name for name in COLUMNS if name not in names and name not in DEFAULTS]:
+                raise UserError(
+                    f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with "
+                    f"data=traces data.path={file} and a field map"
+                )
+            wanted = [name for name in COLUMNS if name in names]
+            for batch in table.iter_batches(_READ_ROWS, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield (
+                        f"{file}, row {number}",
+                        {
+                            name: DEFAULTS.get(name) if row.get(name) is None else row[name]
+                            for name in COLUMNS
+                        },
+                    )
     except (pyarrow.lib.ArrowException, OSError) as error:
         raise UserError(
             f"{file} is no readable Parquet file ({first_line(error)}): write it again"
         ) from error
-    if missing := [name for name in COLUMNS if name not in table.column_names and name not in DEFAULTS]:
-        raise UserError(
-            f"{file} is no trace set: it has no column {', '.join(missing)}; train on it with data=traces "
-            f"data.path={file} and a field map"
-        )
-    records = [
-        {name: DEFAULTS.get(name) if row.get(name) is None else row[name] for name in COLUMNS}
-        for row in table.to_pylist()
-    ]
-    for number, record in enumerate(records, start=1):
-        _check(record, f"{file}, row {number}")
-    return records
 
 
 def _check(record: Record, where: str) -> None:

@@ -1,9 +1,10 @@
 """Append-only log of completions: one line per completion, so that a killed process loses none."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,26 +33,30 @@ class CompletionLog:
         if not self.path.is_file():
             return {}
         try:
-            content = self.path.read_bytes()
-            whole, _, torn = content.rpartition(b"\n")
-            if torn:
-                with self.path.open("r+b") as stream:
-                    stream.truncate(len(content) - len(torn))
+            with self.path.open("r+b") as stream:
+                return dict(self._read(stream))
         except OSError as error:
             raise self._unusable(error) from error
-        found: dict[int, Written] = {}
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+
+    def _read(self, stream: BinaryIO) -> Iterator[tuple[int, Written]]:
+        """Yield the completions line by line, and remove an incomplete last line."""
+        whole = 0  # bytes of whole lines
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                stream.truncate(whole)
+                break
+            whole += len(line)
             try:
-                record = unsealed(line.decode("utf-8", "strict"))
-                found[int(record["place"])] = Written(
-                    _token_ids(record["ids"]), bool(record["finished"]), str(record["text"])
+                record = unsealed(line[:-1].decode("utf-8", "strict"))
+                yield (
+                    int(record["place"]),
+                    Written(_token_ids(record["ids"]), bool(record["finished"]), str(record["text"])),
                 )
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise UserError(
                     f"{self.path}, line {number} is damaged ({first_line(error)}): take the line out, and "
                     f"its completion is written anew"
                 ) from error
-        return found
 
     def add(self, place: int, written: Written) -> None:
         """Append a completion; it is in the file when this returns.

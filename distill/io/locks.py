@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from distill.errors import Busy, UserError
 from distill.io.files import write_atomically
+from distill.io.shards import shards_in
 
 # Environment variables from which Lightning reads the rank too; importing it takes long. torchrun sets RANK.
 # Without it, the first process is the first one of the first host.
@@ -169,7 +170,10 @@ def _check_same(folder: Path, key: dict[str, Any], config_key: str, what: str) -
                 f"{config_key}={folder} holds {what} made with another {differing}: name another "
                 f"folder, or delete that one"
             )
-    elif held := [n for n in ("completions.jsonl", "traces.parquet") if (folder / n).exists()]:
+    elif held := [
+        *(name for name in ("completions.jsonl", "traces.parquet") if (folder / name).exists()),
+        *(shard.folder(folder).name for shard in shards_in(folder)),
+    ]:
         raise UserError(
             f"{config_key}={folder} has {held[0]}, but no key.json that describes it: name another folder, "
             f"or delete that one"

@@ -1,8 +1,9 @@
 """Verify traces: grade the answer and check format and length, with a reason for every verdict."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from distill.benchmarks.grading.graded import graded
@@ -53,19 +54,34 @@ class Checks:
         return cls(judge, pattern, cfg["min_tokens"] or 0, cfg["max_tokens"])
 
     def judge(self, records: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> None:
-        """Set every record's `answer`, `correct`, `reason` and its problem's `pass_rate`."""
-        right: dict[str, list[bool]] = {}
-        with progress_bar(total=len(records), description="grading", unit="trace") as bar:
-            for record in records:
-                example = examples[record["problem_id"]]
-                record["answer"], record["correct"], record["reason"] = self._verdict(record, example)
-                if record["correct"] is not None:
-                    right.setdefault(record["problem_id"], []).append(record["correct"])
-                bar.update(1)
-        for record in records:
-            verdicts = right.get(record["problem_id"])
-            record["pass_rate"] = sum(verdicts) / len(verdicts) if verdicts else None
-        self.close()
+        """Set every record's verdict, as `judged`."""
+        for _ in self.judged(records, examples, len(records)):
+            pass
+
+    def judged(
+        self, records: Iterable[dict[str, Any]], examples: Mapping[str, Example], total: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the records with `answer`, `correct`, `reason` and their problem's `pass_rate`.
+
+        Args:
+            records: those of a problem follow each other.
+            examples: the problems, by `problem_id`.
+            total: number of records, for the progress bar.
+        """
+        try:
+            with progress_bar(total=total, description="grading", unit="trace") as bar:
+                for name, of_problem in groupby(records, lambda record: record["problem_id"]):
+                    group = list(of_problem)
+                    for record in group:
+                        verdict = self._verdict(record, examples[name])
+                        record["answer"], record["correct"], record["reason"] = verdict
+                        bar.update(1)
+                    verdicts = [record["correct"] for record in group if record["correct"] is not None]
+                    for record in group:
+                        record["pass_rate"] = sum(verdicts) / len(verdicts) if verdicts else None
+                        yield record
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Stop the grader's subprocesses, if it has any; they restart when needed."""

@@ -7,7 +7,7 @@ so the result is the same as without the interruption.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from distill.config.instantiate import as_yaml, build
 from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.recorded import conversation_text
 from distill.data.seam import prompt_end, whole, written_text
+from distill.data.set_files import TRACES
 from distill.data.tokenizers import tokenizer_fingerprint
 from distill.data.trace import Example, Trace, check_spelling, encode_completion
 from distill.data.trace_set import template_hash, write_records
@@ -31,13 +32,15 @@ from distill.generation.sampling import Sampling
 from distill.io.files import hash_arrays, write_atomically
 from distill.io.locks import claimed
 from distill.io.progress import progress_bar
+from distill.io.shards import Shard, check_alike, check_folder
 from distill.models.devices import find_device
 from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room
 from distill.teacher.logprobs import cached_logprobs
-from distill.teacher.verify import NOT_GRADED, Checks
+from distill.teacher.trace_summary import Tally, in_words, shards_in_words
+from distill.teacher.verify import Checks
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class WriteSetup:
 
     Attributes:
         folder: of the trace set.
+        shard: which of the problems this process asks; None: all.
         teacher: loaded with its first use.
         engine: generates the completions.
         sampling: how they are sampled.
@@ -53,14 +57,16 @@ class WriteSetup:
         seed: of the sampling.
         logprobs: whether the teacher scores its completions.
         checks: grade the completions.
-        examples: the problems, under ids that are unique.
+        examples: the shard's problems, under ids that are unique in the set.
         messages: of each problem, the conversation that the teacher is shown.
         prompts: of each problem, the prompt's token ids.
+        all_prompts: hash of the prompts of all shards.
         template: hash of the chat template and the prompt's wording.
         config: the configuration as YAML.
     """
 
     folder: Path
+    shard: Shard | None
     teacher: LazyModel
     engine: Engine
     sampling: Sampling
@@ -71,6 +77,7 @@ class WriteSetup:
     examples: Sequence[Example]
     messages: Sequence[tuple[Message, ...]]
     prompts: Sequence[np.ndarray]
+    all_prompts: str
     template: str
     config: str
 
@@ -86,9 +93,13 @@ class WriteSetup:
         prompt: Prompt = recipe.prompt_for_teacher()
         sampling: Sampling = build(cfg.sampling, "sampling")
         checks = Checks.of(cfg.check, recipe.grade)
-        _check_values(cfg, sampling)
+        shard = _check_values(cfg, sampling)
         source = _teacher(cfg)
         examples = _unique_ids(recipe.source())
+        if shard is not None and shard.count > len(examples):
+            raise UserError(
+                f"shard={shard} of {len(examples)} problems: take no more shards than there are problems"
+            )
         for example in examples:
             prompt.check(example)
         asked = [prompt.messages(example) for example in examples]
@@ -106,8 +117,10 @@ class WriteSetup:
             raise UserError(
                 f"engine=server sends no tools, which problem {with_tools[0].place} has: take engine=hf"
             )
+        own = slice(None) if shard is None else shard.places
         return cls(
             folder=Path(cfg.out),
+            shard=shard,
             teacher=teacher,
             engine=engine,
             sampling=sampling,
@@ -115,12 +128,18 @@ class WriteSetup:
             seed=cfg.seed,
             logprobs=cfg.logprobs is True or (cfg.logprobs == "auto" and engine.name != "server"),
             checks=checks,
-            examples=examples,
-            messages=asked,
-            prompts=prompts,
+            examples=examples[own],
+            messages=asked[own],
+            prompts=prompts[own],
+            all_prompts=hash_arrays(iter(prompts)),
             template=template_hash(source.tokenizer, prompt.user, prompt.system),
             config=as_yaml(cfg),
         )
+
+    @property
+    def part(self) -> Path:
+        """The folder that this process writes into."""
+        return self.folder if self.shard is None else self.shard.folder(self.folder)
 
     @cached_property
     def requests(self) -> list[Request]:
@@ -133,7 +152,7 @@ class WriteSetup:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """Everything that the completions depend on."""
+        """Everything that the completions of the set depend on; the same for each shard."""
         source = self.teacher.source
         return {
             "teacher": source.fingerprint,
@@ -142,7 +161,7 @@ class WriteSetup:
             "engine": self.engine.name,
             **getattr(self.engine, "settings", {}),
             "sampling": vars(self.sampling) | {"samples": self.samples, "seed": self.seed},
-            "prompts": hash_arrays(iter(self.prompts)),
+            "prompts": self.all_prompts,
         }  # the prompts hold what the chat template's variables change
 
     def check_spelling(self, place: int, written: Written) -> None:
@@ -162,28 +181,43 @@ def generate(cfg: DictConfig) -> Path:
         UserError: a user's mistake; most are found before the teacher is loaded.
     """
     setup = WriteSetup.from_config(cfg)
-    with claimed(setup.folder, setup.key):
+    part = setup.part
+    with claimed(part, setup.key):
+        if setup.shard is not None:  # checked before, but other machines may have begun since then
+            check_folder(setup.folder, setup.shard, TRACES)
+            check_alike(setup.folder, setup.shard, setup.key)
         began = time.perf_counter()
-        completion_log = CompletionLog(setup.folder / "completions.jsonl")
+        completion_log = CompletionLog(part / "completions.jsonl")
         written, new = _write(
             setup.engine, setup.requests, setup.sampling, completion_log, setup.check_spelling
         )
         seconds = time.perf_counter() - began
-        records = _records(setup, written)
-        setup.checks.judge(records, {example.id: example for example in setup.examples})
-        write_records(setup.folder / "traces.parquet", records)
-        new_tokens = sum(len(records[place]["completion_ids"]) for place in new)
-        summary = summarize(records) | {"seconds": round(seconds, 2), "new_tokens": new_tokens}
+        examples = {example.id: example for example in setup.examples}
+        records = _records(setup, written, *_scored(setup, written))
+        judged = setup.checks.judged(records, examples, len(written))
+        tally = Tally(new)
+        write_records(part / TRACES, tally.count(judged))
+        summary = tally.summary | {"seconds": round(seconds, 2), "new_tokens": tally.new_tokens}
         text = json.dumps(summary, indent=1)
-        write_atomically(setup.folder / "summary.json", lambda path: path.write_text(text))
-        write_atomically(setup.folder / "config.yaml", lambda path: path.write_text(setup.config))
-        print(_in_words(summary, setup.folder))
-        return setup.folder
+        write_atomically(part / "summary.json", lambda path: path.write_text(text))
+        write_atomically(part / "config.yaml", lambda path: path.write_text(setup.config))
+    print(in_words(summary, part / TRACES))
+    if setup.shard is not None:
+        whole = cfg.copy()
+        with open_dict(whole):
+            whole.shard = None
+        config = as_yaml(whole)
+        write_atomically(setup.folder / "config.yaml", lambda path: path.write_text(config))
+        print(shards_in_words(setup.folder, setup.shard))
+    return setup.folder
 
 
-def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
+def _check_values(cfg: DictConfig, sampling: Sampling) -> Shard | None:
+    """Check values that belong to no object; return the shard."""
     if not cfg.out:
         raise UserError(f"out={cfg.out!r} names no folder: give the trace set's")
+    shard = Shard.of(cfg.get("shard"))
+    check_folder(Path(cfg.out), shard, TRACES)
     whole_number("seed", cfg.seed, least=0)
     if cfg.logprobs not in (True, False, "auto"):
         raise UserError(f"logprobs={cfg.logprobs!r} is not one of auto, true, false")
@@ -193,6 +227,7 @@ def _check_values(cfg: DictConfig, sampling: Sampling) -> None:
             f"samples={cfg.samples} with sampling.temperature=0: greedy completions of a problem are all "
             f"alike; take samples=1 or a temperature"
         )
+    return shard
 
 
 def _teacher(cfg: DictConfig) -> ModelSource:
@@ -215,18 +250,23 @@ def _unique_ids(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, Any]]:
-    """A record a completion, with the teacher's log-probabilities where they are wanted, not yet graded."""
+def _scored(setup: WriteSetup, written: Sequence[Written]) -> tuple[list[np.ndarray], list[Any]]:
+    """Each completion's token ids, and the teacher's log-probs of them, None where they are not wanted."""
+    ids = [_token_ids(completion, setup.teacher.source) for completion in written]
+    if not setup.logprobs:
+        return ids, [None] * len(ids)
+    traces = [
+        Trace(setup.examples[place // setup.samples], request.prompt_ids, completion_ids)
+        for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
+    ]
+    return ids, cached_logprobs(setup.teacher, traces, "teacher_logprobs", cache=setup.part / "scores")
+
+
+def _records(
+    setup: WriteSetup, written: Sequence[Written], ids: Sequence[np.ndarray], logprobs: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield a record a completion, not yet graded."""
     source = setup.teacher.source
-    ids = [_token_ids(completion, source) for completion in written]
-    logprobs: list[Any] = [None] * len(written)
-    if setup.logprobs:
-        traces = [
-            Trace(setup.examples[place // setup.samples], request.prompt_ids, completion_ids)
-            for place, (request, completion_ids) in enumerate(zip(setup.requests, ids, strict=True))
-        ]
-        logprobs = cached_logprobs(setup.teacher, traces, "teacher_logprobs", cache=setup.folder / "scores")
-    records = []
     for place, (request, completion) in enumerate(zip(setup.requests, written, strict=True)):
         number, sample = divmod(place, setup.samples)
         example = setup.examples[number]
@@ -234,33 +274,30 @@ def _records(setup: WriteSetup, written: Sequence[Written]) -> list[dict[str, An
             text = whole(prompt_end(source.tokenizer, request.prompt_ids), completion.text)
         else:
             text = written_text(source.tokenizer, request.prompt_ids, completion.ids)
-        records.append(
-            {
-                "id": f"{example.id}#{sample}",
-                "problem": example.problem,
-                "messages": [dict(turn) for turn in request.messages],
-                "conversation": conversation_text(example),
-                "completion": text,
-                "gold": example.gold,
-                "finished": completion.finished,
-                "prompt_ids": request.prompt_ids.tolist(),
-                "completion_ids": ids[place].tolist(),
-                "ids_from": "text" if completion.ids is None else "engine",
-                "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
-                "problem_id": example.id,
-                "sample": sample,
-                "teacher": source.name,
-                "teacher_revision": source.fingerprint,
-                "teacher_dtype": source.dtype,
-                "engine": setup.engine.name,
-                "weight": 1.0,
-                "learn_from": 0,
-                "tokenizer": setup.key["tokenizer"],
-                "template": setup.template,
-                "sampling": vars(setup.sampling) | {"seed": setup.seed},
-            }
-        )
-    return records
+        yield {
+            "id": f"{example.id}#{sample}",
+            "problem": example.problem,
+            "messages": [dict(turn) for turn in request.messages],
+            "conversation": conversation_text(example),
+            "completion": text,
+            "gold": example.gold,
+            "finished": completion.finished,
+            "prompt_ids": request.prompt_ids.tolist(),
+            "completion_ids": ids[place].tolist(),
+            "ids_from": "text" if completion.ids is None else "engine",
+            "teacher_logprobs": None if logprobs[place] is None else logprobs[place].tolist(),
+            "problem_id": example.id,
+            "sample": sample,
+            "teacher": source.name,
+            "teacher_revision": source.fingerprint,
+            "teacher_dtype": source.dtype,
+            "engine": setup.engine.name,
+            "weight": 1.0,
+            "learn_from": 0,
+            "tokenizer": setup.key["tokenizer"],
+            "template": setup.template,
+            "sampling": vars(setup.sampling) | {"seed": setup.seed},
+        }
 
 
 def _write(
@@ -302,46 +339,3 @@ def _token_ids(written: Written, source: ModelSource) -> np.ndarray:
         return written.ids
     ids = encode_completion(source.tokenizer, written.text, source.end_ids)
     return ids if written.finished else ids[:-1]
-
-
-def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of a trace set, as JSON values."""
-    reasons: dict[str, int] = {}
-    for record in records:
-        if not record["correct"]:
-            reasons[record["reason"]] = reasons.get(record["reason"], 0) + 1
-    problems = {record["problem_id"]: record["pass_rate"] for record in records}
-    judged = [rate for rate in problems.values() if rate is not None]
-    return {
-        "problems": len(problems),
-        "traces": len(records),
-        "finished": sum(record["finished"] for record in records),
-        "right": sum(bool(record["correct"]) for record in records),
-        "tokens": sum(len(record["completion_ids"]) for record in records),
-        "mean_pass_rate": sum(judged) / len(judged) if judged else None,
-        "solved_problems": sum(rate > 0 for rate in judged),
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
-    }
-
-
-def _in_words(summary: dict[str, Any], folder: Path) -> str:
-    rate = summary["new_tokens"] / max(0.01, summary["seconds"])
-    lines = [
-        f"{summary['traces']} traces of {summary['problems']} problems: {summary['finished']} finished, "
-        f"{summary['right']} right; {summary['solved_problems']} problems solved at least once; "
-        f"{summary['tokens']:,} tokens, {summary['new_tokens']:,} of them written now"
-        + (f" at {rate:,.0f} tokens/s" if rate else ""),
-        *_rejected(summary["reasons"]),
-        f"{folder / 'traces.parquet'}",
-    ]
-    return "\n".join(lines)
-
-
-def _rejected(reasons: Mapping[str, int]) -> Iterator[str]:
-    """A line of the completions that are not correct, by reason, and one of those without a verdict."""
-    words = {"wrong": "wrong answer"}
-    ungraded = reasons.get(NOT_GRADED, 0)
-    if found := [f"{count} {words.get(why, why)}" for why, count in reasons.items() if why != NOT_GRADED]:
-        yield f"  rejected: {', '.join(found)}"
-    if ungraded:
-        yield f"  without a gold answer, not graded: {ungraded}"

@@ -1,5 +1,7 @@
 """Tests of reading trace sets: values that no writer writes are refused, with their row and column."""
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distill.data import trace_set
 from distill.data.prompt import Prompt
 from distill.data.readers import read_examples
 from distill.data.recorded import conversation_text
 from distill.data.trace import Example
-from distill.data.trace_set import by_problem, example_of, read_records, write_records
+from distill.data.trace_set import by_problem, example_of, iter_records, read_records, write_records
 from distill.errors import UserError
 from distill.records import json_lines
 
@@ -112,3 +115,43 @@ def test_a_conversation_that_cannot_be_right_is_named(tmp_path: Path, wrong: str
 def test_a_trace_set_is_read_without_a_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(example.recorded for example in read_examples(path=str(OLD.parent), report=True))
     assert capsys.readouterr().out == ""
+
+
+class Row(dict[str, Any]):
+    """A record whose life can be followed."""
+
+
+def test_only_a_few_rows_are_in_memory_while_a_set_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_set, "_CHUNK_ROWS", 8)
+    monkeypatch.setattr(trace_set, "_GROUP_CHUNKS", 2)
+    most = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal most
+        for number in range(40):
+            row = Row(read[0] | {"id": f"{number}"})
+            lives.append(weakref.ref(row))
+            most = max(most, sum(life() is not None for life in lives))
+            yield row
+
+    lives: list[weakref.ref[Row]] = []
+    read = read_records(OLD)
+    write_records(tmp_path / "traces.parquet", rows())
+    assert most <= 17  # the chunk that is written and the one that is collected
+    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 3
+    assert read_records(tmp_path) == [read[0] | {"id": f"{number}"} for number in range(40)]
+    monkeypatch.setattr(
+        trace_set, "_CHUNK_TOKENS", 2 * len(read[0]["prompt_ids"] + read[0]["completion_ids"])
+    )
+    write_records(tmp_path / "traces.parquet", read[:1] * 8)  # long ones make smaller groups
+    assert pq.ParquetFile(tmp_path / "traces.parquet").num_row_groups == 2
+
+
+def test_records_are_read_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_set, "_READ_ROWS", 1)
+    found = iter_records(changed(tmp_path / "set.parquet", sample=-1))
+    assert next(found) == read_records(OLD)[0]
+    with pytest.raises(UserError, match=r"row 2: sample"):
+        next(found)
