@@ -91,7 +91,7 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("checkpoint.of_finished", 1, "checkpoint.of_finished=1 is neither true nor false"),
         ("estimate.utilization", 2, "estimate.utilization=2 must be a number in (0, 1]"),
         ("trainer.precision", "fp16", "trainer.precision=fp16 is not supported"),
-        ("trainer.strategy", "fsdp", "trainer.strategy=fsdp is not supported"),
+        ("trainer.strategy", "deepspeed", "trainer.strategy=deepspeed is not supported"),
         ("trainer.max_epochs", 3, "trainer.max_epochs is not yours to set"),
         ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val=-1 must be a number, at least 0"),
         ("model.lora.rank", "x", "model.lora.rank='x' must be a whole number"),
