@@ -1,12 +1,14 @@
 """Fixtures for all tests: a random tiny pair, real data next to the checkout, a single thread."""
 
 import copy
+import logging
 import os
 import zlib
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,16 @@ def data_dir() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_of_the_test_alone() -> Iterator[None]:
+    """Hydra, run in this process, leaves a handler behind that writes to a stream which pytest has closed."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,6 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from distill.config.overrides import swept_by_file
 
 
+class _Ends(list[Any]):
+    """The ends of an interval: how many values a sweeper takes of it is not known."""
+
+
 def swept_values(
     cfg: DictConfig, arguments: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, list[Any]]:
@@ -33,12 +37,14 @@ def _values(override: Override, groups: Mapping[str, Sequence[str]]) -> list[Any
     if isinstance(pattern := override.value(), Glob):
         return pattern.filter(list(groups.get(override.key_or_group, ())))
     if isinstance(interval := override.value(), IntervalSweep):
-        return [interval.start, interval.end]
+        return _Ends([interval.start, interval.end])
     return list(override.sweep_iterator()) if override.is_discrete_sweep() else []
 
 
 def jobs_of(values: Mapping[str, Sequence[Any]]) -> int | None:
     """The number of jobs; None if it is not known."""
+    if any(isinstance(options, _Ends) for options in values.values()):
+        return None
     return math.prod(map(len, values.values())) or None
 
 

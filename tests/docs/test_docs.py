@@ -31,7 +31,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 HYDRA = {name: name for name in ("train", "generate", "score", "curate", "evaluate")} | {"plan": "train"}
 PARSED = ("judge", "report", "results", "tune", "records", "bench")  # with argparse
 BARE = ("presets", "tiny.build")  # without words
-OTHERS = ("pip install", "source", "wandb sync", "jupyter lab")  # of other packages
+OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
 
 _BLOCK = re.compile(r"^[ ]*```(\w+)\n(.*?)^[ ]*```", flags=re.DOTALL | re.MULTILINE)
 _VARIABLE = re.compile(r"^(\w+)=(\".*\"|'.*')$")

@@ -193,7 +193,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_by_name(lm: LanguageModel, leng
         assert score.samples[3]["truncated"] != score.samples[3]["finished"]  # by the context
     else:
         with pytest.raises(
-            UserError, match=rf"fake: the prompt of problem long has {length} tokens.*\(128\)"
+            UserError, match=rf"the prompt of problem long of fake has {length} tokens.*\(128\)"
         ):
             ask(benchmark(problems), lm.source)
 

@@ -26,6 +26,7 @@ CHECKED = [
 # Where a configuration comes in: a command's own, and what it is turned into.
 SEES_CONFIGURATIONS = {
     *("training/setup.py", "training/job.py", "training/resume.py", "planning/command.py"),
+    "training/account.py",  # called by Hydra
     *("training/__main__.py", "training/inputs.py"),  # the command, and what it checks before torch is there
 }
 
