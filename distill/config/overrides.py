@@ -30,7 +30,7 @@ from omegaconf.errors import (
 from distill.config.command_line import TOGETHER, check_one_value, check_words
 from distill.config.instantiate import flat, plain
 from distill.config.kinds import shown
-from distill.config.paths import TRAIN, user_dirs
+from distill.config.paths import CONFIG, TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
 from distill.config.section_keys import check_sections
@@ -45,6 +45,12 @@ _FILES = {
 }
 
 register()
+
+
+@functools.lru_cache(maxsize=32)
+def _composed(config_name: str, words: tuple[str, ...]) -> DictConfig:
+    """The configuration of this package with these options of groups; not to be changed."""
+    return compose(config_name, list(words))
 
 
 def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]) -> DictConfig:
@@ -84,7 +90,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
             _check_group(override, groups)
         single = [_first_value(override) for override in overrides]
         of_groups = [word for word in single if word.split("=")[0] in groups]
-        known = functools.partial(compose, config_name, of_groups)
+        ours = config_dir == CONFIG and not user_dirs(arguments)
+        again = _composed if ours else _composed.__wrapped__  # a user's files may change meanwhile
+        known = functools.partial(again, config_name, tuple(of_groups))
         try:
             cfg = compose(config_name, single, return_hydra_config=True)
             check_sections(cfg, overrides, config_dir, known)

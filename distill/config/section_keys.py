@@ -11,7 +11,12 @@ from omegaconf import DictConfig, OmegaConf, ValueNode
 from distill.config.kinds import shown
 from distill.errors import UserError
 
-_OPENS = re.compile(r"^ *([\w-]+): *(?:#.*)?$|@(?:[\w.]+\.)?(\w+)", re.MULTILINE)
+# A key whose next line is a key of its own, and a file that is placed under a key.
+_OPENS = re.compile(
+    r"^(?P<indent> *)(?P<section>[\w-]+): *(?:#.*)?\n(?: *(?:#.*)?\n)*(?P=indent) +[\w-]+:"
+    r"|@(?:[\w.]+\.)?(?P<placed>\w+)",
+    re.MULTILINE,
+)
 
 
 def check_sections(
@@ -35,8 +40,10 @@ def check_sections(
         key = override.key_or_group
         above, _, last = key.rpartition(".")
         # Composing takes a while: only for names that are sections somewhere.
-        if override.is_delete() or override.is_add() or last not in _names(config_dir):
+        if override.is_delete() or override.is_add() or last not in _names(config_dir, at_top=not above):
             continue
+        if not above and (config_dir / last).is_dir():
+            continue  # a group's option, or a command's own key of that name
         parent = OmegaConf.select(cfg, above) if above else cfg
         if not OmegaConf.is_dict(parent) or "_target_" in parent or last not in parent:
             continue
@@ -53,7 +60,16 @@ def check_sections(
 
 
 @functools.cache
-def _names(config_dir: Path) -> frozenset[str]:
-    """The names under which the files of the configuration open a section, or place another file."""
-    texts = (path.read_text(encoding="utf-8") for path in config_dir.rglob("*.yaml"))
-    return frozenset(name for text in texts for pair in _OPENS.findall(text) for name in pair if name)
+def _names(config_dir: Path, *, at_top: bool) -> frozenset[str]:
+    """The names under which the files of the configuration open a section, or place another file.
+
+    Args:
+        config_dir: folder of the configuration.
+        at_top: whether those of the commands' own files count.
+    """
+    found = set[str]()
+    for path in config_dir.rglob("*.yaml"):
+        for one in _OPENS.finditer(path.read_text(encoding="utf-8")):
+            if at_top or one["placed"] or one["indent"] or path.parent != config_dir:
+                found.add(one["section"] or one["placed"])
+    return frozenset(found)

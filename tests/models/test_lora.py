@@ -460,7 +460,7 @@ def test_what_the_command_line_says_is_what_is_built() -> None:
         ("model.lora.rank=eight", "model.lora.rank='eight' must be"),
         ("model.lora.rank=2.5", "model.lora.rank=2.5 must be"),
         ("model.lora.rank=true", "model.lora.rank=True must be"),
-        ("model.lora=8", "write model.lora.rank=8"),
+        ("model.lora=8", "model.lora=8 must be a section of keys: set one of them, model.lora.rank=<value>"),
         ("+model.lora.alhpa=3", "model.lora.alhpa: LoRA has no such key (keys: rank, alpha, dropout"),
         ("model.lora.alpha=0", "model.lora.alpha=0 must be a positive number"),
         ("model.lora.alpha=inf", "model.lora.alpha=inf must be"),
