@@ -27,7 +27,6 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Report user mistakes before torch is imported."""
     from distill.config.instantiate import plain, resolved
-    from distill.evaluation.comparison_sides import check_side
     from distill.evaluation.named import named_model, prefix_model
     from distill.training.inputs import (
         check_benchmarks,
@@ -38,6 +37,8 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     check_settings(resolved(cfg))
     if cfg.compare is not None:
+        from distill.evaluation.comparison_sides import check_side
+
         named = plain(cfg.compare)
         for folder in named if isinstance(named, list) else ():
             check_side(folder)
