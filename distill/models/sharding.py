@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from distill.data.layout import Layout
@@ -22,8 +23,6 @@ from distill.models.rope import rope_switch
 
 
 def is_sharded(model: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
     return isinstance(model, FSDPModule)
 
 
@@ -59,8 +58,6 @@ def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
         lm: the model, whole on each rank, with the same weights.
         mesh: one-dimensional mesh of all ranks.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
     model: Any = lm.model
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)

@@ -20,7 +20,7 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
-from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live, is_fsdp
+from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
@@ -160,7 +160,7 @@ def _beside(
     """Stages in which the student answers, with what a rank holds beside it."""
     ranks = setup.length.ranks
     more = sum(held_live(setup, frozen).values())
-    if is_fsdp(setup) and ranks > 1:  # a whole copy of it writes
+    if setup.compute.sharded and ranks > 1:  # a whole copy of it writes
         more += student.weights // ranks
     return [replace(stage, memory=stage.memory + more, ranks=ranks) for stage in stages]
 

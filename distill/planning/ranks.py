@@ -84,11 +84,6 @@ def _bytes(module: Any, *, trained: bool = False) -> int:
     return sum(p.numel() * p.dtype.itemsize for p in module.parameters() if p.requires_grad or not trained)
 
 
-def is_fsdp(setup: Setup) -> bool:
-    """Whether the ranks share the student. A single rank has all of it, in the same way."""
-    return setup.compute.trainer.get("strategy") == "fsdp"
-
-
 def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
     """Bytes that a rank holds of frozen models and output matrices, during the whole training."""
     objective, shares = setup.objective, setup.length.ranks
@@ -96,7 +91,7 @@ def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
     for role in sorted(objective.live_roles):
         who, name = frozen[role], f"weights of the {role}, live"
         found[name] = who.weights
-        if is_fsdp(setup) and not objective.compares_steps:  # else it writes, for which it must be whole
+        if setup.compute.sharded and not objective.compares_steps:  # one that writes must be whole
             found[name] = _share(who.weights, shares)
             # Its root stays gathered, and the last layer's buffer lives until the next layer is gathered.
             found[f"gathered of the {role}"] = who.bytes * (who.root + who.layer)
@@ -129,7 +124,7 @@ def moments(
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
         tokens: tokens of a micro-batch, padding included.
     """
-    sharded, ranks = is_fsdp(setup), setup.length.ranks
+    sharded, ranks = setup.compute.sharded, setup.length.ranks
     shares = ranks if sharded else 1
     base = {WEIGHTS: _share(student.weights, shares), OPTIMIZER: _share(student.optimizer, shares)}
     base |= held_live(setup, frozen)

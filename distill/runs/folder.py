@@ -45,7 +45,7 @@ def check_state(checkpoint: Path) -> None:
         UserError: it is damaged; names the file.
     """
     remedy = "resume from another checkpoint with ckpt_path=, or start the run anew in another folder"
-    check([checkpoint / STATE], remedy)
+    check([checkpoint / STATE, *noted(checkpoint / SHARDS)], remedy)
     if checkpoint / STATE in noted(checkpoint):
         return
     import torch  # not at the top: finding a checkpoint does not need it

@@ -17,6 +17,7 @@ from distill.io.checksums import check, note, note_folder
 from distill.models.language_model import LanguageModel
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
+from distill.training.fsdp import load_weights
 from distill.training.module import DistillModule
 
 
@@ -159,8 +160,6 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 def restore_student(module: DistillModule, checkpoint: Path) -> None:
     """Give the student in memory the weights of a checkpoint of this run; on all ranks, if it is sharded."""
     if module.sharded:
-        from distill.training.fsdp import load_weights
-
         load_weights(module, checkpoint)
         return
     check([checkpoint / STATE], "the run's last student is in its newest checkpoint")

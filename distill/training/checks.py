@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill.data.layout import BatchLayout, LayoutKind
 from distill.errors import UserError
 from distill.models.devices import wants_gpu
+from distill.training.fsdp import FsdpStrategy
 from distill.training.trainer_keys import check_trainer_keys
 
 _PRECISIONS = {
@@ -58,8 +59,6 @@ def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of lightning.Trainer, with our own strategy where they name it."""
     if options.get("strategy") != "fsdp":
         return dict(options)
-    from distill.training.fsdp import FsdpStrategy  # torch.distributed's parts are slow to import
-
     return {**options, "strategy": FsdpStrategy()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
 from torch.optim import Optimizer
 
 from distill.errors import UserError
@@ -44,8 +45,6 @@ class FsdpStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
-
         path = Path(self.broadcast(filepath))
         wanted = checkpoint.pop("state_dict")
         tensors = dict(_weights(self._module, wanted)) | dict(
@@ -63,8 +62,6 @@ class FsdpStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         reader = HuggingFaceStorageReader(str(path.parent / SHARDS))
@@ -90,8 +87,6 @@ class FsdpStrategy(ModelParallelStrategy):
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Read the weights of a sharded checkpoint into a sharded module, on all ranks together."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
     reader = HuggingFaceStorageReader(str(checkpoint / SHARDS))
     kept = reader.read_metadata().state_dict_metadata
     load({name: value for name, value in _weights(module) if name in kept}, storage_reader=reader)

@@ -138,9 +138,9 @@ class DistillModule(lightning.LightningModule):
         self._base = fingerprint(self) if is_adapted(self.student) else None
         self._outline = outline(self.student_lm, shared=[self._meters["student"]])
         shard(self.student_lm, mesh)
-        for lm in (
-            self.frozen.values() if not self.objective.compares_steps else ()
-        ):  # where the teacher writes
+        if self.objective.compares_steps:  # the teacher writes: every rank has all of it
+            return
+        for lm in self.frozen.values():
             lm.model.requires_grad_(False).eval()
             shard(lm, mesh)
 

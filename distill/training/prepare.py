@@ -127,7 +127,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
     for role in frozen.keys() - live.keys():
         frozen[role].release()
-    if setup.compute.trainer.get("strategy") == "fsdp" and not objective.compares_steps:
+    if setup.compute.sharded and not objective.compares_steps:
         for lm in live.values():  # the host holds whole models, and a device its share
             lm.model.to("cpu")
     _place(setup, student, live, everything)
@@ -330,7 +330,7 @@ def _place(
     setup: Setup, student: LanguageModel, live: Mapping[Role, LanguageModel], traces: Sequence[Trace]
 ) -> None:
     """Move the student to its device; enable packing and gradient checkpointing if configured."""
-    if setup.compute.trainer.get("strategy") != "fsdp":  # which moves each layer as it is sharded
+    if not setup.compute.sharded:  # which moves each layer as it is sharded
         student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
         longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))

@@ -44,7 +44,7 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     elif setup.gradient_checkpointing:
         yield Remedy("activations", "a smaller data.max_length, with data.overlong=drop")
     yield from _of_frozen(setup)
-    sharded = setup.compute.trainer.get("strategy") == "fsdp"
+    sharded = setup.compute.sharded
     if not sharded:
         several = "" if length.ranks > 1 else " trainer.devices=2"
         remedy = f"trainer=fsdp{several}"

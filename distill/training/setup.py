@@ -93,6 +93,11 @@ class Compute:
     trainer: Mapping[str, Any]
     threads: int | None = None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the ranks share the student (`trainer.strategy=fsdp`); a single rank has all of it."""
+        return self.trainer.get("strategy") == "fsdp"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -285,7 +290,7 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
-        if self.compute.trainer["strategy"] == "fsdp":
+        if self.compute.sharded:
             for source in (self.student, *(self.frozen[role] for role in objective.live_roles)):
                 check_shardable(source)
         _ = self.asked  # so that a missing file is found now, not after training

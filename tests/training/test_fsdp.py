@@ -18,6 +18,7 @@ from distill.errors import UserError
 from distill.models.find import find_model
 from distill.models.language_model import ModelSource
 from distill.models.sharding import check_shardable
+from distill.runs.folder import check_state, checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -110,6 +111,13 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks(
     two = [*words, "data.batch_size=3", *SHARDED]
     ranks([*two, "trainer.max_steps=4", "checkpoint.of_finished=true"], folder)
     (folder / "summary.json").unlink()
+    kept = checkpoints(folder / "checkpoints")[-1]
+    shard = min((kept / "shards").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"shards/.*safetensors is damaged"):
+        check_state(kept)
+    shard.write_bytes(whole)
     alone = [*words, *SHARDED, "trainer.max_steps=8", f"ckpt_path={folder}"]
     ranks([*alone, "trainer.devices=1", "data.batch_size=6"], folder, count=1)
     assert column(folder, "train/loss") == pytest.approx(column(single, "train/loss"), rel=1e-6)

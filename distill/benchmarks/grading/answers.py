@@ -25,11 +25,11 @@ def extract(text: str, rules: Sequence[str] = RULES, *, expressions: bool = Fals
     Args:
         text: a completion.
         rules: rules to try, in order. `boxed`: the last `\boxed{}` that is not empty, or several with "or"
-            between them. `answer is`: what
-            follows the last "answer is", "Answer:" or similar. `####`: what follows the last `####` that is
-            not a heading. `marked`: the one of these two that comes last. `output`: the program output at the
-            end of the text. `last number`: the number that the last sentence with a number states. A line
-            `####` that ends the text comes before a box above it, if there is a rule for both.
+            between them. `answer is`: what follows the last "answer is", "Answer:" or similar. `####`: what
+            follows the last `####` that is not a heading. `marked`: the one of these two that comes last.
+            `output`: the program output at the end of the text. `last number`: the number that the last
+            sentence with a number states. A line `####` that ends the text comes before a box above it, if
+            there is a rule for both.
         expressions: extract whole expressions such as `$\frac{1}{2}$` or words such as `Evelyn` after a
             marker, and the closing formula if it contains the last number. Otherwise extract the first number
             after a marker, or the result of a calculation there.

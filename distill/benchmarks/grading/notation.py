@@ -6,7 +6,6 @@ import functools
 import re
 
 from distill.benchmarks.grading import rewriting
-from distill.benchmarks.grading.units import without_unit as without_unit
 
 _SIGNS = {
     "−": "-", "–": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "—": "-",

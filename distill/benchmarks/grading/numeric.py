@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from distill.benchmarks.grading import answers, arithmetic, notation, rewriting, values, wording
+from distill.benchmarks.grading import answers, arithmetic, notation, rewriting, units, values, wording
 from distill.benchmarks.grading.conclusions import CLOCK
 from distill.benchmarks.grading.graded import of_the_answer
 from distill.data.trace import Example, Verdict
@@ -76,7 +76,7 @@ def _read(text: str) -> Fraction | None:
     if len(parts := _OR.split(text)) > 1:
         found = {_read(part.strip("() ")) for part in parts}
         return found.pop() if len(found) == 1 else None
-    return arithmetic.value(notation.without_unit(text))
+    return arithmetic.value(units.without_unit(text))
 
 
 def _scale(answer: str) -> int:

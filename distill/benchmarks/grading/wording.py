@@ -13,7 +13,7 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL = {word: value for value, word in enumerate(_ONES.split())} | {
     word: 10 * value for value, word in enumerate(_TENS.split(), start=2)
 }
-_SCALES = {
+SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12
 }  # fmt: skip
 _PARTS = {"half": 2, "halves": 2, "quarter": 4} | {
@@ -26,9 +26,8 @@ _NOT_A_NOUN = frozenset((
     "of", "or", "and", "not", "than", "more", "less", "fewer", "at", "over", "under", "most", "least",
     "point", "times", "minus", "plus", "to", "by", "from", "in", "is", "are", "the", "a", "an",
 ))  # fmt: skip
-SCALE = re.compile(rf"\s(dozen|{'|'.join(_SCALES)})s?\b(?!\s+(?:and|or)\b)", re.I)
-SCALES = _SCALES | {"dozen": 12}
-NUMBER_WORD = rf"(?:{'|'.join(sorted([*_SMALL, *_SCALES], key=len, reverse=True))})"
+SCALE = re.compile(rf"\s({'|'.join(SCALES)})s?\b(?!\s+(?:and|or)\b)", re.I)
+NUMBER_WORD = rf"(?:{'|'.join(sorted([*_SMALL, *SCALES], key=len, reverse=True))})"
 SPOKEN = re.compile(rf"\b(?:a\s+)?{NUMBER_WORD}(?:(?:\s+and\s+|\s+|-){NUMBER_WORD})*\b", re.I)
 
 
@@ -68,8 +67,8 @@ def _with_part(value: int | None, rest: list[str]) -> Fraction | None:
     if not words or (value or 0) >= 20 or not (below := _below(words[0])):
         return None
     part = whole + Fraction(1 if value is None else value, below)
-    if words[1:2] and words[1].rstrip("s") in _SCALES:
-        part *= _SCALES[words[1].rstrip("s")]
+    if words[1:2] and words[1].rstrip("s") in SCALES:
+        part *= SCALES[words[1].rstrip("s")]
     elif not whole:
         return None
     return part if len(words) <= 3 and not any(map(_is_number, words[2:])) else None
@@ -81,7 +80,7 @@ def _below(word: str) -> int | None:
 
 
 SCALED = re.compile(
-    rf"(?P<number>[^A-Za-z]{{1,60}}?|[^A-Za-z]{{0,9}}\\frac[^A-Za-z]{{1,40}}?)\s?(?:\\text\{{\s?)?\b(?P<scale>{'|'.join(_SCALES)})s?\b"
+    rf"(?P<number>[^A-Za-z]{{1,60}}?|[^A-Za-z]{{0,9}}\\frac[^A-Za-z]{{1,40}}?)\s?(?:\\text\{{\s?)?\b(?P<scale>{'|'.join(SCALES)})s?\b"
     r"(?P<noun>(?:\s[A-Za-z'-]{1,20}){0,3})\s?\}?\.?",
     re.I,
 )
@@ -92,17 +91,17 @@ def scaled(text: str) -> tuple[str, int] | None:
     found = SCALED.fullmatch(text) if len(text) < 200 else None
     if found is None or any(word in _NOT_A_NOUN for word in found["noun"].casefold().split()):
         return None
-    return found["number"].strip(), _SCALES[found["scale"].casefold()]
+    return found["number"].strip(), SCALES[found["scale"].casefold()]
 
 
 def _is_number(word: str) -> bool:
-    return word in _SMALL or word in _SCALES or word.rstrip("s") in _PARTS
+    return word in _SMALL or word in SCALES or word.rstrip("s") in _PARTS
 
 
 def _whole(tokens: list[str]) -> tuple[int | None, list[str]]:
     """The whole number at the start of the words, and the words after it."""
     total, group, last, place = 0, 0, 1_000, 0
-    if len(tokens) > 1 and tokens[0] == "a" and (tokens[1] in _SCALES or tokens[1] in _PARTS):
+    if len(tokens) > 1 and tokens[0] == "a" and (tokens[1] in SCALES or tokens[1] in _PARTS):
         tokens = ["one", *tokens[1:]]
     for place, word in enumerate(tokens):
         if word in _SMALL:
@@ -112,8 +111,8 @@ def _whole(tokens: list[str]) -> tuple[int | None, list[str]]:
             group, last = group + _SMALL[word], max(_SMALL[word], 1)
         elif word == "hundred" and 0 < group < 100:
             group, last = group * 100, 100
-        elif word in _SCALES and group:
-            total, group, last = total + group * _SCALES[word], 0, 1_000
+        elif word in SCALES and group:
+            total, group, last = total + group * SCALES[word], 0, 1_000
         elif (
             word == "and"
             and place
@@ -228,7 +227,7 @@ def _both(reals: str, relation: str) -> str:
 
 _SENTENCE = re.compile(
     r"(?:[A-Za-z][A-Za-z'-]*[,:]?\s+){1,15}\$?(-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
-    rf"(?:\s(?:{'|'.join(_SCALES)})s?\b)?)(?:\s+[A-Za-z'/-]+){{0,8}}\s?\.?"
+    rf"(?:\s(?:{'|'.join(SCALES)})s?\b)?)(?:\s+[A-Za-z'/-]+){{0,8}}\s?\.?"
 )
 _HEDGED = re.compile(
     r"\b(?:(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
