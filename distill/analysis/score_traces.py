@@ -1,5 +1,7 @@
 """`python -m distill.score`: measure the suitability of traces for a student, and rank teachers by it."""
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from distill.analysis.suitability_report import write_report
 from distill.config.instantiate import as_yaml, build
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
-from distill.data.trace_set import Record, by_problem, example_of, problem_of, teacher_of, write_records
+from distill.data.trace_set import Record, example_of, problem_of, teacher_of, write_records
 from distill.errors import UserError, whole_number
 from distill.io.files import write_atomically
 from distill.io.locks import locked
+from distill.io.sequences import take
 from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
@@ -68,22 +71,26 @@ def score(cfg: DictConfig) -> Path:
         if cfg.smoke_test:
             from distill.analysis.smoke_test import smoke_test
 
-            print(smoke_test(cfg, folder, _by_teacher(records)))
+            print(smoke_test(cfg, folder, {name: list(own) for name, own in _by_teacher(records).items()}))
     return folder
 
 
 def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
     """Sample up to `count` traces per teacher, from the problems shared by all teachers, if any."""
-    teachers = [by_problem(own) for own in _by_teacher(records).values()]
-    shared = set(teachers[0]).intersection(*teachers[1:])
-    chosen: list[Record] = []
-    for own in teachers:
+    teachers: dict[str, dict[str, array[int]]] = {}  # places by teacher and problem
+    for place, record in enumerate(records):
+        places = teachers.setdefault(teacher_of(record), {}).setdefault(problem_of(record), array("q"))
+        places.append(place)
+    first, *others = teachers.values()
+    shared = set(first).intersection(*others)
+    chosen = array("q")
+    for own in teachers.values():
         names = [name for name in own if name in shared] or list(own)
         names.sort()  # the same order for every teacher, so that all get the same problems
         order = np.random.default_rng(seed).permutation(len(names))
-        mine = [record for place in order for record in own[names[place]]]
-        chosen += mine if count is None else mine[:count]
-    return chosen
+        mine = [place for number in order for place in own[names[number]]]
+        chosen.extend(mine if count is None else mine[:count])
+    return [records[place] for place in chosen]
 
 
 def _check(cfg: DictConfig) -> None:
@@ -106,26 +113,26 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
     return LazyModel(find(cfg.model, "student", cfg.model.student_dtype), device)
 
 
-def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(teacher_of(record), []).append(record)
-    return found
+def _by_teacher(records: Sequence[Record]) -> dict[str, Sequence[Record]]:
+    found: dict[str, array[int]] = {}
+    for place, record in enumerate(records):
+        found.setdefault(teacher_of(record), array("q")).append(place)
+    return {teacher: take(records, places) for teacher, places in found.items()}
 
 
 def _share_right(records: Sequence[Record]) -> float | None:
-    judged = [record["correct"] for record in records if record["correct"] is not None]
-    return sum(judged) / len(judged) if judged else None
+    judged = Counter(record["correct"] for record in records if record["correct"] is not None)
+    return judged[True] / judged.total() if judged else None
 
 
-def _usable(records: Sequence[Record], keep: str) -> list[Record]:
+def _usable(records: Sequence[Record], keep: str) -> Sequence[Record]:
     """Keep the traces that training would use."""
-    kept = [
-        record
-        for record in records
-        if (record["completion"] or "").strip()
+    usable = (
+        bool((record["completion"] or "").strip())
         and (keep == "all" or (record["finished"] and record["correct"] is not False))
-    ]
+        for record in records
+    )
+    kept = take(records, np.flatnonzero(np.fromiter(usable, bool, len(records))))
     if len(kept) < len(records):
         print(
             f"{len(kept)} of {len(records)} traces are scored; the others are empty, wrong or unfinished "

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.benchmarks.grading.graded import graded
 from distill.curation.rewriting import written_anew
-from distill.curation.step import CurationContext, Outcome, Record, by_problem, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, problem_places, whole_number
 from distill.data.seam import written_text
 from distill.data.trace import Grader, Trace, Verdict, check_spelling
 from distill.data.trace_set import example_of
@@ -166,7 +166,7 @@ def motab(
     student, teacher = student.reduced_to(reduced), teacher.reduced_to(source)
     grade = context.grader("motab")
     ends = _step_ends(student.source, teacher.source, separator)
-    problems = [_with_gold(same) for same in by_problem(records).values()]
+    problems = [_with_gold([records[place] for place in same]) for same in problem_places(records)]
     context_length = min(student.source.context_length, teacher.source.context_length)
     ask = partial(sample_completions, batch_size=batch_size, seed=context.seed, cache=context.cache)
     begin = partial(ask, student, sampling=sampling, samples=samples, label="student writes")

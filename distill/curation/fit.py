@@ -2,6 +2,7 @@
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, problem_places, whole_number
 from distill.data.seam import continuing, prompt_end
 from distill.data.trace import Trace, encode_completion
 from distill.data.trace_set import example_of, teacher_of
+from distill.data.traces import Ids, spool_traces
 from distill.errors import UserError
+from distill.io.sequences import changed, take
 from distill.models.lazy import LazyModel
-from distill.teacher.token_stats import RANK_LIMIT, set_rsr, token_stats
+from distill.teacher.token_stats import RANK_LIMIT, TokenStats, set_rsr, token_stats
 
 # Logprobs of the same text vary by about 1e-5 with its batch; smaller spreads do not tell traces apart.
 _ROUNDING = 1e-4
@@ -42,15 +45,12 @@ def min_rsr(
     whole_number("curation.min_rsr.keep", keep, least=1)
     whole_number("curation.min_rsr.limit", limit, least=1)
     scores = context.token_stats(records, context.model("student", "min_rsr"))
-    ratios = {id(record): one.rsr(limit) for record, one in zip(records, scores, strict=True)}
-    chosen = [
-        record
-        for same in by_problem(records).values()
-        for record in sorted(same, key=lambda record: ratios[id(record)])[:keep]
-    ]
-    kept = in_order(records, chosen)
-    left = {id(record) for record in kept}
-    scores_left = [one for record, one in zip(records, scores, strict=True) if id(record) in left]
+    ratios = np.fromiter((one.rsr(limit) for one in scores), np.float64, len(records))
+    left = np.zeros(len(records), bool)
+    for same in problem_places(records):
+        left[sorted(same, key=ratios.__getitem__)[:keep]] = True
+    places = np.flatnonzero(left)
+    kept, scores_left = take(records, places), take(scores, places)
     missing = len(records) - len(kept)
     return Outcome(
         kept,
@@ -107,25 +107,29 @@ def compact(
             raise UserError(f"curation.compact.{name}={value!r} must be a number, at least 0")
     whole_number("curation.compact.words", words, least=1)
     student = context.model("student", "compact")
-    problems = [same for same in by_problem(records).values() if len(same) > 1]
-    rivals = [record for same in problems for record in same]
+    problems = [same for same in problem_places(records) if len(same) > 1]
+    places = np.concatenate([np.zeros(0, np.int64), *problems])
+    rivals = take(records, places)
     metrics: dict[str, tuple[float, np.ndarray]] = {}
     if alpha:
-        metrics["consensus"] = alpha, np.asarray([c for same in problems for c in consensus(same, words)])
+        alike = (c for same in problems for c in consensus([records[place] for place in same], words))
+        metrics["consensus"] = alpha, np.fromiter(alike, np.float64, len(places))
     if beta:
-        metrics["gain"] = beta, np.asarray(_gains(rivals, context, student))
+        metrics["gain"] = beta, _gains(rivals, context, student)
     if gamma:
-        metrics["nll"] = -gamma, np.asarray([one.nll for one in context.token_stats(rivals, student)])
-    factors, start = {}, 0
+        surprisal = (one.nll for one in context.token_stats(rivals, student))
+        metrics["nll"] = -gamma, np.fromiter(surprisal, np.float64, len(places))
+    factors, start = np.ones(len(records)), 0
     for same in problems:
         own = slice(start, start := start + len(same))
         value = sum(
             (sign * _standardized(found[own]) for sign, found in metrics.values()), np.zeros(len(same))
         )
-        shares = softmax(value)
-        factors |= {id(r): len(same) * float(share) for r, share in zip(same, shares, strict=True)}
-    kept = [record | {"weight": record["weight"] * factors.get(id(record), 1.0)} for record in records]
-    weights = np.asarray([record["weight"] for record in kept])
+        factors[same] = len(same) * softmax(value)
+    kept = changed(
+        records, lambda place, record: record | {"weight": record["weight"] * float(factors[place])}
+    )
+    weights = np.fromiter((record["weight"] for record in kept), np.float64, len(kept))
     squares = float((weights**2).sum())
     return Outcome(
         kept,
@@ -156,10 +160,12 @@ def _runs(text: str, size: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
 
 
-def _gains(records: Sequence[Record], context: CurationContext, student: LazyModel) -> list[float]:
+def _gains(
+    records: Sequence[Record], context: CurationContext, student: LazyModel
+) -> Float[np.ndarray, " traces"]:
     source = student.source
-    behind, alone = list[Trace](), list[Trace]()
-    for record in records:
+
+    def ids(record: Record, *, alone: bool) -> Ids:
         gold = record["gold"]
         if gold is None or not gold.strip():
             raise UserError(
@@ -167,22 +173,26 @@ def _gains(records: Sequence[Record], context: CurationContext, student: LazyMod
                 f"problem has no gold answer: name the data's (data.fields.gold), or take "
                 f"curation.compact.beta=0"
             )
-        example = example_of(record)
-        prompt = context.recipe.student_prompt.encode(source.tokenizer, example)
-        reasoning = continuing(prompt_end(source.tokenizer, prompt), _reasoning(record))
-        for before, traces in ((reasoning, behind), ("", alone)):
-            before_answer, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
-            if len(answer) == 0:
-                raise UserError(
-                    f"curation.compact: the tokenizer of {source.name} has no token for the gold answer "
-                    f"{gold!r} of trace {record['id']}: take curation.compact.beta=0"
-                )
-            traces.append(Trace(example, np.concatenate([prompt, before_answer]), answer))
-    with_it, without = (
-        token_stats(student, traces, cache=context.cache, label="student reads answers")
-        for traces in (behind, alone)
-    )
-    return [one.nll - other.nll for one, other in zip(without, with_it, strict=True)]
+        prompt = context.recipe.student_prompt.encode(source.tokenizer, example_of(record))
+        before = "" if alone else continuing(prompt_end(source.tokenizer, prompt), _reasoning(record))
+        before_answer, answer = answer_tokens(source.tokenizer, source.end_ids, before, gold)
+        if len(answer) == 0:
+            raise UserError(
+                f"curation.compact: the tokenizer of {source.name} has no token for the gold answer "
+                f"{gold!r} of trace {record['id']}: take curation.compact.beta=0"
+            )
+        return np.concatenate([prompt, before_answer]), answer
+
+    def read(*, alone: bool) -> Sequence[TokenStats]:
+        tokens = (ids(record, alone=alone) for record in records)
+        traces = spool_traces(
+            tokens, lambda place, own: Trace(example_of(records[place]), *own), context.cache
+        )
+        return token_stats(student, traces, cache=context.cache, label="student reads answers")
+
+    with_it, without = read(alone=False), read(alone=True)
+    gains = (one.nll - other.nll for one, other in zip(without, with_it, strict=True))
+    return np.fromiter(gains, np.float64, len(records))
 
 
 def answer_tokens(
@@ -214,7 +224,7 @@ def _standardized(values: Float[np.ndarray, " traces"]) -> Float[np.ndarray, " t
 
 def _by_teacher(records: Sequence[Record], values: np.ndarray) -> dict[str, float]:
     """Mean value per teacher."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, array[float]] = {}
     for record, value in zip(records, values, strict=True):
-        found.setdefault(teacher_of(record), []).append(value)
+        found.setdefault(teacher_of(record), array("d")).append(value)
     return {name: float(np.mean(own)) for name, own in found.items()}

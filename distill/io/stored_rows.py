@@ -54,7 +54,7 @@ class StoredRows:
         return found
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # the pages of each count as memory of the process, once they are read
 def opened(path: Path, version: tuple[int, int]) -> Any:
     """A memory-mapped shard. It stays open, so that its header is parsed once per process."""
     try:

@@ -37,7 +37,7 @@ class TraceOrder:
     def _at(self, position: int) -> int:
         return int(self._pass(position // self.count)[position % self.count])
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  one order lives as long as its run
+    @functools.lru_cache(maxsize=2)  # noqa: B019  one order lives as long as its run
     def _pass(self, number: int) -> np.ndarray:
         return np.random.default_rng([self.seed, number]).permutation(self.count)
 
