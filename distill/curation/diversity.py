@@ -14,7 +14,7 @@ from distill.benchmarks.grading.graded import graded
 from distill.curation.step import CurationContext, Outcome, Record, problem_places, share, whole_number
 from distill.data.seam import written_text
 from distill.data.trace import Example, check_spelling
-from distill.data.trace_set import example_of
+from distill.data.trace_set import count_problems, example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.io.progress import progress_bar
@@ -130,7 +130,7 @@ def diverse(
         found,
         {f"not among its problem's {keep} farthest apart": missing} if missing else {},
         {
-            "problems": len(problems),
+            "problems": count_problems(records),
             "problems_thinned": len(before),
             # over the thinned problems: mean pairwise distance of all traces, and of the kept ones
             "mean_distance": float(np.mean(before)) if before else None,

@@ -286,7 +286,7 @@ def text_hash(text: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def templatetext_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
+def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
     """The value of the column `template`.
 
     Args:

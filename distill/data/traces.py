@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.data.trace import TeacherView, Trace
 from distill.io.files import hash_arrays
-from distill.io.sequences import Lazy, pack, spooled, unpack
+from distill.io.sequences import Lazy, Places, pack, spooled, unpack
 
 Ids = tuple[np.ndarray, np.ndarray]  # of a prompt and its completion
 
@@ -78,9 +78,9 @@ class Traces(Lazy[Trace]):
         fingerprint = hash_arrays(iter(noted()))
         return Scan(*columns, fingerprint)
 
-    def take(self, places: Iterable[int]) -> "Traces":
+    def take(self, places: Places) -> "Traces":
         """The traces at some places, in their order."""
-        chosen = np.fromiter(places, np.int64)
+        chosen = np.asarray(places, np.int64)
         if len(chosen) == len(self) and np.array_equal(chosen, np.arange(len(self))):
             return self
         views = self._views and _at(self._views, chosen)
@@ -96,8 +96,9 @@ class Traces(Lazy[Trace]):
             views: that the change adds.
         """
         found = Traces(self._ids, lambda place: change(place, self._make(place)), views or self._views)
-        if "scan" in vars(self):
-            found.scan = self.scan
+        for name in ("scan", "of_teacher") if views is None else ("scan",):  # which need no further pass
+            if name in vars(self):
+                vars(found)[name] = vars(self)[name]
         return found
 
     def with_signal(self, name: str, values: Callable[[int, Trace], np.ndarray]) -> "Traces":

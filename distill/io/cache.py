@@ -8,6 +8,7 @@ which is compared whenever the part is read.
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class ShardCache:
         path = self._path(index)
         described = path.stat()
         version = described.st_ino, described.st_mtime_ns
-        lengths, checksums = parts_of(path, version)
+        lengths, checksums = parts_of(path)
         known = None if None in checksums else np.asarray(checksums, np.int64)
         return _Shard(path, version, np.cumsum([0, *lengths], dtype=np.int64), known)
 
@@ -168,12 +169,12 @@ class AllRows(Lazy[StoredRows]):
 
     def __init__(self, shards: Sequence[_Shard]) -> None:
         parts = [len(shard.bounds) - 1 for shard in shards]
-        first = np.cumsum([0, *parts])
+        first = [0, *accumulate(parts)]
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.bounds) for shard in shards)])
 
         def part(place: int) -> StoredRows:
-            at = int(np.searchsorted(first, place, side="right")) - 1
-            return shards[at].part(place - int(first[at]))
+            at = bisect_right(first, place) - 1
+            return shards[at].part(place - first[at])
 
         super().__init__(sum(parts), part)
 
@@ -211,8 +212,11 @@ def cached_arrays(
 
     def read(place: int) -> list[np.ndarray]:
         values = rows[place].read()["values"].numpy()
-        ends = 1 + values[0] + np.cumsum(values[1 : 1 + values[0]])
-        return [own.copy() for own in np.split(values, [1 + values[0], *ends])[1:-1]]
+        found, start = [], 1 + int(values[0])
+        for length in values[1:start].tolist():
+            found.append(values[start : start + length])
+            start += length
+        return found
 
     with inside() if count < _FEW else nullcontext():
         rows = store.fill(shards, np.ones(count, np.int64), compute, label=label, unit="trace")

@@ -4,16 +4,18 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
 from distill.io.files import cannot_write
 
 T = TypeVar("T")
+Places = Sequence[int] | np.ndarray
 _BUFFER = 1 << 20  # bytes
 
 
@@ -33,21 +35,21 @@ class Lazy(Sequence[T]):
         return len(self._places)
 
     @overload
-    def __getitem__(self, index: int) -> T: ...
+    def __getitem__(self, index: SupportsIndex) -> T: ...
     @overload
     def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
+    def __getitem__(self, index: SupportsIndex | slice) -> T | list[T]:
         if isinstance(index, slice):
             return [self._make(place) for place in self._places[index]]
         return self._make(self._places[index])
 
-    def take(self, places: Iterable[int]) -> "Lazy[T]":
+    def take(self, places: Places) -> "Lazy[T]":
         """The items at some places, in their order."""
-        chosen = np.asarray(places if isinstance(places, Sequence | np.ndarray) else [*places], np.int64)
+        chosen = np.asarray(places, np.int64)
         return Lazy(len(chosen), lambda place: self._make(int(chosen[place])))
 
 
-def take(items: Sequence[T], places: Sequence[int] | np.ndarray) -> Sequence[T]:
+def take(items: Sequence[T], places: Places) -> Sequence[T]:
     """The items at some places, in their order; a list of a list, and no item is made of a lazy sequence."""
     return items.take(places) if isinstance(items, Lazy) else [items[place] for place in places]
 
@@ -74,6 +76,7 @@ class Spool:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._file = _nameless(folder)
+        weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
         self._digest = hashlib.sha256()
         self._unwritten = False

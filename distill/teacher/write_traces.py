@@ -250,7 +250,7 @@ def _unique_ids(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def _scored(setup: WriteSetup, written: Sequence[Written]) -> tuple[list[np.ndarray], list[Any]]:
+def _scored(setup: WriteSetup, written: Sequence[Written]) -> tuple[list[np.ndarray], Sequence[Any]]:
     """Each completion's token ids, and the teacher's log-probs of them, None where they are not wanted."""
     ids = [_token_ids(completion, setup.teacher.source) for completion in written]
     if not setup.logprobs:

@@ -14,6 +14,8 @@ from distill.data.prefetch import Prefetcher
 from distill.data.trace import Trace
 from distill.errors import UserError
 
+_HELD_TOKENS = 1 << 21  # of traces that stay in memory, some 30 bytes a token with text and log-probs
+
 
 class TraceOrder:
     """The order of traces: endless epochs, each with its own permutation.
@@ -75,6 +77,8 @@ class DistillDataModule(lightning.LightningDataModule):
         self.pad_id = pad_id
         self.layout = layout
         self._ahead: Prefetcher[Batch] | None = None
+        self._held: dict[int, Trace] = {}
+        self._room = _HELD_TOKENS
 
     def train_dataloader(self) -> Prefetcher[Batch]:
         trainer = self.trainer
@@ -90,7 +94,7 @@ class DistillDataModule(lightning.LightningDataModule):
         pinned = trainer.strategy.root_device.type == "cuda"
 
         def make(number: int) -> Batch:
-            batch = self._batch([self.traces[index] for index in order.batch(number)])
+            batch = self._batch([self._trace(index) for index in order.batch(number)])
             return batch.pin_memory() if pinned else batch
 
         self.close()
@@ -113,6 +117,15 @@ class DistillDataModule(lightning.LightningDataModule):
             yield number, self._batch(traces[first : first + self.batch_size])
         if even and 0 < batches % trainer.world_size <= trainer.global_rank:
             yield None, self._batch(traces[:1])
+
+    def _trace(self, index: int) -> Trace:
+        """A trace of the training set; those of a small set are put together once."""
+        if (trace := self._held.get(index)) is None:
+            trace = self.traces[index]
+            if self._room > 0:
+                self._held[index] = trace
+                self._room -= len(trace)
+        return trace
 
     def _batch(self, traces: Sequence[Trace]) -> Batch:
         return collate(traces, self.signals, self.pad_id, self.layout)

@@ -82,15 +82,13 @@ def test_cached_arrays_are_made_once_and_go_on_where_they_stopped(
 
 
 def test_an_array_that_a_disk_has_changed_is_refused(tmp_path: Path) -> None:
-    found = cached_arrays(tmp_path, "x", {}, 3, lambda place: [np.full(9, place, np.int32)], label="x")
+    cached_arrays(tmp_path, "x", {}, 3, lambda place: [np.full(9, place, np.int32)], label="x")
     file = next(tmp_path.glob("*/*.safetensors"))
     content = bytearray(file.read_bytes())
     content[content.rindex(bytes(np.full(9, 2, np.int32)))] ^= 1
     file.write_bytes(content)
-    found = cached_arrays(tmp_path, "x", {}, 3, lambda place: [], label="x")
-    assert found[1][0].tolist() == [1] * 9
     with pytest.raises(UserError, match=r"00000\.safetensors is damaged .*delete it and run again"):
-        found[2]
+        [*cached_arrays(tmp_path, "x", {}, 3, lambda place: [], label="x")]
 
 
 def test_all_rows_of_a_cache_are_those_of_its_shards(tmp_path: Path) -> None:
