@@ -76,7 +76,8 @@ class Traces(Lazy[Trace]):
                 yield from (prompt, completion)
 
         fingerprint = hash_arrays(iter(noted()))
-        return Scan(*columns, fingerprint)
+        prompts, completions, largest = columns
+        return Scan(prompts, completions, largest, fingerprint)
 
     def take(self, places: Places) -> "Traces":
         """The traces at some places, in their order."""

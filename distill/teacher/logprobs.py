@@ -85,11 +85,11 @@ def cached_logprobs(
     parts = store.fill(shards, scanned.lengths, compute, label=label)
     for part in parts:
         part.read()
-    if len(parts) != len(traces) or (wrong := np.flatnonzero(parts.lengths != scanned.completions)).size:
-        trace = traces[int(wrong[0])] if len(parts) == len(traces) else traces[-1]
-        raise UserError(
-            f"cache {store.folder} does not fit trace {trace.example.id}: delete it and run again"
-        )
+    same = len(parts) == len(traces)
+    wrong = np.flatnonzero(parts.lengths != scanned.completions) if same else np.zeros(1, np.int64)
+    if len(wrong):
+        name = traces[int(wrong[0])].example.id
+        raise UserError(f"cache {store.folder} does not fit trace {name}: delete it and run again")
     model.work += scoring(traces, token_budget)
     return Lazy(len(parts), lambda place: parts[place].read()["values"].numpy())
 

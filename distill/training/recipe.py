@@ -62,7 +62,7 @@ class TraceRecipe:
         seed: of the teacher's sampling.
     """
 
-    source: Callable[[], list[Example]]
+    source: Callable[[], Sequence[Example]]
     student_prompt: Prompt = field(default_factory=Prompt)
     teacher_prompt: Prompt | None = None
     informed_prompt: str = "{solution}\n\n{problem}"

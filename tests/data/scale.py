@@ -9,10 +9,10 @@ import argparse
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ CASES: dict[str, list[str]] = {
     **{
         name: [*_CURATE, f"curation=[{name}]"] for name in ("correct", "length", "well_formed", "deduplicate")
     },
+    "correct, deduplicate": [*_CURATE, "curation=[correct,deduplicate]"],
     "sample": [*_CURATE, "curation=[sample]", "curation.sample.per_problem=2"],
     "decontaminate": [
         *_CURATE,
@@ -73,6 +74,8 @@ def records(rows: int) -> Iterator[dict[str, Any]]:
     source = find_model("package:distill/tiny/teacher", key="model.teacher", dtype="float32")
     rng, tokenizer, prompt = random.Random(0), source.tokenizer, Prompt("{problem}")
     template = template_hash(tokenizer, prompt.user)
+    problem = single = double = ""
+    prompt_ids = list[int]()
     for row in range(rows):
         if row % 4 == 0:
             problem = task.sample_problem(rng, (8, 12))
@@ -110,11 +113,10 @@ def records(rows: int) -> Iterator[dict[str, Any]]:
 
 
 def measured(words: Sequence[str], data: Path, folder: Path) -> tuple[float, float]:
-    """Peak memory in MB and seconds of a command on a trace set."""
+    """Peak memory in MB and CPU seconds of a command on a trace set."""
     out = "dir" if "train.py" in words else "out"
     rest = [] if "-c" in words else [f"{out}={folder / 'out'}", f"cache={folder / 'cache'}"]
     shutil.rmtree(folder, ignore_errors=True)
-    began = time.perf_counter()
     log = folder.with_suffix(".log").open("w")
     process = subprocess.Popen(
         [
@@ -130,7 +132,7 @@ def measured(words: Sequence[str], data: Path, folder: Path) -> tuple[float, flo
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(Path(log.name).read_text()[-3000:])
-    return used.ru_maxrss / 1024, time.perf_counter() - began
+    return used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -148,7 +150,7 @@ def main() -> None:
     (asked.folder / "problems.jsonl").write_text('{"problem": "1+2+3="}\n')
     for name in asked.cases:
         found = [
-            measured(CASES[name], asked.folder / f"{rows}.parquet", asked.folder / "run")
+            measured(CASES[name], asked.folder / f"{rows}.parquet", asked.folder / re.sub(r"\W+", "_", name))
             for rows in asked.rows
         ]
         steps = math.log(asked.rows[-1] / asked.rows[0]) if len(asked.rows) > 1 else math.nan

@@ -88,7 +88,7 @@ def test_an_array_that_a_disk_has_changed_is_refused(tmp_path: Path) -> None:
     content[content.rindex(bytes(np.full(9, 2, np.int32)))] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"00000\.safetensors is damaged .*delete it and run again"):
-        [*cached_arrays(tmp_path, "x", {}, 3, lambda place: [], label="x")]
+        list(cached_arrays(tmp_path, "x", {}, 3, lambda place: [], label="x"))
 
 
 def test_all_rows_of_a_cache_are_those_of_its_shards(tmp_path: Path) -> None:
