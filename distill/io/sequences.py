@@ -146,8 +146,10 @@ def unpack(block: bytes) -> tuple[Any, list[np.ndarray]]:
 
 def _nameless(folder: Path | None) -> Any:
     try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder, buffering=_BUFFER)
-    except OSError:  # the folder can only be read, or is not there yet
+    except OSError:  # the folder can only be read
         if folder is None:
             raise
         return tempfile.TemporaryFile(buffering=_BUFFER)

@@ -16,6 +16,7 @@ from distill.errors import UserError
 
 LENGTHS = "lengths"  # name of the tensor with the number of rows of each part of a shard
 _DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "U8": "uint8"}  # torch's names of those of safetensors
+_DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _DTYPES |= {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)} | {
     f"I{n}": f"int{n}" for n in (8, 16, 32, 64)
 }

@@ -1,6 +1,7 @@
 """Recipe for traces: read problems, get completions from the data or the teacher, filter, tokenize."""
 
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +201,7 @@ class TraceRecipe:
         Args:
             examples: that are to be traces.
             student: model whose tokenizer is used.
-            folder: where the file is; with a key, the folder of all caches.
+            folder: where the file is; with a key, the folder of all caches, if it can be written to.
             key: what tells the examples from others: the tokens are cached under it. None: they are gone with
                 the process.
             prompts_only: as for `build`.
@@ -219,7 +220,7 @@ class TraceRecipe:
             weight = 1.0 if prompts_only or example.recorded is None else example.recorded.weight
             return Trace(example, *ids, weight=weight)
 
-        if key is None:
+        if key is None or (folder.is_dir() and not os.access(folder, os.W_OK)):
             return spool_traces(map(encode, range(len(examples))), make, folder)
         key = {
             **key,
