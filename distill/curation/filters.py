@@ -41,8 +41,16 @@ def correct(
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
     found, anew = _judged(records, context) if judge else (records, 0)
-    outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
-    outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
+    right = 0
+
+    def why_not(record: Record) -> str | None:
+        nonlocal right
+        reason = _why_not_right(record, unjudged)
+        right += reason is None and record["correct"] is True
+        return reason
+
+    outcome = _filter(found, why_not)
+    outcome.figures["right"] = right
     if judge:
         outcome.figures["judged_anew"] = anew
     return outcome
@@ -74,15 +82,20 @@ def length(
                 f"curation.length.max_tokens={max_tokens} is below min_tokens={min_tokens}: no trace is left"
             )
 
+    sums = {"tokens": 0, "tokens_kept": 0}
+
     def why_not(record: Record) -> str | None:
         tokens = len(record["completion_ids"])
+        sums["tokens"] += tokens
         if tokens < min_tokens:
             return f"fewer than {min_tokens} tokens"
-        return f"more than {max_tokens} tokens" if max_tokens is not None and tokens > max_tokens else None
+        if max_tokens is not None and tokens > max_tokens:
+            return f"more than {max_tokens} tokens"
+        sums["tokens_kept"] += tokens
+        return None
 
     outcome = _filter(records, why_not)
-    outcome.figures["tokens"] = _tokens(records)
-    outcome.figures["tokens_kept"] = _tokens(outcome.kept)
+    outcome.figures.update(sums)
     return outcome
 
 
@@ -286,7 +299,3 @@ def _compiled(option: str, pattern: str | None) -> re.Pattern[str] | None:
         raise UserError(
             f"curation.well_formed.{option}={pattern!r} is no regular expression: {error}"
         ) from error
-
-
-def _tokens(records: Sequence[Record]) -> int:
-    return sum(len(record["completion_ids"]) for record in records)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +51,19 @@ def curate(cfg: DictConfig) -> Path:
             kept, log = run_steps(records, steps, context)
         finally:
             checks.close()
-        write_records(folder / "traces.parquet", kept)
+        teachers = Counter[str]()
+
+        def counted() -> Iterator[Record]:
+            for record in kept:
+                teachers[teacher_of(record)] += 1
+                yield record
+
+        write_records(folder / "traces.parquet", counted())
         summary = {
             "steps": log,
             "traces": len(kept),
-            "problems": count_problems(kept),
-            "teachers": dict(Counter(map(teacher_of, kept)).most_common()),
+            "problems": log[-1]["problems"] if log else count_problems(kept),
+            "teachers": dict(teachers.most_common()),
         }
         write_atomically(
             folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
