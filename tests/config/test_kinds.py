@@ -19,6 +19,7 @@ def build_all(override: str) -> None:
     build(cfg.benchmark.arithmetic, "benchmark")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
