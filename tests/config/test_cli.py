@@ -16,6 +16,7 @@ import lightning
 import pytest
 import torch
 from composing import checked
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import distill.config.console

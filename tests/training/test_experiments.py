@@ -12,6 +12,7 @@ from typing import Any
 import hydra.utils
 import pytest
 import torch
+from composing import checked
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
