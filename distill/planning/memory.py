@@ -3,14 +3,12 @@
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill.config.instantiate import OptimizerFactory
 from distill.losses.logits import fitting_chunk
 from distill.models.head import Head
-from distill.models.language_model import LanguageModel, ModelSource
-from distill.models.lora import add_lora
 from distill.models.sharding import layers_of
+from distill.planning.weightless import WeightlessModel, without_values
 from distill.training.setup import Setup
 
 
@@ -27,20 +25,17 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
         forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers and
         what one layer recomputes. In mixed precision they include a bf16 copy of the weights.
     """
-    source = setup.student
-    model = source.skeleton()
-    model.to(dtype_of(source, model))
-    if setup.lora:
-        lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which LoRA does not need
-        lm.model, lm.source = model, source
-        add_lora(lm, setup.lora, seed=setup.seed)
+    lm = WeightlessModel.student(
+        setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing, seed=setup.seed
+    )
+    model = lm.model
     if setup.gradient_checkpointing:
-        model.activation_checkpointing_enable()
         for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
             vars(layer)["gradient_checkpointing"] = False
-    with FakeTensorMode():
-        _pretend(model)
-        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
+    device = torch.device(setup.compute.device).type
+    with without_values():
+        lm.pretend(device)
+        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}
     return model, {
@@ -51,24 +46,7 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     }
 
 
-def _pretend(model: Any) -> None:
-    """Replace meta tensors by fake CPU tensors, also without data.
-
-    They take the same code paths through attention and autocast as real tensors.
-    """
-    found: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None and id(p) not in found:  # a tied matrix stays one
-                values = torch.empty(p.shape, dtype=p.dtype)
-                found[id(p)] = torch.nn.Parameter(values, requires_grad=p.requires_grad)
-            module._parameters[name] = None if p is None else found[id(p)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
+def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype, device: str) -> int:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
@@ -76,10 +54,10 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
         held.append(tensor)
         return tensor
 
-    ids = torch.zeros(rows, length, dtype=torch.long)
+    ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", precision, enabled=precision != torch.float32),
+        torch.autocast(device, precision, enabled=precision != torch.float32, cache_enabled=False),
     ):
         _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}
@@ -130,11 +108,3 @@ def head_memory(setup: Setup, *, vocabulary: int, hidden: int, completions: int,
     logits = 4 * min(chunk, completions) * vocabulary * (4 + len(objective.distributions))
     gradient = 4 * vocabulary * hidden * trains
     return logits + gradient + 2 * 4 * completions * hidden
-
-
-def dtype_of(source: ModelSource, model: Any) -> torch.dtype:
-    """Dtype of a model's weights in memory."""
-    stored = getattr(model.config, "dtype", None)
-    if source.dtype == "auto":
-        return stored if isinstance(stored, torch.dtype) else torch.float32
-    return getattr(torch, source.dtype)

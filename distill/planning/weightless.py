@@ -1,0 +1,138 @@
+"""Models without memory for their weights, built from their configurations alone."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from distill.errors import UserError
+from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
+from distill.models.lora import add_lora
+from distill.models.lora_settings import Lora
+
+
+class WeightlessModel(LanguageModel):
+    """A language model of meta tensors, without a tokenizer.
+
+    Args:
+        source: the model.
+    """
+
+    def __init__(self, source: ModelSource) -> None:  # no tokenizer to check, unlike a loaded model's
+        self.model = source.skeleton()
+        self.model.to(dtype_of(source, self.model))
+        self.source = source
+        self.tokenizer = None
+        self.vocab_size = vocabulary_of(source, self.model)
+
+    @property
+    def end_ids(self) -> list[int]:
+        return [0]
+
+    @classmethod
+    def student(
+        cls, source: ModelSource, *, lora: Lora | None, gradient_checkpointing: bool, seed: int = 0
+    ) -> "WeightlessModel":
+        """The model that a run trains, with its adapters."""
+        lm = cls(source)
+        if lora:
+            add_lora(lm, lora, seed=seed)
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(lm)
+        return lm
+
+    def pretend(self, device: str) -> None:
+        """Replace meta tensors by fake ones, inside `without_values`.
+
+        They take the same code paths through attention and autocast as real tensors of the device.
+        """
+        found: dict[int, nn.Parameter] = {}
+        for module in self.model.modules():
+            for name, p in module._parameters.items():
+                if p is not None and id(p) not in found:  # a tied matrix stays one
+                    values = torch.empty(p.shape, dtype=p.dtype, device=device)
+                    found[id(p)] = nn.Parameter(values, requires_grad=p.requires_grad)
+                module._parameters[name] = None if p is None else found[id(p)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+def dtype_of(source: ModelSource, model: nn.Module) -> torch.dtype:
+    """Dtype of a model's weights in memory."""
+    stored = getattr(model.config, "dtype", None)
+    if source.dtype == "auto":
+        return stored if isinstance(stored, torch.dtype) else torch.float32
+    return getattr(torch, source.dtype)
+
+
+def vocabulary_of(source: ModelSource, model: nn.Module) -> int:
+    """Rows of the output matrix that take part; all of them where the tokenizer is not here."""
+    rows = model.get_output_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
+    try:
+        return min(source.vocab_size, rows)
+    except UserError:
+        return rows
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Give what would be read from a tensor a value, and have a GPU's attention where there is none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.tolist:
+            return [1.0] * args[0].numel()
+        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            return args[0].flatten()  # as if all were chosen
+        if func is nn.functional.scaled_dot_product_attention and _flash(*args, **kwargs):
+            return _flash_attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> bool:
+    """Whether torch would take flash attention on a GPU, which it cannot tell without one."""
+    return query.is_cuda and query.element_size() == 2 and attn_mask is None and query.shape[-1] <= 256
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Context in which tensors have shapes, dtypes and devices, but no values (torch's `FakeTensorMode`).
+
+    Their device need not be there. Autocast for a GPU works, and the backward pass stays in this thread.
+    """
+    common, bf16 = torch.cuda.amp.common, torch.cuda.is_bf16_supported
+    missing = common.amp_definitely_not_available
+    common.amp_definitely_not_available = lambda: False
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
+    try:
+        # A device's own thread is not started without the device.
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.autograd.set_multithreading_enabled(False),
+            _WithoutValues(),
+        ):
+            yield
+    finally:
+        common.amp_definitely_not_available = missing
+        torch.cuda.is_bf16_supported = bf16
