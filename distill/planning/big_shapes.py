@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.pair or PAIRS:
             pair, chosen = Pair(name, Path(folder), words), options.loss or losses
             rows = []
-            with progress_bar(total=len(chosen), description=name, unit="loss") as bar:
+            with progress_bar(total=len(chosen), description=name, unit="step") as bar:
                 for loss in chosen:
                     rows.append(pair.row(loss))
                     bar.update()

@@ -23,7 +23,6 @@ _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 _GATHER = {"embedding", "index_select", "gather", "index"}
 _SCATTER = {"scatter_", "scatter_add_", "index_put_", "index_add_", "masked_scatter_"}
 _OVERWRITE = {"copy_", "zero_", "fill_"}  # kernels that do not read what they change
-_BLOCK = 512  # bytes that torch's allocator rounds up to on a GPU
 
 
 @dataclass
@@ -63,7 +62,7 @@ class KernelMeter(TorchDispatchMode):
     made inside the block, or given to `hold`, until Python or autograd lets go of them.
 
     Args:
-        device: whose storages count, `cpu` or `cuda`.
+        block: bytes that the allocator rounds up to.
 
     Attributes:
         phase: name of what runs now; may be set at any time.
@@ -72,14 +71,13 @@ class KernelMeter(TorchDispatchMode):
         live: live bytes now.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, block: int = 1) -> None:
         super().__init__()
         self.phase = ""
         self.kernels: dict[tuple[str, str], Kernel] = {}
         self.peaks: Counter[str] = Counter()
         self.live = 0
-        self._device = device
-        self._block = _BLOCK if device == "cuda" else 1
+        self._block = block
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
@@ -131,7 +129,7 @@ class KernelMeter(TorchDispatchMode):
         self.kernels[key] = self.kernels.get(key, Kernel()) + Kernel(1, int(flops), read, written)
 
     def _born(self, tensor: Tensor) -> None:
-        if tensor.device.type != self._device:
+        if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()
         place = storage._cdata

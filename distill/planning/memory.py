@@ -32,10 +32,9 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     if setup.gradient_checkpointing:
         for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
             vars(layer)["gradient_checkpointing"] = False
-    device = torch.device(setup.compute.device).type
-    with without_values():
-        lm.pretend(device)
-        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision, device)
+    with without_values(gpu=setup.compute.device != "cpu"):
+        lm.pretend()
+        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}
     return model, {
@@ -46,7 +45,7 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     }
 
 
-def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype, device: str) -> int:
+def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
@@ -54,10 +53,10 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
         held.append(tensor)
         return tensor
 
-    ids = torch.zeros(rows, length, dtype=torch.long, device=device)
+    ids = torch.zeros(rows, length, dtype=torch.long)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast(device, precision, enabled=precision != torch.float32, cache_enabled=False),
+        torch.autocast("cpu", precision, enabled=precision != torch.float32, cache_enabled=False),
     ):
         _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}

@@ -34,6 +34,7 @@ from distill.training.module import DistillModule, Supervision
 from distill.training.setup import Setup
 
 STUDENT, HEAD, BACKWARD, STEP = "student", "head and loss", "backward pass", "optimizer step"
+_GPU_BLOCK = 512  # bytes that torch's allocator rounds up to
 _LOOKED_AT = 1000  # steps among which one is looked for whose completions the student writes
 
 
@@ -76,19 +77,24 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
         setup: the run; its device is simulated, also where there is none.
         traces: those of each micro-batch; only their lengths count.
     """
-    device = torch.device(setup.compute.device).type
+    gpu = setup.compute.device != "cpu"
     objective = _objective(setup.objective)
     batches = [_batch(setup, own) for own in traces]
-    with without_values():
-        meter = KernelMeter(device)
-        models = _models(setup, meter, device)
+    models = _models(setup)
+    cached = objective.caches_distribution and objective.distribution.whole
+    teacher = WeightlessModel(setup.frozen["teacher"]) if cached else None
+    with without_values(gpu=gpu):
+        meter = KernelMeter(block=_GPU_BLOCK if gpu else 1)
+        for role, lm in models.items():
+            lm.pretend()
+            _watch(lm, meter, STUDENT if role == "student" else role)
         held = {
             f"weights of the {role}": meter.hold([*lm.model.parameters(), *lm.model.buffers()])
             for role, lm in models.items()
         }
-        module = _Step(setup, objective, models, len(batches), device)
-        if objective.caches_distribution and objective.distribution.whole:
-            held[MATRIX] = meter.hold([module.cached_matrix(setup, device)])
+        module = _Step(setup, objective, models, len(batches))
+        if teacher is not None:
+            held[MATRIX] = meter.hold([module.hold_matrix(teacher)])
         optimizer = module.optimizer_factory([p for p in module.student.parameters() if p.requires_grad])
         held[GRADIENTS] = meter.hold(_gradients(optimizer))
         optimizer.step()  # makes its state
@@ -96,7 +102,7 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
             value for state in optimizer.state.values() for value in state.values() if value is not None
         )
         with meter:
-            _optimizer_step(setup, module, optimizer, [batch.to(device) for batch in batches], meter)
+            _optimizer_step(setup, module, optimizer, batches, meter)
     return Simulation(dict(meter.kernels), dict(meter.peaks), held)
 
 
@@ -110,9 +116,8 @@ def _optimizer_step(
     """The step as Lightning does it."""
     compute, clip = setup.compute, setup.compute.trainer.get("gradient_clip_val")
     mixed = compute.precision != torch.float32
-    device = torch.device(compute.device).type
     for number, batch in enumerate(batches):
-        with torch.autocast(device, compute.precision, enabled=mixed, cache_enabled=False):
+        with torch.autocast("cpu", compute.precision, enabled=mixed, cache_enabled=False):
             loss = module.training_step(batch, number) / len(batches)
         meter.phase = BACKWARD
         if number == 0:
@@ -144,8 +149,8 @@ def _objective(objective: Objective) -> Objective:
     return objective
 
 
-def _models(setup: Setup, meter: KernelMeter, device: str) -> dict[Role, WeightlessModel]:
-    """Student and live frozen models, whose reading is a phase each."""
+def _models(setup: Setup) -> dict[Role, WeightlessModel]:
+    """Student and live frozen models."""
     found: dict[Role, WeightlessModel] = {
         "student": WeightlessModel.student(
             setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing
@@ -159,13 +164,11 @@ def _models(setup: Setup, meter: KernelMeter, device: str) -> dict[Role, Weightl
         rows = min(lm.vocab_size for lm in found.values())
         for lm in found.values():
             lm.vocab_size = rows
-    for role, lm in found.items():
-        lm.pretend(device)
-        _watch(lm, meter, STUDENT if role == "student" else role)
     return found
 
 
 def _watch(lm: WeightlessModel, meter: KernelMeter, phase: str) -> None:
+    """Make a model's reading a phase, and what follows it another."""
     read = lm.completion_head
 
     def completion_head(*args: Any) -> Head:
@@ -186,7 +189,6 @@ class _Step(DistillModule):
         objective: Objective,
         models: Mapping[Role, WeightlessModel],
         micro_batches: int,
-        device: str,
     ) -> None:
         frozen = {role: lm for role, lm in models.items() if role != "student"}
         super().__init__(
@@ -200,7 +202,6 @@ class _Step(DistillModule):
             layout=setup.layout,
         )
         self.student.train()
-        self._device = torch.device(device)
         self._trainer: Any = SimpleNamespace(
             global_step=_step_number(setup, micro_batches),
             accumulate_grad_batches=micro_batches,
@@ -208,26 +209,25 @@ class _Step(DistillModule):
             strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         )
 
-    def cached_matrix(self, setup: Setup, device: str) -> Tensor:
-        """The teacher's output matrix beside cached hidden states, which it then uses."""
-        lm = WeightlessModel(setup.frozen["teacher"])
-        weight = lm.model.get_output_embeddings().weight
-        rows = lm.vocab_size if self.objective.across_vocabularies else self.student_lm.vocab_size
-        self.teacher_matrix = torch.empty(rows, weight.shape[1], dtype=weight.dtype, device=device)
+    def hold_matrix(self, teacher: WeightlessModel) -> Tensor:
+        """Have the teacher's output matrix, which turns cached hidden states into distributions."""
+        weight = teacher.model.get_output_embeddings().weight
+        rows = teacher.vocab_size if self.objective.across_vocabularies else self.student_lm.vocab_size
+        self.teacher_matrix = torch.empty(rows, weight.shape[1], dtype=weight.dtype)
         return self.teacher_matrix
 
     def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
         return batch
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
-        values = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        values = torch.zeros(batch.mask.shape)
         return StepValues(values, values, batch.mask, batch.mask)
 
     def _constants(self) -> dict[str, Tensor]:
         """All tokens of the smaller vocabulary as shared ones."""
         matrix = self.teacher_matrix
         theirs = self.frozen["teacher"].vocab_size if matrix is None else len(matrix)
-        ids = torch.arange(min(self.student_lm.vocab_size, theirs), device=self.device)
+        ids = torch.arange(min(self.student_lm.vocab_size, theirs))
         return {"shared_ids": torch.stack([ids, ids])}
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:

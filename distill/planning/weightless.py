@@ -45,21 +45,21 @@ class WeightlessModel(LanguageModel):
             enable_gradient_checkpointing(lm)
         return lm
 
-    def pretend(self, device: str) -> None:
+    def pretend(self) -> None:
         """Replace meta tensors by fake ones, inside `without_values`.
 
-        They take the same code paths through attention and autocast as real tensors of the device.
+        They take the same code paths through attention and autocast as real tensors.
         """
         found: dict[int, nn.Parameter] = {}
         for module in self.model.modules():
             for name, p in module._parameters.items():
                 if p is not None and id(p) not in found:  # a tied matrix stays one
-                    values = torch.empty(p.shape, dtype=p.dtype, device=device)
+                    values = torch.empty(p.shape, dtype=p.dtype)
                     found[id(p)] = nn.Parameter(values, requires_grad=p.requires_grad)
                 module._parameters[name] = None if p is None else found[id(p)]
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def dtype_of(source: ModelSource, model: nn.Module) -> torch.dtype:
@@ -79,25 +79,46 @@ def vocabulary_of(source: ModelSource, model: nn.Module) -> int:
         return rows
 
 
+@contextlib.contextmanager
+def without_values(*, gpu: bool) -> Iterator[None]:
+    """Context in which tensors have shapes and dtypes, but no values (torch's `FakeTensorMode`).
+
+    Args:
+        gpu: take the code paths of a GPU. The tensors are a CPU's nonetheless: a build of torch without CUDA
+            cannot differentiate a GPU's, not even without values.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _WithoutValues(gpu):
+        yield
+
+
 class _WithoutValues(TorchFunctionMode):
-    """Give what would be read from a tensor a value, and have a GPU's attention where there is none."""
+    """Make up what would be read from a tensor, and pass its tensors off as a GPU's."""
+
+    def __init__(self, gpu: bool) -> None:
+        super().__init__()
+        self._gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.tolist:
-            return [1.0] * args[0].numel()
+        if func is Tensor.item:
+            return 1.0
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             return args[0].flatten()  # as if all were chosen
-        if func is nn.functional.scaled_dot_product_attention and _flash(*args, **kwargs):
+        if self._gpu and func in _IS_GPU:
+            return _IS_GPU[func]
+        if self._gpu and func is nn.functional.scaled_dot_product_attention and _is_flash(*args, **kwargs):
             return _flash_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _flash(
+_IS_GPU = {Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_flash(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
 ) -> bool:
-    """Whether torch would take flash attention on a GPU, which it cannot tell without one."""
-    return query.is_cuda and query.element_size() == 2 and attn_mask is None and query.shape[-1] <= 256
+    """Whether torch takes flash attention on a GPU."""
+    return query.element_size() == 2 and attn_mask is None and query.shape[-1] <= 256
 
 
 def _flash_attention(
@@ -113,26 +134,3 @@ def _flash_attention(
     return torch.ops.aten._scaled_dot_product_flash_attention(
         query, key, value, dropout_p, is_causal, scale=scale
     )[0]
-
-
-@contextlib.contextmanager
-def without_values() -> Iterator[None]:
-    """Context in which tensors have shapes, dtypes and devices, but no values (torch's `FakeTensorMode`).
-
-    Their device need not be there. Autocast for a GPU works, and the backward pass stays in this thread.
-    """
-    common, bf16 = torch.cuda.amp.common, torch.cuda.is_bf16_supported
-    missing = common.amp_definitely_not_available
-    common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *_, **__: True
-    try:
-        # A device's own thread is not started without the device.
-        with (
-            FakeTensorMode(allow_non_fake_inputs=True),
-            torch.autograd.set_multithreading_enabled(False),
-            _WithoutValues(),
-        ):
-            yield
-    finally:
-        common.amp_definitely_not_available = missing
-        torch.cuda.is_bf16_supported = bf16

@@ -64,7 +64,7 @@ def test_flops_are_those_of_a_real_step_and_of_the_closed_form(
 
 def test_bytes_and_live_memory_are_those_counted_by_hand() -> None:
     a, b = torch.zeros(4, 8), torch.zeros(8, 16)  # 128 and 512 bytes
-    meter = KernelMeter("cpu")
+    meter = KernelMeter()
     assert meter.hold([a, b, a.T]) == 640
     with meter:
         meter.phase = "first"
@@ -98,7 +98,7 @@ def test_live_memory_is_that_of_torchs_tracker(tiny_pair: tuple[Path, Path]) -> 
         lm.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         lm.model.zero_grad()
 
-    meter, tracker = KernelMeter("cpu"), MemTracker()
+    meter, tracker = KernelMeter(), MemTracker()
     meter.hold([*lm.model.parameters(), *lm.model.buffers()])
     with meter:
         step()
