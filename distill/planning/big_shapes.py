@@ -6,7 +6,7 @@ It prints Markdown tables, as in docs/results/big-shapes.md. No weights are made
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _QWEN = {
     "14b": (5120, 48, 40, 8, 13_824, 152_064, False),
 }
 PAIRS = {"qwen1.5b": ("1.5b", "7b"), "qwen3b_14b": ("3b", "14b")}  # by file of conf/model/
+_LAYERS = (2, 3)
 _RATE, _BANDWIDTH = 300e12, 2000e9  # FLOPs and bytes a second of the GPU that kernels are weighed by: an A100
 
 
@@ -73,15 +74,28 @@ class Row:
 _STRATEGIES = (("", 1), ("ddp", 2), ("fsdp", 2), ("fsdp", 4), ("fsdp", 8))
 
 
-def overrides(pair: str, loss: str, folder: Path, words: Sequence[str] = ()) -> list[str]:
-    """The command's words for a loss at a pair's shapes; writes the models' configurations into a folder."""
+def overrides(
+    pair: str, loss: str, folder: Path, words: Sequence[str] = (), layers: int | None = None
+) -> list[str]:
+    """The command's words for a loss at a pair's shapes; writes the models' configurations into a folder.
+
+    Args:
+        pair: of `PAIRS`.
+        loss: file of `conf/loss/`.
+        folder: for the models' configurations.
+        words: further overrides.
+        layers: of both models; None: as many as they have.
+    """
     found = [f"loss={loss}", f"model={pair}", "data=traces", "data.path=nowhere.jsonl", "benchmark=none"]
     roles = dict(zip(("student", "teacher"), PAIRS[pair], strict=True))
     for role, size in roles.items():
-        (folder / size).mkdir(parents=True, exist_ok=True)
-        (folder / size / "config.json").write_text(json.dumps(configuration(size)), encoding="utf-8")
-        found.append(f"model.{role}={quoted(str(folder / size))}")
-    found.append(f"model.pilot={quoted(str(folder / roles['student']))}")
+        changed = {} if layers is None else {"num_hidden_layers": layers}
+        place = folder / f"{size}-{layers or 'all'}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(configuration(size, **changed)), encoding="utf-8")
+        found.append(f"model.{role}={quoted(str(place))}")
+        if role == "student":
+            found.append(f"model.pilot={quoted(str(place))}")
     return [*found, "logger=csv", "estimate.traces=7000", *words]
 
 
@@ -92,18 +106,28 @@ class Pair:
         name: of `PAIRS`.
         folder: for the models' configurations.
         words: further overrides.
+        whole: simulate all layers; else two and three, and continue the line.
     """
 
-    def __init__(self, name: str, folder: Path, words: Sequence[str]) -> None:
-        self.name, self.folder, self.words = name, folder, list(words)
+    def __init__(self, name: str, folder: Path, words: Sequence[str], *, whole: bool = False) -> None:
+        self.name, self.folder, self.words, self.whole = name, folder, list(words), whole
         self._sizes: dict[str, ModelSize] = {}
         self._memory: tuple[Any, dict[str, int]] | None = None
 
     def row(self, loss: str) -> Row:
-        setup = Setup.from_overrides(overrides(self.name, loss, self.folder, self.words), here=False)
+        setup = self._setup(loss)
         batches = Batches.of(setup, expected_traces(setup, []))
-        simulation = simulate(setup, [batches.largest] * setup.length.accumulate)
+        traces = [batches.largest] * setup.length.accumulate
+        if self.whole:
+            simulation = simulate(setup, traces)
+        else:
+            few, more = (simulate(self._setup(loss, layers), traces) for layers in _LAYERS)
+            student, teacher = (_QWEN[size][1] for size in PAIRS[self.name])
+            simulation = continued(few, more, {"teacher": teacher}, student)
         return Row(loss, simulation, self._planned(setup, batches), any(batches.on_policy))
+
+    def _setup(self, loss: str, layers: int | None = None) -> Setup:
+        return Setup.from_overrides(overrides(self.name, loss, self.folder, self.words, layers), here=False)
 
     def _planned(self, setup: Setup, batches: Batches) -> dict[tuple[str, int], int]:
         if self._memory is None:  # the same for all losses
@@ -128,6 +152,37 @@ class Pair:
         if source.location not in self._sizes:
             self._sizes[source.location] = measure(source, setup.compute.precision)
         return self._sizes[source.location]
+
+
+def continued(few: Simulation, more: Simulation, layers: Mapping[str, int], others: int) -> Simulation:
+    """The simulation of deeper models, on the line through those of models with `_LAYERS` layers.
+
+    Args:
+        few: of models with the smaller number of layers.
+        more: with one layer more.
+        layers: layers of the models in whose reading phases are, by role.
+        others: layers of the student, and of all other models.
+    """
+
+    def line(a: int, b: int, name: str) -> int:
+        return a + (b - a) * (layers.get(name.removeprefix("weights of the "), others) - _LAYERS[0])
+
+    kernels = {
+        (phase, name): Kernel(
+            *(
+                line(getattr(few.kernels.get((phase, name), Kernel()), field), getattr(kernel, field), phase)
+                for field in ("calls", "flops", "read", "written")
+            )
+        )
+        for (phase, name), kernel in more.kernels.items()
+    }
+    held = {name: line(few.held[name], size, name) for name, size in more.held.items()}
+    before, after = (sum(one.held.values()) for one in (few, more))
+    peaks = {
+        phase: sum(held.values()) + line(few.peaks[phase] - before, peak - after, phase)
+        for phase, peak in more.peaks.items()
+    }
+    return Simulation(kernels, peaks, held)
 
 
 def steps_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -189,13 +244,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pair", choices=list(PAIRS), action="append", help="both where none is named")
     parser.add_argument("--loss", choices=losses, action="append", help="all where none is named")
     parser.add_argument("--kernels", choices=losses, action="append", help="losses in the table of kernels")
+    parser.add_argument("--whole", action="store_true", help="simulate all layers, not two and three")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="keys of train.py")
     options = parser.parse_args(arguments)
     quiet()
     words = ["estimate.prompt_tokens=120", "estimate.completion_tokens=300", *options.words]
     with tempfile.TemporaryDirectory() as folder:
         for name in options.pair or PAIRS:
-            pair, chosen = Pair(name, Path(folder), words), options.loss or losses
+            pair, chosen = Pair(name, Path(folder), words, whole=options.whole), options.loss or losses
             rows = []
             with progress_bar(total=len(chosen), description=name, unit="step") as bar:
                 for loss in chosen:

@@ -32,8 +32,9 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     if setup.gradient_checkpointing:
         for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
             vars(layer)["gradient_checkpointing"] = False
-    with without_values(gpu=setup.compute.device != "cpu"):
-        lm.pretend()
+    gpu = setup.compute.device != "cpu"
+    with without_values(gpu=gpu):
+        lm.pretend(gpu=gpu)
         kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}

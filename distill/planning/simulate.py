@@ -86,7 +86,7 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
     with without_values(gpu=gpu):
         meter = KernelMeter(block=_GPU_BLOCK if gpu else 1)
         for role, lm in models.items():
-            lm.pretend()
+            lm.pretend(gpu=gpu)
             _watch(lm, meter, STUDENT if role == "student" else role)
         held = {
             f"weights of the {role}": meter.hold([*lm.model.parameters(), *lm.model.buffers()])

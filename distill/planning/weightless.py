@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from distill.errors import UserError
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
 from distill.models.lora import add_lora
 from distill.models.lora_settings import Lora
+
+_GPU_ATTENTION = "gpu_without_values"  # name of our attention in transformers
 
 
 class WeightlessModel(LanguageModel):
@@ -45,11 +50,13 @@ class WeightlessModel(LanguageModel):
             enable_gradient_checkpointing(lm)
         return lm
 
-    def pretend(self) -> None:
+    def pretend(self, *, gpu: bool) -> None:
         """Replace meta tensors by fake ones, inside `without_values`.
 
         They take the same code paths through attention and autocast as real tensors.
         """
+        if gpu and self.model.config._attn_implementation == "sdpa":
+            self.model.set_attn_implementation(_GPU_ATTENTION)
         found: dict[int, nn.Parameter] = {}
         for module in self.model.modules():
             for name, p in module._parameters.items():
@@ -106,31 +113,32 @@ class _WithoutValues(TorchFunctionMode):
             return args[0].flatten()  # as if all were chosen
         if self._gpu and func in _IS_GPU:
             return _IS_GPU[func]
-        if self._gpu and func is nn.functional.scaled_dot_product_attention and _is_flash(*args, **kwargs):
-            return _flash_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 _IS_GPU = {Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _is_flash(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> bool:
-    """Whether torch takes flash attention on a GPU."""
-    return query.element_size() == 2 and attn_mask is None and query.shape[-1] <= 256
-
-
-def _flash_attention(
+def _gpu_attention(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    return torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout_p, is_causal, scale=scale
-    )[0]
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention function for transformers: flash attention where torch takes it on a GPU, else SDPA."""
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    if query.element_size() != 2 or attention_mask is not None or query.shape[-1] > 256:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    return flash(query, key, value, dropout, True, scale=scaling)[0].transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_GPU_ATTENTION, _gpu_attention)
+AttentionMaskInterface.register(_GPU_ATTENTION, sdpa_mask)
