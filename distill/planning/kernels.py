@@ -22,6 +22,7 @@ _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 # Kernels that read as much of their first tensor as they write; those that write as much as they are given.
 _GATHER = {"embedding", "index_select", "gather", "index"}
 _SCATTER = {"scatter_", "scatter_add_", "index_put_", "index_add_", "masked_scatter_"}
+GPU_BLOCK = 512  # bytes that torch's allocator rounds up to on a GPU
 _OVERWRITE = {"copy_", "zero_", "fill_"}  # kernels that do not read what they change
 
 

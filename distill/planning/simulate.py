@@ -26,7 +26,7 @@ from distill.losses.signals import Role
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
-from distill.planning.kernels import Kernel, KernelMeter
+from distill.planning.kernels import GPU_BLOCK, Kernel, KernelMeter
 from distill.planning.ranks import GRADIENTS, MATRIX, OPTIMIZER
 from distill.planning.weightless import WeightlessModel, without_values
 from distill.training.length import Steps
@@ -34,7 +34,6 @@ from distill.training.module import DistillModule, Supervision
 from distill.training.setup import Setup
 
 STUDENT, HEAD, BACKWARD, STEP = "student", "head and loss", "backward pass", "optimizer step"
-_GPU_BLOCK = 512  # bytes that torch's allocator rounds up to
 _LOOKED_AT = 1000  # steps among which one is looked for whose completions the student writes
 
 
@@ -84,7 +83,7 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
     cached = objective.caches_distribution and objective.distribution.whole
     teacher = WeightlessModel(setup.frozen["teacher"]) if cached else None
     with without_values(gpu=gpu):
-        meter = KernelMeter(block=_GPU_BLOCK if gpu else 1)
+        meter = KernelMeter(GPU_BLOCK if gpu else 1)
         for role, lm in models.items():
             lm.pretend(gpu=gpu)
             _watch(lm, meter, STUDENT if role == "student" else role)

@@ -245,18 +245,13 @@ def step_moments(
         whole: its bytes, of `training_memory`.
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
     """
-    head = head_memory(
-        setup,
-        vocabulary=student.vocabulary,
-        hidden=student.hidden,
-        completions=batches.completions,
-        trains=model.get_output_embeddings().weight.requires_grad,
-    )
+    trains = model.get_output_embeddings().weight.requires_grad
+    head = head_memory(setup, student, frozen, completions=batches.completions, trains=trains)
     return moments(
         setup,
         StudentBytes.of(model, whole["optimizer"]),
         frozen,
-        activations=whole["activations"],
+        activations=(whole["activations"], whole["recomputed"]),
         head=head,
         writing=writing,
         tokens=setup.length.batch_size * batches.longest,
