@@ -12,12 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 _aten = torch.ops.aten
-# Attention on a CPU, which torch's own registry lacks.
+# With what torch's own registry lacks: attention on a CPU, and products that are added in place.
 _FLOPS: Mapping[Any, Any] = {
+    _aten.addmm_: flop_registry[_aten.addmm],
+    _aten.baddbmm_: flop_registry[_aten.baddbmm],
     _aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
     **flop_registry,
 }
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # Kernels that read as much of their first tensor as they write; those that write as much as they are given.
 _GATHER = {"embedding", "index_select", "gather", "index"}
@@ -92,8 +95,9 @@ class KernelMeter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if func._overloadpacket not in _FLOPS:
-            with self:  # as under inference_mode, where operators come before they are decomposed
+        # Under inference_mode operators come before they are decomposed. Some could be, but have a kernel.
+        if func._overloadpacket not in _FLOPS and not _has_kernel(func.name(), "CPU"):
+            with self:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found

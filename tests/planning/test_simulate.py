@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.data.batch import collate
 from distill.data.trace import Example, Trace
 from distill.models.find import find_model
-from distill.models.flops import cost_of
+from distill.models.flops import Work, cost_of
+from distill.planning.kernels import KernelMeter
 from distill.planning.simulate import BACKWARD, HEAD, STUDENT, simulate
 from distill.planning.sizes import blank
 from distill.training.setup import Setup
@@ -43,23 +44,53 @@ def real_step(pair: tuple[Path, Path], setup: Setup, teacher: bool) -> None:
     setup.objective(head, batch.mask, batch.labels, {}, others=others).total.backward()
 
 
-@pytest.mark.parametrize(("loss", "products"), [("sft", 3), ("forward_kl", 3)])
+@pytest.mark.parametrize("loss", ["sft", "forward_kl"])
 def test_flops_are_those_of_a_real_step_and_of_the_closed_form(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, products: int
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
 ) -> None:
     setup = set_up(tiny_pair, traces, tmp_path, f"loss={loss}")
-    found = simulate(setup, [micro_batch()])
+    found, live = simulate(setup, [micro_batch()]), loss == "forward_kl"
     with FlopCounterMode(display=False) as counter:
-        real_step(tiny_pair, setup, teacher=loss == "forward_kl")
-    assert found.of().flops == counter.get_total_flops()
-    student = cost_of(setup.student.skeleton(), "student", setup.student.vocab_size)
-    # torch's formulas count the pairs that the causal mask leaves out.
-    tokens, pairs, outputs = ROWS * LENGTH, ROWS * LENGTH**2, ROWS * COMPLETION
-    assert found.of(STUDENT, BACKWARD).flops == student.training(tokens, pairs)
-    heads = products * student.cut_head + (setup.frozen and loss == "forward_kl") * 0
-    if loss == "forward_kl":
-        heads += cost_of(setup.frozen["teacher"].skeleton(), "", setup.student.vocab_size).cut_head
-    assert found.of(HEAD).flops == 2 * heads * outputs
+        real_step(tiny_pair, setup, teacher=live)
+    student, teacher = (
+        cost_of(source.skeleton(), "", source.vocab_size)
+        for source in (setup.student, setup.frozen.get("teacher", setup.student))
+    )
+    # torch's formulas count the pairs that the causal mask leaves out, and the scores that the backward pass
+    # computes anew. Its counter knows neither the attention of a CPU nor products that are added in place.
+    tokens, outputs, pairs = ROWS * LENGTH, ROWS * COMPLETION, 2 * ROWS * LENGTH**2
+    attention = 3.5 * student.attention * pairs
+    assert found.of(STUDENT, BACKWARD).flops == student.training(tokens, 0) + attention
+    assert found.of(HEAD).flops == 2 * outputs * (3 * student.cut_head + live * teacher.cut_head)
+    read = live * (teacher.forward(Work(tokens)) + teacher.attention * pairs)
+    assert found.of("teacher").flops == read
+    unknown = attention + live * teacher.attention * pairs + 2 * outputs * student.cut_head
+    assert found.of().flops == counter.get_total_flops() + unknown
+
+
+def test_a_gpus_step_recomputes_its_layers_in_half_precision(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = [
+        "loss=forward_kl",
+        "trainer=gpu",
+        "trainer.precision=bf16-mixed",
+        "model.teacher_dtype=bfloat16",
+        "data.layout=padded",
+    ]
+    kept, anew = (
+        simulate(
+            set_up(tiny_pair, traces, tmp_path, *words, f"model.gradient_checkpointing={value}"),
+            [micro_batch(rows=16)] * 2,
+        )
+        for value in ("false", "true")
+    )
+    # The layers' forward pass once more, of attention 2 of the 7 products.
+    assert anew.of(HEAD).flops == kept.of(HEAD).flops
+    assert 1.2 < anew.of(BACKWARD).flops / kept.of(BACKWARD).flops < 1.5
+    assert anew.peaks[STUDENT] < kept.peaks[STUDENT]
+    assert ("backward pass", "_scaled_dot_product_flash_attention") in anew.kernels
+    assert ("backward pass", "_scaled_dot_product_flash_attention") not in kept.kernels
 
 
 def test_bytes_and_live_memory_are_those_counted_by_hand() -> None:
