@@ -67,7 +67,9 @@ def write_gguf(student: LanguageModel, path: Path, bits: int, name: str, license
     tokenizer = tokenizer_metadata(student.tokenizer, student.end_ids, student.source.name)
     rows = len(tokenizer.tokens)
     if rows > student.model.get_input_embeddings().weight.shape[0]:
-        raise UserError(f"{student.source.name} has more tokens than rows of its embedding: add rows for them")
+        raise UserError(
+            f"{student.source.name} has more tokens than rows of its embedding: add rows for them"
+        )
     plans = plan_tensors(model, architecture, rows, bits)
 
     def write(temporary: Path) -> None:

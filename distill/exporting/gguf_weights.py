@@ -93,7 +93,9 @@ def plan_tensors(model: Any, found: Architecture, rows: int, bits: int) -> list[
             continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise UserError(f"format=gguf has no name for the tensor {source} of this student: take format=hf")
+            raise UserError(
+                f"format=gguf has no name for the tensor {source} of this student: take format=hf"
+            )
         shape = tuple(tensor.shape)
         if source in ("model.embed_tokens.weight", "lm_head.weight"):
             shape = (min(rows, shape[0]), *shape[1:])
@@ -181,7 +183,9 @@ def check_architecture(config: Any, name: str) -> Architecture:
             f"{remedy}"
         )
     if odd := next(_oddities(config), None):
-        raise UserError(f"format=gguf does not write a {config.model_type} with {odd}, as {name} has: {remedy}")
+        raise UserError(
+            f"format=gguf does not write a {config.model_type} with {odd}, as {name} has: {remedy}"
+        )
     return ARCHITECTURES[config.model_type]
 
 
