@@ -104,13 +104,12 @@ def _measured(
         lm.model.requires_grad_(False).to(device)
     if export.vocab_size != full.vocab_size:
         raise UserError(
-            f"the export has {export.vocab_size} tokens and the student {full.vocab_size}: this is a defect of "
-            f"distill, please report it"
+            f"the export has {export.vocab_size} tokens and the student {full.vocab_size}: its tokenizer is "
+            f"written in another way than it is read; take format=hf"
         )
     source = subject.source
     place = Path(source.location) / source.gguf if source.gguf else Path(source.location)
-    prompts = [request.prompt_ids for one in asked for request in one.requests[:: one.benchmark.samples]]
-    prompts = (prompts or [trace.prompt_ids for trace in traces])[: cfg.speed.prompts]
+    prompts = _prompts(asked, traces)[: cfg.speed.prompts]
     texts = [problem.problem for one in asked for problem in one.problems]
     texts += [trace.example.completion for trace in traces if trace.example.completion]
     return Report(
@@ -119,12 +118,18 @@ def _measured(
         _device_in_words(device),
         (weights_bytes(place, full.model), weights_bytes(folder / "student")),
         parameter_counts(full.model)[1],
-        compare_texts(full, export, [ids.tolist() for ids in prompts], cfg.speed.tokens) if prompts else None,
+        compare_texts(full, export, prompts, cfg.speed.tokens) if prompts else None,
         (len(texts), same_spelling(full, export, texts)) if texts else None,
         measure_fit(full, export, traces) if traces else None,
         _compared(folder, full, export, asked) if asked else None,
         _notes(export),
     )
+
+
+def _prompts(asked: Sequence[Asked], traces: Sequence[Trace]) -> list[list[int]]:
+    """Prompts of the benchmarks' problems, else of the traces."""
+    found = [request.prompt_ids for one in asked for request in one.requests[:: one.benchmark.samples]]
+    return [ids.tolist() for ids in found or [trace.prompt_ids for trace in traces]]
 
 
 def _compared(folder: Path, full: LanguageModel, export: LanguageModel, asked: Sequence[Asked]) -> Comparison:
@@ -151,8 +156,8 @@ def _notes(export: LanguageModel) -> list[str]:
     kinds = {type(own.data).__name__ for own in export.model.parameters()}
     if "IntxUnpackedToInt8Tensor" in kinds:
         return [
-            "torchao stores these 4-bit weights in 8 bits each: the files are no smaller than with bits=8; what "
-            "is measured is what 4 bits do to the student."
+            "torchao stores these 4-bit weights in 8 bits each: the files are no smaller than with bits=8; "
+            "what is measured is what 4 bits do to the student."
         ]
     return []
 

@@ -115,13 +115,12 @@ def quantized_columns(model: Any) -> set[int]:
 
 
 def _write_torchao(student: LanguageModel, place: str, settings: ExportSettings, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, TorchAoConfig
-
     from torchao.quantization import (  # pyright: ignore[reportMissingImports]
         Int8WeightOnlyConfig,
         IntxWeightOnlyConfig,
     )
     from torchao.quantization.granularity import PerGroup  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM, TorchAoConfig
 
     if settings.bits == 8:
         config = Int8WeightOnlyConfig()

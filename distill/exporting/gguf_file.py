@@ -136,8 +136,9 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: TokenizerMetadata) -> None:
 def read_back(path: Path, student: LanguageModel) -> ModelSource:
     """The written file as a model, which transformers reads as it reads anybody's.
 
-    It does not read two things that llama.cpp does: the scaling of rotary frequencies, and heads of another
-    size than hidden size / heads. Where the student has one, it is put beside the file's configuration.
+    It does not read three things that llama.cpp does: the scaling of rotary frequencies, heads of another size
+    than hidden size / heads, and that a Llama has biases. Where the student has one, it is put beside the
+    file's configuration.
 
     Args:
         path: the file.
@@ -147,6 +148,9 @@ def read_back(path: Path, student: LanguageModel) -> ModelSource:
     config, own = copy.deepcopy(source._configuration), student.model.config
     if own.rope_parameters.get("rope_type", "default") != "default":
         config.rope_parameters = copy.deepcopy(own.rope_parameters)
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(own, name, False):
+            setattr(config, name, True)
     if head_dim(config) != head_dim(own):
         config.head_dim = head_dim(own)
     vars(source)["_configuration"] = config

@@ -60,7 +60,7 @@ def tokenizer_metadata(tokenizer: Any, end_ids: Sequence[int], name: str) -> Tok
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = {} if backend is None else json.loads(backend.to_str())
     merges, pre, spell = _kind(described, name)
-    added = {index: token for index, token in tokenizer.added_tokens_decoder.items()}
+    added = tokenizer.added_tokens_decoder
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     tokens, types = [], []
     for index in range(tokenizer_size(tokenizer)):
@@ -105,7 +105,8 @@ def _kind(described: dict[str, Any], name: str) -> tuple[list[str], str, Any]:
         return [], "gpt-2", lambda token: alphabet[ord(token)]
     kind = "sentencepiece" if model.get("byte_fallback") else model.get("type") or "without a tokenizer.json"
     raise UserError(
-        f"format=gguf writes byte-level BPE, and the tokenizer of {name} is of another kind ({kind}): {_REMEDY}"
+        f"format=gguf writes byte-level BPE, and the tokenizer of {name} is of another kind ({kind}): "
+        f"{_REMEDY}"
     )
 
 
@@ -125,8 +126,8 @@ def _pre_tokenizer(node: dict[str, Any] | None, name: str) -> str:
     elif kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
         return "smollm"
     raise UserError(
-        f"format=gguf has no name for how the tokenizer of {name} splits a text ({', '.join(kinds) or 'not'}), "
-        f"and under another one llama.cpp would read other tokens: {_REMEDY}"
+        f"format=gguf has no name for how the tokenizer of {name} splits a text "
+        f"({', '.join(kinds) or 'not'}), and under another one llama.cpp would read other tokens: {_REMEDY}"
     )
 
 

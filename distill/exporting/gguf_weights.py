@@ -135,8 +135,8 @@ def tensor_data(plan: TensorPlan, model: Any) -> np.ndarray:
         raise UserError(f"the student's tensor {plan.source} has weights that are no numbers: it is damaged")
     if plan.kind == GGMLQuantizationType.F16 and largest > _HALF_MAX:
         raise UserError(
-            f"the student's tensor {plan.source} has a weight of {largest:.3g}, more than half precision holds "
-            f"({_HALF_MAX:.0f}): take bits=32"
+            f"the student's tensor {plan.source} has a weight of {largest:.3g}, more than half precision "
+            f"holds ({_HALF_MAX:.0f}): take bits=32"
         )
     if plan.heads is not None:
         values = permuted(values, plan.heads)

@@ -95,17 +95,17 @@ class Report:
         if self.texts:
             texts = self.texts
             yield (
-                f"- Greedy, {texts.tokens} tokens behind {texts.prompts} prompts on {self.device}: {texts.same} of "
-                f"{texts.prompts} texts are the same token for token, {texts.alike:.1%} of all tokens come before "
-                f"the first that differs."
+                f"- Greedy, {texts.tokens} tokens behind {texts.prompts} prompts on {self.device}: "
+                f"{texts.same} of {texts.prompts} texts are alike token for token, {texts.alike:.1%} of all "
+                f"tokens come before the first that differs."
             )
         if self.spelled:
             texts, same = self.spelled
             yield f"- Tokenizer: {same} of {texts} texts get the same ids."
         if self.fit:
             yield (
-                f"- NLL and KL: {self.fit.tokens:,} completion tokens of {self.fit.traces} held-out traces; 95 % "
-                f"bootstrap intervals over problems."
+                f"- NLL and KL: {self.fit.tokens:,} completion tokens of {self.fit.traces} held-out traces; "
+                f"95 % bootstrap intervals over problems."
             )
         if self.compared:
             yield "- Accuracy: the same problems for both; p by McNemar's exact test or a sign-flip test."

@@ -111,7 +111,7 @@ class Subject:
         own = {name: trained.get(name) for name in ("user", "system")}
         if said not in (own, {"user": "{problem}", "system": None}):
             raise UserError(
-                f"data.student_prompt says {said['user']!r}, and the run was trained under {own['user']!r}: leave "
-                f"it out, or say prompt_from=data"
+                f"data.student_prompt says {said['user']!r}, and the run was trained under {own['user']!r}: "
+                f"leave it out, or say prompt_from=data"
             )
         return own

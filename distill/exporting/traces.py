@@ -37,9 +37,7 @@ def held_out(cfg: DictConfig, subject: Subject, student: LanguageModel, say: Say
         return _some(_read(_recipe(cfg, subject), cfg, student, say), cfg.traces, cfg.seed)
     _, held = _of_run(cfg, subject, student, say)
     if not held:
-        say(
-            "no traces were held out: NLL and KL are not measured; name some with data.path=<trace set or file>"
-        )
+        say("no traces were held out: NLL and KL are not measured; name some with data.path=<file>")
     return _some(held, cfg.traces, cfg.seed)
 
 
@@ -70,14 +68,12 @@ def calibration_traces(
         )
     tested = [*asked, *_asked_by_run(subject)]
     if not tested:
-        say(
-            "no benchmark is named, by this command or the run: whether a trace is a test problem is not known"
-        )
+        say("no benchmark is named, here or by the run: whether a trace is a test problem is not known")
     if found := overlaps(traces, tested):
         raise UserError(
             f"{len(found)} problems of the calibration's traces are test problems, such as "
-            f"{next(iter(found.values()))}: a student calibrated on them is measured on what it has seen; take "
-            f"them out with python -m distill.curate curation=[decontaminate], or name other traces with "
+            f"{next(iter(found.values()))}: a student calibrated on them is measured on what it has seen; "
+            f"take them out with python -m distill.curate curation=[decontaminate], or name others by "
             f"calibration.path="
         )
     return _some(traces, cfg.calibration.traces, cfg.seed)
@@ -93,7 +89,7 @@ def _recipe(cfg: DictConfig, subject: Subject) -> TraceRecipe:
 def _read(recipe: TraceRecipe, cfg: DictConfig, student: LanguageModel, say: Say) -> list[Trace]:
     if recipe.completions != "dataset":
         raise UserError(
-            "an export reads traces and lets nobody write them: name them with data=traces data.path=<trace set>"
+            "an export reads traces and lets nobody write them: take data=traces data.path=<file>"
         )
     # No teacher writes, so nothing is cached.
     return recipe.build(student, None, cache=Path(), say=say)

@@ -202,8 +202,8 @@ def _objective(card: Card) -> Iterator[str]:
     rate, model = (card.config.get("optimizer") or {}).get("lr"), card.config.get("model") or {}
     adapted = " with LoRA, merged," if (model.get("lora") or {}).get("rank") else ""
     yield (
-        f"Trained{adapted} for {summary['steps']:,} optimizer steps on {summary['tokens']:,.0f} completion tokens, "
-        f"learning rate {rate:g}, {summary['precision']}, seed {summary['seed']}."
+        f"Trained{adapted} for {summary['steps']:,} optimizer steps on {summary['tokens']:,.0f} completion "
+        f"tokens, learning rate {rate:g}, {summary['precision']}, seed {summary['seed']}."
     )
 
 
@@ -223,8 +223,8 @@ def _results(card: Card) -> Iterator[str]:
     yield "|---|---|---|---|"
     for one in card.results:
         first = before.get(one.benchmark)
-        same = first is not None and first.problems == one.problems
-        yield f"| {one.benchmark} | {one.problems:,} | {interval(first) if first and same else ''} | {interval(one)} |"
+        earlier = interval(first) if first and first.problems == one.problems else ""
+        yield f"| {one.benchmark} | {one.problems:,} | {earlier} | {interval(one)} |"
 
 
 def interval(result: CardResult) -> str:
@@ -236,5 +236,5 @@ def interval(result: CardResult) -> str:
 
 def _licenses(card: Card) -> Iterator[str]:
     for name in LICENSES:
-        known = card.licenses[name] != UNKNOWN
-        yield f"- {_WORDS[name].capitalize()}: {card.licenses[name] if known else 'unknown: nobody has said it'}"
+        said = card.licenses[name]
+        yield f"- {_WORDS[name].capitalize()}: {said}{': nobody has said it' * (said == UNKNOWN)}"

@@ -236,7 +236,7 @@ def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student:
     ):
         calibration_traces(cfg, subject, student, asked)
     cfg.calibration.path = None
-    with pytest.raises(UserError, match="the run's own are not to be had: name traces .* calibration.path="):
+    with pytest.raises(UserError, match=r"the run's own are not to be had: name .*calibration.path="):
         calibration_traces(cfg, subject, student, asked)
     cfg.calibration.path, cfg.calibration.traces = str(heldout), 4
     assert len(calibration_traces(cfg, subject, student, asked)) == 4
@@ -245,7 +245,7 @@ def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student:
 def test_gptq_is_given_the_training_traces(
     heldout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: LanguageModel
 ) -> None:
-    """A stand-in for gptqmodel, which needs an environment of its own: what it is given, and what it loads."""
+    """Of a stand-in for gptqmodel, which needs an environment of its own."""
     given: dict[str, Any] = {}
 
     class Quantized:
