@@ -30,6 +30,7 @@ from distill.exporting.gguf_tokenizer import _BY_SPLIT, _LLAMA3, _QWEN2, tokeniz
 from distill.exporting.gguf_weights import check_architecture, permuted, rope_factors
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
+from distill.models.find import find_model
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.tiny.build import make_tokenizer
 
@@ -111,7 +112,7 @@ def qwen3(tokenizer: Any, **settings: Any) -> LanguageModel:
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
-    "rope_theta": 500000.0,
+    "rope_theta": 10000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -143,7 +144,12 @@ def written(student: LanguageModel, folder: Path, bits: int) -> LanguageModel:
     return read_back(path, student).load()
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+QUICK = ("llama", "qwen2 of characters")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDENTS]
+)
 def test_a_student_written_and_read_back_is_the_same(name: str, tmp_path: Path) -> None:
     student = STUDENTS[name]()
     back = written(student, tmp_path, 32)
@@ -162,38 +168,49 @@ def test_a_student_written_and_read_back_is_the_same(name: str, tmp_path: Path) 
     assert back.end_ids == student.end_ids
 
 
-@pytest.mark.parametrize("bits", [16, 8])
-def test_rounding_is_that_of_the_format(bits: int, tmp_path: Path) -> None:
+def stored(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """The tensors of a file: number type and bytes."""
+    return {one.name: (one.tensor_type.name, np.array(one.data)) for one in GGUFReader(path).tensors}
+
+
+def test_rounding_is_that_of_the_format(tmp_path: Path) -> None:
     student = qwen2(byte_level())
-    back = written(student, tmp_path, bits).model.state_dict()
-    for name, own in student.model.state_dict().items():
-        values = own.numpy()
-        if values.ndim == 1:
-            assert np.array_equal(back[name].numpy(), values), name  # single precision
-            continue
-        if bits == 16:
-            expected = values.astype(np.float16).astype(np.float32)
-        else:  # by the definition: 32 columns share a half-precision scale, their largest over 127
-            blocks = values.reshape(-1, 32).astype(np.float64)
-            scale = np.abs(blocks).max(1, keepdims=True) / 127
-            expected = (np.rint(blocks / scale) * scale.astype(np.float16)).reshape(values.shape)
-            # A value in the middle of two steps may be rounded to either.
-            step = np.repeat(scale, 32, axis=1).reshape(values.shape)
-            off = np.abs(back[name].numpy() - expected) > 1e-6
-            assert (np.abs(back[name].numpy() - expected)[off] < 1.01 * step[off]).all()
-            assert off.mean() < 1e-3
-            continue
-        np.testing.assert_allclose(back[name].numpy(), expected, atol=1e-7)
+    files = {}
+    for bits in (16, 8):
+        write_gguf(student, tmp_path / f"{bits}.gguf", bits, "tested")
+        files[bits] = stored(tmp_path / f"{bits}.gguf")
+    state = student.model.state_dict()
+    for name, source in {
+        "blk.1.ffn_down.weight": "layers.1.mlp.down_proj",
+        "output.weight": "lm_head",
+    }.items():
+        values = state[f"{source}.weight" if source == "lm_head" else f"model.{source}.weight"].numpy()
+        kind, halves = files[16][name]
+        assert kind == "F16"
+        assert np.array_equal(halves.view(np.float16), values.astype(np.float16))
+        kind, raw = files[8][name]
+        assert kind == "Q8_0"
+        blocks = raw.reshape(-1, 34)  # 32 columns: a half-precision scale, and a byte for each
+        scales = blocks[:, :2].copy().view(np.float16).astype(np.float64)
+        exact = values.reshape(-1, 32).astype(np.float64)
+        assert np.array_equal(scales[:, 0], (np.abs(exact).max(1) / 127).astype(np.float16))
+        found = scales * blocks[:, 2:].copy().view(np.int8)
+        # Half a step, and the scale's own rounding.
+        assert (np.abs(found - exact) <= 0.5 * scales + 127 * scales * 2.0**-11).all()
+    kind, vector = files[8]["blk.0.attn_q.bias"]
+    assert kind == "F32"
+    assert np.array_equal(vector, state["model.layers.0.self_attn.q_proj.bias"].numpy())
 
 
+@pytest.mark.slow
 def test_log_probs_stay_within_the_formats_rounding(tmp_path: Path) -> None:
-    student = qwen2(byte_level())
-    ids = list(range(4, 28))
+    student = find_model("package:distill/tiny/student", key="model").load()
+    ids = student.tokenizer("3+4*2=8+3=1;1*5-2=5-2=3;#3").input_ids
     exact = logprobs(student, ids)
     errors = [
         float((logprobs(written(student, tmp_path, bits), ids) - exact).abs().max()) for bits in (16, 8)
     ]
-    assert errors[0] < 0.02 < errors[1] < 1.0, errors  # 11 bits of a number, 8 bits of the largest of 32
+    assert 0 < errors[0] < 0.01 < errors[1] < 0.5, errors  # nats, at any token
 
 
 def test_columns_that_fill_no_block_are_half_precision(tmp_path: Path) -> None:
@@ -227,7 +244,7 @@ def test_rotary_factors_are_llama_cpps() -> None:
     assert found is not None
     expected = []
     for place in range(0, 16, 2):  # convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors
-        wave = 2 * math.pi * 500000.0 ** (place / 16)
+        wave = 2 * math.pi * 10000.0 ** (place / 16)
         if wave < 32 / 4:
             expected.append(1.0)
         elif wave > 32 / 1:
@@ -236,7 +253,7 @@ def test_rotary_factors_are_llama_cpps() -> None:
             smooth = (32 / wave - 1) / (4 - 1)
             expected.append(1 / ((1 - smooth) / 8 + smooth))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert 1.0 < found[2] < 8.0 or len(set(expected)) > 2
+    assert len(set(expected)) == 3  # all three cases
 
 
 def test_template_variables_are_set_in_the_template(tmp_path: Path) -> None:
