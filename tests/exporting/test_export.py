@@ -1,5 +1,6 @@
 """Tests of `python -m distill.export` on the embedded student."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from commands import command
 from huggingface_hub import ModelCard
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from distill.config.instantiate import resolved
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.data.trace import Trace
@@ -22,11 +24,13 @@ from distill.evaluation.named import as_keys
 from distill.evaluation.run import ask
 from distill.export import check
 from distill.exporting.command import export
-from distill.exporting.hub import push
+from distill.exporting.formats import write
+from distill.exporting.hub import check_push, push
 from distill.exporting.settings import ExportSettings, group_size
 from distill.exporting.subject import Subject
 from distill.exporting.traces import calibration_traces, held_out
 from distill.models.language_model import LanguageModel
+from distill.runs.folder import describe
 from distill.tiny import task
 
 PROBLEMS = task.problems(6, split="train", seed=3)
@@ -48,17 +52,18 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compose(*words: str) -> DictConfig:
-    cfg = check_overrides(CONFIG, "export", as_keys(["model=tiny", *words]))
-    return cfg
+    return check_overrides(CONFIG, "export", as_keys(["model=tiny", *words]))
 
 
 def exported(folder: Path, *words: str) -> dict[str, Any]:
     cfg = compose(*words, f"out={folder}")
-    del cfg["hydra"]
+    with open_dict(cfg):
+        cfg.pop("hydra")
     export(cfg)
     return json.loads((folder / "export.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_writes_compares_and_describes_a_gguf_file(heldout: Path, tmp_path: Path) -> None:
     words = ["model=tiny", f"data.path={heldout}", *SMALL, f"out={tmp_path / 'a'}", "card.license=mit"]
     done = command("distill/export.py", *words)
@@ -94,6 +99,7 @@ def test_the_command_writes_compares_and_describes_a_gguf_file(heldout: Path, tm
     assert own["figures"]["accuracy"]["value"] == found["benchmarks"]["arithmetic"]["accuracy"][1]["value"]
 
 
+@pytest.mark.slow
 def test_an_export_that_is_there_is_measured_and_not_written_again(heldout: Path, tmp_path: Path) -> None:
     found = exported(tmp_path, "format=hf", "speed.tokens=2")
     assert found["held_out"] is found["benchmarks"] is found["texts"] is None
@@ -108,35 +114,52 @@ def test_an_export_that_is_there_is_measured_and_not_written_again(heldout: Path
         exported(tmp_path, "format=hf", "bits=16")
 
 
-def test_hugging_face_format_in_half_precision(heldout: Path, tmp_path: Path) -> None:
-    found = exported(tmp_path, "format=hf", "bits=16", f"data.path={heldout}", "speed.tokens=2")
+@pytest.mark.slow
+def test_hugging_face_format_in_half_precision_is_written_and_uploaded(
+    heldout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    words = ["format=hf", "bits=16", f"data.path={heldout}", "speed.tokens=2", "push_to_hub=me/mine"]
+    found = exported(tmp_path, *words)
+    assert hub.calls[1][1]["folder_path"] == tmp_path / "student"
+    assert hub.calls[0][1]["private"]
     assert 0.45 < found["bytes"]["export"] / found["bytes"]["full"] < 0.55
     assert 0 < found["held_out"]["kl"]["value"] < 1e-2
 
 
-REFUSED = [
-    (["format=onnx"], r"format='onnx' is not one of hf, gguf, torchao, gptq"),
-    (["bits=5"], r"bits=5: format=gguf has 8, 16, 32 bits a weight, or null"),
-    (["format=hf", "bits=8"], r"bits=8: format=hf has 16, 32 bits"),
-    (["group_size=64"], r"group_size=64: the weights of format=gguf bits=8 have no groups"),
-    (["push_to_hub=nobody"], r"push_to_hub=nobody is no hub id: write owner/name"),
-    (["push_to_hub=me/mine"], r"push_to_hub=me/mine: this machine has no token of the Hugging Face hub"),
-    (["data.path=nothere.jsonl"], r"nothere.jsonl does not exist"),
-    (["model=./nothere"], r"model=./nothere: there is no such folder"),
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"format": "onnx"}, r"format='onnx' is not one of hf, gguf, torchao, gptq"),
+    ({"bits": 5}, r"bits=5: format=gguf has 8, 16, 32 bits a weight, or null"),
+    ({"format": "hf", "bits": 8}, r"bits=8: format=hf has 16, 32 bits"),
+    ({"group_size": 64}, r"group_size=64: the weights of format=gguf bits=8 have no groups"),
+    ({"push_to_hub": "nobody"}, r"push_to_hub=nobody is no hub id: write owner/name"),
+    ({"push_to_hub": "me/mine"}, r"push_to_hub=me/mine: this machine has no token of the Hugging Face hub"),
+    ({"data.path": "nothere.jsonl"}, r"nothere.jsonl does not exist"),
+    ({"model.source": "./nothere"}, r"model=./nothere: there is no such folder"),
     (
-        ["format=gptq"],
+        {"format": "gptq"},
         r"format=gptq needs the package gptqmodel, which is not installed: pip install .*of its own",
     ),
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), REFUSED)
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    return compose()
+
+
+@pytest.mark.parametrize(("values", "sentence"), REFUSED)
 def test_mistakes_are_told_before_anything_is_loaded(
-    words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], sentence: str, composed: DictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    cfg = copy.deepcopy(composed)
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError, match=sentence):
-        check(compose(*words), words)
+        check(cfg, [])
 
 
 def test_groups_divide_all_matrices() -> None:
@@ -173,12 +196,11 @@ def test_an_upload_is_private_and_failures_keep_the_export(
     hub = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
-    found = exported(tmp_path / "a", "push_to_hub=me/mine", "format=hf")
-    assert found["format"] == "hf"
+    check_push("me/mine")
+    assert push(tmp_path, "me/mine", private=True, message="m") == "https://hub/me/mine"
     (created, options), (_, upload) = hub.calls
     assert (created, options) == ("me/mine", {"private": True, "exist_ok": True})
-    assert (upload["repo_id"], upload["folder_path"]) == ("me/mine", tmp_path / "a" / "student")
-    assert (tmp_path / "a" / "student" / "README.md").is_file()
+    assert (upload["repo_id"], upload["folder_path"]) == ("me/mine", tmp_path)
     hub.fails = True
     with pytest.raises(
         UserError, match=r"the upload failed \(no route to host\); the export in .* is complete"
@@ -192,14 +214,12 @@ def run_folder(folder: Path, student: Path, heldout: Path, validation: str) -> P
     run.mkdir()
     (run / "student").symlink_to(student)
     words = ["model=tiny", "data=traces", f"data.path={heldout}", "loss=sft", f"data.validation={validation}"]
-    words += ["data.student_prompt.user='{problem}'", "benchmark.limit=3"]
-    from distill.config.instantiate import resolved
-    from distill.runs.folder import describe
-
+    words += ["benchmark.limit=3"]
     describe(run, resolved(check_overrides(CONFIG, "train", words)), words)
     return run
 
 
+@pytest.mark.slow
 def test_a_runs_own_traces_are_read_under_its_prompt(
     tiny_pair: tuple[Path, Path], heldout: Path, tmp_path: Path, student: LanguageModel
 ) -> None:
@@ -262,8 +282,6 @@ def test_gptq_is_given_the_training_traces(
         load=lambda place, config: given.update(place=place, config=config) or Quantized()
     )
     monkeypatch.setitem(sys.modules, "gptqmodel", stub)
-    from distill.exporting.formats import write
-
     traces = [Trace(one.example, one.prompt_ids, one.completion_ids) for one in read(heldout, student)]
     write(student, ExportSettings("gptq", 4), tmp_path / "student", "tested", traces)
     assert given["config"] == {"bits": 4, "group_size": 32}
@@ -279,6 +297,7 @@ def read(path: Path, student: LanguageModel) -> list[Trace]:
     return held_out(cfg, Subject.of(cfg), student)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "most"), [(8, 1e-3), (4, 0.2)])
 def test_torchao_is_saved_and_reloaded(heldout: Path, tmp_path: Path, bits: int, most: float) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed")
