@@ -54,7 +54,7 @@ def export(cfg: DictConfig) -> Path:
     asked = [ask(benchmark, subject.source) for benchmark in benchmarks_of(cfg.benchmark)]
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    cfg.name = str(cfg.name or subject.name)
+    cfg.name = str(cfg.name or subject.name or slug(cfg.model.source))
     folder = Path(cfg.out or Path("outputs") / "exports" / _name(cfg, settings))
     cfg.out = str(folder)
     full = subject.source.load()

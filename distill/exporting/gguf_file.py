@@ -136,9 +136,9 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: TokenizerMetadata) -> None:
 def read_back(path: Path, student: LanguageModel) -> ModelSource:
     """The written file as a model, which transformers reads as it reads anybody's.
 
-    It does not read three things that llama.cpp does: the scaling of rotary frequencies, heads of another size
-    than hidden size / heads, and that a Llama has biases. Where the student has one, it is put beside the
-    file's configuration.
+    It does not read three things that llama.cpp does: the scaling of rotary frequencies, heads of another
+    size than hidden size / heads, and that a Llama has biases. Where the student has one, it is put beside
+    the file's configuration.
 
     Args:
         path: the file.

@@ -13,7 +13,7 @@ from distill.config.instantiate import plain, resolved
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
 from distill.models.language_model import ModelSource
-from distill.runs.card import Card, CardResult, licenses_of, results_of
+from distill.runs.card import Card, CardResult, licenses_of
 from distill.runs.read import read_run
 
 
@@ -55,9 +55,9 @@ class Subject:
         return cls(source, run, config, {} if isinstance(finished, str) else finished.summary)
 
     @property
-    def name(self) -> str:
-        """The run's name, or the model's."""
-        return str(self.summary.get("name") or self.config.get("name") or Path(self.source.name).name)
+    def name(self) -> str | None:
+        """The run's name."""
+        return self.summary.get("name") or self.config.get("name")
 
     @property
     def base(self) -> str:
@@ -83,14 +83,10 @@ class Subject:
             self.config,
             self.summary,
             results,
-            sections,
-            [kind],
-            {"gguf": "gguf"}.get(kind, "transformers"),
+            sections=sections,
+            tags=[kind],
+            library={"gguf": "gguf"}.get(kind, "transformers"),
         )
-
-    def trained_results(self) -> list[CardResult]:
-        """The run's own accuracies after training."""
-        return results_of(self.summary)
 
     def prompt(self, configured: Mapping[str, Any], prompt_from: str) -> dict[str, Any]:
         """The prompt that traces are read under: `user` and `system`.

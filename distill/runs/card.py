@@ -51,6 +51,7 @@ class Card:
         config: the run's configuration; empty: no run is known.
         summary: the run's `summary.json`; empty: no run is known.
         results: accuracies of this model.
+        before: accuracies of the base model on the same problems; empty: not measured.
         sections: further text, by heading.
         tags: further tags.
         library: what loads it.
@@ -62,6 +63,7 @@ class Card:
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[CardResult] = ()
+    before: Sequence[CardResult] = ()
     sections: Mapping[str, str] = field(default_factory=dict)
     tags: Sequence[str] = ()
     library: str = "transformers"
@@ -216,15 +218,16 @@ def _results(card: Card) -> Iterator[str]:
         if card.summary:
             yield "No benchmark was measured."
         return
-    before = {one.benchmark: one for one in results_of(card.summary, "before")}
+    before = {one.benchmark: one for one in card.before}
+    stages = ["before training", "this model"] if before else ["this model"]
     yield "Accuracy, with 95 % bootstrap intervals over problems:"
     yield ""
-    yield "| benchmark | problems | before training | this model |"
-    yield "|---|---|---|---|"
+    yield f"| benchmark | problems | {' | '.join(stages)} |"
+    yield "|---|---|" + "---|" * len(stages)
     for one in card.results:
-        first = before.get(one.benchmark)
-        earlier = interval(first) if first and first.problems == one.problems else ""
-        yield f"| {one.benchmark} | {one.problems:,} | {earlier} | {interval(one)} |"
+        earlier = before.get(one.benchmark)
+        cells = [one.benchmark, f"{one.problems:,}", *([interval(earlier) if earlier else ""] * bool(before))]
+        yield f"| {' | '.join([*cells, interval(one)])} |"
 
 
 def interval(result: CardResult) -> str:

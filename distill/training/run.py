@@ -297,8 +297,15 @@ def _summary(
 
 
 def _card(setup: Setup, summary: Mapping[str, Any]) -> Card:
-    licenses = licenses_of(setup.config)
-    return Card(setup.name, setup.student.name, licenses, setup.config, summary, results_of(summary))
+    return Card(
+        setup.name,
+        setup.student.name,
+        licenses_of(setup.config),
+        setup.config,
+        summary,
+        results_of(summary),
+        results_of(summary, "before"),
+    )
 
 
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:

@@ -45,7 +45,15 @@ SUMMARY: dict[str, Any] = {
 
 def card(**changes: Any) -> Card:
     usual = {"name": "mine", "base": "Qwen/Qwen2.5-0.5B", "config": CONFIG, "summary": SUMMARY}
-    return Card(**usual | {"licenses": licenses_of(CONFIG), "results": results_of(SUMMARY)} | changes)
+    return Card(
+        **usual
+        | {
+            "licenses": licenses_of(CONFIG),
+            "results": results_of(SUMMARY),
+            "before": results_of(SUMMARY, "before"),
+        }
+        | changes
+    )
 
 
 def test_the_hub_reads_the_cards_metadata(tmp_path: Path) -> None:
