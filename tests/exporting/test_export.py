@@ -9,7 +9,6 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-import torch
 from commands import command
 from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -23,12 +22,14 @@ from distill.evaluation.benchmark import benchmarks_of
 from distill.evaluation.named import as_keys
 from distill.evaluation.run import ask
 from distill.export import check
+from distill.exporting import formats
 from distill.exporting.command import export
 from distill.exporting.formats import write
 from distill.exporting.hub import check_push, push
 from distill.exporting.settings import ExportSettings, group_size
 from distill.exporting.subject import Subject
 from distill.exporting.traces import calibration_traces, held_out
+from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.runs.folder import describe
 from distill.tiny import task
@@ -303,7 +304,14 @@ def test_torchao_is_saved_and_reloaded(heldout: Path, tmp_path: Path, bits: int,
     pytest.importorskip("torchao", reason="torchao is not installed")
     found = exported(tmp_path, "format=torchao", f"bits={bits}", f"data.path={heldout}", "speed.tokens=2")
     assert 0 < found["held_out"]["kl"]["value"] < most
+    full = find_model("package:distill/tiny/student", key="model").load()
+    export = formats.load(tmp_path / "student", ExportSettings("torchao", bits), full)
+    name = "layers.1.mlp.up_proj.weight"
+    kept, exact = (lm.model.model.get_parameter(name).detach() for lm in (export, full))
+    # A step is a row's largest weight over 127; with 4 bits, that of 32 columns over 7.5.
+    rows = exact if bits == 8 else exact.reshape(-1, 32)
+    step = (rows.abs().amax(1, keepdim=True) / (127 if bits == 8 else 7)).expand_as(rows).reshape(exact.shape)
+    assert ((kept.dequantize() - exact).abs() <= 0.55 * step).all()  # half a step, and rounding of the step
     # Of the tiny student, the embedding and the output head stay as they are; the rest is a byte a weight.
     assert found["bytes"]["export"] < 0.4 * found["bytes"]["full"]
     assert [("no smaller than with bits=8" in note) for note in found["notes"]] == [True] * (bits == 4)
-    assert torch.get_num_threads() == 1
