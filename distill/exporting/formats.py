@@ -126,7 +126,8 @@ def _write_torchao(student: LanguageModel, place: str, settings: ExportSettings,
         config = Int8WeightOnlyConfig()
     else:
         size = group_size(settings, quantized_columns(student.model))
-        config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(size))
+        four: Any = torch.int4  # pyright: ignore[reportAttributeAccessIssue]
+        config = IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(size))
     model = AutoModelForCausalLM.from_pretrained(
         place,
         dtype=student.model.dtype,

@@ -119,7 +119,7 @@ def _pre_tokenizer(node: dict[str, Any] | None, name: str) -> str:
     parts = (node or {}).get("pretokenizers") or ([node] if node else [])
     kinds = [part["type"] for part in parts]
     if kinds == ["Split", "ByteLevel"] and not parts[1].get("use_regex"):
-        if found := _BY_SPLIT.get((parts[0].get("pattern") or {}).get("Regex")):
+        if found := _BY_SPLIT.get(str((parts[0].get("pattern") or {}).get("Regex"))):
             return found
     elif kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"

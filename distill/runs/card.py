@@ -85,10 +85,10 @@ def results_of(summary: Mapping[str, Any], stage: str = "after") -> list[CardRes
     for name, stages in (summary.get("benchmarks") or {}).items():
         if stage in stages:
             figure = stages[stage]["figures"]["accuracy"]
-            bounds = (
+            value, low, high = (
                 math.nan if figure[bound] is None else figure[bound] for bound in ("value", "low", "high")
             )
-            found.append(CardResult(name, *bounds, stages[stage]["problems"]))
+            found.append(CardResult(name, value, low, high, stages[stage]["problems"]))
     return found
 
 
