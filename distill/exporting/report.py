@@ -79,7 +79,10 @@ class Report:
         bits = [f"{8 * size / self.parameters:.1f}" for size in self.sizes]
         yield _row("bits a parameter, all included", *bits, "")
         if self.texts:
-            rates = [f"{rate:,.0f}" for rate in (self.texts.full, self.texts.export)]
+            rates = [
+                f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+                for rate in (self.texts.full, self.texts.export)
+            ]
             yield _row("tokens a second", *rates, f"× {self.texts.export / self.texts.full:.2f}")
         if self.fit:
             fit = self.fit
