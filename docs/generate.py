@@ -26,6 +26,7 @@ COMMANDS = {
     "score": "python -m distill.score",
     "curate": "python -m distill.curate",
     "evaluate": "python -m distill.evaluate",
+    "export": "python -m distill.export",
 }
 GROUPS = {
     "model": "The student and its teacher: hub ids, folders or GGUF files.",

@@ -17,6 +17,7 @@ ORDER = (
         "planning",
         "curation",
         "analysis",
+        "exporting",
         "judge",
         "report",
         "bench",

@@ -22,6 +22,7 @@ _WHOLE = {
     "data.sampling_seed": 0,
     "data.max_new_tokens": 1,
     "benchmark.token_budget": 1,
+    "calibration.traces": 1,
     "check.min_tokens": 0,
     "drift.samples": 1,
     "engine.token_budget": 1,
@@ -36,6 +37,8 @@ _WHOLE = {
     "loss.proposals.continuations": 1,
     "loss.proposals.continuation_tokens": 1,
     "smoke.max_tokens": 1,
+    "speed.prompts": 1,
+    "speed.tokens": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.num_nodes": 1,
@@ -102,6 +105,7 @@ _TRUE_OR_FALSE = (
     "checkpoint.of_finished",
     "model.gradient_checkpointing",
     "model.trust_remote_code",
+    "private",
 )
 # Keys that hold text, and whether each may be null.
 _TEXT = {
@@ -115,7 +119,13 @@ _TEXT = {
     "model.revision": True,
     "model.student_revision": True,
     "model.teacher_revision": True,
+    "calibration.path": True,
+    "push_to_hub": True,
     "data.layout": False,
+    "card.license": False,
+    "card.base_license": False,
+    "card.teacher_license": False,
+    "card.data_license": False,
 }
 _ABSENT = object()
 _SEEDS = 2**32 - 1  # numpy's maximum

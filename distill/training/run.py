@@ -24,6 +24,7 @@ from distill.io.locks import first_rank
 from distill.io.progress import watched
 from distill.io.secrets import hide_secrets
 from distill.models.lora import parameter_counts
+from distill.runs.card import Card, licenses_of, results_of, write_card
 from distill.runs.folder import (
     STATE,
     asked_alike,
@@ -158,6 +159,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     summary = _summary(setup, prepared, module, evaluation.scores)
     if validate:
         summary["validation"] = validate.summary()
+    write_card(folder / "student", _card(setup, summary))
     _finish(folder, summary, loggers, evaluation.scores)
     if not setup.checkpoints.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -292,6 +294,18 @@ def _summary(
         "frozen": dict(prepared.frozen),
         "resumed_from_step": step_of(setup.resumed) if setup.resumed else None,
     }
+
+
+def _card(setup: Setup, summary: Mapping[str, Any]) -> Card:
+    return Card(
+        setup.name,
+        setup.student.name,
+        licenses_of(setup.config),
+        setup.config,
+        summary,
+        results_of(summary),
+        results_of(summary, "before"),
+    )
 
 
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:

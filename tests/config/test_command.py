@@ -31,6 +31,7 @@ COMPOSED = {
     "generate": ["model.teacher=nothere.gguf"],
     "score": ["teachers=[nothere/traces.jsonl]"],
     "curate": ["data.path=nothere.jsonl"],
+    "export": ["model=tiny", "data.path=nothere.jsonl"],
 }
 OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune")}
 OTHERS["judge"] = ["nothere", "--url", "http://localhost:8000/v1", "--model", "big"]
@@ -220,7 +221,7 @@ def test_help_of_the_other_commands_needs_no_torch(module: str, tmp_path: Path) 
     assert typo[2] == []
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "score", "curate"])
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "score", "curate", "export"])
 def test_help_tells_what_each_group_is(name: str) -> None:
     groups = groups_of(CONFIG, name)
     told = help_text(CONFIG, name, groups).partition("Groups, set as")[2].partition("Their options")[0]

@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": ["engine=server"],
     "evaluate": [],
     "curate": ["curation=[correct,pass_rate]"],
+    "export": [],
 }
 
 
@@ -104,6 +105,11 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("check.seconds", 0, "check.seconds=0 must be a positive number"),
     ],
     "evaluate": [("drift.temperature", -1, "drift.temperature=-1"), ("threads", 0, "threads=0")],
+    "export": [
+        ("private", "x", "private='x' is neither true nor false"),
+        ("speed.tokens", 0, "speed.tokens=0 must be a whole number, at least 1"),
+        ("card.license", None, "card.license=null must be text"),
+    ],
     "curate": [
         ("curation.correct.unjudged", "x", "curation.correct.unjudged='x' is not one of keep, drop"),
         ("curation.pass_rate.samples", "x", "curation.pass_rate.samples='x' must be a whole number"),

@@ -28,7 +28,9 @@ NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 # What each verb composes; plan takes train's words.
-HYDRA = {name: name for name in ("train", "generate", "score", "curate", "evaluate")} | {"plan": "train"}
+HYDRA = {name: name for name in ("train", "generate", "score", "curate", "evaluate", "export")} | {
+    "plan": "train"
+}
 PARSED = ("judge", "report", "results", "tune", "records", "bench")  # with argparse
 BARE = ("presets", "tiny.build")  # without words
 OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
@@ -114,7 +116,7 @@ def test_every_command_composes(
         weighted = "experiment=paper_tune" in words or any("token_weight" in word for word in words)
         words.append("loss=dcod" if weighted else "loss=sft")
     try:
-        checked(HYDRA[verb], *(as_keys(words) if verb == "evaluate" else words))
+        checked(HYDRA[verb], *(as_keys(words) if verb in ("evaluate", "export") else words))
     except UserError as error:  # the extra is not installed in every environment
         if not str(error).endswith('pip install "distill[sweeps]"'):
             raise
