@@ -22,6 +22,7 @@ def correct(
     *,
     unjudged: Literal["keep", "drop"] = "drop",
     judge: bool = False,
+    if_any: bool = False,
 ) -> Outcome:
     """Keep traces that are correct and finished (DED, 2508.09883, step 2).
 
@@ -29,6 +30,7 @@ def correct(
         records: traces.
         context: curation context with a grader.
         unjudged: whether to keep or drop finished traces that were not graded.
+        if_any: keep all traces of a problem that would lose every one, as 2601.14249 does.
         judge: grade traces that have a gold answer but no verdict yet. Their copies get `answer`, `correct`
             and `reason`, and `pass_rate` over all records of their problem.
 
@@ -39,6 +41,15 @@ def correct(
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
     found = _judged(records, context) if judge else list(records)
     outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
+    if if_any:
+        right = by_problem(outcome.kept)
+        spared = {
+            id(record) for name, same in by_problem(found).items() if name not in right for record in same
+        }
+        outcome = _filter(
+            found, lambda record: None if id(record) in spared else _why_not_right(record, unjudged)
+        )
+        outcome.figures["kept_of_problems_without_a_right_one"] = len(spared)
     outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
     if judge:
         anew = sum(

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from distill.benchmarks import arithmetic
 from distill.curation import backtracking
-from distill.curation.backtracking import Boundary, motab, step_starts
+from distill.curation.backtracking import motab
+from distill.curation.boundary import Boundary, Breach, step_starts
 from distill.curation.fit import answer_tokens, compact, min_rsr
 from distill.curation.rewriting import self_data
 from distill.curation.step import CurationContext, Outcome, Record
