@@ -14,6 +14,10 @@ VERBS = {
     "score": ("distill.score", "how traces suit a student, before training on them"),
     "curate": ("distill.curate", "choose and change traces before training"),
     "evaluate": ("distill.evaluate", "ask a model benchmarks, or compare such evaluations"),
+    "bottleneck": (
+        "distill.bottleneck",
+        "the checkpoint with the lowest training accuracy: the pilot of loss=t3s",
+    ),
     "judge": ("distill.judge", "let a judge model behind a server judge stored evaluations"),
     "results": ("distill.results", "finished runs as a table"),
     "report": ("distill.report", "a sweep's methods against a baseline, as one page"),

@@ -35,10 +35,10 @@ from distill.models.language_model import LanguageModel
 class CompactWeights:
     """COMPACT's weights of a problem's traces (2601.13992, Eq. 2 to 11), by the student as it is in training.
 
-        weight_k = n · softmax_k(β₁ z(MI) + β₂ z(consensus) − β₃ z(NLL)),   n its traces
+        weight_k = n · softmax_k(β₁ z(MI) + β₂ z(consensus) − β₃ z(NLL))   for n traces
 
-    The traces are those of the problem in the micro-batch; a batch holds whole problems where their numbers of
-    traces allow it. With two traces a z-score is always 1 or −1, so that only its sign counts. The weights
+    The traces are those of the problem in the micro-batch; a batch holds whole problems where their numbers
+    of traces allow it. With two traces a z-score is always 1 or −1, so that only its sign counts. The weights
     are constants for the gradient, which the paper presumes and does not say. Its τ is in the coefficients.
     n, which makes the mean 1, is ours.
 

@@ -199,20 +199,47 @@ def questions(
     """
     if settings.accuracy is None:
         return None
-    assert recipe.grade is not None  # checked by `Setup`
-    by_problem: dict[str, Example] = {}
-    for trace in held:
-        if trace.example.gold is not None:
-            by_problem.setdefault(_problem(trace.example), trace.example)
-    if not by_problem:
+    found = ask_some("val", [trace.example for trace in held], settings.accuracy, recipe, student, seed)
+    if found is None:
         raise UserError(
             f"validation.accuracy={settings.accuracy}: none of the {len(held)} validation traces has a right "
             f"answer: name its field (data.fields.gold=<field>), or leave validation.accuracy at null"
         )
-    chosen = sorted(by_problem, key=lambda problem: request_seed(seed, problem, 0))[: settings.accuracy]
+    return found
+
+
+def ask_some(
+    name: str,
+    examples: Sequence[Example],
+    count: int,
+    recipe: TraceRecipe,
+    student: ModelSource,
+    seed: int,
+) -> Asked | None:
+    """Some problems of the data as a benchmark, greedy, under the student's prompt and the data's grader.
+
+    Args:
+        name: of the benchmark.
+        examples: problems, with repetitions; those without a right answer are not asked.
+        count: number of problems to ask. Which ones depends on each problem and the seed alone.
+        recipe: of the data; it has a grader.
+        student: who answers.
+        seed: of the choice.
+
+    Returns:
+        None if no problem has a right answer.
+    """
+    assert recipe.grade is not None  # checked by `Setup`, and for other commands by the caller
+    by_problem: dict[str, Example] = {}
+    for example in examples:
+        if example.gold is not None:
+            by_problem.setdefault(_problem(example), example)
+    if not by_problem:
+        return None
+    chosen = sorted(by_problem, key=lambda problem: request_seed(seed, problem, 0))[:count]
     longest = recipe.sampling.max_new_tokens if recipe.sampling else Sampling().max_new_tokens
     benchmark = Benchmark(
-        "val",
+        name,
         lambda **_: [],
         recipe.grade,
         prompt=recipe.student_prompt.user,

@@ -29,6 +29,7 @@ from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
 from distill.teacher.served import ServedTeacher
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
+from distill.training.masked import masked_in_words, masked_share
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -71,6 +72,7 @@ class Prepared:
         frozen: for the summary, by role: each frozen model's name and what it is used for.
         clock: the run's clock.
         held_out: validation data; None without validation.
+        masked: share of the completion tokens that `loss=t3s` masks; None with other weights.
     """
 
     student: LanguageModel
@@ -79,6 +81,7 @@ class Prepared:
     frozen: Mapping[str, str]
     clock: Clock
     held_out: HeldOut | None = None
+    masked: float | None = None
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
@@ -120,6 +123,10 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
             error = served.verify(frozen["teacher"], [teacher_trace(trace) for trace in traces])
             say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
         traces, held = _hold_out(setup, traces, make, say)
+        if objective.trace_weights is not None:
+            objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
+        if (masked := masked_share(objective, traces)) is not None:
+            say(masked_in_words(masked))
         everything = [*traces, *held]
         matrix = find_matrix(objective, frozen, everything)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
@@ -138,6 +145,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         _in_words(setup.frozen, objective),
         clock,
         _held_out(setup, held),
+        masked,
     )
 
 
