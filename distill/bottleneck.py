@@ -1,7 +1,7 @@
-"""`python -m distill.bottleneck <run>`: the checkpoint of a run with the lowest accuracy on its training problems.
+"""`python -m distill.bottleneck <run>`: the checkpoint with the lowest accuracy on the training problems.
 
-It is T3S's pilot (2601.10348): name it with `model.pilot` in a run with `loss=t3s`. `--rrt` writes the paper's
-control, a student with the weights θ₀ + (θ_final − θ_bottleneck).
+It is T3S's pilot (2601.10348): name it with `model.pilot` in a run with `loss=t3s`. `--rrt` writes the
+paper's control, a student with the weights θ₀ + (θ_final − θ_bottleneck).
 """
 
 import argparse
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("outputs/cache"), help="of answers (outputs/cache)"
     )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code from the models' folders"
-    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the models' own Python code")
     arguments = parser.parse_args()
     with one_sentence_errors():
         _check(arguments)
@@ -56,8 +54,8 @@ def _check(arguments: argparse.Namespace) -> None:
     kept = checkpoints(run / "checkpoints")
     if len(kept) < 2:
         raise UserError(
-            f"{run} keeps {len(kept)} checkpoint{'' if len(kept) == 1 else 's'}, and the lowest accuracy lies "
-            f"somewhere along the run: train it again with checkpoint.every=20 checkpoint.keep=1000"
+            f"{run} keeps {len(kept)} checkpoint{'' if len(kept) == 1 else 's'}, and the lowest accuracy "
+            f"lies somewhere along the run: train it again with checkpoint.every=20 checkpoint.keep=1000"
         )
     if arguments.rrt is not None and arguments.rrt.exists():
         raise UserError(f"--rrt={arguments.rrt} is there already: name a new folder")

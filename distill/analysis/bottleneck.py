@@ -121,8 +121,8 @@ def _in_words(found: dict[int, Figure], lowest: int, pilot: Path, rrt: Path | No
             [
                 *lines,
                 "",
-                "The untrained student itself is the lowest: this run has no bottleneck, and T3S would train every "
-                "token. Look closer (checkpoint.every=), or take a higher learning rate.",
+                "The untrained student itself is the lowest: this run has no bottleneck, and T3S would train "
+                "every token. Look closer (checkpoint.every=), or take a higher learning rate.",
             ]
         )
     said = ["", f"The bottleneck is step {lowest}: python train.py loss=t3s model.pilot={pilot}"]
