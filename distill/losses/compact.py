@@ -53,9 +53,15 @@ def importance_of(
 ) -> Float[np.ndarray, " tokens"]:
     """M_t: 1 on tokens of the thinking words, whatever their case, else `other` (the paper's small ε)."""
     found = np.full(len(ids), other)
-    for start, end in spans_of(tokenizer, ids, rf"(?<!\w)(?:{'|'.join(map(re.escape, thinking))})(?!\w)"):
+    for start, end in spans_of(tokenizer, ids, "|".join(map(_whole_word, thinking))):
         found[start:end] = 1.0
     return found
+
+
+def _whole_word(word: str) -> str:
+    """Pattern of a word that is no part of a longer one."""
+    before, after = (r"\w" if re.match(r"\w", letter) else None for letter in (word[:1], word[-1:]))
+    return f"{f'(?<!{before})' if before else ''}{re.escape(word)}{f'(?!{after})' if after else ''}"
 
 
 def spans_of(tokenizer: Any, ids: Sequence[int], pattern: str) -> list[tuple[int, int]]:
