@@ -1,4 +1,4 @@
-"""Tests of `distill.bottleneck`, of the share of tokens that T3S masks, and of T3S's control RRT (2601.10348)."""
+"""Tests of `distill.bottleneck`, of the share of tokens that T3S masks, and of its control RRT (2601.10348)."""
 
 import json
 import sys
@@ -30,8 +30,8 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("pilot")
     words = [
         "model=tiny", "data=arithmetic", "data.completions=dataset", "data.double=0.5", "data.limit=24",
-        "data.operations=[2,4]", "data.batch_size=24", "data.max_new_tokens=48", "benchmark=none", "logger=csv",
-        f"runs={folder / 'runs'}", f"cache={folder / 'cache'}", "lr_scheduler.decay=constant",
+        "data.operations=[2,4]", "data.batch_size=24", "data.max_new_tokens=48", "benchmark=none",
+        "logger=csv", f"runs={folder / 'runs'}", f"cache={folder / 'cache'}", "lr_scheduler.decay=constant",
         "optimizer.lr=3e-3",
     ]  # fmt: skip
     kept = ["loss=sft", "trainer.max_steps=6", "checkpoint.every=2", "checkpoint.keep=10"]
