@@ -1,4 +1,4 @@
-"""Tests of `distill.bottleneck`, of the share of tokens that T3S masks, and of its control RRT (2601.10348)."""
+"""Tests of `distill.bottleneck`, and of the share of tokens that T3S masks (2601.10348)."""
 
 import json
 import sys

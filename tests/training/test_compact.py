@@ -125,8 +125,8 @@ def words(tmp_path: Path) -> list[str]:
             stream.write(json.dumps({name: row[name] for name in ("problem", "completion", "gold")}) + "\n")
     return [
         "loss=compact", "model=tiny", "data=traces", f"data.path={tmp_path / 'traces.jsonl'}",
-        "benchmark=none", "logger=csv", f"runs={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}", "trainer.max_steps=2",
-        "data.batch_size=12", "loss.trace_weights.thinking=[';','#']",
+        "benchmark=none", "logger=csv", f"runs={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}",
+        "trainer.max_steps=2", "data.batch_size=12", "loss.trace_weights.thinking=[';','#']",
         "loss.trace_weights.other_tokens=0.25",
         "loss.trace_weights.consistency=0.5", "optimizer.lr=1e-3", "trainer.precision=32-true",
         "lr_scheduler.warmup_ratio=0",
