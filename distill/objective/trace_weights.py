@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -193,5 +192,5 @@ def _states(batch: Batch, lm: LanguageModel) -> list[Head]:
 
 def _answer_span(lm: LanguageModel, labels: Tensor, gold: str | None) -> tuple[int, int] | None:
     """Range of the tokens of the last occurrence of the gold answer; None without one."""
-    found = spans_of(lm.tokenizer, np.asarray(labels), rf"(?<!\d){re.escape(gold or '')}(?!\d)")
+    found = spans_of(lm.tokenizer, labels.tolist(), rf"(?<!\d){re.escape(gold or '')}(?!\d)")
     return found[-1] if found else None

@@ -131,8 +131,6 @@ def test_compacts_weights_are_the_papers_formulas(
 
 def test_compact_says_what_it_lacks(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context, rows = context_of(embedded, tmp_path), several(1)
-    with pytest.raises(UserError, match=r"curation.compact.metric='mine' is not one of paper, words"):
-        compact(rows, context, metric="mine")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"along trace .*, whose problem has no gold answer.*beta=0"):
         compact([row | {"gold": None} for row in rows], context)
     assert len(compact([row | {"gold": None} for row in rows], context, beta=0.0).kept) == 3
@@ -155,11 +153,11 @@ def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teach
     context = context_of(embedded, tmp_path)
     student, teacher = (embedded[role].get() for role in ("student", "teacher"))
     options = released | {"samples": 1, "sampling": GREEDY, "correction": GREEDY, "least_room": 40}
-    records = several(16)
+    records = several(6)
     outcome = motab(records, context, **options)
     (semicolon,), (mark,) = (student.tokenizer(sign).input_ids for sign in ";#")
     kept = {row["problem"]: row for row in outcome.kept}
-    breaches = wrong = 0
+    breaches = 0
     for problem in dict.fromkeys(row["problem"] for row in records):
         prompt = student.tokenizer(problem).input_ids
         written = greedily(student, prompt, 48)
@@ -194,10 +192,8 @@ def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teach
         assert row["learn_from"] == 0
         text = student.tokenizer.decode(expected, skip_special_tokens=True)
         assert row["correct"] == task.is_correct(problem, text)
-        wrong += not row["correct"]
     assert not kept
-    assert 3 < breaches < 16
-    assert wrong
+    assert 1 < breaches < 6
     learned = motab(records, context, **(options | {"learn": "correction"}))
     for row in learned.kept:
         assert row["learn_from"] == 0 or row["completion_ids"][row["learn_from"]] == mark
@@ -222,9 +218,6 @@ def test_motab_without_right_answers_needs_no_grader(
     full = context_of(embedded, tmp_path)
     with pytest.raises(UserError, match=r"curation.motab.connective='However,\\n\\n': the tokenizer of"):
         motab(bare, full, **(options | {"connective": "However,\n\n"}))
-    for option, value in (("learn", "none"), ("room", "all")):
-        with pytest.raises(UserError, match=f"curation.motab.{option}='{value}' is not one of"):
-            motab(bare, full, **(options | {option: value}))
 
 
 def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
@@ -243,11 +236,11 @@ def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Pat
 def test_another_model_rewrites_for_the_student(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context = context_of(embedded, tmp_path, grade=even)
     records = several(4)
-    given: dict[str, Any] = {"prompt": "{problem}{solution}", "sampling": GREEDY, "prefill": ";#"}
+    given: dict[str, Any] = {"prompt": INFORMED, "sampling": GREEDY, "prefill": "0+"}
     outcome = self_data(records, context, writer="teacher", **given)
     writer, rewritten = embedded["teacher"].get(), 0
     for before, after in zip(records, outcome.kept, strict=True):
-        prompt = writer.tokenizer(before["problem"] + before["completion"] + ";#").input_ids
+        prompt = writer.tokenizer(f"{before['completion']};{before['problem']}0+").input_ids
         with torch.no_grad():
             expected = greedily(writer, prompt, 48)
         text = writer.tokenizer.decode(expected, skip_special_tokens=True)
@@ -261,8 +254,6 @@ def test_another_model_rewrites_for_the_student(embedded: Pair, tmp_path: Path) 
     assert rewritten
     with pytest.raises(UserError, match=r"self_data needs the teacher"):
         self_data(records, context_of({"student": embedded["student"]}, tmp_path), writer="teacher", **given)
-    with pytest.raises(UserError, match=r"curation.self_data.writer='me' is not one of student, teacher"):
-        self_data(records, context, writer="me", **given)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_writer_of_another_vocabulary_is_refused(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ from test_as_printed import attention_from_others, log_probs, mutual_information
 from test_curation_models import lazy, loop, mean, record, standard
 from test_training import column, run
 
-from distill.config.overrides import check_overrides
-from distill.config.paths import CONFIG
 from distill.data.batch import Batch, collate
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
+from distill.losses.divergence import cross_entropy
+from distill.losses.weights import uniform
 from distill.models.language_model import LanguageModel
+from distill.objective.objective import Objective
 from distill.objective.trace_weights import CompactWeights
 from distill.tiny import task
 from distill.training.datamodule import TraceOrder
-from distill.training.setup import Setup
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +127,9 @@ def words(tmp_path: Path) -> list[str]:
             stream.write(json.dumps({name: row[name] for name in ("problem", "completion", "gold")}) + "\n")
     return [
         "loss=compact", "model=tiny", "data=traces", f"data.path={tmp_path / 'traces.jsonl'}",
-        "benchmark=none", "logger=csv", f"runs={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}",
-        "trainer.max_steps=2", "data.batch_size=12", "loss.trace_weights.thinking=[';','#']",
-        "loss.trace_weights.other_tokens=0.25",
+        "data.fields.gold=gold", "benchmark=none", "logger=csv", f"runs={tmp_path / 'runs'}",
+        f"cache={tmp_path / 'cache'}", "trainer.max_steps=2", "data.batch_size=12",
+        "loss.trace_weights.thinking=[';','#']", "loss.trace_weights.other_tokens=0.25",
         "loss.trace_weights.consistency=0.5", "optimizer.lr=1e-3", "trainer.precision=32-true",
         "lr_scheduler.warmup_ratio=0",
     ]  # fmt: skip
@@ -152,17 +154,19 @@ def test_a_runs_first_loss_is_the_papers_equation_11(
     assert column(folder, "weights/mean")[0] != 1
 
 
-def test_what_cannot_be_weighted_is_one_sentence(words: list[str], tmp_path: Path) -> None:
-    path = tmp_path / "traces.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for rows, more, message in (
-        ([row | {"gold": None} for row in lines], (), r"whose problem has no gold answer: name the data's"),
-        (lines[::3], (), r"every problem has one: write several"),
-        (lines, ("data.batch_size=2",), r"has 3 where data.batch_size=2: raise that to 3"),
+def test_what_cannot_be_weighted_is_one_sentence() -> None:
+    rows = [Example(str(n), row["problem"], gold=row["gold"]) for n, row in enumerate(rows_of(2))]
+    weigh = CompactWeights()
+    weigh.check(rows, batch_size=3)
+    for examples, size, message in (
+        ([replace(row, gold=None) for row in rows], 6, r"whose problem has no gold answer: name the data's"),
+        (rows[::3], 6, r"every problem has one: write several"),
+        (rows, 2, r"has 3 where data.batch_size=2: raise that to 3"),
     ):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(UserError, match=message):
-            run([*words, *more], tmp_path / "refused")
-    cfg = check_overrides(CONFIG, "train", [*words, "loss.trace_weights.nll=-1"])
-    with pytest.raises(UserError, match=r"nll=-1 must be a number, at least 0"):
-        Setup.from_config(cfg)
+            weigh.check(examples, batch_size=size)
+    CompactWeights(information=0.0).check([replace(row, gold=None) for row in rows], batch_size=6)
+    with pytest.raises(ValueError, match=r"trace_weights: nll=-1.0 must be a number, at least 0"):
+        CompactWeights(nll=-1.0)
+    with pytest.raises(ValueError, match=r"loss.trace_weights weighs .* set loss.rollouts=dataset"):
+        Objective(StudentRollouts(fraction=0.5), cross_entropy, uniform, trace_weights=weigh)
