@@ -152,7 +152,12 @@ def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teach
     """Step by step as in the authors' script: V_T against 0.2, the largest fall, and Eq. 11's text."""
     context = context_of(embedded, tmp_path)
     student, teacher = (embedded[role].get() for role in ("student", "teacher"))
-    options = released | {"samples": 1, "sampling": GREEDY, "correction": GREEDY, "least_room": 40}
+    options: dict[str, Any] = released | {
+        "samples": 1,
+        "sampling": GREEDY,
+        "correction": GREEDY,
+        "least_room": 40,
+    }
     records = several(6)
     outcome = motab(records, context, **options)
     (semicolon,), (mark,) = (student.tokenizer(sign).input_ids for sign in ";#")
@@ -208,7 +213,7 @@ def test_motab_without_right_answers_needs_no_grader(
 ) -> None:
     bare = [row | {"gold": None} for row in several(3)]
     context = context_of(embedded, tmp_path, grade=None)
-    options = released | {"samples": 2, "sampling": Sampling(1.0, max_new_tokens=48)}
+    options: dict[str, Any] = released | {"samples": 2, "sampling": Sampling(1.0, max_new_tokens=48)}
     outcome = motab(bare, context, **options)
     assert outcome.kept
     assert {row["correct"] for row in outcome.kept} == {row["pass_rate"] for row in outcome.kept} == {None}
@@ -343,7 +348,8 @@ def test_rivals_keep_the_best_of_each_problem_by_their_own_score(
         assert step([], context).kept == []
         with pytest.raises(UserError, match=rf"curation.{step.__name__}.keep"):
             step(records, context, keep=0)
-        made = hydra.utils.instantiate(OmegaConf.load(CONF / f"{step.__name__}.yaml")[step.__name__])
+        conf: Any = OmegaConf.load(CONF / f"{step.__name__}.yaml")
+        made = hydra.utils.instantiate(conf[step.__name__])
         assert (made.func, made.keywords) == (step, {"keep": 1})
 
 
