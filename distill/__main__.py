@@ -15,6 +15,10 @@ VERBS = {
     "curate": ("distill.curate", "choose and change traces before training"),
     "evaluate": ("distill.evaluate", "ask a model benchmarks, or compare such evaluations"),
     "export": ("distill.export", "write a student as GGUF, torchao, GPTQ, and compare it with the full one"),
+    "bottleneck": (
+        "distill.bottleneck",
+        "the checkpoint with the lowest training accuracy: the pilot of loss=t3s",
+    ),
     "judge": ("distill.judge", "let a judge model behind a server judge stored evaluations"),
     "results": ("distill.results", "finished runs as a table"),
     "report": ("distill.report", "a sweep's methods against a baseline, as one page"),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from distill.analysis.suitability import Suitability, suitability, support_of, trace_table
 from distill.analysis.suitability_report import write_report
 from distill.config.instantiate import as_yaml, build
+from distill.curation.choice import quality
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
 from distill.data.trace_set import Record, example_of, problem_of, teacher_of, write_records
@@ -51,6 +52,8 @@ def score(cfg: DictConfig) -> Path:
         chosen = _by_teacher(choose(_usable(records, cfg.keep), cfg.traces, cfg.seed))
         rows: list[dict[str, Any]] = []
         looked: list[Record] = []
+        scored = [record for own in chosen.values() for record in own]
+        qualities = dict(zip(map(id, scored), quality([r["completion"] for r in scored]), strict=True))
         for teacher, own in chosen.items():
             own, traces = _tokenized_that_fit(own, recipe, student.source)
             scores = token_stats(student, traces, cache=cache, label=f"student reads {teacher}")
@@ -60,6 +63,7 @@ def score(cfg: DictConfig) -> Path:
             alignments = [trace.teacher_view.alignment if trace.teacher_view else None for trace in traces]
             support = None if view is None else support_of(objective, scores, view, alignments)
             frame = trace_table(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
+            frame["quality"] = [float(qualities[id(record)]) for record in own]
             rows += frame.to_dict("records")
             looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])

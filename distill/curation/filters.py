@@ -25,6 +25,7 @@ def correct(
     *,
     unjudged: Literal["keep", "drop"] = "drop",
     judge: bool = False,
+    if_any: bool = False,
 ) -> Outcome:
     """Keep traces that are correct and finished (DED, 2508.09883, step 2).
 
@@ -32,6 +33,7 @@ def correct(
         records: traces.
         context: curation context with a grader.
         unjudged: whether to keep or drop finished traces that were not graded.
+        if_any: keep all traces of a problem that would lose every one, as 2601.14249 does.
         judge: grade traces that have a gold answer but no verdict yet. Their copies get `answer`, `correct`
             and `reason`, and `pass_rate` over all records of their problem.
 
@@ -41,15 +43,18 @@ def correct(
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
     found, anew = _judged(records, context) if judge else (records, 0)
-    right = 0
+    spared = _without_a_right_one(found, unjudged) if if_any else np.zeros(len(found), bool)
+    places, right = iter(range(len(found))), 0
 
     def why_not(record: Record) -> str | None:
         nonlocal right
         reason = _why_not_right(record, unjudged)
         right += reason is None and record["correct"] is True
-        return reason
+        return None if spared[next(places)] else reason
 
     outcome = _filter(found, why_not)
+    if if_any:
+        outcome.figures["kept_of_problems_without_a_right_one"] = int(spared.sum())
     outcome.figures["right"] = right
     if judge:
         outcome.figures["judged_anew"] = anew
@@ -247,6 +252,16 @@ def _filter(records: Sequence[Record], why_not: Callable[[Record], str | None]) 
         else:
             left_out[reason] += 1
     return Outcome(take(records, kept), dict(left_out.most_common()))
+
+
+def _without_a_right_one(records: Sequence[Record], unjudged: Literal["keep", "drop"]) -> np.ndarray:
+    """[records] whether none of the traces of a record's problem is right."""
+    wrong = (_why_not_right(record, unjudged) is not None for record in records)
+    dropped = np.fromiter(wrong, bool, len(records))
+    found = np.zeros(len(records), bool)
+    for same in problem_places(records):
+        found[same] = dropped[same].all()
+    return found
 
 
 def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | None:

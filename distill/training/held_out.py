@@ -15,7 +15,7 @@ from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask
 from distill.generation.engine import request_seed
 from distill.generation.sampling import Sampling
-from distill.io.sequences import take
+from distill.io.sequences import Lazy, take
 from distill.models.language_model import ModelSource
 from distill.training.recipe import TraceRecipe
 from distill.training.validation_settings import ValidationSettings
@@ -208,23 +208,51 @@ def questions(
     """
     if settings.accuracy is None:
         return None
-    assert recipe.grade is not None  # checked by `Setup`
-    draws = np.zeros(len(held), np.uint64)
-    known = np.zeros(len(held), bool)
-    for number, trace in enumerate(held):
-        draws[number] = request_seed(seed, _problem(trace.example), 0)
-        known[number] = trace.example.gold is not None
-    if not known.any():
+    examples = Lazy(len(held), lambda place: held[place].example)
+    found = ask_some("val", examples, settings.accuracy, recipe, student, seed)
+    if found is None:
         raise UserError(
             f"validation.accuracy={settings.accuracy}: none of the {len(held)} validation traces has a right "
             f"answer: name its field (data.fields.gold=<field>), or leave validation.accuracy at null"
         )
+    return found
+
+
+def ask_some(
+    name: str,
+    examples: Sequence[Example],
+    count: int,
+    recipe: TraceRecipe,
+    student: ModelSource,
+    seed: int,
+) -> Asked | None:
+    """Some problems of the data as a benchmark, greedy, under the student's prompt and the data's grader.
+
+    Args:
+        name: of the benchmark.
+        examples: problems, with repetitions; those without a right answer are not asked.
+        count: number of problems to ask. Which ones depends on each problem and the seed alone.
+        recipe: of the data; it has a grader.
+        student: who answers.
+        seed: of the choice.
+
+    Returns:
+        None if no problem has a right answer.
+    """
+    assert recipe.grade is not None  # checked by `Setup`, and for other commands by the caller
+    draws = np.zeros(len(examples), np.uint64)
+    known = np.zeros(len(examples), bool)
+    for number, example in enumerate(examples):
+        draws[number] = request_seed(seed, _problem(example), 0)
+        known[number] = example.gold is not None
+    if not known.any():
+        return None
     places = np.flatnonzero(known)
     _, first = np.unique(draws[places], return_index=True)  # of each problem, in the order of the draws
-    chosen = [held[place].example for place in places[first][: settings.accuracy].tolist()]
+    chosen = [examples[place] for place in places[first][:count].tolist()]
     longest = recipe.sampling.max_new_tokens if recipe.sampling else Sampling().max_new_tokens
     benchmark = Benchmark(
-        "val",
+        name,
         lambda **_: [],
         recipe.grade,
         prompt=recipe.student_prompt.user,

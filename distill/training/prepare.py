@@ -34,6 +34,7 @@ from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
 from distill.teacher.served import ServedTeacher
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
+from distill.training.masked import masked_in_words, masked_share
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -76,6 +77,7 @@ class Prepared:
         frozen: for the summary, by role: each frozen model's name and what it is used for.
         clock: the run's clock.
         held_out: validation data; None without validation.
+        masked: share of the completion tokens that `loss=t3s` masks; None with other weights.
     """
 
     student: LanguageModel
@@ -84,6 +86,7 @@ class Prepared:
     frozen: Mapping[str, str]
     clock: Clock
     held_out: HeldOut | None = None
+    masked: float | None = None
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
@@ -125,6 +128,10 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
             error = served.verify(frozen["teacher"], teacher_traces(traces))
             say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
         traces, held = _hold_out(setup, traces, make, say)
+        if objective.trace_weights is not None:
+            objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
+        if (masked := masked_share(objective, traces)) is not None:
+            say(masked_in_words(masked))
         matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
@@ -142,6 +149,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         _in_words(setup.frozen, objective),
         clock,
         _held_out(setup, held),
+        masked,
     )
 
 

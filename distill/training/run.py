@@ -207,6 +207,7 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
+        by_problem=setup.objective.trace_weights is not None,
     )
 
 
@@ -292,6 +293,7 @@ def _summary(
         "traces": len(prepared.traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": dict(prepared.frozen),
+        **({} if prepared.masked is None else {"masked_share": prepared.masked}),
         "resumed_from_step": step_of(setup.resumed) if setup.resumed else None,
     }
 

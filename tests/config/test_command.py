@@ -33,7 +33,7 @@ COMPOSED = {
     "curate": ["data.path=nothere.jsonl"],
     "export": ["model=tiny", "data.path=nothere.jsonl"],
 }
-OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune")}
+OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune", "bottleneck")}
 OTHERS["judge"] = ["nothere", "--url", "http://localhost:8000/v1", "--model", "big"]
 # Runs a module with several command lines in one process, and tells what each printed and what is imported.
 RUN = """

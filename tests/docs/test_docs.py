@@ -31,7 +31,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 HYDRA = {name: name for name in ("train", "generate", "score", "curate", "evaluate", "export")} | {
     "plan": "train"
 }
-PARSED = ("judge", "report", "results", "tune", "records", "bench")  # with argparse
+PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
 BARE = ("presets", "tiny.build")  # without words
 OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
 
