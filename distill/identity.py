@@ -1,4 +1,4 @@
-"""`python -m distill.identity`: how often a student claims another model's identity, before and after training."""
+"""`python -m distill.identity`: how often a student claims another model's identity."""
 
 import sys
 from collections.abc import Sequence

@@ -18,6 +18,8 @@ ORDER = (
         "curation",
         "analysis",
         "judge",
+        "likeness",
+        "pruning",
         "report",
         "bench",
     ),

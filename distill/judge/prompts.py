@@ -99,8 +99,8 @@ LIKENESS: Mapping[str, tuple[int, str]] = {
 }
 
 SIMILARITY = f"""\
-You compare two answers to the same problem. The block REFERENCE ANSWER has the first, the block RESPONSE the \
-second.
+You compare two answers to the same problem. The block REFERENCE ANSWER has the first, the block \
+RESPONSE the second.
 
 {_DATA}
 
@@ -120,10 +120,10 @@ lists names of other models and makers. The block RESPONSE is its answer.
 {_DATA}
 
 How to judge:
-- "contradicts": does the response claim, in its own name, to be another model or to be made by another maker \
-than the reference answer says? A part that is clearly played, quoted, denied or supposed is no claim.
-- "names": which of the listed names does it claim for itself in this way? The names as they are listed; none if \
-it contradicts nothing.
+- "contradicts": does the response claim, in its own name, to be another model or to be made by another \
+maker than the reference answer says? A part that is clearly played, quoted, denied or supposed is no claim.
+- "names": which of the listed names does it claim for itself in this way? The names as they are listed; \
+none if it contradicts nothing.
 
 Reply with one JSON object and nothing else. Its keys, in this order:
 - "reason": one short sentence

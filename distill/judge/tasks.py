@@ -1,4 +1,4 @@
-"""The tasks of a judge model: judge a final answer, grade a trace, compare two texts, find claims of identity."""
+"""The tasks of a judge model: judge answers, grade traces, compare two texts, find claims of identity."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """First-person claims of an identity in a text, by rule: "I am ChatGPT", "我是由OpenAI开发的".
 
-A claim is a sentence in which the speaker gives itself, its maker or its model a name of the list. Left out are
-sentences that ask, suppose or play a role, what is quoted, what is denied, and comparisons ("I am like ChatGPT").
-Marks of a speaker ("ChatGPT:") are removed first: they are layout, no claim.
+A claim is a sentence in which the speaker gives itself, its maker or its model a name of the list. Left out
+are sentences that ask, suppose or play a role, what is quoted, what is denied, and comparisons ("I am like
+ChatGPT"). Marks of a speaker ("ChatGPT:") are removed first: they are layout, no claim.
 
 2501.12619 counts such claims with a judge model. On that paper's published answers of eleven models a rule of
 this form agrees with the judge's label to κ = .77 (precision .76, recall .87).
@@ -85,10 +85,10 @@ _SAYS = re.compile(r"(?i)\b(?:name|answer|model|maker|developer|company|called)\
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」|『[^』\n]*』|‘[^’\n]*’")
 _SPEAKS = re.compile(r"\b(?:I|I'm|my|me)\b|我")
 _SUPPOSED = re.compile(
-    r"(?i)\b(?:if|imagine|imagining|pretend\w*|suppose|supposing|role[- ]?play\w*|in character|playing|acting as|"
-    r"let's say|as if|whether|hypothetical\w*|fictional)\b|如果|假如|假设|要是|假装|扮演|想象|角色|是否"
+    r"(?i)\b(?:if|imagine|imagining|pretend\w*|suppose|supposing|role[- ]?play\w*|in character|playing|"
+    r"acting as|let's say|as if|whether|hypothetical\w*|fictional)\b|如果|假如|假设|要是|假装|扮演|想象|角色|是否"
 )
-# What stands between the speaker and the name makes it no claim: it denies, compares, or speaks about the name.
+# What stands between the speaker and the name makes it no claim: it denies, compares or is about the name.
 _DENIES = re.compile(
     r"(?i)\b(?:not|never|no|neither|nor|cannot|without|unlike|like|similar|than|different|distinct|separate|"
     r"independent|unrelated|compar\w+|compet\w+|familiar|aware|unaware|happy|glad|sorry|able|unable|sure|talking|"
@@ -102,7 +102,9 @@ _MADE = (
     r"introduc|programm|maintain|operat)(?:ed|e|t|n|er)?"
 )
 _MADE_ZH = r"(?:开发|研发|创建|创造|训练|打造|推出|提供|设计|制造|构建|研制|发布)"
-_KIND = r"(?:AI|A\.I\.|models?|assistants?|chatbots?|bot|LLMs?|systems?|program|agent|version|instance|product)"
+_KIND = (
+    r"(?:AI|A\.I\.|models?|assistants?|chatbots?|bot|LLMs?|systems?|program|agent|version|instance|product)"
+)
 _WITHIN = r"[^.!?;。！？；\n]"  # of a sentence
 _ADVERBS = r"(?:,?\s+(?:actually|indeed|really|just|in fact|also|still|simply|of course|currently))*"
 _ARTICLE = r"(?:the\s+|an?\s+|your\s+)?"
@@ -117,15 +119,16 @@ _BEFORE_NAME = tuple(
         rf"\b(?:I am|I'm|I’m)(?P<gap>{_ADVERBS}\s+(?:an?|the|your|one of the)\s{_WITHIN}{{0,60}}?\b{_KIND}\b"
         rf"(?:{_WITHIN}{{0,60}}?\b{_LINK}\s+{_ARTICLE}(?:[\w-]+\s+){{0,3}}?|,?\s+))$",
         # I'm based on NAME; I am called NAME
-        rf"\b(?:I am|I'm|I’m)(?P<gap>{_ADVERBS}\s+(?:based|powered|backed|called|named|known|owned|running|hosted|"
-        rf"affiliated|part|from)\b{_WITHIN}{{0,40}}?\s{_ARTICLE})$",
+        rf"\b(?:I am|I'm|I’m)(?P<gap>{_ADVERBS}\s+(?:based|powered|backed|called|named|known|owned|running|"
+        rf"hosted|affiliated|part|from)\b{_WITHIN}{{0,40}}?\s{_ARTICLE})$",
         # I am not X but NAME
         rf"\b(?:I am|I'm|I’m)(?P<gap>{_ADVERBS}\s+not\s{_WITHIN}{{1,40}}?\bbut(?: rather)?\s+{_ARTICLE})$",
         # I was developed by NAME
-        rf"\bI(?: was| have been|['’]ve been| am|['’]m)(?P<gap>\s+{_WITHIN}{{0,40}}?\b{_MADE}\b{_WITHIN}{{0,60}}?"
-        rf"\b(?:by|from|at)\s+{_ARTICLE}(?:[\w-]+\s+){{0,4}}?)$",
-        r"\b[Mm]y (?:full )?(?:name|creators?|developers?|makers?|company|parent company|team|owners?|providers?|"
-        rf"builders?|model|identity|base model|underlying model|organi[sz]ation)(?P<gap>{_WITHIN}{{0,40}}?\s)$",
+        rf"\bI(?: was| have been|['’]ve been| am|['’]m)(?P<gap>\s+{_WITHIN}{{0,40}}?\b{_MADE}\b"
+        rf"{_WITHIN}{{0,60}}?\b(?:by|from|at)\s+{_ARTICLE}(?:[\w-]+\s+){{0,4}}?)$",
+        r"\b[Mm]y (?:full )?(?:name|creators?|developers?|makers?|company|parent company|team|owners?|"
+        r"providers?|builders?|model|identity|base model|underlying model|organi[sz]ation)"
+        rf"(?P<gap>{_WITHIN}{{0,40}}?\s)$",
         r"\b[Cc]all me(?P<gap>\s+)$",
         r"\b(?:I (?:belong|come|originate)|I go by|I work for|[Ww]e at|[Mm]y colleagues at)"
         r"(?P<gap>\s+(?:to |from |the )*)$",
@@ -148,9 +151,13 @@ _BY_ZH = re.compile(rf"{_WITHIN}{{0,20}}?{_MADE_ZH}")  # behind 由 NAME
 _MAKES_ME = re.compile(
     rf"(?:'s\s+\w+)?\s+(?:has\s+|have\s+|team\s+)?{_MADE}\s+me\b|{_WITHIN}{{0,12}}?{_MADE_ZH}(?:了|出)?我"
 )
-_AS = re.compile(rf"(?i)(?:^|[\s,])as\s+(?P<gap>(?:(?:an?|the)\s)?(?:{_WITHIN}{{0,60}}?\b(?:by|from|at|of|called|named)\s+)?)$")
+_AS = re.compile(
+    rf"(?i)(?:^|[\s,])as\s+(?P<gap>(?:(?:an?|the)\s)?(?:{_WITHIN}{{0,60}}?\b(?:by|from|at|of|called|named)\s+)?)$"
+)
 _AS_ZH = re.compile(rf"作为(?P<gap>{_WITHIN}{{0,20}}?)$")
-_AS_TAIL = re.compile(r"(?:['’]s)?(?:[\s-](?:AI|language|large|model|assistant|chatbot|\d[\w.]*))*\s*[,，]|[^,，]{0,16}[,，]\s*我")
+_AS_TAIL = re.compile(
+    r"(?:['’]s)?(?:[\s-](?:AI|language|large|model|assistant|chatbot|\d[\w.]*))*\s*[,，]|[^,，]{0,16}[,，]\s*我"
+)
 _BARE = re.compile(r"(?i)^[\s\"'“”*_]*(?:(?:it is|it's|that is|that would be|the|by|是|由)\s*)?$")
 _BARE_END = re.compile(r"^[\s\"'“”*_.。!！]*(?:公司|开发的?|team|inc\.?)?[\s\"'“”*_.。!！]*$")
 _QUESTION = re.compile(r"[?？]\s*[\"'”*_]*$")

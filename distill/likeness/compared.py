@@ -1,4 +1,4 @@
-"""The student's answers beside the teacher's on the same problems: measures of their texts and final answers."""
+"""The student's answers beside the teacher's on the same problems: measures of texts and final answers."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence

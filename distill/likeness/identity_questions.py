@@ -68,7 +68,9 @@ class Questions:
         for entity, listed in names.items():
             for name in listed:
                 if owners.setdefault(name.casefold(), entity) != entity:
-                    raise UserError(f"identity.others: {name} belongs to {owners[name.casefold()]} and to {entity}")
+                    raise UserError(
+                        f"identity.others: {name} belongs to {owners[name.casefold()]} and to {entity}"
+                    )
         entities = Entities(names, frozenset(_names(content.get("exact", []), f"{path}: exact")))
         languages = _names(cfg.languages, "identity.languages")
         # Who is named in the induced prompts is nobody whom the student is.
@@ -114,13 +116,17 @@ def _read(path: Path) -> dict[str, Any]:
             f"identity.questions={path} must have questions and templates, as distill/likeness/identity.yaml"
         )
     templates, questions = content["templates"], content["questions"]
-    if not isinstance(templates, dict) or not all(isinstance(own, list) for own in (questions, *templates.values())):
+    if not isinstance(templates, dict) or not all(
+        isinstance(own, list) for own in (questions, *templates.values())
+    ):
         raise UserError(f"identity.questions={path}: questions and each kind of templates must be lists")
     return {"entities": {}, **content}
 
 
 def _names(value: Any, key: str) -> list[str]:
     found = plain(value)
-    if not isinstance(found, list) or not all(isinstance(name, str | int | float) and str(name) for name in found):
+    if not isinstance(found, list) or not all(
+        isinstance(name, str | int | float) and str(name) for name in found
+    ):
         raise UserError(f"{key}={shown(found)} must be a list of names, such as [Qwen,Alibaba]")
     return [str(name) for name in found]

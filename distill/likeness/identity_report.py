@@ -1,4 +1,4 @@
-"""Report of claimed identities: shares by entity with intervals over questions, and the sentences that counted."""
+"""Report of claimed identities: shares by entity with intervals, and the sentences that counted."""
 
 import json
 import math
@@ -66,7 +66,9 @@ class Identity:
     @property
     def entities(self) -> list[str]:
         """All that are claimed by anybody, the most frequent first."""
-        found = Counter(entity for own in self.said.values() for one in own for entity in by_entity(one.claims))
+        found = Counter(
+            entity for own in self.said.values() for one in own for entity in by_entity(one.claims)
+        )
         return [entity for entity, _ in found.most_common()]
 
 
@@ -104,7 +106,10 @@ def figures(found: Identity, *, resamples: int, seed: int) -> dict[str, Any]:
     options = {"resamples": resamples, "seed": seed}
     result: dict[str, Any] = {}
     for kind in _KINDS:
-        sides = {name: [one for one in said if one.induced == (kind == "induced")] for name, said in found.said.items()}
+        sides = {
+            name: [one for one in said if one.induced == (kind == "induced")]
+            for name, said in found.said.items()
+        }
         if not any(sides.values()):
             continue
         result[kind] = {}
@@ -197,8 +202,8 @@ def _markdown(
         yield f"- {name}: {model}, {len(found.said[name]):,} answers"
     yield ""
     yield (
-        "In brackets 95 % bootstrap intervals over questions; the change is student − before. Claims are found by "
-        "a rule, which misses unlisted names and irony; the sentences below are what it counted."
+        "In brackets 95 % bootstrap intervals over questions; the change is student − before. Claims are found "
+        "by a rule, which misses unlisted names and irony; the sentences below are what it counted."
     )
     if not found.own:
         yield ""
@@ -206,7 +211,10 @@ def _markdown(
     for name, pair in agreements.items():
         if pair:
             yield ""
-            yield f"Rule and judge agree on {_cell(pair[0])} of the answers of {name}; Cohen's κ {_kappa(pair[1])}."
+            yield (
+                f"Rule and judge agree on {_cell(pair[0])} of the answers of {name}; Cohen's κ "
+                f"{_kappa(pair[1])}."
+            )
     yield from _sentences(found)
 
 

@@ -58,7 +58,8 @@ def likelihoods(
         notes.append("No teacher's model is named (model.teacher=), so the likelihoods have no references.")
     elif retokenizer.foreign:
         notes.append(
-            "The teacher has another tokenizer, so its likelihoods are not comparable: they have no references."
+            "The teacher has another tokenizer, so its likelihoods are not comparable and are left out: the "
+            "student's have no references."
         )
     else:
         for trace in traces if retokenizer.needed else ():
@@ -73,9 +74,7 @@ def likelihoods(
         if drifts is None:
             notes.append("The vocabularies differ, so there is no KL.")
     measures = [
-        Measured(
-            "likelihood", name, {column: _column(stats, number) for column, stats in read.items()}
-        )
+        Measured("likelihood", name, {column: _column(stats, number) for column, stats in read.items()})
         for name, number in (("NLL of the teacher's text", 0), ("teacher's token first", 1))
     ]
     return [*measures, *([] if drifts is None else [drifts])], notes

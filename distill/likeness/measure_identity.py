@@ -1,4 +1,4 @@
-"""`python -m distill.identity`: how often models claim another model's identity, before and after training."""
+"""`python -m distill.identity`: how often models claim another model's identity."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -123,7 +123,7 @@ def _prepare(cfg: DictConfig, name: str, questions: Questions, device: str) -> _
 
 
 def _answers(one: _Asked, folder: Path, name: str) -> list[str]:
-    """The answers to all prompts, `samples` of each, without their thinking; those that are stored are read."""
+    """The answers to all prompts, `samples` of each, without their thinking; stored ones are read."""
     key = {
         **writer_key(one.source),
         "engine": one.engine.name,

@@ -1,4 +1,4 @@
-"""`python -m distill.similarity`: how alike a student's answers are to its teacher's, between chance and ceiling."""
+"""`python -m distill.similarity`: how alike a student's answers are to its teacher's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,9 @@ def measure_similarity(cfg: DictConfig) -> Path:
     Raises:
         UserError: the configuration is invalid, or the sides have too few problems in common.
     """
-    names = _Names(side(cfg, "teacher", "teacher"), *(side(cfg, key, "student") for key in ("student", "before")))
+    names = _Names(
+        side(cfg, "teacher", "teacher"), *(side(cfg, key, "student") for key in ("student", "before"))
+    )
     _check_named(names)
     cfg.out = str(cfg.out or Path("outputs") / "similarity" / folder_name(plain(cfg.student)))
     folder, recipe = Path(cfg.out), build(cfg.data.recipe, "data")
@@ -69,14 +71,17 @@ def measure_similarity(cfg: DictConfig) -> Path:
         problems = [name for name in by_teacher if all(name in own for own in written.values())]
         if len(problems) < _FEWEST:
             raise UserError(
-                f"teacher and student have {len(problems)} problems in common, and {_FEWEST} are needed: name "
-                f"traces of the same problems, or a model, which writes for those of the teacher"
+                f"teacher and student have {len(problems)} problems in common, and {_FEWEST} are needed: "
+                f"name traces of the same problems, or a model, which writes for those of the teacher"
             )
         if len(problems) < len(by_teacher):
             print(f"{len(problems)} of the teacher's {len(by_teacher)} problems are the student's too")
         try:
             sides = [
-                [[answer_of(r, checks.grade, cfg.data.step_separator) for r in own[name]] for name in problems]
+                [
+                    [answer_of(r, checks.grade, cfg.data.step_separator) for r in own[name]]
+                    for name in problems
+                ]
                 for own in (by_teacher, *written.values())
             ]
             pairs = pairs_of(sides[0], sides[1], sides[2] if len(sides) > 2 else None, cfg.seed)
@@ -154,7 +159,9 @@ def _of_student(
                 student = "chat_template_kwargs" if name == "chat_template_kwargs" else f"student_{name}"
                 own.model[f"teacher_{name}"] = own.model[student]
             own.out = str(Path(cfg.out) / key)
-        records = read_records(generate(own, writer="student" if key == "student" else "student before training"))
+        records = read_records(
+            generate(own, writer="student" if key == "student" else "student before training")
+        )
     return {name: found[: cfg.samples] for name, found in by_problem(records).items()}
 
 
@@ -191,7 +198,9 @@ def _likelihoods(
     student = students[0][1]
     before = students[1][1] if len(students) > 1 else None
     if before is not None and before.source.vocabulary != student.source.vocabulary:
-        raise UserError(f"before={names.before} has another tokenizer than the student: name what it was before")
+        raise UserError(
+            f"before={names.before} has another tokenizer than the student: name what it was before"
+        )
     teacher = (
         LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), device) if cfg.model.teacher else None
     )
@@ -199,17 +208,15 @@ def _likelihoods(
     if len(traces) < _FEWEST:
         return [], ["Fewer than two traces fit into the student's context, so there are no likelihoods."]
     view = None if teacher is None else recipe.retokenizer(student.source, teacher.source)
-    return likelihoods(
-        Readers(student, before, teacher), traces, view, cache=Path(cfg.cache), seed=cfg.seed
-    )
+    return likelihoods(Readers(student, before, teacher), traces, view, cache=Path(cfg.cache), seed=cfg.seed)
 
 
 def _notes(sides: Sequence[Answers], unread: int) -> list[str]:
     notes = []
     if all(len(own) < 2 for own in sides[0]):
         notes.append(
-            "The teacher has one answer to each problem, so there is no ceiling and no scale: let it write two "
-            "(samples=2)."
+            "The teacher has one answer to each problem, so there is no ceiling and no scale: let it write "
+            "two (samples=2)."
         )
     wrong = sum(_any_wrong(own) for own in sides[0])
     if wrong:

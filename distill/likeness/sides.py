@@ -11,7 +11,7 @@ from distill.evaluation.named import stands_for
 
 
 def side(cfg: DictConfig, key: str, role: str) -> Any:
-    """What a key names: stored traces as they are named, a model as the folder, file or id that it stands for.
+    """What a key names: stored traces as they are named, a model as what it stands for.
 
     Args:
         cfg: the configuration.

@@ -94,7 +94,9 @@ def read_similarity(folder: Path) -> Similarity:
 
 
 def _read(value: dict[str, float | None]) -> Figure:
-    return Figure(*(math.nan if own is None else own for own in (value["value"], value["low"], value["high"])))
+    return Figure(
+        *(math.nan if own is None else own for own in (value["value"], value["low"], value["high"]))
+    )
 
 
 def _markdown(found: Similarity) -> Iterator[str]:
@@ -116,8 +118,8 @@ def _markdown(found: Similarity) -> Iterator[str]:
     yield (
         "In brackets 95 % bootstrap intervals over problems. Chance: two answers of the teacher to different "
         "problems. Ceiling: two answers of the teacher to one problem. Both are the teacher's alone, so that "
-        "they are the same for every student; below 0 the student is less like the teacher than that. A dash: "
-        "not known, or chance and ceiling are not apart."
+        "they are the same for every student; below 0 the student is less like the teacher than that. A "
+        "dash: not known, or chance and ceiling are not apart."
     )
     for note in found.notes:
         yield ""

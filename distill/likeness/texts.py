@@ -11,8 +11,8 @@ from rapidfuzz.distance import LCSseq
 # A run of letters or digits; Chinese and Japanese are written without blanks, so each character is a word.
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿]|[^\W_぀-ヿ㐀-䶿一-鿿]+")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-# Runs of what equations are made of: digits, LaTeX's commands, variables of one letter, operators, brackets and
-# blanks. A word or a comma in prose ends a run.
+# Runs of what equations are made of: digits, LaTeX's commands, variables of one letter, operators, brackets
+# and blanks. A word or a comma in prose ends a run.
 _FORMULAS = re.compile(
     r"(?:\d|[.,](?=\d)|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[-+*/^%()\[\]{}×÷·−√π_!|$&= ])+"
 )
@@ -21,7 +21,8 @@ _LAYOUT: Mapping[str, re.Pattern[str]] = {
     "headings": re.compile(r"^ {0,3}#{1,6} ", re.MULTILINE),
     "bullets": re.compile(r"^[ \t]{0,20}[-*+•] ", re.MULTILINE),
     "numbered steps": re.compile(
-        r"^[ \t]{0,20}(?:\*\*)?(?:\d{1,3}[.)]\s|(?:Step|步骤|第)\s?[\d一二三四五六七八九十]+)", re.MULTILINE | re.I
+        r"^[ \t]{0,20}(?:\*\*)?(?:\d{1,3}[.)]\s|(?:Step|步骤|第)\s?[\d一二三四五六七八九十]+)",
+        re.MULTILINE | re.I,
     ),
     "displayed formulas": re.compile(r"\\\[|\$\$|\\begin\{"),
     "inline formulas": re.compile(r"\\\(|(?<!\$)\$(?!\$)"),

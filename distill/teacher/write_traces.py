@@ -193,7 +193,12 @@ def generate(cfg: DictConfig, *, writer: str = "teacher") -> Path:
         began = time.perf_counter()
         completion_log = CompletionLog(part / "completions.jsonl")
         written, new = _write(
-            setup.engine, setup.requests, setup.sampling, completion_log, setup.check_spelling, f"{writer} writes"
+            setup.engine,
+            setup.requests,
+            setup.sampling,
+            completion_log,
+            setup.check_spelling,
+            f"{writer} writes",
         )
         seconds = time.perf_counter() - began
         examples = {example.id: example for example in setup.examples}
