@@ -4,8 +4,8 @@ A claim is a sentence in which the speaker gives itself, its maker or its model 
 are sentences that ask, suppose or play a role, what is quoted, what is denied, and comparisons ("I am like
 ChatGPT"). Marks of a speaker ("ChatGPT:") are removed first: they are layout, no claim.
 
-2501.12619 counts such claims with a judge model. On that paper's published answers of eleven models a rule of
-this form agrees with the judge's label to κ = .77 (precision .76, recall .87).
+2501.12619 counts such claims with a judge model. A simpler rule of this form agrees with that judge's
+labels on the paper's published answers of eleven models to κ = .77 (precision .76, recall .87).
 """
 
 import re
@@ -84,10 +84,11 @@ _SPEAKER = re.compile(r"^[\s>*_#\-]*[\[(<【「]?[\w.|\- ]{1,30}[\])>】」]?\s*
 _SAYS = re.compile(r"(?i)\b(?:name|answer|model|maker|developer|company|called)\b|名|公司|开发|回答|模型")
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」|『[^』\n]*』|‘[^’\n]*’")
 _SPEAKS = re.compile(r"\b(?:I|I'm|my|me)\b|我")
-_SUPPOSED = re.compile(
-    r"(?i)\b(?:if|imagine|imagining|pretend\w*|suppose|supposing|role[- ]?play\w*|in character|playing|"
-    r"acting as|let's say|as if|whether|hypothetical\w*|fictional)\b|如果|假如|假设|要是|假装|扮演|想象|角色|是否"
+_PLAYED = re.compile(
+    r"(?i)\b(?:imagin\w+|pretend\w*|suppos\w+|role[- ]?play\w*|in character|playing|acting as|let's say|"
+    r"hypothetical\w*|fictional)\b|假设|假装|扮演|想象|角色"
 )
+_SUPPOSED = re.compile(r"(?i)\b(?:if|whether)\b|如果|假如|要是|是否")  # in the clause of the name itself
 # What stands between the speaker and the name makes it no claim: it denies, compares or is about the name.
 _DENIES = re.compile(
     r"(?i)\b(?:not|never|no|neither|nor|cannot|without|unlike|like|similar|than|different|distinct|separate|"
@@ -126,10 +127,14 @@ _BEFORE_NAME = tuple(
         # I was developed by NAME
         rf"\bI(?: was| have been|['’]ve been| am|['’]m)(?P<gap>\s+{_WITHIN}{{0,40}}?\b{_MADE}\b"
         rf"{_WITHIN}{{0,60}}?\b(?:by|from|at)\s+{_ARTICLE}(?:[\w-]+\s+){{0,4}}?)$",
-        r"\b[Mm]y (?:full )?(?:name|creators?|developers?|makers?|company|parent company|team|owners?|"
+        r"\b[Mm]y (?:(?:full|main|original|primary|official|actual|real|current|"
+        r"[\"“]?parent[\"”]?) )*(?:name|creators?|developers?|makers?|company|team|owners?|"
         r"providers?|builders?|model|identity|base model|underlying model|organi[sz]ation)"
         rf"(?P<gap>{_WITHIN}{{0,40}}?\s)$",
         r"\b[Cc]all me(?P<gap>\s+)$",
+        # You are talking to NAME; the AI that you are talking to is based on NAME
+        r"\b[Yy]ou(?:'re| are) (?:talking|speaking|chatting|interacting) (?:to|with)(?P<gap>\s+(?:is\s+)?"
+        rf"(?:based on\s+)?{_ARTICLE})$",
         r"\b(?:I (?:belong|come|originate)|I go by|I work for|[Ww]e at|[Mm]y colleagues at)"
         r"(?P<gap>\s+(?:to |from |the )*)$",
         # A sentence without a subject, and a line of a business card
@@ -142,7 +147,7 @@ _BEFORE_NAME = tuple(
         r"(?:[，,](?:是|而是|由|名叫|名为|叫|来自|基于)[^，,。！？；\n]{0,16}?)?)$",
         # 我是由NAME开发的
         rf"我(?:是)?(?P<gap>{_WITHIN}{{0,8}}?(?:由|被){_WITHIN}{{0,16}}?)$",
-        r"我的(?:名字|全名|开发者|开发商|开发公司|开发团队|创造者|创建者|制造商|母公司|公司|团队|模型|身份)"
+        r"我的(?:名字|全名|开发者|开发商|开发公司|开发团队|开发机构|创建机构|创造者|创建者|制造商|母公司|公司|团队|模型|身份)"
         rf"(?P<gap>{_WITHIN}{{0,10}}?)$",
         rf"^\s*由(?P<gap>{_WITHIN}{{0,12}}?)$",
     )
@@ -209,7 +214,7 @@ def _is_claim(said: str, place: re.Match[str], *, alone: bool) -> bool:
     before = said[max(0, place.start() - _REACH) : place.start()]
     behind = said[place.end() : place.end() + _REACH]
     clause = before[_clause_start(before) :]
-    if _SUPPOSED.search(before):
+    if _PLAYED.search(before) or _SUPPOSED.search(clause):
         return False
     if _MAKES_ME.match(behind):
         return not _DENIES.search(clause)

@@ -202,8 +202,8 @@ def _markdown(
         yield f"- {name}: {model}, {len(found.said[name]):,} answers"
     yield ""
     yield (
-        "In brackets 95 % bootstrap intervals over questions; the change is student − before. Claims are found "
-        "by a rule, which misses unlisted names and irony; the sentences below are what it counted."
+        "In brackets 95 % bootstrap intervals over questions; the change is student − before. Claims are "
+        "found by a rule, which misses unlisted names and irony; the sentences below are what it counted."
     )
     if not found.own:
         yield ""
