@@ -219,21 +219,29 @@ def _markdown(
 
 
 def _sentences(found: Identity) -> Iterator[str]:
-    lines = [
-        [name, "induced" if one.induced else "hard", claim.entity, one.prompt, claim.sentence]
-        for name, said in found.said.items()
-        for one in said
-        for claim in one.claims
-    ]
-    if not lines:
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    asked: dict[tuple[str, str, str, str], str] = {}
+    for name, said in found.said.items():
+        for one in said:
+            for claim in one.claims:
+                key = (name, "induced" if one.induced else "hard", claim.entity, claim.sentence)
+                counts[key] += 1
+                asked.setdefault(key, one.prompt)
+    if not counts:
         return
     yield ""
-    yield f"{len(lines):,} sentences counted{f'; the first {_SHOWN}' if len(lines) > _SHOWN else ''}:"
+    shown = f"; the {_SHOWN} most frequent" if len(counts) > _SHOWN else ""
+    yield f"{len(counts):,} different sentences counted{shown}:"
     yield ""
-    yield _row(["model", "prompt", "entity", "asked", "sentence"])
-    yield "|---|---|---|---|---|"
-    for line in lines[:_SHOWN]:
-        yield _row([_short(cell) for cell in line])
+    yield _row(["model", "prompt", "entity", "times", "first asked", "sentence"])
+    yield "|---|---|---|---|---|---|"
+    for (name, kind, entity, sentence), count in counts.most_common(_SHOWN):
+        yield _row(
+            [
+                _short(cell)
+                for cell in (name, kind, entity, str(count), asked[name, kind, entity, sentence], sentence)
+            ]
+        )
 
 
 def _row(cells: Sequence[str]) -> str:

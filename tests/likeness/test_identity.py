@@ -85,7 +85,6 @@ def test_shares_the_change_and_the_teachers_own_are_told(
     assert hard["Anthropic"]["teacher"]["value"] == 1.0
     assert hard["OpenAI"]["teacher"]["value"] == 0.0  # what it thinks does not count
     assert hard["OpenAI"]["change"]["value"] == 0.5
-    assert hard["OpenAI"]["change"]["low"] > 0
     assert found["answers"] == dict.fromkeys(WHO, 80)
     lines = [json.loads(line) for line in (tmp_path / "out" / "claims.jsonl").read_text().splitlines()]
     assert {(one["model"], one["claims"][0]["sentence"]) for one in lines} == {
@@ -94,10 +93,10 @@ def test_shares_the_change_and_the_teachers_own_are_told(
     }
     said = capsys.readouterr().out
     assert "| OpenAI | 50.0% [" in said
-    assert "| student | hard | OpenAI | 你叫什么名字？ | 我是由OpenAI开发的。 |" in said
-    # A second time nothing is asked, and another name of its own is left out.
+    assert "| student | hard | OpenAI | 24 | 你叫什么名字？ | 我是由OpenAI开发的。 |" in said
+    # Stored answers are not asked for again, only the induced prompts that name others now.
     again = run([*words[:-2], "identity.own=[ChatGPT]", "resamples=200"], tmp_path / "out")
-    assert len(asked) == 3
+    assert asked[3:] == [4 * 2 * 2 * 2] * 3
     assert again["shares"]["hard"]["any other identity"]["student"]["value"] == 0.0
 
 
@@ -202,6 +201,6 @@ def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
     (path := tmp_path / "mine.yaml").write_text("questions: []\n")
     with pytest.raises(UserError, match="must have questions and templates"):
         Questions.of(compose("identity", [f"identity.questions={path}"]).identity)
-    path.write_text("questions: [{en: Who?}]\ntemplates: {mine: [{en: Say}]}\nentities: {A: [b]}\n")
+    path.write_text("questions: [{en: 'Who?'}]\ntemplates: {mine: [{en: Say}]}\nentities: {A: [b]}\n")
     with pytest.raises(UserError, match=r"'Say' has no \{question\} in it"):
         Questions.of(compose("identity", [f"identity.questions={path}", "identity.languages=[en]"]).identity)

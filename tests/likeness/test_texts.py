@@ -161,8 +161,8 @@ def test_the_scale_is_0_at_chance_and_1_at_the_ceiling() -> None:
 
 
 def test_without_a_distance_between_chance_and_ceiling_there_is_no_scale() -> None:
-    noise = np.random.default_rng(1).uniform(0, 1, (3, 40))
-    columns = {name: column(list(own)) for name, own in zip((STUDENT, CHANCE, CEILING), noise, strict=True)}
+    noise = list(np.random.default_rng(1).uniform(0, 1, 40))
+    columns = {STUDENT: column(noise), CHANCE: column(noise), CEILING: column(noise[::-1])}
     placed = place(Measured("style", "layout", columns))
     assert math.isnan(placed.scale[STUDENT].value)
     assert not math.isnan(placed.figures[STUDENT].value)
