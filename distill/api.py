@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -26,13 +26,11 @@ from distill.config.paths import CONFIG
 from distill.config.words import words_of
 from distill.data.trace_set import TraceSet
 from distill.evaluation.named import NAME_A_MODEL, as_keys, stands_for
+from distill.likeness.similarity_report import Similarity, read_similarity
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.planning.plan import Plan
 from distill.statistics import Figure
-
-if TYPE_CHECKING:
-    from distill.likeness.similarity_report import Similarity
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def evaluate_model(words: Iterable[str] = (), **settings: Any) -> Evaluation:
     return Evaluation(folder, figures)
 
 
-def measure_similarity(words: Iterable[str] = (), **settings: Any) -> "Similarity":
+def measure_similarity(words: Iterable[str] = (), **settings: Any) -> Similarity:
     """Measure how alike a student's answers are to its teacher's (`distill similarity`).
 
     Args:
@@ -125,7 +123,6 @@ def measure_similarity(words: Iterable[str] = (), **settings: Any) -> "Similarit
         UserError: a mistake that the user can correct.
     """
     from distill.likeness import measure_similarity as similarity
-    from distill.likeness.similarity_report import read_similarity
 
     return read_similarity(_run("similarity", words, settings, similarity.measure_similarity))
 

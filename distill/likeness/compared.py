@@ -16,7 +16,6 @@ from distill.likeness.texts import MEASURES, Solution
 
 _OTHERS = 4  # other problems whose answers are set beside each answer, for the figure by chance
 Same = Callable[[str, str], bool]
-Pair = tuple["Answer", "Answer"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Answer:
     wrong: bool
 
 
+Pair = tuple[Answer, Answer]
 Answers = Sequence[Sequence[Answer]]  # of each problem, its samples
 
 
