@@ -126,4 +126,4 @@ def _kl(
         sums = np.asarray([one.kl.sum(dtype=np.float64) for one in found])
         columns[column] = Column(sums, np.asarray([len(one.kl) for one in found], dtype=np.float64))
     columns[CEILING] = Column(np.zeros(len(traces)), columns[STUDENT].below)
-    return Measured("likelihood", "KL from the teacher", columns)
+    return Measured("likelihood", "KL from the teacher", columns, exact_ceiling=True)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distill.analysis.evaluate_model import folder_name
 from distill.analysis.score_traces import tokenized_that_fit
 from distill.benchmarks.grading.answers import same_answer
-from distill.config.instantiate import as_yaml, build, plain
+from distill.config.instantiate import as_yaml, build
 from distill.curation.collect import collect
 from distill.curation.listed import is_traces
 from distill.data.trace_set import Record, by_problem, read_records, write_records
@@ -30,6 +30,7 @@ from distill.models.devices import find_device
 from distill.models.find import find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
+from distill.models.path import PACKAGE_PREFIX, find_path
 from distill.teacher.verify import Checks
 from distill.teacher.write_traces import generate
 from distill.training.recipe import TraceRecipe
@@ -59,7 +60,7 @@ def measure_similarity(cfg: DictConfig) -> Path:
         side(cfg, "teacher", "teacher"), *(side(cfg, key, "student") for key in ("student", "before"))
     )
     _check_named(names)
-    cfg.out = str(cfg.out or Path("outputs") / "similarity" / folder_name(plain(cfg.student)))
+    cfg.out = str(cfg.out or Path("outputs") / "similarity" / _folder_name(names.student))
     folder, recipe = Path(cfg.out), build(cfg.data.recipe, "data")
     checks = Checks.of(cfg.check, recipe.grade)
     if cfg.model.threads:
@@ -110,6 +111,12 @@ def measure_similarity(cfg: DictConfig) -> Path:
         config = as_yaml(cfg)
         write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
     return folder
+
+
+def _folder_name(student: Any) -> str:
+    """The student's name for a folder; of a package's file that of its place."""
+    path = find_path(student, "student") if str(student).startswith(PACKAGE_PREFIX) else None
+    return folder_name(student if path is None else str(path))
 
 
 def _check_named(names: _Names) -> None:

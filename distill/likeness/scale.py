@@ -1,7 +1,7 @@
 """Figures of similarity beside their references: 0 is chance, 1 is the ceiling."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +28,13 @@ class Measured:
         family: style, logic, content, likelihood or judge.
         name: of the measure.
         columns: of `student`, `before` training, `chance` and `ceiling`; those that are not known are absent.
+        exact_ceiling: whether the ceiling is 0 by definition, and no estimate.
     """
 
     family: str
     name: str
     columns: Mapping[str, Column]
+    exact_ceiling: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def place(measured: Measured, *, resamples: int = 2000, seed: int = 0) -> Placed
         name: bootstrap_ratio(column.above, column.below, resamples=resamples, seed=seed)
         for name, column in columns.items()
     }
+    if measured.exact_ceiling:
+        figures[CEILING] = replace(figures[CEILING], low=0.0, high=0.0)
     problems = len(next(iter(columns.values())).above)
     counts = np.concatenate([np.ones((1, problems)), draw(problems, resamples, seed)])
     # The first row is the sample itself, the others are resamples of it.
