@@ -80,7 +80,8 @@ def read_similarity(folder: Path) -> Similarity:
             Placed(
                 one["family"],
                 one["name"],
-                *({name: _read(own) for name, own in one[key].items()} for key in ("figures", "scale")),
+                {name: _read(own) for name, own in one["figures"].items()},
+                {name: _read(own) for name, own in one["scale"].items()},
                 _read(one["change"]),
             )
             for one in value["placed"]
@@ -130,10 +131,10 @@ def _markdown(found: Similarity) -> Iterator[str]:
         yield ""
         yield _row(["measure", "with its family", "with overall"])
         yield "|---|---|---|"
-        cells: dict[str, list[str]] = {}
+        rows: dict[str, list[str]] = {}
         for own in found.agreements:
-            cells.setdefault(own.measure, []).append(_cell(own.correlation, "{:.2f}"))
-        yield from (_row([name, *values]) for name, values in cells.items())
+            rows.setdefault(own.measure, []).append(_cell(own.correlation, "{:.2f}"))
+        yield from (_row([name, *values]) for name, values in rows.items())
 
 
 def _row(cells: Sequence[str]) -> str:
