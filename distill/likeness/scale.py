@@ -1,7 +1,8 @@
 """Figures of similarity beside their references: 0 is chance, 1 is the ceiling."""
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,16 +76,13 @@ def place(measured: Measured, *, resamples: int = 2000, seed: int = 0) -> Placed
         seed: of the bootstrap.
     """
     columns = measured.columns
-    figures = {
-        name: bootstrap_ratio(column.above, column.below, resamples=resamples, seed=seed)
-        for name, column in columns.items()
-    }
-    if measured.exact_ceiling:
-        figures[CEILING] = replace(figures[CEILING], low=0.0, high=0.0)
-    problems = len(next(iter(columns.values())).above)
-    counts = np.concatenate([np.ones((1, problems)), draw(problems, resamples, seed)])
-    # The first row is the sample itself, the others are resamples of it.
+    counts = _counts(len(next(iter(columns.values())).above), resamples, seed)
     ratios = {name: _ratio(counts @ column.above, counts @ column.below) for name, column in columns.items()}
+    figures = {name: _figure(values) for name, values in ratios.items()}
+    for name, column in columns.items():
+        if figures[name].low == figures[name].high and not (measured.exact_ceiling and name == CEILING):
+            # All problems are alike: the interval covers what so few of them may have missed.
+            figures[name] = bootstrap_ratio(column.above, column.below, resamples=1)
     scale = {}
     if CHANCE in ratios and CEILING in ratios:
         width = ratios[CEILING] - ratios[CHANCE]
@@ -95,6 +93,12 @@ def place(measured: Measured, *, resamples: int = 2000, seed: int = 0) -> Placed
                 scale[name] = _figure(_ratio(ratios[name] - ratios[CHANCE], width)) if known else _UNKNOWN
     change = _figure(ratios[STUDENT] - ratios[BEFORE]) if BEFORE in ratios else _UNKNOWN
     return Placed(measured.family, measured.name, figures, scale, change)
+
+
+@functools.lru_cache(maxsize=2)  # all measures of a comparison have the same
+def _counts(problems: int, resamples: int, seed: int) -> np.ndarray:
+    """[1 + resamples, problems] how often each problem counts: first as in the sample itself."""
+    return np.concatenate([np.ones((1, problems)), draw(problems, resamples, seed)])
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

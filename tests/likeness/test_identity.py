@@ -11,7 +11,8 @@ import pytest
 import torch
 from chat_stub import Stub
 from chat_templates import TEMPLATES, tokenizer_with
-from commands import command
+from omegaconf import OmegaConf
+from test_claims import CONTENT
 from test_generate import compose
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +20,7 @@ from distill.errors import UserError
 from distill.evaluation.named import as_keys
 from distill.generation.engine import Written
 from distill.generation.engines import HfEngine
+from distill.identity import check
 from distill.likeness.identity_questions import Questions
 from distill.likeness.measure_identity import measure_identity
 
@@ -165,42 +167,50 @@ def test_the_questions_are_asked_in_both_languages_and_induced_by_nobody_of_its_
     assert all("Anthropic" in text for text in named)
 
 
+@pytest.fixture(scope="module")
+def composed() -> Any:
+    return compose("identity", ["model.source=tiny"])
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("key", "value", "message"),
     [
-        ([], "model is not set"),
-        (["model=./nothere"], "model=./nothere: there is no such folder"),
-        (["before=./nothere"], "before=./nothere: there is no such folder"),
-        (["model=gone.jsonl"], "model: data file gone.jsonl does not exist"),
-        (["identity.own=Qwen"], r"identity.own='Qwen' must be a list of names, such as \[Qwen,Alibaba\]"),
-        (["identity.languages=[en,fr]"], "has no text in fr: write it, or leave the language out of"),
-        (["identity.questions=gone.yaml"], "identity.questions=gone.yaml cannot be read"),
-        (["identity.others={A:[x],B:[X]}"], "identity.others: X belongs to A and to B"),
-        (["identity.others={A:[x]}", "identity.own=[x]"], "identity.own names everybody of identity.others"),
-        (["model=tiny"], "the tokenizer of .* cannot spell this data"),
-        (["samples=0"], "samples=0 must be a whole number, at least 1"),
-        (
-            ["model=tiny", "sampling.temperature=0"],
-            "samples=4: greedy completions of a problem are all alike",
-        ),
+        ("model.source", None, "model is not set"),
+        ("model.source", "./nothere", "model=./nothere: there is no such folder"),
+        ("before", "./nothere", "before=./nothere: there is no such folder"),
+        ("model.source", "gone.jsonl", "model: data file gone.jsonl does not exist"),
+        ("identity.own", "Qwen", r"identity.own='Qwen' must be a list of names, such as \[Qwen,Alibaba\]"),
+        ("identity.languages", ["en", "fr"], "has no text in fr: write it, or leave the language out of"),
+        ("identity.questions", "gone.yaml", "identity.questions=gone.yaml cannot be read"),
+        ("identity.others", {"A": ["x"], "B": ["X"]}, "identity.others: X belongs to A and to B"),
+        ("identity.own", list(CONTENT["entities"]), "identity.own names everybody of identity.others"),
+        ("device", "auto", "the tokenizer of .* cannot spell this data"),
+        ("samples", 0, "samples=0 must be a whole number, at least 1"),
+        ("sampling.temperature", 0, "samples=4: greedy completions of a problem are all alike"),
     ],
 )
-def test_a_mistake_gets_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
-    (path := tmp_path / "a.jsonl").write_text('{"problem": "Who?", "completion": "I."}\n')
-    given = (
-        words if not words or any(word.startswith("model=") for word in words) else [f"model={path}", *words]
-    )
-    done = command("distill/identity.py", *as_keys(given), f"out={tmp_path / 'out'}")
-    assert done.returncode == 1
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert re.search(message, sentence), sentence
+def test_a_mistake_gets_one_sentence(
+    key: str, value: Any, message: str, composed: Any, tmp_path: Path
+) -> None:
+    cfg = composed.copy()
+    OmegaConf.update(cfg, "out", str(tmp_path / "out"))
+    OmegaConf.update(cfg, key, value, merge=False)
+    with pytest.raises(UserError, match=message):
+        check_and_measure(cfg)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
+def check_and_measure(cfg: Any) -> None:
+    check(cfg, [])
+    measure_identity(cfg)
+
+
+def test_a_file_without_questions_is_refused(composed: Any, tmp_path: Path) -> None:
     (path := tmp_path / "mine.yaml").write_text("questions: []\n")
+    cfg = composed.copy().identity
+    cfg.questions, cfg.languages = str(path), ["en"]
     with pytest.raises(UserError, match="must have questions and templates"):
-        Questions.of(compose("identity", [f"identity.questions={path}"]).identity)
+        Questions.of(cfg)
     path.write_text("questions: [{en: 'Who?'}]\ntemplates: {mine: [{en: Say}]}\nentities: {A: [b]}\n")
     with pytest.raises(UserError, match=r"'Say' has no \{question\} in it"):
-        Questions.of(compose("identity", [f"identity.questions={path}", "identity.languages=[en]"]).identity)
+        Questions.of(cfg)

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 from chat_stub import Stub
-from commands import command
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from test_generate import compose
 
 from distill import measure_similarity
 from distill.data.trace_set import by_problem, read_records
+from distill.errors import UserError
 from distill.likeness.measure_similarity import measure_similarity as measure
 from distill.likeness.texts import MEASURES, Solution
 from distill.models.find import find_model
+from distill.similarity import check
 from distill.tiny import task
 
 PROBLEMS = task.problems(12, split="train", operations=(3, 5))
-PLAIN = ["model=tiny", "data=traces", "check.answer=none", "data.step_separator=';'", "resamples=200"]
+PLAIN = ["model=tiny", "data=traces", "check.answer=none", "data.step_separator=';'", "resamples=100"]
 
 
 def rows(style: str, problems: list[str]) -> list[dict[str, str]]:
@@ -60,6 +62,7 @@ def _garbled(problems: list[str]) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_more_a_student_copies_the_higher_it_is(sets: dict[str, Path], tmp_path: Path) -> None:
     teacher = f"teacher={sets['teacher']}"
     found = {
@@ -119,6 +122,7 @@ def logprobs(model: Any, prompt: str, ids: list[int]) -> torch.Tensor:
     return logits[:, : model.vocab_size].double().log_softmax(-1)
 
 
+@pytest.mark.slow
 def test_models_write_and_read_and_the_likelihoods_are_those_of_plain_passes(tmp_path: Path) -> None:
     words = ["model=tiny", "data=arithmetic", "data.operations=[3,5]", "data.max_new_tokens=40", "problems=6"]
     found = run([*words, "before=tiny", "sampling.temperature=1", "resamples=100"], tmp_path / "out")
@@ -215,27 +219,44 @@ def test_wrong_answers_of_the_teacher_show_what_is_inherited(tmp_path: Path) -> 
     assert heir["notes"][0].startswith("The teacher is wrong on 8 problems")
 
 
+@pytest.fixture(scope="module")
+def composed(sets: dict[str, Path]) -> Any:
+    words = [
+        *PLAIN,
+        f"teacher={sets['teacher']}",
+        f"student={sets['a']}",
+        "judge=server",
+        "judge.served_as=y",
+    ]
+    return compose("similarity", words)
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("key", "value", "message"),
     [
-        (["teacher=null"], "teacher= is not set: name traces or a model"),
-        (["student=null"], "student= is not set"),
-        (["student=./nothere"], "student=./nothere: there is no such folder"),
-        (["before=gone.jsonl"], "before: data file gone.jsonl does not exist"),
-        (["teacher=3"], "teacher=3 is no name: give a trace set, a data file or a model"),
-        (["judge=server"], "judge.served_as is not set: name the judge model as its server does"),
-        (["judge=server", "judge.url=x", "judge.served_as=y"], "judge.url"),
-        (["student={other}"], "teacher and student have 0 problems in common, and 2 are needed"),
-        (["problems=1"], "problems=1 must be a whole number, at least 2, or null"),
+        ("teacher", None, "teacher= is not set: name traces or a model"),
+        ("student", None, "student= is not set"),
+        ("student", "./nothere", "student=./nothere: there is no such folder"),
+        ("before", "gone.jsonl", "before: data file gone.jsonl does not exist"),
+        ("teacher", 3, "teacher=3 is no name: give a trace set, a data file or a model"),
+        ("judge.served_as", None, "judge.served_as is not set: name the judge model as its server does"),
+        ("judge.url", "x", "judge.url"),
+        ("student", "other", "teacher and student have 0 problems in common, and 2 are needed"),
+        ("problems", 1, "problems=1 must be a whole number, at least 2, or null"),
     ],
 )
 def test_a_mistake_gets_one_sentence(
-    words: list[str], message: str, sets: dict[str, Path], tmp_path: Path
+    key: str, value: Any, message: str, composed: Any, tmp_path: Path
 ) -> None:
-    other = written(tmp_path / "other.jsonl", rows("single", task.problems(3, split="test")))
-    words = [word.format(other=other) for word in words]
-    given = [*PLAIN, f"teacher={sets['teacher']}", f"student={sets['a']}", *words, f"out={tmp_path / 'out'}"]
-    done = command("distill/similarity.py", *given)
-    assert done.returncode == 1, done.stdout
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert message in sentence
+    if value == "other":
+        value = str(written(tmp_path / "other.jsonl", rows("single", task.problems(3, split="test"))))
+    cfg = composed.copy()
+    OmegaConf.update(cfg, "out", str(tmp_path / "out"))
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(UserError, match=message):
+        check_and_measure(cfg)
+
+
+def check_and_measure(cfg: Any) -> None:
+    check(cfg, [])
+    measure(cfg)

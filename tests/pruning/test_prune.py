@@ -2,14 +2,13 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import command
+from omegaconf import OmegaConf
 from test_generate import compose
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from distill.errors import UserError
 from distill.evaluation.named import as_keys
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
+from distill.prune import check
 from distill.pruning import prune_model as command_module
 from distill.pruning.blocks import angular_distances, drop_blocks, last_states
 from distill.pruning.prune_model import prune_model
@@ -171,6 +171,7 @@ def prune(words: list[str], folder: Path) -> dict[str, Any]:
     return json.loads((folder / "prune.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_drops_the_nearest_block_and_measures_both(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,26 +213,36 @@ def test_the_command_drops_the_nearest_block_and_measures_both(
         prune([*words, "layers=1"], tmp_path / "out")
 
 
+@pytest.fixture(scope="module")
+def composed(data: Path) -> Any:
+    return compose("prune", ["model.source=tiny", f"calibration={data}"])
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("key", "value", "message"),
     [
-        (
-            ["layers=3"],
-            r"layers=3: .* has 4 blocks, of which the last and one more are always kept, so at most 2",
-        ),
-        (["layers=0"], "layers=0 must be a whole number, at least 1"),
-        (["calibration=null"], "calibration= is not set: name traces to choose the blocks by"),
-        (["calibration=gone.jsonl"], "calibration: data file gone.jsonl does not exist"),
-        (["model=/no/where"], "model=/no/where: there is no such folder"),
-        (["device=tpu"], "device='tpu' is not one of auto, cpu, cuda"),
+        ("layers", 3, "has 4 blocks, of which the last and one more are always kept, so at most 2 can"),
+        ("layers", 0, "layers=0 must be a whole number, at least 1"),
+        ("calibration", None, "calibration= is not set: name traces to choose the blocks by"),
+        ("calibration", "gone.jsonl", "calibration: data file gone.jsonl does not exist"),
+        ("model.source", "/no/where", "model=/no/where: there is no such folder"),
+        ("device", "tpu", "device='tpu' is not one of auto, cpu, cuda"),
     ],
 )
-def test_a_mistake_gets_one_sentence(words: list[str], message: str, data: Path, tmp_path: Path) -> None:
-    done = command("distill/prune.py", "model=tiny", f"calibration={data}", *words, f"out={tmp_path / 'out'}")
-    assert done.returncode == 1
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert re.search(message, sentence)
+def test_a_mistake_gets_one_sentence(
+    key: str, value: Any, message: str, composed: Any, tmp_path: Path
+) -> None:
+    cfg = composed.copy()
+    OmegaConf.update(cfg, "out", str(tmp_path / "out"))
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(UserError, match=message):
+        check_and_prune(cfg)
     assert not (tmp_path / "out").exists()
+
+
+def check_and_prune(cfg: Any) -> None:
+    check(cfg, [])
+    prune_model(cfg)
 
 
 def test_a_configuration_that_numbers_its_blocks_in_an_unknown_way_is_refused(
