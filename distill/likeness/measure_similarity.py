@@ -1,6 +1,6 @@
 """`python -m distill.similarity`: how alike a student's answers are to its teacher's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distill.errors import UserError
 from distill.io.files import write_atomically
 from distill.io.locks import locked
 from distill.io.progress import progress_bar
-from distill.likeness.compared import Answer, Answers, answer_of, compare, pairs_of
+from distill.likeness.compared import Pair, answer_of, compare, pairs_of
 from distill.likeness.judged import Agreement, judge_pairs
 from distill.likeness.likelihoods import Readers, likelihoods
 from distill.likeness.scale import Measured, place
@@ -77,27 +77,14 @@ def measure_similarity(cfg: DictConfig) -> Path:
             )
         if len(problems) < len(by_teacher):
             print(f"{len(problems)} of the teacher's {len(by_teacher)} problems are the student's too")
-        try:
-            sides = [
-                [
-                    [answer_of(r, checks.grade, cfg.data.step_separator) for r in own[name]]
-                    for name in problems
-                ]
-                for own in (by_teacher, *written.values())
-            ]
-            pairs = pairs_of(sides[0], sides[1], sides[2] if len(sides) > 2 else None, cfg.seed)
-            same = _same(getattr(checks.grade, "same", None))
-            total = len(pairs) * len(problems)
-            with progress_bar(total=total, description="comparing", unit="problem") as bar:
-                measured = compare(pairs, same, bar.update)
-        finally:
-            checks.close()
+        sides = [{name: own[name] for name in problems} for own in (by_teacher, *written.values())]
+        pairs, measured, notes = _texts(cfg, checks, sides)
         agreements: list[Agreement] = []
-        unread = 0
         if judge is not None:
             graded, agreements, unread = judge_pairs(judge, pairs, resamples=cfg.resamples, seed=cfg.seed)
             measured += graded
-        likely, notes = _likelihoods(cfg, names, recipe, [by_teacher[name][0] for name in problems])
+            notes += [f"{unread} of the judge's replies could not be read."] if unread else []
+        likely, more = _likelihoods(cfg, names, recipe, [by_teacher[name][0] for name in problems])
         found = Similarity(
             teacher=by_teacher[problems[0]][0]["teacher"] or "unknown",
             student=str(names.student),
@@ -105,7 +92,7 @@ def measure_similarity(cfg: DictConfig) -> Path:
             problems=len(problems),
             placed=[place(one, resamples=cfg.resamples, seed=cfg.seed) for one in (*measured, *likely)],
             agreements=agreements,
-            notes=[*_notes(sides, unread), *notes],
+            notes=[*notes, *more],
         )
         print(write_similarity(folder, found))
         config = as_yaml(cfg)
@@ -183,6 +170,39 @@ def _source(cfg: DictConfig, student: Any) -> ModelSource:
     return find(model, "student", model.student_dtype)
 
 
+def _texts(
+    cfg: DictConfig, checks: Checks, sides: Sequence[Mapping[str, Sequence[Record]]]
+) -> tuple[Mapping[str, list[list[Pair]]], list[Measured], list[str]]:
+    """The pairs of answers, the measures of their texts, and sentences about them.
+
+    Args:
+        cfg: the configuration.
+        checks: with the grader.
+        sides: by problem, the traces of the teacher, the student, and the student before training.
+    """
+    separator = cfg.data.step_separator
+    try:
+        answers = [
+            [[answer_of(one, checks.grade, separator) for one in own] for own in side.values()]
+            for side in sides
+        ]
+        pairs = pairs_of(answers[0], answers[1], answers[2] if len(answers) > 2 else None, cfg.seed)
+        total = len(pairs) * len(answers[0])
+        with progress_bar(total=total, description="comparing", unit="problem") as bar:
+            measured = compare(pairs, _same(getattr(checks.grade, "same", None)), bar.update)
+    finally:
+        checks.close()
+    notes = []
+    if all(len(own) < 2 for own in answers[0]):
+        notes.append(
+            "The teacher has one answer to each problem, so there is no ceiling and no scale: let it write "
+            "two (samples=2)."
+        )
+    if wrong := sum(any(one.wrong for one in own) for own in answers[0]):
+        notes.append(f"The teacher is wrong on {wrong} problems, those of the row *same wrong answer*.")
+    return pairs, measured, notes
+
+
 def _same(grader: Callable[[str, str], tuple[bool, str]] | None) -> Callable[[str, str], bool]:
     return lambda one, other: same_answer(one, other, grader)
 
@@ -216,22 +236,3 @@ def _likelihoods(
         return [], ["Fewer than two traces fit into the student's context, so there are no likelihoods."]
     view = None if teacher is None else recipe.retokenizer(student.source, teacher.source)
     return likelihoods(Readers(student, before, teacher), traces, view, cache=Path(cfg.cache), seed=cfg.seed)
-
-
-def _notes(sides: Sequence[Answers], unread: int) -> list[str]:
-    notes = []
-    if all(len(own) < 2 for own in sides[0]):
-        notes.append(
-            "The teacher has one answer to each problem, so there is no ceiling and no scale: let it write "
-            "two (samples=2)."
-        )
-    wrong = sum(_any_wrong(own) for own in sides[0])
-    if wrong:
-        notes.append(f"The teacher is wrong on {wrong} problems, those of the row *same wrong answer*.")
-    if unread:
-        notes.append(f"{unread} of the judge's replies could not be read.")
-    return notes
-
-
-def _any_wrong(answers: Sequence[Answer]) -> bool:
-    return any(answer.wrong for answer in answers)
