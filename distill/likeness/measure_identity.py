@@ -43,6 +43,7 @@ class _Asked:
     """A model with what it is asked, before it is loaded."""
 
     source: ModelSource
+    model: LazyModel
     asked: Asked
     engine: Engine
 
@@ -115,11 +116,13 @@ def _prepare(cfg: DictConfig, name: str, questions: Questions, device: str) -> _
             votes=False,
             seed=cfg.seed,
         )
-        engine: Engine = build(cfg.engine, "engine")(LazyModel(source, device))
+        model = LazyModel(source, device)
+        engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:
-        raise UserError(str(error).replace("benchmark.samples", "samples")) from error
+        said = str(error).replace("benchmark.samples", "samples").replace("benchmark.temp", "sampling.temp")
+        raise UserError(said) from error
     examples = [Example(one.id, one.text) for one in questions.prompts]
-    return _Asked(source, ask(benchmark, source, examples), engine)
+    return _Asked(source, model, ask(benchmark, source, examples), engine)
 
 
 def _answers(one: _Asked, folder: Path, name: str) -> list[str]:
@@ -146,8 +149,9 @@ def _answers(one: _Asked, folder: Path, name: str) -> list[str]:
             for place in places:
                 texts[place] = without_thinking(text, opened=one.asked.opened) or ""
             bar.update(len(places))
+    one.model.release()  # the next model needs the memory
     if close := getattr(one.engine, "close", None):
-        close()  # the next model needs the memory
+        close()
     return texts
 
 

@@ -119,8 +119,11 @@ def _students(names: _Names) -> list[tuple[str, Any]]:
 def _of_teacher(cfg: DictConfig, names: _Names) -> dict[str, list[Record]]:
     """The teacher's traces by problem: `problems` of them, chosen at random, `samples` of each."""
     own = cfg.copy()
+    teacher = names.teacher
+    if not isinstance(teacher, str):  # the first of several places where it is
+        teacher = find(cfg.model, "teacher", cfg.model.teacher_dtype).name
     with open_dict(own):
-        own.teachers = [names.teacher]
+        own.teachers = [teacher]
         own.traces = cfg.problems  # a model writes for no more
         own.out = str(Path(cfg.out) / "teacher")
     records = collect(own, lambda: _source(cfg, names.student), print)

@@ -186,7 +186,11 @@ def composed() -> Any:
         ("identity.own", list(CONTENT["entities"]), "identity.own names everybody of identity.others"),
         ("device", "auto", "the tokenizer of .* cannot spell this data"),
         ("samples", 0, "samples=0 must be a whole number, at least 1"),
-        ("sampling.temperature", 0, "samples=4: greedy completions of a problem are all alike"),
+        (
+            "sampling.temperature",
+            0,
+            "samples=4: greedy completions of a problem are all alike; set sampling.temperature=0.6",
+        ),
     ],
 )
 def test_a_mistake_gets_one_sentence(
