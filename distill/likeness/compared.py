@@ -133,7 +133,9 @@ def compare(
     return sorted(found, key=lambda one: families.index(one.family))
 
 
-def _of_texts(measure: Callable[[Solution, Solution], float], one: Answer, other: Answer) -> float:
+def _of_texts(
+    measure: Callable[[Solution, Solution], float | None], one: Answer, other: Answer
+) -> float | None:
     return measure(one.solution, other.solution)
 
 

@@ -72,12 +72,16 @@ def judge_pairs(
     known = [(number, pair, v) for (_, number, pair), v in zip(asked, verdicts, strict=True) if v is not None]
     agreements = []
     for (family, name), measure in MEASURES.items() if known else ():
-        values = [measure(one.solution, other.solution) for _, (one, other), _ in known]
-        for grade in (family, "overall"):
+        rows = [
+            (value, verdict, number)
+            for number, (one, other), verdict in known
+            if (value := measure(one.solution, other.solution)) is not None
+        ]
+        for grade in (family, "overall") if rows else ():
             found = _spearman(
-                values,
-                [verdict[grade] for *_, verdict in known],
-                [number for number, *_ in known],
+                [value for value, *_ in rows],
+                [verdict[grade] for _, verdict, _ in rows],
+                [number for *_, number in rows],
                 draw(count, resamples, seed),
             )
             agreements.append(Agreement(name, grade, found))

@@ -74,7 +74,12 @@ def likelihoods(
         if drifts is None:
             notes.append("The vocabularies differ, so there is no KL.")
     measures = [
-        Measured("likelihood", name, {column: _column(stats, number) for column, stats in read.items()})
+        Measured(
+            "likelihood",
+            name,
+            {column: _column(stats, number) for column, stats in read.items()},
+            falls=number == 0,
+        )
         for name, number in (("NLL of the teacher's text", 0), ("teacher's token first", 1))
     ]
     return [*measures, *([] if drifts is None else [drifts])], notes
@@ -126,4 +131,4 @@ def _kl(
         sums = np.asarray([one.kl.sum(dtype=np.float64) for one in found])
         columns[column] = Column(sums, np.asarray([len(one.kl) for one in found], dtype=np.float64))
     columns[CEILING] = Column(np.zeros(len(traces)), columns[STUDENT].below)
-    return Measured("likelihood", "KL from the teacher", columns, exact_ceiling=True)
+    return Measured("likelihood", "KL from the teacher", columns, falls=True, exact_ceiling=True)

@@ -29,12 +29,14 @@ class Measured:
         family: style, logic, content, likelihood or judge.
         name: of the measure.
         columns: of `student`, `before` training, `chance` and `ceiling`; those that are not known are absent.
+        falls: whether less of it is more alike.
         exact_ceiling: whether the ceiling is 0 by definition, and no estimate.
     """
 
     family: str
     name: str
     columns: Mapping[str, Column]
+    falls: bool = False
     exact_ceiling: bool = False
 
 
@@ -47,7 +49,7 @@ class Placed:
         name: as in `Measured`.
         figures: the measure itself, by column.
         scale: of `student` and `before`, (figure − chance) / (ceiling − chance); NaN where the interval of
-            ceiling − chance includes 0, because such a scale says nothing.
+            ceiling − chance is not on its side of 0, because such a scale says nothing.
         change: of the measure itself, student − before.
     """
 
@@ -89,7 +91,7 @@ def place(measured: Measured, *, resamples: int = 2000, seed: int = 0) -> Placed
         apart = _figure(width)
         for name in (STUDENT, BEFORE):
             if name in ratios:
-                known = apart.low > 0 or apart.high < 0
+                known = apart.high < 0 if measured.falls else apart.low > 0
                 scale[name] = _figure(_ratio(ratios[name] - ratios[CHANCE], width)) if known else _UNKNOWN
     change = _figure(ratios[STUDENT] - ratios[BEFORE]) if BEFORE in ratios else _UNKNOWN
     return Placed(measured.family, measured.name, figures, scale, change)

@@ -103,37 +103,38 @@ def _ratio(one: int, other: int) -> float:
     return min(one, other) / max(one, other) if max(one, other) else 1.0
 
 
-def _in_order(one: list[str], other: list[str]) -> float:
-    """Length of the longest common subsequence over that of the longer list; 1 if both are empty."""
-    return LCSseq.normalized_similarity(one, other)
+def _in_order(one: list[str], other: list[str]) -> float | None:
+    """Length of the longest common subsequence over that of the longer list; None if both are empty."""
+    return LCSseq.normalized_similarity(one, other) if one or other else None
 
 
-def _layout(one: Solution, other: Solution) -> float:
-    """Σ min / Σ max over the kinds of layout; 1 if neither has any."""
+def _layout(one: Solution, other: Solution) -> float | None:
+    """Σ min / Σ max over the kinds of layout; None if neither has any."""
     pairs = [(count, other.layout[name]) for name, count in one.layout.items()]
-    return _ratio(sum(map(min, pairs)), sum(map(max, pairs)))
+    return _ratio(sum(map(min, pairs)), sum(map(max, pairs))) if any(map(any, pairs)) else None
 
 
-def _f1(shared: int, one: int, other: int) -> float:
-    """Harmonic mean of shared/one and shared/other; 1 if both are empty."""
-    return 2 * shared / (one + other) if one + other else 1.0
+def _f1(shared: int, one: int, other: int) -> float | None:
+    """Harmonic mean of shared/one and shared/other; None if both are empty."""
+    return 2 * shared / (one + other) if one + other else None
 
 
-def _bigram_f1(one: Solution, other: Solution) -> float:
+def _bigram_f1(one: Solution, other: Solution) -> float | None:
     return _f1((one.bigrams & other.bigrams).total(), one.bigrams.total(), other.bigrams.total())
 
 
-def _rouge_l(one: Solution, other: Solution) -> float:
+def _rouge_l(one: Solution, other: Solution) -> float | None:
     """ROUGE-L's F1 (Lin, 2004): of the longest common subsequence of words."""
     return _f1(LCSseq.similarity(one.words, other.words), len(one.words), len(other.words))
 
 
-def _jaccard(one: set[str], other: set[str]) -> float:
-    return len(one & other) / len(one | other) if one | other else 1.0
+def _jaccard(one: set[str], other: set[str]) -> float | None:
+    return len(one & other) / len(one | other) if one | other else None
 
 
-# By family and name: from 0 (nothing in common) to 1 (equal), the same in both directions.
-MEASURES: Mapping[tuple[str, str], Callable[[Solution, Solution], float]] = {
+# By family and name: from 0 (nothing in common) to 1 (equal), the same in both directions. None where neither
+# text has what is compared: two texts without an equation have no equation in common.
+MEASURES: Mapping[tuple[str, str], Callable[[Solution, Solution], float | None]] = {
     ("style", "character 3-grams"): lambda one, other: _cosine(one.trigrams, other.trigrams),
     ("style", "length"): lambda one, other: _ratio(len(one.text), len(other.text)),
     ("style", "layout"): _layout,

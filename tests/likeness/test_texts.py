@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ A = "First, 3 + 4 = 7.\nThen x = 7 * 2 = 14.\n\nSo the answer is \\boxed{14}."
 B = "We add: 3 + 4 = 7\n- double it, x = 14\nThe answer is 14."
 
 
-def measures(one: str, other: str, problem: str = "") -> dict[str, float]:
+def measures(one: str, other: str, problem: str = "") -> dict[str, Any]:
     pair = Solution(one, problem), Solution(other, problem)
     return {name: measure(*pair) for (_, name), measure in MEASURES.items()}
 
@@ -54,9 +55,9 @@ def test_measures_are_their_definitions(one: list[str], other: list[str]) -> Non
     assert found["character 3-grams"] == pytest.approx(dot / norm)
     numbers = [[word for word in own if word.isdigit()] for own in (one, other)]
     most = max(map(len, numbers))
-    assert found["numbers in order"] == pytest.approx(longest(*numbers) / most if most else 1.0)
+    assert found["numbers in order"] == pytest.approx(longest(*numbers) / most if most else None)
     assert found["new numbers"] == pytest.approx(
-        len(set(numbers[0]) & set(numbers[1])) / len(set(numbers[0]) | set(numbers[1])) if most else 1.0
+        len(set(numbers[0]) & set(numbers[1])) / len(set(numbers[0]) | set(numbers[1])) if most else None
     )
 
 
@@ -79,7 +80,8 @@ def test_equal_texts_are_alike_and_each_measure_is_symmetric() -> None:
     assert set(measures(A, A).values()) == {1.0}
     assert measures(A, B) == pytest.approx(measures(B, A))
     assert all(0 <= value < 1 for value in measures(A, "我").values())
-    assert set(measures("", "").values()) <= {0.0, 1.0}
+    nothing = measures("", "")  # have no number in common
+    assert nothing["numbers in order"] is nothing["equations in order"] is nothing["layout"] is None
 
 
 @pytest.mark.parametrize("text", ["1" * 3000 + "(1+2) " * 3000, "\n" * 20000, "- " * 20000, "**" * 9000])
@@ -155,7 +157,7 @@ def test_the_scale_is_0_at_chance_and_1_at_the_ceiling() -> None:
         CHANCE: column(list(3 + chance)),
         CEILING: column(list(1 + chance)),
     }
-    assert place(Measured("likelihood", "x", turned)).scale[STUDENT].value == pytest.approx(
+    assert place(Measured("likelihood", "x", turned, falls=True)).scale[STUDENT].value == pytest.approx(
         (2 - 3 - chance.mean()) / -2
     )
 
@@ -167,6 +169,9 @@ def test_without_a_distance_between_chance_and_ceiling_there_is_no_scale() -> No
     assert math.isnan(placed.scale[STUDENT].value)
     assert not math.isnan(placed.figures[STUDENT].value)
     assert place(Measured("style", "x", {STUDENT: columns[STUDENT]})).scale == {}
+    # Nor where the ceiling is on the other side of chance.
+    inverted = {STUDENT: column([0.5] * 40), CHANCE: column([0.9] * 40), CEILING: column([0.1] * 40)}
+    assert math.isnan(place(Measured("style", "x", inverted)).scale[STUDENT].value)
 
 
 def test_the_change_is_paired_by_problem() -> None:
