@@ -19,6 +19,8 @@ ORDER = (
         "analysis",
         "exporting",
         "judge",
+        "likeness",
+        "pruning",
         "report",
         "bench",
     ),

@@ -70,7 +70,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         raise UserError(str(error)) from error
     _check_context(engine, asked)
     whose = "_teacher" if cfg.model.role == "teacher" else ""
-    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{slug(cfg.model.source)}{whose}")
+    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{folder_name(cfg.model.source)}{whose}")
     cfg.name = str(cfg.name or source.name)
     folder = Path(cfg.out)
     if cfg.threads:
@@ -253,7 +253,7 @@ def compare_folders(cfg: DictConfig) -> Path:
         raise UserError(
             f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
         )
-    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(slug(one) for one in named))
+    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(folder_name(one) for one in named))
     try:
         with locked(out, "out"):
             print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
@@ -276,7 +276,7 @@ def device_of(cfg: DictConfig) -> str:
     return "cuda" if there and cfg.device != "cpu" else "cpu"
 
 
-def slug(model: Any) -> str:
+def folder_name(model: Any) -> str:
     """Folder name for a model: from the last components of a path, or the full hub id."""
     text = str(model[0] if isinstance(model, list) or OmegaConf.is_list(model) else model)
     path = Path(text)

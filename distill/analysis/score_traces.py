@@ -55,7 +55,7 @@ def score(cfg: DictConfig) -> Path:
         scored = [record for own in chosen.values() for record in own]
         qualities = dict(zip(map(id, scored), quality([r["completion"] for r in scored]), strict=True))
         for teacher, own in chosen.items():
-            own, traces = _tokenized_that_fit(own, recipe, student.source)
+            own, traces = tokenized_that_fit(own, recipe, student.source)
             scores = token_stats(student, traces, cache=cache, label=f"student reads {teacher}")
             view = None
             if cfg.support != "none":
@@ -147,7 +147,7 @@ def _usable(records: Sequence[Record], keep: str) -> Sequence[Record]:
     return kept
 
 
-def _tokenized_that_fit(
+def tokenized_that_fit(
     records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
 ) -> tuple[list[Record], list[Trace]]:
     """Tokenize the records as for training and keep those that fit into the student's context."""

@@ -107,6 +107,10 @@ def _run_config(model: Any) -> DictConfig | None:
     return read_run_config(folder) if there else None
 
 
+# Commands whose model is one, not a pair of the config group.
+NAME_A_MODEL = ("evaluate", "identity", "prune")
+
+
 def as_keys(words: Sequence[str]) -> list[str]:
     """Replace `model=` by `model.source=`; Hydra would read `model=` as the choice of a config group."""
     return [re.sub(r"^model=", "model.source=", word) for word in words]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill.analysis.evaluate_model import Results, device_of, slug
+from distill.analysis.evaluate_model import Results, device_of, folder_name
 from distill.config.instantiate import resolved
 from distill.data.batch import hash_traces
 from distill.data.trace import Trace
@@ -54,7 +54,7 @@ def export(cfg: DictConfig) -> Path:
     asked = [ask(benchmark, subject.source) for benchmark in benchmarks_of(cfg.benchmark)]
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    cfg.name = str(cfg.name or subject.name or slug(cfg.model.source))
+    cfg.name = str(cfg.name or subject.name or folder_name(cfg.model.source))
     folder = Path(cfg.out or Path("outputs") / "exports" / _name(cfg, settings))
     cfg.out = str(folder)
     full = subject.source.load()
@@ -85,7 +85,7 @@ def export(cfg: DictConfig) -> Path:
 
 def _name(cfg: DictConfig, settings: ExportSettings) -> str:
     kind = settings.kind.replace(" ", "-")
-    return f"{slug(cfg.model.source)}_{settings.format}_{kind}"
+    return f"{folder_name(cfg.model.source)}_{settings.format}_{kind}"
 
 
 def _measured(
