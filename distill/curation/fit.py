@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import softmax
 
 from distill.curation.choice import best, best_places, standardized

@@ -108,7 +108,7 @@ def _run_config(model: Any) -> DictConfig | None:
 
 
 # Commands whose model is one, not a pair of the config group.
-NAME_A_MODEL = ("evaluate", "identity", "prune")
+NAME_A_MODEL = ("evaluate", "export", "identity", "prune")
 
 
 def as_keys(words: Sequence[str]) -> list[str]:
