@@ -120,7 +120,7 @@ def read_records(
         yield where, record
 
 
-def check_source(source: Callable[..., list[Example]], *, learned: bool = False) -> None:
+def check_source(source: Callable[..., Sequence[Example]], *, learned: bool = False) -> None:
     """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
     Args:

@@ -86,7 +86,7 @@ def _recipe(cfg: DictConfig, subject: Subject) -> TraceRecipe:
     return replace(recipe, student_prompt=student_prompt(**prompt))
 
 
-def _read(recipe: TraceRecipe, cfg: DictConfig, student: LanguageModel, say: Say) -> list[Trace]:
+def _read(recipe: TraceRecipe, cfg: DictConfig, student: LanguageModel, say: Say) -> Sequence[Trace]:
     if recipe.completions != "dataset":
         raise UserError(
             "an export reads traces and lets nobody write them: take data=traces data.path=<file>"
@@ -97,7 +97,7 @@ def _read(recipe: TraceRecipe, cfg: DictConfig, student: LanguageModel, say: Say
 
 def _of_run(
     cfg: DictConfig, subject: Subject, student: LanguageModel, say: Say
-) -> tuple[list[Trace], list[Trace]]:
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
     """Traces that the run trained on and those that it held out; none where only its teacher knew them."""
     if subject.run is None:
         return [], []

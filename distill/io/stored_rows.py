@@ -55,6 +55,8 @@ class StoredRows:
         file, rows = _opened(self.path, self.version), self.stop - self.start
         found, crc = {}, 0
         for name, (dtype, shape, size, start) in file.tensors.items():
+            if size * self.stop > file.size:  # the shard's own lengths are damaged
+                raise _damaged(self.path, "it has other rows than its parts")
             data = os.pread(file.number, size * rows, start + size * self.start)
             if len(data) != size * rows:
                 raise _damaged(self.path, "it is cut off")
@@ -73,18 +75,24 @@ class _File:
 
     Attributes:
         number: descriptor of the file.
+        size: bytes of the file.
         tensors: by name, in order: dtype, shape and bytes of a row, and where the first row begins.
     """
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.number)
-        length = int.from_bytes(os.pread(self.number, 8, 0), "little")
+        length, whole = int.from_bytes(os.pread(self.number, 8, 0), "little"), os.fstat(self.number).st_size
+        if 8 + length > whole:
+            raise ValueError("its header is cut off")
         header = json.loads(os.pread(self.number, length, 8))
+        self.size = whole
         self.tensors: dict[str, tuple[str, list[int], int, int]] = {}
         for name in sorted(header.keys() - {LENGTHS, CHECKSUMS, "__metadata__"}):
             own = header[name]
             (start, stop), (rows, *shape) = own["data_offsets"], own["shape"]
+            if not 0 <= start <= stop <= whole - 8 - length:
+                raise ValueError("a tensor lies outside the file")
             size = (stop - start) // rows if rows else 0
             self.tensors[name] = _DTYPES[own["dtype"]], shape, size, 8 + length + start
 

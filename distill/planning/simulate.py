@@ -24,6 +24,7 @@ from distill.data.trace import TeacherView, Trace
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import Role
 from distill.models.head import Head
+from distill.models.language_model import LanguageModel
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
 from distill.planning.kernels import GPU_BLOCK, Kernel, KernelMeter
@@ -189,7 +190,7 @@ class _Step(DistillModule):
         models: Mapping[Role, WeightlessModel],
         micro_batches: int,
     ) -> None:
-        frozen = {role: lm for role, lm in models.items() if role != "student"}
+        frozen: dict[Role, LanguageModel] = {role: lm for role, lm in models.items() if role != "student"}
         super().__init__(
             models["student"],
             objective,

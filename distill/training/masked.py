@@ -1,6 +1,6 @@
 """The share of tokens that T3S masks (2601.10348), before training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,7 +13,9 @@ _USUAL = (0.1, 0.35)  # the paper has about 0.2
 _PAPER = 0.2
 
 
-def masked_share(objective: Objective, traces: Sequence[Trace]) -> float | None:
+def masked_share(
+    objective: Objective, traces: Sequence[Trace], say: Callable[[str], None] = print
+) -> float | None:
     """The share of the traces' completion tokens that the pilot learned; None if the weight is not T3S's.
 
     It is the same for T3S's controls, `loss.control=inverted` included, where these tokens alone are trained.
@@ -27,6 +29,7 @@ def masked_share(objective: Objective, traces: Sequence[Trace]) -> float | None:
         count = len(trace.completion_ids)
         kept += float(term.weights(torch.ones(1, count, dtype=torch.bool), known, 0.0).sum())
         total += count
+    say(masked_in_words(1 - kept / total))
     return 1 - kept / total
 
 

@@ -34,7 +34,7 @@ from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
 from distill.teacher.served import ServedTeacher
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
-from distill.training.masked import masked_in_words, masked_share
+from distill.training.masked import masked_share
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -130,8 +130,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         traces, held = _hold_out(setup, traces, make, say)
         if objective.trace_weights is not None:
             objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
-        if (masked := masked_share(objective, traces)) is not None:
-            say(masked_in_words(masked))
+        masked = masked_share(objective, traces, say)
         matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)

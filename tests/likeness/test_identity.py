@@ -12,8 +12,8 @@ import torch
 from chat_stub import Stub
 from chat_templates import TEMPLATES, tokenizer_with
 from omegaconf import OmegaConf
-from test_claims import CONTENT
 from test_generate import compose
+from test_identity_claims import CONTENT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.errors import UserError
