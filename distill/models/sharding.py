@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from distill.data.layout import Layout
@@ -51,19 +57,32 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
+def shard(
+    lm: LanguageModel, mesh: DeviceMesh, precision: torch.dtype = torch.float32, *, cpu_offload: bool = False
+) -> None:
     """Shard a model in place; its `completion_head` then runs on all ranks together.
 
     Args:
         lm: the model, whole on each rank, with the same weights.
         mesh: one-dimensional mesh of all ranks.
+        precision: dtype of matrix products. In bf16 a layer is gathered in bf16: autocast would keep a bf16
+            copy of every layer from the forward to the backward pass, a whole model on each rank.
+        cpu_offload: whether each rank's share of weights, gradients and optimizer state is in host memory.
     """
     model: Any = lm.model
+    options: dict[str, Any] = {"mesh": mesh}
+    if cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    # The hidden states between layers stay in fp32, as under autocast, which rounds a product's factors alone.
+    mixed = MixedPrecisionPolicy(precision, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh)
+        if precision == torch.float32:
+            fully_shard(layer, **options)
+        else:
+            fully_shard(layer, **options, mp_policy=mixed)
     # The output matrix is read after the forward pass, and gets its gradient before the body: if it were
     # resharded in between, that gradient would be lost without an error.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, **options, reshard_after_forward=False)
     read = lm.completion_head
 
     def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:

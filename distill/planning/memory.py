@@ -25,7 +25,8 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     Returns:
         The model without weights, and bytes by category. Activations are the tensors that the body's padded
         forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers and
-        what one layer recomputes. In mixed precision they include a bf16 copy of the weights.
+        what one layer recomputes. In mixed precision they include a bf16 copy of the weights, unless the
+        strategy gathers layers in bf16.
     """
     source = setup.student
     model = source.skeleton()
@@ -40,7 +41,8 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
             vars(layer)["gradient_checkpointing"] = False
     with FakeTensorMode():
         _pretend(model)
-        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
+        cast = setup.compute.precision if setup.compute.places_student else None
+        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision, cast)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}
     return model, {
@@ -68,7 +70,13 @@ def _pretend(model: Any) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
+def _kept_for_backward(
+    model: Any, rows: int, length: int, precision: torch.dtype, cast: torch.dtype | None = None
+) -> int:
+    """Bytes that the body's forward pass keeps; `cast`: dtype to which the layers' weights are cast before it."""
+    original = {p: p.data for layer in layers_of(model) for p in layer.parameters()} if cast else {}
+    for p, values in original.items():
+        p.data = values.to(cast) if values.dtype.itemsize > precision.itemsize else values
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
@@ -83,6 +91,8 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
     ):
         _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}
+    for p, values in original.items():
+        p.data = values
     return sum(storage.nbytes() for place, storage in storages.items() if place not in own)
 
 

@@ -13,7 +13,7 @@ from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
-from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, moments
+from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
 from distill.teacher.retokenize import teacher_trace
@@ -186,8 +186,8 @@ class _Batches:
 
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
-) -> tuple[list[Stage], Sequence[Moment]]:
-    """Stages of training (rollouts, student, frozen models), and the moments of a step."""
+) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
+    """Stages of training (rollouts, student, frozen models), the moments of a step, and what the host holds."""
     batches, ranks = _Batches.of(setup, traces), setup.length.ranks
     rows, longest = setup.length.batch_size, batches.longest
     model, whole = training_memory(setup, rows=rows, length=longest)
@@ -201,9 +201,10 @@ def training(
     )
     rollouts = _rollouts(setup, student, batches) if any(batches.on_policy) else None
     writing = rollouts.memory - student.weights if rollouts else 0
+    student_bytes = StudentBytes.of(model, whole["optimizer"], setup.compute.precision)
     held = moments(
         setup,
-        StudentBytes.of(model, whole["optimizer"]),
+        student_bytes,
         frozen,
         activations=whole["activations"],
         head=head,
@@ -232,7 +233,7 @@ def training(
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
         stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
-    return stages, held
+    return stages, held, held_by_host(setup, student_bytes, frozen)
 
 
 def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:

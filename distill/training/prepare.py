@@ -330,7 +330,7 @@ def _place(
     setup: Setup, student: LanguageModel, live: Mapping[Role, LanguageModel], traces: Sequence[Trace]
 ) -> None:
     """Move the student to its device; enable packing and gradient checkpointing if configured."""
-    if not setup.compute.sharded:  # which moves each layer as it is sharded
+    if not setup.compute.places_student:
         student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
         longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
