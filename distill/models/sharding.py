@@ -73,7 +73,7 @@ def shard(
     options: dict[str, Any] = {"mesh": mesh}
     if cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
-    # The hidden states between layers stay in fp32, as under autocast, which rounds a product's factors alone.
+    # Hidden states between layers stay in fp32, as under autocast, which rounds a product's factors alone.
     mixed = MixedPrecisionPolicy(precision, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(model):
         if precision == torch.float32:

@@ -73,7 +73,7 @@ def _pretend(model: Any) -> None:
 def _kept_for_backward(
     model: Any, rows: int, length: int, precision: torch.dtype, cast: torch.dtype | None = None
 ) -> int:
-    """Bytes that the body's forward pass keeps; `cast`: dtype to which the layers' weights are cast before it."""
+    """Bytes that the body's forward pass keeps; `cast`: dtype to which layers are cast before it."""
     original = {p: p.data for layer in layers_of(model) for p in layer.parameters()} if cast else {}
     for p, values in original.items():
         p.data = values.to(cast) if values.dtype.itemsize > precision.itemsize else values

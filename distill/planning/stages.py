@@ -187,7 +187,7 @@ class _Batches:
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
 ) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
-    """Stages of training (rollouts, student, frozen models), the moments of a step, and what the host holds."""
+    """Stages of training (rollouts, student, frozen models), moments of a step, and what the host holds."""
     batches, ranks = _Batches.of(setup, traces), setup.length.ranks
     rows, longest = setup.length.batch_size, batches.longest
     model, whole = training_memory(setup, rows=rows, length=longest)

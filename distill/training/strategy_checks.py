@@ -34,8 +34,8 @@ def check_processes(trainer: Mapping[str, Any], ranks: int, objective: Objective
     if sweep and not started_together():
         raise UserError(
             f"-m with {ranks} processes a run (trainer.devices={trainer['devices']}): a job of a sweep is "
-            f"one process: start each run by itself, or take trainer.devices=1 and start the sweep once for each "
-            f"GPU, with CUDA_VISIBLE_DEVICES"
+            f"one process: start each run by itself, or take trainer.devices=1 and start the sweep once for "
+            f"each GPU, with CUDA_VISIBLE_DEVICES"
         )
     rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts) and rollouts.engine == "vllm":
@@ -84,10 +84,10 @@ def _check_deepspeed(stage: int, optimizer: str, layout: BatchLayout, student: M
         )
     if stage == 2:
         return
-    if layout.kind == "grouped":
+    if layout.kind != "padded":
         raise UserError(
-            "data.layout=grouped: with trainer.stage=3 all ranks must make the same passes: take "
-            "data.layout=packed, or trainer.stage=2, or trainer=fsdp"
+            f"data.layout={layout.kind}: with trainer.stage=3 all ranks must make the same number of passes: "
+            f"take data.layout=padded, or trainer.stage=2, or trainer=fsdp"
         )
     if rope_switch(student.skeleton().config) is not None:
         raise UserError(

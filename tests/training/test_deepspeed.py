@@ -1,0 +1,153 @@
+"""Tests of trainer=deepspeed: its configuration, what it refuses, and two ranks against one process.
+
+The ranks run on CPUs: DeepSpeed can, and Lightning's strategy, which refuses them, is told so."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import warm
+from safetensors.torch import load_file
+from test_training import ROOT, arguments, column, run
+from test_training import traces as traces  # a fixture
+
+from distill.data.layout import BatchLayout
+from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
+from distill.models.find import find_model
+from distill.training import checks, strategy_checks
+from distill.training.deepspeed import zero_config
+from distill.training.strategy_checks import check_strategy
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed: pip install 'distill[deepspeed]'"
+)
+ZERO = ["trainer=deepspeed", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def ranks(words: list[str], folder: Path, count: int = 2) -> None:
+    script = str(ROOT / "tests" / "training" / "zero_ranks.py")
+    done = warm.run_ranks([script, *words, f"dir={folder}"], folder.parent, count)
+    assert [one.returncode for one in done] == [0] * count, "\n".join(one.stderr[-3000:] for one in done)
+
+
+def weight_difference(one: Path, other: Path) -> float:
+    left, right = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_the_configuration_says_what_the_keys_ask_for() -> None:
+    config = zero_config(stage=3, offload_optimizer=True, precision="bf16-mixed")
+    assert config["zero_optimization"]["stage"] == 3
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert config["bf16"] == {"enabled": True}
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    plain = zero_config(stage=2, offload_optimizer=False, precision="32-true")
+    assert plain["zero_optimization"]["stage"] == 2
+    assert "offload_optimizer" not in plain["zero_optimization"]
+    assert "bf16" not in plain
+    assert plain["communication_data_type"] == "fp32"
+
+
+def test_options_become_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "ZeroStrategy", lambda *given: given)
+    options = {
+        "devices": 2,
+        "precision": "32-true",
+        "strategy": "deepspeed",
+        "stage": 3,
+        "timeout_minutes": 90,
+    }
+    made = checks.with_strategy(options)
+    config, timeout = made.pop("strategy")
+    assert made == {"devices": 2, "precision": "32-true"}
+    assert config["zero_optimization"]["stage"] == 3
+    assert timeout.total_seconds() == 5400
+    for name in ("ddp", "fsdp"):
+        strategy = checks.with_strategy({"strategy": name, "timeout_minutes": 90})["strategy"]
+        assert strategy._timeout.total_seconds() == 5400
+    assert checks.with_strategy({"strategy": "fsdp", "cpu_offload": True})["strategy"].cpu_offload
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package deepspeed.*pip install 'distill\[deepspeed\]'"):
+        checks.check_devices({"strategy": "deepspeed"})
+
+
+ADAMW = "torch.optim.AdamW"
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "layout", "dtype", "sentence"),
+    [
+        (2, "bitsandbytes.optim.AdamW8bit", "padded", "float32", "a rank steps a flat share of all weights"),
+        (2, ADAMW, "padded", "float64", "DeepSpeed keeps weights in fp32"),
+        (3, ADAMW, "packed", "float32", "data.layout=packed: with trainer.stage=3 all ranks"),
+    ],
+)
+def test_what_deepspeed_cannot_train_is_refused(
+    tiny_pair: tuple[Path, Path], stage: int, optimizer: str, layout: Any, dtype: str, sentence: str
+) -> None:
+    trainer = {"strategy": "deepspeed", "stage": stage}
+    student = find_model(str(tiny_pair[0]), dtype=dtype, key="model.student")
+    with pytest.raises(UserError, match=sentence):
+        check_strategy(trainer, optimizer, BatchLayout(layout), student, [])
+    right = find_model(str(tiny_pair[0]), key="model.student")
+    check_strategy(trainer, ADAMW, BatchLayout(), right, [])
+
+
+def test_a_student_with_two_ropes_is_refused_where_ranks_pass_together(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy_checks, "rope_switch", lambda config: 64)
+    student = find_model(str(tiny_pair[0]), key="model.student")
+    check_strategy({"strategy": "deepspeed", "stage": 2}, ADAMW, BatchLayout(), student, [])
+    with pytest.raises(UserError, match="reads long traces in a pass of their own"):
+        check_strategy({"strategy": "deepspeed", "stage": 3}, ADAMW, BatchLayout(), student, [])
+
+
+def test_a_sweep_starts_one_process_a_job_and_vllm_writes_for_one() -> None:
+    objective: Any = SimpleNamespace(rollouts="dataset")
+    trainer = {"devices": 2}
+    strategy_checks.check_processes(trainer, 2, objective, sweep=False)
+    strategy_checks.check_processes(trainer, 1, objective, sweep=True)
+    with pytest.raises(UserError, match=r"-m with 2 processes a run \(trainer.devices=2\)"):
+        strategy_checks.check_processes(trainer, 2, objective, sweep=True)
+    objective.rollouts = StudentRollouts(engine="vllm")
+    with pytest.raises(UserError, match="loss.rollouts.engine=vllm writes on one device"):
+        strategy_checks.check_processes(trainer, 2, objective, sweep=False)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "loss=dcod trainer.stage=2",
+        "loss=dcod trainer.stage=3",
+        "loss=forward_kl trainer.stage=2 trainer.offload_optimizer=true trainer.accumulate_grad_batches=2",
+        "loss=forward_kl trainer.stage=3 model.gradient_checkpointing=true trainer.accumulate_grad_batches=2",
+        "loss=sft trainer.stage=3 model.lora.rank=2",
+    ],
+)
+def test_two_ranks_of_deepspeed_train_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, words: str
+) -> None:
+    given = words.split()
+    shared = [word for word in given if not word.startswith(("trainer.stage", "trainer.offload"))]
+    both = arguments(tiny_pair, traces, tmp_path, *shared, "trainer.gradient_clip_val=0.5")
+    both += ["trainer.max_steps=5", "data.validation=3", "validation.every=4"]
+    single = run([*both, "data.batch_size=6"], tmp_path / "single")
+    ranks([*both, *given, "data.batch_size=3", *ZERO], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-5)
+    assert column(two, "train/tokens") == column(single, "train/tokens")
+    assert weight_difference(single, two) < 1e-6
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (single, two)]
+    held_out = [summary["validation"]["last"] for summary in summaries]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
