@@ -1,8 +1,8 @@
 """Strategy `deepspeed`: ZeRO-2 and ZeRO-3 (1910.02054) through Lightning's DeepSpeedStrategy.
 
-DeepSpeed's engine owns the gradients: it sums, divides and clips them. The divisor of a step is known when all
-micro-batches of all ranks are counted, so it reaches the engine as the loss scale of this one step: what the
-engine divides by before it clips and steps.
+DeepSpeed's engine owns the gradients: it sums, divides and clips them. The divisor of a step is known when
+all micro-batches of all ranks are counted, so it reaches the engine as the loss scale of this one step: what
+the engine divides by before it clips and steps.
 
 DeepSpeed's own checkpoints are pickled, which would run code of whoever wrote them. Here they are those of a
 run without DeepSpeed: whole weights and optimizer state, gathered by the first rank. Any number of ranks can

@@ -156,6 +156,11 @@ class DistillModule(lightning.LightningModule):
         return self._outline is not None
 
     @property
+    def outline(self) -> torch.nn.Module:
+        """The student with whole shapes, whose weights may be missing."""
+        return self.student if self._outline is None else self._outline.model
+
+    @property
     def _zero(self) -> ZeroStrategy | None:
         strategy = self.trainer.strategy
         return strategy if isinstance(strategy, ZeroStrategy) else None

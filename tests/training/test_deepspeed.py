@@ -119,7 +119,7 @@ def test_a_sweep_starts_one_process_a_job_and_vllm_writes_for_one() -> None:
     with pytest.raises(UserError, match=r"-m with 2 processes a run \(trainer.devices=2\)"):
         strategy_checks.check_processes(trainer, 2, objective, sweep=True)
     objective.rollouts = StudentRollouts(engine="vllm")
-    with pytest.raises(UserError, match="loss.rollouts.engine=vllm writes on one device"):
+    with pytest.raises(UserError, match=r"loss\.rollouts.engine=vllm writes on one device"):
         strategy_checks.check_processes(trainer, 2, objective, sweep=False)
 
 
