@@ -571,7 +571,7 @@ class DistillModule(lightning.LightningModule):
         for name in self._resumed_rng:
             every = checkpoint.get(f"{name}_of_ranks")  # earlier versions lack it
             if every is not None and len(every) == self.trainer.world_size:
-                self._resumed_rng[name] = every[self.global_rank]
+                self._resumed_rng[name] = every[self.global_rank].clone()
         uncounted = dict.fromkeys(
             ("student_flops", "teacher_flops"), math.nan
         )  # checkpoints of earlier versions lack them

@@ -300,7 +300,7 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
-        check_processes(self.compute.trainer, self.length.ranks, objective, sweep=self.launch.sweep)
+        check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
         check_strategy(
             self.compute.trainer,
             str(self.config["optimizer"]["_target_"]),

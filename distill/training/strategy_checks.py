@@ -10,19 +10,20 @@ from distill.io.locks import started_together
 from distill.models.language_model import ModelSource
 from distill.models.rope import rope_switch
 from distill.models.sharding import check_shardable
-from distill.objective.objective import Objective
 
 # Optimizers that treat each number by itself: a rank steps a flat share of all weights.
 _ELEMENTWISE = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 
 
-def check_processes(trainer: Mapping[str, Any], ranks: int, objective: Objective, *, sweep: bool) -> None:
+def check_processes(
+    trainer: Mapping[str, Any], ranks: int, rollouts: StudentRollouts | str, *, sweep: bool
+) -> None:
     """Check that several processes can train together.
 
     Args:
         trainer: arguments of the trainer.
         ranks: number of training processes.
-        objective: the training objective.
+        rollouts: of the objective.
         sweep: whether the run is a job of a sweep.
 
     Raises:
@@ -37,7 +38,6 @@ def check_processes(trainer: Mapping[str, Any], ranks: int, objective: Objective
             f"one process: start each run by itself, or take trainer.devices=1 and start the sweep once for "
             f"each GPU, with CUDA_VISIBLE_DEVICES"
         )
-    rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts) and rollouts.engine == "vllm":
         raise UserError(
             f"loss.rollouts.engine=vllm writes on one device, and trainer.devices are {ranks}: take "

@@ -5,7 +5,6 @@ The ranks run on CPUs: DeepSpeed can, and Lightning's strategy, which refuses th
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,15 +111,13 @@ def test_a_student_with_two_ropes_is_refused_where_ranks_pass_together(
 
 
 def test_a_sweep_starts_one_process_a_job_and_vllm_writes_for_one() -> None:
-    objective: Any = SimpleNamespace(rollouts="dataset")
     trainer = {"devices": 2}
-    strategy_checks.check_processes(trainer, 2, objective, sweep=False)
-    strategy_checks.check_processes(trainer, 1, objective, sweep=True)
+    strategy_checks.check_processes(trainer, 2, "dataset", sweep=False)
+    strategy_checks.check_processes(trainer, 1, "dataset", sweep=True)
     with pytest.raises(UserError, match=r"-m with 2 processes a run \(trainer.devices=2\)"):
-        strategy_checks.check_processes(trainer, 2, objective, sweep=True)
-    objective.rollouts = StudentRollouts(engine="vllm")
-    with pytest.raises(UserError, match=r"loss\.rollouts.engine=vllm writes on one device"):
-        strategy_checks.check_processes(trainer, 2, objective, sweep=False)
+        strategy_checks.check_processes(trainer, 2, "dataset", sweep=True)
+    with pytest.raises(UserError, match=r"loss\.rollouts\.engine=vllm writes on one device"):
+        strategy_checks.check_processes(trainer, 2, StudentRollouts(engine="vllm"), sweep=False)
 
 
 @needs_deepspeed

@@ -7,6 +7,7 @@ import sys
 
 os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
 
+import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
@@ -18,6 +19,10 @@ from distill.training.setup import Setup
 
 class OnCpus(ZeroStrategy):
     """As on GPUs, without the checks that there are some."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0)  # DeepSpeed wants a number
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
