@@ -86,16 +86,7 @@ def shard(
     read = lm.completion_head
 
     def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
-        more = 0
-        if layout is not None:  # every rank makes as many passes as the one that makes most
-            own = torch.tensor(len(layout.passes), device=ids.device)
-            most = own.clone()
-            distributed.all_reduce(most, distributed.ReduceOp.MAX, mesh.get_group())
-            more = int(most - own)
-        hidden = read(ids, mask, layout).hidden
-        for _ in range(more):
-            hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
-        return hidden
+        return _even(model, read(ids, mask, layout), ids, layout, mesh.get_group()).hidden
 
     model.completion_states = MethodType(completion_states, model)
     register_fsdp_forward_method(model, "completion_states")
@@ -105,6 +96,29 @@ def shard(
         return Head(hidden, model.get_output_embeddings().weight[: lm.vocab_size])
 
     lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def make_even_passes(lm: LanguageModel) -> None:
+    """Let each rank make as many passes as the one that makes most, as ranks must that gather layers."""
+    read = lm.completion_head
+
+    def completion_head(ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Head:
+        return _even(lm.model, read(ids, mask, layout), ids, layout, None)
+
+    lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _even(model: Any, head: Head, ids: Tensor, layout: Layout | None, group: Any) -> Head:
+    """Make the passes that other ranks make beyond this one's; they add nothing to its hidden states."""
+    if layout is None:
+        return head
+    own = torch.tensor(len(layout.passes), device=ids.device)
+    most = own.clone()
+    distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
+    hidden = head.hidden
+    for _ in range(int(most - own)):
+        hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
+    return Head(hidden, head.weight)
 
 
 def outline(lm: LanguageModel, shared: Iterable[Any] = ()) -> LanguageModel:

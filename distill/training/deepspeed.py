@@ -9,6 +9,7 @@ run without DeepSpeed: whole weights and optimizer state, gathered by the first 
 go on.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -78,6 +79,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert isinstance(self.precision_plugin, DeepSpeedPrecision)
         self.precision_plugin = ZeroPrecision(self.precision_plugin.precision)
         assert isinstance(self.config, dict)
+        # Its collectives have newer names in torch; one warning each step would be all that is seen.
+        warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
         self.config["gradient_clipping"] = float(trainer.gradient_clip_val or 0.0)
         super().setup(trainer)
 
@@ -105,7 +108,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def whole(self, model: nn.Module) -> AbstractContextManager[None]:
         """Context in which the output matrix is there to be read."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         head: Any = model
         return GatheredParameters([head.get_output_embeddings().weight])
@@ -248,8 +251,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     if parameter.requires_grad:
         return safe_get_full_fp32_param(parameter)

@@ -27,7 +27,7 @@ from distill.models.flops import Meter, head_flops
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.models.lora import fingerprint, frozen_names, is_adapted
-from distill.models.sharding import fill, is_sharded, outline, shard, whole_weights
+from distill.models.sharding import fill, is_sharded, make_even_passes, outline, shard, whole_weights
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
@@ -141,6 +141,8 @@ class DistillModule(lightning.LightningModule):
         self._base = fingerprint(self) if is_adapted(self.student) else None
         self._outline = outline(self.student_lm, shared=[self._meters["student"]])
         if isinstance(strategy, ZeroStrategy):  # whose engine shards the student when it is made
+            if strategy.zero_stage_3:
+                make_even_passes(self.student_lm)
             return
         mesh, offload = strategy.device_mesh["data_parallel"], strategy.cpu_offload
         precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
@@ -551,8 +553,10 @@ class DistillModule(lightning.LightningModule):
         ):  # each rank goes on with its own; another number of them with the first's
             for name in ("rng", "cuda_rng"):
                 if name in checkpoint:
-                    every: Any = self.trainer.strategy.all_gather(checkpoint[name].to(self.device))
-                    checkpoint[f"{name}_of_ranks"] = every.cpu()
+                    own = checkpoint[name].to(self.device)
+                    every = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+                    torch.distributed.all_gather(every, own)
+                    checkpoint[f"{name}_of_ranks"] = torch.stack(every).cpu()
         checkpoint["totals"] = dict(self.totals)
         checkpoint["objective"] = self.objective.state()
         checkpoint["weight_counts"] = self.step_metrics.weight_counts

@@ -304,7 +304,6 @@ class Setup:
         check_strategy(
             self.compute.trainer,
             str(self.config["optimizer"]["_target_"]),
-            self.layout,
             self.student,
             [self.frozen[role] for role in objective.live_roles],
         )

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill.data.layout import BatchLayout
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.io.locks import started_together
@@ -48,7 +47,6 @@ def check_processes(
 def check_strategy(
     trainer: Mapping[str, Any],
     optimizer: str,
-    layout: BatchLayout,
     student: ModelSource,
     live: Iterable[ModelSource],
 ) -> None:
@@ -57,7 +55,6 @@ def check_strategy(
     Args:
         trainer: arguments of the trainer.
         optimizer: `_target_` of the optimizer.
-        layout: of batches.
         student: the model to train.
         live: frozen models that stay in memory.
 
@@ -69,10 +66,10 @@ def check_strategy(
         for source in (student, *live):
             check_shardable(source)
     elif strategy == "deepspeed":
-        _check_deepspeed(trainer.get("stage", 2), optimizer, layout, student)
+        _check_deepspeed(trainer.get("stage", 2), optimizer, student)
 
 
-def _check_deepspeed(stage: int, optimizer: str, layout: BatchLayout, student: ModelSource) -> None:
+def _check_deepspeed(stage: int, optimizer: str, student: ModelSource) -> None:
     if student.dtype == "float64":
         raise UserError(
             "model.student_dtype=float64: DeepSpeed keeps weights in fp32: take float32, or trainer=fsdp"
@@ -82,14 +79,7 @@ def _check_deepspeed(stage: int, optimizer: str, layout: BatchLayout, student: M
             f"optimizer._target_={optimizer}: under DeepSpeed a rank steps a flat share of all weights, for "
             f"which {', '.join(_ELEMENTWISE)} are known to be right: take one of them, or trainer=ddp"
         )
-    if stage == 2:
-        return
-    if layout.kind != "padded":
-        raise UserError(
-            f"data.layout={layout.kind}: with trainer.stage=3 all ranks must make the same number of passes: "
-            f"take data.layout=padded, or trainer.stage=2, or trainer=fsdp"
-        )
-    if rope_switch(student.skeleton().config) is not None:
+    if stage == 3 and rope_switch(student.skeleton().config) is not None:
         raise UserError(
             f"trainer.stage=3: {student.name!r} reads long traces in a pass of their own, which the ranks "
             f"could not do together: take trainer.stage=2"

@@ -5,7 +5,6 @@ The ranks run on CPUs: DeepSpeed can, and Lightning's strategy, which refuses th
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import warm
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from test_training import ROOT, arguments, column, run
 from test_training import traces as traces  # a fixture
 
-from distill.data.layout import BatchLayout
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.models.find import find_model
@@ -82,22 +80,21 @@ ADAMW = "torch.optim.AdamW"
 
 
 @pytest.mark.parametrize(
-    ("stage", "optimizer", "layout", "dtype", "sentence"),
+    ("optimizer", "dtype", "sentence"),
     [
-        (2, "bitsandbytes.optim.AdamW8bit", "padded", "float32", "a rank steps a flat share of all weights"),
-        (2, ADAMW, "padded", "float64", "DeepSpeed keeps weights in fp32"),
-        (3, ADAMW, "packed", "float32", "data.layout=packed: with trainer.stage=3 all ranks"),
+        ("bitsandbytes.optim.AdamW8bit", "float32", "a rank steps a flat share of all weights"),
+        (ADAMW, "float64", "DeepSpeed keeps weights in fp32"),
     ],
 )
 def test_what_deepspeed_cannot_train_is_refused(
-    tiny_pair: tuple[Path, Path], stage: int, optimizer: str, layout: Any, dtype: str, sentence: str
+    tiny_pair: tuple[Path, Path], optimizer: str, dtype: str, sentence: str
 ) -> None:
-    trainer = {"strategy": "deepspeed", "stage": stage}
+    trainer = {"strategy": "deepspeed", "stage": 2}
     student = find_model(str(tiny_pair[0]), dtype=dtype, key="model.student")
     with pytest.raises(UserError, match=sentence):
-        check_strategy(trainer, optimizer, BatchLayout(layout), student, [])
+        check_strategy(trainer, optimizer, student, [])
     right = find_model(str(tiny_pair[0]), key="model.student")
-    check_strategy(trainer, ADAMW, BatchLayout(), right, [])
+    check_strategy(trainer, ADAMW, right, [])
 
 
 def test_a_student_with_two_ropes_is_refused_where_ranks_pass_together(
@@ -105,9 +102,9 @@ def test_a_student_with_two_ropes_is_refused_where_ranks_pass_together(
 ) -> None:
     monkeypatch.setattr(strategy_checks, "rope_switch", lambda config: 64)
     student = find_model(str(tiny_pair[0]), key="model.student")
-    check_strategy({"strategy": "deepspeed", "stage": 2}, ADAMW, BatchLayout(), student, [])
+    check_strategy({"strategy": "deepspeed", "stage": 2}, ADAMW, student, [])
     with pytest.raises(UserError, match="reads long traces in a pass of their own"):
-        check_strategy({"strategy": "deepspeed", "stage": 3}, ADAMW, BatchLayout(), student, [])
+        check_strategy({"strategy": "deepspeed", "stage": 3}, ADAMW, student, [])
 
 
 def test_a_sweep_starts_one_process_a_job_and_vllm_writes_for_one() -> None:
