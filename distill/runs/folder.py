@@ -81,6 +81,7 @@ _MAY_CHANGE = {
     "trainer.log_every_n_steps",
     "trainer.timeout_minutes",
     "trainer.cpu_offload",
+    "trainer.stage",
     "trainer.offload_optimizer",
     "benchmark.token_budget",
     "checkpoint.every",
