@@ -57,10 +57,14 @@ def zero_config(*, stage: int, offload_optimizer: bool, precision: str) -> dict[
 
 
 class ZeroPrecision(DeepSpeedPrecision):
-    """Keeps the batch as it is: cached log-probs would be rounded to bf16."""
+    """Keeps batches as they are, and divides losses by the number of micro-batches once."""
 
     def convert_input(self, data: Any) -> Any:
-        return data
+        return data  # cached log-probs would be rounded to bf16
+
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        # Lightning has divided the loss by the number of micro-batches; the engine would once more.
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
