@@ -50,7 +50,7 @@ def zero_config(*, stage: int, offload_optimizer: bool, precision: str) -> dict[
         # Gradients are sums over tokens, not means: sum them over ranks and micro-batches in fp32.
         "communication_data_type": "fp32",
     }
-    if precision != "32-true":
+    if precision.startswith("bf16"):
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

@@ -548,9 +548,7 @@ class DistillModule(lightning.LightningModule):
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
-        if (
-            self.trainer.world_size > 1
-        ):  # each rank goes on with its own; another number of them with the first's
+        if self.trainer.world_size > 1:  # another number of ranks goes on with the first one's
             for name in ("rng", "cuda_rng"):
                 if name in checkpoint:
                     own = checkpoint[name].to(self.device)
