@@ -80,8 +80,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._divided = False
 
     def setup(self, trainer: Any) -> None:
-        assert isinstance(self.precision_plugin, DeepSpeedPrecision)
-        self.precision_plugin = ZeroPrecision(self.precision_plugin.precision)
+        precision: Any = self.precision_plugin.precision
+        self.precision_plugin = ZeroPrecision(precision)
         assert isinstance(self.config, dict)
         # Its collectives have newer names in torch; one warning each step would be all that is seen.
         warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
@@ -112,7 +112,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def whole(self, model: nn.Module) -> AbstractContextManager[None]:
         """Context in which the output matrix is there to be read."""
-        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
 
         head: Any = model
         return GatheredParameters([head.get_output_embeddings().weight])
@@ -152,7 +152,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Whole state as torch's own optimizer has it, on the first rank."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         base = self._zero.optimizer
         fields, numbers = self._fields()
@@ -229,14 +229,13 @@ class ZeroStrategy(DeepSpeedStrategy):
             zero.fp32_partitioned_groups_flat if self.zero_stage_3 else zero.single_partition_of_fp32_groups
         )
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, field: str | None = None) -> None:
+    def _set(self, parameter: Any, value: Tensor, field: str | None = None) -> None:
         """Set this rank's share of a weight's fp32 copy, or of a field of its optimizer state."""
         if not self.zero_stage_3:
             parameter.set_full_hp_param(value, field)
             return
-        # DeepSpeed's safe_set_full_* fails where the ranks do not divide the number of values.
-        ours: Any = parameter
-        size = ours.ds_tensor.ds_numel
+        # DeepSpeed's safe_set_full_* wants the ranks to divide the number of values.
+        size = parameter.ds_tensor.ds_numel
         padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
         share = padded.narrow(0, size * self.global_rank, size)
         self._zero.set_local_hp_param(share, parameter, field)
@@ -255,8 +254,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+    from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
 
     if parameter.requires_grad:
         return safe_get_full_fp32_param(parameter)

@@ -49,6 +49,8 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     if strategy == "deepspeed":
         if trainer.get("stage") != 3:
             yield Remedy("student", "trainer.stage=3")
+        if objective.live_roles and not objective.compares_steps:
+            yield Remedy("frozen", "trainer=fsdp")
         if not trainer.get("offload_optimizer"):
             yield Remedy("optimizer", "trainer.offload_optimizer=true")
     elif not sharded:
