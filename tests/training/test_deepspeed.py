@@ -149,6 +149,19 @@ def test_two_ranks_of_deepspeed_train_as_one_process(
 
 @needs_deepspeed
 @pytest.mark.slow
+def test_deepspeed_in_bf16_trains_nearly_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod", "trainer.precision=bf16-mixed")
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *ZERO, "trainer.stage=2"], two := tmp_path / "two")
+    assert column(two, "train/loss") == pytest.approx(column(single, "train/loss"), rel=1e-3)
+    norms = [column(folder, "train/gradient_norm") for folder in (two, single)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+
+
+@needs_deepspeed
+@pytest.mark.slow
 def test_deepspeed_goes_on_with_another_number_of_ranks_and_another_stage(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
