@@ -74,6 +74,7 @@ def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of: Planner)
     assert copied.hours(training[1]) == pytest.approx(training[1].flops / copied.rate / 3600 / 2)
 
 
+@pytest.mark.slow
 def test_shares_in_host_memory_leave_the_gathered_layers_on_the_device(plan_of: Planner) -> None:
     there = plan_of("loss=forward_kl", "trainer=fsdp", *TWO)
     hosted = plan_of("loss=forward_kl", "trainer=fsdp", *TWO, "trainer.cpu_offload=true")
@@ -87,6 +88,7 @@ def test_shares_in_host_memory_leave_the_gathered_layers_on_the_device(plan_of: 
     assert there.host["checkpoint"] == whole.memory[WEIGHTS]
 
 
+@pytest.mark.slow
 def test_layers_that_are_gathered_in_bf16_leave_no_bf16_copies(plan_of: Planner) -> None:
     words = ["loss=sft", "trainer.precision=bf16-mixed", *TWO]
     copied, gathered = (plan_of(*words, f"trainer={name}") for name in ("ddp", "fsdp"))
@@ -94,6 +96,7 @@ def test_layers_that_are_gathered_in_bf16_leave_no_bf16_copies(plan_of: Planner)
     assert 0 < saved <= copied.memory[WEIGHTS] / 2
 
 
+@pytest.mark.slow
 def test_deepspeed_shares_what_its_stage_says(plan_of: Planner) -> None:
     zero = ["loss=forward_kl", "trainer=deepspeed", "trainer.devices=2", "trainer.precision=bf16-mixed"]
     full = plan_of("loss=forward_kl")

@@ -106,7 +106,12 @@ def test_a_sharded_step_in_single_precision_is_that_of_one_process(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "tolerance"),
-    [("dcod_kl", 2e-3), ("dcod model.student_dtype=bfloat16 model.lora.rank=2", 2e-3)],
+    [
+        ("dcod_kl", 2e-3),
+        pytest.param(
+            "dcod model.student_dtype=bfloat16 model.lora.rank=2", 2e-3, marks=pytest.mark.exhaustive
+        ),
+    ],
 )
 def test_two_sharded_ranks_in_bf16_train_as_one_process(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, tolerance: float
