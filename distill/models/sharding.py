@@ -86,7 +86,8 @@ def shard(
     read = lm.completion_head
 
     def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
-        return _even(model, read(ids, mask, layout), ids, layout, mesh.get_group()).hidden
+        more = _missing_passes(layout, ids.device, mesh.get_group())
+        return _after(more, model, ids, read(ids, mask, layout).hidden)
 
     model.completion_states = MethodType(completion_states, model)
     register_fsdp_forward_method(model, "completion_states")
@@ -103,22 +104,28 @@ def make_even_passes(lm: LanguageModel) -> None:
     read = lm.completion_head
 
     def completion_head(ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Head:
-        return _even(lm.model, read(ids, mask, layout), ids, layout, None)
+        more = _missing_passes(layout, ids.device, None)
+        head = read(ids, mask, layout)
+        return Head(_after(more, lm.model, ids, head.hidden), head.weight)
 
     lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _even(model: Any, head: Head, ids: Tensor, layout: Layout | None, group: Any) -> Head:
-    """Make the passes that other ranks make beyond this one's; they add nothing to its hidden states."""
+def _missing_passes(layout: Layout | None, device: torch.device, group: Any) -> int:
+    """Passes of the rank that makes most beyond this rank's own; asked before any, as passes exchange too."""
     if layout is None:
-        return head
-    own = torch.tensor(len(layout.passes), device=ids.device)
+        return 0
+    own = torch.tensor(len(layout.passes), device=device)
     most = own.clone()
     distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
-    hidden = head.hidden
-    for _ in range(int(most - own)):
+    return int(most - own)
+
+
+def _after(passes: int, model: Any, ids: Tensor, hidden: Tensor) -> Tensor:
+    """The hidden states after further passes, which add nothing to them."""
+    for _ in range(passes):
         hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
-    return Head(hidden, head.weight)
+    return hidden
 
 
 def outline(lm: LanguageModel, shared: Iterable[Any] = ()) -> LanguageModel:

@@ -122,7 +122,7 @@ def test_a_sweep_starts_one_process_a_job_and_vllm_writes_for_one() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "loss=dcod trainer.stage=3",
+        "loss=dcod trainer.stage=3 data.layout=grouped data.token_budget=60",
         "loss=forward_kl trainer.stage=2 trainer.offload_optimizer=true trainer.accumulate_grad_batches=2",
         "loss=forward_kl trainer.stage=3 model.gradient_checkpointing=true trainer.accumulate_grad_batches=2",
         "loss=sft trainer.stage=3 model.lora.rank=2",
