@@ -20,13 +20,16 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
+from distill.planning.kernels import Kernel
 from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live
+from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Stage, caching, evaluation, training, written
+from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
 from distill.training.models import writes_all
 from distill.training.setup import Setup
 
+_KERNELS = 10  # with a line of their own
 _MACHINES = {"gpu": (300.0, 2000.0), "cpu": (0.2, 20.0)}  # TFLOP/s, GB/s: an A100 and a few cores
 
 
@@ -42,6 +45,7 @@ class Plan:
         notes: assumptions to print.
         ranks: processes that train together.
         fit: lines that say whether the run fits into the devices' memory; empty if that is not known.
+        simulation: of a step on one device; None: there is none.
         host: bytes that a rank takes of the host's memory, by occasion.
     """
 
@@ -52,6 +56,7 @@ class Plan:
     notes: Sequence[str] = field(default_factory=list)
     ranks: int = 1
     fit: Sequence[str] = ()
+    simulation: Simulation | None = None
     host: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -97,10 +102,34 @@ class Plan:
         for name, size in self.memory.items():
             held.add_row(name if name != "at the peak" else f"{name} ({self.peak.name})", size_text(size))
         console.print(held)
+        if self.simulation is not None:
+            self._print_simulation(self.simulation, console)
         for line in self.fit:
             console.print(line, highlight=False, soft_wrap=True)
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
+
+    def _print_simulation(self, simulation: Simulation, console: Console) -> None:
+        title = f"kernels of a simulated step, on one device; at the peak {size_text(simulation.peak)}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("kernel", "calls", "FLOPs", "bytes", "FLOPs a byte", "least time"):
+            table.add_column(heading, justify="left" if heading == "kernel" else "right")
+        kernels = simulation.by_name()
+        least = {name: self._seconds(kernel) for name, kernel in kernels.items()}
+        for name in sorted(least, key=lambda name: -least[name])[:_KERNELS]:
+            kernel = kernels[name]
+            table.add_row(name, f"{kernel.calls:,}", *_work(kernel), f"{1000 * least[name]:,.1f} ms")
+        total = simulation.of()
+        table.add_section()
+        table.add_row("all", f"{total.calls:,}", *_work(total), f"{1000 * sum(least.values()):,.1f} ms")
+        console.print(table)
+
+    def _seconds(self, kernel: Kernel) -> float:
+        return max(kernel.flops / self.rate, kernel.bytes / self.bandwidth)
+
+
+def _work(kernel: Kernel) -> tuple[str, str, str]:
+    return f"{kernel.flops:.3g}", size_text(kernel.bytes), f"{kernel.flops / max(1, kernel.bytes):,.0f}"
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -155,7 +184,10 @@ def make_plan(setup: Setup) -> Plan:
             "planned for one device, as this machine has no more: say how many with trainer.devices="
         )
     fit = list(fit_lines(setup, stages, held)) if setup.config["estimate"].get("memory") else []
-    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, host)
+    simulation = None
+    if setup.config["estimate"].get("simulate"):
+        simulation = simulate(setup, [Batches.of(setup, traces).largest] * setup.length.accumulate)
+    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation, host)
 
 
 def _host_note(held: Mapping[str, int], ranks: int) -> str:
@@ -189,6 +221,8 @@ def _machine(setup: Setup) -> tuple[float, float]:
     """FLOPs per second and bytes per second of the machine."""
     values = setup.config["estimate"]
     for name, value in values.items():
+        if name == "simulate":
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < math.inf):
             raise UserError(f"estimate.{name}={value!r} must be a positive number, or null")

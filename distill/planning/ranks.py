@@ -159,8 +159,8 @@ def moments(
     student: StudentBytes,
     frozen: Mapping[Role, ModelSize],
     *,
-    activations: int,
-    head: int,
+    activations: tuple[int, int],
+    head: tuple[int, int],
     writing: int,
     tokens: int,
 ) -> Sequence[Moment]:
@@ -173,8 +173,8 @@ def moments(
         setup: the run.
         student: its bytes.
         frozen: sizes of the frozen models.
-        activations: bytes kept for the backward pass.
-        head: bytes of the chunked head at its peak, with the gradient of the output matrix.
+        activations: bytes kept for the backward pass, and bytes of the layer that it recomputes.
+        head: bytes of the chunked head at its peak, and bytes of the gradients that it leaves.
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
         tokens: tokens of a micro-batch, padding included.
     """
@@ -183,14 +183,16 @@ def moments(
     base |= held_live(setup, frozen)
     kept = gradients if setup.length.accumulate > 1 else {}
     root = {GATHERED: student.root} if sharded else {}
-    found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations, HEAD: head})]
+    found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations[0], HEAD: head[0]})]
+    left = {ACTIVATIONS: sum(activations), HEAD: head[1]}
     if sharded:
         # The layer that is read, and the next one; the same for their gradients, on their way to the shards.
         at_work = {
             GATHERED: student.root + 2 * student.layer,
             UNSHARDED: student.root_gradients + 2 * student.layer_gradients,
         }
-        found.append(Moment("backward pass begins", base | kept | at_work | {ACTIVATIONS: activations}))
+        left[HEAD] = 0  # its gradient of the matrix is among those that are not sharded yet
+        found.append(Moment("backward pass begins", base | kept | at_work | left))
         on_their_way = student.root_gradients + student.layer_gradients
         last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
         if setup.compute.device == "cpu":
@@ -198,6 +200,7 @@ def moments(
         last[GATHERED] = student.root + student.layer
         found.append(Moment("backward pass ends", base | gradients | last))
     else:
+        found.append(Moment("backward pass begins", base | kept | left))
         found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
     for role in sorted(setup.objective.live_roles):
         who = frozen[role]

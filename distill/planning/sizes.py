@@ -12,7 +12,7 @@ from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
 from distill.models.sharding import layers_of
-from distill.planning.memory import dtype_of
+from distill.planning.weightless import dtype_of, vocabulary_of
 from distill.training.setup import Setup
 
 MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
@@ -55,10 +55,7 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
     """Sizes of a model; `precision`: autocast dtype during generation."""
     model = source.skeleton()
     output = model.get_output_embeddings().weight
-    try:
-        vocabulary = min(source.vocab_size, output.shape[0])
-    except UserError:  # no tokenizer here; the configuration is enough
-        vocabulary = output.shape[0]
+    vocabulary = vocabulary_of(source, model)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]

@@ -98,6 +98,7 @@ _RANGES_OR_NULL = {
 }
 _TRUE_OR_FALSE = (
     "plan",
+    "estimate.simulate",
     "smoke_test",
     "checkpoint.of_finished",
     "model.gradient_checkpointing",
