@@ -21,6 +21,11 @@ def check_values(objective: ObjectiveSpec) -> None:
         raise ValueError(
             f"loss.rollouts={objective.rollouts!r} is none of dataset, teacher, a StudentRollouts"
         )
+    if objective.trace_weights is not None and isinstance(objective.rollouts, StudentRollouts):
+        raise ValueError(
+            "loss.trace_weights weighs a problem's traces against each other, and the student's rollouts are "
+            "none of the data: set loss.rollouts=dataset, or loss.trace_weights=null"
+        )
     if objective.normalize not in ("tokens", "weights"):
         raise ValueError(f"loss.normalize={objective.normalize!r} is not one of tokens, weights")
     if objective.control not in get_args(Control):

@@ -11,6 +11,7 @@ from distill.losses.inputs import TokenLoss
 from distill.losses.signals import SIGNALS, Role, is_inline, properties_of, signals
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import Control, Rows, Term, TokenWeight
+from distill.objective.trace_weights import CompactWeights
 from distill.teacher.distribution import TeacherDistribution
 
 
@@ -33,6 +34,7 @@ class ObjectiveSpec:
         control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
             micro-batch), `inverted` (1 - w); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
+        trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
         teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
             training).
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
@@ -53,6 +55,7 @@ class ObjectiveSpec:
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
     proposals: StepProposals | None = None
+    trace_weights: CompactWeights | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distill.data.on_disk import each_example
 from distill.data.prompt import Prompt
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
@@ -91,22 +92,21 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
     """
     recipe, student = setup.recipe, setup.student
     data, estimate = setup.config["data"], setup.config["estimate"]
-    examples, reason = [], ""
+    examples, count, reason = list[Example](), 0, ""
     try:
-        examples = recipe.source()
+        for example in each_example(recipe.source):
+            own = example.recorded
+            if recipe.keep == "all" or own is None or (own.finished and own.correct is not False):
+                count += 1
+                if count <= MEASURED:
+                    examples.append(example)
     except UserError as error:
-        reason = str(error)
-    if recipe.keep == "right":
-        examples = [
-            e
-            for e in examples
-            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
-        ]
-    problems = estimate["traces"] or len(examples) or data.get("limit")
+        reason, count, examples = str(error), 0, []
+    problems = estimate["traces"] or count or data.get("limit")
     if not problems:
         raise UserError(f"how many traces there are cannot be told ({reason}): say it with estimate.traces=")
     measured: list[Trace] = []
-    known = [example for example in examples[:MEASURED] if (example.completion or "").strip()]
+    known = [example for example in examples if (example.completion or "").strip()]
     try:
         measured = recipe.tokenize(known, student) if known else []
     except UserError as error:

@@ -45,6 +45,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.objective.objective": ("Objective",),
     "distill.objective.step_values": ("StepProposals",),
     "distill.objective.terms": ("Term",),
+    "distill.objective.trace_weights": ("CompactWeights",),
     "distill.teacher.distribution": ("TeacherDistribution",),
     "distill.training.recipe": ("TraceRecipe",),
 }

@@ -247,12 +247,20 @@ class DistillModule(lightning.LightningModule):
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
         if isinstance(rollouts, StudentRollouts) and on_policy:
             batch = self._roll_out(batch, rollouts, number)
+        own, weigh = None, self.objective.trace_weights
+        if weigh is not None:
+            own = weigh.weights(batch, self.student_lm)
+            data = batch.trace_weights
+            batch = replace(batch, trace_weights=own if data is None else own * data)
         micro_batch, steps = self._compared(batch, number, on_policy)
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         inputs = self.objective.chunked_inputs(student, micro_batch)
         # The three stages of `Objective.__call__`, inlined to keep the path from here to the loss short.
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         result = self.objective.sums(micro_batch, found)
+        if weigh is not None and own is not None and weigh.consistency:
+            consistent = weigh.consistency_loss(batch, student, own, self.student_lm)
+            result = replace(result, total=result.total + consistent)
         self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
         self._count_heads(student, micro_batch)
         self.step_metrics.spend(**{name: meter.take() for name, meter in self._meters.items()})

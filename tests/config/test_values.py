@@ -24,6 +24,10 @@ COMMANDS = {
     "generate": ["engine=server"],
     "evaluate": [],
     "curate": ["curation=[correct,pass_rate]"],
+    "export": [],
+    "similarity": ["judge=server"],
+    "identity": [],
+    "prune": [],
 }
 
 
@@ -112,7 +116,18 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("samples", 0, "samples=0 must be a whole number"),
         ("check.seconds", 0, "check.seconds=0 must be a positive number"),
     ],
+    "similarity": [
+        ("problems", 1, "problems=1 must be a whole number, at least 2, or null"),
+        ("judge.concurrency", 0, "judge.concurrency=0 must be a whole number, at least 1"),
+    ],
+    "identity": [("sampling.temperature", "hot", "sampling.temperature='hot' must be a number")],
+    "prune": [("layers", 0, "layers=0 must be a whole number, at least 1")],
     "evaluate": [("drift.temperature", -1, "drift.temperature=-1"), ("threads", 0, "threads=0")],
+    "export": [
+        ("private", "x", "private='x' is neither true nor false"),
+        ("speed.tokens", 0, "speed.tokens=0 must be a whole number, at least 1"),
+        ("card.license", None, "card.license=null must be text"),
+    ],
     "curate": [
         ("curation.correct.unjudged", "x", "curation.correct.unjudged='x' is not one of keep, drop"),
         ("curation.pass_rate.samples", "x", "curation.pass_rate.samples='x' must be a whole number"),

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import warm
+from huggingface_hub import ModelCard
 from omegaconf import open_dict
 from safetensors.torch import load_file
 from samples import sample
@@ -154,6 +155,9 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.csv", "samples.jsonl", "summary.json"} <= names
     assert {"weights.jsonl", "training.png", "student", "checkpoints"} <= names
+    card = ModelCard.load(folder / "student" / "README.md")
+    assert (card.data.eval_results or [])[0].metric_args["problems"] == 8
+    assert "README.md" not in (folder / "student" / "checksums.json").read_text()  # its owner may edit it
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["steps"] == 6
