@@ -28,20 +28,23 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     Returns:
         The model without weights, and bytes by category. Activations are the tensors that the body's padded
         forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers, and
-        apart from them what one layer recomputes. In mixed precision they include a bf16 copy of the weights.
+        apart from them what one layer recomputes. In mixed precision they include a bf16 copy of the weights,
+        unless the strategy gathers layers in bf16.
     """
     lm = WeightlessModel.student(
         setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing, seed=setup.seed
     )
     model = lm.model
+    precision = setup.compute.precision
+    cast = precision if setup.compute.places_student and precision != torch.float32 else None
     gpu = setup.compute.device != "cpu"
     with without_values(gpu=gpu):
         lm.pretend(gpu=gpu)
-        kept = with_layer = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
+        kept = with_layer = _kept_for_backward(model.train(), rows, length, precision, cast)
         if setup.gradient_checkpointing:
             for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
                 vars(layer)["gradient_checkpointing"] = False
-            with_layer = _kept_for_backward(model, rows, length, setup.compute.precision)
+            with_layer = _kept_for_backward(model, rows, length, precision, cast)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}
     return model, {
@@ -53,7 +56,13 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
     }
 
 
-def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
+def _kept_for_backward(
+    model: Any, rows: int, length: int, precision: torch.dtype, cast: torch.dtype | None = None
+) -> int:
+    """Bytes that the body's forward pass keeps; `cast`: dtype to which layers are cast before it."""
+    original = {p: p.data for layer in layers_of(model) for p in layer.parameters()} if cast else {}
+    for p, values in original.items():
+        p.data = values.to(cast) if values.dtype.itemsize > precision.itemsize else values
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
@@ -68,6 +77,8 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
     ):
         _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}
+    for p, values in original.items():
+        p.data = values
     return sum(storage.nbytes() for place, storage in storages.items() if place not in own)
 
 

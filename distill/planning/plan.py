@@ -46,6 +46,7 @@ class Plan:
         ranks: processes that train together.
         fit: lines that say whether the run fits into the devices' memory; empty if that is not known.
         simulation: of a step on one device; None: there is none.
+        host: bytes that a rank takes of the host's memory, by occasion.
     """
 
     stages: Sequence[Stage]
@@ -56,6 +57,7 @@ class Plan:
     ranks: int = 1
     fit: Sequence[str] = ()
     simulation: Simulation | None = None
+    host: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -156,7 +158,7 @@ def make_plan(setup: Setup) -> Plan:
         stages += caching(objective, frozen, traces, served)
         if served:
             notes.append("what the server's computation takes is not counted")
-    trained, held = training(setup, student, frozen, traces)
+    trained, held, host = training(setup, student, frozen, traces)
     asked = _beside(evaluation(setup, student, traces, notes), setup, student, frozen)
     stages += [replace(stage, name=f"{stage.name} before") for stage in asked]
     stages += trained
@@ -175,6 +177,8 @@ def make_plan(setup: Setup) -> Plan:
         f"{rate:.3g} FLOPs a second (estimate.tflops × estimate.utilization), {bandwidth:.3g} bytes a second "
         f"(estimate.bandwidth); memory without what the framework itself needs"
     )
+    if setup.compute.device != "cpu":
+        notes.append(_host_note(host, setup.length.ranks))
     if setup.config["trainer"]["devices"] == "auto" and setup.length.ranks == 1:
         notes.append(
             "planned for one device, as this machine has no more: say how many with trainer.devices="
@@ -183,7 +187,17 @@ def make_plan(setup: Setup) -> Plan:
     simulation = None
     if setup.config["estimate"].get("simulate"):
         simulation = simulate(setup, [Batches.of(setup, traces).largest] * setup.length.accumulate)
-    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation)
+    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation, host)
+
+
+def _host_note(held: Mapping[str, int], ranks: int) -> str:
+    each = "each rank" if ranks > 1 else "the run"
+    said = [f"{size_text(held['loading'])} while models are loaded"]
+    if "training" in held:
+        said.append(f"{size_text(held['training'])} while it trains")
+    if "checkpoint" in held:
+        said.append(f"{size_text(held['checkpoint'])} more on the first rank while a checkpoint is written")
+    return f"host memory that {each} takes: {', '.join(said)}"
 
 
 def _beside(
@@ -193,7 +207,7 @@ def _beside(
     ranks = setup.length.ranks
     more = sum(held_live(setup, frozen).values())
     if setup.compute.sharded and ranks > 1:  # a whole copy of it writes
-        more += student.weights // ranks
+        more += 0 if setup.compute.cpu_offload else student.weights // ranks
     return [replace(stage, memory=stage.memory + more, ranks=ranks) for stage in stages]
 
 

@@ -14,7 +14,7 @@ from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
-from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, moments
+from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
 from distill.teacher.retokenize import teacher_trace
@@ -192,8 +192,8 @@ class Batches:
 
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
-) -> tuple[list[Stage], Sequence[Moment]]:
-    """Stages of training (rollouts, student, frozen models), and the moments of a step."""
+) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
+    """Stages of training (rollouts, student, frozen models), moments of a step, and what the host holds."""
     batches, ranks = Batches.of(setup, traces), setup.length.ranks
     model, whole = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
     rollouts = _rollouts(setup, student, batches) if any(batches.on_policy) else None
@@ -221,7 +221,7 @@ def training(
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
         stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
-    return stages, held
+    return stages, held, held_by_host(setup, StudentBytes.of(model, whole["optimizer"]), frozen)
 
 
 def step_moments(
@@ -249,7 +249,7 @@ def step_moments(
     head = head_memory(setup, student, frozen, completions=batches.completions, trains=trains)
     return moments(
         setup,
-        StudentBytes.of(model, whole["optimizer"]),
+        StudentBytes.of(model, whole["optimizer"], setup.compute.precision),
         frozen,
         activations=(whole["activations"], whole["recomputed"]),
         head=head,

@@ -79,6 +79,7 @@ _RANGES = {
     "optimizer.lr": "[0, inf)",
     "optimizer.weight_decay": "[0, inf)",
     "estimate.utilization": "(0, 1]",
+    "trainer.timeout_minutes": "(0, 100000]",
     "check.seconds": "(0, inf)",
     "drift.temperature": "[0, inf)",
     "engine.timeout": "(0, inf)",
@@ -115,6 +116,8 @@ _TRUE_OR_FALSE = (
     "checkpoint.of_finished",
     "model.gradient_checkpointing",
     "model.trust_remote_code",
+    "trainer.cpu_offload",
+    "trainer.offload_optimizer",
     "private",
 )
 # Keys that hold text, and whether each may be null.

@@ -350,7 +350,7 @@ def _place(
     sides: Iterable[Sequence[Trace]],
 ) -> None:
     """Move the student to its device; enable packing and gradient checkpointing if configured."""
-    if not setup.compute.sharded:  # which moves each layer as it is sharded
+    if not setup.compute.places_student:
         student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
         longest = max(

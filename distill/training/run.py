@@ -264,7 +264,7 @@ def _summary(
 ) -> dict[str, Any]:
     """The contents of `summary.json`."""
     totals, clock = module.totals, prepared.clock
-    trained, parameters = parameter_counts(module.student)
+    trained, parameters = parameter_counts(module.outline)
     return {
         "name": setup.name,
         "status": "finished",

@@ -852,7 +852,12 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("trainer.precision=17", "trainer.precision=17 is not supported: take 32-true, or bf16-mixed"),
         ("trainer.precision=bf16-true", "is not supported"),
         ("trainer.precision=16-mixed", "is not supported"),
-        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed is not supported"),
+        ("trainer=deepspeed trainer.accelerator=cpu", "trainer.strategy=deepspeed needs GPUs"),
+        ("trainer=deepspeed trainer.stage=1", "trainer.stage=1 is not supported: take 2"),
+        (
+            "trainer=deepspeed +trainer.gradient_clip_algorithm=value",
+            "trainer.gradient_clip_algorithm=value: DeepSpeed clips by the norm alone",
+        ),
         ("+trainer.max_step=4", "no such argument; did you mean max_steps"),
         ("+trainer.max_epochs=3", "trainer.max_epochs is not yours to set: the length is data.epochs"),
         ("trainer.devices=0", "trainer: "),
