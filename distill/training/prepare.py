@@ -93,6 +93,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     lightning.seed_everything(setup.seed, verbose=False)
     with clock("traces"):  # before the models: a mistake in the data costs no loading
         examples = setup.recipe.source()
+        if objective.rewarded and objective.rewards is not None:
+            objective.rewards.check_problems(examples)
     recipe = replace(setup.recipe, source=lambda: examples)
     if first_rank() and setup.resumed is None:
         claim(setup.folder)

@@ -288,6 +288,8 @@ class Setup:
         check_vocabularies(self.student, self.frozen, objective, self.launch.loss)
         if objective.compares_steps and objective.proposals is not None:
             objective.proposals.check(self.student, self.recipe.grade)
+        if objective.rewarded and objective.rewards is not None:
+            objective.rewards.check(self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
         if self.compute.sharded:

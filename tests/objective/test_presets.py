@@ -25,6 +25,8 @@ WITHOUT_A_PAPER = {"sft", "tis"}
 OTHER_PARAMETERS = {"dcod_tau2", "dcod_tau4", "dcod_clip_exp"}
 # A policy gradient's value is no measure of anything; its gradient is the reverse KL's.
 BY_GRADIENT = {"opd", "iw_opd"}
+# Nor is an advantage's; the rewards must rise.
+BY_REWARD = {"grpo", "dr_grpo", "dapo", "opd_grpo"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -133,6 +135,10 @@ def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) 
         assert reverse_kl_of_own_completions(after, teacher) < 0.8 * reverse_kl_of_own_completions(
             before, teacher
         )
+    elif preset in BY_REWARD:
+        rewards = [float(row["rewards/mean"]) for row in rows]
+        assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
+        assert all(0 <= float(row["rewards/equal_groups"]) <= 1 for row in rows)
     elif preset in ("on_policy_kd", "distillm", "distillm2"):  # whose steps are of two kinds
         own = [float(row["rollouts/tokens"]) > 0 for row in rows]
         assert any(own)
