@@ -27,12 +27,13 @@ class Signal:
             per token, can be cached; `step`: one number per reasoning step, computed during training from
             proposed reasoning steps (`distill.objective.step_values`); `reward`: one number per completion of
             the student, from its grader (`distill.objective.rewards`); `rollout`: one number per token of
-            the student's completions, noted when they were written.
+            the student's completions, noted when they were written; `problem`: one number per problem,
+            known before training.
         meaning: description.
     """
 
     role: Role
-    shape: Literal["vocab", "token", "step", "reward", "rollout"]
+    shape: Literal["vocab", "token", "step", "reward", "rollout", "problem"]
     meaning: str
 
 
@@ -49,6 +50,7 @@ SIGNALS: dict[str, Signal] = {
     "pilot_logprobs": Signal("pilot", "token", "log-probs by the pilot model"),
     "student_step_value": Signal("teacher", "step", "what the student's next step is worth"),
     "teacher_step_value": Signal("teacher", "step", "what the teacher's next step is worth"),
+    "teacher_success": Signal("teacher", "problem", "share of the teacher's own answers that are right"),
     "reward": Signal("student", "reward", "the reward of the student's completion"),
     "group_reward": Signal("student", "reward", "mean reward of the problem's completions"),
     "group_deviation": Signal("student", "reward", "standard deviation of these rewards"),

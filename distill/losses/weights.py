@@ -413,6 +413,22 @@ def validity(
     return (gamma * (teacher - student)).sigmoid().masked_fill(~mask, 0.0)
 
 
+@properties(inline=_always, across_vocabularies=True)
+def teacher_right(
+    mask: Bool[Tensor, "batch seq"], teacher_success: Float[Tensor, "batch seq"], *, least: float = 0.5
+) -> Float[Tensor, "batch seq"]:
+    """Only problems that the teacher solves by itself (the idea of verify-before-distill, 2609.02998).
+
+    w_t = 1 where the share of the teacher's own answers to the problem that are right is at least p, else 0
+
+    Raises:
+        ValueError: `least` (p) is outside (0, 1].
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"teacher_right: least={least} is outside (0, 1]")
+    return ((wide(teacher_success) >= least) & mask).to(wide(teacher_success).dtype)
+
+
 def later_log_ratio(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],

@@ -104,19 +104,6 @@ class Rewards:
                 "data=gsm8k, math or arithmetic"
             )
 
-    def check_problems(self, examples: Iterable[Example]) -> None:
-        """Check that every problem has what its answers are graded by.
-
-        Raises:
-            UserError: a problem has no gold answer; names the first and says how many there are.
-        """
-        without = [example for example in examples if example.gold is None and not example.details]
-        if without:
-            raise UserError(
-                f"problem {without[0].place} has no gold answer, which a reward needs ({len(without):,} in "
-                f"all): name its field (data.fields.gold=<field>), or leave such problems out of the data"
-            )
-
     def of(
         self,
         grade: Grader,
@@ -147,4 +134,18 @@ class Rewards:
             np.array(truncated),
             np.array(lengths),
             samples,
+        )
+
+
+def check_golds(examples: Iterable[Example]) -> None:
+    """Check that every problem has what its answers are graded by.
+
+    Raises:
+        UserError: a problem has no gold answer; names the first and says how many there are.
+    """
+    without = [example for example in examples if example.gold is None and not example.details]
+    if without:
+        raise UserError(
+            f"problem {without[0].place} has no gold answer, which grading needs ({len(without):,} in all): "
+            f"name its field (data.fields.gold=<field>), or leave such problems out of the data"
         )

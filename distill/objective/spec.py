@@ -110,9 +110,15 @@ class ObjectiveSpec:
 
     @cached_property
     def batch_signals(self) -> list[str]:
-        """Names of the cached per-token signals in a batch; none if the student writes every completion."""
+        """Names of the signals in a batch of the data: those of problems, and the cached ones per token, which
+        there are none of if the student writes every completion."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
-        return [] if writes_all else sorted(self.cached_signals)
+        return [*([] if writes_all else sorted(self.cached_signals)), *self.problem_signals]
+
+    @cached_property
+    def problem_signals(self) -> list[str]:
+        """Names of the signals that are known of each problem before training."""
+        return sorted(name for name in self.signals if SIGNALS[name].shape == "problem")
 
     @cached_property
     def live_roles(self) -> set[Role]:

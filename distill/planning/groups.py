@@ -9,7 +9,7 @@ from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
 from distill.io.progress import progress_bar
-from distill.objective.rewards import Rewarded
+from distill.objective.rewards import Rewarded, check_golds
 from distill.training.rollouts import repeated, reward
 from distill.training.setup import Setup
 
@@ -53,7 +53,7 @@ def _write(setup: Setup, count: int) -> list[Rewarded]:
     assert rewards is not None
     assert grade is not None
     examples = recipe.source()
-    rewards.check_problems(examples)
+    check_golds(examples)
     chosen = np.random.default_rng(setup.seed).permutation(len(examples))[:count]
     student = setup.student.load()
     student.model.to(setup.compute.device)

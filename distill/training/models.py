@@ -35,7 +35,7 @@ def find_models(
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = find(model, "student", model["student_dtype"])
     roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
-    roles |= objective.live_roles
+    roles |= objective.live_roles | {SIGNALS[name].role for name in objective.problem_signals}
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, ModelSource] = {}
@@ -124,6 +124,8 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
         return f"loss={loss} needs the {role}'s next steps"
     if role in objective.cached_signals.values():
         return f"loss={loss} needs the {role}'s log-probs of the traces"
+    if role == "teacher" and objective.problem_signals:
+        return f"loss={loss} needs the teacher's own answers to the problems"
     return None
 
 
@@ -156,6 +158,11 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
         raise UserError(
             "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
             "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
+        )
+    if objective.problem_signals and recipe.grade is None:
+        raise UserError(
+            f"loss={loss} asks which problems the teacher solves, and this data set has no grader: name one, "
+            f"for answers in \\boxed{{}} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge"
         )
     weight = objective.token_weight
     if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:

@@ -458,11 +458,15 @@ class DistillModule(lightning.LightningModule):
             for trace, teachers_prompt in zip(traces, views, strict=True):
                 trace.teacher_view = self.retokenizer.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
-        rewarded, signals = None, ()
+        rewarded, signals = None, list(self.objective.problem_signals)
+        for name in signals:
+            values = repeated(batch.signals[name].amax(-1).tolist(), rollouts.samples)  # zero on the prompt
+            for trace, value in zip(traces, values, strict=True):
+                trace.signals[name] = np.full(len(trace.completion_ids), value, dtype=np.float32)
         if self.objective.rewards is not None and self.grade is not None:
             began = time.perf_counter()
             rewarded = reward(self.objective.rewards, self.grade, traces, self.student_lm, rollouts.samples)
-            signals = tuple(rewarded.signals)
+            signals += rewarded.signals
             self._reward_seconds += time.perf_counter() - began
         pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
         return collate(traces, signals, pad_id, self.layout).to(self.device), rewarded

@@ -70,6 +70,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
         "span_support_ratio",
         "support_ratio",
         "t3s",
+        "teacher_right",
         "tis",
         "uniform",
         "validity",

@@ -20,7 +20,7 @@ from distill.losses.divergence import clipped_surrogate, cross_entropy, k3, poli
 from distill.losses.weights import batch_deviation, group_advantage, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
-from distill.objective.rewards import Rewarded, Rewards
+from distill.objective.rewards import Rewarded, Rewards, check_golds
 from distill.objective.terms import LossSums, Term
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -240,7 +240,7 @@ def test_rewards_are_one_for_a_right_answer_and_a_part_for_any() -> None:
 def test_problems_without_a_gold_answer_or_a_grader_are_refused() -> None:
     problems = [Example("a", "", gold="1"), Example("b", "", where="x.jsonl:2"), Example("c", "")]
     with pytest.raises(UserError, match=r"problem b \(x.jsonl:2\) has no gold answer.*\(2 in all\)"):
-        Rewards().check_problems(problems)
+        check_golds(problems)
     with pytest.raises(UserError, match=r"this data set has no grader: name one"):
         Rewards().check(None)
 

@@ -24,7 +24,7 @@ WITHOUT_A_PAPER = {"sft", "tis"}
 # DCOD with other parameters of its weight, which tests of the weight cover.
 OTHER_PARAMETERS = {"dcod_tau2", "dcod_tau4", "dcod_clip_exp"}
 # A policy gradient's value is no measure of anything; its gradient is the reverse KL's.
-BY_GRADIENT = {"opd", "iw_opd"}
+BY_GRADIENT = {"opd", "iw_opd", "opd_right"}
 # Nor is an advantage's; the rewards must rise.
 BY_REWARD = {"grpo", "dr_grpo", "dapo", "opd_grpo"}
 
