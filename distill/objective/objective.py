@@ -158,7 +158,7 @@ class Objective(ObjectiveSpec):
             factors.append(at(batch.compared, batch.where))
         if self.normalize == "completions":
             lengths = batch.mask.sum(-1, keepdim=True).clamp(min=1)
-            factors.append(at((1 / lengths).expand(batch.mask.shape), batch.where))
+            factors.append(at((1 / lengths.double()).expand(batch.mask.shape), batch.where))
 
         def times_factors(values: Tensor, s: slice) -> Tensor:
             for factor in factors:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from distill.benchmarks.grading.graded import graded
+from distill.benchmarks.grading.graded import NAME_A_GRADER, graded
 from distill.data.trace import Example, Grader
 from distill.errors import UserError
 
@@ -99,9 +99,8 @@ class Rewards:
         """
         if grade is None:
             raise UserError(
-                "loss.rewards: answers are graded, and this data set has no grader: name one, for answers in "
-                "\\boxed{} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge, or take "
-                "data=gsm8k, math or arithmetic"
+                f"loss.rewards: answers are graded, and this data set has no grader: name one, "
+                f"{NAME_A_GRADER}, or take data=gsm8k, math or arithmetic"
             )
 
     def of(

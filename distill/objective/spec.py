@@ -110,8 +110,8 @@ class ObjectiveSpec:
 
     @cached_property
     def batch_signals(self) -> list[str]:
-        """Names of the signals in a batch of the data: those of problems, and the cached ones per token, which
-        there are none of if the student writes every completion."""
+        """Names of the signals in a batch of the data: those of problems, and the cached ones per token, of
+        which there are none if the student writes every completion."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
         return [*([] if writes_all else sorted(self.cached_signals)), *self.problem_signals]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill.benchmarks.grading.graded import NAME_A_GRADER
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
@@ -162,7 +163,7 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
     if objective.problem_signals and recipe.grade is None:
         raise UserError(
             f"loss={loss} asks which problems the teacher solves, and this data set has no grader: name one, "
-            f"for answers in \\boxed{{}} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge"
+            f"{NAME_A_GRADER}"
         )
     weight = objective.token_weight
     if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:

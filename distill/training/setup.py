@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 
+from distill.benchmarks.grading.graded import NAME_A_GRADER
 from distill.config.instantiate import OptimizerFactory, build, build_optimizer, resolved
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
@@ -333,9 +334,8 @@ def _validation(
         return None
     if settings.accuracy is not None and recipe.grade is None:
         raise UserError(
-            f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, for answers in "
-            f"\\boxed{{}} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge, or leave "
-            f"validation.accuracy at null"
+            f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, "
+            f"{NAME_A_GRADER}, or leave validation.accuracy at null"
         )
     if writes_all(objective):
         if settings.accuracy is None or settings.best == LOSS:
