@@ -256,7 +256,6 @@ def test_psfts_weight_is_the_gradient_of_ppos_clipped_ratio_with_an_advantage_of
         (partial(weights.rho1, keep=0.0), r"rho1: keep=0.0 is outside"),
         (partial(weights.rho1, keep=1.1), r"rho1: keep=1.1 is outside"),
         (partial(weights.iw_opd, gamma=-0.5), r"iw_opd: gamma=-0.5"),
-        (partial(weights.teacher_right, least=0.0), r"teacher_right: least=0.0 is outside \(0, 1\]"),
     ],
 )
 def test_a_bad_parameter_is_refused_by_name(function: Callable[..., Tensor], message: str) -> None:

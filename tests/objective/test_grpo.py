@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses import weights
 from distill.losses.divergence import clipped_surrogate, cross_entropy, k3, policy_gradient
-from distill.losses.weights import batch_deviation, group_advantage, uniform
+from distill.losses.weights import batch_deviation, group_advantage, teacher_right, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.rewards import Rewarded, Rewards, check_golds
@@ -207,6 +207,13 @@ def test_the_deviation_of_a_step_is_that_of_all_its_rewards_wherever_they_were_s
     assert batch_deviation(6, equal["reward"], equal["reward_squared"]) == pytest.approx(1e-4, rel=1e-3)
 
 
+def test_only_problems_that_the_teacher_solves_count() -> None:
+    success = torch.tensor([[0.5, 0.5, 0.5], [0.25, 0.25, 0.25], [1.0, 1.0, 1.0]])
+    mask = torch.tensor([[True, True, False]] * 3)
+    assert teacher_right(mask, success).tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 0]]
+    assert teacher_right(mask, success, least=0.75).sum() == 2
+
+
 def grade(example: Example, completion: str) -> Verdict:
     answer = completion.rpartition("#")[2] or None
     return Verdict(answer, answer == example.gold)
@@ -295,6 +302,10 @@ advantage: Any = group_advantage
                 ROLLOUTS, clipped_surrogate, partial(advantage, scale="some"), rewards=Rewards()
             ),
             "group_advantage: scale='some' is not one of group, none, batch",
+        ),
+        (
+            lambda: Objective(ROLLOUTS, policy_gradient, partial(teacher_right, least=0.0)),
+            r"teacher_right: least=0.0 is outside \(0, 1\]",
         ),
         (
             lambda: Objective(ROLLOUTS, partial(clipped_surrogate, eps_low=2.0), uniform),
