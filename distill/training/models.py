@@ -201,6 +201,11 @@ def check_served(
             "traces: take loss.rollouts=dataset and, for a loss over the vocabulary, "
             "loss.distribution.source=top_k"
         )
+    elif objective.problem_signals:
+        why = (
+            "this loss lets the teacher answer the problems, which a training run asks of no server: take "
+            "another token_weight than teacher_right"
+        )
     elif served is None or not cached:
         why = "this loss takes nothing of a teacher that could be cached"
     elif objective.caches_distribution and objective.distribution.source != "top_k":
