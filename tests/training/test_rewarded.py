@@ -14,8 +14,9 @@ from test_training import run
 
 from distill.data.batch import Batch, collate
 from distill.data.trace import Example, Trace
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
 from distill.generation.sampling import Sampling
+from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.planning.groups import usable_groups
 from distill.tiny import task
@@ -183,6 +184,37 @@ def test_kept_completions_are_those_of_their_micro_batch() -> None:
     kept.keep(6, 1, *batch(3), torch.zeros(1, 2))
     assert kept.again(5, 2) is None
     assert kept.again(7, 1) is not None
+
+
+def solves(problem: str) -> bool:
+    return bool(hashlib.blake2b(problem.encode()).digest()[0] % 2)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_only_problems_that_the_teacher_solves_are_distilled(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    def answers(lm: Any, prompts: Sequence[Sequence[int]], *args: Any, **options: Any) -> list[list[int]]:
+        problems = [lm.tokenizer.decode(prompt) for prompt in prompts]
+        right = [task.write_solution(problem, "double") for problem in problems]
+        texts = [text if able and solves(one) else "#" for one, text in zip(problems, right, strict=True)]
+        return [[*lm.tokenizer(text, add_special_tokens=False).input_ids, lm.end_ids[0]] for text in texts]
+
+    monkeypatch.setattr("distill.teacher.completions.generate", answers)
+    common = words(tiny_pair, tmp_path, "loss=opd_right", "trainer.max_steps=1")
+    if not able:
+        with pytest.raises(UserError, match="the teacher solves none of the 12 problems"):
+            run(common, tmp_path / "run")
+        return
+    row = metrics(run(common, tmp_path / "run"))[0]
+    (problems,) = writer.prompts
+    student = find_model(str(tiny_pair[0]), key="model.student").load()
+    lengths = [
+        len(writer.written(student, problem, number % SAMPLES)) for number, problem in enumerate(problems)
+    ]
+    counted = [length for problem, length in zip(problems, lengths, strict=True) if solves(problem)]
+    assert row["train/tokens"] == sum(lengths)
+    assert 0 < row["weights/sum"] == sum(counted) < sum(lengths)
 
 
 def test_a_plan_says_how_many_groups_are_usable(tmp_path: Path) -> None:
