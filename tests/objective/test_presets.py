@@ -126,9 +126,11 @@ def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) 
     # One sample a token says little about the whole distribution: more of them, and smaller steps.
     size = 48 if preset == "opd_right" else 96
     gently = ["optimizer.lr=1e-4", f"data.limit={size}", f"data.batch_size={size}"]
-    gently = gently if preset in BY_GRADIENT else []
-    rows = train(preset, tmp_path / "run", cache, *gently)
-    assert len(rows) == 20
+    few = ["optimizer.lr=3e-4", "data.limit=8", "loss.rollouts.samples=16", "data.batch_size=128"]
+    words = gently if preset in BY_GRADIENT else few if preset in BY_REWARD else []
+    steps = 12 if preset in BY_REWARD else 20
+    rows = train(preset, tmp_path / "run", cache, *words, f"trainer.max_steps={steps}")
+    assert len(rows) == steps
     losses = [float(row["train/loss_main"] if preset == "minillm" else row["train/loss"]) for row in rows]
     if preset in BY_GRADIENT:
         teacher = find_model("package:distill/tiny/teacher", key="model.teacher").load()
@@ -139,7 +141,7 @@ def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) 
         )
     elif preset in BY_REWARD:
         rewards = [float(row["rewards/mean"]) for row in rows]
-        assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.25
+        assert sum(rewards[-5:]) > sum(rewards[:5]) + 5 * 0.05
         assert all(0 <= float(row["rewards/equal_groups"]) <= 1 for row in rows)
     elif preset in ("on_policy_kd", "distillm", "distillm2"):  # whose steps are of two kinds
         own = [float(row["rollouts/tokens"]) > 0 for row in rows]
