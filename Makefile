@@ -8,7 +8,7 @@ ENGINES_TESTS := beartype hypothesis pytest pytest-timeout
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs peers engines bench lint format tiny clean
+.PHONY: help demo test check exhaustive docs peers engines bench lint format tiny clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,14 +16,15 @@ help:  ## what there is to make
 demo: .venv/.demo  ## install, then distil the embedded student: under 4 minutes of running on 2 cores
 	.venv/bin/python train.py
 
-# The slow tests run what the quick ones run, without the checks of shapes and types: these take a third of their time.
-test: lint  ## install with the developers' tools, then lint, types, all tests and the documentation
-	.venv/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
-	TYPE_CHECKS=off .venv/bin/python -m pytest $(PYTEST_ARGS) -m slow
+test: lint  ## install with the developers' tools, then lint, types, the tests and the documentation
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
 	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(MAKE) docs; fi
 
 check: lint  ## lint, types and the quick tests, while you work
 	.venv/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+exhaustive: lint  ## all tests in all their cases, before a release: an hour
+	.venv/bin/python -m pytest $(PYTEST_ARGS) --all-cases
 
 docs: .venv/.docs  ## build the documentation into outputs/site; a broken link fails
 	@test -x .venv/bin/zensical || { echo "The documentation needs Python 3.11 or later"; exit 1; }

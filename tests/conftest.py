@@ -1,26 +1,22 @@
 """Fixtures for all tests: a random tiny pair, real data next to the checkout, a single thread."""
 
-import copy
+import gc
 import logging
 import os
-import zlib
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import composing
 import pytest
 import torch
 import typechecking  # before the package, the types of whose calls it has checked
 from chat_stub import stub  # noqa: F401  a fixture
 from covering import covering
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -30,28 +26,10 @@ from distill.tiny.build import make_tokenizer
 
 torch.set_num_threads(1)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-_READ: dict[tuple[str, str], ConfigResult] = {}
-Plugins.instance()  # registers the sources
-_Files: Any = SourcesRegistry.instance().resolve("file")
-_load_config = _Files.load_config
-
-
-def _load_once(self: ConfigSource, config_path: str) -> ConfigResult:
-    """Read each file of conf/ once for all tests: Hydra parses them all anew whenever it composes."""
-    path = Path(self.path, config_path)
-    if not path.resolve().is_relative_to(CONF):
-        return _load_config(self, config_path)
-    key = (self.path, config_path)
-    if key not in _READ:
-        _READ[key] = _load_config(self, config_path)
-    return replace(_READ[key], provider=self.provider, config=copy.deepcopy(_READ[key].config))
-
-
-_Files.load_config = _load_once
+composing.install()
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-cases",
         action="store_true",
-        help="whole cross products, where `covering` thins them, and shapes checked in all cases",
+        help="exhaustive tests, whole cross products where `covering` thins them, types checked in all",
     )
     parser.addoption(
         "--campaign",
@@ -138,19 +116,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Check shapes in a quarter of a test's cases, which take twice as long with these checks."""
-    several = hasattr(item, "callspec") and not item.config.getoption("--all-cases")
-    typechecking.check_shapes(not several or zlib.crc32(item.nodeid.encode()) % 4 == 0)
+    typechecking.check_types(item.stash.get(_CHECKED, False))
 
 
+_CHECKED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out campaigns, and thin the cases of tests that are marked `covering(strength)`."""
-    if not config.getoption("--campaign"):
-        campaigns = [item for item in items if item.get_closest_marker("campaign")]
-        config.hook.pytest_deselected(items=campaigns)
-        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
-    if config.getoption("--all-cases"):
-        return
+    """Choose what runs, and of that what runs with checks of the calls' types (`typechecking`)."""
+    whole = config.getoption("--all-cases")
+    kept = [item for item in items if config.getoption("--campaign") or not _is_marked(item, "campaign")]
+    if not whole:
+        kept = _thinned([item for item in kept if not _is_marked(item, "exhaustive")])
+    left = {item.nodeid for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in left])
+    items[:] = kept
+    seen = set[str]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        item.stash[_CHECKED] = whole or (test not in seen and not _is_marked(item, "slow"))
+        seen.add(test)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from looking at all that was imported again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _is_marked(item: pytest.Item, name: str) -> bool:
+    return item.get_closest_marker(name) is not None
+
+
+def _thinned(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests without the cases that the marker `covering(strength)` leaves out."""
     groups: dict[str, list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
@@ -160,8 +161,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = cases[0].get_closest_marker("covering")
         assert marker is not None
         axes = marker.kwargs.get("axes")
-        values = [axes(**case.callspec.params) if axes else case.callspec.indices for case in cases]
+        params = [case.callspec.params for case in cases]
+        # Values need not be hashable; a parameter's value is one object in all cases.
+        values = [axes(**of_case) if axes else {k: id(v) for k, v in of_case.items()} for of_case in params]
         kept = covering(values, *marker.args)
         left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-    items[:] = [item for item in items if item.nodeid not in left_out]
+    return [item for item in items if item.nodeid not in left_out]

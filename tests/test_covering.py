@@ -2,6 +2,7 @@
 
 from itertools import combinations, product
 
+import conftest
 import pytest
 from covering import covering
 
@@ -28,3 +29,18 @@ def test_an_axis_alone_is_kept_whole_and_a_hole_in_the_product_stays_one() -> No
     assert covering([{"a": 1}, {"a": 2}]) == [0, 1]
     assert covering([{"a": 1, "b": 1}, {"a": 2, "b": 2}]) == [0, 1]
     assert covering([]) == []
+
+
+def test_marked_tests_are_thinned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's own numbers of a test's cases have not meant the same in all its versions."""
+
+    def marked(loss: object, weight: object) -> None: ...
+
+    marks = (pytest.mark.parametrize("loss", [[1], [2], [3]]), pytest.mark.parametrize("weight", "abcd"))
+    for mark in (*marks, pytest.mark.covering(1)):
+        marked = mark(marked)
+    module = request.node.getparent(pytest.Module)
+    monkeypatch.setattr(module.obj, "marked", marked, raising=False)
+    cases = list(module._genfunctions("marked", marked))
+    assert len(cases) == 12
+    assert len(conftest._thinned(cases)) == 4

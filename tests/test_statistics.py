@@ -395,6 +395,7 @@ def test_the_interval_of_a_difference_holds_it_in_95_percent_or_more(
         assert plain / 500 < 0.9
 
 
+@pytest.mark.slow
 def test_the_interval_of_several_samples_holds_the_difference_in_95_percent() -> None:
     rng = np.random.default_rng(6)
     held = 0
@@ -463,6 +464,7 @@ def test_models_of_other_problems_cannot_be_paired() -> None:
         paired([1, 0], [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problems", "differ", "level"), [(30, 6, 0.05), (300, 45, 0.05), (300, 45, 0.01), (40, 0, 0.05)]
 )
@@ -480,6 +482,7 @@ def test_the_smallest_difference_is_found_in_80_percent_of_simulated_comparisons
     assert power == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_smallest_difference_of_several_samples_is_found_in_80_percent_too() -> None:
     rng = np.random.default_rng(9)
     chance = rng.beta(0.5, 0.5, 100)

@@ -39,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_configuration_and_what_the_package_reads(site: Path) -> None:
     packaged = {
         path.relative_to(site / "distill") for path in (site / "distill").rglob("*") if path.is_file()

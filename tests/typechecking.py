@@ -1,15 +1,13 @@
-"""Type checks of calls in the package, from the import of this module on: shapes of tensors by jaxtyping, and
-all else by beartype.
+"""Checks of the types and shapes of calls in the package, from the import of this module on.
 
-jaxtyping binds the arguments of every call, which takes far longer than beartype's check. Modules without
-shapes are therefore checked by beartype alone. TYPE_CHECKS=off in the environment leaves all checks out: they
-take a third of the time of the slow tests, which run little that the quick ones do not."""
+They are beartype's, called by jaxtyping, which can turn them off. Checked calls take twice as long. So the
+checks are on in the first case of each quick test and off elsewhere: other cases and slow tests call the same
+functions. TYPE_CHECKS=off in the environment leaves them out, for processes that tests start."""
 
 import os
 from pathlib import Path
 
 from beartype import BeartypeConf, beartype
-from beartype.claw import beartype_packages
 from jaxtyping import config, install_import_hook
 
 checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts an int for a float
@@ -17,22 +15,15 @@ checker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts an int fo
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def _check_types() -> None:
-    with_shapes, without = [], []
-    for path in sorted((_ROOT / "distill").rglob("*.py")):
-        module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
-        if path.stem == "__init__":  # hooks take a package's name for all that is in it
-            continue
-        shapes = "jaxtyping" in path.read_text(encoding="utf-8")
-        (with_shapes if shapes else without).append(module)
-    install_import_hook(with_shapes, "typechecking.checker")
-    beartype_packages(without, conf=BeartypeConf(is_pep484_tower=True, claw_is_pep526=False))
-
-
-def check_shapes(wanted: bool) -> None:
-    """Turn the checks of tensors' shapes and types on or off for the calls that follow."""
+def check_types(wanted: bool) -> None:
+    """Turn the checks on or off for the calls that follow."""
     config.update("jaxtyping_disable", not wanted)
 
 
 if os.environ.get("TYPE_CHECKS") != "off":
-    _check_types()
+    modules = (path.relative_to(_ROOT).with_suffix("") for path in (_ROOT / "distill").rglob("*.py"))
+    # Hooks take a package's name for all that is in it.
+    install_import_hook(
+        sorted(".".join(module.parts) for module in modules if module.name != "__init__"),
+        "typechecking.checker",
+    )

@@ -40,13 +40,18 @@ def build(node: Any, place: str) -> Any:
         if not isinstance(cause, ValueError):  # which says what is wrong; others do not name the key
             check_kinds(node, place)
         if isinstance(cause, (ValueError, TypeError, ImportError, AttributeError)) or cause is error:
-            raise UserError(f"{place}: {first_line(cause)}") from error
+            raise UserError(_at(place, first_line(cause))) from error
         raise
     except (TypeError, ValueError, OmegaConfBaseException) as error:  # of the node itself
         check_kinds(node, place)
-        raise UserError(f"{place}: {first_line(error)}") from error
+        raise UserError(_at(place, first_line(error))) from error
     check_kinds(node, place)
     return built
+
+
+def _at(place: str, sentence: str) -> str:
+    """The sentence behind the key that it is about, unless it begins with that key itself."""
+    return sentence if sentence.startswith(f"{place}.") else f"{place}: {sentence}"
 
 
 def use_new_names(node: Any) -> None:

@@ -173,6 +173,7 @@ def in_closed_form(q: np.ndarray, p: np.ndarray, length: int) -> dict[str, np.nd
     return {name: np.asarray(values) for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_a_markov_model_drifts_as_its_states_say(tmp_path: Path) -> None:
     """R, ε and ExAccErr in closed form, through real models, from every completion that there is."""
     length = 5
@@ -325,6 +326,7 @@ def test_curves_end_where_a_tenth_or_ten_of_the_problems_are_left() -> None:
     assert len(few) == 3  # of two problems both
 
 
+@pytest.mark.slow
 def test_where_nothing_was_written_there_is_no_drift() -> None:
     nothing, one = (
         TokenDrift(*np.zeros((3, 0), dtype=np.float32)),
@@ -359,6 +361,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert np.mean(single) < 0.85
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher_has_no_drift_and_no_excess(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -398,6 +401,7 @@ def test_an_excess_over_rounding_alone_is_undefined() -> None:
     assert any("undefined" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_json_keeps_the_ends_and_no_more_than_200_points_of_a_curve() -> None:
     rng = np.random.default_rng(0)
     kinds = [a_set(rng, 20, 1, 2000, scale) for scale in (1.5, 1.0)]
@@ -415,6 +419,7 @@ def test_json_keeps_the_ends_and_no_more_than_200_points_of_a_curve() -> None:
     assert value["figures"]["exaccerr@256"]["value"] == found.curves["exaccerr"].value[255]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_where_it_was(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +454,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert len(reads) == 13
 
 
+@pytest.mark.slow
 def test_what_does_not_compare_is_refused_in_a_sentence(
     tiny_pair: tuple[Path, Path], tmp_path: Path, permuted_tokenizer: Any
 ) -> None:

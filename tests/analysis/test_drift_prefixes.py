@@ -144,6 +144,7 @@ def assert_is_the_definition(
     assert abs(end.value) > 1  # there is something to see
 
 
+@pytest.mark.slow
 def test_own_rollouts_are_the_definition_over_plain_forward_passes(
     models: list[LazyModel], tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_own_rollouts_are_the_definition_over_plain_forward_passes(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_continued_prefixes_are_the_definition_over_plain_forward_passes(
     models: list[LazyModel], tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_continued_prefixes_are_the_definition_over_plain_forward_passes(
         )
 
 
+@pytest.mark.slow
 def test_after_an_empty_prefix_it_is_the_drift_of_own_rollouts(
     models: list[LazyModel], tmp_path: Path, written: Any
 ) -> None:
@@ -194,6 +197,7 @@ def test_after_an_empty_prefix_it_is_the_drift_of_own_rollouts(
     assert after.completions == own.completions == (2 * PROBLEMS, 2 * PROBLEMS)
 
 
+@pytest.mark.slow
 def test_texts_are_cut_before_their_end_and_continued_by_both_models(
     models: list[LazyModel], tmp_path: Path, written: list[Any]
 ) -> None:
@@ -224,6 +228,7 @@ def test_texts_are_cut_before_their_end_and_continued_by_both_models(
     assert len({tuple(ids) for writer, _, ids in written if writer == student}) > len(written) / 4
 
 
+@pytest.mark.slow
 def test_a_length_that_few_texts_reach_is_left_out_and_said(models: list[LazyModel], tmp_path: Path) -> None:
     benchmark = a_benchmark(temperature=0.0)
     context = models[0].source.context_length
@@ -234,6 +239,7 @@ def test_a_length_that_few_texts_reach_is_left_out_and_said(models: list[LazyMod
     assert measure_after_prefixes([asked_of(benchmark, models)], *models[:3], **options) is None
 
 
+@pytest.mark.slow
 def test_json_table_and_figure_have_every_length(models: list[LazyModel], tmp_path: Path) -> None:
     found = prefixes(a_benchmark(temperature=0.0), models, tmp_path)
     value = json.loads(json.dumps(found.json(), allow_nan=False))
@@ -254,6 +260,7 @@ def test_json_table_and_figure_have_every_length(models: list[LazyModel], tmp_pa
     assert picture(found, "a title").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_was_killed_goes_on_with_the_texts_that_are_there(
     models: list[LazyModel],
     tiny_pair: tuple[Path, Path],

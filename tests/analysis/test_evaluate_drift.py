@@ -48,6 +48,7 @@ def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(arguments(pair, traces, folder, *prompts), folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [[], PREFIXES], ids=["rollouts", "prefixes"])
 def test_neither_model_reads_the_instruction_of_the_runs_teacher(
     instructed: Path, protocol: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,6 +82,7 @@ def test_neither_model_reads_the_instruction_of_the_runs_teacher(
             assert any(text.startswith(problem) for problem in problems), text
 
 
+@pytest.mark.slow
 def test_a_run_folder_names_the_untrained_student_and_the_results_both_protocols(
     instructed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_run_folder_names_the_untrained_student_and_the_results_both_protocols
     assert {**named, "prefix_model": ""} == {**found, "prefix_model": ""}
 
 
+@pytest.mark.slow
 def test_an_untrained_student_that_only_the_runs_file_names_is_said_again(
     instructed: Path, tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_prefix_model_of_another_vocabulary_is_refused(
         evaluate_model(cfg)
 
 
+@pytest.mark.slow
 def test_the_configured_lengths_are_the_papers() -> None:
     assert list(compose(["model=tiny"]).drift.lengths) == list(LENGTHS) == [32, 64, 128, 256]
 

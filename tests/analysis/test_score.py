@@ -46,6 +46,7 @@ def hot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_set_is_scored_and_everything_of_it_kept(hot: Path, tmp_path: Path) -> None:
     found = run([*DATA, f"teachers=[{hot}]", "traces=null"], tmp_path)
     assert list(found["teachers"]) == [TEACHER]  # who wrote, where the set alone is looked at
@@ -95,6 +96,7 @@ def test_the_teacher_is_read_under_its_own_prompt(hot: Path, tmp_path: Path) -> 
     assert nll == pytest.approx(-np.mean(values), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_teachers_are_compared_on_the_problems_that_they_share(hot: Path, tmp_path: Path) -> None:
     found = run([*DATA, f"teachers=[{hot},{TEACHER},{STUDENT}]", "data.limit=20", "keep=all"], tmp_path)
     assert set(found["teachers"]) == {"hot", TEACHER, STUDENT}
@@ -118,6 +120,7 @@ def test_teachers_are_compared_on_the_problems_that_they_share(hot: Path, tmp_pa
     assert again == found
 
 
+@pytest.mark.slow
 def test_a_field_stands_for_each_teacher_of_one_file(tmp_path: Path) -> None:
     rows = [
         {
@@ -179,6 +182,7 @@ def test_traces_are_chosen_of_the_same_problems_and_no_more_than_asked() -> None
     assert len(choose(apart, 8, seed=0)) == 16
 
 
+@pytest.mark.slow
 def test_without_a_teacher_there_are_no_weights_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +195,7 @@ def test_without_a_teacher_there_are_no_weights_and_that_is_said(
     assert found["teachers"]["mine.jsonl"]["figures"]["nll"]["value"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -216,6 +221,7 @@ def test_what_cannot_be_scored_is_one_sentence(words: list[str], message: str, t
         run([*DATA, *words], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trace_beyond_the_students_context_is_named_or_left_out(
     hot: Path, tiny_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +238,7 @@ def test_a_trace_beyond_the_students_context_is_named_or_left_out(
     assert "1 traces are longer than the student's context" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="ab\\\"'{}$#,= \n[]é", max_size=12))
 def test_any_text_survives_the_command_line(text: str) -> None:
     """As train.py would read the word, with its own parser."""
@@ -243,6 +250,7 @@ def test_any_text_survives_the_command_line(text: str) -> None:
     assert override.value() == text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: Path, tmp_path: Path) -> None:
     words = [

@@ -31,6 +31,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score(compose("score", [*words, f"out={root / 'scores'}", f"cache={root / 'cache'}"]))
 
 
+@pytest.mark.slow
 def test_scores_are_read_as_they_were_written(scores: Path) -> None:
     found, written = read_scores(scores), json.loads((scores / "scores.json").read_text())
     assert found.shared_problems == 20
@@ -62,6 +63,7 @@ def test_the_traces_are_kept_as_a_trace_set_in_the_same_order(scores: Path) -> N
     assert set(found.traces["teacher"]) == {"hot", TEACHER}
 
 
+@pytest.mark.slow
 def test_token_weights_before_training_are_those_that_scoring_shows(scores: Path, tmp_path: Path) -> None:
     found = read_scores(scores)
     tokens = token_weights(scores, found.records, cache=tmp_path)  # a configuration with models and a loss
@@ -71,6 +73,7 @@ def test_token_weights_before_training_are_those_that_scoring_shows(scores: Path
     assert own["tokens"].tolist() == found.traces["tokens"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -61,6 +61,7 @@ def logprobs(model: Path, record: dict[str, Any]) -> np.ndarray:
     return np.asarray([values[start + t - 1, token] for t, token in enumerate(record["completion_ids"])])
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_runs_loss_by_the_student_it_left(
     trained: Path, tiny_pair: tuple[Path, Path], records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_weights_are_those_of_the_runs_loss_by_the_student_it_left(
         assert set(own["problem"]) == {record["problem"]}
 
 
+@pytest.mark.slow
 def test_before_training_the_student_and_the_schedule_are_at_their_beginning(
     trained: Path, tiny_pair: tuple[Path, Path], records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_the_initial_student_stays_the_same_where_weights_ask_for_it(
     np.testing.assert_allclose(before["weight"], 1 / (1 + np.exp(-ratio)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_a_reference_are_by_the_student_before_where_none_is_named(
     tiny_pair: tuple[Path, Path], traces: Path, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -116,6 +119,7 @@ def test_weights_of_a_reference_are_by_the_student_before_where_none_is_named(
     assert (after["student_logprobs"] != after["reference_logprobs"]).any()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_looked_at_is_said_in_a_sentence(
     trained: Path,
     tiny_pair: tuple[Path, Path],
@@ -168,6 +172,7 @@ def test_a_teacher_of_other_tokens_is_refused(
         token_weights(run, records, cache=tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_trace_set_that_is_written_and_read_has_the_same_weights(
     trained: Path, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -201,6 +206,7 @@ def frame(weight: Any, tokens: Any, correct: Any, problem: Any) -> pandas.DataFr
     return pandas.DataFrame({"weight": weight, "tokens": tokens, "correct": correct, "problem": problem})
 
 
+@pytest.mark.slow
 def test_a_correlation_with_length_has_the_interval_of_a_bootstrap_over_problems() -> None:
     rng = np.random.default_rng(0)
     problems, tokens = np.arange(60), np.repeat(rng.integers(5, 50, 60), 2)

@@ -133,6 +133,7 @@ def test_a_first_contestant_that_is_missing_is_replaced_by_nobody(tmp_path: Path
 # How it is measured.
 
 
+@pytest.mark.slow
 def test_a_step_lasts_from_the_end_of_the_one_before_and_warming_up_does_not_count() -> None:
     meter = Meter(Setting(warmup=1, steps=2))
     meter.begin()
@@ -146,6 +147,7 @@ def test_a_step_lasts_from_the_end_of_the_one_before_and_warming_up_does_not_cou
     assert found.value("seconds_per_token") == pytest.approx(sum(found.seconds) / 30)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_is_what_steps_need_beyond_what_was_loaded() -> None:
     """64 MiB that were freed before, and 32 that stay, are not counted; 48 that a step needs are."""
@@ -221,6 +223,7 @@ def test_a_busy_machine_is_refused_unless_forced(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "loop.md").is_file()
 
 
+@pytest.mark.slow
 def test_some_contestants_alone_are_measured_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +239,7 @@ def test_some_contestants_alone_are_measured_and_judged(
     assert "activations checkpointed" in (tmp_path / "weights_checkpointed.md").read_text()
 
 
+@pytest.mark.slow
 def test_who_keeps_activations_is_measured_where_the_others_compute_them_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +268,7 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(words: list[str], sentenc
         command.main(words)
 
 
+@pytest.mark.slow
 def test_a_measurement_is_a_process_that_prints_one_line_of_json(setting: Setting) -> None:
     words = ["head_forward_kl", "ours", json.dumps(asdict(setting))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -305,6 +310,7 @@ def steps_of_ours() -> list[tuple[str, ...]]:
     )
 
 
+@pytest.mark.slow
 def test_the_losses_of_our_runs_are_built() -> None:
     with initialize_config_dir(str(ours.CONFIG), version_base="1.3"):
         for loss, *overrides in steps_of_ours():
@@ -312,6 +318,7 @@ def test_the_losses_of_our_runs_are_built() -> None:
             assert isinstance(build(cfg.loss, "loss"), Objective)
 
 
+@pytest.mark.slow
 def test_our_runs_train_on_the_very_tokens_that_peers_are_given(setting: Setting, tmp_path: Path) -> None:
     rows = batch_rows(setting)
     run = ours.set_up(setting, ["loss=sft"], rows, 2, tmp_path)
@@ -392,6 +399,7 @@ def test_peers_trainers_take_the_steps_that_ours_do(setting: Setting, name: str,
     assert theirs.tokens == mine.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "forward_kl", "reverse_kl", "jsd"])
 def test_every_way_to_compute_a_head_is_near_the_definition(setting: Setting, kind: heads.Kind) -> None:
     tensors = heads.draw(setting)
@@ -416,6 +424,7 @@ def test_every_way_to_compute_a_head_is_near_the_definition(setting: Setting, ki
     assert all(meter.figures[name] < 1e-5 for name in ("loss_error", "gradient_error", "loss_error_bf16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hidden_states", "top_k", "samples"])
 def test_the_bytes_of_a_cache_are_those_that_lie_on_the_disk(setting: Setting, source: Source) -> None:
     meter = Meter(replace(setting, warmup=0))
@@ -426,6 +435,7 @@ def test_the_bytes_of_a_cache_are_those_that_lie_on_the_disk(setting: Setting, s
     assert 0.9 * expected <= meter.figures["disk_bytes_per_token"] <= expected + headers + 8
 
 
+@pytest.mark.slow
 def test_the_pipeline_goes_once_over_all_traces(setting: Setting) -> None:
     meter = Meter(replace(setting, warmup=0, traces=16))
     ours.pipeline(meter.setting, meter)

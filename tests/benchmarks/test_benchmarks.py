@@ -289,6 +289,7 @@ def test_few_problems_are_asked_often_and_drawn_many_once_and_greedily() -> None
 # The golds as answers
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", FILES)
 def test_a_gold_as_the_answer_is_right(name: str, data_dir: Path, judge: MathJudge) -> None:
@@ -320,6 +321,7 @@ def wrong_ones(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", [name for name in FILES if name != "math"])
 def test_a_gold_in_another_notation_is_right(name: str, data_dir: Path, judge: MathJudge) -> None:
@@ -346,6 +348,7 @@ def rotated(
     return len(pairs) - len(wrong), len(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", FILES)
 def test_the_gold_of_another_problem_is_wrong(name: str, data_dir: Path, judge: MathJudge) -> None:
@@ -355,6 +358,7 @@ def test_the_gold_of_another_problem_is_wrong(name: str, data_dir: Path, judge: 
     assert right == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "most"), [("math", 3), ("math500", 1), ("olympiadbench", 0)])
@@ -411,6 +415,7 @@ def test_human_solutions_are_judged_right(name: str, wrong: int, data_dir: Path,
     assert len(right) == count - wrong
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_solutions_of_forty_years_of_aime_are_judged_right_where_they_have_a_box(data_dir: Path) -> None:
     examples = aime.load(path=str(data_dir / "aime" / "aime_1983_2023.jsonl.gz"))

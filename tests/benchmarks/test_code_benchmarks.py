@@ -188,6 +188,7 @@ def test_no_completion_hurts_the_reader(piece: str) -> None:
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_reading_takes_little_of_a_threads_stack() -> None:
     """Graders run in threads, whose stack is smaller than the main one's."""
     before = threading.stack_size(1 << 20)
@@ -245,6 +246,7 @@ def mbpp_file(folder: Path, *records: dict[str, Any]) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_each_test_of_mbpp_is_counted(tmp_path: Path) -> None:
     (example,) = mbpp.load(path=mbpp_file(tmp_path, MBPP_RECORD))
     assert example.id == "11"
@@ -329,8 +331,8 @@ def functions(data_dir: Path) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def every(request: pytest.FixtureRequest) -> int:
-    """Of the published programs every third is run, and all with --all-cases."""
-    return 1 if request.config.getoption("--all-cases") else 3
+    """Of the published programs every ninth is run, and all with --all-cases."""
+    return 1 if request.config.getoption("--all-cases") else 9
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +361,7 @@ def renamed(example: Example, other: Example) -> str:
     return re.sub(rf"\b{re.escape(others)}\b", name, program)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_some_canonical_solutions_pass(functions: list[Example], tasks: list[Example]) -> None:
     """A sample, with those whose tests call the prompt's helpers (32, 38, 50) or use a class (MBPP 367)."""

@@ -224,6 +224,7 @@ def test_an_empty_response_follows_nothing(response: str) -> None:
         assert verdict.counts["instruction_loose"] == (0, 1), name
 
 
+@pytest.mark.slow
 def test_threads_tell_languages_as_one_does() -> None:
     texts = [
         "der die das the of und and",
@@ -239,6 +240,7 @@ def test_threads_tell_languages_as_one_does() -> None:
         assert list(pool.map(lambda pair: ifeval.grade(*pair).correct, pairs)) == alone
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.text() | st.text(alphabet="*-#[]<>{}\"'`.?!\n \tA b1\x00P.Sé", max_size=300))
 def test_no_response_raises(response: str) -> None:

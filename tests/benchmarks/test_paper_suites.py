@@ -93,6 +93,7 @@ def test_a_problem_without_a_subfield_is_in_none_and_in_all_but_some(tmp_path: P
 # --- the suites
 
 
+@pytest.mark.slow
 def test_the_suites_are_as_printed() -> None:
     found = suite("benchmark=paper_math") | suite("benchmark=paper_gsm8k")
     caps = {name: benchmark.sampling.max_new_tokens for name, benchmark in found.items()}
@@ -103,6 +104,7 @@ def test_the_suites_are_as_printed() -> None:
     assert list(suite("benchmark=paper_math")) == ["math500", "olympiadbench", "omni_math", "amc23"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["math", "gsm8k"])
 def test_a_suite_asks_the_problem_alone_or_under_the_teachers_instruction(data: str) -> None:
     plain, told = suite(f"benchmark=paper_{data}"), suite(f"benchmark=paper_{data}_instructed")
@@ -112,6 +114,7 @@ def test_a_suite_asks_the_problem_alone_or_under_the_teachers_instruction(data: 
     assert [one.sampling for one in told.values()] == [one.sampling for one in plain.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_suites_olympiadbench_is_without_combinatorics(data_dir: Path) -> None:
     found = suite("benchmark=paper_math", f"benchmark.path={{olympiadbench: {data_dir / FILE}}}")
@@ -139,6 +142,7 @@ def test_other_intervals_and_subfields_are_set_by_words(tmp_path: Path) -> None:
     assert [len(benchmark.problems()) for benchmark in found.values()] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", [["paper_math", "olympiadbench"], ["olympiadbench", "paper_math"]])
 def test_decontamination_takes_a_benchmarks_own_file_before_a_suites(
     against: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

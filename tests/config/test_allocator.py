@@ -60,6 +60,7 @@ def test_a_run_has_its_tensors_on_huge_pages() -> None:
     assert said_by(BY_TRAIN) == "True"
 
 
+@pytest.mark.slow
 def test_what_the_environment_says_has_the_last_word() -> None:
     assert said_by(BY_TRAIN, THP_MEM_ALLOC_ENABLE="0") == "False"
 

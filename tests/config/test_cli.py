@@ -15,11 +15,12 @@ import hydra.utils
 import lightning
 import pytest
 import torch
+from composing import checked
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import distill.config.console
 from distill.config.console import one_sentence_errors
-from distill.config.overrides import check_overrides
 from distill.config.values import check_values
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
@@ -47,7 +48,7 @@ OPTIONS = [
 
 
 def check(*words: str) -> DictConfig:
-    return check_overrides(CONF, "train", words)
+    return checked("train", *words)
 
 
 # --- typos
@@ -105,6 +106,7 @@ def test_a_short_name_is_answered_with_the_key_that_ends_in_it() -> None:
         check("lr=3")
 
 
+@pytest.mark.slow
 def test_a_typo_behind_right_options_is_found_too_and_a_key_of_another_option_is_none() -> None:
     with pytest.raises(
         UserError, match=r"loss\.rollouts\.fracton=1: .*did you mean loss\.rollouts\.fraction"
@@ -122,6 +124,7 @@ def test_a_sweep_over_all_options_of_a_group_is_let_through() -> None:
     assert check("-m", "loss=glob(*)").loss
 
 
+@pytest.mark.slow
 def test_what_is_right_is_let_through_as_a_sweeps_first_job() -> None:
     cfg = check("-m", "loss=sft,dcod", "seed=range(3,6)", "trainer.max_steps=choice(7,8)", "--cfg", "job")
     assert cfg.loss.token_loss._target_.endswith("cross_entropy")
@@ -145,8 +148,8 @@ def test_a_run_may_have_no_logger() -> None:
     assert not cfg.get("logger")  # which is what training asks
 
 
+@pytest.mark.slow
 def test_a_model_brings_its_data_unless_the_user_names_another() -> None:
-    from hydra.core.hydra_config import HydraConfig
 
     check("model=qwen1.5b")
     assert HydraConfig.get().runtime.choices["data"] == "gsm8k"
@@ -156,6 +159,7 @@ def test_a_model_brings_its_data_unless_the_user_names_another() -> None:
     assert HydraConfig.get().runtime.choices["benchmark"] == "gsm8k"
 
 
+@pytest.mark.slow
 def test_resuming_a_sweep_is_refused_and_a_new_run_resumes_nothing() -> None:
     assert resume_arguments(check(), []) == []
     with pytest.raises(UserError, match=r"ckpt_path=last resumes one run: leave -m out"):
@@ -182,6 +186,7 @@ def train_py(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_help_prints_every_group_with_its_options_in_no_time(tmp_path: Path) -> None:
     began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = train_py("--help", cwd=tmp_path)
@@ -193,6 +198,7 @@ def test_help_prints_every_group_with_its_options_in_no_time(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_whole_configuration_can_be_printed_and_leaves_nothing_behind(tmp_path: Path) -> None:
     done = train_py("--cfg", "job", "loss=on_policy_kd", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -201,6 +207,7 @@ def test_the_whole_configuration_can_be_printed_and_leaves_nothing_behind(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -225,6 +232,7 @@ def test_a_mistake_prints_no_traceback_and_exits_with_one(tmp_path: Path, words:
 # --- every option composes and builds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_resolves(option: str) -> None:
     cfg = check(option)
@@ -265,6 +273,7 @@ def test_every_loss_builds(option: str) -> None:
     assert objective.on_policy == (option in on_policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", GROUPS["data"])
 def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it(option: str) -> None:
     cfg = check(f"data={option}", "data.student_prompt.user='Q {problem}'", "data.limit=5")
@@ -282,6 +291,7 @@ def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it
     inspect.signature(recipe.source.func).bind(**recipe.source.keywords)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", GROUPS["benchmark"])
 def test_every_benchmark_builds(option: str) -> None:
     found = benchmarks_of(
@@ -299,6 +309,7 @@ def test_every_benchmark_builds(option: str) -> None:
         inspect.signature(source.func).bind(**source.keywords, path=None, limit=3)
 
 
+@pytest.mark.slow
 def test_settings_of_all_benchmarks_go_before_their_own() -> None:
     words = [
         "benchmark=[gsm8k,aime24]",
@@ -321,12 +332,14 @@ def test_settings_of_all_benchmarks_go_before_their_own() -> None:
     assert (alone.path, alone.limit, alone.seed) == ("y.jsonl", 5, 0)
 
 
+@pytest.mark.slow
 def test_data_and_benchmark_of_one_name_ask_in_the_same_words() -> None:
     for name in sorted({*GROUPS["data"]} & {*GROUPS["benchmark"]}):
         cfg = check(f"data={name}", f"benchmark={name}")
         assert cfg.data.student_prompt.user == cfg.benchmark[name].prompt
 
 
+@pytest.mark.slow
 def test_the_embedded_training_and_test_problems_share_none() -> None:
     cfg = check("data=arithmetic", "benchmark=arithmetic")
     train = {example.problem for example in build(cfg.data.recipe).source()}
@@ -337,6 +350,7 @@ def test_the_embedded_training_and_test_problems_share_none() -> None:
     assert not train & test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", GROUPS["model"])
 def test_every_model_option_says_the_same_things_and_its_optimizer_builds(option: str) -> None:
     cfg = check(f"model={option}")
@@ -466,6 +480,7 @@ def start(folder: Path) -> None:
     wandb_logger(str(folder), project="distill", group=None, name="run")
 
 
+@pytest.mark.slow
 def test_without_a_login_a_run_is_offline_and_with_one_online(
     started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def told(module: str, *lines: list[str], cwd: Path) -> list[tuple[int, str, list
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMPOSED)
 def test_help_a_typo_and_a_missing_file_are_answered_without_torch(module: str, tmp_path: Path) -> None:
     lines = [["--help"], ["--version"], ["--cfg", "job"], ["sede=1"], COMPOSED[module]]
@@ -91,6 +92,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 def test_train_refuses_what_it_can_tell_without_torch(tmp_path: Path) -> None:
     (cwd := tmp_path / "cwd").mkdir()
     path = tmp_path / "a.jsonl"
@@ -138,6 +140,7 @@ def test_a_model_that_neither_the_hub_nor_its_cache_has_is_refused_early(
     check_model_on_hub("nobody/nothere", "model.student")
 
 
+@pytest.mark.slow
 def test_a_line_is_printed_before_the_imports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_a_line_is_printed_before_the_imports(
     assert capsys.readouterr().err == ""  # so that what is shown can be piped
 
 
+@pytest.mark.slow
 def test_a_full_disk_between_a_sweeps_jobs_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -172,6 +176,7 @@ def test_a_full_disk_between_a_sweeps_jobs_is_one_sentence(
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_plan_may_name_data_that_lie_on_another_machine() -> None:
     words = ["data=traces", "data.path=/nothere.jsonl", "model=tiny"]
     check(check_overrides(CONFIG, "train", [*words, "plan=true"]), words)
@@ -179,12 +184,14 @@ def test_a_plan_may_name_data_that_lie_on_another_machine() -> None:
         check(check_overrides(CONFIG, "train", words), words)
 
 
+@pytest.mark.slow
 def test_a_config_dir_without_a_folder_is_one_sentence(tmp_path: Path) -> None:
     ((status, error, imported),) = told("training", ["--config-dir"], cwd=tmp_path)
     assert (status, imported) == (1, [])
     assert error == "error: --config-dir needs a folder after it, such as --config-dir my_conf\n"
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_folder_that_is_not_there_is_refused_without_torch(tmp_path: Path) -> None:
     ((status, error, imported),) = told("evaluate", ["compare=[nothere,neither]"], cwd=tmp_path)
     assert status == 1
@@ -192,6 +199,7 @@ def test_a_comparison_with_a_folder_that_is_not_there_is_refused_without_torch(t
     assert imported == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", OTHERS)
 def test_commands_over_folders_answer_without_torch(module: str, tmp_path: Path) -> None:
     helped, typo, missing = told(module, ["--help"], ["--nothing"], OTHERS[module], cwd=tmp_path)
@@ -202,6 +210,7 @@ def test_commands_over_folders_answer_without_torch(module: str, tmp_path: Path)
     assert typo[2] == missing[2] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["presets", "bench"])
 def test_help_of_the_other_commands_needs_no_torch(module: str, tmp_path: Path) -> None:
     lines = [["--help"], ["--nothing"], *([[]] if module == "presets" else [])]  # the table is stored
@@ -240,6 +249,7 @@ def over(line: Sequence[str]) -> float:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_commands_answer_within_half_again_of_hydras_import_and_six_tenths() -> None:
     lines = [[command, "--help"] for command in (*COMPOSED, *OTHERS, "presets", "bench")]

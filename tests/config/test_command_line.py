@@ -74,6 +74,7 @@ def test_several_values_or_another_case_are_answered_with_the_remedy(
         check_overrides(CONFIG, command, [word])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "word", "sentence"),
     [
@@ -97,6 +98,7 @@ def test_a_section_of_keys_is_not_set_to_a_value(command: str, word: str, senten
         check_overrides(CONFIG, command, [word])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [

@@ -43,6 +43,7 @@ def test_what_the_user_names_no_other_for_is_taken(command: str, words: str, tak
     assert suggest(CONF, command, words.split()).words == taken.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "choices", "accumulate", "lr", "precision"),
     [
@@ -68,6 +69,7 @@ def test_a_command_composes_what_suits_its_model(
     assert cfg.trainer.precision == precision
 
 
+@pytest.mark.slow
 def test_the_device_alone_changes_with_the_trainer() -> None:
     cpu, gpu = (check_overrides(CONF, "train", [f"trainer={name}"]).trainer for name in ("cpu", "gpu"))
     assert {**cpu, "accelerator": None} == {**gpu, "accelerator": None}

@@ -52,6 +52,7 @@ def test_teachers_that_are_no_names_are_refused(value: Any, wrong: str) -> None:
         listed(OmegaConf.create({"teachers": value}))
 
 
+@pytest.mark.slow
 def test_a_model_among_the_teachers_writes(tmp_path: Path) -> None:
     teacher = "package:distill/tiny/teacher"
     records = run([*DATA, "data.limit=2", f"teachers=[{teacher}]", "curation=[correct]"], tmp_path / "chosen")
@@ -80,6 +81,7 @@ def context(tmp_path: Path, said: list[str] | None = None) -> CurationContext:
     )
 
 
+@pytest.mark.slow
 def test_steps_follow_each_other_and_say_what_they_left_out(
     hot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +114,7 @@ def test_the_order_of_the_list_is_the_order_of_the_steps(hot: Path, tmp_path: Pa
     assert [step["step"] for step in log["steps"]] == ["deduplicate", "correct"]
 
 
+@pytest.mark.slow
 def test_the_set_is_trained_on_with_its_very_tokens(hot: Path, tmp_path: Path) -> None:
     found = run([f"teachers=[{hot}]", "curation=correct"], tmp_path / "clean")
     folder = train_run(
@@ -147,12 +150,14 @@ def test_one_set_needs_no_brackets(hot: Path, tmp_path: Path) -> None:
     assert run([f"teachers={hot}", "curation=none"], tmp_path / "set") == read_records(hot)
 
 
+@pytest.mark.slow
 def test_a_limit_bounds_the_datas_own_set_and_none_that_is_named(hot: Path, tmp_path: Path) -> None:
     words, records = ["data.limit=7", "curation=none"], read_records(hot)
     assert run([f"data.path={hot}", *words], tmp_path / "own") == records[:7]
     assert run([f"teachers=[{hot}]", *words], tmp_path / "named") == records
 
 
+@pytest.mark.slow
 def test_the_same_command_makes_the_same_set_again_and_another_is_refused(hot: Path, tmp_path: Path) -> None:
     words = [f"teachers=[{hot}]", "curation=[correct]"]
     first = run(words, tmp_path / "set")
@@ -308,6 +313,7 @@ def test_weights_are_divided_by_where_the_loss_is_a_mean_over_weights(student: L
     assert found.denominator == pytest.approx(2.5 * 9)
 
 
+@pytest.mark.slow
 def test_training_follows_the_weights_of_a_set(tmp_path: Path, hot: Path) -> None:
     """A trace of weight nothing might as well not be there."""
     records = [record for record in read_records(hot) if record["correct"]][:4]
@@ -355,6 +361,7 @@ def test_records_of_one_problem_are_found_whatever_their_sets_call_it() -> None:
 # --- real sets, and damaged ones
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_gsm8ks_five_writers_become_records_of_one_schema(data_dir: Path, tmp_path: Path) -> None:

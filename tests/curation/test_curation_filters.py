@@ -115,6 +115,7 @@ def odd_length(_: Example, completion: str) -> Verdict:
     return Verdict(completion[-1:], len(completion) % 2 == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @settings(max_examples=40, deadline=None)
 @given(items=st.lists(ITEMS, max_size=12))
@@ -132,6 +133,7 @@ def test_every_trace_is_kept_in_its_place_or_counted(
     json.dumps(outcome.figures, allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [s for s in STEPS if getattr(s, "keywords", {}).get("judge") is None])
 @settings(max_examples=40, deadline=None)
 @given(items=st.lists(ITEMS, max_size=12))
@@ -426,6 +428,7 @@ def gsm8k_file(folder: Path) -> str:
     return str(folder / "test.jsonl")
 
 
+@pytest.mark.slow
 def test_all_benchmarks_are_looked_up_also_one_that_is_added_later(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +478,7 @@ def test_a_trace_that_overlaps_with_two_benchmarks_is_counted_once_and_shown_twi
     assert [figures["left_out"] for figures in outcome.figures.values()] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("conf")
 def test_a_benchmark_that_is_not_to_be_had_is_never_passed_over(tmp_path: Path) -> None:
     said = r"of benchmark gsm8k are not to be had \(no hub here\): set {}curation.decontaminate.paths.gsm8k="
@@ -526,6 +530,7 @@ def test_a_file_without_problems_is_refused(tmp_path: Path) -> None:
         decontaminate([], context(), against=[str(tmp_path / "empty.jsonl")])
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_planted_gsm8k_test_problems_are_found_among_the_training_problems(data_dir: Path) -> None:
     """A changed number hides a problem only where no 13 words in a row are left without one: of most problems
@@ -657,6 +662,7 @@ class Unloadable(LazyModel):
         raise AssertionError("everything is in the cache")
 
 
+@pytest.mark.slow
 def test_problems_that_the_student_solves_are_left_out(student: LazyModel, tmp_path: Path) -> None:
     examples = arithmetic.load(split="train", count=10, operations=[3, 8], seed=5)
     columns = [{"problem": one.problem, "gold": one.gold, "completion": one.completion} for one in examples]
@@ -806,6 +812,7 @@ def steps(words: list[str]) -> dict[str, Callable[[Sequence[Record], CurationCon
     return hydra.utils.instantiate(node, _convert_="all")
 
 
+@pytest.mark.slow
 def test_every_file_makes_its_step_and_the_order_is_the_one_of_the_words() -> None:
     alone = ["correct", "length", "well_formed", "deduplicate", "pass_rate", "diverse"]
     for name in alone:

@@ -190,6 +190,7 @@ def grams(text: str, size: int) -> set[str]:
     return {text[at : at + size] for at in range(len(text) - size + 1)}  # one sign is one word here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scales", [(1.0, 1.0, 1.0), (0.0, 2.0, 0.5), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
 )
@@ -330,6 +331,7 @@ def even(example: Example, completion: str) -> Verdict:
     return Verdict(completion[-1:], len(completion) % 2 == 0, f"{example.gold} was asked")
 
 
+@pytest.mark.slow
 def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
     context = context_of(embedded, tmp_path, grade=even)
     own = {"learn_from": 4, "weight": 0.5, "prompt_ids": [5, 5], "messages": []}
@@ -451,6 +453,7 @@ def backtracked(
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_backtracking_is_asking_the_teacher_after_each_step(
     backtracked: tuple[CurationContext, Outcome],
@@ -499,6 +502,7 @@ def test_backtracking_is_asking_the_teacher_after_each_step(
     ]
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
     backtracked: tuple[CurationContext, Outcome], tmp_path: Path
 ) -> None:
@@ -526,6 +530,7 @@ def test_what_is_kept_is_right_and_only_the_teachers_part_is_learned(
     assert all(arithmetic.grade(example_of(row), row["completion"]).correct for row in loose.kept)
 
 
+@pytest.mark.slow
 def test_the_teacher_reads_and_goes_on_under_its_own_prompt(
     embedded: dict[str, LazyModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,6 +563,7 @@ def test_the_teacher_reads_and_goes_on_under_its_own_prompt(
     assert all(tokenizer.decode(row["prompt_ids"]) == row["problem"] for row in outcome.kept)
 
 
+@pytest.mark.slow
 def test_a_student_that_writes_as_the_teacher_needs_no_help(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
@@ -586,6 +592,7 @@ class Killed(BaseException):
     """What no code expects."""
 
 
+@pytest.mark.slow
 def test_backtracking_killed_between_batches_goes_on_behind_them(
     embedded: dict[str, LazyModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def test_special_tokens_spell_nothing(tokenizers: dict[str, Any]) -> None:
     assert with_special.ends == (0, *spell(tokenizer, ids).ends, 5)
 
 
+@pytest.mark.slow
 @given(
     text=st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=40),
     names=st.permutations(["bytes", "words", "pieces"]),

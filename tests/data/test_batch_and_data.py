@@ -105,6 +105,7 @@ def test_the_prompts_come_back_without_padding_and_a_moved_batch_is_the_same() -
     assert all(torch.equal(moved.signals[name], batch.signals[name]) for name in SIGNALS)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 120))
 def test_batches_by_length_hold_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:

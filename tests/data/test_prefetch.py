@@ -34,6 +34,7 @@ def test_items_come_in_their_order_once_each(start: int) -> None:
     assert not under_way()
 
 
+@pytest.mark.slow
 def test_a_few_are_made_ahead_and_nothing_before_it_is_asked_for() -> None:
     made: list[int] = []
 
@@ -74,6 +75,7 @@ def test_closing_ends_the_thread_of_a_loop_that_was_left() -> None:
     assert not under_way()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_thread_outlives_a_run(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ SETS: list[tuple[str, str, dict[str, Any], str, str | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "hub", "record", "completion", "gold"), SETS, ids=lambda one: str(one)[:30])
 def test_a_published_set_is_read_by_its_name(
     name: str,
@@ -104,6 +105,7 @@ def test_a_published_set_is_read_by_its_name(
         assert learned.split() == f"{WHOLE}<eos>".split()
 
 
+@pytest.mark.slow
 def test_each_set_names_its_hub_id() -> None:
     names = dict.fromkeys(name for name, *_ in SETS)
     hubs = {name: check_overrides(CONFIG, "train", ["model=none", f"data={name}"]).data.hub for name in names}

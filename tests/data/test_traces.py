@@ -397,6 +397,7 @@ def test_gsm8k_loads_and_grades_itself_right(data_dir: Path, split: str, count: 
     assert by_chance / count < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_test_problems_of_gsm8k_are_not_among_the_training_problems(data_dir: Path) -> None:
     train, test = (

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from commands import command as run_command
+from composing import checked
 from omegaconf import OmegaConf
 
-from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.named import as_keys
 
@@ -114,7 +114,7 @@ def test_every_command_composes(
         weighted = "experiment=paper_tune" in words or any("token_weight" in word for word in words)
         words.append("loss=dcod" if weighted else "loss=sft")
     try:
-        check_overrides(ROOT / "conf", HYDRA[verb], as_keys(words) if verb == "evaluate" else words)
+        checked(HYDRA[verb], *(as_keys(words) if verb == "evaluate" else words))
     except UserError as error:  # the extra is not installed in every environment
         if not str(error).endswith('pip install "distill[sweeps]"'):
             raise
@@ -337,6 +337,7 @@ def test_pages_ask_for_what_can_be_generated(generate: Any) -> None:
     assert sorted(asked) == sorted(generate.GENERATED)
 
 
+@pytest.mark.slow
 def test_the_table_of_methods_has_a_row_for_each_preset(generate: Any, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     for path in (tmp_path / "conf" / "loss").glob("*.yaml"):
@@ -347,6 +348,7 @@ def test_the_table_of_methods_has_a_row_for_each_preset(generate: Any, tmp_path:
     assert "cross_entropy × support_ratio | teacher's log-probs, cached |" in rows[2]
 
 
+@pytest.mark.slow
 def test_the_record_columns_are_found(generate: Any) -> None:
     assert "| `teacher_logprobs` |" in generate.record_columns(ROOT)
 
@@ -369,6 +371,7 @@ def leaves(node: object, prefix: str) -> Iterator[str]:
         yield prefix.rstrip(".")
 
 
+@pytest.mark.slow
 def test_the_key_reference_has_every_key(generate: Any) -> None:
     conf = ROOT / "conf"
     text = generate.config_reference(ROOT)

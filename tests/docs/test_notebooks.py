@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from composing import checked
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
 from test_docs import hydra_commands as commands
@@ -22,7 +23,6 @@ from distill.analysis.score_traces import score
 from distill.analysis.scores_file import read_scores
 from distill.analysis.smoke_test import _row
 from distill.analysis.token_weights import by_trace, length_correlation, token_weights
-from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.report.methods import tables_of
 
@@ -116,6 +116,7 @@ def test_a_notebook_begins_with_its_commands_and_its_parameters(path: Path) -> N
     assert f'os.environ.get("{INPUTS[path.stem]}", "outputs/' in cells[1].source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "command"),
     [
@@ -127,7 +128,7 @@ def test_a_notebook_begins_with_its_commands_and_its_parameters(path: Path) -> N
 def test_every_command_of_a_notebook_composes(path: Path, command: str) -> None:
     words = shlex.split(command)
     name = words[2].removeprefix("distill.") if words[1] == "-m" else "train"
-    check_overrides(ROOT / "conf", name, words[3:] if words[1] == "-m" else words[2:])
+    checked(name, *words[3 if words[1] == "-m" else 2 :])
 
 
 @pytest.mark.usefixtures("kernels")

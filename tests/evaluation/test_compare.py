@@ -67,6 +67,7 @@ def result(out: Path, which: int = 0) -> dict[str, Any]:
     return json.loads((out / "comparison.json").read_text(encoding="utf-8"))["comparisons"][which]
 
 
+@pytest.mark.slow
 def test_what_is_established_and_what_is_not_is_said_in_sentences(tmp_path: Path) -> None:
     a, b = two(tmp_path, gsm8k=(40, 80, 260, 120), aime24=(3, 2, 1, 24), svamp=(60, 10, 200, 30))
     out = tmp_path / "out"
@@ -102,6 +103,7 @@ def test_what_is_established_alone_may_not_be_among_several(tmp_path: Path) -> N
     assert "McNemar p = 0.053 (Holm over 2 benchmarks)" in several
 
 
+@pytest.mark.slow
 def test_one_benchmark_needs_no_adjustment_and_has_no_mean(tmp_path: Path) -> None:
     text = compare(two(tmp_path, gsm8k=(40, 80, 260, 120)), tmp_path / "out")
     assert "Holm over" not in text
@@ -109,6 +111,7 @@ def test_one_benchmark_needs_no_adjustment_and_has_no_mean(tmp_path: Path) -> No
     assert result(tmp_path / "out")["mean_difference"] is None
 
 
+@pytest.mark.slow
 def test_benchmarks_count_alike_in_the_mean_however_many_problems_they_have(tmp_path: Path) -> None:
     text = compare(two(tmp_path, large=(0, 300, 300, 400), small=(3, 0, 7, 0)), tmp_path / "out")
     assert result(tmp_path / "out")["mean_difference"]["value"] == pytest.approx((0.3 - 0.3) / 2)

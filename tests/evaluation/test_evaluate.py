@@ -95,6 +95,7 @@ def test_an_evaluation_leaves_its_figures_samples_table_and_page(
     assert json.dumps(student)[1:-1] in (tmp_path / "a" / "results.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_not_made_again_and_a_further_benchmark_joins_it(
     tiny_pair: tuple[Path, Path], gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_finished_evaluation_is_not_made_again_and_a_further_benchmark_joins_i
     assert samples(tmp_path / "a") == samples(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_other_settings_or_another_model_do_not_go_into_the_same_folder(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_other_settings_or_another_model_do_not_go_into_the_same_folder(
     assert len(samples(tmp_path / "a")) == found["benchmarks"]["arithmetic"]["samples"] == 12
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_its_folder_with_the_figures_that_it_had(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -302,6 +305,7 @@ def test_a_group_of_which_nothing_is_chosen_says_its_options_and_another_key_its
         compose([*TINY, "limit=3"])
 
 
+@pytest.mark.slow
 def test_an_engine_that_wrote_nothing_leaves_the_folder_to_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +321,7 @@ def test_an_engine_that_wrote_nothing_leaves_the_folder_to_another(
     assert run([*TINY, *ASK], out)["benchmarks"]["arithmetic"]["samples"] == 12
 
 
+@pytest.mark.slow
 def test_what_one_benchmark_refuses_is_said_before_another_is_asked(gsm8k: Path, tmp_path: Path) -> None:
     more = ["benchmark=[gsm8k,arithmetic]", f"benchmark.gsm8k.path={gsm8k}"]
     run([*TINY, *ASK], tmp_path / "a")
@@ -345,6 +350,7 @@ def test_what_broke_off_leaves_a_report_of_what_it_had_found(
     assert [path.name for path in (tmp_path / "a" / "completions").iterdir()] == ["arithmetic"]
 
 
+@pytest.mark.slow
 def test_the_name_is_in_the_titles_and_the_time_that_it_took_stays_known(tmp_path: Path) -> None:
     found = run([*TINY, *ASK, "name=mine"], tmp_path / "a")
     assert (found["name"], found["model"]) == ("mine", "package:distill/tiny/student")
@@ -355,6 +361,7 @@ def test_the_name_is_in_the_titles_and_the_time_that_it_took_stays_known(tmp_pat
     assert again["benchmarks"]["arithmetic"]["seconds"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -383,6 +390,7 @@ def test_a_damaged_folder_is_named_and_the_completions_are_kept(
     assert run([*TINY, *ASK], tmp_path / "a")["benchmarks"]["arithmetic"]["samples"] == 12
 
 
+@pytest.mark.slow
 def test_a_pairs_two_models_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +400,7 @@ def test_a_pairs_two_models_have_folders_of_their_own(
     assert teacher == Path("outputs/evaluations/tiny_teacher")
 
 
+@pytest.mark.slow
 def test_a_hub_set_that_cannot_be_reached_is_named_with_its_remedy(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +414,7 @@ def test_a_hub_set_that_cannot_be_reached_is_named_with_its_remedy(
         run([f"model={tiny_pair[0]}", "benchmark=suite"], tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_folder_is_named_after_the_model(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def lm(teacher: LanguageModel) -> LanguageModel:
     return teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
 def test_samples_come_in_the_problems_order_whatever_the_batches(lm: LanguageModel, budget: int) -> None:
     score = run(lm, benchmark(), budget=budget)
@@ -127,6 +128,7 @@ def test_a_record_says_how_long_the_problems_own_solution_is(lm: LanguageModel) 
     assert score.samples[0]["reference_tokens"] > 1
 
 
+@pytest.mark.slow
 def test_the_prompt_goes_around_the_problem(lm: LanguageModel) -> None:
     score = run(lm, benchmark(prompt="#{problem}#"))
     plain = run(

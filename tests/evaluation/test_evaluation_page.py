@@ -130,6 +130,7 @@ def test_policy_lets_exactly_the_pages_own_script_and_style_through(tmp_path: Pa
     assert rules["img-src"] == "data:"
 
 
+@pytest.mark.slow
 def test_every_word_of_every_sample_is_in_the_page(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     records = []
@@ -201,6 +202,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values)
 def test_any_value_survives_both_ways_into_the_page(value: Any) -> None:
     text = embedded(value)
@@ -217,6 +219,7 @@ def test_what_is_no_finite_number_is_null() -> None:
     assert unpack(packed(value)) == expected
 
 
+@pytest.mark.slow
 @given(
     text=st.text(alphabet="ab 2,\n\\boxed{}", max_size=400),
     answer=st.none() | st.text(alphabet="ab2,", min_size=1, max_size=5),
@@ -357,6 +360,7 @@ def test_long_answers_are_kept_beside_the_text_only_where_they_are_not_in_it(tmp
     assert page.data("index")["samples"]["answer"] == [program[:200]] * 2
 
 
+@pytest.mark.slow
 def test_too_large_a_page_loses_the_middle_of_the_longest_completions_alone(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
 

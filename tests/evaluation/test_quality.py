@@ -72,6 +72,7 @@ def test_numbers_are_distinct_and_graded_as_by_their_judge(
     }
 
 
+@pytest.mark.slow
 def test_mathematical_answers_are_distinct_as_their_judge_says(judge: MathJudge) -> None:
     same = quality(r"so $\boxed{3}$. Again, $\boxed{\frac{6}{2}}$. Or \boxed{x=3}.", judge)
     assert (same["post_answer"], same["several_answers"]) == (True, False)
@@ -289,6 +290,7 @@ def test_problems_of_several_samples_are_solved_by_more_than_half_of_them(tmp_pa
     assert result(tmp_path / "out")["benchmarks"]["m"]["quality"]["solved"] == 5
 
 
+@pytest.mark.slow
 def test_old_samples_are_compared_without_their_quality(tmp_path: Path) -> None:
     new = written(tmp_path / "new", [sample("m", id=str(n), **qualities()) for n in range(9)])
     old = written(tmp_path / "old", [sample("m", id=str(n)) for n in range(9)])

@@ -66,12 +66,14 @@ def nudge(lm: LanguageModel, token: int | slice, by: float) -> None:
     lm.model.get_output_embeddings().register_forward_hook(push)
 
 
+@pytest.mark.slow
 def test_greedy_is_the_argmax_step_by_step(lm: LanguageModel) -> None:
     expected = [greedy_by_hand(lm, prompt, 16) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in expected}) > 3
     assert generate(lm, PROMPTS, GREEDY, seed=0) == expected
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(lm: LanguageModel) -> None:
     together = generate(lm, PROMPTS, GREEDY, seed=0)
     assert [generate(lm, [prompt], GREEDY, seed=0)[0] for prompt in PROMPTS] == together
@@ -108,6 +110,7 @@ def test_the_padding_token_as_text_does_not_end_a_completion(lm: LanguageModel) 
     assert generate(lm, PROMPTS[:2], Sampling(max_new_tokens=5), seed=0) == [[0] * 5] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_no_more_tokens_are_written_than_asked_for(lm: LanguageModel, limit: int) -> None:
     nudge(lm, 1, -100.0)
@@ -262,6 +265,7 @@ def test_the_weights_get_no_gradient(lm: LanguageModel) -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -321,6 +325,7 @@ def test_a_row_that_has_ended_is_read_no_more(lm: LanguageModel) -> None:
     assert shapes[1:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_several_rows_begin_with_is_read_once(lm: LanguageModel) -> None:
     nudge(lm, 1, 1.0)
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[2]]
@@ -343,6 +348,7 @@ def test_a_prompt_that_several_rows_begin_with_is_read_once(lm: LanguageModel) -
     assert shapes == [(1, len(PROMPTS[3])), (4, 1)]
 
 
+@pytest.mark.slow
 def test_a_rows_text_is_its_own_numbers_whatever_is_written_beside_it(lm: LanguageModel) -> None:
     nudge(lm, 1, 1.0)
     sampling = Sampling(1.0, top_p=0.95, max_new_tokens=16)
@@ -407,6 +413,7 @@ def test_only_settings_that_change_the_distribution_warp() -> None:
 # --- the coin of on-policy training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.8])
 def test_the_student_writes_its_share_of_the_batches(fraction: float) -> None:
     rollouts, count = StudentRollouts(fraction=fraction), 20_000

@@ -153,6 +153,7 @@ def test_several_completions_of_a_prompt_are_what_transformers_writes(family: st
     assert len({tuple(ids) for ids in written}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_cache_that_a_model_makes_itself_keeps_all_rows_to_the_end(
     family: str, monkeypatch: pytest.MonkeyPatch

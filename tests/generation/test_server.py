@@ -56,6 +56,7 @@ def ask(stub: Stub, *problems: str, **options: Any) -> list[Written]:
     return [found[place] for place in range(len(problems))]
 
 
+@pytest.mark.slow
 def test_a_set_by_a_server_is_asked_for_as_it_should_be(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_set_by_a_server_is_asked_for_as_it_should_be(
         assert record["completion_ids"][-1] == 1
 
 
+@pytest.mark.slow
 def test_token_ids_that_a_server_gives_are_kept(stub: Stub, tmp_path: Path) -> None:
     stub.token_ids = True
     records = run(words(stub, "logprobs=true"), tmp_path / "set")
@@ -108,6 +110,7 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_tried_again_and_nothing_is_lost_or_repeated(
     fault: str, stub: Stub, tmp_path: Path
@@ -142,6 +145,7 @@ def test_an_answer_of_another_form_is_a_fault_like_any_other(
         ask(stub, "1+2=", retries=2)
 
 
+@pytest.mark.slow
 def test_an_answer_that_drips_is_given_up_in_time(stub: Stub) -> None:
     stub.fault = lambda number: (DRIPS, {}, "")
     began = time.monotonic()
@@ -150,6 +154,7 @@ def test_an_answer_that_drips_is_given_up_in_time(stub: Stub) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_silent_is_given_up_in_time(stub: Stub, tmp_path: Path) -> None:
     stub.fault, stub.silence = lambda number: FAULTS["hung up"], 3.0
     began = time.monotonic()
@@ -160,6 +165,7 @@ def test_a_server_that_goes_silent_is_given_up_in_time(stub: Stub, tmp_path: Pat
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_what_came_before_a_failure_is_kept_and_not_asked_for_again(stub: Stub, tmp_path: Path) -> None:
     stub.fault = lambda number: FAULTS["broken"] if number >= 10 else None
     with pytest.raises(UserError, match=r"failed 2 times, the last with status 500 \('oops'\)"):
@@ -173,6 +179,7 @@ def test_what_came_before_a_failure_is_kept_and_not_asked_for_again(stub: Stub, 
     assert not asked & kept
 
 
+@pytest.mark.slow
 def test_those_under_way_when_one_fails_are_waited_for(stub: Stub, tmp_path: Path) -> None:
     stub.silence = 0.5
     refusal = (400, {}, "maximum context length is 16 tokens")
@@ -183,6 +190,7 @@ def test_those_under_way_when_one_fails_are_waited_for(stub: Stub, tmp_path: Pat
     assert len(CompletionLog(tmp_path / "set" / "completions.jsonl").read()) == 5
 
 
+@pytest.mark.slow
 def test_refused_problems_may_stay_empty(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,12 +219,14 @@ def test_text_that_the_teacher_cannot_spell_ends_the_run_before_any_is_kept(
     assert not [thread for thread in threading.enumerate() if thread.name == "server engine"]
 
 
+@pytest.mark.slow
 def test_an_empty_completion_is_not_right(stub: Stub, tmp_path: Path) -> None:
     stub.answer = completion({"content": " \n"})
     records = run(words(stub, "check.answer=none"), tmp_path / "set")
     assert {record["reason"] for record in records} == {"empty"}
 
 
+@pytest.mark.slow
 def test_a_set_of_another_served_model_is_another(stub: Stub, tmp_path: Path) -> None:
     run(words(stub, "engine.served_as=one"), tmp_path / "set")
     with pytest.raises(UserError, match=r"another served_as"):
@@ -398,6 +408,7 @@ def test_further_fields_are_sent_and_others_left_out(stub: Stub) -> None:
     assert written.ids[-1] == 1  # a server that stopped there may leave it out
 
 
+@pytest.mark.slow
 def test_samples_that_are_all_copies_are_said(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     problems = [f"{n}+1=" for n in range(6)]
     ask(stub, *problems, *problems)
@@ -424,6 +435,7 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(
     assert ask(stub, "1+2=", retries=0)[0].finished
 
 
+@pytest.mark.slow
 def test_an_interrupt_waits_for_no_answer(stub: Stub) -> None:
     stub.fault, stub.silence = lambda number: FAULTS["hung up"], 20.0
 
@@ -517,6 +529,7 @@ def test_a_place_where_no_journal_can_be_is_named(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_set_whose_key_is_damaged_and_one_that_another_process_writes_are_refused(
     stub: Stub, tmp_path: Path
 ) -> None:

@@ -460,6 +460,7 @@ FAULTS: dict[str, tuple[int, Any, float]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_passes_is_asked_again(stub: Stub) -> None:
     for status, body, _ in [*list(FAULTS.values())[2:], (200, choice({"content": ""}, "abort"), 0.0)]:
         text = body if isinstance(body, str) else json.dumps(body)
@@ -469,6 +470,7 @@ def test_what_passes_is_asked_again(stub: Stub) -> None:
         assert len(stub.seen) == 3
 
 
+@pytest.mark.slow
 def test_the_wait_that_a_server_asks_for_is_kept(stub: Stub) -> None:
     for status, body, seconds in FAULTS.values():
         text = body if isinstance(body, str) else json.dumps(body)
@@ -497,6 +499,7 @@ def test_a_servers_sentence_is_one_short_line() -> None:
     assert sentence("[" * 100_000).startswith("[[")
 
 
+@pytest.mark.slow
 def test_other_words_and_parts_end_up_in_the_trace_set(stub: Stub, tmp_path: Path) -> None:
     def answer(number: int) -> tuple[int, dict[str, str], str]:
         text = stub.reply(stub.seen[number])
@@ -509,6 +512,7 @@ def test_other_words_and_parts_end_up_in_the_trace_set(stub: Stub, tmp_path: Pat
     assert all(record["correct"] and record["finished"] for record in records)
 
 
+@pytest.mark.slow
 def test_no_password_and_no_key_stands_in_a_message_or_a_file(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_rollouts_by_vllm_are_those_of_the_model_as_each_step_left_it(
     assert len({mine["train/loss"] for mine, _ in rows}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_what_vllm_cannot_write_for_is_refused_before_training(
     tiny_pair: tuple[Path, Path],

@@ -95,6 +95,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_asked(
     assert not vllm
 
 
+@pytest.mark.slow
 def test_text_follows_tied_weights(
     model: LazyModel,
     vllm: list[Llm],  # noqa: F811

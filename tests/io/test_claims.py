@@ -52,6 +52,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_second_start_is_refused_and_leaves_the_firsts_files(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_second_start_is_refused_and_leaves_the_firsts_files(
     assert set(files(folder)) == {"key.json", "completions.jsonl", "traces.parquet"}
 
 
+@pytest.mark.slow
 def test_after_a_refused_second_start_a_first_that_is_killed_is_taken_up(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -111,6 +113,7 @@ def test_generate_goes_on_while_a_second_start_of_it_is_refused(
     assert test_generate.run(words, tmp_path / "set") == expected  # the same command is not refused for ever
 
 
+@pytest.mark.slow
 def test_curate_goes_on_while_a_second_start_of_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +146,7 @@ def test_a_folder_that_nothing_was_put_into_goes_and_anything_else_stays(tmp_pat
     assert "notes.txt" in files(tmp_path / "mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", ["locked", "claimed"])
 def test_of_many_who_come_and_go_at_once_one_holds_the_folder(hold: str, tmp_path: Path) -> None:
     """Each takes lock file and folder away as it leaves, while others have just opened or made them."""

@@ -113,6 +113,7 @@ def test_final_answers_are_judged_and_set_beside_the_grader_s(
         assert "sesame" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_judging_asks_nothing_and_another_setting_asks_anew(stub: Stub, tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", ["2", "3", "4"])
     stub.reply = by_text
@@ -178,6 +179,7 @@ def test_what_came_before_a_failure_is_kept(stub: Stub, tmp_path: Path) -> None:
     assert len({block(body, "RESPONSE") for body in stub.seen}) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_judging_goes_on(stub: Stub, tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", [str(n) for n in range(40)])
     stub.reply = lambda body: (time.sleep(0.05), by_text(body))[1]
@@ -284,6 +286,7 @@ def test_only_common_problems_are_judged_and_a_runs_stages_are_sides(stub: Stub,
     assert [one["judge"]["correct"] for one in found] == [True, True, True, True, False, True]
 
 
+@pytest.mark.slow
 def test_traces_are_graded_and_wins_are_counted_strictly(stub: Stub, tmp_path: Path) -> None:
     """A grades 5 throughout; b is better in 7 of 10 in reasoning, worse in one, equal in two."""
     a = evaluation(tmp_path / "a", [f"<think>plan</think>2 by a in {n}" for n in range(10)])

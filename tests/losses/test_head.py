@@ -441,6 +441,7 @@ def test_half_precision_is_close_to_single(
 
 
 # With float64, what autocast makes of the factors has products that are narrower than their sum.
+@pytest.mark.slow
 @pytest.mark.parametrize("parameter_dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_half_precision_sums_in_single(parameter_dtype: torch.dtype) -> None:
     """2000 like contributions, one a chunk: a bfloat16 sum stops growing at 256 of them."""

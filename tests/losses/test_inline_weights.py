@@ -152,6 +152,7 @@ def test_weights_of_a_whole_sequence_ask_ahead(name: str, overrides: list[str]) 
     assert objective_of(name, *overrides).precomputed_signals == {"student_logprobs"}
 
 
+@pytest.mark.slow
 def test_what_never_looks_at_the_student_asks_nothing_ahead() -> None:
     for name in ("sft", "forward_kl", "t3s"):
         assert not objective_of(name).precomputed_signals

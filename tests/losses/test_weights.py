@@ -164,6 +164,7 @@ def test_a_sigmoid_weight_lies_strictly_between_zero_and_one(
     assert 0 < weigh([student], [teacher], temperature=temperature, bias=bias).item() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @seeded
 @given(

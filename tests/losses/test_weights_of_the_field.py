@@ -171,6 +171,7 @@ def test_a_token_that_the_student_finds_impossible_gets_nothing() -> None:
     assert (call(DEFINITIONS["iw_sft"][0], mask, values)[0] == 0).all()
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(lower=st.floats(-15, 0), higher=st.floats(-15, 0), other=st.floats(-15, 0))
 def test_more_support_never_means_less_weight(lower: float, higher: float, other: float) -> None:

@@ -136,6 +136,7 @@ def test_a_step_from_a_cache_is_made_where_the_student_is(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", get_args(LayoutKind))
 @pytest.mark.parametrize("loss", ["uld", "gold"])
 def test_a_step_under_a_teacher_of_other_tokens_is_made_where_the_models_are(

@@ -113,6 +113,7 @@ def test_a_training_step_has_the_flops_that_torch_counts(family: str) -> None:
     assert meter.take() + square_excess(model, 40, 3) == pytest.approx(forward, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["smollm2", "qwen3"])
 def test_writing_has_the_flops_that_torch_counts(family: str) -> None:
     torch.manual_seed(0)
@@ -322,6 +323,7 @@ def check_columns(folder: Path) -> None:
     assert len(column(folder, "train/tokens_total")) == len(students)
 
 
+@pytest.mark.slow
 def test_sft_spends_on_the_student_alone(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     folder = run(arguments(tiny_pair, traces, tmp_path, "loss=sft"), tmp_path / "run")
     some, vocabulary = batches(all_traces(traces), 6), real_tokens(tiny_pair)
@@ -353,6 +355,7 @@ def test_dcod_spends_on_weights_and_on_scores_that_may_be_cached(
         assert column(folder, "train/teacher_flops_total")[0] == expected["teacher_cached"]
 
 
+@pytest.mark.slow
 def test_a_live_teacher_reads_every_batch(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     words = arguments(tiny_pair, traces, tmp_path, "loss=forward_kl", "trainer.accumulate_grad_batches=2")
     folder = run(words, tmp_path / "run")
@@ -455,6 +458,7 @@ def test_evaluation_between_steps_is_no_part_of_training(
     assert flops(run([*words, *asked], tmp_path / "asked")) == flops(plain)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_counted_has_no_number(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

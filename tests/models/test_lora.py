@@ -239,6 +239,7 @@ def test_the_adapters_dropout_is_off_while_the_student_writes_and_on_again_after
 # --- whole runs
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.parametrize("loss", ["dcod", "forward_kl", "on_policy_kd", "asft", "minillm"])
 def test_any_loss_trains_the_adapters_and_no_other_weight(
@@ -260,6 +261,7 @@ def test_any_loss_trains_the_adapters_and_no_other_weight(
     assert sum(not torch.equal(merged[name], started[name]) for name in merged) == layers
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 def test_student_loads_without_peft_and_adapter_with_it_and_both_predict_the_same(
@@ -325,6 +327,7 @@ def test_a_resumed_run_with_dropout_repeats_an_unbroken_one_bit_for_bit(
     assert column(undropped, "train/loss") != column(whole, "train/loss")
 
 
+@pytest.mark.slow
 @needs_peft
 def test_a_checkpoint_of_other_adapters_or_another_base_is_refused(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -354,6 +357,7 @@ def test_the_base_is_told_by_its_values_alone(student: LanguageModel) -> None:
     assert fingerprint(student.model) != before
 
 
+@pytest.mark.slow
 @needs_peft
 def test_the_student_before_training_is_the_model_without_adapters(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -434,12 +438,14 @@ def config(*words: str) -> Any:
     return plain(check_overrides(ROOT / "conf", "train", words).model.lora)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))
 def test_every_model_has_lora_and_it_is_off(model: str) -> None:
     assert read_lora(config(f"model={model}")) is None
     assert read_lora(config(f"model={model}", "model.lora=null")) is None
 
 
+@pytest.mark.slow
 @needs_peft
 def test_what_the_command_line_says_is_what_is_built() -> None:
     assert read_lora(config("model.lora.rank=8")) == Lora(8, 32.0, 0.0, ())
@@ -480,6 +486,7 @@ def test_a_value_without_sense_gets_one_sentence(words: str, sentence: str) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_without_peft_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     assert read_lora(config()) is None
@@ -487,6 +494,7 @@ def test_without_peft_the_sentence_says_what_to_install(monkeypatch: pytest.Monk
         read_lora(config("model.lora.rank=8"))
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.parametrize(
     ("targets", "sentence"),

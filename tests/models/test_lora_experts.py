@@ -80,6 +80,7 @@ def logits(model: Any) -> Tensor:
     return model(input_ids=torch.tensor([[3, 7, 2, 9, 5]])).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixture_with_adapters_is_saved_as_it_predicts(family: str, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -114,6 +115,7 @@ def test_a_mixture_with_adapters_is_saved_as_it_predicts(family: str, tmp_path: 
     torch.testing.assert_close(logits(adapted), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_leaves_a_plain_student_and_an_adapter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

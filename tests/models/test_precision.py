@@ -15,6 +15,7 @@ from distill.training.setup import Setup
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amx", [True, False])
 def test_auto_is_bf16_on_a_cpu_that_multiplies_it_fast(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})

@@ -83,6 +83,7 @@ def test_a_rows_states_do_not_depend_on_its_neighbours(kind: Any, phi: LanguageM
     torch.testing.assert_close(gradient, phi.model.model.embed_tokens.weight.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_a_row_writes_does_not_depend_on_its_neighbours(temperature: float, phi: LanguageModel) -> None:
     ids, _ = batch()

@@ -10,6 +10,7 @@ from gguf_files import read_once
 from test_training import run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif(

@@ -48,6 +48,7 @@ def written(folder: str, *words: str) -> WriteSetup:
     return WriteSetup.from_config(cfg)
 
 
+@pytest.mark.slow
 def test_a_teacher_writes_without_thinking_and_its_set_is_another(thinker: str, stub: Stub) -> None:
     plain, off = written(thinker), written(thinker, OFF)
     decode = off.teacher.source.tokenizer.decode
@@ -67,6 +68,7 @@ def test_a_teacher_writes_without_thinking_and_its_set_is_another(thinker: str, 
     assert with_it["key"] != without["key"]
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_and_evaluated_without_thinking(thinker: str) -> None:
     models = [f"model.student={thinker}", f"model.teacher={thinker}"]
     setup = Setup.from_overrides([*FEW, "loss=sft", *models, OFF])
@@ -81,6 +83,7 @@ def test_a_student_is_trained_and_evaluated_without_thinking(thinker: str) -> No
     assert [source.tokenizer.decode(prompt)[-1] for prompt in prompts] == ["0", "9"]
 
 
+@pytest.mark.slow
 def test_a_teacher_may_think_where_its_student_does_not(thinker: str) -> None:
     words = [OFF, "model.teacher_chat_template_kwargs.enable_thinking=true"]
     cfg: Any = check_overrides(CONFIG, "train", ["model=tiny", *words])

@@ -442,6 +442,7 @@ def test_the_order_of_rows_changes_nothing(loss: str, weight: str, control: str)
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @every_loss_and_weight
 def test_micro_batches_add_up_to_the_whole(loss: str, weight: str) -> None:
     work = draw(10)
@@ -574,6 +575,7 @@ def test_every_key_of_the_weight_can_be_set_in_the_configuration(weight: str) ->
     assert one.cached_signals == other.cached_signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted"])
 def test_every_control_can_be_set_in_the_configuration(control: str) -> None:
     work = draw(14)
@@ -805,6 +807,7 @@ def test_combinations_without_sense_are_refused_with_the_reason(
     Objective(StudentRollouts(0.5), policy_gradient, uniform, rows="student")
 
 
+@pytest.mark.slow
 def test_a_loss_that_adapts_is_told_of_every_step_and_keeps_its_state() -> None:
     objective = configure("loss=taid", "loss.token_loss.rate=0.5")
     assert objective.state() == {"main": {"share": 0.4, "change": 0.0, "loss": math.inf}}

@@ -107,6 +107,7 @@ def test_values_are_those_of_steps_proposed_one_by_one(
     assert (found.teacher[~batch.mask] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_step_ends_where_the_teachers_context_does(pair: tuple[LanguageModel, LanguageModel]) -> None:
     student, teacher = pair
     batch = batch_of(student)
@@ -154,6 +155,7 @@ def test_success_is_the_share_of_continuations_that_end_right(
     assert len(asked) <= 2 * 2 * int(found.first.sum())
 
 
+@pytest.mark.slow
 def test_proposals_leave_the_models_and_the_random_state_as_they_were(
     pair: tuple[LanguageModel, LanguageModel],
 ) -> None:
@@ -292,6 +294,7 @@ def test_a_teacher_that_proposes_steps_and_nothing_else_is_loaded_and_any_seed_w
         run([*words, "model.teacher=null"], tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_steps_that_cannot_be_cut_are_refused_before_any_trace_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ def large_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp"])
 def test_two_ranks_hold_what_the_plan_says(
     large_pair: tuple[Path, Path], traces: Path, tmp_path: Path, strategy: str
 ) -> None:

@@ -47,6 +47,7 @@ def flops(folder: Path) -> dict[str, float]:
     return json.loads((folder / "summary.json").read_text())["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("rank", ["null", "4"])
 def test_memory_is_what_a_real_step_holds(
@@ -87,6 +88,7 @@ def test_memory_is_what_a_real_step_holds(
     assert found["activations"] == pytest.approx(activations, rel=0.1)  # some views are copies there
 
 
+@pytest.mark.slow
 def test_another_optimizer_keeps_something_else(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_the_teachers_writing_is_a_stage(
     assert 3 * 16 * weights < writing.read < 3 * 16 * (weights + cache)
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_and_nothing_is_trained(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +215,7 @@ def test_configurations_alone_are_enough_and_the_machine_may_be_elsewhere(
     assert slower.hours(stage(slower, "training")) == 2 * plan.hours(stage(plan, "training"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [

@@ -58,6 +58,7 @@ def setup(tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest.T
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
+@pytest.mark.slow
 def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of: Planner) -> None:
     whole = plan_of("loss=forward_kl")
     copied = plan_of("loss=forward_kl", "trainer=ddp", *TWO)
@@ -84,6 +85,7 @@ def test_a_teacher_that_writes_stays_whole_and_a_student_that_writes_is_copied(p
     assert WHOLE_COPY not in plan_of(*own, "trainer=ddp", *TWO).memory
 
 
+@pytest.mark.slow
 def test_cached_states_need_the_output_matrix_and_a_server_needs_nothing(plan_of: Planner) -> None:
     cached = plan_of("loss=forward_kl", "loss.distribution.source=hidden_states")
     reading = next(stage for stage in cached.stages if stage.name.startswith("teacher's distribution"))
@@ -94,6 +96,7 @@ def test_cached_states_need_the_output_matrix_and_a_server_needs_nothing(plan_of
     assert stage.disk > 0
 
 
+@pytest.mark.slow
 def test_a_layer_is_recomputed_in_the_backward_pass(plan_of: Planner) -> None:
     kept, anew = (
         plan_of("loss=sft", f"model.gradient_checkpointing={value}").memory["activations"]
@@ -149,6 +152,7 @@ def test_each_rank_has_a_line_and_an_unknown_device_none(setup: Setup, plan_of: 
     assert not plan_of("loss=forward_kl").fit
 
 
+@pytest.mark.slow
 def test_a_line_is_printed_as_one(plan_of: Planner, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of("loss=forward_kl", "estimate.memory=0.00001")
     plan.print()

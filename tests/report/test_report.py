@@ -204,6 +204,7 @@ def test_between_equal_methods_a_difference_is_established_in_at_most_five_per_c
     assert both / trials < 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
 
 
+@pytest.mark.slow
 def test_several_benchmarks_count_alike(tmp_path: Path) -> None:
     def asked(seed: int, loss: str, right: dict[str, list[int]]) -> None:
         folder = made(tmp_path / f"{loss}_{seed}", loss, seed, 0.5)
@@ -334,6 +335,7 @@ def test_runs_of_other_data_or_settings_are_never_in_one_table(tmp_path: Path) -
     assert {method.name for method in joined.methods} == {"sft", "dcod data.limit=4096", "dcod data.limit=10"}
 
 
+@pytest.mark.slow
 def test_runs_that_were_asked_other_problems_are_tested_on_the_shared_ones(tmp_path: Path) -> None:
     texts = ["1+1=", "2+2=", "3+3="]
     for seed in range(2):
@@ -383,6 +385,7 @@ def test_two_rates_of_the_baseline_are_both_shown_and_the_better_one_is_tested_a
     assert gain.over_problems.value == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_methods_of_other_budgets_are_said_to_be_so(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, "sft", seed, [0, 1])

@@ -248,6 +248,7 @@ def preset(name: str, *words: str) -> dict[str, Any]:
     return dict(flat(found))
 
 
+@pytest.mark.slow
 def test_presets_are_told_by_what_they_compute() -> None:
     others = [
         "dcod_inverted",
@@ -327,6 +328,7 @@ def test_the_paper_s_experiments_have_its_settings(
     assert setting_of(config) is None
 
 
+@pytest.mark.slow
 def test_a_trace_set_is_of_the_problems_that_its_own_configuration_names(tmp_path: Path) -> None:
     math, gsm8k = (traces_of(tmp_path / data, f"data={data}") for data in ("math", "gsm8k"))
 
@@ -412,6 +414,7 @@ def beside(folder: Path, **options: Any) -> list[PaperComparison]:
     return [found for table in tables for found in compared_with_paper(table)]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_the_paper_s_setting_gets_its_figures(tmp_path: Path) -> None:
     printed = write_report([sweep(tmp_path)])
     text = (tmp_path / "report" / "report.md").read_text()
@@ -465,6 +468,7 @@ def test_another_setting_has_no_figures_of_the_paper(changes: dict[str, Any], tm
     assert beside(sweep(tmp_path, losses={"sft": [0.5], "dcod": [0.6]}, **changes)) == []
 
 
+@pytest.mark.slow
 def test_a_report_without_a_match_says_nothing_of_the_paper(tmp_path: Path) -> None:
     losses = {"sft": [0.5], "dcod": [0.6]}
     printed = write_report([sweep(tmp_path, losses=losses, model__teacher="Qwen/Qwen2.5-3B-Instruct")])
@@ -497,6 +501,7 @@ def test_each_benchmark_has_a_table_and_what_is_otherwise_here_is_said(tmp_path:
     assert "| +7.50 | 0.250 to 0.711 | no number |" in text
 
 
+@pytest.mark.slow
 def test_a_figure_is_that_of_the_run_s_own_temperature_where_the_paper_has_it(tmp_path: Path) -> None:
     def dcod(place: str, tau: float, **changes: Any) -> tuple[str, float, str | None]:
         losses = {"dcod": [0.6]}
@@ -546,6 +551,7 @@ def test_methods_of_two_trainings_are_compared_with_their_own(tmp_path: Path) ->
     assert sum(one.baseline is not None for one in found) == 1  # the table's baseline is a row of one of them
 
 
+@pytest.mark.slow
 def test_intervals_and_p_values_of_the_paper_are_those_of_its_counts() -> None:
     """Every gain of DCOD, against scipy's exact tests of each number of disagreements."""
     accuracy = published()["pairs"][0]["accuracy"]
@@ -593,6 +599,7 @@ def with_samples(folder: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.slow
 def test_traces_that_both_solve_stand_beside_table_4(tmp_path: Path) -> None:
     samples = with_samples(tmp_path / "sweep")
     (table,), _ = tables_of([tmp_path / "sweep"])

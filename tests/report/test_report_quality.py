@@ -55,6 +55,7 @@ def of_seed(loss: str, seed: int) -> dict[str, list[Any]]:
     }
 
 
+@pytest.mark.slow
 def test_means_over_seeds_and_the_problems_that_both_solve(tmp_path: Path) -> None:
     runs = {(loss, seed): of_seed(loss, seed) for loss in ("sft", "dcod") for seed in range(3)}
     for (loss, seed), fields in runs.items():

@@ -44,6 +44,7 @@ def old_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_old_run_is_of_todays_configuration_and_says_which_key_differs() -> None:
     cfg = check_overrides(TESTS.parent / "conf", "train", [*WORDS, f"dir={OLD}"])
     assert config_difference(OLD, resolved(cfg), length_too=True) is None

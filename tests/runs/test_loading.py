@@ -109,6 +109,7 @@ def assert_same(found: Runs, expected: Runs) -> None:
         assert_frame_equal(one[list(other.columns)], other, check_exact=True, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_our_own_files_become_tables_with_every_value_that_was_logged(sweep: Path) -> None:
     found = load_runs(str(sweep))
     assert found.left_out == {}
@@ -149,12 +150,14 @@ def test_our_own_files_become_tables_with_every_value_that_was_logged(sweep: Pat
     assert len(metrics) == values > 3 * 6 * 10
 
 
+@pytest.mark.slow
 def test_offline_files_of_wandb_give_the_tables_that_our_own_files_give(sweep: Path) -> None:
     found = load_runs(sweep, source="wandb")
     assert found.left_out == {}
     assert_same(found, load_runs(sweep))
 
 
+@pytest.mark.slow
 def test_the_api_of_wandb_gives_the_tables_that_our_own_files_give(
     sweep: Path, server: list[wandb_stub.Run]
 ) -> None:
@@ -166,6 +169,7 @@ def test_the_api_of_wandb_gives_the_tables_that_our_own_files_give(
     assert set(found.runs["place"]) == {f"wandb:lab/distill/{run['id']}" for run in server}
 
 
+@pytest.mark.slow
 def test_runs_of_wandb_that_are_no_results_are_named(sweep: Path, server: list[wandb_stub.Run]) -> None:
     first = server[0]
     server[0] = first | {"id": "other", "group": "other"}
@@ -200,6 +204,7 @@ def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         load_runs("wandb:lab/distill")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_csv_is_read_from_the_file_of_wandb(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "compare", symlinks=True)
     for path in tmp_path.glob("compare/*/metrics.csv"):
@@ -221,6 +226,7 @@ def test_a_run_without_a_csv_is_read_from_the_file_of_wandb(sweep: Path, tmp_pat
     assert list(load_runs(tmp_path / "kept").runs["loss"]) == ["dcod"]
 
 
+@pytest.mark.slow
 def test_runs_that_broke_off_are_named_or_come_along_as_far_as_they_were_written(
     sweep: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +288,7 @@ def test_damaged_files_are_named_and_the_rest_is_read(sweep: Path, tmp_path: Pat
     assert "line 9 is no JSON" in next(why for place, why in found.left_out.items() if "samples" in place)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_wandb_is_told_from_one_that_was_cut(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "compare", symlinks=True)
     (whole,) = tmp_path.glob("compare/0_dcod/wandb/offline-run-*/*.wandb")
@@ -306,6 +313,7 @@ def test_a_damaged_file_of_wandb_is_told_from_one_that_was_cut(sweep: Path, tmp_
     assert load_runs(tmp_path, source="wandb").left_out[str(whole)] == "this is no file of W&B's"
 
 
+@pytest.mark.slow
 def test_a_file_of_wandb_that_ends_at_any_byte_is_unfinished_and_read_up_to_its_last_whole_record(
     sweep: Path, tmp_path: Path
 ) -> None:
@@ -336,6 +344,7 @@ def test_a_file_of_wandb_that_ends_at_any_byte_is_unfinished_and_read_up_to_its_
         wandb_runs.read_files([cut])
 
 
+@pytest.mark.slow
 def test_records_over_several_blocks_of_a_file_are_put_together_again(tmp_path: Path) -> None:
     """As W&B itself writes them: a table's row of 100 kB goes over four blocks of 32 KiB."""
     import wandb
@@ -406,6 +415,7 @@ def test_what_lies_behind_a_checkpoint_is_forgotten_when_the_run_is_resumed_ther
     assert metrics["early"].dropna().to_dict() == {2: 1.0}
 
 
+@pytest.mark.slow
 def test_keys_of_the_configuration_become_columns_of_every_table(sweep: Path) -> None:
     found = load_runs(sweep, columns=["optimizer.lr", "loss.control"], metrics=["train/loss"])
     for name in ("metrics", "scores", "samples", "weights"):
@@ -419,6 +429,7 @@ def test_keys_of_the_configuration_become_columns_of_every_table(sweep: Path) ->
     assert len(load_runs(sweep, samples=False).samples) == 0
 
 
+@pytest.mark.slow
 def test_groups_lists_and_what_is_no_run(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "0_dcod", tmp_path / "tune" / "0_dcod", symlinks=True)
     config = tmp_path / "tune" / "0_dcod" / "config.yaml"
@@ -489,6 +500,7 @@ def test_two_hundred_runs_of_two_thousand_steps_load_in_seconds(sweep: Path, tmp
     assert spent < 20
 
 
+@pytest.mark.slow
 def test_a_configuration_is_read_as_omegaconf_would_read_it(sweep: Path, tmp_path: Path) -> None:
     words = [
         "1e-5",

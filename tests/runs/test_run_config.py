@@ -111,6 +111,7 @@ def test_a_run_of_the_embedded_pair_is_measured_with_nothing_said(trained: Path,
     assert list(found) == [trained]
 
 
+@pytest.mark.slow
 def test_token_weights_of_a_run_build_nothing_of_the_writers_choice(
     trained: Path, records: list[Record], tmp_path: Path, marker: Path
 ) -> None:

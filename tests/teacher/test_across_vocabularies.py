@@ -257,6 +257,7 @@ def strange_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_dcod_over_spans_is_its_definition_token_by_token(strange_teacher: Path, tmp_path: Path) -> None:
     """By hand, in float64: the student's tokens are characters, so each of the teacher's tokens is a span."""
     words = ["loss=dcod_spans", "loss.token_weight.temperature=2", f"model.teacher={strange_teacher}"]
@@ -308,6 +309,7 @@ def test_a_teacher_of_longer_tokens_teaches_offline_and_on_what_the_student_writ
     assert all(0 < value < 20 for value in found)
 
 
+@pytest.mark.slow
 def test_other_losses_refuse_a_teacher_of_other_tokens_and_name_those_that_take_it(
     strange_teacher: Path, tmp_path: Path
 ) -> None:
@@ -395,6 +397,7 @@ def test_rollouts_leave_room_for_the_solution_in_the_teachers_context(
     assert len(losses(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_to_see_a_solution_needs_one(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"problem": "1+1="}\n{"problem": "1+2="}\n')
     words = ["data=traces", f"data.path={tmp_path / 'data.jsonl'}", "data.fields.completion=null"]

@@ -183,6 +183,7 @@ def failing_after(count: int, original: Callable[..., Any]) -> tuple[Callable[..
     return call, calls
 
 
+@pytest.mark.slow
 def test_completions_come_in_the_order_of_prompts_and_samples(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_batches_of_the_same_prompts_are_not_drawn_alike(
     assert all(one != other for n, one in enumerate(batches) for other in batches[:n])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_sampling_that_was_killed_goes_on_and_gives_the_same(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -265,6 +267,7 @@ def test_whatever_changes_the_completions_is_another_cache(
     assert len(list(tmp_path.iterdir())) == 11
 
 
+@pytest.mark.slow
 def test_a_cache_of_completions_that_lost_a_shard_writes_that_one_anew(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def run(words: list[str], folder: Path) -> list[dict[str, Any]]:
     return read_records(generate(compose("generate", [*words, f"out={folder}"])))
 
 
+@pytest.mark.slow
 def test_training_on_written_conversations_sees_the_prompts_that_the_teacher_saw(tmp_path: Path) -> None:
     earlier = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
     turns = [*earlier, {"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
@@ -289,6 +290,7 @@ def test_a_folder_that_nobody_can_tell_the_content_of_is_refused(tmp_path: Path)
         run(SMALL, tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_problems_of_one_id_are_judged_each_by_its_own_answer(tmp_path: Path) -> None:
     rows = [{"id": "x", "problem": "1+2*3=", "gold": "9"}, {"id": "x", "problem": "2+5*3=", "gold": "1"}]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -320,6 +322,7 @@ def test_format_and_length_rules_say_why(tmp_path: Path) -> None:
             assert "*" not in record["completion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["boxed", "structured"])
 def test_a_prompt_is_a_file(prompt: str, tmp_path: Path) -> None:
     cfg = check_overrides(CONFIG, "generate", [*SMALL, f"teacher_prompt={prompt}", f"out={tmp_path}"])
@@ -373,6 +376,7 @@ def test_a_set_of_wrong_traces_is_refused(tmp_path: Path) -> None:
         train(["data=traces", f"data.path={tmp_path / 'wrong.parquet'}"], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_vllm_is_asked_for_tokens_and_seeds_of_its_own(
     tmp_path: Path,
     vllm: list[Llm],  # noqa: F811

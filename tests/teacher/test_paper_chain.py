@@ -76,6 +76,7 @@ def written(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return root / "set"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "loss", "said"),
     [

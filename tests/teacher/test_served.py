@@ -74,6 +74,7 @@ def serving(stub: Stub, answer: Callable[[dict[str, Any]], Any]) -> None:
     stub.fault = answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("api", "answers"), [("vllm", vllms), ("sglang", sglangs)])
 def test_a_servers_signals_are_those_of_the_teacher_itself(
     api: str, answers: Callable[..., Any], stub: Stub, teacher: LanguageModel, tmp_path: Path
@@ -151,6 +152,7 @@ def test_more_likeliest_tokens_than_a_server_gives_is_its_own_sentence(
         served.check(32)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_served_teacher_is_the_run_with_the_teacher_itself(
     tiny_pair: tuple[Path, Path],
     traces: Path,  # noqa: F811

@@ -88,6 +88,7 @@ def by_definition(
     return total.item(), {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_teacher_and_student_are_read_under_prompts_of_their_own(
     loss: str,
@@ -109,6 +110,7 @@ def test_teacher_and_student_are_read_under_prompts_of_their_own(
     )  # scored under the student's prompt it is another loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hidden_states", "top_k"])
 def test_cached_distributions_are_those_under_the_teachers_prompt(
     source: str, tiny_pair: tuple[Path, Path], data_file: Path, tmp_path: Path
@@ -144,6 +146,7 @@ def refuse_teacher(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setattr(ModelSource, "load", refusing)
 
 
+@pytest.mark.slow
 def test_recorded_logprobs_are_used_under_the_prompt_they_were_written_under(
     tiny_pair: tuple[Path, Path],
     written: Path,
@@ -161,6 +164,7 @@ def test_recorded_logprobs_are_used_under_the_prompt_they_were_written_under(
     assert kept != pytest.approx(scored, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_set_written_under_an_instruction_and_trained_on_without_it_is_scored_anew(
     tiny_pair: tuple[Path, Path], written: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +178,7 @@ def test_a_set_written_under_an_instruction_and_trained_on_without_it_is_scored_
     assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_a_set_of_another_teacher_prompt_is_refused_or_scored_anew(
     tiny_pair: tuple[Path, Path], written: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_set_of_another_teacher_prompt_is_refused_or_scored_anew(
     assert one_step(tiny_pair, tmp_path / "sft", *words, "loss=sft")[0] > 0
 
 
+@pytest.mark.slow
 def test_the_solution_is_a_case_of_the_teachers_prompt(
     tiny_pair: tuple[Path, Path], data_file: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +205,7 @@ def test_the_solution_is_a_case_of_the_teachers_prompt(
     assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

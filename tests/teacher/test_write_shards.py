@@ -42,6 +42,7 @@ def alike(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record | {"teacher_logprobs": pytest.approx(record["teacher_logprobs"])} for record in records]
 
 
+@pytest.mark.slow
 def test_a_set_in_shards_is_read_as_the_set_of_one_process(sets: tuple[Path, Path]) -> None:
     whole, shards = sets
     assert read_records(shards) == alike(read_records(whole))
@@ -52,6 +53,7 @@ def test_a_set_in_shards_is_read_as_the_set_of_one_process(sets: tuple[Path, Pat
     assert configs[0] | {"out": ""} == configs[1] | {"out": ""}  # what the report reads
 
 
+@pytest.mark.slow
 def test_an_incomplete_set_is_refused_with_the_missing_shards(
     sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_shard_that_cannot_be_written_gets_one_sentence(
     assert len(list(sets[1].glob("shard-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_set_is_refused_before_anything_is_written(
     sets: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -100,6 +103,7 @@ def test_a_shard_of_another_set_is_refused_before_anything_is_written(
         write(sets[0], "shard=1/2")
 
 
+@pytest.mark.slow
 def test_shards_are_written_side_by_side_and_a_killed_one_goes_on(
     sets: tuple[Path, Path],
     tmp_path: Path,

@@ -196,6 +196,7 @@ def test_the_students_own_tokens_count(
     assert (found["rollout_tokens"] == found["tokens"]) == (loss == "opd")
 
 
+@pytest.mark.slow
 def test_a_student_that_writes_nothing_but_ends_does_not_train_for_ever(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_a_student_that_writes_nothing_but_ends_does_not_train_for_ever(
     assert (found["steps"], found["tokens"]) == (7, 56)
 
 
+@pytest.mark.slow
 def test_a_stop_on_the_way_says_how_much_of_the_budget_is_spent(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_stop_on_the_way_says_how_much_of_the_budget_is_spent(
         run(budget(tiny_pair, traces, tmp_path, 100_000), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["0", "-5", "1e6", "2.5", "true", "many"])
 def test_a_budget_that_is_none_is_refused_before_anything_is_loaded(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch

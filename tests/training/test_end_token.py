@@ -93,6 +93,7 @@ def test_each_of_several_end_tokens_ends_a_trace() -> None:
     assert ended.flatten().tolist() == [True, True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sft", "dcod", "on_policy_kd"])
 def test_they_are_the_last_columns_of_the_metrics(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str

@@ -12,6 +12,7 @@ from typing import Any
 import hydra.utils
 import pytest
 import torch
+from composing import checked
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
 from distill.config.instantiate import plain
-from distill.config.overrides import check_overrides
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.losses.signals import name_of
@@ -35,7 +35,7 @@ METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_
 
 
 def check(*words: str) -> DictConfig:
-    return check_overrides(CONF, "train", words)
+    return checked("train", *words)
 
 
 def composed(*words: str) -> DictConfig:
@@ -88,7 +88,12 @@ def build(cfg: DictConfig) -> None:
 @pytest.mark.slow
 # The other experiments of the paper differ in pair and data alone: test_paper_experiments.py composes them.
 @pytest.mark.parametrize(
-    "experiment", [name for name in EXPERIMENTS if not name.startswith(("paper_14b", "paper_7b_3b_"))]
+    "experiment",
+    [
+        name if name in ("compare", "tune", "table5") else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in EXPERIMENTS
+        if not name.startswith(("paper_14b", "paper_7b_3b_"))
+    ],
 )
 def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None:
     folders: set[str] = set()
@@ -126,6 +131,7 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
         assert all(len(own) == 1 for own in rates.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("compare")])
 def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(experiment: str) -> None:
     found = sweep(experiment)
@@ -137,6 +143,7 @@ def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(exper
     assert not set(tuned["seed"]) & set(found["seed"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("tune")])
 def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment: str) -> None:
     """All but what is asked, the rate and the seed is the comparison's own."""
@@ -172,6 +179,7 @@ TABLE_5: dict[str, Callable[[float], float]] = {
 }
 
 
+@pytest.mark.slow
 def test_table_5_is_one_sweep_of_the_papers_weights_and_all_else_is_alike() -> None:
     assert list(sweep("table5")) == ["seed", "loss"]
     assert sweep("table5")["loss"] == list(TABLE_5)
@@ -191,6 +199,7 @@ def test_table_5_is_one_sweep_of_the_papers_weights_and_all_else_is_alike() -> N
     assert len(set(check("experiment=table5", "loss=sft", "seed=0").lrs.values())) == 1
 
 
+@pytest.mark.slow
 def test_own_files_are_named_by_the_user_and_never_shared_between_choice_and_test() -> None:
     """What is missing is asked for before anything runs; both experiments ask the file they are given."""
     words = ["data.path=my.jsonl", "model.student=a/b", "model.teacher=c/d"]
@@ -206,6 +215,7 @@ def test_own_files_are_named_by_the_user_and_never_shared_between_choice_and_tes
     assert (small.max_tokens, small.benchmark.limit) == (10_000, 10)
 
 
+@pytest.mark.slow
 def test_the_share_of_hard_traces_is_that_of_the_problems_solutions() -> None:
     from distill.tiny import task
 

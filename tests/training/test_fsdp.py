@@ -43,8 +43,8 @@ def weight_difference(one: Path, other: Path) -> float:
 @pytest.mark.parametrize(
     "loss",
     [
-        "sft",
-        "dcod",
+        pytest.param("sft", marks=pytest.mark.exhaustive),
+        pytest.param("dcod", marks=pytest.mark.exhaustive),
         "dcod_kl",  # a live teacher, which is sharded too
         "dcod model.lora.rank=2",
         "forward_kl data.layout=grouped data.token_budget=60 trainer.accumulate_grad_batches=2",
@@ -68,7 +68,11 @@ def test_two_sharded_ranks_train_as_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "loss", ["on_policy_kd loss.rollouts.fraction=0.5", "validity loss.proposals.separator=+"]
+    "loss",
+    [
+        "on_policy_kd loss.rollouts.fraction=0.5",
+        pytest.param("validity loss.proposals.separator=+", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_sharded_ranks_write_what_whole_ones_write(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
@@ -87,6 +91,7 @@ def test_sharded_ranks_write_what_whole_ones_write(
     assert flops[0] == flops[1]  # those of the copies that write are counted too
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_sharded_step_in_single_precision_is_that_of_one_process(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
@@ -128,7 +133,10 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [WHOLE, SHARDED], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(WHOLE, marks=pytest.mark.exhaustive, id="ddp"), pytest.param(SHARDED, id="fsdp")],
+)
 def test_a_rank_that_dies_ends_the_other_with_one_sentence(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, strategy: list[str]
 ) -> None:

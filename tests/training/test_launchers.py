@@ -163,6 +163,7 @@ def test_a_plugin_that_is_not_installed_is_refused_before_anything_runs() -> Non
         check_overrides(ROOT / "conf", "train", ["-m", "hydra/launcher=joblib", "seed=0,1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "first", "values"),
     [

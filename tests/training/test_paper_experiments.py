@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import checked
 from transformers import Qwen2Config
 
-from distill.config.overrides import check_overrides
-from distill.config.paths import CONFIG
 from distill.evaluation.benchmark import benchmarks_of
 from distill.planning.plan import Plan, make_plan
 from distill.training.setup import Setup
@@ -26,9 +25,10 @@ ROWS = 151936
 
 
 def composed(*words: str) -> Any:
-    return check_overrides(CONFIG, "train", words)
+    return checked("train", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_has_the_papers_recipe(name: str) -> None:
     cfg = composed(f"experiment={name}", "loss=dcod")
@@ -53,6 +53,7 @@ def test_an_experiment_has_the_papers_recipe(name: str) -> None:
     assert composed(f"experiment={name}", "loss=on_policy_kd").data.epochs == 1
 
 
+@pytest.mark.slow
 def test_llama_learns_from_qwens_traces_by_losses_for_two_tokenizers() -> None:
     for name, path in (("paper_llama", "paper_7b_math"), ("paper_llama_gsm8k", "paper_7b_gsm8k")):
         cfg = composed(f"experiment={name}", "loss=dcod_spans")
@@ -65,6 +66,7 @@ def test_llama_learns_from_qwens_traces_by_losses_for_two_tokenizers() -> None:
         assert cfg.hydra.sweeper.params.loss == "sft,uld,dcod_spans"
 
 
+@pytest.mark.slow
 def test_temperatures_are_those_of_table_6() -> None:
     if not PAPER.is_file():
         pytest.skip(f"no {PAPER}")
@@ -84,12 +86,14 @@ def test_temperatures_are_those_of_table_6() -> None:
             assert (weight.temperature, weight.temperature_is) == (float(tau), "divisor"), (experiment, loss)
 
 
+@pytest.mark.slow
 def test_the_other_losses_keep_their_own_temperature() -> None:
     assert composed("loss=dcod").loss.token_weight.temperature == 1.0
     assert composed("loss=dcod", "loss.token_weight.temperature=3").loss.token_weight.temperature == 3
     assert composed("experiment=paper_14b_3b", "loss=dcod_kl").loss.token_weight.temperature == 1.0
 
 
+@pytest.mark.slow
 def test_the_temperature_is_tuned_on_problems_without_a_trace() -> None:
     cfg = composed("experiment=paper_tune", "loss=dcod", "loss.token_weight.temperature=4")
     (benchmark,) = benchmarks_of(cfg.benchmark)
@@ -136,6 +140,7 @@ def forward(name: str, prompt: int, completion: int) -> float:
     return 2 * body(name)[0] * tokens + 4 * hidden * layers * pairs + 2 * hidden * ROWS * completion
 
 
+@pytest.mark.slow
 def test_a_plan_is_near_a_count_by_hand(shapes: dict[str, Path]) -> None:
     plan = planned(shapes, "loss=dcod")
     stages = {stage.name.split(",")[0].split(" (")[0]: stage for stage in plan.stages}
@@ -150,6 +155,7 @@ def test_a_plan_is_near_a_count_by_hand(shapes: dict[str, Path]) -> None:
     assert stages["teacher reads traces"].memory > 2 * body("7b")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dcod", "dcod_symmetric_kl", "on_policy_kd"])
 def test_the_experiment_fits_the_gpus_that_the_docs_name(shapes: dict[str, Path], loss: str) -> None:
     assert max(stage.memory for stage in planned(shapes, f"loss={loss}").stages) < 80e9

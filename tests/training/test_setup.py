@@ -115,6 +115,7 @@ def test_what_is_cheap_to_find_is_said_first(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_all_data_is_read_before_a_model_is_loaded(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_all_data_is_read_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

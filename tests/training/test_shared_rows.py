@@ -35,6 +35,7 @@ def traces(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dcod", "forward_kl"])
 def test_further_tokens_of_a_teacher_or_student_change_no_loss(
     loss: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -56,6 +57,7 @@ def test_further_tokens_of_a_teacher_or_student_change_no_loss(
         assert found == pytest.approx(losses["padded"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_token_that_only_the_student_has_is_named(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

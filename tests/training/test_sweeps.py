@@ -41,6 +41,7 @@ def finished(
     return words, run(words, root / "run")
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_done_and_tells_its_score(finished: tuple[list[str], Path]) -> None:
     words, folder = finished
     score = json.loads((folder / "summary.json").read_text())["benchmarks"]["arithmetic"]["after"]
@@ -50,6 +51,7 @@ def test_a_finished_job_is_done_and_tells_its_score(finished: tuple[list[str], P
     assert sweeps.look_up(folder, configuration([*words, "checkpoint.every=7", "logger=[]"])).finished
 
 
+@pytest.mark.slow
 def test_a_job_that_was_broken_off_goes_on_from_its_newest_checkpoint(
     finished: tuple[list[str], Path], tmp_path: Path
 ) -> None:

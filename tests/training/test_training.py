@@ -173,6 +173,7 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     assert "→" in printed
 
 
+@pytest.mark.slow
 def test_the_student_loads_with_plain_from_pretrained(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
     unbroken_and_resumed(words, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_is_named_and_started_anew(
     tiny_pair: tuple[Path, Path],
     traces: Path,
@@ -266,6 +268,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_named_and_started_anew(
     assert len(rows(folder)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_leaves_no_folder(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +278,7 @@ def test_a_run_that_is_refused_leaves_no_folder(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_after_resuming(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +309,7 @@ def test_dropout_draws_the_same_after_resuming(
     assert column(resumed, "train/loss") == column(whole, "train/loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["dcod", "forward_kl", "taid", "asft", "dcod loss.normalize=weights", "dcod loss.scale=mean"]
 )
@@ -358,6 +363,7 @@ def test_ranks_that_roll_out_share_the_coin_and_count_their_tokens(
     assert 0 < sum(rolled) < sum(tokens)
 
 
+@pytest.mark.slow
 def test_a_cached_teacher_is_not_loaded_again(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,11 +384,13 @@ def test_a_cached_teacher_is_not_loaded_again(
     assert column(first, "train/loss") == column(second, "train/loss")
 
 
+@pytest.mark.slow
 def test_sft_needs_no_teacher_at_all(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     folder = run(arguments(tiny_pair, traces, tmp_path, "loss=sft", "model.teacher=null"), tmp_path / "run")
     assert json.loads((folder / "summary.json").read_text())["frozen"] == {}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -421,6 +429,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(
     assert len(rows(folder)) == step + 2
 
 
+@pytest.mark.slow
 def test_bf16_trains_and_comes_close_to_single_precision(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -434,6 +443,7 @@ def test_bf16_trains_and_comes_close_to_single_precision(
     assert half == pytest.approx(single, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_reference_is_the_student_before_training_unless_one_is_named(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -450,6 +460,7 @@ def test_a_reference_is_the_student_before_training_unless_one_is_named(
         }
 
 
+@pytest.mark.slow
 def test_weights_of_other_models_are_scored_live_on_what_the_student_writes(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -468,6 +479,7 @@ def test_weights_of_other_models_are_scored_live_on_what_the_student_writes(
     assert json.loads((folder / "summary.json").read_text())["frozen"].keys() == {"teacher", "reference"}
 
 
+@pytest.mark.slow
 def test_a_loss_of_several_terms_logs_each(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -479,6 +491,7 @@ def test_a_loss_of_several_terms_logs_each(
     assert parts[1][-1] > 1e-6
 
 
+@pytest.mark.slow
 def test_sequence_level_distillation_takes_the_teachers_traces_though_the_data_has_some(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,6 +504,7 @@ def test_sequence_level_distillation_takes_the_teachers_traces_though_the_data_h
     assert summary["frozen"]["teacher"].endswith("(cached traces only)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 6), (0.51, 7), (1, 12)])
 def test_without_a_number_of_steps_the_passes_over_the_data_decide(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, epochs: float, steps: int
@@ -499,6 +513,7 @@ def test_without_a_number_of_steps_the_passes_over_the_data_decide(
     assert len(rows(run([*words, "data.batch_size=8"], tmp_path / "run"))) == steps  # of 96 traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_clipped_after_the_steps_division(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, algorithm: str
@@ -596,6 +611,7 @@ def test_the_untrained_student_is_asked_once_for_all_runs(
     assert written[6:] == [6, 6]
 
 
+@pytest.mark.slow
 def test_the_time_of_benchmarks_is_no_steps(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,6 +674,7 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
     assert summary["seconds"]["training"] == pytest.approx(sum(column(folder, "train/seconds")), abs=0.1)
 
 
+@pytest.mark.slow
 def test_resuming_from_an_earlier_step_drops_the_later_checkpoints(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -670,6 +687,7 @@ def test_resuming_from_an_earlier_step_drops_the_later_checkpoints(
     assert same_weights(folder / "checkpoints" / "step-000003", folder)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_traces_is_refused(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -683,6 +701,7 @@ def test_a_checkpoint_of_other_traces_is_refused(
         run([*words, "trainer.max_steps=8", f"ckpt_path={folder}"], folder)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_at_the_first_step_leaves_the_student_before_it(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -747,6 +766,7 @@ def test_a_finished_run_may_keep_its_student_alone(
         run([*words, "checkpoint.of_finished=false"], alone)
 
 
+@pytest.mark.slow
 def test_training_leaves_signals_as_it_found_them(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -1058,6 +1078,7 @@ def test_the_teacher_is_outside_the_state_and_the_optimizer_and_stays_in_eval_mo
     assert all(name.startswith("student.") for name in module.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["opd", "on_policy_kd"])
 def test_a_teacher_whose_context_is_too_short_for_rollouts_is_refused(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str

@@ -277,6 +277,7 @@ def test_values_that_cannot_be_are_refused(words: str, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

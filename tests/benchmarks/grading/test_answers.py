@@ -149,6 +149,7 @@ def test_equality_is_exact() -> None:
     assert not same_number("x", "x")  # the same, but no numbers
 
 
+@pytest.mark.slow
 def test_a_huge_exponent_is_no_number_and_costs_nothing() -> None:
     began = time.process_time()
     for text in ("9e999999999", "-9E+999999999", "9" * 1_000_000, "1/" + "9" * 1_000_000, "." * 1_000_000):
@@ -171,6 +172,7 @@ GARBAGE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, derandomize=True, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
 @given(GARBAGE)
 def test_garbage_never_raises_and_what_is_found_stands_in_the_text(text: str) -> None:
@@ -184,6 +186,7 @@ def test_garbage_never_raises_and_what_is_found_stands_in_the_text(text: str) ->
     assert verdict.correct == (verdict.answer is not None and number(verdict.answer) == 72)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, derandomize=True, deadline=5000)
 @given(st.integers(-(10**12), 10**12), st.sampled_from([0, 1, 2, 3]), st.booleans(), st.booleans(), GARBAGE)
 def test_a_written_number_is_read_back_whatever_stands_before_it(
@@ -217,6 +220,7 @@ def test_a_megabyte_of_one_thing_takes_no_time(piece: str) -> None:
     assert time.process_time() - began < size / 1_000_000 * 5 + 0.2
 
 
+@pytest.mark.slow
 def test_a_megabyte_before_and_behind_the_answer_changes_nothing() -> None:
     noise = "blah {3} \n" * 100_000
     began = time.process_time()

@@ -211,6 +211,7 @@ def test_the_value_of_a_number(text: str, value: Fraction | None) -> None:
     assert exact(text) == value
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.integers(-999, 999), st.integers(1, 99), st.integers(-999, 999), st.integers(1, 99))
 def test_fractions_are_equal_when_their_cross_products_are(a: int, b: int, c: int, d: int) -> None:
@@ -221,6 +222,7 @@ def test_fractions_are_equal_when_their_cross_products_are(a: int, b: int, c: in
         assert quickly(rf"{'-' if a < 0 else ''}{whole}\frac{{{part}}}{{{b}}}", f"{a}/{b}") is True
 
 
+@pytest.mark.slow
 @settings(max_examples=300, derandomize=True, deadline=5000)
 @given(
     st.one_of(

@@ -103,6 +103,7 @@ def test_the_embedded_task_has_answers_of_its_own() -> None:
     assert finder_of(lambda example, completion: None) is final_answers
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_solutions_by_people_end_with_their_answer(data_dir: Path) -> None:
     """All of GSM8K's do; of MATH's some go on, with an alternative or a note, as reading them shows."""

@@ -123,6 +123,7 @@ def children(judge: MathJudge) -> list[subprocess.Popen[bytes]]:
 _SLOW = r"\sum_{n=1}^{1000000000} \sin(n)"
 
 
+@pytest.mark.slow
 def test_a_comparison_that_hangs_is_killed_and_the_next_one_is_answered() -> None:
     with closing(MathJudge(seconds=0.4, workers=1)) as judge:
         assert judge.readable("x+1")  # started
@@ -140,6 +141,7 @@ def test_a_comparison_that_hangs_is_killed_and_the_next_one_is_answered() -> Non
         assert len(children(judge)) == 1
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_only_its_own_child() -> None:
     with closing(MathJudge(seconds=20.0, workers=2)) as judge, ThreadPoolExecutor(2) as pool:
         barrier = threading.Barrier(2)
@@ -159,6 +161,7 @@ def test_a_timeout_ends_only_its_own_child() -> None:
         assert judge.same("x+1", "1+x") == (True, "right")
 
 
+@pytest.mark.slow
 def test_many_threads_share_a_few_children_and_each_gets_its_own_answer() -> None:
     with closing(MathJudge(seconds=60.0, workers=2)) as judge, ThreadPoolExecutor(8) as pool:
 
@@ -170,6 +173,7 @@ def test_many_threads_share_a_few_children_and_each_gets_its_own_answer() -> Non
         assert 1 <= len(children(judge)) <= 2
 
 
+@pytest.mark.slow
 def test_the_child_imports_no_torch_and_is_small(judge: MathJudge) -> None:
     assert judge.same("x+9", "9+x")[0]
     status = Path(f"/proc/{children(judge)[0].pid}/status").read_text(encoding="ascii")
@@ -189,6 +193,7 @@ def test_the_child_imports_no_torch_and_is_small(judge: MathJudge) -> None:
     assert {"sympy", "math_verify"} < set(printed)
 
 
+@pytest.mark.slow
 def test_the_limit_is_cpu_time_so_that_waiting_is_no_timeout() -> None:
     """A stopped child gets no CPU time, as on a busy machine."""
     with closing(MathJudge(seconds=0.5, workers=1)) as judge, ThreadPoolExecutor(1) as pool:
@@ -203,6 +208,7 @@ def test_the_limit_is_cpu_time_so_that_waiting_is_no_timeout() -> None:
         assert children(judge) == [process]
 
 
+@pytest.mark.slow
 def test_a_question_without_a_response_is_asked_again_before_it_counts_as_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -248,6 +254,7 @@ def test_what_was_compared_once_is_not_asked_again(judge: MathJudge) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_a_child_that_died_is_started_anew() -> None:
     with closing(MathJudge(seconds=30.0)) as judge:
         assert verdict(judge, "x+1", r"\boxed{1+x}").correct
@@ -257,6 +264,7 @@ def test_a_child_that_died_is_started_anew() -> None:
         assert verdict(judge, "x+2", r"\boxed{2+x}").correct
 
 
+@pytest.mark.slow
 def test_close_ends_all_and_a_judge_that_nobody_holds_ends_its_own() -> None:
     judge = MathJudge(seconds=30.0)
     assert judge.readable("x+1")
@@ -270,6 +278,7 @@ def test_close_ends_all_and_a_judge_that_nobody_holds_ends_its_own() -> None:
     assert process.returncode is not None
 
 
+@pytest.mark.slow
 def test_an_interrupted_question_leaves_no_child_and_its_answer_reaches_nobody() -> None:
     with closing(MathJudge(seconds=60.0, workers=1)) as judge:
         assert judge.readable("x+1")
@@ -386,6 +395,7 @@ def test_every_solution_of_math500_has_its_own_answer(judge: MathJudge, data_dir
             assert not verdict(judge, record["answer"], "no").correct
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_answers_of_math500_are_told_apart(judge: MathJudge, data_dir: Path) -> None:
     """Each gold against the next problem's, by math-verify itself: hardly any two are the same."""
@@ -415,6 +425,7 @@ def test_every_solution_of_math_gives_its_own_answer_and_hardly_ever_anothers(
     assert sum(shifted) <= same + 0.002 * len(shifted)  # 5 and 5\%
 
 
+@pytest.mark.slow
 def test_the_judge_starts_from_a_checkout_that_is_not_installed_and_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,6 +285,7 @@ def test_several_boxes_of_a_solution_are_all_asked_for_or_alternatives(
     assert [example.gold, *example.details.get("alternatives", [])] == golds
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_maths_golds_with_several_boxes_are_listed(data_dir: Path) -> None:
     """Read by hand: these 13 of 5,000 differ from the last box."""

@@ -75,6 +75,7 @@ def test_a_program_without_checks_is_right_when_it_comes_to_its_end() -> None:
     assert run(["print('here')\n1/0"]).reason == "error: ZeroDivisionError"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -127,12 +128,14 @@ def test_what_goes_wrong_has_its_reason_and_passes_no_check(source: str, reason:
     assert found.passed == (False,)
 
 
+@pytest.mark.slow
 def test_a_sleeper_is_ended_by_the_clock() -> None:
     found = run(["import time; time.sleep(100)"], ["assert True"], limits=Limits(wall=1.5))
     assert found.reason == "timeout"
     assert found.seconds < 10
 
 
+@pytest.mark.slow
 def test_one_that_closes_all_it_has_and_sleeps_is_ended_too() -> None:
     source = "import os, time\nos.closerange(0, 100)\ntime.sleep(100)"
     found = run([source], ["assert True"], limits=Limits(wall=1.5))
@@ -140,6 +143,7 @@ def test_one_that_closes_all_it_has_and_sleeps_is_ended_too() -> None:
     assert found.seconds < 10
 
 
+@pytest.mark.slow
 def test_checks_before_an_endless_one_count() -> None:
     found = run(
         ["def f(x):\n  while x == 2: pass\n  return x"], ["assert f(1) == 1", "f(2)", "f(3)"], limits=QUICK
@@ -197,6 +201,7 @@ def test_a_check_that_is_no_python_fails_alone() -> None:
     assert run(["x = 1"], ["assert (", "assert x"]).passed == (False, True)
 
 
+@pytest.mark.slow
 def test_the_standard_library_and_numpy_work_and_no_other_package() -> None:
     pytest.importorskip("numpy")
     source = """
@@ -239,6 +244,7 @@ def test_the_same_program_gives_the_same_verdict() -> None:
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 def test_output_without_end_is_kept_in_part_and_the_check_still_passes() -> None:
     found = run(
         ["import sys\nfor _ in range(300): print('a' * 9999); sys.stderr.write('b' * 9999)"], ["assert 1"]
@@ -336,6 +342,7 @@ attempt('raise', lambda: signal.raise_signal(signal.SIGUSR1))
     assert set(found.values()) == {"PermissionError"}, found
 
 
+@pytest.mark.slow
 def test_it_reaches_no_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
@@ -467,6 +474,7 @@ print(json.dumps(sorted(os.environ)), flush=True)
     assert set(found.values()) <= {"PermissionError", "FileNotFoundError", "ZeroDivisionError"}, found
 
 
+@pytest.mark.slow
 def test_files_are_bounded(nothing_is_left: Path) -> None:
     one = run(["with open('a', 'wb') as f:\n  for _ in range(10_240): f.write(bytes(1 << 20))"], ["assert 1"])
     assert one.reason in ("error: OSError", "error: PermissionError")
@@ -513,6 +521,7 @@ attempt('raise a limit', lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)
     assert set(found.values()) <= {"PermissionError", "ValueError"}, found
 
 
+@pytest.mark.slow
 def test_many_threads_run_programs_at_once() -> None:
     def one(number: int) -> bool:
         found = run([f"x = {number}\nprint(x)"], [f"assert x == {number}", f"assert x != {number}"])
@@ -522,6 +531,7 @@ def test_many_threads_run_programs_at_once() -> None:
         assert all(pool.map(one, range(24)))
 
 
+@pytest.mark.slow
 def test_it_dies_with_its_parent(nothing_is_left: Path) -> None:
     code = "from distill.benchmarks.grading.sandbox import run; run(['import time; time.sleep(60)'])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "TMPDIR": str(nothing_is_left)}
@@ -551,6 +561,7 @@ def _children(pid: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_an_ordinary_user_is_confined_as_well() -> None:
     """The attempts above in short, as nobody; where the tests run as an ordinary user they show it
     themselves."""
