@@ -68,7 +68,7 @@ class StepMetrics:
         self.traces: tuple[str, ...] = ()
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
-        self._on_host = dict.fromkeys(self._host_names, 0.0)
+        self._on_host: dict[str, float] = dict.fromkeys(self._host_names, 0.0)
         self.weight_counts: Tensor | None = None
 
     @property

@@ -28,6 +28,7 @@ SAMPLES, LENGTHS, VOCAB, WIDTH = 3, (4, 2, 5, 1, 3, 3), 7, 5
 REWARDS = ((1.0, 0.0, 1.0), (0.0, 0.1, 0.0))
 TRUNCATED = 4  # the row of a completion without an end
 LONGEST = 6
+advantage: Any = group_advantage  # called with any arguments
 
 
 def rewarded(values: Any = REWARDS, samples: int = SAMPLES) -> Rewarded:
@@ -189,7 +190,7 @@ def test_a_group_of_equal_rewards_has_no_advantage() -> None:
     found = rewarded([[0.1] * 6, [1.1, 0.1, 0.1, 0.1, 0.1, 0.1]], samples=6)
     assert found.equal.tolist() == [True, False]
     signals = {name: torch.from_numpy(values).unsqueeze(1) for name, values in found.signals.items()}
-    advantages = group_advantage(torch.ones(12, 1, dtype=torch.bool), **signals)
+    advantages = advantage(torch.ones(12, 1, dtype=torch.bool), **signals)
     assert (advantages[:6] == 0).all()
     assert advantages[6] > 2
     assert found.sums["groups"] == 2
@@ -253,7 +254,6 @@ def test_problems_without_a_gold_answer_or_a_grader_are_refused() -> None:
 
 
 ROLLOUTS = StudentRollouts(fraction=1.0, samples=4)
-advantage: Any = group_advantage
 
 
 @pytest.mark.parametrize(
