@@ -42,6 +42,8 @@ class StudentRollouts:
 
     Attributes:
         fraction: λ, the probability that the student writes a batch; the choice is the same on all ranks.
+        samples: completions of each problem, one after the other in a batch (GRPO's group size).
+        num_iterations: optimizer steps on a batch of completions before others are written (GRPO's μ).
         temperature: of the sampling, not of the loss.
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
@@ -56,6 +58,8 @@ class StudentRollouts:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    samples: int = 1
+    num_iterations: int = 1
     engine: str = "hf"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +68,20 @@ class StudentRollouts:
             raise ValueError(f"rollouts.engine={self.engine!r} is not one of hf, vllm")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"rollouts.fraction={self.fraction} is outside [0, 1]")
+        for name, what in (("samples", "several completions of a problem"), ("num_iterations", "iterations")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"rollouts.{name}={value!r} is not a positive whole number")
+            if value > 1 and self.fraction != 1:
+                raise ValueError(
+                    f"rollouts.{name}={value}: {what} are of batches that the student writes, and "
+                    f"rollouts.fraction={self.fraction} leaves some to the data: take rollouts.fraction=1"
+                )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"rollouts.samples={self.samples}: at temperature 0 the completions of a problem are all "
+                f"alike: take rollouts.temperature=1"
+            )
         _ = self.sampling
 
     @property

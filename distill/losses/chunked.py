@@ -31,12 +31,14 @@ class PerTokenLosses:
         losses: [terms, tokens] ℓ_t, without gradient.
         weights: [terms, tokens] w_t.
         logprobs: [tokens] the student's log-probabilities of the labels at temperature 1, without gradient.
+        entropies: [tokens] entropies of the student's distribution in nats, if `ChunkedInputs.entropy`.
     """
 
     total: Float[Tensor, ""]
     losses: Float[Tensor, "terms tokens"]
     weights: Float[Tensor, "terms tokens"]
     logprobs: Float[Tensor, " tokens"]
+    entropies: Float[Tensor, " known"]
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -48,13 +50,13 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, inputs: ChunkedInputs
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         trains = bool(inputs.terms) and any(ctx.needs_input_grad[:2])
         dtype, tokens, terms = compute_dtype(hidden), len(inputs.labels), inputs.terms
         wide, size = wide_dtype(dtype), inputs.chunk_size or fitting_chunk(Head(hidden, weight))
-        losses, token_weights, logprobs = (
+        losses, token_weights, logprobs, entropies = (
             torch.empty(*shape, dtype=wide, device=hidden.device)
-            for shape in ((len(terms), tokens), (len(terms), tokens), (tokens,))
+            for shape in ((len(terms), tokens), (len(terms), tokens), (tokens,), (tokens * inputs.entropy,))
         )
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # Accumulate over chunks in at least fp32, even if the matrix itself is bf16.
@@ -72,9 +74,12 @@ class ChunkedLoss(torch.autograd.Function):
                     log_q = log_softmax(logits[at], inputs.temperature)
                     of_student = inputs.signals_of_student(log_q, logits[at], rows)
                     logprobs[rows] = of_student["student_logprobs"]
-                    known = inputs.signals_of_others(rows, others, at)
+                    if inputs.entropy:
+                        entropies[rows] = torch.special.entr(log_q.exp()).sum(-1)
+                    known: dict[str, Any] = inputs.signals_of_others(rows, others, at, logprobs[rows])
                     for number, term in enumerate(terms):
                         token_weights[number, rows] = term.weights_at(rows, of_student).to(wide)
+                        known["weight"] = token_weights[number, rows]
                         own = log_q.clone() if trains and number + 1 < len(terms) else log_q
                         if trains and (form := inputs.closed_form(term, known)):
                             values, gradient = form(**arguments(term, own, known))
@@ -91,8 +96,8 @@ class ChunkedLoss(torch.autograd.Function):
                 if trains:
                     _add_products(grad_hidden, grad_weight, chunk, logits, states, matrix)
         ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
-        ctx.mark_non_differentiable(losses, token_weights, logprobs)
-        return _total(terms, losses, token_weights), losses, token_weights, logprobs
+        ctx.mark_non_differentiable(losses, token_weights, logprobs, entropies)
+        return _total(terms, losses, token_weights), losses, token_weights, logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.losses.ratios import BOUND
 from distill.losses.signals import bound_parameters, properties_of, unbound
 
 LossAndGradient = tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]
@@ -47,6 +48,34 @@ def policy_gradient(
     nll, gradient = cross_entropy(log_q, labels)
     advantage = teacher_logprobs + nll
     return advantage * nll, gradient.mul_(advantage.unsqueeze(-1))
+
+
+def clipped_surrogate(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    weight: Float[Tensor, " tokens"],
+    old_logprobs: Float[Tensor, " tokens"],
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> LossAndGradient:
+    """∂l/∂z = ρ (Q - 1_y), 0 where ρ is clipped"""
+    nll, gradient = cross_entropy(log_q, labels)
+    ratio = (-nll - old_logprobs).exp()
+    clipped = torch.where(weight >= 0, ratio.clamp(max=1 + eps_high), ratio.clamp(min=1 - eps_low))
+    return -clipped, gradient.mul_((ratio * (clipped == ratio)).unsqueeze(-1))
+
+
+def k3(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    reference_logprobs: Float[Tensor, " tokens"],
+) -> LossAndGradient:
+    """∂l/∂z = (R(y)/Q(y) - 1) (Q - 1_y)"""
+    nll, gradient = cross_entropy(log_q, labels)
+    difference = (reference_logprobs + nll).clamp(max=BOUND)
+    above = difference.expm1()
+    return above - difference, gradient.mul_((above * (difference < BOUND)).unsqueeze(-1))
 
 
 def forward_kl(log_q: Float[Tensor, "tokens vocab"], log_p: Float[Tensor, "tokens vocab"]) -> LossAndGradient:

@@ -10,10 +10,11 @@ P is the teacher's distribution, Q the student's. KL(A‖B) is the expectation u
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.losses import closed_forms
+from distill.losses.ratios import BOUND
 from distill.losses.signals import properties
 
 
@@ -213,6 +214,73 @@ def policy_gradient(
     """
     written = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return -(teacher_logprobs - written).detach() * written
+
+
+@properties(closed_form=closed_forms.clipped_surrogate, on_policy_only=True)
+def clipped_surrogate(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    weight: Float[Tensor, " tokens"],
+    old_logprobs: Float[Tensor, " tokens"],
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> Float[Tensor, " tokens"]:
+    """PPO's clipped ratio (1707.06347), on which GRPO's loss is (2402.03300).
+
+        l_t = -min(ρ_t, 1 + ε_high) where w_t ≥ 0, else -max(ρ_t, 1 - ε_low),   ρ_t = Q(y_t) / Q_old(y_t)
+
+    With the advantage as its weight w_t, w_t · l_t = -min(ρ_t w_t, clip(ρ_t, 1 - ε_low, 1 + ε_high) w_t). In
+    the first optimizer step on a batch of completions ρ_t = 1, nothing is clipped, and the gradient is that
+    of -w_t log Q(y_t).
+
+    Args:
+        log_q: the student's log-probabilities.
+        labels: the tokens of the student's completions.
+        weight: w_t, whose sign decides which bound counts.
+        old_logprobs: log Q_old(y_t), by the student that wrote the completions.
+        eps_low: ε_low, in [0, 1].
+        eps_high: ε_high; DAPO (2503.14476) has 0.28.
+
+    Raises:
+        ValueError: a bound is outside its range.
+    """
+    if not 0 <= eps_low <= 1:
+        raise ValueError(f"clipped_surrogate: eps_low={eps_low} is outside [0, 1]")
+    if not eps_high >= 0:
+        raise ValueError(f"clipped_surrogate: eps_high={eps_high} must not be negative")
+    ratio = (log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - old_logprobs).exp()
+    return -torch.where(weight >= 0, ratio.clamp(max=1 + eps_high), ratio.clamp(min=1 - eps_low))
+
+
+def is_clipped(
+    log_ratio: Float[Tensor, " tokens"],
+    weight: Float[Tensor, " tokens"],
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> Bool[Tensor, " tokens"]:
+    """Where `clipped_surrogate` has no gradient; `log_ratio` is log ρ."""
+    ratio = log_ratio.exp()
+    return ((ratio > 1 + eps_high) & (weight > 0)) | ((ratio < 1 - eps_low) & (weight < 0))
+
+
+@properties(closed_form=closed_forms.k3, on_policy_only=True)
+def k3(
+    log_q: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    reference_logprobs: Float[Tensor, " tokens"],
+) -> Float[Tensor, " tokens"]:
+    """Schulman's estimate k3 of KL(Q‖R) to a reference R, GRPO's penalty (2402.03300).
+
+    l_t = exp(d) - d - 1,   d = log R(y_t) - log Q(y_t)
+
+    Its expectation over y_t ~ Q is the KL, and no value is negative. Its gradient is another estimator, which
+    vanishes where the two agree. A d above 60 counts as 60, so that no value is infinite.
+    """
+    difference = reference_logprobs - log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    difference = difference.clamp(max=BOUND)
+    return difference.expm1() - difference
 
 
 @properties(across_vocabularies=True)

@@ -20,6 +20,7 @@ TokenLoss = Callable[..., Tensor]
 # Computes the weights of a slice of the tokens from the student's signals there ([tokens] by name, at
 # temperature 1).
 InlineWeights = Callable[[slice, Mapping[str, Tensor]], Tensor]
+_OWN = ("weight", "old_logprobs")  # given by the chunk loop, where the batch has none
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class ChunkedInputs:
         chunk_size: tokens per chunk of logits; None: chosen from vocabulary size and device
             (`distill.losses.logits.fitting_chunk`).
         compiled: whether to fuse operations on logits with torch.compile, for losses with a closed form.
+        entropy: whether to compute the entropy of the student's distribution at each position.
 
     Raises:
         ValueError: a loss needs a signal that is not given, or a value is out of range.
@@ -85,12 +87,13 @@ class ChunkedInputs:
     temperature: float = 1.0
     chunk_size: int | None = None
     compiled: bool = False
+    entropy: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size={self.chunk_size} must be at least 1")
         wanted = set().union(*(term.signals for term in self.terms))
-        given = {*self.others, *self.token_signals, *self.constants, "log_q", "labels"}
+        given = {*self.others, *self.token_signals, *self.constants, "log_q", "labels", *_OWN}
         if missing := wanted - given:
             raise ValueError(
                 f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}"
@@ -129,10 +132,18 @@ class ChunkedInputs:
         return signals_of(log_q, self.labels[rows], self.student_signals)
 
     def signals_of_others(
-        self, rows: slice, logits: Mapping[str, Tensor], at: slice
+        self, rows: slice, logits: Mapping[str, Tensor], at: slice, logprobs: Float[Tensor, " rows"]
     ) -> dict[str, Tensor | SparseDistribution]:
-        """All signals of some rows except the student's; `at`: the rows' slice of the chunk's logits."""
-        found: dict[str, Any] = {name: values[rows] for name, values in self.token_signals.items()}
+        """All signals of some rows except the student's.
+
+        Args:
+            rows: the rows.
+            logits: of a chunk, by signal name.
+            at: the rows' slice of the chunk's logits.
+            logprobs: the student's, which are also those of the student that wrote if the batch has none.
+        """
+        found: dict[str, Any] = {"old_logprobs": logprobs}
+        found |= {name: values[rows] for name, values in self.token_signals.items()}
         for name, other in self.others.items():
             if isinstance(other, SparseDistribution):
                 found[name] = other[rows]

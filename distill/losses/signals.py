@@ -25,12 +25,15 @@ class Signal:
             are separate models (`model.reference`, `model.pilot`).
         shape: `vocab`: log-probabilities over the vocabulary, computed chunk by chunk; `token`: one number
             per token, can be cached; `step`: one number per reasoning step, computed during training from
-            proposed reasoning steps (`distill.objective.step_values`).
+            proposed reasoning steps (`distill.objective.step_values`); `reward`: one number per completion of
+            the student, from its grader (`distill.objective.rewards`); `rollout`: one number per token of
+            the student's completions, noted when they were written; `problem`: one number per problem,
+            known before training.
         meaning: description.
     """
 
     role: Role
-    shape: Literal["vocab", "token", "step"]
+    shape: Literal["vocab", "token", "step", "reward", "rollout", "problem"]
     meaning: str
 
 
@@ -47,11 +50,17 @@ SIGNALS: dict[str, Signal] = {
     "pilot_logprobs": Signal("pilot", "token", "log-probs by the pilot model"),
     "student_step_value": Signal("teacher", "step", "what the student's next step is worth"),
     "teacher_step_value": Signal("teacher", "step", "what the teacher's next step is worth"),
+    "teacher_success": Signal("teacher", "problem", "share of the teacher's own answers that are right"),
+    "reward": Signal("student", "reward", "the reward of the student's completion"),
+    "group_reward": Signal("student", "reward", "mean reward of the problem's completions"),
+    "group_deviation": Signal("student", "reward", "standard deviation of these rewards"),
+    "old_logprobs": Signal("student", "rollout", "log-probs by the student that wrote the completion"),
 }
 # Inputs that do not come from a model. For a teacher with another tokenizer: `same_token`, whether both
 # models' tokens are the same text; `shared_ids`, [2, shared] ids of the tokens in both vocabularies; `spans`,
-# for each token the index of its span's first token, -1 without a span.
-GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids", "spans"}
+# for each token the index of its span's first token, -1 without a span. For a loss: `weight`, the weight that
+# it will be multiplied by.
+GIVEN = {"labels", "mask", "progress", "same_token", "shared_ids", "spans", "weight"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Properties:
             an object has it as a method of this name.
         from_samples: function that estimates the loss if the teacher's distribution is cached as samples.
         on_policy_only: whether the loss is valid only on the student's own completions.
+        signed: for a weight: whether it is as often negative as positive, so that its sum divides nothing.
         across_vocabularies: whether the teacher's vocabulary may differ from the student's.
     """
 
@@ -75,6 +85,7 @@ class Properties:
     closed_form: Callable[..., Any] | None = None
     from_samples: Callable[..., Any] | None = None
     on_policy_only: bool = False
+    signed: bool = False
     across_vocabularies: bool = False
 
 

@@ -32,6 +32,8 @@ Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 Masked = Literal["anchors", "most_confident", "least_confident"]
 Base = Literal["initial", "reference"]
+Scale = Literal["group", "none", "batch"]
+_LEAST_DEVIATION = 1e-4  # added to a deviation that divides, as in TRL
 
 
 def _always(**_: object) -> bool:
@@ -461,6 +463,22 @@ def validity(
     return (gamma * (teacher - student)).sigmoid().masked_fill(~mask, 0.0)
 
 
+@properties(inline=_always, across_vocabularies=True)
+def teacher_right(
+    mask: Bool[Tensor, "batch seq"], teacher_success: Float[Tensor, "batch seq"], *, least: float = 0.5
+) -> Float[Tensor, "batch seq"]:
+    """Only problems that the teacher solves by itself (the idea of verify-before-distill, 2609.02998).
+
+    w_t = 1 where the share of the teacher's own answers to the problem that are right is at least p, else 0
+
+    Raises:
+        ValueError: `least` (p) is outside (0, 1].
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"teacher_right: least={least} is outside (0, 1]")
+    return ((wide(teacher_success) >= least) & mask).to(wide(teacher_success).dtype)
+
+
 def later_log_ratio(
     mask: Bool[Tensor, "batch seq"],
     student_logprobs: Float[Tensor, "batch seq"],
@@ -478,3 +496,51 @@ def later_log_ratio(
     later = gain.sum(-1, keepdim=True) - gain.cumsum(-1)
     left = mask.sum(-1, keepdim=True) - mask.cumsum(-1)
     return (later / left.clamp(min=1)).masked_fill(~mask | (left < 1), 0.0)
+
+
+def _group_advantage_needs(scale: str = "group", **_: object) -> set[str]:
+    check_choice("group_advantage", "scale", scale, Scale)
+    return {"group_deviation"} if scale == "group" else set()
+
+
+@properties(inline=_always, needs=_group_advantage_needs, signed=True)
+def group_advantage(
+    mask: Bool[Tensor, "batch seq"],
+    reward: Float[Tensor, "batch seq"],
+    group_reward: Float[Tensor, "batch seq"],
+    group_deviation: Float[Tensor, "batch seq"] | None = None,
+    *,
+    scale: Scale = "group",
+) -> Float[Tensor, "batch seq"]:
+    """GRPO's advantage (2402.03300): a completion's reward beside those of the same problem's others.
+
+        w_t = (R - mean_group R) / (std_group R + 1e-4)
+
+    It is the same for all tokens of a completion, and 0 where all completions of the problem have one reward.
+
+    Args:
+        mask: True on completion tokens.
+        reward: R of the token's completion.
+        group_reward: mean_group R.
+        group_deviation: std_group R, with the divisor n - 1 (`scale="group"`).
+        scale: what R - mean_group R is divided by. `group`: the deviation within the group; `none`: nothing
+            (Dr. GRPO, 2503.20783); `batch`: the deviation of all rewards of the optimizer step, which is
+            known at its end alone. The whole step's loss is divided by it then, not this weight.
+    """
+    advantage = wide(reward) - wide(group_reward)
+    if scale == "group":
+        assert group_deviation is not None
+        advantage = advantage / (wide(group_deviation) + _LEAST_DEVIATION)
+    return advantage.masked_fill(~mask, 0.0)
+
+
+def batch_deviation(count: float, total: float, squares: float) -> float:
+    """What `group_advantage` with `scale="batch"` divides a step's loss by: the deviation of its rewards.
+
+    Args:
+        count: number of rewards.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+    variance = max(0.0, squares - total**2 / count) / (count - 1)
+    return math.sqrt(variance) + _LEAST_DEVIATION

@@ -6,7 +6,7 @@ import torch
 
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import GIVEN, SIGNALS, name_of, properties_of, signals, why_not_from
-from distill.objective.spec import ObjectiveSpec
+from distill.objective.spec import Normalize, ObjectiveSpec
 from distill.objective.terms import Control, Term, is_positive
 from distill.teacher.distribution import TeacherDistribution
 
@@ -26,8 +26,15 @@ def check_values(objective: ObjectiveSpec) -> None:
             "loss.trace_weights weighs a problem's traces against each other, and the student's rollouts are "
             "none of the data: set loss.rollouts=dataset, or loss.trace_weights=null"
         )
-    if objective.normalize not in ("tokens", "weights"):
-        raise ValueError(f"loss.normalize={objective.normalize!r} is not one of tokens, weights")
+    if objective.normalize not in get_args(Normalize):
+        raise ValueError(
+            f"loss.normalize={objective.normalize!r} is not one of {', '.join(get_args(Normalize))}"
+        )
+    if objective.normalize == "longest" and not isinstance(objective.rollouts, StudentRollouts):
+        raise ValueError(
+            "loss.normalize=longest divides by the length that the student may write, and it writes nothing: "
+            "take loss.normalize=tokens"
+        )
     if objective.control not in get_args(Control):
         raise ValueError(f"loss.control={objective.control!r} is not one of {', '.join(get_args(Control))}")
     if objective.teacher not in ("model", "initial"):
@@ -64,6 +71,8 @@ def check_terms(objective: ObjectiveSpec) -> None:
                 f"nothing"
             )
         _check_term(objective, name, term)
+    if objective.compares_rewards:
+        _check_rewards(objective)
 
 
 def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
@@ -91,11 +100,40 @@ def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
             f"cached for the data's: take loss.rollouts=dataset"
         )
     _check_source(objective, function, term)
-    per_token = {key for key in asked if SIGNALS[key].shape == "token"}
+    per_token = {key for key in asked if SIGNALS[key].shape in ("token", "rollout")}
     if per_token and objective.temperature != 1.0:
         raise ValueError(
             f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
             f"loss.temperature={objective.temperature} must be 1 too"
+        )
+
+
+def _check_rewards(objective: ObjectiveSpec) -> None:
+    weight = name_of(objective.token_weight)
+    if not objective.on_policy:
+        raise ValueError(
+            f"{weight} compares rewards of what the student writes, and loss.rollouts lets it write nothing: "
+            f"take the rollouts of loss=grpo"
+        )
+    if objective.samples < 2:
+        raise ValueError(
+            f"loss.rollouts.samples={objective.samples}: {weight} compares the rewards of a problem's "
+            f"completions, and a group of one has nothing to compare with: take 2 or more, such as 8"
+        )
+    if objective.rewards is None:
+        raise ValueError(f"{weight} compares rewards: say how in loss.rewards, as loss=grpo does")
+    signed = properties_of(objective.token_weight).signed and objective.control == "none"
+    if signed and (objective.normalize == "weights" or objective.scale == "mean"):
+        key = "loss.scale=mean" if objective.scale == "mean" else "loss.normalize=weights"
+        raise ValueError(
+            f"{key} divides by the sum of the weights, and advantages sum to about 0: take "
+            f"loss.normalize=tokens and a number for loss.scale"
+        )
+    if objective.divides_by_deviation and len(objective.terms) > 1:
+        raise ValueError(
+            f"loss.token_weight.scale=batch divides the whole step's loss by the deviation of its rewards, "
+            f"and {', '.join(name for name in objective.terms if name != 'main')} is not of rewards: take "
+            f"scale=group or none"
         )
 
 
@@ -128,7 +166,7 @@ def try_out(objective: ObjectiveSpec) -> None:
     for term in objective.terms.values():
         for function, refused in (
             (term.token_loss, {"mask", "progress", "spans"}),
-            (term.token_weight, {"labels", "same_token", "shared_ids"}),
+            (term.token_weight, {"labels", "same_token", "shared_ids", "weight", "old_logprobs"}),
         ):
             if unknown := signals(function) - SIGNALS.keys() - GIVEN | signals(function) & refused:
                 raise ValueError(
@@ -142,6 +180,7 @@ def try_out(objective: ObjectiveSpec) -> None:
             "labels": torch.tensor([0, 2]),
             "same_token": torch.ones(2),
             "shared_ids": torch.tensor([[0, 1, 2]] * 2),
+            "weight": torch.ones(2),
         }
         term.token_loss(**{key: known[key] for key in signals(term.token_loss)})
         given = {key: one for key, signal in SIGNALS.items() if signal.shape != "vocab"}

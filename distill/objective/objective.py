@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from distill.generation.sampling import StudentRollouts
 from distill.losses import controls
 from distill.losses.chunked import ChunkedLoss, PerTokenLosses
+from distill.losses.divergence import clipped_surrogate, is_clipped
 from distill.losses.inputs import ChunkedInputs, TokenLoss, WeightedTerm
 from distill.losses.logits import student_signals
-from distill.losses.signals import properties_of, signals
+from distill.losses.signals import bound_parameters, properties_of, signals, unbound
 from distill.models.head import Head
 from distill.objective.checks import check_terms, check_values, try_out
 from distill.objective.spec import ObjectiveSpec
@@ -82,6 +84,7 @@ class Objective(ObjectiveSpec):
             temperature=self.temperature,
             chunk_size=self.chunk_size,
             compiled=self.compile,
+            entropy=self.rewarded and batch.by_student,
         )
 
     def sums(self, batch: MicroBatch, found: PerTokenLosses) -> LossSums:
@@ -91,20 +94,44 @@ class Objective(ObjectiveSpec):
         none = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         # If the main term does not apply to these rows, use the weights of the first term that does.
         divided_by = weights[names[0]] if names else none
-        by_weight = self.normalize == "weights" or self.scale == "mean"
         shares = {
             name: self.terms[name].coefficient * (values * losses).sum()
             for name, values, losses in zip(names, found.weights, found.losses, strict=True)
         }
         return LossSums(
             total=found.total,
-            denominator=(divided_by.sum() if by_weight else mask.sum()).to(dtype),
+            denominator=self._denominator(batch, divided_by).to(dtype),
             terms={name: none.sum() for name in self.terms} | shares,
             losses=spread(found.losses[0], mask) if "main" in names else none,
             logprobs=spread(found.logprobs, mask),
             weights=weights.get("main", none),
             mask=mask,
+            policy=self._policy(batch, found),
         )
+
+    def _denominator(self, batch: MicroBatch, weights: Float[Tensor, "batch seq"]) -> Tensor:
+        """A micro-batch's share of the step's divisor; `weights` are the main term's."""
+        if self.normalize == "weights" or self.scale == "mean":
+            return weights.sum()
+        if self.normalize == "completions":
+            return weights.new_tensor(len(batch.mask))
+        if self.normalize == "longest":
+            assert isinstance(self.rollouts, StudentRollouts)  # checked when the objective was made
+            return weights.new_tensor(len(batch.mask) * self.rollouts.max_new_tokens)
+        if batch.by_student and batch.trace_weights is not None:
+            return (batch.mask & (batch.trace_weights != 0).unsqueeze(1)).sum()
+        return batch.mask.sum()
+
+    def _policy(self, batch: MicroBatch, found: PerTokenLosses) -> dict[str, Tensor]:
+        """Sums that say how the student's distribution changes as it learns from rewards."""
+        if not (self.rewarded and batch.by_student):
+            return {}
+        clipped = found.total.new_zeros(())
+        loss = self.token_loss
+        if "old_logprobs" in batch.token_signals and unbound(loss) is clipped_surrogate:
+            old = at(batch.token_signals["old_logprobs"], batch.where)
+            clipped = is_clipped(found.logprobs - old, found.weights[0], **bound_parameters(loss)).sum()
+        return {"entropy": found.entropies.sum(), "clipped": clipped}
 
     def _names(self, batch: MicroBatch) -> list[str]:
         """Names of the terms that apply to the micro-batch's completions."""
@@ -129,6 +156,9 @@ class Objective(ObjectiveSpec):
             factors.append(at(batch.trace_weights.unsqueeze(1).expand(batch.mask.shape), batch.where))
         if batch.compared is not None and "log_p" in signals(term.token_loss):
             factors.append(at(batch.compared, batch.where))
+        if self.normalize == "completions":
+            lengths = batch.mask.sum(-1, keepdim=True).clamp(min=1)
+            factors.append(at((1 / lengths.double()).expand(batch.mask.shape), batch.where))
 
         def times_factors(values: Tensor, s: slice) -> Tensor:
             for factor in factors:

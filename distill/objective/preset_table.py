@@ -53,6 +53,8 @@ def asks(objective: Objective) -> str:
     for name, role in objective.cached_signals.items():
         what = "sampling log-probs" if name == "sampler_logprobs" else "log-probs"
         asked.append(f"{_whose(role, objective)} {what}, {how}")
+    if objective.problem_signals:
+        asked.append("teacher's own answers, cached")
     if objective.rollouts == "teacher":
         asked.append("teacher's traces, cached")
     return "; ".join(asked) or "nothing"
@@ -78,6 +80,8 @@ def _rollouts(objective: Objective) -> str:
     if not isinstance(objective.rollouts, StudentRollouts):
         return objective.rollouts
     share = objective.rollouts.fraction
+    if objective.samples > 1:
+        return f"student, {objective.samples} a problem"
     return "student" if share == 1 else f"student {share:.0%}, dataset {1 - share:.0%}"
 
 

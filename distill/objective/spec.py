@@ -8,11 +8,14 @@ from typing import Literal
 from distill.generation.sampling import StudentRollouts
 from distill.losses import weights
 from distill.losses.inputs import TokenLoss
-from distill.losses.signals import SIGNALS, Role, is_inline, properties_of, signals
+from distill.losses.signals import SIGNALS, Role, bound_parameters, is_inline, properties_of, signals
+from distill.objective.rewards import Rewards
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import Control, Rows, Term, TokenWeight
 from distill.objective.trace_weights import CompactWeights
 from distill.teacher.distribution import TeacherDistribution
+
+Normalize = Literal["tokens", "weights", "completions", "longest"]
 
 
 @dataclass
@@ -26,15 +29,18 @@ class ObjectiveSpec:
         token_loss: a function of `distill.losses.divergence`, bound to its parameters.
         token_weight: a function of `distill.losses.weights`, bound to its parameters.
         rows: completions that the main term applies to: `all`, the `dataset`'s or the `student`'s.
-        extra: further terms, by name, added to the main term.
+        extra: further terms, by name, added to the main term. Those with a coefficient of 0 are left out.
         normalize: divisor of the optimizer step's summed loss (all terms): the number of completion tokens
-            (`tokens`) or the sum of the main term's weights (`weights`).
+            (`tokens`); the sum of the main term's weights (`weights`); the number of completions, where each
+            one's loss is a mean over its tokens (`completions`); or the tokens that there would be if all
+            completions were as long as the student may write (`longest`, Dr. GRPO's).
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
             the weights by their mean over the optimizer step, which is the same as `normalize=weights`.
         control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
             micro-batch), `inverted` (1 - w); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
         trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
+        rewards: how the student's completions are rewarded; None: they are not graded.
         teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
             training).
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
@@ -51,11 +57,12 @@ class ObjectiveSpec:
     token_weight: TokenWeight
     rows: Rows = "all"
     extra: Mapping[str, Term] = field(default_factory=dict)
-    normalize: Literal["tokens", "weights"] = "tokens"
+    normalize: Normalize = "tokens"
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
     proposals: StepProposals | None = None
     trace_weights: CompactWeights | None = None
+    rewards: Rewards | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
@@ -67,7 +74,7 @@ class ObjectiveSpec:
         weight = weights.uniform if self.control == "uniform" else self.token_weight
         self.terms: dict[str, Term] = {
             "main": Term(self.token_loss, weight, rows=self.rows),
-            **dict(self.extra),
+            **{name: term for name, term in self.extra.items() if term.coefficient != 0},
         }
 
     @cached_property
@@ -106,9 +113,15 @@ class ObjectiveSpec:
 
     @cached_property
     def batch_signals(self) -> list[str]:
-        """Names of the cached per-token signals in a batch; none if the student writes every completion."""
+        """Names of the signals in a batch of the data: those of problems, and the cached ones per token, of
+        which there are none if the student writes every completion."""
         writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
-        return [] if writes_all else sorted(self.cached_signals)
+        return [*([] if writes_all else sorted(self.cached_signals)), *self.problem_signals]
+
+    @cached_property
+    def problem_signals(self) -> list[str]:
+        """Names of the signals that are known of each problem before training."""
+        return sorted(name for name in self.signals if SIGNALS[name].shape == "problem")
 
     @cached_property
     def live_roles(self) -> set[Role]:
@@ -137,6 +150,21 @@ class ObjectiveSpec:
         """Whether a weight compares the values of proposed next reasoning steps."""
         return any(SIGNALS[name].shape == "step" for name in self.signals)
 
+    @cached_property
+    def compares_rewards(self) -> bool:
+        """Whether a weight compares the rewards of a problem's completions."""
+        return any(SIGNALS[name].shape == "reward" for name in self.signals)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the student's completions are graded during training."""
+        return self.on_policy and self.rewards is not None
+
+    @cached_property
+    def divides_by_deviation(self) -> bool:
+        """Whether the step's loss is divided by the deviation of all its rewards (`group_advantage`)."""
+        return self.compares_rewards and bound_parameters(self.token_weight).get("scale") == "batch"
+
     @property
     def across_vocabularies(self) -> bool:
         """Whether the teacher's vocabulary may differ from the student's."""
@@ -150,6 +178,16 @@ class ObjectiveSpec:
     @cached_property
     def on_policy(self) -> bool:
         return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction > 0
+
+    @cached_property
+    def samples(self) -> int:
+        """Completions of a problem in a batch: several consecutive ones if the student writes them so."""
+        return self.rollouts.samples if isinstance(self.rollouts, StudentRollouts) else 1
+
+    @cached_property
+    def num_iterations(self) -> int:
+        """Optimizer steps on a batch of completions before the student writes others."""
+        return self.rollouts.num_iterations if isinstance(self.rollouts, StudentRollouts) else 1
 
     def student_signals(self, term: Term) -> frozenset[str]:
         """Names of the per-token signals that a term's weight needs of the student in training."""
@@ -174,8 +212,11 @@ class ObjectiveSpec:
             *(self.student_signals(term) for name, term in self.terms.items() if not self.made_inline(name)),
             # A loss may need such a signal too.
             *(
-                {key for key in signals(term.token_loss) & SIGNALS.keys() if SIGNALS[key].role == "student"}
-                - {"log_q"}
+                {
+                    key
+                    for key in signals(term.token_loss) & SIGNALS.keys()
+                    if SIGNALS[key].role == "student" and SIGNALS[key].shape == "token"
+                }
                 for term in self.terms.values()
             ),
         )

@@ -80,7 +80,8 @@ class MicroBatch:
         places: [tokens] indices of the true entries in the flattened mask, if known. Without them, indexing
             by the mask synchronizes with the device.
         constants: inputs of losses that are the same for all tokens, by name.
-        by_student: whether the student wrote these completions.
+        by_student: whether the student wrote these completions. Those of weight 0 are then left out: their
+            tokens do not count in the divisor.
         progress: share of training done, in [0, 1].
         seed: of the control `shuffled`.
     """
@@ -115,6 +116,8 @@ class LossSums:
         logprobs: [batch, seq] log π_θ(y_t), detached.
         weights: [batch, seq] w_t of the main term.
         mask: [batch, seq] m_t.
+        policy: sums over the completions of a rewarded student, by name: `entropy` of its distributions, and
+            `clipped` tokens; otherwise empty.
     """
 
     total: Float[Tensor, ""]
@@ -124,6 +127,7 @@ class LossSums:
     logprobs: Float[Tensor, "batch seq"]
     weights: Float[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
+    policy: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from distill.config.console import at_end, quiet
+from distill.planning.groups import usable_groups
 from distill.planning.plan import make_plan
 from distill.planning.sweep import SweepPlan
 from distill.training.setup import Launch, Setup
@@ -15,7 +16,10 @@ def print_plan(cfg: DictConfig) -> None:
     quiet()
     launch = Launch.of_this_process()
     if not launch.sweep:
-        make_plan(Setup.from_config(cfg, here=False)).print()
+        setup = Setup.from_config(cfg, here=False)
+        make_plan(setup).print()
+        if said := usable_groups(setup):
+            print(f"- {said}")
         return
     if planned.print not in at_end:
         at_end.append(planned.print)

@@ -147,7 +147,7 @@ def make_plan(setup: Setup) -> Plan:
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
-    if recipe.completions == "teacher" and not writes_all(objective):
+    if objective.problem_signals or (recipe.completions == "teacher" and not writes_all(objective)):
         per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
         read = [teacher_trace(trace) for trace in traces]
         stages.append(

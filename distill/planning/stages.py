@@ -168,8 +168,11 @@ class Batches:
         length, rollouts = setup.length, setup.objective.rollouts
         count = setup.length.steps(traces, setup.objective).expected * length.accumulate * length.ranks
         looked_at = range(min(count, MEASURED))
-        order = TraceOrder(len(traces), length.batch_size, seed=setup.seed)
-        batches = [[traces[place] for place in order.batch(number)] for number in looked_at]
+        samples = setup.objective.samples
+        order = TraceOrder(len(traces), length.batch_size // samples, seed=setup.seed)
+        batches = [
+            [traces[place] for place in order.batch(number) for _ in range(samples)] for number in looked_at
+        ]
         drawn = rollouts if isinstance(rollouts, StudentRollouts) else None
         chosen = [drawn is not None and drawn.chosen(setup.seed, n // length.ranks) for n in looked_at]
         return cls(batches, chosen, count / len(looked_at))
@@ -266,8 +269,9 @@ def _rollouts(setup: Setup, student: ModelSize, batches: Batches) -> Stage:
         trace for batch, on in zip(batches.traces, batches.on_policy, strict=True) if on for trace in batch
     ]
     per_batch, limit = setup.length.batch_size, rollouts.max_new_tokens
-    stage = written("student writes rollouts", student, own, per_batch, None, limit)
-    return replace(stage, flops=stage.flops * batches.scale, read=stage.read * batches.scale)
+    stage = written("student writes rollouts", student, own, per_batch, None, limit, rollouts.samples)
+    times = batches.scale / rollouts.num_iterations
+    return replace(stage, flops=stage.flops * times, read=stage.read * times)
 
 
 def _training_flops(

@@ -43,6 +43,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.evaluation.benchmark": ("Benchmark",),
     "distill.generation.sampling": ("Sampling", "StudentRollouts"),
     "distill.objective.objective": ("Objective",),
+    "distill.objective.rewards": ("Rewards",),
     "distill.objective.step_values": ("StepProposals",),
     "distill.objective.terms": ("Term",),
     "distill.objective.trace_weights": ("CompactWeights",),

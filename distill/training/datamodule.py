@@ -73,12 +73,14 @@ class DistillDataModule(lightning.LightningDataModule):
     Args:
         traces: the training set.
         signals: names of the cached logprobs to put into every batch.
-        batch_size: traces per micro-batch and rank.
+        batch_size: traces per micro-batch and rank; problems, if the student writes several completions of
+            each.
         steps: optimizer steps of the whole run.
         seed: of the order of traces.
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
         by_problem: whether a problem's traces stay side by side in the order of traces.
+        num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
     """
 
     def __init__(
@@ -92,9 +94,11 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
         by_problem: bool = False,
+        num_iterations: int = 1,
     ) -> None:
         super().__init__()
         self.traces = traces
+        self.num_iterations = num_iterations
         self.signals = tuple(signals)
         self.batch_size = batch_size
         self.steps = steps
@@ -121,6 +125,8 @@ class DistillDataModule(lightning.LightningDataModule):
         pinned = trainer.strategy.root_device.type == "cuda"
 
         def make(number: int) -> Batch:
+            step, micro_batch = divmod(number, per_step)
+            number = step // self.num_iterations * per_step + micro_batch
             batch = self._batch([self._trace(index) for index in order.batch(number)])
             return batch.pin_memory() if pinned else batch
 

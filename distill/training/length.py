@@ -36,7 +36,7 @@ class RunLength:
         max_tokens: completion tokens to train on; None: no token budget.
         max_steps: maximum number of optimizer steps; None: `max_tokens` or `epochs` decides.
         epochs: passes over the traces; used only if the other two are None.
-        batch_size: traces per micro-batch and rank.
+        batch_size: traces per micro-batch and rank, all of a problem's completions counted.
         accumulate: micro-batches per optimizer step.
         ranks: number of training processes.
         log_every: optimizer steps between two rows of metrics.
@@ -54,7 +54,9 @@ class RunLength:
         """Number of optimizer steps of a run on these traces."""
         per_step = self.batch_size * self.accumulate * self.ranks
         if self.max_tokens is None:
-            steps = self.max_steps or max(1, math.ceil(self.epochs * len(traces) / per_step))
+            steps = self.max_steps or max(
+                1, math.ceil(self.epochs * len(traces) * objective.samples / per_step)
+            ) * (objective.num_iterations)
             return Steps(steps, steps, log_every=self.log_every)
         # A completion has at least one token, so this many steps always use up the budget.
         steps = math.ceil(self.max_tokens / per_step)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill.benchmarks.grading.graded import NAME_A_GRADER
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
@@ -35,7 +36,7 @@ def find_models(
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = find(model, "student", model["student_dtype"])
     roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
-    roles |= objective.live_roles
+    roles |= objective.live_roles | {SIGNALS[name].role for name in objective.problem_signals}
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, ModelSource] = {}
@@ -124,6 +125,8 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
         return f"loss={loss} needs the {role}'s next steps"
     if role in objective.cached_signals.values():
         return f"loss={loss} needs the {role}'s log-probs of the traces"
+    if role == "teacher" and objective.problem_signals:
+        return f"loss={loss} needs the teacher's own answers to the problems"
     return None
 
 
@@ -156,6 +159,11 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
         raise UserError(
             "loss.token_weight.behavior=sampler is about how the traces were sampled, and the teacher wrote "
             "them without seeing a solution: take behavior=model, or loss.teacher_sees=prompt"
+        )
+    if objective.problem_signals and recipe.grade is None:
+        raise UserError(
+            f"loss={loss} asks which problems the teacher solves, and this data set has no grader: name one, "
+            f"{NAME_A_GRADER}"
         )
     weight = objective.token_weight
     if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
@@ -192,6 +200,11 @@ def check_served(
             "this loss runs the teacher as it trains, and a server gives only log-probs of the data's "
             "traces: take loss.rollouts=dataset and, for a loss over the vocabulary, "
             "loss.distribution.source=top_k"
+        )
+    elif objective.problem_signals:
+        why = (
+            "this loss lets the teacher answer the problems, which a training run asks of no server: take "
+            "another token_weight than teacher_right"
         )
     elif served is None or not cached:
         why = "this loss takes nothing of a teacher that could be cached"

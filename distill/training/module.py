@@ -29,13 +29,14 @@ from distill.models.language_model import LanguageModel
 from distill.models.lora import fingerprint, frozen_names, is_adapted
 from distill.models.sharding import fill, is_sharded, make_even_passes, outline, shard, whole_weights
 from distill.objective.objective import Objective
+from distill.objective.rewards import Rewarded
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
 from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
 from distill.training.length import Steps
-from distill.training.rollouts import RolloutWriter
+from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
 
@@ -49,7 +50,7 @@ class Supervision:
             gives whole distributions or logprobs of rollouts.
         teacher_matrix: [vocab, hidden] the teacher's output matrix, if its hidden states are cached.
         retokenizer: makes the teacher's view of rollouts, if teacher and student read different tokens.
-        grade: grades answers, if the objective values reasoning steps by them.
+        grade: grades answers, if the objective rewards them or values reasoning steps by them.
         cached_flops: FLOPs that frozen models spent on cached signals; the teacher's total starts here.
     """
 
@@ -112,6 +113,7 @@ class DistillModule(lightning.LightningModule):
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
         rollouts = objective.rollouts
         self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
+        self._kept = KeptRollouts(objective.num_iterations)
         self.step_metrics = StepMetrics(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
@@ -121,7 +123,7 @@ class DistillModule(lightning.LightningModule):
         self.save_wanted = False  # this rank's clock says that a checkpoint is due
         self.saving = False  # a checkpoint is due on some rank; the same on all ranks
         self._resumed_rng: dict[str, Tensor] = {}
-        self._rollout_seconds = self._proposal_seconds = 0.0
+        self._rollout_seconds = self._proposal_seconds = self._reward_seconds = 0.0
         self._step_began = 0.0
         self._outline: LanguageModel | None = None  # of a sharded student
         self._base: str | None = None  # fingerprint of a sharded student's frozen weights
@@ -132,6 +134,8 @@ class DistillModule(lightning.LightningModule):
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
             self.objective.proposals.check(student.source, self.grade)
+        if self.objective.rewarded and self.objective.rewards is not None:
+            self.objective.rewards.check(self.grade)
 
     def configure_model(self) -> None:
         """Shard student and frozen models, if the strategy does; Lightning calls it before every fit."""
@@ -245,8 +249,10 @@ class DistillModule(lightning.LightningModule):
             meter.take()  # discard FLOPs of evaluations between two steps
         rollouts = self.objective.rollouts
         on_policy = isinstance(rollouts, StudentRollouts) and rollouts.chosen(self.seed, number)
+        rewarded = None
         if isinstance(rollouts, StudentRollouts) and on_policy:
-            batch = self._roll_out(batch, rollouts, number)
+            again = self._kept.again(self.trainer.global_step, self._micro_batch)
+            batch, rewarded = again or self._roll_out(batch, rollouts, number)
         own, weigh = None, self.objective.trace_weights
         if weigh is not None:
             own = weigh.weights(batch, self.student_lm)
@@ -262,6 +268,10 @@ class DistillModule(lightning.LightningModule):
             consistent = weigh.consistency_loss(batch, student, own, self.student_lm)
             result = replace(result, total=result.total + consistent)
         self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
+        if rewarded is not None:
+            self.step_metrics.reward(rewarded)
+        if on_policy:
+            self._kept.keep(self.trainer.global_step, self._micro_batch, batch, rewarded, result.logprobs)
         self._count_heads(student, micro_batch)
         self.step_metrics.spend(**{name: meter.take() for name, meter in self._meters.items()})
         # on_before_optimizer_step divides the whole step's sum by the whole step's denominator. Undo
@@ -285,15 +295,16 @@ class DistillModule(lightning.LightningModule):
         values: dict[str, float] = dict(
             zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True)
         )
-        if values["denominator"] < 0:
+        divisor = self.step_metrics.divisor(values)
+        if divisor < 0:
             raise UserError(
                 f"the weights of optimizer step {self.trainer.global_step + 1} sum to "
-                f"{values['denominator']:.4g}, and a negative sum cannot be the divisor: take "
+                f"{divisor:.4g}, and a negative sum cannot be the divisor: take "
                 f"loss.normalize=tokens and a number for loss.scale"
             )
         # DDP averages gradients over ranks, hence world_size. A zero denominator means that all weights are
         # zero, and so is the gradient.
-        factor = self.trainer.world_size / values["denominator"] if values["denominator"] > 0 else 0.0
+        factor = self.trainer.world_size / divisor if divisor > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
         self._values = values
         if self._zero is not None:  # which calls `end_step` when it has the norm
@@ -314,9 +325,12 @@ class DistillModule(lightning.LightningModule):
         """
         values = self._values
         self._check_finite(values["total"], gradient_norm)
-        self.stopping, self.saving = values["stops"] > 0, values["saves"] > 0
+        # A checkpoint has no completions, so that a run is resumed where others are written.
+        whole = (self.trainer.global_step + 1) % self.objective.num_iterations == 0
+        self.stopping, self.saving = values["stops"] > 0 and whole, values["saves"] > 0 and whole
         self._log_step(values, gradient_norm, self.trainer.optimizers[0].param_groups[0]["lr"])
-        mean = values["total"] / values["denominator"] if values["denominator"] > 0 else 0.0
+        divisor = self.step_metrics.divisor(values)
+        mean = values["total"] / divisor if divisor > 0 else 0.0
         self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
         self.step_metrics.close()
         self._micro_batch = 0
@@ -455,10 +469,13 @@ class DistillModule(lightning.LightningModule):
             self._shared_ids = ids[:, (ids < sizes).all(0)].to(self.device)
         return {"shared_ids": self._shared_ids}
 
-    def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
-        """Replace the batch's completions by the student's rollouts."""
+    def _roll_out(
+        self, batch: Batch, rollouts: StudentRollouts, number: int
+    ) -> tuple[Batch, Rewarded | None]:
+        """Replace the batch's completions by the student's rollouts, `rollouts.samples` of each prompt, and
+        reward them if the objective does."""
         began = time.perf_counter()
-        prompts = batch.prompts()
+        prompts = repeated(batch.prompts(), rollouts.samples)
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling
         if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
@@ -471,14 +488,27 @@ class DistillModule(lightning.LightningModule):
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
-            for example, prompt, ids in zip(batch.examples, prompts, written, strict=True)
+            for example, prompt, ids in zip(
+                repeated(batch.examples, rollouts.samples), prompts, written, strict=True
+            )
         ]
         if self.retokenizer is not None and batch.teacher_view is not None:
-            for trace, teachers_prompt in zip(traces, batch.teacher_view.prompts, strict=True):
+            views = repeated(batch.teacher_view.prompts, rollouts.samples)
+            for trace, teachers_prompt in zip(traces, views, strict=True):
                 trace.teacher_view = self.retokenizer.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
+        rewarded, signals = None, list(self.objective.problem_signals)
+        for name in signals:
+            values = repeated(batch.signals[name].amax(-1).tolist(), rollouts.samples)  # zero on the prompt
+            for trace, value in zip(traces, values, strict=True):
+                trace.signals[name] = np.full(len(trace.completion_ids), value, dtype=np.float32)
+        if self.objective.rewards is not None and self.grade is not None:
+            began = time.perf_counter()
+            rewarded = reward(self.objective.rewards, self.grade, traces, self.student_lm, rollouts.samples)
+            signals += rewarded.signals
+            self._reward_seconds += time.perf_counter() - began
         pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
-        return collate(traces, pad_id=pad_id, layout=self.layout).to(self.device)
+        return collate(traces, signals, pad_id, self.layout).to(self.device), rewarded
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
         """Let student and teacher propose next reasoning steps for the batch's prefixes, and value them."""
@@ -520,10 +550,12 @@ class DistillModule(lightning.LightningModule):
         }
         if isinstance(self.objective.rollouts, StudentRollouts):
             metrics["rollouts/seconds"] = self._rollout_seconds
+        if self.objective.rewarded:
+            metrics["rewards/seconds"] = self._reward_seconds
         if self.objective.compares_steps:
             metrics["steps/seconds"] = self._proposal_seconds
         metrics |= self.step_metrics.end_token(values)  # last, as the last columns of metrics.csv
-        self._rollout_seconds = self._proposal_seconds = 0.0
+        self._rollout_seconds = self._proposal_seconds = self._reward_seconds = 0.0
         self.totals.setdefault("first_loss", metrics["train/loss"])
         self.totals["last_loss"] = metrics["train/loss"]
         # Log with the optimizer step's own number: Lightning's counter is one behind after resuming.

@@ -38,6 +38,8 @@ _WHOLE = {
     "checkpoint.keep": 1,
     "loss.distribution.top_k": 1,
     "loss.distribution.samples": 1,
+    "loss.rollouts.samples": 1,
+    "loss.rollouts.num_iterations": 1,
     "loss.proposals.max_step_tokens": 1,
     "loss.proposals.continuations": 1,
     "loss.proposals.continuation_tokens": 1,
@@ -65,6 +67,7 @@ _WHOLE_OR_NULL = {
     "check.max_tokens": 1,
     "checkpoint.every": 1,
     "drift.limit": 1,
+    "estimate.groups": 1,
     "estimate.traces": 1,
     "estimate.prompt_tokens": 1,
     "estimate.completion_tokens": 1,
@@ -86,9 +89,12 @@ _RANGES = {
     "judge.timeout": "(0, inf)",
     "judge.temperature": "[0, inf)",
     "engine.wait": "[0, inf)",
+    "loss.rewards.format": "[0, inf)",
     "loss.temperature": "(0, inf)",
     "loss.token_loss.alpha": "[0, 1)",
     "loss.token_loss.beta": "[0, 1]",
+    "loss.token_loss.eps_low": "[0, 1]",
+    "loss.token_loss.eps_high": "[0, inf)",
     "loss.token_loss.start": "[0, 1]",
     "loss.token_loss.end": "[0, 1]",
     "loss.token_weight.temperature": "(0, inf)",
@@ -162,6 +168,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         value = select(values, key, absent=False)
         if not isinstance(value, bool):
             raise UserError(f"{key}={value!r} is neither true nor false")
+    _check_groups(values)
     if select(values, "seed", absent=0) > _SEEDS:
         raise UserError(f"seed={values['seed']} must be at most {_SEEDS}")
     betas = select(values, "optimizer.betas", absent=[0, 0])
@@ -175,6 +182,30 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             1 <= value[0] <= value[1]
         ):
             raise UserError(f"{key}={value!r} must be two whole numbers, fewest and most, such as [4,8]")
+
+
+def _check_groups(values: Mapping[str, Any]) -> None:
+    """Check that micro-batches hold whole groups of rollouts, and checkpoints fall between them."""
+    rows, samples, iterations, every = (
+        select(values, key, absent=None)
+        for key in (
+            "data.batch_size",
+            "loss.rollouts.samples",
+            "loss.rollouts.num_iterations",
+            "checkpoint.every",
+        )
+    )
+    if samples is not None and rows is not None and rows % samples:
+        raise UserError(
+            f"data.batch_size={rows} completions are no whole groups of loss.rollouts.samples={samples} of a "
+            f"problem: take a multiple of {samples}, such as {-(-rows // samples) * samples}"
+        )
+    if iterations is not None and every is not None and every % iterations:
+        raise UserError(
+            f"checkpoint.every={every} would save between optimizer steps on the same completions "
+            f"(loss.rollouts.num_iterations={iterations}), where no run is resumed exactly: take a multiple "
+            f"of {iterations}"
+        )
 
 
 def _check_range(key: str, value: Any, interval: str, or_null: str) -> None:

@@ -28,6 +28,7 @@ from distill.models.lazy import LazyModel
 from distill.models.lora import add_lora, is_adapted, parameter_counts, unadapted_experts
 from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
+from distill.objective.rewards import check_golds
 from distill.runs.folder import claim, describe
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
@@ -101,6 +102,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     lightning.seed_everything(setup.seed, verbose=False)
     with clock("traces"):  # before the models: a mistake in the data costs no loading
         examples = spool_examples(setup.recipe.source, setup.cache)
+        if objective.rewarded or objective.problem_signals:
+            check_golds(examples)
     recipe = replace(setup.recipe, source=lambda: examples)
     if first_rank() and setup.resumed is None:
         claim(setup.folder)
@@ -234,6 +237,8 @@ def prepare_traces(
         traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say, folder=cache)
     elif rollouts and "teacher" in objective.live_roles:
         _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
+    if objective.problem_signals:
+        traces = recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
     if prompts_only:
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":

@@ -317,6 +317,62 @@ class TraceRecipe:
             )
         return traces
 
+    def note_success(
+        self,
+        traces: Traces,
+        student: ModelSource,
+        teacher: LazyModel,
+        cache: Path,
+        say: Callable[[str], None] = print,
+    ) -> Traces:
+        """Let the teacher answer the traces' problems, and note in their signals how many answers are right.
+
+        Args:
+            traces: training set.
+            student: for the prompts.
+            teacher: writes `samples` answers to each problem, which are cached.
+            cache: folder of all caches.
+            say: reports how many problems it solves.
+
+        Returns:
+            The traces with the signal `teacher_success`.
+
+        Raises:
+            UserError: it solves none.
+        """
+        assert self.grade is not None  # checked before training
+        retokenizer = self.retokenizer(student, teacher.source)
+        examples = list({trace.example.problem: trace.example for trace in traces}.values())
+        prompts = [retokenizer.prompt_ids(example) for example in examples]
+        check_room(examples, prompts, teacher.source)
+        completions = sample_completions(
+            teacher,
+            prompts,
+            self.sampling or Sampling(temperature=1.0),
+            samples=self.samples,
+            batch_size=self.sampling_batch_size,
+            seed=self.seed,
+            cache=cache,
+            label="teacher answers the problems",
+        )
+        shares: dict[str, float] = {}
+        for example, prompt, written in zip(examples, prompts, completions, strict=True):
+            texts = [written_text(retokenizer.tokenizer, prompt, ids) for ids in written]
+            right = [graded(self.grade, example, text).correct for text in texts]
+            shares[example.problem] = sum(right) / len(right)
+        solved = sum(share > 0 for share in shares.values())
+        say(f"the teacher solves {solved} of {len(examples)} problems (data.samples={self.samples} answers)")
+        if not solved:
+            raise UserError(
+                f"the teacher solves none of the {len(examples)} problems, so that nothing would be learned "
+                f"of it: use a better teacher (model.teacher), or let it write longer (data.max_new_tokens)"
+            )
+
+        def of_problem(place: int, trace: Trace) -> np.ndarray:
+            return np.full(len(trace.completion_ids), shares[trace.example.problem], dtype=np.float32)
+
+        return traces.with_signal("teacher_success", of_problem)
+
     def _fitting(
         self,
         traces: Traces,

@@ -202,12 +202,13 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
     return DistillDataModule(
         prepared.traces,
         signals=setup.objective.batch_signals,
-        batch_size=setup.length.batch_size,
+        batch_size=setup.length.batch_size // setup.objective.samples,
         steps=steps.limit,
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
         by_problem=setup.objective.trace_weights is not None,
+        num_iterations=setup.objective.num_iterations,
     )
 
 

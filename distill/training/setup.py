@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 
+from distill.benchmarks.grading.graded import NAME_A_GRADER
 from distill.config.instantiate import OptimizerFactory, build, build_optimizer, resolved
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
@@ -298,6 +299,8 @@ class Setup:
         check_vocabularies(self.student, self.frozen, objective, self.launch.loss)
         if objective.compares_steps and objective.proposals is not None:
             objective.proposals.check(self.student, self.recipe.grade)
+        if objective.rewarded and objective.rewards is not None:
+            objective.rewards.check(self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
         check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
@@ -345,9 +348,8 @@ def _validation(
         return None
     if settings.accuracy is not None and recipe.grade is None:
         raise UserError(
-            f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, for answers in "
-            f"\\boxed{{}} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge, or leave "
-            f"validation.accuracy at null"
+            f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, "
+            f"{NAME_A_GRADER}, or leave validation.accuracy at null"
         )
     if writes_all(objective):
         if settings.accuracy is None or settings.best == LOSS:

@@ -11,7 +11,9 @@ from torch import Tensor
 from distill.data.batch import Batch
 from distill.generation.sampling import StudentRollouts
 from distill.losses.controls import effective_sample_size
+from distill.losses.weights import batch_deviation
 from distill.objective.objective import Objective
+from distill.objective.rewards import Rewarded
 from distill.objective.step_values import StepValues
 from distill.objective.terms import LossSums
 
@@ -26,8 +28,18 @@ _SUMS = (
     "rollout_tokens",
     "truncated_rollouts",
 )
-_FLOPS = ("student_flops", "teacher_flops")  # last, because they are counted on the host
+_FLOPS = ("student_flops", "teacher_flops")  # last with _REWARD_SUMS, because they are counted on the host
 _END_SUMS = ("ended_traces", "end_probability", "end_weight")
+_POLICY_SUMS = ("entropy", "clipped")
+_REWARD_SUMS = (
+    "completions",
+    "reward",
+    "reward_squared",
+    "right",
+    "groups",
+    "equal_groups",
+    "written_tokens",
+)
 _STEP_SUMS = ("steps", "student_step_value", "teacher_step_value", "step_weight", "agreed_steps")
 
 
@@ -50,23 +62,30 @@ class StepMetrics:
         self.end_ids = list(end_ids)
         terms = (f"loss_{name}" for name in objective.terms)
         steps = _STEP_SUMS if objective.compares_steps else ()
-        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *_FLOPS)
+        policy = _POLICY_SUMS if objective.rewarded else ()
+        self._host_names = (*_FLOPS, *(_REWARD_SUMS if objective.rewarded else ()))
+        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *policy, *self._host_names)
         self.traces: tuple[str, ...] = ()
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
-        self._flops = dict.fromkeys(_FLOPS, 0.0)
+        self._on_host: dict[str, float] = dict.fromkeys(self._host_names, 0.0)
         self.weight_counts: Tensor | None = None
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
         """This rank's sums, float64."""
         assert self._sums is not None, "no micro-batch yet"
-        return torch.cat([self._sums, self._sums.new_tensor(list(self._flops.values()))])
+        return torch.cat([self._sums, self._sums.new_tensor(list(self._on_host.values()))])
 
     def spend(self, *, student: float, teacher: float) -> None:
         """Add FLOPs of a micro-batch: the student's, and those of all frozen models."""
-        self._flops["student_flops"] += student
-        self._flops["teacher_flops"] += teacher
+        self._on_host["student_flops"] += student
+        self._on_host["teacher_flops"] += teacher
+
+    def reward(self, rewarded: Rewarded) -> None:
+        """Add the rewards of a micro-batch."""
+        for name, value in rewarded.sums.items():
+            self._on_host[name] += value
 
     def add(
         self, result: LossSums, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
@@ -101,6 +120,8 @@ class StepMetrics:
             (result.logprobs.gather(-1, last).double().exp() * ended).sum(),
             (result.weights.gather(-1, last).double() * ended).sum(),
         ]
+        if self.objective.rewarded:
+            sums += [result.policy.get(name, none) for name in _POLICY_SUMS]
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
@@ -123,7 +144,7 @@ class StepMetrics:
     def close(self) -> None:
         """Reset for the next optimizer step."""
         self._sums, self.traces = None, ()
-        self._flops = dict.fromkeys(_FLOPS, 0.0)
+        self._on_host = dict.fromkeys(self._host_names, 0.0)
 
     def take_weight_counts(self) -> np.ndarray:
         """Histogram of token weights over `WEIGHT_BINS` since the last call; outliers are in the end bins."""
@@ -135,7 +156,7 @@ class StepMetrics:
 
     def metrics(self, values: Mapping[str, float]) -> dict[str, float]:
         """Metrics to log, from the step's sums over all ranks (by name)."""
-        tokens, denominator = values["tokens"], values["denominator"]
+        tokens, denominator = values["tokens"], self.divisor(values)
         metrics = {
             "train/loss": values["total"] / denominator if denominator > 0 else 0.0,
             "train/nll": values["nll"] / tokens,
@@ -159,6 +180,8 @@ class StepMetrics:
         if isinstance(self.objective.rollouts, StudentRollouts):
             metrics["rollouts/tokens"] = values["rollout_tokens"]
             metrics["rollouts/truncated"] = values["truncated_rollouts"]
+        if self.objective.rewarded and values["completions"] > 0:
+            metrics |= _rewards(values, self.objective.samples)
         if self.objective.compares_steps:
             steps = max(1.0, values["steps"])
             metrics |= {
@@ -169,6 +192,13 @@ class StepMetrics:
                 "steps/agreed": values["agreed_steps"] / steps,
             }
         return metrics
+
+    def divisor(self, values: Mapping[str, float]) -> float:
+        """What the step's loss and gradient are divided by, from the step's sums over all ranks."""
+        if not self.objective.divides_by_deviation:
+            return values["denominator"]
+        deviation = batch_deviation(values["completions"], values["reward"], values["reward_squared"])
+        return values["denominator"] * deviation
 
     def end_token(self, values: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the end tokens among the trained tokens, from the step's sums; none without one.
@@ -183,3 +213,19 @@ class StepMetrics:
             "train/end_token_probability": values["end_probability"] / ended,
             "weights/end_token": values["end_weight"] / ended,
         }
+
+
+def _rewards(values: Mapping[str, float], samples: int) -> dict[str, float]:
+    """Metrics of graded completions, from the step's sums."""
+    completions, tokens = values["completions"], max(1.0, values["rollout_tokens"])
+    found = {
+        "rewards/mean": values["reward"] / completions,
+        "rewards/right": values["right"] / completions,
+        "rollouts/length": values["written_tokens"] / completions,
+        "rollouts/truncated_share": values["truncated_rollouts"] / completions,
+        "rollouts/entropy": values["entropy"] / tokens,
+        "rollouts/clipped": values["clipped"] / tokens,
+    }
+    if samples > 1:
+        found["rewards/equal_groups"] = values["equal_groups"] / values["groups"]
+    return found

@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distill.generation.sampling import StudentRollouts
 from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import (
+    clipped_surrogate,
     cross_entropy,
     forward_kl,
     jsd,
+    k3,
     policy_gradient,
     reference_kl,
     reverse_kl,
@@ -46,9 +49,10 @@ from distill.losses.divergence import (
 from distill.losses.inputs import WeightedTerm
 from distill.losses.logits import label_logprobs, student_signals
 from distill.losses.signals import signals
-from distill.losses.weights import dft, eaft, iw_opd, iw_sft, psft, tis, uniform
+from distill.losses.weights import dft, eaft, group_advantage, iw_opd, iw_sft, psft, tis, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
+from distill.objective.rewards import Rewards
 from distill.objective.terms import LossSums, Term
 
 pytestmark = [
@@ -1261,6 +1265,82 @@ def test_iw_opd_is_trls(report: Report) -> None:
     )
     pairs = named(ours, heads.with_gradients(theirs))
     report.same("trl", "objective iw_opd = IWOPDTrainer", DOUBLE, **pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "eps_high"), [("grpo", "group", 0.2), ("dr_grpo", "none", 0.2), ("dapo", "group", 0.28)]
+)
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_grpo_is_trls(report: Report, kind: str, scale: str, eps_high: float, beta: float) -> None:
+    """In a later step on the same completions, one of which has no end and is masked. TRL's deviation and its
+    loss's three divisors are ours."""
+    trainer = peer("trl.trainer.grpo_trainer:GRPOTrainer")
+    heads, mask = draw_heads(27, torch.float64, tokens=36), ragged()
+    labels, samples, longest = heads.labels.view(mask.shape), 2, 11
+    generator = torch.Generator().manual_seed(28)
+    old, reference = -torch.rand(2, *mask.shape, generator=generator, dtype=torch.float64)
+    rewards = torch.tensor([1.0, 0.0, 0.1, 1.1], dtype=torch.float64)
+    groups = rewards.view(-1, samples)
+    deviation = peer("trl.trainer.utils:nanstd")(groups, dim=1).repeat_interleave(samples)
+    mean = groups.mean(1).repeat_interleave(samples)
+    ended = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    spread = {
+        name: values.unsqueeze(1).expand(mask.shape)
+        for name, values in (("reward", rewards), ("group_reward", mean), ("group_deviation", deviation))
+    }
+    objective = Objective(
+        StudentRollouts(fraction=1.0, samples=samples, max_new_tokens=longest),
+        partial(clipped_surrogate, eps_high=eps_high),
+        partial(group_advantage, scale=scale),
+        rewards=Rewards(),
+        extra={"kl": Term(k3, coefficient=beta)},
+        normalize={"grpo": "completions", "dr_grpo": "longest", "dapo": "tokens"}[kind],
+    )
+    # Near the student's log-probs, so that some tokens are clipped and others are not.
+    old = label_logprobs(Head(heads.hidden, heads.weight), heads.labels).view(mask.shape) + 0.6 * (old + 0.5)
+    given = {**spread, "old_logprobs": old, "reference_logprobs": reference}
+    _, ours = run(objective, heads, mask, given, by_student=True, trace_weights=ended)
+    every = (heads.hidden @ heads.weight.T).view(*mask.shape, -1).log_softmax(-1)
+    written = every.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    nothing = defaultdict(lambda: defaultdict(list))
+    itself = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (written, -(every.exp() * every).sum(-1), None),
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level="token",
+        loss_type=kind,
+        epsilon_low=0.2,
+        epsilon_high=eps_high,
+        beta=beta,
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+        use_vllm=False,
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        accelerator=SimpleNamespace(num_processes=1, reduce=lambda x, **_: x, gather=lambda x: x),
+        max_completion_length=longest,
+        _entropy_bonus_enabled=False,
+        _metrics=nothing,
+    )
+    counted = mask * ended.unsqueeze(1)
+    theirs = trainer._compute_loss(
+        itself,
+        None,
+        {
+            "prompt_ids": labels[:, :1],
+            "prompt_mask": mask[:, :1],
+            "completion_ids": labels,
+            "completion_mask": counted,
+            "advantages": (rewards - mean) / (deviation + 1e-4 if scale == "group" else 1.0),
+            "old_per_token_logps": old,
+            "ref_per_token_logps": reference,
+            "num_items_in_batch": counted.sum(),
+        },
+    )
+    clipped = nothing["train"]["clip_ratio/region_mean"][0]
+    assert 0 < clipped < 1
+    pairs = named(ours, heads.with_gradients(theirs))
+    report.same("trl", f"objective {kind} = GRPOTrainer, β = {beta}", DOUBLE, **pairs)
 
 
 METRICS = [f"iw_opd/{name}" for name in ("mean_advantage", "mean_abs_advantage")] + [

@@ -35,6 +35,9 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "todi": losses.todi,
     "taid": losses.Taid(start=0.3),
     "policy_gradient": losses.policy_gradient,
+    "clipped_surrogate": losses.clipped_surrogate,
+    "clipped_surrogate_0.05": partial(losses.clipped_surrogate, eps_low=0.05, eps_high=3.0),
+    "k3": losses.k3,
 }
 every_form = pytest.mark.parametrize("loss", FORMS.values(), ids=FORMS.keys())
 
@@ -50,6 +53,9 @@ def draw(scale: float = 2.0, dtype: torch.dtype = torch.float64) -> dict[str, Te
         "log_r": theirs.to(dtype).log_softmax(-1),
         "labels": torch.randint(VOCAB, (ROWS,), generator=generator),
         "teacher_logprobs": -torch.rand(ROWS, generator=generator, dtype=torch.float64).to(dtype) * 5,
+        "reference_logprobs": -torch.rand(ROWS, generator=generator, dtype=torch.float64).to(dtype) * 5,
+        "old_logprobs": -torch.rand(ROWS, generator=generator, dtype=torch.float64).to(dtype) * 5,
+        "weight": torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5, 2.0], dtype=dtype),
     }
 
 

@@ -30,6 +30,8 @@ BY_TOKEN = {
     "psft": weights.psft,
     "t3s": weights.t3s,
     "validity": weights.validity,
+    "group_advantage": weights.group_advantage,
+    "teacher_right": weights.teacher_right,
     "iw_sft": partial(weights.iw_sft, level="token", min_ratio=0.2, max_ratio=1.8),
 }
 BY_SEQUENCE = {

@@ -16,6 +16,7 @@ from distill.losses.divergence import Taid
 from distill.losses.signals import SIGNALS, properties_of, signals
 from distill.models.head import Head
 from distill.objective.objective import Objective
+from distill.objective.rewards import Rewards
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import LossSums
 
@@ -39,10 +40,12 @@ WEIGHTS = functions_of(weights, "mask")
 def test_the_grid_is_as_large_as_the_field() -> None:
     assert set(LOSSES) == {
         "akl",
+        "clipped_surrogate",
         "cross_entropy",
         "forward_kl",
         "gold",
         "jsd",
+        "k3",
         "policy_gradient",
         "reference_kl",
         "reverse_kl",
@@ -58,6 +61,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
     assert set(WEIGHTS) == {
         "dft",
         "eaft",
+        "group_advantage",
         "iw_opd",
         "iw_sft",
         "later_log_ratio",
@@ -66,6 +70,7 @@ def test_the_grid_is_as_large_as_the_field() -> None:
         "span_support_ratio",
         "support_ratio",
         "t3s",
+        "teacher_right",
         "tis",
         "uniform",
         "validity",
@@ -79,10 +84,13 @@ def apply(objective: Objective, work: Work, on_policy: bool, places: Tensor | No
         return states[work.mask] if places is None else states.flatten(0, 1).index_select(0, places)
 
     given = {
-        name: work.token_signals["teacher_logprobs" if signal.shape == "step" else name]
+        name: work.token_signals[name if signal.shape == "token" else "teacher_logprobs"]
         for name, signal in SIGNALS.items()
         if name in objective.signals and signal.shape != "vocab" and not name.startswith("student_")
     }
+    if objective.compares_rewards:
+        given["group_reward"] = work.token_signals["initial_logprobs"]
+        given["group_deviation"] = work.token_signals["reference_logprobs"].abs()
     if objective.compares_steps:
         given["student_step_value"] = work.token_signals["initial_logprobs"]
     if objective.compares_tokens:
@@ -124,11 +132,21 @@ def exact(work: Work) -> Work:
     return changed(work, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("weight", WEIGHTS)
+# Of rewards and of whole problems: each with a few of the others, for they are alike to it.
+OF_REWARDS = {"clipped_surrogate", "k3", "group_advantage", "teacher_right"}
+FEW = {"cross_entropy", "forward_kl", "uniform", "support_ratio", *OF_REWARDS}
+PAIRS = [
+    (loss, weight)
+    for weight in WEIGHTS
+    for loss in LOSSES
+    if not {loss, weight} & OF_REWARDS or {loss, weight} <= FEW
+]
+
+
+@pytest.mark.parametrize(("loss", "weight"), PAIRS)
 def test_every_loss_works_with_every_weight_wherever_it_makes_sense(loss: str, weight: str) -> None:
     for on_policy in (False, True):
-        rollouts = StudentRollouts(1.0) if on_policy else "dataset"
+        rollouts = StudentRollouts(1.0, samples=2) if on_policy else "dataset"
         if properties_of(LOSSES[loss]).on_policy_only and not on_policy:
             with pytest.raises(ValueError, match="right on the student's own completions alone"):
                 Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
@@ -137,8 +155,17 @@ def test_every_loss_works_with_every_weight_wherever_it_makes_sense(loss: str, w
             with pytest.raises(ValueError, match="log-probs of whole completions"):
                 Objective(rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals())
             continue
+        if weight == "group_advantage" and not on_policy:
+            with pytest.raises(ValueError, match="lets it write nothing"):
+                Objective(rollouts, LOSSES[loss], WEIGHTS[weight], rewards=Rewards())
+            continue
         objective = Objective(
-            rollouts, LOSSES[loss], WEIGHTS[weight], proposals=StepProposals(), chunk_size=4
+            rollouts,
+            LOSSES[loss],
+            WEIGHTS[weight],
+            proposals=StepProposals(),
+            rewards=Rewards() if weight == "group_advantage" else None,
+            chunk_size=4,
         )
         assert objective.signals == (signals(LOSSES[loss]) | signals(WEIGHTS[weight])) & SIGNALS.keys()
         for dtype, close, slope in ((torch.float32, 1e-4, 1e-4), (torch.bfloat16, 1e-3, 2e-2)):

@@ -24,7 +24,9 @@ WITHOUT_A_PAPER = {"sft", "tis"}
 # DCOD with other parameters of its weight, which tests of the weight cover.
 OTHER_PARAMETERS = {"dcod_tau2", "dcod_tau4", "dcod_clip_exp"}
 # A policy gradient's value is no measure of anything; its gradient is the reverse KL's.
-BY_GRADIENT = {"opd", "iw_opd"}
+BY_GRADIENT = {"opd", "iw_opd", "opd_right"}
+# Nor is an advantage's; the rewards must rise.
+BY_REWARD = {"grpo", "dr_grpo", "dapo", "opd_grpo"}
 # Runs whose metrics differ; drawing them takes as long as their steps.
 DRAWN = {"dcod", "on_policy_kd", "validity", "minillm"}
 
@@ -126,9 +128,13 @@ def parts(preset: str) -> dict[str, str]:
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_PARAMETERS])
 def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:
     # One sample a token says little about the whole distribution: more of them, and smaller steps.
-    gently = ["optimizer.lr=1e-4", "data.limit=96", "data.batch_size=96"] if preset in BY_GRADIENT else []
-    rows = train(preset, tmp_path / "run", cache, *gently)
-    assert len(rows) == 20
+    size = 48 if preset == "opd_right" else 96
+    gently = ["optimizer.lr=1e-4", f"data.limit={size}", f"data.batch_size={size}"]
+    few = ["optimizer.lr=3e-4", "data.limit=8", "loss.rollouts.samples=16", "data.batch_size=128"]
+    words = gently if preset in BY_GRADIENT else few if preset in BY_REWARD else []
+    steps = 12 if preset in BY_REWARD else 20
+    rows = train(preset, tmp_path / "run", cache, *words, f"trainer.max_steps={steps}")
+    assert len(rows) == steps
     losses = [float(row["train/loss_main"] if preset == "minillm" else row["train/loss"]) for row in rows]
     if preset in BY_GRADIENT:
         teacher = find_model("package:distill/tiny/teacher", key="model.teacher").load()
@@ -137,6 +143,10 @@ def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) 
         assert reverse_kl_of_own_completions(after, teacher) < 0.8 * reverse_kl_of_own_completions(
             before, teacher
         )
+    elif preset in BY_REWARD:
+        rewards = [float(row["rewards/mean"]) for row in rows]
+        assert sum(rewards[-5:]) > sum(rewards[:5]) + 5 * 0.05
+        assert all(0 <= float(row["rewards/equal_groups"]) <= 1 for row in rows)
     elif preset in ("on_policy_kd", "distillm", "distillm2"):  # whose steps are of two kinds
         own = [float(row["rollouts/tokens"]) > 0 for row in rows]
         assert any(own)

@@ -912,6 +912,18 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
             "loss.teacher_sees=solution loss.token_weight.behavior=sampler data.completions=teacher",
             "the teacher wrote them without seeing a solution",
         ),
+        (
+            "loss=grpo data.batch_size=12",
+            "data.batch_size=12 completions are no whole groups of loss.rollouts.samples=8 of a problem: "
+            "take a multiple of 8, such as 16",
+        ),
+        ("loss=grpo loss.rollouts.samples=1", "a group of one has nothing to compare with"),
+        ("loss=grpo loss.rollouts.num_iterations=3", "checkpoint.every=100 would save between optimizer"),
+        ("loss=grpo", "loss.rewards: answers are graded, and this data set has no grader"),
+        (
+            "loss=grpo +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge",
+            "has no gold answer, which grading needs (96 in all): name its field (data.fields.gold=<field>)",
+        ),
         ("loss=opd loss.rollouts.fraction=0.5", "policy_gradient is right on the student's own completions"),
         (
             "loss=seqkd model.teacher=null",

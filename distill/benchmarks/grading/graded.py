@@ -7,6 +7,10 @@ from typing import Any
 from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Grader, Verdict
 
+# How to name a grader, for messages where data have none.
+NAME_A_GRADER = (
+    "for answers in \\boxed{} +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge"
+)
 UNCLOSED = Verdict(None, False, "unclosed thinking")
 
 
