@@ -16,7 +16,7 @@ import pytest
 import torch
 import typechecking  # before the package, the types of whose calls it has checked
 from chat_stub import stub  # noqa: F401  a fixture
-from covering import covering
+from covering import thinned
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -128,7 +128,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     whole = config.getoption("--all-cases")
     kept = [item for item in items if config.getoption("--campaign") or not _is_marked(item, "campaign")]
     if not whole:
-        kept = _thinned([item for item in kept if not _is_marked(item, "exhaustive")])
+        kept = thinned([item for item in kept if not _is_marked(item, "exhaustive")])
     left = {item.nodeid for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in left])
     items[:] = kept
@@ -148,22 +148,3 @@ def pytest_collection_finish() -> None:
 
 def _is_marked(item: pytest.Item, name: str) -> bool:
     return item.get_closest_marker(name) is not None
-
-
-def _thinned(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The tests without the cases that the marker `covering(strength)` leaves out."""
-    groups: dict[str, list[pytest.Function]] = {}
-    for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
-            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = set[str]()
-    for cases in groups.values():
-        marker = cases[0].get_closest_marker("covering")
-        assert marker is not None
-        axes = marker.kwargs.get("axes")
-        params = [case.callspec.params for case in cases]
-        # Values need not be hashable; a parameter's value is one object in all cases.
-        values = [axes(**of_case) if axes else {k: id(v) for k, v in of_case.items()} for of_case in params]
-        kept = covering(values, *marker.args)
-        left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
-    return [item for item in items if item.nodeid not in left_out]

@@ -3,6 +3,8 @@
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 
+import pytest
+
 
 def covering(cases: Sequence[Mapping[str, Hashable]], strength: int = 2) -> list[int]:
     """The places of a small subset of cases that has every combination of `strength` axes' values that all
@@ -24,3 +26,22 @@ def covering(cases: Sequence[Mapping[str, Hashable]], strength: int = 2) -> list
 
 def _combinations(case: Mapping[str, Hashable], strength: int) -> set[tuple[tuple[str, Hashable], ...]]:
     return set(combinations(sorted(case.items()), min(strength, len(case))))
+
+
+def thinned(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests without the cases that the marker `covering(strength)` leaves out."""
+    groups: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = set[str]()
+    for cases in groups.values():
+        marker = cases[0].get_closest_marker("covering")
+        assert marker is not None
+        axes = marker.kwargs.get("axes")
+        params = [case.callspec.params for case in cases]
+        # Values need not be hashable; a parameter's value is one object in all cases.
+        values = [axes(**of_case) if axes else {k: id(v) for k, v in of_case.items()} for of_case in params]
+        kept = covering(values, *marker.args)
+        left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
+    return [item for item in items if item.nodeid not in left_out]

@@ -3,9 +3,8 @@
 import sys
 from itertools import combinations, product
 
-import conftest
 import pytest
-from covering import covering
+from covering import covering, thinned
 
 AXES = {"loss": 13, "chunk": 5, "temperature": 3, "dtype": 2}
 CASES = [dict(zip(AXES, values, strict=True)) for values in product(*map(range, AXES.values()))]
@@ -44,4 +43,4 @@ def test_marked_tests_are_thinned(request: pytest.FixtureRequest, monkeypatch: p
     monkeypatch.setattr(sys.modules[__name__], "marked", marked, raising=False)
     cases = list(module._genfunctions("marked", marked))
     assert len(cases) == 12
-    assert len(conftest._thinned(cases)) == 4
+    assert len(thinned(cases)) == 4

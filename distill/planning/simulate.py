@@ -22,7 +22,7 @@ from distill.data.alignment import Alignment
 from distill.data.batch import Batch, collate
 from distill.data.trace import TeacherView, Trace
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import Role
+from distill.losses.signals import SIGNALS, Role
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.objective.objective import Objective
@@ -206,6 +206,7 @@ class _Step(DistillModule):
             global_step=_step_number(setup, micro_batches),
             accumulate_grad_batches=micro_batches,
             world_size=1,
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.0}])],
             strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         )
 
@@ -216,8 +217,13 @@ class _Step(DistillModule):
         self.teacher_matrix = torch.empty(rows, weight.shape[1], dtype=weight.dtype)
         return self.teacher_matrix
 
-    def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> Batch:
-        return batch
+    def _roll_out(self, batch: Batch, rollouts: StudentRollouts, number: int) -> tuple[Batch, None]:
+        rewards = {
+            name: torch.zeros(batch.mask.shape)
+            for name in self.objective.signals
+            if SIGNALS[name].shape == "reward"
+        }
+        return replace(batch, signals={**batch.signals, **rewards}), None
 
     def _propose(self, batch: Batch, number: int) -> StepValues:
         values = torch.zeros(batch.mask.shape)

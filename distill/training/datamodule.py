@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -67,6 +68,19 @@ class TraceOrder:
         return np.concatenate([self.groups[place] for place in generator.permutation(len(self.groups))])
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """What batches have in common.
+
+    Attributes:
+        by_problem: whether a problem's traces stay side by side in the order of traces.
+        num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
+    """
+
+    by_problem: bool = False
+    num_iterations: int = 1
+
+
 class DistillDataModule(lightning.LightningDataModule):
     """Batches of traces for a number of optimizer steps.
 
@@ -79,8 +93,7 @@ class DistillDataModule(lightning.LightningDataModule):
         seed: of the order of traces.
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
-        by_problem: whether a problem's traces stay side by side in the order of traces.
-        num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
+        repeats: what the batches have in common.
     """
 
     def __init__(
@@ -93,19 +106,17 @@ class DistillDataModule(lightning.LightningDataModule):
         seed: int,
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
-        by_problem: bool = False,
-        num_iterations: int = 1,
+        repeats: Repeats = Repeats(),
     ) -> None:
         super().__init__()
         self.traces = traces
-        self.num_iterations = num_iterations
         self.signals = tuple(signals)
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
         self.pad_id = pad_id
         self.layout = layout
-        self.by_problem = by_problem
+        self.repeats = repeats
         self._ahead: Prefetcher[Batch] | None = None
         self._held: dict[int, Trace] = {}
         self._room = _HELD_TOKENS
@@ -119,14 +130,14 @@ class DistillDataModule(lightning.LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
-            groups=_problems(self.traces) if self.by_problem else None,
+            groups=_problems(self.traces) if self.repeats.by_problem else None,
         )
         per_step = trainer.accumulate_grad_batches
         pinned = trainer.strategy.root_device.type == "cuda"
 
         def make(number: int) -> Batch:
             step, micro_batch = divmod(number, per_step)
-            number = step // self.num_iterations * per_step + micro_batch
+            number = step // self.repeats.num_iterations * per_step + micro_batch
             batch = self._batch([self._trace(index) for index in order.batch(number)])
             return batch.pin_memory() if pinned else batch
 

@@ -36,7 +36,8 @@ def find_models(
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     student = find(model, "student", model["student_dtype"])
     roles: set[Role] = {*objective.distributions.values(), *objective.cached_signals.values()}
-    roles |= objective.live_roles | {SIGNALS[name].role for name in objective.problem_signals}
+    roles |= objective.live_roles
+    roles.update(SIGNALS[name].role for name in objective.problem_signals)
     if recipe.completions == "teacher":
         roles.add("teacher")
     frozen: dict[Role, ModelSource] = {}

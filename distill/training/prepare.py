@@ -120,17 +120,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
         say = print if first_rank() else lambda text: None
-
-        def make(recipe: TraceRecipe) -> Traces:
-            return prepare_traces(
-                objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say
-            )
-
-        traces = make(recipe)
-        if served is not None and setup.teacher.verify:
-            error = served.verify(frozen["teacher"], teacher_traces(traces))
-            say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
-        traces, held = _hold_out(setup, traces, make, say)
+        traces, held = _traces(setup, recipe, student, frozen, served, say)
         if objective.trace_weights is not None:
             objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
         masked = masked_share(objective, traces, say)
@@ -153,6 +143,28 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         _held_out(setup, held),
         masked,
     )
+
+
+def _traces(
+    setup: Setup,
+    recipe: TraceRecipe,
+    student: LanguageModel,
+    frozen: Mapping[Role, LazyModel],
+    served: ServedTeacher | None,
+    say: Callable[[str], None],
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
+    """Training and validation traces with cached signals."""
+
+    def make(recipe: TraceRecipe) -> Traces:
+        return prepare_traces(
+            setup.objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say
+        )
+
+    traces = make(recipe)
+    if served is not None and setup.teacher.verify:
+        error = served.verify(frozen["teacher"], teacher_traces(traces))
+        say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
+    return _hold_out(setup, traces, make, say)
 
 
 def _hold_out(

@@ -49,7 +49,7 @@ from distill.training.callbacks import (
 )
 from distill.training.checkpoints import StudentCheckpoints, checkpoint_at, restore_student
 from distill.training.checks import with_strategy
-from distill.training.datamodule import DistillDataModule
+from distill.training.datamodule import DistillDataModule, Repeats
 from distill.training.evaluation import StudentEvaluation
 from distill.training.length import Steps
 from distill.training.module import DistillModule
@@ -207,8 +207,7 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
-        by_problem=setup.objective.trace_weights is not None,
-        num_iterations=setup.objective.num_iterations,
+        repeats=Repeats(setup.objective.trace_weights is not None, setup.objective.num_iterations),
     )
 
 

@@ -165,6 +165,8 @@ def test_every_other_command_is_known() -> None:
             known = verb in (*HYDRA, *PARSED, *BARE, *MEASURED) or (words == [] and verb == "--help")
         elif words[0] == "make":
             known = words[1] in targets
+        elif words[0] == "python" and words[1].startswith("tests/"):
+            known = (ROOT / words[1]).is_file()
         elif words[:2] == ["python", "-m"] and words[2].startswith("tests."):
             known = (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file()
         else:

@@ -646,12 +646,12 @@ def test_functions_that_ask_for_signals_nobody_has_are_refused_by_name() -> None
     def loss(log_q: Tensor, verdict: Tensor) -> Tensor:
         return log_q[:, 0] * verdict
 
-    def weight(mask: Tensor, reward: Tensor) -> Tensor:
-        return mask * reward
+    def weight(mask: Tensor, praise: Tensor) -> Tensor:
+        return mask * praise
 
     with pytest.raises(ValueError, match="loss asks for unknown signals: verdict"):
         Objective("dataset", loss, uniform)
-    with pytest.raises(ValueError, match="weight asks for unknown signals: reward"):
+    with pytest.raises(ValueError, match="weight asks for unknown signals: praise"):
         Objective("dataset", cross_entropy, partial(weight))
 
 
