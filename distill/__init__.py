@@ -19,7 +19,10 @@ if TYPE_CHECKING:
         evaluate_model,
         generate_traces,
         load_model,
+        measure_identity,
+        measure_similarity,
         plan_run,
+        prune_model,
         score_traces,
     )
     from distill.data.trace_set import TraceSet
@@ -43,7 +46,10 @@ __all__ = [
     "generate_traces",
     "load_model",
     "load_runs",
+    "measure_identity",
+    "measure_similarity",
     "plan_run",
+    "prune_model",
     "score_traces",
     "train",
 ]
@@ -61,7 +67,10 @@ _PLACES = {
     "generate_traces": "api",
     "load_model": "api",
     "load_runs": "runs.load",
+    "measure_identity": "api",
+    "measure_similarity": "api",
     "plan_run": "api",
+    "prune_model": "api",
     "score_traces": "api",
     "train": "training.run",
 }

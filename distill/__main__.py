@@ -14,6 +14,14 @@ VERBS = {
     "score": ("distill.score", "how traces suit a student, before training on them"),
     "curate": ("distill.curate", "choose and change traces before training"),
     "evaluate": ("distill.evaluate", "ask a model benchmarks, or compare such evaluations"),
+    "export": ("distill.export", "write a student as GGUF, torchao, GPTQ, and compare it with the full one"),
+    "similarity": ("distill.similarity", "how alike a student's answers are to its teacher's"),
+    "identity": ("distill.identity", "how often a student claims another model's identity"),
+    "prune": ("distill.prune", "drop a model's blocks that change least"),
+    "bottleneck": (
+        "distill.bottleneck",
+        "the checkpoint with the lowest training accuracy: the pilot of loss=t3s",
+    ),
     "judge": ("distill.judge", "let a judge model behind a server judge stored evaluations"),
     "results": ("distill.results", "finished runs as a table"),
     "report": ("distill.report", "a sweep's methods against a baseline, as one page"),
@@ -28,7 +36,7 @@ def main() -> None:
     """Run the verb's module as `python -m` does."""
     verb, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if verb in ("--help", "-h", "help"):
-        lines = [f"  {name:10}{said}" for name, (_, said) in VERBS.items()]
+        lines = [f"  {name:11}{said}" for name, (_, said) in VERBS.items()]
         print("\n".join(["Usage: distill VERB …   (distill VERB --help says more)", "", *lines]))
     elif verb == "--version":
         print(f"distill {__version__}")

@@ -25,7 +25,8 @@ from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 from distill.config.words import words_of
 from distill.data.trace_set import TraceSet
-from distill.evaluation.named import as_keys, stands_for
+from distill.evaluation.named import NAME_A_MODEL, as_keys, stands_for
+from distill.likeness.similarity_report import Similarity, read_similarity
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.planning.plan import Plan
@@ -111,6 +112,58 @@ def evaluate_model(words: Iterable[str] = (), **settings: Any) -> Evaluation:
     return Evaluation(folder, figures)
 
 
+def measure_similarity(words: Iterable[str] = (), **settings: Any) -> Similarity:
+    """Measure how alike a student's answers are to its teacher's (`distill similarity`).
+
+    Args:
+        words: overrides, such as `model=tiny` and `data=arithmetic`.
+        settings: overrides by keyword, such as `teacher`, a trace set, and `student`, a run folder.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    from distill.likeness import measure_similarity as similarity
+
+    return read_similarity(_run("similarity", words, settings, similarity.measure_similarity))
+
+
+def measure_identity(words: Iterable[str] = (), **settings: Any) -> dict[str, Any]:
+    """Count how often a student claims another model's identity (`distill identity`).
+
+    Args:
+        words: overrides, such as `model=outputs/runs/my_run` and `identity.own=[Qwen,Alibaba]`.
+        settings: overrides by keyword, such as `before` and `teacher`.
+
+    Returns:
+        The content of `identity.json`.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    from distill.likeness import measure_identity as identity
+
+    folder = _run("identity", words, settings, identity.measure_identity)
+    return json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+
+
+def prune_model(words: Iterable[str] = (), **settings: Any) -> Path:
+    """Drop a model's blocks that change its hidden states least (`distill prune`).
+
+    Args:
+        words: overrides, such as `model=tiny` and `layers=1`.
+        settings: overrides by keyword, such as `calibration`, a trace set, and `out`.
+
+    Returns:
+        The folder of the smaller model, in Hugging Face format.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    from distill.pruning import prune_model as pruning
+
+    return _run("prune", words, settings, pruning.prune_model) / "student"
+
+
 def plan_run(words: Iterable[str] = (), **settings: Any) -> Plan:
     """Estimate the memory, time and disk space of a training run (`distill plan`).
 
@@ -170,7 +223,7 @@ def _run(
 
 def _compose(command: str, words: Iterable[str], settings: dict[str, Any]) -> DictConfig:
     said = [*words, *words_of(settings)]
-    cfg = check_overrides(CONFIG, command, as_keys(said) if command == "evaluate" else said)
+    cfg = check_overrides(CONFIG, command, as_keys(said) if command in NAME_A_MODEL else said)
     with open_dict(cfg):
         cfg.pop("hydra")
     return cfg

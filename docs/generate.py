@@ -26,6 +26,10 @@ COMMANDS = {
     "score": "python -m distill.score",
     "curate": "python -m distill.curate",
     "evaluate": "python -m distill.evaluate",
+    "export": "python -m distill.export",
+    "similarity": "python -m distill.similarity",
+    "identity": "python -m distill.identity",
+    "prune": "python -m distill.prune",
 }
 GROUPS = {
     "model": "The student and its teacher: hub ids, folders or GGUF files.",
@@ -37,6 +41,7 @@ GROUPS = {
     "experiment": "Ready-made settings and sweeps.",
     "teacher_prompt": "What the teacher writes and is scored under; the files set `data.teacher_prompt`.",
     "engine": "What runs a model when it writes traces or answers.",
+    "judge": "A judge model that is asked beside the rules, in `similarity` and `identity`.",
     "curation": "Curation steps, run in the order of the list: `curation=[correct,deduplicate]`.",
 }
 

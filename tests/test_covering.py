@@ -1,5 +1,6 @@
 """Tests that thinned cross products cover all required combinations."""
 
+import sys
 from itertools import combinations, product
 
 import conftest
@@ -39,8 +40,8 @@ def test_marked_tests_are_thinned(request: pytest.FixtureRequest, monkeypatch: p
     marks = (pytest.mark.parametrize("loss", [[1], [2], [3]]), pytest.mark.parametrize("weight", "abcd"))
     for mark in (*marks, pytest.mark.covering(1)):
         marked = mark(marked)
-    module = request.node.getparent(pytest.Module)
-    monkeypatch.setattr(module.obj, "marked", marked, raising=False)
+    module = pytest.Module.from_parent(request.node.getparent(pytest.Module).parent, path=request.path)
+    monkeypatch.setattr(sys.modules[__name__], "marked", marked, raising=False)
     cases = list(module._genfunctions("marked", marked))
     assert len(cases) == 12
     assert len(conftest._thinned(cases)) == 4

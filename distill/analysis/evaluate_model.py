@@ -48,7 +48,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
     Raises:
         UserError: the configuration is invalid; raised before the model is loaded.
     """
-    device = _device(cfg)
+    device = device_of(cfg)
     if cfg.threads is not None:
         whole_number("threads", cfg.threads, least=1)
     source = find_asked(cfg, "model.source", cfg.model.role)
@@ -70,7 +70,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
         raise UserError(str(error)) from error
     _check_context(engine, asked)
     whose = "_teacher" if cfg.model.role == "teacher" else ""
-    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{_slug(cfg.model.source)}{whose}")
+    cfg.out = str(cfg.out or Path("outputs") / "evaluations" / f"{folder_name(cfg.model.source)}{whose}")
     cfg.name = str(cfg.name or source.name)
     folder = Path(cfg.out)
     if cfg.threads:
@@ -253,7 +253,7 @@ def compare_folders(cfg: DictConfig) -> Path:
         raise UserError(
             f"compare={named}: name two folders or more, as compare=[outputs/runs/a,outputs/runs/b]"
         )
-    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(_slug(one) for one in named))
+    out = Path(cfg.out or Path("outputs") / "comparisons" / "_vs_".join(folder_name(one) for one in named))
     try:
         with locked(out, "out"):
             print(f"{compare([str(one) for one in named], out)}\n\n{out / 'comparison.png'}")
@@ -262,7 +262,12 @@ def compare_folders(cfg: DictConfig) -> Path:
     return out
 
 
-def _device(cfg: DictConfig) -> str:
+def device_of(cfg: DictConfig) -> str:
+    """The torch device that `device` names: auto, cpu or cuda.
+
+    Raises:
+        UserError: it names another, or a GPU that is not there.
+    """
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={cfg.device!r} is not one of auto, cpu, cuda")
     there = torch.cuda.is_available()
@@ -271,7 +276,7 @@ def _device(cfg: DictConfig) -> str:
     return "cuda" if there and cfg.device != "cpu" else "cpu"
 
 
-def _slug(model: Any) -> str:
+def folder_name(model: Any) -> str:
     """Folder name for a model: from the last components of a path, or the full hub id."""
     text = str(model[0] if isinstance(model, list) or OmegaConf.is_list(model) else model)
     path = Path(text)

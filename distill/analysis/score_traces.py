@@ -1,5 +1,7 @@
 """`python -m distill.score`: measure the suitability of traces for a student, and rank teachers by it."""
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from omegaconf import DictConfig
 from distill.analysis.suitability import Suitability, suitability, support_of, trace_table
 from distill.analysis.suitability_report import write_report
 from distill.config.instantiate import as_yaml, build
+from distill.curation.choice import quality
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
-from distill.data.trace_set import Record, by_problem, example_of, problem_of, teacher_of, write_records
+from distill.data.trace_set import Record, example_of, problem_of, teacher_of, write_records
 from distill.errors import UserError, whole_number
 from distill.io.files import write_atomically
 from distill.io.locks import locked
+from distill.io.sequences import take
 from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
@@ -48,8 +52,10 @@ def score(cfg: DictConfig) -> Path:
         chosen = _by_teacher(choose(_usable(records, cfg.keep), cfg.traces, cfg.seed))
         rows: list[dict[str, Any]] = []
         looked: list[Record] = []
+        scored = [record for own in chosen.values() for record in own]
+        qualities = dict(zip(map(id, scored), quality([r["completion"] for r in scored]), strict=True))
         for teacher, own in chosen.items():
-            own, traces = _tokenized_that_fit(own, recipe, student.source)
+            own, traces = tokenized_that_fit(own, recipe, student.source)
             scores = token_stats(student, traces, cache=cache, label=f"student reads {teacher}")
             view = None
             if cfg.support != "none":
@@ -57,6 +63,7 @@ def score(cfg: DictConfig) -> Path:
             alignments = [trace.teacher_view.alignment if trace.teacher_view else None for trace in traces]
             support = None if view is None else support_of(objective, scores, view, alignments)
             frame = trace_table(own, list(map(problem_of, own)), scores, support, limit=cfg.rank_limit)
+            frame["quality"] = [float(qualities[id(record)]) for record in own]
             rows += frame.to_dict("records")
             looked += own
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
@@ -68,22 +75,26 @@ def score(cfg: DictConfig) -> Path:
         if cfg.smoke_test:
             from distill.analysis.smoke_test import smoke_test
 
-            print(smoke_test(cfg, folder, _by_teacher(records)))
+            print(smoke_test(cfg, folder, {name: list(own) for name, own in _by_teacher(records).items()}))
     return folder
 
 
 def choose(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
     """Sample up to `count` traces per teacher, from the problems shared by all teachers, if any."""
-    teachers = [by_problem(own) for own in _by_teacher(records).values()]
-    shared = set(teachers[0]).intersection(*teachers[1:])
-    chosen: list[Record] = []
-    for own in teachers:
+    teachers: dict[str, dict[str, array[int]]] = {}  # places by teacher and problem
+    for place, record in enumerate(records):
+        places = teachers.setdefault(teacher_of(record), {}).setdefault(problem_of(record), array("q"))
+        places.append(place)
+    first, *others = teachers.values()
+    shared = set(first).intersection(*others)
+    chosen = array("q")
+    for own in teachers.values():
         names = [name for name in own if name in shared] or list(own)
         names.sort()  # the same order for every teacher, so that all get the same problems
         order = np.random.default_rng(seed).permutation(len(names))
-        mine = [record for place in order for record in own[names[place]]]
-        chosen += mine if count is None else mine[:count]
-    return chosen
+        mine = [place for number in order for place in own[names[number]]]
+        chosen.extend(mine if count is None else mine[:count])
+    return [records[place] for place in chosen]
 
 
 def _check(cfg: DictConfig) -> None:
@@ -106,26 +117,26 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
     return LazyModel(find(cfg.model, "student", cfg.model.student_dtype), device)
 
 
-def _by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(teacher_of(record), []).append(record)
-    return found
+def _by_teacher(records: Sequence[Record]) -> dict[str, Sequence[Record]]:
+    found: dict[str, array[int]] = {}
+    for place, record in enumerate(records):
+        found.setdefault(teacher_of(record), array("q")).append(place)
+    return {teacher: take(records, places) for teacher, places in found.items()}
 
 
 def _share_right(records: Sequence[Record]) -> float | None:
-    judged = [record["correct"] for record in records if record["correct"] is not None]
-    return sum(judged) / len(judged) if judged else None
+    judged = Counter(record["correct"] for record in records if record["correct"] is not None)
+    return judged[True] / judged.total() if judged else None
 
 
-def _usable(records: Sequence[Record], keep: str) -> list[Record]:
+def _usable(records: Sequence[Record], keep: str) -> Sequence[Record]:
     """Keep the traces that training would use."""
-    kept = [
-        record
-        for record in records
-        if (record["completion"] or "").strip()
+    usable = (
+        bool((record["completion"] or "").strip())
         and (keep == "all" or (record["finished"] and record["correct"] is not False))
-    ]
+        for record in records
+    )
+    kept = take(records, np.flatnonzero(np.fromiter(usable, bool, len(records))))
     if len(kept) < len(records):
         print(
             f"{len(kept)} of {len(records)} traces are scored; the others are empty, wrong or unfinished "
@@ -136,7 +147,7 @@ def _usable(records: Sequence[Record], keep: str) -> list[Record]:
     return kept
 
 
-def _tokenized_that_fit(
+def tokenized_that_fit(
     records: Sequence[Record], recipe: TraceRecipe, student: ModelSource
 ) -> tuple[list[Record], list[Trace]]:
     """Tokenize the records as for training and keep those that fit into the student's context."""

@@ -117,7 +117,7 @@ def _smoke(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 def select(
     found: Scored, words: Sequence[str], *, cache: str | Path | None = None
-) -> tuple[list[Record], list[dict[str, Any]]]:
+) -> tuple[Sequence[Record], list[dict[str, Any]]]:
     """Apply curation steps to scored traces as `python -m distill.curate` would, without writing files.
 
         kept, log = select(found, ["curation=[correct,min_rsr]"])

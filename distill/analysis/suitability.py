@@ -225,6 +225,8 @@ class Suitability:
                 "rsr": total(frame["rank"]) / np.maximum(total(frame["nll"]), 1e-12),
                 "entropy": total(frame["entropy"] * frame["tokens"]) / tokens,
             }
+            if "quality" in frame:
+                found["quality"] = total(frame["quality"]) / traces
             if "weight" in frame:
                 weights = (frame["weight"] * frame["compared"]).fillna(0.0)
                 compared, read = total(frame["compared"]), total(frame["teacher_tokens"])

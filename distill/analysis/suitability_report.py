@@ -29,6 +29,13 @@ _COLUMNS = (
         "{:.3f}",
         "rank-surprisal ratio (2601.14249), lower suits better: Σ of mean ranks / Σ of mean surprisals",
     ),
+    (
+        "quality",
+        "rules",
+        "{:.2f}",
+        "rule-based quality among all traces scored here (LIMO's rules as 2601.14249 has them): mean of "
+        "z-scores of the number of words and of words such as verify, perhaps, therefore",
+    ),
     ("entropy", "student entropy", "{:.3f}", "of the student's distributions, nats a token"),
     ("teacher_nll", "teacher NLL", "{:.3f}", "the teacher's surprisal, nats a token of its own"),
     (

@@ -18,6 +18,9 @@ from distill.errors import Interrupted, UserError
 failed_jobs: list[str] = []  # failed jobs of this process's sweep, each with its reason
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # full, read-only, broken
 _FULL = "HYDRA_FULL_ERROR"  # 1: Hydra raises errors, instead of printing and exiting
+# transformers imports torchao where it is installed, which complains of kernels that a CPU does not have.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 at_end: list[Callable[[], None]] = []  # called when all jobs are done, to print summaries
 
 

@@ -28,10 +28,12 @@ RENAMED: dict[str, str] = {
     "schedule.warmup": "lr_scheduler.warmup_ratio",
 }
 # Keys that earlier versions did not have, with the value that does what those did. A key is added where its
-# sibling is. Keys whose value is null need no entry.
+# sibling is, or where the sibling has the value behind "=". Keys whose value is null need no entry.
 ADDED: dict[str, tuple[str, Any]] = {
     "loss.token_weight.temperature_is": ("loss.token_weight.ratio_from", "divisor"),
     "loss.token_weight.max_log_ratio": ("loss.token_weight.ratio_from", 5.0),
+    "loss.token_weight.masks": ("loss.token_weight._target_=distill.losses.weights.t3s", "anchors"),
+    "loss.token_weight.base": ("loss.token_weight._target_=distill.losses.weights.t3s", "initial"),
     **{
         f"data.{above}.{name}": (f"data.{above}.problem", "auto")
         for above in ("fields", "recipe.source.fields")
@@ -42,6 +44,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     "estimate.memory": ("estimate.bandwidth", None),
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
+    "estimate.simulate": ("estimate.bandwidth", False),
     "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
@@ -113,7 +116,8 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         for part in new[:-1]:
             node = node.setdefault(part, {})
         node[new[-1]] = new_name(value) if path[-1] == "_target_" and isinstance(value, str) else value
-    present = {".".join(path) for path, _ in _leaves(translated)}
+    leaves = {".".join(path): value for path, value in _leaves(translated)}
+    present = {*leaves, *(f"{key}={value}" for key, value in leaves.items() if key.endswith("._target_"))}
     for key, (sibling, value) in ADDED.items():
         if sibling in present and key not in present:
             *above, last = key.split(".")

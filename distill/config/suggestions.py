@@ -26,6 +26,7 @@ _TAKEN = {
     "generate": ("data", "trainer"),
     "score": ("data", "benchmark", "loss", "trainer"),
     "curate": ("trainer",),
+    "similarity": ("data", "trainer"),
 }
 
 

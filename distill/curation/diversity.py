@@ -2,7 +2,7 @@
 each."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,13 +11,14 @@ from jaxtyping import Float
 from rapidfuzz.distance import Levenshtein
 
 from distill.benchmarks.grading.graded import graded
-from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, problem_places, share, whole_number
 from distill.data.seam import written_text
 from distill.data.trace import Example, check_spelling
-from distill.data.trace_set import example_of
+from distill.data.trace_set import count_problems, example_of
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.io.progress import progress_bar
+from distill.io.sequences import take
 from distill.teacher.completions import sample_completions
 
 _SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=2048)
@@ -59,25 +60,26 @@ def pass_rate(
             f"curation.pass_rate.samples={samples} with sampling.temperature=0: greedy answers to a problem "
             f"are all alike; take samples=1 or a temperature"
         )
-    problems = by_problem(records)
+    problems = list(problem_places(records))
     if from_record:
-        rates = {problem: _recorded_rate(same) for problem, same in problems.items()}
+        rates = [_recorded_rate(_at(records, same)) for same in problems]
     else:
-        rates = _student_rates(problems, context, sampling, samples, batch_size)
-    kept = in_order(
-        records, (r for problem, same in problems.items() if rates[problem] <= above for r in same)
-    )
-    easy = sum(rate > above for rate in rates.values())
+        rates = _student_rates(records, problems, context, sampling, samples, batch_size)
+    left = np.zeros(len(records), bool)
+    for same, rate in zip(problems, rates, strict=True):
+        left[same] = rate <= above
+    kept = take(records, np.flatnonzero(left))
+    easy = sum(rate > above for rate in rates)
     whose = "the problem's" if from_record else "the student's"
     left_out = {f"{whose} pass rate is above {above:g}": len(records) - len(kept)} if easy else {}
-    histogram = Counter(f"{rate:.2f}" for rate in rates.values())
+    histogram = Counter(f"{rate:.2f}" for rate in rates)
     return Outcome(
         kept,
         left_out,
         {
             "problems": len(problems),
             "problems_left_out": easy,
-            "mean_pass_rate": sum(rates.values()) / len(rates) if rates else None,
+            "mean_pass_rate": sum(rates) / len(rates) if rates else None,
             "problems_by_pass_rate": dict(sorted(histogram.items())),
         },
     )
@@ -110,26 +112,25 @@ def diverse(
     whole_number("curation.diverse.keep", keep, least=1)
     if unit not in ("characters", "tokens"):
         raise UserError(f"curation.diverse.unit={unit!r} is not one of characters, tokens")
-    kept, before, after = [], list[float](), list[float]()
-    problems = by_problem(records)
+    left, before, after = np.zeros(len(records), bool), list[float](), list[float]()
     with progress_bar(total=len(records), description="comparing traces", unit="trace") as bar:
-        for same in problems.values():
+        for same in problem_places(records):
             if len(same) <= keep:
-                kept += same
+                left[same] = True
             else:
-                distances = _distances(_sequences(same, unit), normalised)
+                distances = _distances(_sequences(_at(records, same), unit), normalised)
                 chosen = farthest_apart(distances, keep)
-                kept += [same[row] for row in chosen]
+                left[same[chosen]] = True
                 before.append(_mean_distance(distances))
                 after.append(_mean_distance(distances[np.ix_(chosen, chosen)]))
             bar.update(len(same))
-    found = in_order(records, kept)
+    found = take(records, np.flatnonzero(left))
     missing = len(records) - len(found)
     return Outcome(
         found,
         {f"not among its problem's {keep} farthest apart": missing} if missing else {},
         {
-            "problems": len(problems),
+            "problems": count_problems(records),
             "problems_thinned": len(before),
             # over the thinned problems: mean pairwise distance of all traces, and of the kept ones
             "mean_distance": float(np.mean(before)) if before else None,
@@ -153,6 +154,10 @@ def farthest_apart(distances: Float[np.ndarray, "traces traces"], keep: int) -> 
     while len(chosen) < keep:
         chosen.append(int(distances[chosen].min(axis=0).argmax()))
     return sorted(chosen)
+
+
+def _at(records: Sequence[Record], places: np.ndarray) -> list[Record]:
+    return [records[place] for place in places]
 
 
 def _distances(
@@ -193,18 +198,19 @@ def _recorded_rate(same: Sequence[Record]) -> float:
 
 
 def _student_rates(
-    problems: Mapping[str, Sequence[Record]],
+    records: Sequence[Record],
+    problems: Sequence[np.ndarray],
     context: CurationContext,
     sampling: Sampling,
     samples: int,
     batch_size: int,
-) -> dict[str, float]:
-    """The student's pass rate on each problem."""
+) -> list[float]:
+    """The student's pass rate on each problem, given the places of its records."""
     student, grade = context.model("student", "pass_rate"), context.grader("pass_rate")
     source = student.source
-    examples = [_with_gold(same) for same in problems.values()]
+    examples = [_with_gold(_at(records, same)) for same in problems]
     if not examples:
-        return {}
+        return []
     check_spelling(source.tokenizer, replace(examples[0], completion=None), source.name)
     prompts = [context.recipe.student_prompt.encode(source.tokenizer, example) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
@@ -224,12 +230,12 @@ def _student_rates(
         cache=context.cache,
         label="student answers",
     )
-    rates = {}
+    rates = []
     with progress_bar(total=len(prompts) * samples, description="grading", unit="answer") as bar:
-        for problem, example, prompt, written in zip(problems, examples, prompts, answers, strict=True):
+        for example, prompt, written in zip(examples, prompts, answers, strict=True):
             finished = [ids for ids in written if len(ids) and ids[-1] in source.end_ids]
             texts = [written_text(source.tokenizer, prompt, ids) for ids in finished]
-            rates[problem] = sum(graded(grade, example, text).correct for text in texts) / samples
+            rates.append(sum(graded(grade, example, text).correct for text in texts) / samples)
             bar.update(samples)
     return rates
 

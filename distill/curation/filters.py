@@ -1,17 +1,20 @@
 """Filters on single traces: correctness, length, form, random subsets."""
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from distill.benchmarks.grading.graded import graded
-from distill.curation.step import CurationContext, Outcome, Record, by_problem, in_order, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, problem_places, share, whole_number
+from distill.data.on_disk import spool_records
 from distill.data.trace_set import example_of
 from distill.errors import UserError
 from distill.io.progress import progress_bar
+from distill.io.sequences import changed, take
 from distill.statistics import repetition
 from distill.teacher.verify import NOT_GRADED
 
@@ -22,6 +25,7 @@ def correct(
     *,
     unjudged: Literal["keep", "drop"] = "drop",
     judge: bool = False,
+    if_any: bool = False,
 ) -> Outcome:
     """Keep traces that are correct and finished (DED, 2508.09883, step 2).
 
@@ -29,6 +33,7 @@ def correct(
         records: traces.
         context: curation context with a grader.
         unjudged: whether to keep or drop finished traces that were not graded.
+        if_any: keep all traces of a problem that would lose every one, as 2601.14249 does.
         judge: grade traces that have a gold answer but no verdict yet. Their copies get `answer`, `correct`
             and `reason`, and `pass_rate` over all records of their problem.
 
@@ -37,13 +42,21 @@ def correct(
     """
     if unjudged not in ("keep", "drop"):
         raise UserError(f"curation.correct.unjudged={unjudged!r} is not one of keep, drop")
-    found = _judged(records, context) if judge else list(records)
-    outcome = _filter(found, lambda record: _why_not_right(record, unjudged))
-    outcome.figures["right"] = sum(record["correct"] is True for record in outcome.kept)
+    found, anew = _judged(records, context) if judge else (records, 0)
+    spared = _without_a_right_one(found, unjudged) if if_any else np.zeros(len(found), bool)
+    places, right = iter(range(len(found))), 0
+
+    def why_not(record: Record) -> str | None:
+        nonlocal right
+        reason = _why_not_right(record, unjudged)
+        right += reason is None and record["correct"] is True
+        return None if spared[next(places)] else reason
+
+    outcome = _filter(found, why_not)
+    if if_any:
+        outcome.figures["kept_of_problems_without_a_right_one"] = int(spared.sum())
+    outcome.figures["right"] = right
     if judge:
-        anew = sum(
-            before["correct"] is not after["correct"] for before, after in zip(records, found, strict=True)
-        )
         outcome.figures["judged_anew"] = anew
     return outcome
 
@@ -74,15 +87,20 @@ def length(
                 f"curation.length.max_tokens={max_tokens} is below min_tokens={min_tokens}: no trace is left"
             )
 
+    sums = {"tokens": 0, "tokens_kept": 0}
+
     def why_not(record: Record) -> str | None:
         tokens = len(record["completion_ids"])
+        sums["tokens"] += tokens
         if tokens < min_tokens:
             return f"fewer than {min_tokens} tokens"
-        return f"more than {max_tokens} tokens" if max_tokens is not None and tokens > max_tokens else None
+        if max_tokens is not None and tokens > max_tokens:
+            return f"more than {max_tokens} tokens"
+        sums["tokens_kept"] += tokens
+        return None
 
     outcome = _filter(records, why_not)
-    outcome.figures["tokens"] = _tokens(records)
-    outcome.figures["tokens_kept"] = _tokens(outcome.kept)
+    outcome.figures.update(sums)
     return outcome
 
 
@@ -111,13 +129,15 @@ def sample(
     generator = np.random.default_rng(context.seed)
     if per_problem is None:
         whole_number("curation.sample.traces", traces, least=1)
-        groups, most = [list(records)], int(traces or 0)
+        groups, most = [np.arange(len(records))], int(traces or 0)
     else:
         whole_number("curation.sample.per_problem", per_problem, least=1)
-        groups, most = list(by_problem(records).values()), per_problem
-    kept = [own[place] for own in groups for place in generator.permutation(len(own))[:most]]
-    left_out = len(records) - len(kept)
-    return Outcome(in_order(records, kept), {"not drawn": left_out} if left_out else {})
+        groups, most = problem_places(records), per_problem
+    drawn = np.zeros(len(records), bool)
+    for own in groups:
+        drawn[own[generator.permutation(len(own))[:most]]] = True
+    left_out = int((~drawn).sum())
+    return Outcome(take(records, np.flatnonzero(drawn)), {"not drawn": left_out} if left_out else {})
 
 
 def well_formed(
@@ -225,13 +245,23 @@ def boxes_close(text: str) -> bool:
 
 def _filter(records: Sequence[Record], why_not: Callable[[Record], str | None]) -> Outcome:
     """Keep records for which `why_not` returns None; count the others by the reason it returns."""
-    kept, left_out = [], Counter[str]()
-    for record in records:
+    kept, left_out = array("q"), Counter[str]()
+    for place, record in enumerate(records):
         if (reason := why_not(record)) is None:
-            kept.append(record)
+            kept.append(place)
         else:
             left_out[reason] += 1
-    return Outcome(kept, dict(left_out.most_common()))
+    return Outcome(take(records, kept), dict(left_out.most_common()))
+
+
+def _without_a_right_one(records: Sequence[Record], unjudged: Literal["keep", "drop"]) -> np.ndarray:
+    """[records] whether none of the traces of a record's problem is right."""
+    wrong = (_why_not_right(record, unjudged) is not None for record in records)
+    dropped = np.fromiter(wrong, bool, len(records))
+    found = np.zeros(len(records), bool)
+    for same in problem_places(records):
+        found[same] = dropped[same].all()
+    return found
 
 
 def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | None:
@@ -244,27 +274,37 @@ def _why_not_right(record: Record, unjudged: Literal["keep", "drop"]) -> str | N
     return None
 
 
-def _judged(records: Sequence[Record], context: CurationContext) -> list[Record]:
-    """Grade the records that have a gold answer but no verdict; unfinished ones count as wrong."""
+def _judged(records: Sequence[Record], context: CurationContext) -> tuple[Sequence[Record], int]:
+    """Grade the records that have a gold answer but no verdict; unfinished ones count as wrong.
+
+    Returns:
+        All records, and how many of them were graded.
+    """
     grade = context.grader("correct")
-    found, anew = [], set[int]()
-    with progress_bar(total=len(records), description="grading", unit="trace") as bar:
-        for record in records:
-            if record["correct"] is None and record["gold"] is not None:
-                verdict = graded(grade, example_of(record), record["completion"])
-                right = bool(record["finished"] and verdict.correct)
-                reason = verdict.reason or ("right" if right else "wrong")
-                judged = {"answer": verdict.answer, "correct": right}
-                record = record | judged | {"reason": reason if record["finished"] else "no end"}
-                anew.add(id(record))
-            found.append(record)
-            bar.update(1)
-    for same in by_problem(found).values():
-        verdicts = [record["correct"] for record in same if record["correct"] is not None]
-        for record in same:
-            if id(record) in anew:
-                record["pass_rate"] = sum(verdicts) / len(verdicts)
-    return found
+    anew, rates = np.zeros(len(records), bool), np.zeros(len(records))
+
+    def judged() -> Iterator[Record]:
+        with progress_bar(total=len(records), description="grading", unit="trace") as bar:
+            for place, record in enumerate(records):
+                if record["correct"] is None and record["gold"] is not None:
+                    verdict = graded(grade, example_of(record), record["completion"])
+                    right = bool(record["finished"] and verdict.correct)
+                    reason = verdict.reason or ("right" if right else "wrong")
+                    answered = {"answer": verdict.answer, "correct": right}
+                    record = record | answered | {"reason": reason if record["finished"] else "no end"}
+                    anew[place] = True
+                yield record
+                bar.update(1)
+
+    found = list(judged()) if isinstance(records, list) else spool_records(judged(), context.cache)
+    for places in problem_places(found):
+        if anew[places].any():
+            verdicts = [own for place in places if (own := found[place]["correct"]) is not None]
+            rates[places] = sum(verdicts) / len(verdicts)
+    with_rate = changed(
+        found, lambda place, record: record | {"pass_rate": float(rates[place])} if anew[place] else record
+    )
+    return with_rate, int(anew.sum())
 
 
 def _compiled(option: str, pattern: str | None) -> re.Pattern[str] | None:
@@ -274,7 +314,3 @@ def _compiled(option: str, pattern: str | None) -> re.Pattern[str] | None:
         raise UserError(
             f"curation.well_formed.{option}={pattern!r} is no regular expression: {error}"
         ) from error
-
-
-def _tokens(records: Sequence[Record]) -> int:
-    return sum(len(record["completion_ids"]) for record in records)

@@ -30,15 +30,15 @@ def listed(cfg: DictConfig) -> list[str]:
 
 def is_model(cfg: DictConfig, entry: str) -> bool:
     """Whether an entry of `teachers` is a model that generates its traces now."""
-    return TEACHER not in completion_field(cfg) and not _is_set(entry)
+    return TEACHER not in completion_field(cfg) and not is_traces(entry)
 
 
-def check_there(entry: str) -> None:
-    """Raise UserError if a trace set or data file does not exist."""
+def check_there(entry: str, key: str = "teachers") -> None:
+    """Raise UserError, which names the key, if a trace set or data file does not exist."""
     try:
         find_files(entry)
     except UserError as error:
-        raise UserError(f"teachers: {error}") from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def check_listed(cfg: DictConfig) -> None:
@@ -61,6 +61,7 @@ def completion_field(cfg: DictConfig) -> str:
     return str((cfg.data.get("fields") or {}).get("completion") or "")
 
 
-def _is_set(entry: str) -> bool:
+def is_traces(entry: str) -> bool:
+    """Whether a name is that of stored traces, a trace set or a data file."""
     path = Path(entry).expanduser()
     return (path / TRACES).is_file() or bool(shards_in(path)) or is_data_name(path)

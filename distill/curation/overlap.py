@@ -6,17 +6,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from distill.config.instantiate import build
 from distill.config.paths import CONFIG
-from distill.curation.step import CurationContext, Outcome, Record, by_problem, share, whole_number
+from distill.curation.step import CurationContext, Outcome, Record, problem_places, share, whole_number
 from distill.data.passages import Problem, index_passages, passages
 from distill.data.readers import read_records
-from distill.data.trace_set import problem_of
 from distill.errors import UserError, first_line
+from distill.io.sequences import take
 
 # Possible names of the problem field in a file's records.
 _FIELDS = ("problem", "question", "prompt", "Problem", "Question")
@@ -55,21 +56,22 @@ def decontaminate(
     figures: dict[str, dict[str, Any]] = {
         name: {"problems": len(found), "left_out": 0, "examples": []} for name, found in problems.items()
     }
-    left_out, gone = Counter[str](), set[int]()
-    for same in by_problem(records).values():
-        own = passages(same[0]["problem"], n)
+    left_out, gone = Counter[str](), np.zeros(len(records), bool)
+    for same in problem_places(records):
+        first = records[same[0]]
+        own = passages(first["problem"], n)
         hits = {}
         for name, index in indices.items():
             if (shared := next((one for one in own if one in index), None)) is not None:
                 hits[name] = shared
                 figures[name]["left_out"] += len(same)
                 if len(figures[name]["examples"]) < _EXAMPLES:
-                    example = {"record": same[0]["id"], "problem": index[shared], "shared": shared}
+                    example = {"record": first["id"], "problem": index[shared], "shared": shared}
                     figures[name]["examples"].append(example)
         if hits:
             left_out[f"overlaps with {next(iter(hits))}"] += len(same)
-            gone |= {id(record) for record in same}
-    return Outcome([record for record in records if id(record) not in gone], dict(left_out), figures)
+            gone[same] = True
+    return Outcome(take(records, np.flatnonzero(~gone)), dict(left_out), figures)
 
 
 def deduplicate(records: Sequence[Record], context: CurationContext, *, near: float | None = None) -> Outcome:
@@ -91,21 +93,21 @@ def deduplicate(records: Sequence[Record], context: CurationContext, *, near: fl
                 "curation.deduplicate.near=0 calls any two traces alike: take a number above 0, or null for "
                 "off"
             )
-    kept, left_out = [], Counter[str]()
-    seen: dict[str, tuple[set[str], list[set[tuple[str, ...]]]]] = {}
-    for record in records:
-        texts, shingles = seen.setdefault(problem_of(record), (set(), []))
-        words = record["completion"].split()
-        runs = _runs(words, 5) if near is not None else set()
-        if (text := " ".join(words)) in texts:
-            left_out["same as an earlier trace"] += 1
-        elif near is not None and any(_jaccard(runs, other) >= near for other in shingles):
-            left_out[f"as near as {near:g} to an earlier trace"] += 1
-        else:
-            texts.add(text)
-            shingles.append(runs)
-            kept.append(record)
-    return Outcome(kept, dict(left_out))
+    kept, left_out = np.zeros(len(records), bool), Counter[str]()
+    for same in problem_places(records):
+        texts, shingles = set[str](), list[set[tuple[str, ...]]]()
+        for place in same:
+            words = records[place]["completion"].split()
+            runs = _runs(words, 5) if near is not None else set()
+            if (text := " ".join(words)) in texts:
+                left_out["same as an earlier trace"] += 1
+            elif near is not None and any(_jaccard(runs, other) >= near for other in shingles):
+                left_out[f"as near as {near:g} to an earlier trace"] += 1
+            else:
+                texts.add(text)
+                shingles.append(runs)
+                kept[place] = True
+    return Outcome(take(records, np.flatnonzero(kept)), dict(left_out))
 
 
 def _problems_of(

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.config.instantiate import as_yaml, build
 from distill.curation.collect import collect
 from distill.curation.step import CurationContext, Outcome, Step
-from distill.data.trace_set import Record, by_problem, teacher_of, write_records
+from distill.data.trace_set import Record, count_problems, teacher_of, write_records
 from distill.errors import UserError, whole_number
 from distill.io.files import hash_arrays, write_atomically
 from distill.io.locks import claimed
@@ -51,12 +51,19 @@ def curate(cfg: DictConfig) -> Path:
             kept, log = run_steps(records, steps, context)
         finally:
             checks.close()
-        write_records(folder / "traces.parquet", kept)
+        teachers = Counter[str]()
+
+        def counted() -> Iterator[Record]:
+            for record in kept:
+                teachers[teacher_of(record)] += 1
+                yield record
+
+        write_records(folder / "traces.parquet", counted())
         summary = {
             "steps": log,
             "traces": len(kept),
-            "problems": len(by_problem(kept)),
-            "teachers": dict(Counter(map(teacher_of, kept)).most_common()),
+            "problems": log[-1]["problems"] if log else count_problems(kept),
+            "teachers": dict(teachers.most_common()),
         }
         write_atomically(
             folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
@@ -92,7 +99,7 @@ def prepared(cfg: DictConfig) -> tuple[dict[str, Step], CurationContext, Checks]
 
 def run_steps(
     records: Sequence[Record], steps: dict[str, Step], context: CurationContext
-) -> tuple[list[Record], list[dict[str, Any]]]:
+) -> tuple[Sequence[Record], list[dict[str, Any]]]:
     """Run all curation steps; return the remaining records and a log entry per step (JSON values).
 
     Raises:
@@ -100,7 +107,7 @@ def run_steps(
     """
     for name, step in steps.items():
         _apply(name, step, [], context)  # find invalid options before any step runs for hours
-    left, log = list(records), []
+    left, log = records, []
     for name, step in steps.items():
         began = time.perf_counter()
         outcome = _apply(name, step, left, context)
@@ -108,7 +115,7 @@ def run_steps(
             "step": name,
             "traces": len(left),
             "kept": len(outcome.kept),
-            "problems": len(by_problem(outcome.kept)),
+            "problems": count_problems(outcome.kept),
             "left_out": outcome.left_out,
             "figures": outcome.figures,
             "seconds": round(time.perf_counter() - began, 2),

@@ -1,18 +1,20 @@
 """Inputs and outputs of a curation step."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.data.trace import Grader, Trace
-from distill.data.trace_set import Record, by_problem, example_of
+from distill.data.trace import Grader
+from distill.data.trace_set import Record, example_of, problem_places
+from distill.data.traces import Traces
 from distill.errors import UserError, whole_number
+from distill.io.sequences import Lazy
 from distill.models.lazy import LazyModel
 from distill.teacher.token_stats import TokenStats, token_stats
 from distill.training.recipe import TraceRecipe
 
-__all__ = ["CurationContext", "Outcome", "Record", "Step", "by_problem", "in_order", "share", "whole_number"]
+__all__ = ["CurationContext", "Outcome", "Record", "Step", "problem_places", "share", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,25 @@ class CurationContext:
             raise UserError(f"curation step {step} needs a grader: set check.answer=math or auto")
         return self.grade
 
-    def traces(self, records: Sequence[Record], model: LazyModel) -> list[Trace]:
-        """Tokenize the records as for training that model."""
-        return self.recipe.tokenize([example_of(record) for record in records], model.source)
+    def traces(self, records: Sequence[Record], model: LazyModel) -> Traces:
+        """The records tokenized as for training that model; each trace is made when it is asked for."""
+        examples = Lazy(len(records), lambda place: example_of(records[place]))
+        return self.recipe.tokenized(examples, model.source, self.cache)
 
-    def token_stats(self, records: Sequence[Record], model: LazyModel) -> list[TokenStats]:
-        """Token statistics of every record's completion under a model, cached.
+    def token_stats(self, records: Sequence[Record], model: LazyModel) -> Sequence[TokenStats]:
+        """Token statistics of every record's completion under a model, read from the cache on access.
 
         Raises:
             UserError: a trace is longer than the model's context.
         """
         traces, context = self.traces(records, model), model.source.context_length
-        for trace in traces:
-            if len(trace) > context:
-                raise UserError(
-                    f"trace {trace.example.place} has {len(trace)} tokens, more than the context of "
-                    f"{model.source.name} ({context}): leave such traces out first, with "
-                    f"curation=[length,...] and curation.length.max_tokens="
-                )
+        if (longer := traces.scan.lengths > context).any():
+            trace = traces[int(longer.argmax())]
+            raise UserError(
+                f"trace {trace.example.place} has {len(trace)} tokens, more than the context of "
+                f"{model.source.name} ({context}): leave such traces out first, with "
+                f"curation=[length,...] and curation.length.max_tokens="
+            )
         return token_stats(model, traces, cache=self.cache)
 
 
@@ -83,24 +86,19 @@ class Outcome:
     """Result of a curation step.
 
     Attributes:
-        kept: remaining records, in their original order; changed or new records are copies.
+        kept: remaining records, in their original order; changed or new records are copies. `take` and
+            `changed` of `distill.io.sequences` leave them on disk if those that were given are there.
         left_out: number of dropped records by reason.
         figures: further statistics, JSON values by name.
     """
 
-    kept: list[Record]
+    kept: Sequence[Record]
     left_out: dict[str, int] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 # A step must validate its options, models and grader even for an empty list of records (see `run_steps`).
 Step = Callable[[Sequence[Record], CurationContext], Outcome]
-
-
-def in_order(records: Iterable[Record], kept: Iterable[Record]) -> list[Record]:
-    """Sort the kept records into the order of `records`."""
-    chosen = {id(record) for record in kept}
-    return [record for record in records if id(record) in chosen]
 
 
 def share(place: str, value: Any) -> None:

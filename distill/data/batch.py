@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.data.alignment import span_starts
 from distill.data.layout import BatchLayout, Layout
 from distill.data.trace import Example, TeacherView, Trace
+from distill.data.traces import Traces
 from distill.io.files import hash_arrays
 
 
@@ -207,6 +208,8 @@ def _collate_teacher_views(
 
 def hash_traces(traces: Iterable[Trace]) -> str:
     """Hash of the tokens of all traces, in order."""
+    if isinstance(traces, Traces):
+        return traces.scan.fingerprint
     return hash_arrays(ids for trace in traces for ids in (trace.prompt_ids, trace.completion_ids))
 
 

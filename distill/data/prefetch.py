@@ -12,7 +12,7 @@ class Prefetcher(Generic[Item]):
     """Iterator over numbered items, in order, made by a background thread that stays a few items ahead.
 
     A thread suffices, because collating and reading from disk release the GIL most of the time, and
-    memory-mapped caches need no copy to another process. An exception of the thread is raised where its item
+    what it makes needs no copy to another process. An exception of the thread is raised where its item
     would have been returned.
 
     Args:

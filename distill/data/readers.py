@@ -51,32 +51,55 @@ def read_examples(
     Raises:
         UserError: the data cannot be read, or there is none; names the file, the line and the field.
     """
+    return list(
+        iter_examples(
+            path=path,
+            hub=hub,
+            subset=subset,
+            split=split,
+            fields=fields,
+            limit=limit,
+            missing=missing,
+            report=report,
+        )
+    )
+
+
+def iter_examples(
+    *,
+    path: str | None = None,
+    hub: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    fields: Mapping[str, str | None] | None = None,
+    limit: int | None = None,
+    missing: Literal["error", "drop"] = "error",
+    report: bool = False,
+) -> Iterator[Example]:
+    """Read examples one after another, so that few are in memory; arguments and errors as of
+    `read_examples`."""
     if missing not in ("error", "drop"):
         raise ValueError(f"data.missing={missing!r} is not one of error, drop")
-    notes = Notes(str(path or hub))
-    examples = []
+    notes, count = Notes(str(path or hub)), 0
     for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
         try:
-            example = example_of_record(
-                record, fields or _ALL_AUTO, where, str(len(examples)), notes, missing
-            )
+            example = example_of_record(record, fields or _ALL_AUTO, where, str(count), notes, missing)
         except NothingToLearn as error:
             if missing == "error":
                 raise UserError(f"{error}; data.missing=drop leaves such records out") from error
-            notes.left_out.append(str(error))
+            notes.leave_out(error)
             continue
-        examples.append(example)
-    if not examples:
-        first = notes.left_out[:1]
+        count += 1
+        yield example
+    if not count:
         raise UserError(
-            f"none of the {len(notes.left_out)} records has what is to be learned: {first[0]}"
-            if first
+            f"none of the {notes.left_out} records has what is to be learned: {notes.why}"
+            if notes.left_out
             else f"{path or hub} holds no record" + (f" within data.limit={limit}" if limit == 0 else "")
         )
-    if report and first_rank() and notes.layouts and (said := notes.in_words(len(examples))) not in _SAID:
+    if report and first_rank() and notes.layouts and (said := notes.in_words(count)) not in _SAID:
         _SAID.add(said)
         print(said)
-    return examples
 
 
 def read_records(
@@ -97,7 +120,7 @@ def read_records(
         yield where, record
 
 
-def check_source(source: Callable[..., list[Example]], *, learned: bool = False) -> None:
+def check_source(source: Callable[..., Sequence[Example]], *, learned: bool = False) -> None:
     """Check a reader of local data before models are loaded: its files, and `read_examples`' first record.
 
     Args:

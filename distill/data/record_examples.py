@@ -29,7 +29,8 @@ class Notes:
     Attributes:
         source: file or data set.
         layouts: how often each layout was read.
-        left_out: why records were left out.
+        left_out: number of records that were left out.
+        why: why the first of them was.
         unread: fields that were not read, and hold something.
         unread_in_turns: the same of the turns of conversations.
         thinking: number of conversations whose answer has a thought apart.
@@ -38,11 +39,17 @@ class Notes:
 
     source: str
     layouts: Counter[tuple[tuple[str, str], ...]] = field(default_factory=Counter)
-    left_out: list[str] = field(default_factory=list)
+    left_out: int = 0
+    why: str = ""
     unread: dict[str, None] = field(default_factory=dict)
     unread_in_turns: set[str] = field(default_factory=set)
     thinking: int = 0
     answered_before: int = 0
+
+    def leave_out(self, error: Exception) -> None:
+        """Count a record that is left out."""
+        self.why = self.why or str(error)
+        self.left_out += 1
 
     def in_words(self, count: int) -> str:
         """One line."""
@@ -61,9 +68,8 @@ class Notes:
             more = f" and {len(not_read) - 12} more" if len(not_read) > 12 else ""
             text += f"; not read: {', '.join(not_read[:12])}{more}"
         if self.left_out:
-            total = count + len(self.left_out)
-            why = self.left_out[0].removeprefix(f"{self.source}, ")
-            text += f"; {len(self.left_out)} of {total} records left out ({why})"
+            why = self.why.removeprefix(f"{self.source}, ")
+            text += f"; {self.left_out} of {count + self.left_out} records left out ({why})"
         return text
 
 

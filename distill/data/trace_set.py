@@ -7,12 +7,14 @@ may give others.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from distill.data.recorded import recorded_conversation, recorded_tokens
 from distill.data.set_files import TRACES, in_set_order, set_files
@@ -261,6 +263,27 @@ def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
     for record in records:
         found.setdefault(problem_of(record), []).append(record)
     return found
+
+
+def problem_places(records: Sequence[Record]) -> Iterator[np.ndarray]:
+    """Places of each problem's records, in the order of the problems' first ones; of a record a hash of its
+    problem is in memory."""
+    names = np.fromiter((text_hash(problem_of(record)) for record in records), np.uint64, len(records))
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    order, ends = np.argsort(names, kind="stable"), np.cumsum(counts)
+    for number in np.argsort(first):
+        yield order[ends[number] - counts[number] : ends[number]]
+
+
+def count_problems(records: Iterable[Record]) -> int:
+    """Number of different problems."""
+    return len(np.unique(np.fromiter((text_hash(problem_of(record)) for record in records), np.uint64)))
+
+
+def text_hash(text: str) -> int:
+    """64 bits that stand for a text: among a million texts, two have the same with probability 3e-8."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:

@@ -47,8 +47,9 @@ def stands_for(wanted: Any, key: str, role: Any) -> tuple[Any, int | None]:
         if found is None:
             raise UserError(f"{key}={wanted}: this pair has no {role}; name a folder or a hub id")
         return plain(found), node.get("threads")
-    if isinstance(wanted, str) and (Path(wanted).expanduser() / "student" / "config.json").is_file():
-        return str(Path(wanted).expanduser() / "student"), None  # a run folder
+    student = Path(wanted).expanduser() / "student" if isinstance(wanted, str) else None
+    if student and ((student / "config.json").is_file() or len(list(student.glob("*.gguf"))) == 1):
+        return str(student), None  # of a run folder, or of an export's
     return wanted, None
 
 
@@ -104,6 +105,10 @@ def _run_config(model: Any) -> DictConfig | None:
     folder = Path(str(model)).expanduser()
     there = (folder / "student" / "config.json").is_file() and (folder / "config.yaml").is_file()
     return read_run_config(folder) if there else None
+
+
+# Commands whose model is one, not a pair of the config group.
+NAME_A_MODEL = ("evaluate", "export", "identity", "prune")
 
 
 def as_keys(words: Sequence[str]) -> list[str]:

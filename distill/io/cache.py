@@ -8,11 +8,15 @@ which is compared whenever the part is read.
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,10 +24,13 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.io.files import _UMASK, write_atomically
 from distill.io.locks import waited
-from distill.io.progress import progress_bar
+from distill.io.progress import inside, progress_bar
+from distill.io.sequences import Lazy
 from distill.io.stored_rows import CHECKSUMS, LENGTHS, StoredRows, checksum, parts_of
 
 FORMAT = 1
+_ITEMS = 1024  # of a shard of `cached_arrays`
+_FEW = 10_000  # items that take no time worth a progress bar
 os.umask(_UMASK)
 
 
@@ -93,26 +100,25 @@ class ShardCache:
 
     def rows(self, index: int) -> list[StoredRows]:
         """The shard's parts; only their lengths are read now."""
+        return list(AllRows([self._stored(index)]))
+
+    def _stored(self, index: int) -> "_Shard":
         path = self._path(index)
         described = path.stat()
         version = described.st_ino, described.st_mtime_ns
-        lengths, checksums = parts_of(path, version)
-        ends = list(accumulate(lengths))
-        starts = [0, *ends[:-1]]
-        return [
-            StoredRows(path, start, end, version, own)
-            for start, end, own in zip(starts, ends, checksums, strict=True)
-        ]
+        lengths, checksums = parts_of(path)
+        known = None if None in checksums else np.asarray(checksums, np.int64)
+        return _Shard(path, version, np.cumsum([0, *lengths], dtype=np.int64), known)
 
     def fill(
         self,
         shards: Sequence[range],
-        sizes: Sequence[int],
+        sizes: Sequence[int] | np.ndarray,
         compute: Callable[[range, Callable[[int], object]], Sequence[Mapping[str, Tensor]]],
         *,
         label: str,
         unit: str = "token",
-    ) -> list[StoredRows]:
+    ) -> "AllRows":
         """Compute missing shards, and return the parts of all items.
 
         Of several processes with the same cache, one computes and the others wait.
@@ -125,14 +131,95 @@ class ShardCache:
             unit: of the bar.
         """
         if not self.complete:
+            total = int(np.sum(sizes, dtype=np.int64))
             with (
                 waited(self.folder),
-                progress_bar(total=sum(sizes), description=label, unit=unit, scaled=unit == "token") as bar,
+                progress_bar(total=total, description=label, unit=unit, scaled=unit == "token") as bar,
             ):
-                bar.update(sum(sizes[item] for index in self.done() for item in shards[index]))
+                bar.update(sum(int(sizes[item]) for index in self.done() for item in shards[index]))
                 for index in self.missing():
                     self.write_rows(index, compute(shards[index], bar.update))
-        return [part for index in range(self.shards) for part in self.rows(index)]
+        return AllRows([self._stored(index) for index in range(self.shards)])
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard of a complete cache: its file, the bounds of its parts, and their checksums, if it has any."""
+
+    path: Path
+    version: tuple[int, int]
+    bounds: np.ndarray
+    checksums: np.ndarray | None
+
+    def part(self, place: int) -> StoredRows:
+        start, stop = self.bounds[place : place + 2].tolist()
+        own = None if self.checksums is None else int(self.checksums[place])
+        return StoredRows(self.path, start, stop, self.version, own)
+
+
+class AllRows(Lazy[StoredRows]):
+    """The parts of all shards, made of a few numbers each.
+
+    Attributes:
+        lengths: [parts] int64 number of rows of each part.
+    """
+
+    def __init__(self, shards: Sequence[_Shard]) -> None:
+        parts = [len(shard.bounds) - 1 for shard in shards]
+        first = [0, *accumulate(parts)]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.bounds) for shard in shards)])
+
+        def part(place: int) -> StoredRows:
+            at = bisect_right(first, place) - 1
+            return shards[at].part(place - first[at])
+
+        super().__init__(sum(parts), part)
+
+
+def cached_arrays(
+    root: Path,
+    name: str,
+    key: Mapping[str, Any],
+    count: int,
+    make: Callable[[int], Sequence[np.ndarray]],
+    *,
+    label: str,
+) -> Sequence[list[np.ndarray]]:
+    """A few int32 arrays of each of many items, made once and read from the cache on access.
+
+    Args:
+        root: folder of all caches.
+        name: name of the content.
+        key: everything that the content depends on, JSON values only.
+        count: number of items.
+        make: makes an item's arrays from its place, always as many.
+        label: of the progress bar, which is for many items only.
+    """
+    shards = [range(count)[start : start + _ITEMS] for start in range(0, count, _ITEMS)]
+    store = ShardCache(root, name, key, len(shards))
+
+    def compute(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
+        found = []
+        for place in part:
+            arrays = make(place)
+            head = np.asarray([len(arrays), *map(len, arrays)], np.int32)
+            found.append({"values": torch.from_numpy(np.concatenate([head, *arrays], dtype=np.int32))})
+            progress(1)
+        return found
+
+    def read(place: int) -> list[np.ndarray]:
+        values = rows[place].read()["values"].numpy()
+        found, start = [], 1 + int(values[0])
+        for length in values[1:start].tolist():
+            found.append(values[start : start + length])
+            start += length
+        return found
+
+    with inside() if count < _FEW else nullcontext():
+        rows = store.fill(shards, np.ones(count, np.int64), compute, label=label, unit="trace")
+    if len(rows) != count:
+        raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
+    return Lazy(count, read)

@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 from tqdm.auto import tqdm
 
+from distill.errors import UserError, first_line
 from distill.generation.chat_answers import read_choice
 from distill.generation.chat_client import ChatClient
 from distill.generation.completion_log import CompletionLog
@@ -86,6 +87,51 @@ class Judge:
             if refused:
                 tqdm.write(f"{refused} rejected requests count as no verdict", file=sys.stderr)
         return [known[key].text for key in keys]
+
+
+def judge_server(
+    log: Path,
+    url: str,
+    served_as: str | None = None,
+    key_from: str = "OPENAI_API_KEY",
+    concurrency: int = 16,
+    retries: int = 6,
+    timeout: float = 600.0,
+    refused: str = "error",
+    temperature: float = 0.0,
+    max_new_tokens: int = 4096,
+    extra: Mapping[str, Any] | None = None,
+) -> Judge:
+    """The judge model that the config group `judge` names.
+
+    Args:
+        log: file of its replies.
+        url: of the server; this and the other arguments as in `ChatClient`.
+        served_as: the judge's name on the server.
+        temperature: of the replies.
+        max_new_tokens: of a reply, its thinking included.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
+    if not served_as:
+        raise UserError("judge.served_as is not set: name the judge model as its server does")
+    try:
+        client = ChatClient(
+            url,
+            served_as,
+            key_from=key_from,
+            concurrency=concurrency,
+            retries=retries,
+            timeout=timeout,
+            refused=refused,
+            extra=dict(extra or {}),
+            named="judge.{}".format,
+        )
+        sampling = Sampling(temperature, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    return Judge(client, sampling, log)
 
 
 def _written(answer: Any) -> Written:

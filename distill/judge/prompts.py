@@ -1,4 +1,8 @@
-"""What a judge model is asked. The wording is ours; the criteria are those of 2605.14071, §4 and table 7."""
+"""What a judge model is asked. The wording is ours; the criteria are those of the papers.
+
+Grades: 2605.14071, §4 and table 7. Similarity and identity: 2501.12619 (response similarity and identity
+consistency).
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -86,6 +90,47 @@ Reply with one JSON object and nothing else. Its keys, in this order:
 - "verdict": one of {", ".join(f'"{name}"' for name in VERDICTS)}
 Write every backslash inside a string twice."""
 
+# By criterion: the highest grade, and what it is about. The lowest is 0, of the overall grade 1.
+LIKENESS: Mapping[str, tuple[int, str]] = {
+    "style": (2, "wording, tone, length and layout"),
+    "logic": (2, "the order of the steps, the method, and how one step leads to the next"),
+    "content": (2, "the facts, intermediate results and examples, and the conclusion"),
+    "overall": (5, "all of it: 1 is nothing in common beyond the problem, 5 is nearly the same text"),
+}
+
+SIMILARITY = f"""\
+You compare two answers to the same problem. The block REFERENCE ANSWER has the first, the block \
+RESPONSE the second.
+
+{_DATA}
+
+Say how alike the two are, not which is better or right. That both are right, or both in one language, is no \
+likeness by itself. Give a whole number for each of these, where 0 is unlike (1 for overall):
+{_listed({f"{name}, at most {most}": said for name, (most, said) in LIKENESS.items()})}
+
+Reply with one JSON object and nothing else. Its keys, in this order:
+- "reason": one short sentence
+- "scores": an object with the keys {", ".join(f'"{name}"' for name in LIKENESS)}
+Write every backslash inside a string twice."""
+
+IDENTITY = f"""\
+You check what a language model says about its own identity. The block REFERENCE ANSWER says who it is, and \
+lists names of other models and makers. The block RESPONSE is its answer.
+
+{_DATA}
+
+How to judge:
+- "contradicts": does the response claim, in its own name, to be another model or to be made by another \
+maker than the reference answer says? A part that is clearly played, quoted, denied or supposed is no claim.
+- "names": which of the listed names does it claim for itself in this way? The names as they are listed; \
+none if it contradicts nothing.
+
+Reply with one JSON object and nothing else. Its keys, in this order:
+- "reason": one short sentence
+- "contradicts": true or false
+- "names": a list of strings
+Write every backslash inside a string twice."""
+
 _LAST = "The blocks end here. Judge the response by your rules and reply with the JSON object alone."
 _AGAIN = (
     "An earlier reply could not be read. Reply with nothing before or after the object, and no code fence."
@@ -98,7 +143,7 @@ def messages(
     """The conversation that asks for a verdict.
 
     Args:
-        instructions: `ANSWERS` or `RUBRIC`.
+        instructions: `ANSWERS`, `RUBRIC`, `SIMILARITY` or `IDENTITY`.
         problem: the problem's text.
         gold: the reference answer; None: there is none.
         response: the text to judge.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.data.thoughts import without_thinking
-from distill.judge.prompts import CRITERIA, VERDICTS
+from distill.judge.prompts import CRITERIA, LIKENESS, VERDICTS
 
 _OBJECT = re.compile(r'\{\s*"')  # where an object begins; LaTeX's braces have no quote behind them
 # A backslash with what makes it an escape, or a lone one, as in "\sqrt{2}", which JSON does not allow.
@@ -40,6 +40,19 @@ class Grade:
     reason: str
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A judge's verdict on what a model says of its own identity.
+
+    Attributes:
+        contradicts: whether it claims to be somebody else.
+        names: the names that it claims.
+    """
+
+    contradicts: bool
+    names: tuple[str, ...]
+
+
 def answer_verdict(reply: str) -> AnswerVerdict | None:
     """The verdict in a reply; None if there is none, or if it calls a missing answer right."""
     found = json_object(reply)
@@ -69,6 +82,31 @@ def grade(reply: str) -> Grade | None:
     if not whole or not isinstance(verdict, str) or verdict not in VERDICTS:
         return None
     return Grade({name: scores[name] for name in CRITERIA}, flag, verdict, reason)
+
+
+def likeness(reply: str) -> Mapping[str, int] | None:
+    """The grades of likeness in a reply; None if one is missing or out of its range."""
+    found = json_object(reply)
+    scores = None if found is None else found.get("scores")
+    if not isinstance(scores, dict):
+        return None
+    for name, (most, _) in LIKENESS.items():
+        if type(scores.get(name)) is not int or not (name == "overall") <= scores[name] <= most:
+            return None
+    return {name: scores[name] for name in LIKENESS}
+
+
+def claim(reply: str) -> Claim | None:
+    """The verdict on an identity in a reply; None if there is none, or names without a contradiction."""
+    found = json_object(reply)
+    if found is None:
+        return None
+    contradicts, names = found.get("contradicts"), found.get("names")
+    if not isinstance(contradicts, bool) or not isinstance(names, list):
+        return None
+    if not all(isinstance(name, str) for name in names) or (names and not contradicts):
+        return None
+    return Claim(contradicts, tuple(names))
 
 
 def json_object(reply: str) -> dict[str, Any] | None:

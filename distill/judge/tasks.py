@@ -1,11 +1,11 @@
-"""The two tasks of a judge model: judge a final answer, grade a trace."""
+"""The tasks of a judge model: judge answers, grade traces, compare two texts, find claims of identity."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from distill.judge import prompts
-from distill.judge.replies import AnswerVerdict, Grade, answer_verdict, grade
+from distill.judge.replies import AnswerVerdict, Claim, Grade, answer_verdict, claim, grade, likeness
 from distill.judge.selection import Sample
 
 V = TypeVar("V")
@@ -16,7 +16,7 @@ class Task(Generic[V]):
     """What a judge is asked about a sample.
 
     Attributes:
-        name: `answers` or `rubric`; also of the files.
+        name: `answers`, `rubric`, `similarity` or `identity`; also of the files.
         instructions: the system message.
         text: the text of a sample to judge; None or blank: there is none.
         without_text: the verdict on a sample without text, for which no judge is needed.
@@ -51,4 +51,16 @@ RUBRIC = Task(
     lambda sample: sample.completion,
     Grade(dict.fromkeys(prompts.CRITERIA, 1), False, "wrong_answer", _NONE),
     grade,
+)
+# The reference answer is what the response is compared with.
+SIMILARITY: Task[Mapping[str, int]] = Task(
+    "similarity",
+    prompts.SIMILARITY,
+    lambda sample: sample.completion,
+    {name: int(name == "overall") for name in prompts.LIKENESS},
+    likeness,
+)
+# The reference answer says who the model is.
+IDENTITY = Task(
+    "identity", prompts.IDENTITY, lambda sample: sample.response, Claim(contradicts=False, names=()), claim
 )

@@ -32,7 +32,7 @@ def fitting_chunk(head: Head) -> int:
     whole matrix several times, and with a vocabulary of 248,000, chunks of 32 tokens take 1.4 times as long
     as chunks of 64.
     """
-    budget = 64 << 20 if head.hidden.device.type == "cpu" else 256 << 20
+    budget = 64 << 20 if head.hidden.is_cpu else 256 << 20
     return max(32, min(8192, budget // (4 * head.weight.shape[0]) // 16 * 16))
 
 
@@ -70,7 +70,7 @@ def slices(length: int, size: int) -> list[slice]:
 def blocks(logits: Float[Tensor, "tokens vocab"]) -> list[slice]:
     """Split a chunk into blocks of rows: on a CPU as many as fit into its cache, else one block."""
     rows = len(logits)
-    if logits.device.type == "cpu":
+    if logits.is_cpu:
         rows = max(1, _BLOCK_BYTES // (logits.shape[-1] * logits.element_size()))
     return slices(len(logits), max(1, rows))
 

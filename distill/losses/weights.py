@@ -32,6 +32,8 @@ Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
 Scale = Literal["group", "none", "batch"]
 _LEAST_DEVIATION = 1e-4  # added to a deviation that divides, as in TRL
+Masked = Literal["anchors", "most_confident", "least_confident"]
+Base = Literal["initial", "reference"]
 
 
 def _always(**_: object) -> bool:
@@ -340,29 +342,71 @@ def rho1(
     if not 0 < keep <= 1:
         raise ValueError(f"rho1: keep={keep} is outside (0, 1]")
     excess = -log_ratio(student_logprobs, reference_logprobs, mask)
+    kept = (keep * mask.sum().double()).ceil()
+    return _largest(excess, mask, kept).to(excess.dtype)
+
+
+def _largest(
+    values: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], count: Tensor
+) -> Bool[Tensor, "batch seq"]:
+    """The `count` tokens of the micro-batch with the largest values; of equal ones, the earlier."""
     # Rank all positions, because only the device knows the number of tokens. Positions outside the mask come
-    # last, even after tokens with an excess of -inf.
-    ranked = excess.clamp(min=torch.finfo(excess.dtype).min).masked_fill(~mask, -torch.inf).flatten()
+    # last, even after tokens with a value of -inf.
+    ranked = values.clamp(min=torch.finfo(values.dtype).min).masked_fill(~mask, -torch.inf).flatten()
     order = ranked.argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    kept = (keep * mask.sum().double()).ceil()
-    return ((rank < kept).view(mask.shape) & mask).to(excess.dtype)
+    return (rank < count).view(mask.shape) & mask
 
 
-@properties(inline=_always)
+def _t3s_needs(masks: str = "anchors", base: str = "initial", **_: object) -> set[str]:
+    check_choice("t3s", "masks", masks, Masked)
+    check_choice("t3s", "base", base, Base)
+    return {f"{base}_logprobs"}
+
+
+@properties(inline=lambda masks="anchors", **_: masks == "anchors", needs=_t3s_needs)
 def t3s(
     mask: Bool[Tensor, "batch seq"],
     pilot_logprobs: Float[Tensor, "batch seq"],
-    initial_logprobs: Float[Tensor, "batch seq"],
+    initial_logprobs: Float[Tensor, "batch seq"] | None = None,
+    reference_logprobs: Float[Tensor, "batch seq"] | None = None,
+    *,
+    masks: Masked = "anchors",
+    base: Base = "initial",
 ) -> Float[Tensor, "batch seq"]:
-    """Only tokens that a pilot run did not learn (T3S, 2601.10348); others are easy or mere imitation.
+    """Only tokens that a pilot run did not learn (T3S, 2601.10348, Eq. 3 to 7).
 
-    w_t = 0 where log π_pilot(y_t) > log π_0(y_t), else 1
+        w_t = 0 where log π_b(y_t) > log π_0(y_t)  (an anchor: easy, or mere imitation), else 1
 
-    The pilot is the checkpoint with the lowest accuracy on the training problems, from an earlier run.
-    Training starts again from the same initial student.
+    π_b, the pilot, is the checkpoint with the lowest accuracy on the training problems ("the bottleneck") of
+    an SFT run on the same traces; `python -m distill.bottleneck` finds it. Training starts again from the
+    initial student. In the paper about a fifth of the tokens are anchors.
+
+    The paper sums the losses and does not say how a batch is averaged. Ours is divided by all completion
+    tokens; `loss.normalize=weights` divides by those that are trained.
+
+    Args:
+        mask: True on completion tokens.
+        pilot_logprobs: log π_b of the completion's tokens.
+        initial_logprobs: log π_0 by the student before training (`base="initial"`).
+        reference_logprobs: log π_0 by the model that the pilot began as, if another model than the student
+            chooses the tokens (`base="reference"`; the paper's appendix A).
+        masks: `anchors`. Or one of the paper's controls, which mask as many tokens of the micro-batch as
+            there are anchors: those that π_0 finds likeliest (`most_confident`) or least likely
+            (`least_confident`).
+        base: whose log-probs π_0 are.
+
+    Raises:
+        ValueError: an option has another value, or its log-probs are missing.
     """
-    return (~(pilot_logprobs > initial_logprobs) & mask).to(wide(pilot_logprobs).dtype)
+    before = initial_logprobs if base == "initial" else reference_logprobs
+    if before is None:
+        raise ValueError(f"t3s: base={base} lacks its log-probs")
+    masked = (pilot_logprobs > before) & mask
+    if masks != "anchors":
+        confidence = before if masks == "most_confident" else -before
+        masked = _largest(confidence, mask, masked.sum())
+    return (~masked & mask).to(wide(pilot_logprobs).dtype)
 
 
 def iw_opd(
@@ -400,7 +444,13 @@ def validity(
 
     w_t = λ(s) = σ(γ (v(a_T|s) - v(a_S|s))),   s the prefix of the reasoning step that t belongs to
 
-    The weight is 1/2 where both values are equal. Values are clamped to ±60.
+    The formula is ours. Of the paper only the abstract was to be had: under the same prefix the steps that
+    student and teacher propose are compared, and their relative validity sets the strength of the update.
+    What validity is, and how it becomes a weight, it does not say.
+
+    The weight is 1/2 where both values are equal. Values are clamped to ±60. If v is the teacher's likelihood
+    (`StepProposals`), the teacher's own greedy step nearly always wins: the weight is then mostly between 1/2
+    and 1, and says how far the two disagree rather than which is right.
 
     Raises:
         ValueError: `gamma` is negative.

@@ -22,6 +22,7 @@ from torch import nn
 
 from distill.data.batch import by_length
 from distill.data.trace import Trace
+from distill.data.traces import scan
 from distill.errors import UserError
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
@@ -153,12 +154,12 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
         shards: indices of the traces in each shard; batches do not cross shards.
         token_budget: tokens per batch, padding included.
     """
-    work = Work()
+    work, scanned = Work(), scan(traces)
     for shard in shards:
-        lengths = [len(traces[number]) for number in shard]
+        lengths, completions = scanned.lengths[shard].tolist(), scanned.completions[shard].tolist()
         for places in by_length(lengths, token_budget):
             length = lengths[places[0]]  # the longest comes first
-            predictions = sum(len(traces[shard[place]].completion_ids) for place in places)
+            predictions = sum(completions[place] for place in places)
             work += Work(
                 len(places) * length,
                 len(places) * causal_pairs(length),

@@ -38,6 +38,11 @@ def first_found(spec: Any, key: str, find: Callable[[str], T]) -> T:
     raise UserError("; ".join(failures) or f"{key} is empty: give a hub id, a folder or a GGUF file")
 
 
+def is_hub_id(spec: str) -> bool:
+    """Whether a name has the form of a hub id; a folder of that name may exist."""
+    return _HUB_ID.fullmatch(spec) is not None
+
+
 def find_path(spec: Any, key: str) -> Path | None:
     """A model's folder in Hugging Face format or its GGUF file; None if the name is a hub id.
 
@@ -70,7 +75,7 @@ def find_path(spec: Any, key: str) -> Path | None:
         return path
     if path.is_file():
         raise UserError(f"{key}={spec} is a file, but no GGUF file: give the model's folder")
-    if not _HUB_ID.fullmatch(spec):
+    if not is_hub_id(spec):
         raise UserError(f"{key}={spec}: there is no such folder, and it is no hub id (owner/name)")
     return None
 

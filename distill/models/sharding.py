@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from distill.data.layout import Layout
@@ -51,32 +57,37 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
+def shard(
+    lm: LanguageModel, mesh: DeviceMesh, precision: torch.dtype = torch.float32, *, cpu_offload: bool = False
+) -> None:
     """Shard a model in place; its `completion_head` then runs on all ranks together.
 
     Args:
         lm: the model, whole on each rank, with the same weights.
         mesh: one-dimensional mesh of all ranks.
+        precision: dtype of matrix products. In bf16 a layer is gathered in bf16: autocast would keep a bf16
+            copy of every layer from the forward to the backward pass, a whole model on each rank.
+        cpu_offload: whether each rank's share of weights, gradients and optimizer state is in host memory.
     """
     model: Any = lm.model
+    options: dict[str, Any] = {"mesh": mesh}
+    if cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    # Hidden states between layers stay in fp32, as under autocast, which rounds a product's factors alone.
+    mixed = MixedPrecisionPolicy(precision, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh)
+        if precision == torch.float32:
+            fully_shard(layer, **options)
+        else:
+            fully_shard(layer, **options, mp_policy=mixed)
     # The output matrix is read after the forward pass, and gets its gradient before the body: if it were
     # resharded in between, that gradient would be lost without an error.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, **options, reshard_after_forward=False)
     read = lm.completion_head
 
     def completion_states(self: nn.Module, ids: Tensor, mask: Tensor, layout: Layout | None) -> Tensor:
-        more = 0
-        if layout is not None:  # every rank makes as many passes as the one that makes most
-            own = torch.tensor(len(layout.passes), device=ids.device)
-            most = own.clone()
-            distributed.all_reduce(most, distributed.ReduceOp.MAX, mesh.get_group())
-            more = int(most - own)
-        hidden = read(ids, mask, layout).hidden
-        for _ in range(more):
-            hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
-        return hidden
+        more = _missing_passes(layout, ids.device, mesh.get_group())
+        return _after(more, model, ids, read(ids, mask, layout).hidden)
 
     model.completion_states = MethodType(completion_states, model)
     register_fsdp_forward_method(model, "completion_states")
@@ -86,6 +97,35 @@ def shard(lm: LanguageModel, mesh: DeviceMesh) -> None:
         return Head(hidden, model.get_output_embeddings().weight[: lm.vocab_size])
 
     lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def make_even_passes(lm: LanguageModel) -> None:
+    """Let each rank make as many passes as the one that makes most, as ranks must that gather layers."""
+    read = lm.completion_head
+
+    def completion_head(ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Head:
+        more = _missing_passes(layout, ids.device, None)
+        head = read(ids, mask, layout)
+        return Head(_after(more, lm.model, ids, head.hidden), head.weight)
+
+    lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _missing_passes(layout: Layout | None, device: torch.device, group: Any) -> int:
+    """Passes of the rank that makes most beyond this rank's own; asked before any, as passes exchange too."""
+    if layout is None:
+        return 0
+    own = torch.tensor(len(layout.passes), device=device)
+    most = own.clone()
+    distributed.all_reduce(most, distributed.ReduceOp.MAX, group)
+    return int(most - own)
+
+
+def _after(passes: int, model: Any, ids: Tensor, hidden: Tensor) -> Tensor:
+    """The hidden states after further passes, which add nothing to them."""
+    for _ in range(passes):
+        hidden = hidden + 0.0 * model.base_model(input_ids=ids[:1, :1], use_cache=False)[0].sum()
+    return hidden
 
 
 def outline(lm: LanguageModel, shared: Iterable[Any] = ()) -> LanguageModel:

@@ -30,6 +30,11 @@ def check_values(objective: ObjectiveSpec) -> None:
             "loss.normalize=longest divides by the length that the student may write, and it writes nothing: "
             "take loss.normalize=tokens"
         )
+    if objective.trace_weights is not None and isinstance(objective.rollouts, StudentRollouts):
+        raise ValueError(
+            "loss.trace_weights weighs a problem's traces against each other, and the student's rollouts are "
+            "none of the data: set loss.rollouts=dataset, or loss.trace_weights=null"
+        )
     if objective.control not in get_args(Control):
         raise ValueError(f"loss.control={objective.control!r} is not one of {', '.join(get_args(Control))}")
     if objective.teacher not in ("model", "initial"):

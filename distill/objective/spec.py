@@ -12,6 +12,7 @@ from distill.losses.signals import SIGNALS, Role, bound_parameters, is_inline, p
 from distill.objective.rewards import Rewards
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import Control, Rows, Term, TokenWeight
+from distill.objective.trace_weights import CompactWeights
 from distill.teacher.distribution import TeacherDistribution
 
 Normalize = Literal["tokens", "weights", "completions", "longest"]
@@ -39,6 +40,7 @@ class ObjectiveSpec:
             micro-batch), `inverted` (1 - w); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
         rewards: how the student's completions are rewarded; None: they are not graded.
+        trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
         teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
             training).
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
@@ -60,6 +62,7 @@ class ObjectiveSpec:
     control: Control = "none"
     proposals: StepProposals | None = None
     rewards: Rewards | None = None
+    trace_weights: CompactWeights | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)

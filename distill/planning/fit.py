@@ -15,6 +15,7 @@ _PARTS: Mapping[str, Part] = {
     ranks.GRADIENTS: "student",
     ranks.BUCKETS: "student",
     ranks.OPTIMIZER: "student",
+    ranks.MASTER: "student",
     ranks.ACTIVATIONS: "activations",
     ranks.HEAD: "head",
     ranks.ROLLOUTS: "rollouts",

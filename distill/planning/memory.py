@@ -1,16 +1,19 @@
 """Estimate the memory of training: weights, gradients, optimizer, activations and the chunked head."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill.config.instantiate import OptimizerFactory
-from distill.losses.logits import fitting_chunk
+from distill.losses.signals import SIGNALS, Role
+from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head
-from distill.models.language_model import LanguageModel, ModelSource
-from distill.models.lora import add_lora
 from distill.models.sharding import layers_of
+from distill.objective.objective import Objective
+from distill.planning.kernels import GPU_BLOCK, KernelMeter
+from distill.planning.sizes import ModelSize
+from distill.planning.weightless import WeightlessModel, without_values
 from distill.training.setup import Setup
 
 
@@ -24,23 +27,24 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
 
     Returns:
         The model without weights, and bytes by category. Activations are the tensors that the body's padded
-        forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers and
-        what one layer recomputes. In mixed precision they include a bf16 copy of the weights.
+        forward pass saves for the backward pass; with gradient checkpointing, the inputs of all layers, and
+        apart from them what one layer recomputes. In mixed precision they include a bf16 copy of the weights,
+        unless the strategy gathers layers in bf16.
     """
-    source = setup.student
-    model = source.skeleton()
-    model.to(dtype_of(source, model))
-    if setup.lora:
-        lm = LanguageModel.__new__(LanguageModel)  # without a tokenizer, which LoRA does not need
-        lm.model, lm.source = model, source
-        add_lora(lm, setup.lora, seed=setup.seed)
-    if setup.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-        for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
-            vars(layer)["gradient_checkpointing"] = False
-    with FakeTensorMode():
-        _pretend(model)
-        kept = _kept_for_backward(model.train(), rows, length, setup.compute.precision)
+    lm = WeightlessModel.student(
+        setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing, seed=setup.seed
+    )
+    model = lm.model
+    precision = setup.compute.precision
+    cast = precision if setup.compute.places_student and precision != torch.float32 else None
+    gpu = setup.compute.device != "cpu"
+    with without_values(gpu=gpu):
+        lm.pretend(gpu=gpu)
+        kept = with_layer = _kept_for_backward(model.train(), rows, length, precision, cast)
+        if setup.gradient_checkpointing:
+            for layer in layers_of(model)[-1:]:  # the backward pass recomputes one layer at a time
+                vars(layer)["gradient_checkpointing"] = False
+            with_layer = _kept_for_backward(model, rows, length, precision, cast)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept_of = {dtype: _kept_by_optimizer(setup.optimizer, dtype) for dtype in {p.dtype for p in trained}}
     return model, {
@@ -48,27 +52,17 @@ def training_memory(setup: Setup, *, rows: int, length: int) -> tuple[Any, dict[
         "gradients": sum(p.numel() * p.dtype.itemsize for p in trained),
         "optimizer": round(sum(kept_of[p.dtype][0] * p.numel() + kept_of[p.dtype][1] for p in trained)),
         "activations": kept,
+        "recomputed": with_layer - kept,
     }
 
 
-def _pretend(model: Any) -> None:
-    """Replace meta tensors by fake CPU tensors, also without data.
-
-    They take the same code paths through attention and autocast as real tensors.
-    """
-    found: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None and id(p) not in found:  # a tied matrix stays one
-                values = torch.empty(p.shape, dtype=p.dtype)
-                found[id(p)] = torch.nn.Parameter(values, requires_grad=p.requires_grad)
-            module._parameters[name] = None if p is None else found[id(p)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtype) -> int:
+def _kept_for_backward(
+    model: Any, rows: int, length: int, precision: torch.dtype, cast: torch.dtype | None = None
+) -> int:
+    """Bytes that the body's forward pass keeps; `cast`: dtype to which layers are cast before it."""
+    original = {p: p.data for layer in layers_of(model) for p in layer.parameters()} if cast else {}
+    for p, values in original.items():
+        p.data = values.to(cast) if values.dtype.itemsize > precision.itemsize else values
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held: list[torch.Tensor] = []  # keeps storages alive, so that none is freed and its address reused
 
@@ -79,10 +73,12 @@ def _kept_for_backward(model: Any, rows: int, length: int, precision: torch.dtyp
     ids = torch.zeros(rows, length, dtype=torch.long)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", precision, enabled=precision != torch.float32),
+        torch.autocast("cpu", precision, enabled=precision != torch.float32, cache_enabled=False),
     ):
         _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in held}
+    for p, values in original.items():
+        p.data = values
     return sum(storage.nbytes() for place, storage in storages.items() if place not in own)
 
 
@@ -111,30 +107,69 @@ def _nbytes(value: Any) -> int:
     return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
-def head_memory(setup: Setup, *, vocabulary: int, hidden: int, completions: int, trains: bool) -> int:
-    """Peak bytes of the chunked head.
-
-    They are about four copies of a chunk's logits and one per frozen distribution, the matrix's gradient in
-    fp32, and the gradient of the hidden states.
+def head_memory(
+    setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], *, completions: int, trains: bool
+) -> tuple[int, int]:
+    """Bytes of the chunked head and the loss, from a pass on tensors without values.
 
     Args:
         setup: the run.
-        vocabulary: rows of the output matrix.
-        hidden: columns of the output matrix.
+        student: sizes of the student.
+        frozen: sizes of the frozen models.
         completions: completion tokens of a micro-batch.
         trains: whether the output matrix trains.
+
+    Returns:
+        Bytes at the peak, and those kept for the backward pass: the gradients of matrix and hidden states.
     """
-    objective, device = setup.objective, "cpu" if setup.compute.device == "cpu" else "meta"
-    matrix = torch.empty(vocabulary, 0, device=device)
-    chunk = objective.chunk_size or fitting_chunk(Head(torch.empty(0, 0, device=device), matrix))
-    logits = 4 * min(chunk, completions) * vocabulary * (4 + len(objective.distributions))
-    gradient = 4 * vocabulary * hidden * trains
-    return logits + gradient + 2 * 4 * completions * hidden
+    objective, compute, gpu = setup.objective, setup.compute, setup.compute.device != "cpu"
+    sizes = [student, *(frozen[role] for role in objective.distributions.values())]
+    rows = [size.vocabulary for size in sizes]
+    if not objective.across_vocabularies:
+        rows = [min(rows)] * len(rows)
+    mask, labels = torch.ones(1, completions, dtype=torch.bool), torch.zeros(1, completions, dtype=torch.long)
+    with without_values(gpu=gpu):
+        heads = [
+            Head(
+                torch.empty(completions, size.hidden, dtype=dtype),
+                torch.empty(count, size.hidden, dtype=dtype),
+            )
+            for size, count in zip(sizes, rows, strict=True)
+            for dtype in [torch.bfloat16 if size.bytes == 2 else torch.float32]
+        ]
+        own, others = heads[0], dict(zip(objective.distributions, heads[1:], strict=True))
+        meter = KernelMeter(GPU_BLOCK if gpu else 1)
+        before = meter.hold([own.weight, *(other.weight for other in others.values())])
+        mixed = compute.precision != torch.float32
+        with meter, torch.autocast("cpu", compute.precision, enabled=mixed, cache_enabled=False):
+            meter.hold([own.hidden, *(other.hidden for other in others.values())])
+            student_head = Head(own.hidden.requires_grad_(), own.weight.requires_grad_(trains))
+            found = objective(
+                student_head,
+                mask,
+                labels,
+                dict.fromkeys(_given(objective), torch.zeros(1, completions)),
+                others={**others, **_sparse(objective, completions)},
+                constants={"shared_ids": torch.arange(min(rows)).expand(2, -1)},
+                places=torch.arange(completions),
+            )
+            kept = meter.live - before
+        del found
+    return max(meter.peaks.values()) - before, kept
 
 
-def dtype_of(source: ModelSource, model: Any) -> torch.dtype:
-    """Dtype of a model's weights in memory."""
-    stored = getattr(model.config, "dtype", None)
-    if source.dtype == "auto":
-        return stored if isinstance(stored, torch.dtype) else torch.float32
-    return getattr(torch, source.dtype)
+def _given(objective: Objective) -> list[str]:
+    """Signals of single tokens that do not come from the student."""
+    known = [name for name in objective.signals if SIGNALS[name].shape != "vocab"]
+    return [*(name for name in known if SIGNALS[name].role != "student"), "same_token", "spans"]
+
+
+def _sparse(objective: Objective, tokens: int) -> dict[str, SparseDistribution]:
+    """The teacher's distribution, if the cache has only some tokens of it."""
+    wanted = objective.distribution
+    if not objective.caches_distribution or wanted.whole:
+        return {}
+    known = wanted.top_k if wanted.source == "top_k" else wanted.samples
+    rest = torch.zeros(tokens) if wanted.source == "top_k" else None
+    ids = torch.zeros(tokens, known, dtype=torch.int32)
+    return {"log_p": SparseDistribution(ids, torch.zeros(tokens, known), rest)}

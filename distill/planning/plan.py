@@ -20,13 +20,16 @@ from rich.table import Table
 from distill.errors import UserError
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
+from distill.planning.kernels import Kernel
 from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live
+from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Stage, caching, evaluation, training, written
+from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
 from distill.training.models import writes_all
 from distill.training.setup import Setup
 
+_KERNELS = 10  # with a line of their own
 _MACHINES = {"gpu": (300.0, 2000.0), "cpu": (0.2, 20.0)}  # TFLOP/s, GB/s: an A100 and a few cores
 
 
@@ -42,6 +45,8 @@ class Plan:
         notes: assumptions to print.
         ranks: processes that train together.
         fit: lines that say whether the run fits into the devices' memory; empty if that is not known.
+        simulation: of a step on one device; None: there is none.
+        host: bytes that a rank takes of the host's memory, by occasion.
     """
 
     stages: Sequence[Stage]
@@ -51,6 +56,8 @@ class Plan:
     notes: Sequence[str] = field(default_factory=list)
     ranks: int = 1
     fit: Sequence[str] = ()
+    simulation: Simulation | None = None
+    host: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -95,10 +102,34 @@ class Plan:
         for name, size in self.memory.items():
             held.add_row(name if name != "at the peak" else f"{name} ({self.peak.name})", size_text(size))
         console.print(held)
+        if self.simulation is not None:
+            self._print_simulation(self.simulation, console)
         for line in self.fit:
             console.print(line, highlight=False, soft_wrap=True)
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
+
+    def _print_simulation(self, simulation: Simulation, console: Console) -> None:
+        title = f"kernels of a simulated step, on one device; at the peak {size_text(simulation.peak)}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("kernel", "calls", "FLOPs", "bytes", "FLOPs a byte", "least time"):
+            table.add_column(heading, justify="left" if heading == "kernel" else "right")
+        kernels = simulation.by_name()
+        least = {name: self._seconds(kernel) for name, kernel in kernels.items()}
+        for name in sorted(least, key=lambda name: -least[name])[:_KERNELS]:
+            kernel = kernels[name]
+            table.add_row(name, f"{kernel.calls:,}", *_work(kernel), f"{1000 * least[name]:,.1f} ms")
+        total = simulation.of()
+        table.add_section()
+        table.add_row("all", f"{total.calls:,}", *_work(total), f"{1000 * sum(least.values()):,.1f} ms")
+        console.print(table)
+
+    def _seconds(self, kernel: Kernel) -> float:
+        return max(kernel.flops / self.rate, kernel.bytes / self.bandwidth)
+
+
+def _work(kernel: Kernel) -> tuple[str, str, str]:
+    return f"{kernel.flops:.3g}", size_text(kernel.bytes), f"{kernel.flops / max(1, kernel.bytes):,.0f}"
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -127,7 +158,7 @@ def make_plan(setup: Setup) -> Plan:
         stages += caching(objective, frozen, traces, served)
         if served:
             notes.append("what the server's computation takes is not counted")
-    trained, held = training(setup, student, frozen, traces)
+    trained, held, host = training(setup, student, frozen, traces)
     asked = _beside(evaluation(setup, student, traces, notes), setup, student, frozen)
     stages += [replace(stage, name=f"{stage.name} before") for stage in asked]
     stages += trained
@@ -146,12 +177,27 @@ def make_plan(setup: Setup) -> Plan:
         f"{rate:.3g} FLOPs a second (estimate.tflops × estimate.utilization), {bandwidth:.3g} bytes a second "
         f"(estimate.bandwidth); memory without what the framework itself needs"
     )
+    if setup.compute.device != "cpu":
+        notes.append(_host_note(host, setup.length.ranks))
     if setup.config["trainer"]["devices"] == "auto" and setup.length.ranks == 1:
         notes.append(
             "planned for one device, as this machine has no more: say how many with trainer.devices="
         )
     fit = list(fit_lines(setup, stages, held)) if setup.config["estimate"].get("memory") else []
-    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit)
+    simulation = None
+    if setup.config["estimate"].get("simulate"):
+        simulation = simulate(setup, [Batches.of(setup, traces).largest] * setup.length.accumulate)
+    return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation, host)
+
+
+def _host_note(held: Mapping[str, int], ranks: int) -> str:
+    each = "each rank" if ranks > 1 else "the run"
+    said = [f"{size_text(held['loading'])} while models are loaded"]
+    if "training" in held:
+        said.append(f"{size_text(held['training'])} while it trains")
+    if "checkpoint" in held:
+        said.append(f"{size_text(held['checkpoint'])} more on the first rank while a checkpoint is written")
+    return f"host memory that {each} takes: {', '.join(said)}"
 
 
 def _beside(
@@ -161,7 +207,7 @@ def _beside(
     ranks = setup.length.ranks
     more = sum(held_live(setup, frozen).values())
     if setup.compute.sharded and ranks > 1:  # a whole copy of it writes
-        more += student.weights // ranks
+        more += 0 if setup.compute.cpu_offload else student.weights // ranks
     return [replace(stage, memory=stage.memory + more, ranks=ranks) for stage in stages]
 
 
@@ -175,6 +221,8 @@ def _machine(setup: Setup) -> tuple[float, float]:
     """FLOPs per second and bytes per second of the machine."""
     values = setup.config["estimate"]
     for name, value in values.items():
+        if name == "simulate":
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < math.inf):
             raise UserError(f"estimate.{name}={value!r} must be a positive number, or null")

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from distill.losses.signals import Role
 from distill.models.sharding import layers_of
 from distill.planning.sizes import ModelSize
+from distill.training.deepspeed import BUCKET, LIVE
 from distill.training.setup import Setup
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
@@ -20,6 +23,8 @@ WHOLE_COPY = "whole copy of the student that writes"
 ROLLOUTS = "KV cache and logits of rollouts"
 READING = "frozen models' hidden states"
 MATRIX = "the teacher's output matrix"
+MASTER = "weights in fp32, DeepSpeed's"
+ENGINE = "DeepSpeed's buckets"
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,10 @@ class StudentBytes:
         root: parameters outside the layers: embeddings, output matrix, final norm.
         root_gradients: of these.
         embedding: gradient of the embeddings, if they share their matrix with the output head.
-        layer: parameters of the largest layer.
+        layer: parameters of the largest layer, as they are gathered.
         layer_gradients: of that layer.
+        parameters: number of all parameters.
+        trained: number of those that train.
     """
 
     weights: int
@@ -62,10 +69,23 @@ class StudentBytes:
     embedding: int
     layer: int
     layer_gradients: int
+    parameters: int = 0
+    trained: int = 0
 
     @classmethod
-    def of(cls, model: Any, optimizer: int) -> "StudentBytes":
+    def of(cls, model: Any, optimizer: int, precision: torch.dtype = torch.float32) -> "StudentBytes":
+        """Bytes of a model without weights.
+
+        Args:
+            model: the student.
+            optimizer: bytes of its optimizer's state.
+            precision: dtype in which a strategy gathers layers.
+        """
         layers = [(_bytes(layer), _bytes(layer, trained=True)) for layer in layers_of(model)] or [(0, 0)]
+        gathered = [
+            sum(p.numel() * min(p.dtype.itemsize, precision.itemsize) for p in layer.parameters())
+            for layer in layers_of(model)
+        ]
         whole, trained = _bytes(model), _bytes(model, trained=True)
         head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         return cls(
@@ -75,8 +95,10 @@ class StudentBytes:
             root=whole - sum(size for size, _ in layers),
             root_gradients=trained - sum(size for _, size in layers),
             embedding=head.nbytes if head is embeddings and head.requires_grad else 0,
-            layer=max(size for size, _ in layers),
+            layer=max(gathered, default=0),
             layer_gradients=max(size for _, size in layers),
+            parameters=sum(p.numel() for p in model.parameters()),
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         )
 
 
@@ -85,19 +107,51 @@ def _bytes(module: Any, *, trained: bool = False) -> int:
 
 
 def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
-    """Bytes that a rank holds of frozen models and output matrices, during the whole training."""
-    objective, shares = setup.objective, setup.length.ranks
+    """Bytes that a rank's device holds of frozen models and output matrices, during the whole training."""
+    objective = setup.objective
     found: dict[str, int] = {}
     for role in sorted(objective.live_roles):
         who, name = frozen[role], f"weights of the {role}, live"
         found[name] = who.weights
-        if setup.compute.sharded and not objective.compares_steps:  # one that writes must be whole
-            found[name] = _share(who.weights, shares)
+        if _is_shared(setup):
+            found[name] = 0 if setup.compute.cpu_offload else _share(who.weights, setup.length.ranks)
             # Its root stays gathered, and the last layer's buffer lives until the next layer is gathered.
-            found[f"gathered of the {role}"] = who.bytes * (who.root + who.layer)
+            found[f"gathered of the {role}"] = who.bytes * who.root + _gathered_layer(setup, who)
     if objective.caches_distribution and objective.distribution.whole:
         found[MATRIX] = frozen["teacher"].bytes * frozen["teacher"].vocabulary * frozen["teacher"].hidden
     return found
+
+
+def _is_shared(setup: Setup) -> bool:
+    """Whether the ranks share the frozen models; one that writes must be whole."""
+    return setup.compute.sharded and not setup.objective.compares_steps
+
+
+def _gathered_layer(setup: Setup, who: ModelSize) -> int:
+    return min(who.bytes, setup.compute.precision.itemsize) * who.layer
+
+
+def held_by_host(setup: Setup, student: StudentBytes, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+    """Bytes that a rank takes of the host's memory beside those of a GPU, by occasion."""
+    live = [frozen[role].weights for role in sorted(setup.objective.live_roles)]
+    found = {"loading": student.weights + sum(live)}  # every rank reads whole models
+    strategy, shares = setup.compute.trainer.get("strategy"), setup.length.ranks
+    if setup.compute.cpu_offload:
+        shared = sum(live) if _is_shared(setup) else 0
+        found["training"] = _share(student.weights + student.gradients + student.optimizer + shared, shares)
+    if strategy == "deepspeed":
+        optimizer = _in_single(student)
+        if setup.compute.trainer.get("offload_optimizer"):
+            found["training"] = _share(8 * student.trained + optimizer, shares)
+        found["checkpoint"] = 4 * student.trained + optimizer
+    elif setup.compute.sharded:
+        found["checkpoint"] = student.weights
+    return found
+
+
+def _in_single(student: StudentBytes) -> int:
+    """Bytes of the optimizer's state of parameters in fp32."""
+    return round(student.optimizer * 4 * student.trained / max(1, student.gradients))
 
 
 def moments(
@@ -105,8 +159,8 @@ def moments(
     student: StudentBytes,
     frozen: Mapping[Role, ModelSize],
     *,
-    activations: int,
-    head: int,
+    activations: tuple[int, int],
+    head: tuple[int, int],
     writing: int,
     tokens: int,
 ) -> Sequence[Moment]:
@@ -119,28 +173,26 @@ def moments(
         setup: the run.
         student: its bytes.
         frozen: sizes of the frozen models.
-        activations: bytes kept for the backward pass.
-        head: bytes of the chunked head at its peak, with the gradient of the output matrix.
+        activations: bytes kept for the backward pass, and bytes of the layer that it recomputes.
+        head: bytes of the chunked head at its peak, and bytes of the gradients that it leaves.
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
         tokens: tokens of a micro-batch, padding included.
     """
-    sharded, ranks = setup.compute.sharded, setup.length.ranks
-    shares = ranks if sharded else 1
-    base = {WEIGHTS: _share(student.weights, shares), OPTIMIZER: _share(student.optimizer, shares)}
+    sharded = setup.compute.sharded
+    base, gradients = _student(setup, student)
     base |= held_live(setup, frozen)
-    gradients = {GRADIENTS: _share(student.gradients, shares)}
-    if not sharded and ranks > 1:
-        base[BUCKETS] = student.gradients
     kept = gradients if setup.length.accumulate > 1 else {}
     root = {GATHERED: student.root} if sharded else {}
-    found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations, HEAD: head})]
+    found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations[0], HEAD: head[0]})]
+    left = {ACTIVATIONS: sum(activations), HEAD: head[1]}
     if sharded:
         # The layer that is read, and the next one; the same for their gradients, on their way to the shards.
         at_work = {
             GATHERED: student.root + 2 * student.layer,
             UNSHARDED: student.root_gradients + 2 * student.layer_gradients,
         }
-        found.append(Moment("backward pass begins", base | kept | at_work | {ACTIVATIONS: activations}))
+        left[HEAD] = 0  # its gradient of the matrix is among those that are not sharded yet
+        found.append(Moment("backward pass begins", base | kept | at_work | left))
         on_their_way = student.root_gradients + student.layer_gradients
         last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
         if setup.compute.device == "cpu":
@@ -148,17 +200,47 @@ def moments(
         last[GATHERED] = student.root + student.layer
         found.append(Moment("backward pass ends", base | gradients | last))
     else:
+        found.append(Moment("backward pass begins", base | kept | left))
         found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
     for role in sorted(setup.objective.live_roles):
         who = frozen[role]
         reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
         if f"gathered of the {role}" in base:
-            reading[f"gathered of the {role}"] = who.bytes * (who.root + 2 * who.layer)
+            reading[f"gathered of the {role}"] = who.bytes * who.root + 2 * _gathered_layer(setup, who)
         found.append(Moment(f"the {role} reads", base | gradients | reading))
     if writing:
-        copy = {WHOLE_COPY: student.weights} if sharded else {}
+        copy = {WHOLE_COPY: student.weights} if setup.compute.places_student else {}
         found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
     return found
+
+
+def _student(setup: Setup, student: StudentBytes) -> tuple[dict[str, int], dict[str, int]]:
+    """What a rank's device holds of the student during the whole training, and its gradients."""
+    ranks, strategy = setup.length.ranks, setup.compute.trainer.get("strategy")
+    if strategy == "deepspeed":
+        return _under_deepspeed(setup, student)
+    shares = ranks if setup.compute.sharded else 1
+    if setup.compute.cpu_offload:
+        return {}, {}
+    base = {WEIGHTS: _share(student.weights, shares), OPTIMIZER: _share(student.optimizer, shares)}
+    if not setup.compute.sharded and ranks > 1:
+        base[BUCKETS] = student.gradients
+    return base, {GRADIENTS: _share(student.gradients, shares)}
+
+
+def _under_deepspeed(setup: Setup, student: StudentBytes) -> tuple[dict[str, int], dict[str, int]]:
+    ranks, trainer = setup.length.ranks, setup.compute.trainer
+    each = 4 if setup.compute.precision == torch.float32 else 2
+    weights = each * student.parameters
+    base = {WEIGHTS: weights, ENGINE: (4 + each) * min(student.trained, BUCKET)}
+    if trainer.get("stage") == 3:
+        base[WEIGHTS] = _share(weights, ranks)
+        base[GATHERED] = each * min(student.parameters, LIVE)
+        base[ENGINE] *= 2
+    if trainer.get("offload_optimizer"):
+        return base, {}
+    base |= {MASTER: _share(4 * student.trained, ranks), OPTIMIZER: _share(_in_single(student), ranks)}
+    return base, {GRADIENTS: _share(4 * student.trained, ranks)}
 
 
 def _share(size: int, shares: int) -> int:

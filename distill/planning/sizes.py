@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distill.data.on_disk import each_example
 from distill.data.prompt import Prompt
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
 from distill.models.sharding import layers_of
-from distill.planning.memory import dtype_of
+from distill.planning.weightless import dtype_of, vocabulary_of
 from distill.training.setup import Setup
 
 MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
@@ -55,10 +56,7 @@ def measure(source: ModelSource, precision: torch.dtype = torch.float32) -> Mode
     """Sizes of a model; `precision`: autocast dtype during generation."""
     model = source.skeleton()
     output = model.get_output_embeddings().weight
-    try:
-        vocabulary = min(source.vocab_size, output.shape[0])
-    except UserError:  # no tokenizer here; the configuration is enough
-        vocabulary = output.shape[0]
+    vocabulary = vocabulary_of(source, model)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]
@@ -94,22 +92,21 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
     """
     recipe, student = setup.recipe, setup.student
     data, estimate = setup.config["data"], setup.config["estimate"]
-    examples, reason = [], ""
+    examples, count, reason = list[Example](), 0, ""
     try:
-        examples = recipe.source()
+        for example in each_example(recipe.source):
+            own = example.recorded
+            if recipe.keep == "all" or own is None or (own.finished and own.correct is not False):
+                count += 1
+                if count <= MEASURED:
+                    examples.append(example)
     except UserError as error:
-        reason = str(error)
-    if recipe.keep == "right":
-        examples = [
-            e
-            for e in examples
-            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
-        ]
-    problems = estimate["traces"] or len(examples) or data.get("limit")
+        reason, count, examples = str(error), 0, []
+    problems = estimate["traces"] or count or data.get("limit")
     if not problems:
         raise UserError(f"how many traces there are cannot be told ({reason}): say it with estimate.traces=")
     measured: list[Trace] = []
-    known = [example for example in examples[:MEASURED] if (example.completion or "").strip()]
+    known = [example for example in examples if (example.completion or "").strip()]
     try:
         measured = recipe.tokenize(known, student) if known else []
     except UserError as error:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
-from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, moments
+from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
 from distill.teacher.retokenize import teacher_trace
@@ -149,7 +150,7 @@ def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class Batches:
     """The first micro-batches of a run, in order (at most `MEASURED`).
 
     Attributes:
@@ -163,7 +164,7 @@ class _Batches:
     scale: float
 
     @classmethod
-    def of(cls, setup: Setup, traces: list[Trace]) -> "_Batches":
+    def of(cls, setup: Setup, traces: list[Trace]) -> "Batches":
         length, rollouts = setup.length, setup.objective.rollouts
         count = setup.length.steps(traces, setup.objective).expected * length.accumulate * length.ranks
         looked_at = range(min(count, MEASURED))
@@ -182,6 +183,11 @@ class _Batches:
         return max(len(trace) for batch in self.traces for trace in batch)
 
     @property
+    def largest(self) -> Sequence[Trace]:
+        """Traces of the micro-batch with most tokens."""
+        return max(self.traces, key=lambda batch: sum(len(trace) for trace in batch))
+
+    @property
     def completions(self) -> int:
         """Largest number of completion tokens in a micro-batch."""
         return max(sum(len(trace.completion_ids) for trace in batch) for batch in self.traces)
@@ -189,30 +195,13 @@ class _Batches:
 
 def training(
     setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
-) -> tuple[list[Stage], Sequence[Moment]]:
-    """Stages of training (rollouts, student, frozen models), and the moments of a step."""
-    batches, ranks = _Batches.of(setup, traces), setup.length.ranks
-    rows, longest = setup.length.batch_size, batches.longest
-    model, whole = training_memory(setup, rows=rows, length=longest)
-    trains_head = model.get_output_embeddings().weight.requires_grad
-    head = head_memory(
-        setup,
-        vocabulary=student.vocabulary,
-        hidden=student.hidden,
-        completions=batches.completions,
-        trains=trains_head,
-    )
+) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
+    """Stages of training (rollouts, student, frozen models), moments of a step, and what the host holds."""
+    batches, ranks = Batches.of(setup, traces), setup.length.ranks
+    model, whole = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
     rollouts = _rollouts(setup, student, batches) if any(batches.on_policy) else None
     writing = rollouts.memory - student.weights if rollouts else 0
-    held = moments(
-        setup,
-        StudentBytes.of(model, whole["optimizer"]),
-        frozen,
-        activations=whole["activations"],
-        head=head,
-        writing=writing,
-        tokens=rows * longest,
-    )
+    held = step_moments(setup, student, frozen, batches, model=model, whole=whole, writing=writing)
     stages = []
     if rollouts:
         stages.append(
@@ -224,9 +213,9 @@ def training(
     checkpoint = 2 * whole["weights"] + whole["optimizer"]
     kept = setup.checkpoints
     disk = kept.keep * checkpoint if kept.of_finished else whole["weights"]
-    own, live = _training_flops(
-        setup, cost_of(model, student.source.name, student.vocabulary), frozen, batches, trains_head
-    )
+    cost = cost_of(model, student.source.name, student.vocabulary)
+    trains_head = model.get_output_embeddings().weight.requires_grad
+    own, live = _training_flops(setup, cost, frozen, batches, trains_head)
     name = f"training, {setup.length.steps(traces, setup.objective).expected:,} steps"
     place = student.source.name, student.parameters
     stages.append(Stage(name, *place, own, memory=peak, disk=disk, ranks=ranks))
@@ -235,10 +224,44 @@ def training(
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
         stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
-    return stages, held
+    return stages, held, held_by_host(setup, StudentBytes.of(model, whole["optimizer"]), frozen)
 
 
-def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:
+def step_moments(
+    setup: Setup,
+    student: ModelSize,
+    frozen: Mapping[Role, ModelSize],
+    batches: Batches,
+    *,
+    model: Any,
+    whole: Mapping[str, int],
+    writing: int = 0,
+) -> Sequence[Moment]:
+    """The moments of a step.
+
+    Args:
+        setup: the run.
+        student: sizes of the student.
+        frozen: sizes of the frozen models.
+        batches: the run's micro-batches.
+        model: the student with its adapters, and
+        whole: its bytes, of `training_memory`.
+        writing: bytes of the KV cache and logits of rollouts; 0: there are none.
+    """
+    trains = model.get_output_embeddings().weight.requires_grad
+    head = head_memory(setup, student, frozen, completions=batches.completions, trains=trains)
+    return moments(
+        setup,
+        StudentBytes.of(model, whole["optimizer"], setup.compute.precision),
+        frozen,
+        activations=(whole["activations"], whole["recomputed"]),
+        head=head,
+        writing=writing,
+        tokens=setup.length.batch_size * batches.longest,
+    )
+
+
+def _rollouts(setup: Setup, student: ModelSize, batches: Batches) -> Stage:
     """Stage of the student's rollouts during training."""
     rollouts = setup.objective.rollouts
     assert isinstance(rollouts, StudentRollouts)
@@ -252,7 +275,7 @@ def _rollouts(setup: Setup, student: ModelSize, batches: _Batches) -> Stage:
 
 
 def _training_flops(
-    setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: _Batches, trains_head: bool
+    setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: Batches, trains_head: bool
 ) -> tuple[float, float]:
     """FLOPs of the student's training, and of frozen models during training."""
     objective = setup.objective

@@ -46,6 +46,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.objective.rewards": ("Rewards",),
     "distill.objective.step_values": ("StepProposals",),
     "distill.objective.terms": ("Term",),
+    "distill.objective.trace_weights": ("CompactWeights",),
     "distill.teacher.distribution": ("TeacherDistribution",),
     "distill.training.recipe": ("TraceRecipe",),
 }

@@ -79,6 +79,10 @@ REFERENCES = ("data.recipe.student_prompt", "data.recipe.teacher_prompt", "data.
 _LENGTH_AND_RESULT = ("max_tokens", "benchmark", "validation", "checkpoint")
 _MAY_CHANGE = {
     "trainer.log_every_n_steps",
+    "trainer.timeout_minutes",
+    "trainer.cpu_offload",
+    "trainer.stage",
+    "trainer.offload_optimizer",
     "benchmark.token_budget",
     "checkpoint.every",
     "checkpoint.keep",

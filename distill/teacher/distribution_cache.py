@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.data.batch import hash_traces
 from distill.data.trace import Trace
+from distill.data.traces import scan
 from distill.errors import UserError
 from distill.io.cache import ShardCache, StoredRows
 from distill.losses.logits import label_logprobs
@@ -36,7 +37,7 @@ def cache_distributions(
     cache: Path,
     token_budget: int = 8192,
     label: str = "teacher reads traces",
-) -> list[StoredRows]:
+) -> Sequence[StoredRows]:
     """Compute the teacher's distribution at each trace's completion tokens and store it on disk.
 
     Args:
@@ -59,9 +60,10 @@ def cache_distributions(
         "traces": hash_traces(traces),
         **wanted.settings,
     }
-    shards = _shards([len(trace.completion_ids) for trace in traces])
+    scanned = scan(traces)
+    shards = _shards(scanned.completions)
     store = ShardCache(cache, f"teacher_{wanted.source}", key, len(shards))
-    made: list[int] = []
+    found = np.ones(len(traces), dtype=bool)
 
     def keep(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
         if model.served is not None:
@@ -69,18 +71,15 @@ def cache_distributions(
         else:
             parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
         _check_disk_space(store, parts, len(store.missing()))
-        made.extend(part)
+        found[part.start : part.stop] = False
         return parts
 
-    rows = store.fill(shards, [len(trace) for trace in traces], keep, label=label)
-    if len(rows) != len(traces) or any(
-        len(part) != len(trace.completion_ids) for part, trace in zip(rows, traces, strict=True)
-    ):
+    rows = store.fill(shards, scanned.lengths, keep, label=label)
+    if not np.array_equal(rows.lengths, scanned.completions):
         raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
     model.work += reading(traces, shards, token_budget)
-    found = sorted({*range(len(traces))} - {*made})
-    if found and model.served is None and (wanted.verify or model.loaded):
-        _verify(model, traces, wanted, rows, found, store.folder)
+    if found.any() and model.served is None and (wanted.verify or model.loaded):
+        _verify(model, traces, wanted, rows, np.flatnonzero(found).tolist(), store.folder)
     return rows
 
 
@@ -130,10 +129,10 @@ def check_matrix(matrix: Tensor, rows: Sequence[StoredRows], traces: Sequence[Tr
         )
 
 
-def _shards(lengths: Sequence[int]) -> list[range]:
+def _shards(lengths: Sequence[int] | np.ndarray) -> list[range]:
     """Group traces into shards by number of tokens, since a whole shard is in memory while it is computed."""
     starts, tokens = [0], 0
-    for number, length in enumerate(lengths):
+    for number, length in enumerate(map(int, lengths)):
         if tokens and tokens + length > _TOKENS_PER_SHARD:
             starts.append(number)
             tokens = 0

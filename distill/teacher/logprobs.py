@@ -9,10 +9,12 @@ import torch
 
 from distill.data.batch import by_length, collate, hash_traces
 from distill.data.trace import Trace
+from distill.data.traces import scan
 from distill.errors import UserError
 from distill.generation.decode import warpers
 from distill.generation.sampling import Sampling
 from distill.io.cache import ShardCache
+from distill.io.sequences import Lazy
 from distill.losses.logits import label_logprobs
 from distill.models.flops import Work, reading
 from distill.models.head import Head, factors, product
@@ -45,8 +47,10 @@ def cached_logprobs(
     sampling: Sampling | None = None,
     token_budget: int = 8192,
     label: str = "teacher reads traces",
-) -> list[np.ndarray]:
+) -> Sequence[np.ndarray]:
     """Logprobs of each trace's completion tokens (float32), computed or read from `cache/<signal>-<hash>`.
+
+    They are read on access, and checked here.
 
     Args:
         model: the model that computes them; loaded only if some are missing in the cache.
@@ -77,15 +81,17 @@ def cached_logprobs(
 
     shards = in_shards(len(traces), _SCORED_PER_SHARD)
     store = ShardCache(cache, signal, key, len(shards))
-    parts = store.fill(shards, [len(trace) for trace in traces], compute, label=label)
-    scored = [part.read()["values"].numpy().copy() for part in parts]
-    for trace, values in zip(traces, scored, strict=True):
-        if len(values) != len(trace.completion_ids):
-            raise UserError(
-                f"cache {store.folder} does not fit trace {trace.example.id}: delete it and run again"
-            )
+    scanned = scan(traces)
+    parts = store.fill(shards, scanned.lengths, compute, label=label)
+    for part in parts:
+        part.read()
+    same = len(parts) == len(traces)
+    wrong = np.flatnonzero(parts.lengths != scanned.completions) if same else np.zeros(1, np.int64)
+    if len(wrong):
+        name = traces[int(wrong[0])].example.id
+        raise UserError(f"cache {store.folder} does not fit trace {name}: delete it and run again")
     model.work += scoring(traces, token_budget)
-    return scored
+    return Lazy(len(parts), lambda place: parts[place].read()["values"].numpy())
 
 
 def scoring(traces: Sequence[Trace], token_budget: int = 8192) -> Work:
@@ -122,10 +128,12 @@ def in_batches(
         For each index in `numbers`, the tensors of `look` by name, on the CPU.
     """
     result: dict[int, dict[str, torch.Tensor]] = {}
-    for places in by_length([len(traces[number]) for number in numbers], token_budget):
-        rows = [numbers[place] for place in places]
-        # Drop cached signals, which are not needed here.
-        bare = [Trace(t.example, t.prompt_ids, t.completion_ids) for t in (traces[row] for row in rows)]
+    # Without cached signals, which are not needed here.
+    read = [
+        Trace(one.example, one.prompt_ids, one.completion_ids) for one in (traces[row] for row in numbers)
+    ]
+    for places in by_length(list(map(len, read)), token_budget):
+        rows, bare = [numbers[place] for place in places], [read[place] for place in places]
         batch = collate(bare).to(lm.device)
         head = lm.completion_head(batch.input_ids, batch.mask)
         found = look(head, batch.labels[batch.mask], rows)

@@ -1,8 +1,10 @@
 """The teacher's view of a trace: with another prompt, or retokenized with the teacher's tokenizer."""
 
 import functools
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +22,10 @@ from distill.data.seam import prompt_end, same_opening
 from distill.data.thoughts import thought_end
 from distill.data.tokenizers import tokenizer_size
 from distill.data.trace import Example, TeacherView, Trace
+from distill.data.traces import Traces
 from distill.errors import UserError
 from distill.io.progress import progress_bar
+from distill.io.sequences import Lazy, Spool, pack, unpack
 from distill.models.language_model import ModelSource, vocabulary_mismatch
 
 _SPELLED = 100  # traces to check that the teacher's tokenizer preserves the text
@@ -142,8 +146,9 @@ class Retokenizer:
         *,
         overlong: Literal["error", "drop"] = "error",
         say: Callable[[str], None] = print,
-    ) -> list[Trace]:
-        """Add the teacher's view to every trace.
+        folder: Path | None = None,
+    ) -> Traces:
+        """The traces with the teacher's view of each, which is made once and read from a file.
 
         Args:
             traces: in the student's tokens.
@@ -151,6 +156,7 @@ class Retokenizer:
                 rollouts will be shorter, which is reported.
             overlong: `error` raises for a trace that exceeds the teacher's context, `drop` leaves it out.
             say: reports traces left out and shortened rollouts.
+            folder: of the file, which ends with the process.
 
         Returns:
             The traces that fit into the teacher's context.
@@ -160,13 +166,15 @@ class Retokenizer:
                 context.
         """
         self._check_spelling(traces)
-        context, fitting = self.teacher.context_length, []
+        context, fitting = self.teacher.context_length, array("q")
+        views, least = Spool(folder), self.teacher.context_length
         with progress_bar(total=len(traces), description="teacher reads traces", unit="trace") as bar:
-            for trace in traces:
+            for place, trace in enumerate(traces):
                 view = self.view(trace)
                 if len(view) <= context:
-                    trace.teacher_view = view
-                    fitting.append(trace)
+                    views.append(_block(view))
+                    least = min(least, self.room(view.prompt_ids))
+                    fitting.append(place)
                 elif overlong == "error":
                     raise UserError(
                         f"problem {trace.example.place} does not fit into the context of the teacher "
@@ -180,9 +188,6 @@ class Retokenizer:
                 f"none of {len(traces)} problems fits into the context of the teacher {self.teacher.name} "
                 f"({context}), with its prompt and a completion: choose another teacher, or shorter problems"
             )
-        least = min(
-            self.room(trace.teacher_view.prompt_ids) for trace in fitting if trace.teacher_view is not None
-        )
         if rollout > least and not self.foreign:
             say(
                 f"the context of the teacher {self.teacher.name} ({context}) leaves room for rollouts of "
@@ -193,7 +198,9 @@ class Retokenizer:
                 f"{len(traces) - len(fitting)} of {len(traces)} problems do not fit into the teacher's "
                 f"context of {context} tokens and are left out"
             )
-        return fitting
+        read = Lazy(len(views), lambda place: _view(views[place]))
+        found = Traces.of(traces).take(fitting)
+        return found.changed(lambda place, trace: replace(trace, teacher_view=read[place]), read)
 
     def _check_spelling(self, traces: Sequence[Trace]) -> None:
         """Check that the teacher's tokenizer preserves the text of most traces."""
@@ -254,6 +261,23 @@ def teacher_trace(trace: Trace) -> Trace:
     """The trace as the teacher reads it, possibly in other tokens than the student's."""
     view = trace.teacher_view
     return trace if view is None else Trace(trace.example, view.prompt_ids, view.completion_ids)
+
+
+def teacher_traces(traces: Sequence[Trace]) -> Sequence[Trace]:
+    """The traces as the teacher reads them."""
+    return traces.of_teacher if isinstance(traces, Traces) else list(map(teacher_trace, traces))
+
+
+def _block(view: TeacherView) -> bytes:
+    """A view for `_view`."""
+    aligned = view.alignment
+    pairs = () if aligned is None else (aligned.student_at, aligned.teacher_at, aligned.same_token)
+    return pack(None, [view.prompt_ids, view.completion_ids, *pairs])
+
+
+def _view(block: bytes) -> TeacherView:
+    _, (prompt_ids, completion_ids, *pairs) = unpack(block)
+    return TeacherView(prompt_ids, completion_ids, Alignment(*pairs) if pairs else None)
 
 
 def _with_end(alignment: Alignment, student_at: int, teacher_at: int) -> Alignment:

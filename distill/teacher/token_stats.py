@@ -9,7 +9,9 @@ import torch
 
 from distill.data.batch import hash_traces
 from distill.data.trace import Trace
+from distill.data.traces import scan
 from distill.io.cache import ShardCache
+from distill.io.sequences import Lazy
 from distill.losses.logits import label_ranks
 from distill.models.head import Head
 from distill.models.lazy import LazyModel
@@ -72,8 +74,8 @@ def token_stats(
     cache: Path,
     token_budget: int = 8192,
     label: str = "model reads traces",
-) -> list[TokenStats]:
-    """Compute the statistics of every trace's completion tokens, or read them from the cache.
+) -> Sequence[TokenStats]:
+    """Compute the statistics of every trace's completion tokens; they are read from the cache on access.
 
     Args:
         model: the model that computes them; loaded only if some are missing in the cache.
@@ -87,11 +89,14 @@ def token_stats(
     store = ShardCache(cache, "token_scores", key, len(shards))
     parts = store.fill(
         shards,
-        [len(trace) for trace in traces],
+        scan(traces).lengths,
         lambda part, progress: in_batches(model.get(), traces, part, _score, token_budget, progress),
         label=label,
     )
-    return [TokenStats(**{name: values.numpy() for name, values in part.read().items()}) for part in parts]
+    return Lazy(
+        len(parts),
+        lambda place: TokenStats(**{n: values.numpy() for n, values in parts[place].read().items()}),
+    )
 
 
 def _score(head: Head, labels: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:

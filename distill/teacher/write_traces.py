@@ -171,8 +171,12 @@ class WriteSetup:
             check_spelling(self.teacher.source.tokenizer, example, self.teacher.source.name)
 
 
-def generate(cfg: DictConfig) -> Path:
+def generate(cfg: DictConfig, *, writer: str = "teacher") -> Path:
     """Write a trace set.
+
+    Args:
+        cfg: of `conf/generate.yaml`, or with its keys.
+        writer: what the progress bar calls the model that writes.
 
     Returns:
         Its folder.
@@ -189,7 +193,12 @@ def generate(cfg: DictConfig) -> Path:
         began = time.perf_counter()
         completion_log = CompletionLog(part / "completions.jsonl")
         written, new = _write(
-            setup.engine, setup.requests, setup.sampling, completion_log, setup.check_spelling
+            setup.engine,
+            setup.requests,
+            setup.sampling,
+            completion_log,
+            setup.check_spelling,
+            f"{writer} writes",
         )
         seconds = time.perf_counter() - began
         examples = {example.id: example for example in setup.examples}
@@ -250,7 +259,7 @@ def _unique_ids(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def _scored(setup: WriteSetup, written: Sequence[Written]) -> tuple[list[np.ndarray], list[Any]]:
+def _scored(setup: WriteSetup, written: Sequence[Written]) -> tuple[list[np.ndarray], Sequence[Any]]:
     """Each completion's token ids, and the teacher's log-probs of them, None where they are not wanted."""
     ids = [_token_ids(completion, setup.teacher.source) for completion in written]
     if not setup.logprobs:
@@ -306,13 +315,14 @@ def _write(
     sampling: Sampling,
     completion_log: CompletionLog,
     check: Callable[[int, Written], None],
+    label: str,
 ) -> tuple[list[Written], list[int]]:
     """Generate missing completions; return all completions and the indices of the new ones."""
     found = completion_log.read()
     missing = [place for place in range(len(requests)) if place not in found]
     new = 0
     with (
-        progress_bar(total=len(requests), description="teacher writes", unit="trace") as bar,
+        progress_bar(total=len(requests), description=label, unit="trace") as bar,
         completion_log,
         ExitStack() as stack,
     ):

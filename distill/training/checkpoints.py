@@ -17,7 +17,8 @@ from distill.io.checksums import check, note, note_folder
 from distill.models.language_model import LanguageModel
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
-from distill.training.fsdp import load_weights
+from distill.training.deepspeed import ZeroStrategy
+from distill.training.fsdp import FsdpStrategy, load_weights
 from distill.training.module import DistillModule
 
 
@@ -159,11 +160,15 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 def restore_student(module: DistillModule, checkpoint: Path) -> None:
     """Give the student in memory the weights of a checkpoint of this run; on all ranks, if it is sharded."""
-    if module.sharded:
+    strategy = module.trainer.strategy
+    if isinstance(strategy, FsdpStrategy):
         load_weights(module, checkpoint)
         return
     check([checkpoint / STATE], "the run's last student is in its newest checkpoint")
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    if isinstance(strategy, ZeroStrategy):
+        strategy.set_weights(module, state)
+        return
     module.load_state_dict(state, strict=False)  # with LoRA the checkpoint has the trained weights alone
 
 

@@ -6,18 +6,21 @@ import inspect
 import os
 import shutil
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distill.data.layout import BatchLayout, LayoutKind
 from distill.errors import UserError
 from distill.models.devices import wants_gpu
+from distill.training.deepspeed import ZeroStrategy, zero_config
 from distill.training.fsdp import FsdpStrategy
-from distill.training.trainer_keys import check_trainer_keys
+from distill.training.trainer_keys import STRATEGY_KEYS, check_trainer_keys
 
 _PRECISIONS = {
     "32-true": torch.float32,
@@ -36,7 +39,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
     Returns:
         The dtype of matrix products.
     """
-    known = inspect.signature(lightning.Trainer).parameters
+    known = {*inspect.signature(lightning.Trainer).parameters, *STRATEGY_KEYS}
     for key in trainer:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
@@ -48,6 +51,11 @@ def check_trainer(trainer: Mapping[str, Any]) -> torch.dtype:
 
 def check_devices(options: Mapping[str, Any]) -> None:
     """Reject values that lightning.Trainer does not accept on this machine, such as missing devices."""
+    if options.get("strategy") == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "trainer.strategy=deepspeed needs the package deepspeed, which is not installed: pip install "
+            "'distill[deepspeed]', or take trainer=fsdp"
+        )
     try:
         lightning.Trainer(**with_strategy(options), logger=False, enable_checkpointing=False)
     # RuntimeError: of SLURM's variables
@@ -56,10 +64,22 @@ def check_devices(options: Mapping[str, Any]) -> None:
 
 
 def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of lightning.Trainer, with our own strategy where they name it."""
-    if options.get("strategy") != "fsdp":
-        return dict(options)
-    return {**options, "strategy": FsdpStrategy()}
+    """The options of lightning.Trainer, with a strategy made of those that are not its own."""
+    kept = {key: value for key, value in options.items() if key not in STRATEGY_KEYS}
+    timeout = timedelta(minutes=options.get("timeout_minutes", 30))
+    match options.get("strategy"):
+        case "ddp":
+            kept["strategy"] = DDPStrategy(timeout=timeout)
+        case "fsdp":
+            kept["strategy"] = FsdpStrategy(cpu_offload=options.get("cpu_offload", False), timeout=timeout)
+        case "deepspeed":
+            config = zero_config(
+                stage=options.get("stage", 2),
+                offload_optimizer=options.get("offload_optimizer", False),
+                precision=options["precision"],
+            )
+            kept["strategy"] = ZeroStrategy(config, timeout)
+    return kept
 
 
 def check_compiler(wanted: bool, device: str) -> None:

@@ -12,7 +12,10 @@ from distill.data.batch import Batch, collate, hash_traces
 from distill.data.layout import BatchLayout
 from distill.data.prefetch import Prefetcher
 from distill.data.trace import Trace
+from distill.data.trace_set import problem_of
 from distill.errors import UserError
+
+_HELD_TOKENS = 1 << 21  # of traces that stay in memory, some 30 bytes a token with text and log-probs
 
 
 class TraceOrder:
@@ -20,10 +23,29 @@ class TraceOrder:
 
     It depends only on the seed and the batch number. A resumed run sees the same traces, and so does an
     optimizer step that is split into different micro-batches or over a different number of ranks.
+
+    Args:
+        count: number of traces.
+        batch_size: traces per micro-batch and rank.
+        seed: of the permutations.
+        rank: of this process.
+        ranks: number of processes.
+        groups: indices of traces that stay side by side, such as a problem's; None: each is on its own. They
+            stay whole in batches whose size is a multiple of theirs.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.count = count
+        self.groups = groups
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -37,9 +59,12 @@ class TraceOrder:
     def _at(self, position: int) -> int:
         return int(self._pass(position // self.count)[position % self.count])
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  one order lives as long as its run
+    @functools.lru_cache(maxsize=2)  # noqa: B019  one order lives as long as its run
     def _pass(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, number]).permutation(self.count)
+        generator = np.random.default_rng([self.seed, number])
+        if self.groups is None:
+            return generator.permutation(self.count)
+        return np.concatenate([self.groups[place] for place in generator.permutation(len(self.groups))])
 
 
 class DistillDataModule(lightning.LightningDataModule):
@@ -55,6 +80,7 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
         num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
+        by_problem: whether a problem's traces stay side by side in the order of traces.
     """
 
     def __init__(
@@ -68,6 +94,7 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
         num_iterations: int = 1,
+        by_problem: bool = False,
     ) -> None:
         super().__init__()
         self.traces = traces
@@ -78,7 +105,10 @@ class DistillDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.pad_id = pad_id
         self.layout = layout
+        self.by_problem = by_problem
         self._ahead: Prefetcher[Batch] | None = None
+        self._held: dict[int, Trace] = {}
+        self._room = _HELD_TOKENS
 
     def train_dataloader(self) -> Prefetcher[Batch]:
         trainer = self.trainer
@@ -89,6 +119,7 @@ class DistillDataModule(lightning.LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
+            groups=_problems(self.traces) if self.by_problem else None,
         )
         per_step = trainer.accumulate_grad_batches
         pinned = trainer.strategy.root_device.type == "cuda"
@@ -96,7 +127,7 @@ class DistillDataModule(lightning.LightningDataModule):
         def make(number: int) -> Batch:
             step, micro_batch = divmod(number, per_step)
             number = step // self.num_iterations * per_step + micro_batch
-            batch = self._batch([self.traces[index] for index in order.batch(number)])
+            batch = self._batch([self._trace(index) for index in order.batch(number)])
             return batch.pin_memory() if pinned else batch
 
         self.close()
@@ -119,6 +150,15 @@ class DistillDataModule(lightning.LightningDataModule):
             yield number, self._batch(traces[first : first + self.batch_size])
         if even and 0 < batches % trainer.world_size <= trainer.global_rank:
             yield None, self._batch(traces[:1])
+
+    def _trace(self, index: int) -> Trace:
+        """A trace of the training set; those of a small set are put together once."""
+        if (trace := self._held.get(index)) is None:
+            trace = self.traces[index]
+            if self._room > 0:
+                self._held[index] = trace
+                self._room -= len(trace)
+        return trace
 
     def _batch(self, traces: Sequence[Trace]) -> Batch:
         return collate(traces, self.signals, self.pad_id, self.layout)
@@ -151,3 +191,11 @@ class DistillDataModule(lightning.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
+
+
+def _problems(traces: Sequence[Trace]) -> list[list[int]]:
+    """Indices of each problem's traces."""
+    found: dict[str, list[int]] = {}
+    for index, trace in enumerate(traces):
+        found.setdefault(problem_of({"problem": trace.example.problem}), []).append(index)
+    return list(found.values())

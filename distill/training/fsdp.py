@@ -5,10 +5,12 @@ rank writes its shards of weights and optimizer state to a safetensors file, and
 small, goes to `state.ckpt`. Such a checkpoint can be read by any number of ranks."""
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
@@ -23,15 +25,32 @@ class FsdpStrategy(ModelParallelStrategy):
     """Shard student, gradients and optimizer state over all ranks.
 
     `DistillModule.configure_model` shards the models, on the mesh `data_parallel`.
+
+    Args:
+        cpu_offload: whether the shares are in host memory, from where a layer is copied as it is gathered.
+        timeout: how long a rank waits for the others.
     """
 
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1)
+    def __init__(self, *, cpu_offload: bool = False, timeout: timedelta = default_pg_timeout) -> None:
+        super().__init__(tensor_parallel_size=1, timeout=timeout)
+        self.cpu_offload = cpu_offload
 
     def setup_environment(self) -> None:
         assert self.parallel_devices is not None
         self._data_parallel_size = len(self.parallel_devices) * self.num_nodes
+        if self.cpu_offload and self.root_device.type == "cuda":  # norms and checkpoints read the shares
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_environment()
+
+    def model_to_device(self) -> None:
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        self._module._device = self.root_device  # of batches and losses; parameters stay where they are
+        for module in self._module.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights; `save_checkpoint` writes each rank's shards."""
@@ -80,7 +99,7 @@ class FsdpStrategy(ModelParallelStrategy):
         return checkpoint | {"state_dict": {}}
 
     @property
-    def _module(self) -> nn.Module:
+    def _module(self) -> Any:
         assert self.lightning_module is not None
         return self.lightning_module
 

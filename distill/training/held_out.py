@@ -1,9 +1,10 @@
 """Validation problems: held out of the training traces, or read from a file, and never a test problem."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
 
 from distill.data.passages import index_passages, passages
 from distill.data.readers import check_source
@@ -14,6 +15,7 @@ from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask
 from distill.generation.engine import request_seed
 from distill.generation.sampling import Sampling
+from distill.io.sequences import Lazy, take
 from distill.models.language_model import ModelSource
 from distill.training.recipe import TraceRecipe
 from distill.training.validation_settings import ValidationSettings
@@ -60,7 +62,7 @@ def split_traces(
     source: float | int,
     seed: int,
     tested: Mapping[str, str] | None = None,
-) -> tuple[list[Trace], list[Trace]]:
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
     """Split traces by problem: all traces of a problem are on the same side.
 
     Whether a share takes a problem depends on the problem's text and the seed alone, so more data move none.
@@ -77,48 +79,50 @@ def split_traces(
     Raises:
         UserError: one of them is empty.
     """
-    problems = map(_problem, (trace.example for trace in traces))
-    sizes = Counter(problem for problem in problems if problem not in (tested or {}))
-    drawn = sorted((request_seed(seed, problem, 0) / 2**64, problem) for problem in sizes)
+    draws, free = np.zeros(len(traces), np.uint64), np.ones(len(traces), bool)  # a problem's is its name, too
+    for number, trace in enumerate(traces):
+        problem = _problem(trace.example)
+        draws[number], free[number] = request_seed(seed, problem, 0), problem not in (tested or {})
     if isinstance(source, float):
-        chosen = {problem for place, problem in drawn if place < source}
+        chosen = draws / 2.0**64 < source
     else:
-        chosen, count = set[str](), 0
-        for _, problem in drawn:
-            if count >= source:
-                break
-            chosen.add(problem)
-            count += sizes[problem]
-    return without_problems(traces, chosen, f"data.validation={source}")
+        drawn, sizes = np.unique(draws[free], return_counts=True)
+        enough = int(np.searchsorted(np.cumsum(sizes), source)) + 1  # the problem that reaches the number
+        chosen = np.isin(draws, drawn[:enough])
+    return _sides(traces, chosen & free, f"data.validation={source}")
 
 
 def without_problems(
     traces: Sequence[Trace], problems: set[str], setting: str
-) -> tuple[list[Trace], list[Trace]]:
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
     """Split traces into those of other problems and those of these problems.
 
     Raises:
         UserError: one of them is empty; names the setting.
     """
-    sides: tuple[list[Trace], list[Trace]] = [], []
-    for trace in traces:
-        sides[_problem(trace.example) in problems].append(trace)
-    if not sides[0]:
+    held = (_problem(trace.example) in problems for trace in traces)
+    return _sides(traces, np.fromiter(held, bool, len(traces)), setting)
+
+
+def _sides(
+    traces: Sequence[Trace], held: np.ndarray, setting: str
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
+    if held.all():
         raise UserError(f"{setting} leaves none of the {len(traces)} traces to train on: take less")
-    if not sides[1]:
+    if not held.any():
         raise UserError(f"{setting} takes none of the {len(traces)} traces: take a larger share or a number")
-    return sides
+    return take(traces, np.flatnonzero(~held)), take(traces, np.flatnonzero(held))
 
 
 def hold_out(
     settings: ValidationSettings,
-    traces: list[Trace],
+    traces: Sequence[Trace],
     asked: Sequence[Asked],
     *,
     seed: int,
-    read: Callable[[str], list[Trace]],
+    read: Callable[[str], Sequence[Trace]],
     say: Callable[[str], None] = print,
-) -> tuple[list[Trace], list[Trace]]:
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
     """Take the validation traces out of the training traces, or read them from their file.
 
     No problem is on both sides, and none is among the run's test problems: a file with one is refused.
@@ -148,7 +152,7 @@ def hold_out(
                 f"chosen on the test; take them out of the file"
             )
         own = {_problem(trace.example) for trace in held}
-        held = [trace for trace in held if _problem(trace.example) not in tested]
+        held = take(held, [n for n, trace in enumerate(held) if _problem(trace.example) not in tested])
         if not held:
             raise UserError(
                 f"data.validation={settings.source}: every problem shares {_WORDS} words with a test problem "
@@ -179,13 +183,18 @@ def overlaps(traces: Sequence[Trace], asked: Sequence[Asked], words: int | None 
     """
     found: dict[str, str] = {}
     n = words or 1 << 30
-    examples = {_problem(trace.example): trace.example for trace in traces} if asked else {}
-    for one in asked:
-        index = index_passages([(problem.id, problem.problem) for problem in one.problems], n)
-        for problem, example in examples.items():
-            shared = next((part for part in passages(example.problem, n) if part in index), None)
-            if shared is not None:
-                found.setdefault(problem, f"{one.benchmark.name} {index[shared]}")
+    indices = [
+        (one.benchmark.name, index_passages([(own.id, own.problem) for own in one.problems], n))
+        for one in asked
+    ]
+    last = ""
+    for trace in traces if indices else ():
+        if (problem := _problem(trace.example)) in found or problem == last:
+            continue
+        last, parts = problem, list(passages(trace.example.problem, n))
+        for name, index in indices:
+            if (shared := next((part for part in parts if part in index), None)) is not None:
+                found.setdefault(problem, f"{name} {index[shared]}")
     return found
 
 
@@ -199,20 +208,51 @@ def questions(
     """
     if settings.accuracy is None:
         return None
-    assert recipe.grade is not None  # checked by `Setup`
-    by_problem: dict[str, Example] = {}
-    for trace in held:
-        if trace.example.gold is not None:
-            by_problem.setdefault(_problem(trace.example), trace.example)
-    if not by_problem:
+    examples = Lazy(len(held), lambda place: held[place].example)
+    found = ask_some("val", examples, settings.accuracy, recipe, student, seed)
+    if found is None:
         raise UserError(
             f"validation.accuracy={settings.accuracy}: none of the {len(held)} validation traces has a right "
             f"answer: name its field (data.fields.gold=<field>), or leave validation.accuracy at null"
         )
-    chosen = sorted(by_problem, key=lambda problem: request_seed(seed, problem, 0))[: settings.accuracy]
+    return found
+
+
+def ask_some(
+    name: str,
+    examples: Sequence[Example],
+    count: int,
+    recipe: TraceRecipe,
+    student: ModelSource,
+    seed: int,
+) -> Asked | None:
+    """Some problems of the data as a benchmark, greedy, under the student's prompt and the data's grader.
+
+    Args:
+        name: of the benchmark.
+        examples: problems, with repetitions; those without a right answer are not asked.
+        count: number of problems to ask. Which ones depends on each problem and the seed alone.
+        recipe: of the data; it has a grader.
+        student: who answers.
+        seed: of the choice.
+
+    Returns:
+        None if no problem has a right answer.
+    """
+    assert recipe.grade is not None  # checked by `Setup`, and for other commands by the caller
+    draws = np.zeros(len(examples), np.uint64)
+    known = np.zeros(len(examples), bool)
+    for number, example in enumerate(examples):
+        draws[number] = request_seed(seed, _problem(example), 0)
+        known[number] = example.gold is not None
+    if not known.any():
+        return None
+    places = np.flatnonzero(known)
+    _, first = np.unique(draws[places], return_index=True)  # of each problem, in the order of the draws
+    chosen = [examples[place] for place in places[first][:count].tolist()]
     longest = recipe.sampling.max_new_tokens if recipe.sampling else Sampling().max_new_tokens
     benchmark = Benchmark(
-        "val",
+        name,
         lambda **_: [],
         recipe.grade,
         prompt=recipe.student_prompt.user,
@@ -220,7 +260,7 @@ def questions(
         sampling=Sampling(max_new_tokens=longest),
         votes=False,
     )
-    return ask(benchmark, student, [by_problem[problem] for problem in chosen])
+    return ask(benchmark, student, chosen)
 
 
 def _problem(example: Example) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.data.trace import Trace
+from distill.data.traces import scan
 from distill.generation.sampling import StudentRollouts
 from distill.objective.objective import Objective
 
@@ -64,6 +65,6 @@ class RunLength:
         if isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1:  # the traces have prompts only
             length = float(rollouts.max_new_tokens)
         else:
-            length = sum(len(trace.completion_ids) for trace in traces) / len(traces)
+            length = int(scan(traces).completions.sum()) / len(traces)
         expected = min(steps, math.ceil(self.max_tokens / (per_step * length)))
         return Steps(steps, expected, self.max_tokens, self.log_every)

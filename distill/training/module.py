@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +27,14 @@ from distill.models.flops import Meter, head_flops
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.models.lora import fingerprint, frozen_names, is_adapted
-from distill.models.sharding import fill, is_sharded, outline, shard, whole_weights
+from distill.models.sharding import fill, is_sharded, make_even_passes, outline, shard, whole_weights
 from distill.objective.objective import Objective
 from distill.objective.rewards import Rewarded
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
 from distill.teacher.retokenize import Retokenizer
+from distill.training.deepspeed import ZeroStrategy
+from distill.training.fsdp import FsdpStrategy
 from distill.training.length import Steps
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
@@ -115,6 +117,7 @@ class DistillModule(lightning.LightningModule):
         self.step_metrics = StepMetrics(objective, student.end_ids)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
+        self._values: dict[str, float] = {}  # of the optimizer step, summed over micro-batches and ranks
         self.stop_wanted = False  # this rank received a signal
         self.stopping = False  # some rank received a signal; the same on all ranks
         self.save_wanted = False  # this rank's clock says that a checkpoint is due
@@ -136,21 +139,37 @@ class DistillModule(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Shard student and frozen models, if the strategy does; Lightning calls it before every fit."""
-        if self._device_mesh is None or is_sharded(self.student):
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FsdpStrategy | ZeroStrategy) or self.sharded:
             return
-        mesh = self._device_mesh["data_parallel"]
         self._base = fingerprint(self) if is_adapted(self.student) else None
         self._outline = outline(self.student_lm, shared=[self._meters["student"]])
-        shard(self.student_lm, mesh)
+        if isinstance(strategy, ZeroStrategy):  # whose engine shards the student when it is made
+            if strategy.zero_stage_3:
+                make_even_passes(self.student_lm)
+            return
+        mesh, offload = strategy.device_mesh["data_parallel"], strategy.cpu_offload
+        precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+        shard(self.student_lm, mesh, precision, cpu_offload=offload)
         if self.objective.compares_steps:  # the teacher writes: every rank has all of it
             return
         for lm in self.frozen.values():
             lm.model.requires_grad_(False).eval()
-            shard(lm, mesh)
+            shard(lm, mesh, precision, cpu_offload=offload)
 
     @property
     def sharded(self) -> bool:
         return self._outline is not None
+
+    @property
+    def outline(self) -> torch.nn.Module:
+        """The student with whole shapes, whose weights may be missing."""
+        return self.student if self._outline is None else self._outline.model
+
+    @property
+    def _zero(self) -> ZeroStrategy | None:
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, ZeroStrategy) else None
 
     @contextmanager
     def whole_student(
@@ -161,12 +180,13 @@ class DistillModule(lightning.LightningModule):
 
         Args:
             keep: whether this rank wants the copy; the others take part, and get one without weights.
-            device: of the copy; None: the student's.
+            device: of the copy; None: the module's.
         """
         if self._outline is None:
             yield self.student_lm
             return
-        weights = whole_weights(self.student, device, keep=keep)
+        gather = self._zero.whole_weights if self._zero is not None else whole_weights
+        weights = gather(self.student, device or self.device, keep=keep)
         fill(self._outline.model, weights)
         self._outline.model.train(self.student.training)
         try:
@@ -175,16 +195,6 @@ class DistillModule(lightning.LightningModule):
             fill(self._outline.model, {name: value.to("meta") for name, value in weights.items()})
 
     def on_fit_start(self) -> None:
-        rollouts = self.objective.rollouts
-        if (
-            isinstance(rollouts, StudentRollouts)
-            and rollouts.engine == "vllm"
-            and self.trainer.world_size > 1
-        ):
-            raise UserError(
-                f"loss.rollouts.engine=vllm writes on one device, and trainer.devices are "
-                f"{self.trainer.world_size}: take loss.rollouts.engine=hf"
-            )
         for lm in self.frozen.values():
             if not is_sharded(lm.model):
                 lm.model.requires_grad_(False).eval().to(self.device)
@@ -243,12 +253,20 @@ class DistillModule(lightning.LightningModule):
         if isinstance(rollouts, StudentRollouts) and on_policy:
             again = self._kept.again(self.trainer.global_step, self._micro_batch)
             batch, rewarded = again or self._roll_out(batch, rollouts, number)
+        own, weigh = None, self.objective.trace_weights
+        if weigh is not None:
+            own = weigh.weights(batch, self.student_lm)
+            data = batch.trace_weights
+            batch = replace(batch, trace_weights=own if data is None else own * data)
         micro_batch, steps = self._compared(batch, number, on_policy)
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         inputs = self.objective.chunked_inputs(student, micro_batch)
         # The three stages of `Objective.__call__`, inlined to keep the path from here to the loss short.
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         result = self.objective.sums(micro_batch, found)
+        if weigh is not None and own is not None and weigh.consistency:
+            consistent = weigh.consistency_loss(batch, student, own, self.student_lm)
+            result = replace(result, total=result.total + consistent)
         self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
         if rewarded is not None:
             self.step_metrics.reward(rewarded)
@@ -262,16 +280,17 @@ class DistillModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's denominator, summed over all micro-batches and ranks."""
+        if self._zero is not None and self.trainer.fit_loop._should_accumulate():
+            return  # DeepSpeed accumulates by itself: this is called for every micro-batch
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None and self._zero is None]
         local_sums = self.step_metrics.sums
         wanted = local_sums.new_tensor([float(self.stop_wanted), float(self.save_wanted)])
         sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, wanted]), reduce_op="sum")
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
         norm = torch.nn.utils.get_total_norm(gradients)
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         *numbers, unscaled_norm = torch.cat(
-            [sums, whole_norm.double().view(1)]
+            [sums, whole_norm.double().view(1).to(sums.device)]
         ).tolist()  # the only device synchronization of the step
         values: dict[str, float] = dict(
             zip([*self.step_metrics.names, "stops", "saves"], numbers, strict=True)
@@ -287,12 +306,30 @@ class DistillModule(lightning.LightningModule):
         # zero, and so is the gradient.
         factor = self.trainer.world_size / divisor if divisor > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
+        self._values = values
+        if self._zero is not None:  # which calls `end_step` when it has the norm
+            self._zero.divide(1 / factor if factor else 1.0)
+            return
         torch._foreach_mul_(gradients, factor)
         self._gradient_norm = norm * factor
+        self.end_step(unscaled_norm * factor)
+
+    def end_step(self, gradient_norm: float) -> None:
+        """Log and close an optimizer step.
+
+        Args:
+            gradient_norm: norm of the divided gradient, before clipping.
+
+        Raises:
+            NonFiniteError: the norm is no number.
+        """
+        values = self._values
+        self._check_finite(values["total"], gradient_norm)
         # A checkpoint has no completions, so that a run is resumed where others are written.
         whole = (self.trainer.global_step + 1) % self.objective.num_iterations == 0
         self.stopping, self.saving = values["stops"] > 0 and whole, values["saves"] > 0 and whole
-        self._log_step(values, unscaled_norm * factor, optimizer.param_groups[0]["lr"])
+        self._log_step(values, gradient_norm, self.trainer.optimizers[0].param_groups[0]["lr"])
+        divisor = self.step_metrics.divisor(values)
         mean = values["total"] / divisor if divisor > 0 else 0.0
         self.objective.after_step(mean, self._progress(self.trainer.global_step + 1))
         self.step_metrics.close()
@@ -305,7 +342,8 @@ class DistillModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning's own clipping rejects fused optimizers in mixed precision and recomputes the norm.
-        if not gradient_clip_val:
+        # DeepSpeed clips by itself.
+        if not gradient_clip_val or self._zero is not None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_algorithm == "value":
@@ -363,10 +401,11 @@ class DistillModule(lightning.LightningModule):
         proposing = self._proposal_seconds
         micro_batch, steps = self._compared(batch, number)
         self._proposal_seconds = proposing  # it counts training only
-        head = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
-        student = Head(head.hidden, head.weight.detach())  # the head's gradient comes with its forward pass
-        inputs = self.objective.chunked_inputs(student, micro_batch)
-        found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
+        with self._zero.whole(self.student) if self._zero is not None else nullcontext():
+            head = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
+            student = Head(head.hidden, head.weight.detach())  # its gradient comes with its forward pass
+            inputs = self.objective.chunked_inputs(student, micro_batch)
+            found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         sums.add(self.objective.sums(micro_batch, found), batch, on_policy=False, steps=steps)
 
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
@@ -549,6 +588,13 @@ class DistillModule(lightning.LightningModule):
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
+        if self.trainer.world_size > 1:  # another number of ranks goes on with the first one's
+            for name in ("rng", "cuda_rng"):
+                if name in checkpoint:
+                    own = checkpoint[name].to(self.device)
+                    every = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+                    torch.distributed.all_gather(every, own)
+                    checkpoint[f"{name}_of_ranks"] = torch.stack(every).cpu()
         checkpoint["totals"] = dict(self.totals)
         checkpoint["objective"] = self.objective.state()
         checkpoint["weight_counts"] = self.step_metrics.weight_counts
@@ -561,9 +607,13 @@ class DistillModule(lightning.LightningModule):
                     f"the checkpoint's adapters were trained: put those back, or start anew without "
                     f"ckpt_path="
                 )
-            whole = {} if self.sharded else self.state_dict()
+            whole = {} if is_sharded(self.student) else self.state_dict()
             checkpoint["state_dict"] |= {name: whole[name] for name in frozen_names(self) if name in whole}
         self._resumed_rng = {name: checkpoint[name] for name in ("rng", "cuda_rng") if name in checkpoint}
+        for name in self._resumed_rng:
+            every = checkpoint.get(f"{name}_of_ranks")  # earlier versions lack it
+            if every is not None and len(every) == self.trainer.world_size:
+                self._resumed_rng[name] = every[self.global_rank].clone()
         uncounted = dict.fromkeys(
             ("student_flops", "teacher_flops"), math.nan
         )  # checkpoints of earlier versions lack them

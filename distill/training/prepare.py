@@ -2,20 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.on_disk import spool_examples
 from distill.data.trace import Trace
+from distill.data.traces import Traces, scan
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
+from distill.io.sequences import Lazy
 from distill.losses.signals import Role
 from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, ModelSource, enable_gradient_checkpointing
@@ -27,9 +32,10 @@ from distill.objective.rewards import check_golds
 from distill.runs.folder import claim, describe
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
-from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace
+from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
 from distill.teacher.served import ServedTeacher
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
+from distill.training.masked import masked_share
 from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
@@ -72,14 +78,16 @@ class Prepared:
         frozen: for the summary, by role: each frozen model's name and what it is used for.
         clock: the run's clock.
         held_out: validation data; None without validation.
+        masked: share of the completion tokens that `loss=t3s` masks; None with other weights.
     """
 
     student: LanguageModel
-    traces: list[Trace]
+    traces: Sequence[Trace]
     supervision: Supervision
     frozen: Mapping[str, str]
     clock: Clock
     held_out: HeldOut | None = None
+    masked: float | None = None
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
@@ -93,7 +101,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     torch.set_num_threads(setup.compute.threads or _THREADS)
     lightning.seed_everything(setup.seed, verbose=False)
     with clock("traces"):  # before the models: a mistake in the data costs no loading
-        examples = setup.recipe.source()
+        examples = spool_examples(setup.recipe.source, setup.cache)
         if objective.rewarded or objective.problem_signals:
             check_golds(examples)
     recipe = replace(setup.recipe, source=lambda: examples)
@@ -113,18 +121,20 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     with clock("traces"):
         say = print if first_rank() else lambda text: None
 
-        def make(recipe: TraceRecipe) -> list[Trace]:
+        def make(recipe: TraceRecipe) -> Traces:
             return prepare_traces(
                 objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say
             )
 
         traces = make(recipe)
         if served is not None and setup.teacher.verify:
-            error = served.verify(frozen["teacher"], [teacher_trace(trace) for trace in traces])
+            error = served.verify(frozen["teacher"], teacher_traces(traces))
             say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")
         traces, held = _hold_out(setup, traces, make, say)
-        everything = [*traces, *held]
-        matrix = find_matrix(objective, frozen, everything)
+        if objective.trace_weights is not None:
+            objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
+        masked = masked_share(objective, traces, say)
+        matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
     live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
@@ -133,7 +143,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     if setup.compute.sharded and not objective.compares_steps:
         for lm in live.values():  # the host holds whole models, and a device its share
             lm.model.to("cpu")
-    _place(setup, student, live, everything)
+    _place(setup, student, live, [traces, held])
     return Prepared(
         student,
         traces,
@@ -141,12 +151,13 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         _in_words(setup.frozen, objective),
         clock,
         _held_out(setup, held),
+        masked,
     )
 
 
 def _hold_out(
-    setup: Setup, traces: list[Trace], make: Callable[[TraceRecipe], list[Trace]], say: Callable[[str], None]
-) -> tuple[list[Trace], list[Trace]]:
+    setup: Setup, traces: Traces, make: Callable[[TraceRecipe], Traces], say: Callable[[str], None]
+) -> tuple[Sequence[Trace], Sequence[Trace]]:
     """Training and validation traces. All are made together, so that a cache serves any split of them."""
     if setup.validation is None:
         return traces, []
@@ -212,7 +223,7 @@ def prepare_traces(
     *,
     cache: Path,
     say: Callable[[str], None] = print,
-) -> list[Trace]:
+) -> Traces:
     """Make the traces with all signals that the objective reads from the cache, computing missing ones.
 
     If the student writes every completion, traces have prompts only. All problems are used then: none is left
@@ -223,35 +234,51 @@ def prepare_traces(
     traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
-        traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say)
+        traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say, folder=cache)
     elif rollouts and "teacher" in objective.live_roles:
         _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
     if objective.problem_signals:
-        recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
+        shares = recipe.teacher_success(traces, student.source, frozen["teacher"], cache, say)
+        traces = traces.with_signal("teacher_success", partial(_success, shares))
     if prompts_only:
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
         check_prompts(traces, frozen["teacher"].source)
     for signal, role in objective.cached_signals.items():
-        if signal == "teacher_logprobs" and (scored := _recorded(traces, frozen["teacher"].source, say)):
+        if signal == "teacher_logprobs" and _recorded(traces, frozen["teacher"].source, say):
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
-            for trace, values in zip(traces, scored, strict=True):
-                trace.signals[signal] = spread_logprobs(values, trace)
+            traces = traces.with_signal(signal, _recorded_logprobs)
             # The trace set's writer has spent these FLOPs; count them like those of any cached signal.
             frozen[role].work += scoring(traces)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} reads traces"
-        read = [teacher_trace(trace) for trace in traces] if role == "teacher" else traces
+        read = teacher_traces(traces) if role == "teacher" else traces
         scored = cached_logprobs(frozen[role], read, signal, cache=cache, sampling=sampling, label=label)
-        for trace, values in zip(traces, scored, strict=True):
-            trace.signals[signal] = spread_logprobs(values, trace) if role == "teacher" else values
+        traces = traces.with_signal(signal, partial(_scored, scored, spread=role == "teacher"))
     if objective.caches_distribution:
-        read = [teacher_trace(trace) for trace in traces]
+        read = teacher_traces(traces)
         rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
-        for trace, kept in zip(traces, rows, strict=True):
-            trace.distribution = kept
+        traces = traces.changed(lambda place, trace: replace(trace, distribution=rows[place]))
     return traces
+
+
+def _scored(scored: Sequence[np.ndarray], place: int, trace: Trace, *, spread: bool) -> np.ndarray:
+    """A model's log-probs of the trace at a place."""
+    return spread_logprobs(scored[place], trace) if spread else scored[place]
+
+
+def _success(shares: Mapping[str, float], place: int, trace: Trace) -> np.ndarray:
+    """The share of the teacher's answers to the trace's problem that are right, at every token."""
+    return np.full(len(trace.completion_ids), shares[trace.example.problem], dtype=np.float32)
+
+
+def _recorded_logprobs(place: int, trace: Trace) -> np.ndarray:
+    """The teacher's log-probs that the trace set has, which `_recorded` has found."""
+    recorded = trace.example.recorded
+    assert recorded is not None
+    assert recorded.teacher_logprobs is not None
+    return spread_logprobs(recorded.teacher_logprobs[recorded.learn_from :], trace)
 
 
 def check_prompts(traces: Sequence[Trace], teacher: ModelSource) -> None:
@@ -279,12 +306,9 @@ def check_prompts(traces: Sequence[Trace], teacher: ModelSource) -> None:
         )
 
 
-def _recorded(
-    traces: Sequence[Trace], teacher: ModelSource, say: Callable[[str], None]
-) -> list[np.ndarray] | None:
-    """The teacher's logprobs saved in a trace set; None unless all traces have them for exactly these tokens,
-    this teacher and the prompt that it is scored under."""
-    found = []
+def _recorded(traces: Sequence[Trace], teacher: ModelSource, say: Callable[[str], None]) -> bool:
+    """Whether a trace set has the teacher's logprobs of all traces, for exactly these tokens, this teacher
+    and the prompt that it is scored under."""
     for trace in traces:
         recorded, read = trace.example.recorded, teacher_trace(trace)
         if (
@@ -293,16 +317,15 @@ def _recorded(
             or recorded.teacher != (teacher.fingerprint, teacher.dtype)
             or not np.array_equal(recorded.completion_ids[recorded.learn_from :], read.completion_ids)
         ):
-            return None
+            return False
         context = recorded.completion_ids[: recorded.learn_from]
         if not np.array_equal(np.concatenate([recorded.prompt_ids, context]), read.prompt_ids):
             say(
                 "the trace set has the teacher's log-probs under another prompt than this run's "
                 "(data.teacher_prompt): the teacher scores the traces anew"
             )
-            return None
-        found.append(recorded.teacher_logprobs[recorded.learn_from :])
-    return found
+            return False
+    return True
 
 
 def find_matrix(
@@ -312,8 +335,8 @@ def find_matrix(
     if not (objective.caches_distribution and objective.distribution.whole):
         return None
     matrix = output_matrix(frozen["teacher"])
-    rows = [trace.distribution for trace in traces if trace.distribution is not None]
-    check_matrix(matrix, rows, [teacher_trace(trace) for trace in traces], frozen["teacher"].source.name)
+    rows: Any = Lazy(len(traces), lambda place: traces[place].distribution)
+    check_matrix(matrix, rows, teacher_traces(traces), frozen["teacher"].source.name)
     return matrix
 
 
@@ -321,7 +344,7 @@ def _check_rollouts_fit(
     traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
 ) -> None:
     """Reject a teacher whose context is too short for the longest possible rollout."""
-    prompt = max(len(trace.prompt_ids) for trace in traces)
+    prompt = int(scan(traces).prompts.max())
     context = teacher.context_length
     if context < min(prompt + longest, student.context_length):
         raise UserError(
@@ -332,13 +355,18 @@ def _check_rollouts_fit(
 
 
 def _place(
-    setup: Setup, student: LanguageModel, live: Mapping[Role, LanguageModel], traces: Sequence[Trace]
+    setup: Setup,
+    student: LanguageModel,
+    live: Mapping[Role, LanguageModel],
+    sides: Iterable[Sequence[Trace]],
 ) -> None:
     """Move the student to its device; enable packing and gradient checkpointing if configured."""
-    if not setup.compute.sharded:  # which moves each layer as it is sharded
+    if not setup.compute.places_student:
         student.model.to(setup.compute.device)
     if setup.layout.kind == "packed":
-        longest = max(len(read) for trace in traces for read in (trace, trace.teacher_view or trace))
+        longest = max(
+            int(scan(read).lengths.max()) for side in sides if side for read in (side, teacher_traces(side))
+        )
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
         for lm in (student, *live.values()):

@@ -1,24 +1,40 @@
 """Recipe for traces: read problems, get completions from the data or the teacher, filter, tokenize."""
 
+import hashlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from distill.benchmarks.grading.graded import graded
+from distill.data.on_disk import spool_examples
 from distill.data.prompt import Prompt
 from distill.data.seam import encode_turn, rejoin, written_text
-from distill.data.tokenizers import template_variables
+from distill.data.tokenizers import template_of, template_variables
 from distill.data.trace import Example, Grader, Trace, check_spelling, completion_of
+from distill.data.traces import Ids, Traces, spool_traces
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
+from distill.io.cache import cached_arrays
+from distill.io.sequences import Lazy, take
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import check_room, sample_completions
 from distill.teacher.retokenize import Retokenizer
+
+_CODE = (  # modules that make tokens of an example
+    *(
+        f"distill.data.{name}"
+        for name in ("conversations", "prompt", "seam", "thoughts", "tokenizers", "trace")
+    ),
+    __name__,
+)
 
 
 @dataclass
@@ -47,7 +63,7 @@ class TraceRecipe:
         seed: of the teacher's sampling.
     """
 
-    source: Callable[[], list[Example]]
+    source: Callable[[], Sequence[Example]]
     student_prompt: Prompt = field(default_factory=Prompt)
     teacher_prompt: Prompt | None = None
     informed_prompt: str = "{solution}\n\n{problem}"
@@ -109,8 +125,8 @@ class TraceRecipe:
         cache: Path,
         say: Callable[[str], None] = print,
         prompts_only: bool = False,
-    ) -> list[Trace]:
-        """Make the traces, in the order of the data.
+    ) -> Traces:
+        """Make the traces, in the order of the data. They are tokenized once, and read from the cache.
 
         Args:
             student: model whose tokenizer is used.
@@ -123,20 +139,16 @@ class TraceRecipe:
         Raises:
             UserError: there are no traces, or one cannot be trained on; names which.
         """
-        examples = self.source()
+        examples = spool_examples(self.source, cache)
         if not examples:
             raise UserError("the data holds no problem: check data.path, data.limit")
         check_spelling(student.tokenizer, examples[0], student.source.name)
-        if prompts_only:
-            end = np.asarray(student.end_ids[:1], dtype=np.int32)
-            traces = [
-                Trace(example, self.student_prompt.encode(student.tokenizer, example), end)
-                for example in examples
-            ]
-        elif self.completions == "teacher":
-            traces = self._sampled(examples, student, teacher, cache, say)
+        if self.completions == "teacher" and not prompts_only:
+            traces = Traces.of(self._sampled(list(examples), student, teacher, cache, say))
         else:
-            traces = self.tokenize(self._without_wrong(examples, say), student.source)
+            kept = examples if prompts_only else self._without_wrong(examples, say)
+            key = {"examples": examples.fingerprint, "keep": self.keep}
+            traces = self.tokenized(kept, student.source, cache, key, prompts_only)
             _say_thoughts(traces, student, say)
         contexts = {student.source.name: student.context_length}
         if teacher is not None and vocabulary_mismatch(student.source, teacher.source) is None:
@@ -145,13 +157,12 @@ class TraceRecipe:
 
     def _without_wrong(self, examples: Sequence[Example], say: Callable[[str], None]) -> Sequence[Example]:
         """Drop traces of a trace set that are graded wrong or unfinished, unless `keep=all`."""
-        if self.keep == "all" or all(example.recorded is None for example in examples):
+        if self.keep == "all":
             return examples
-        kept = [
-            e
-            for e in examples
-            if e.recorded is None or (e.recorded.finished and e.recorded.correct is not False)
+        usable = [
+            e.recorded is None or (e.recorded.finished and e.recorded.correct is not False) for e in examples
         ]
+        kept = take(examples, np.flatnonzero(usable))
         if len(kept) < len(examples):
             say(
                 f"trace set: {len(kept)} of {len(examples)} traces kept, the others are wrong or have no end "
@@ -176,6 +187,50 @@ class TraceRecipe:
         for trace in traces:
             _check_prompt(trace)
         return traces
+
+    def tokenized(
+        self,
+        examples: Sequence[Example],
+        student: ModelSource,
+        folder: Path,
+        key: Mapping[str, Any] | None = None,
+        prompts_only: bool = False,
+    ) -> Traces:
+        """As `tokenize`; the tokens are in a file, and a trace is made when it is asked for.
+
+        Args:
+            examples: that are to be traces.
+            student: model whose tokenizer is used.
+            folder: where the file is; with a key, the folder of all caches, if it can be written to.
+            key: what tells the examples from others: the tokens are cached under it. None: they are gone with
+                the process.
+            prompts_only: as for `build`.
+        """
+        vocabulary, end = student.vocabulary, np.asarray(student.end_ids[:1], dtype=np.int32)
+
+        def encode(place: int) -> Ids:
+            if prompts_only:
+                return self.student_prompt.encode(student.tokenizer, examples[place]), end
+            trace = self._from_dataset(examples[place], student, vocabulary)
+            _check_prompt(trace)
+            return trace.prompt_ids, trace.completion_ids
+
+        def make(place: int, ids: Ids) -> Trace:
+            example = examples[place]
+            weight = 1.0 if prompts_only or example.recorded is None else example.recorded.weight
+            return Trace(example, *ids, weight=weight)
+
+        if key is None or (folder.is_dir() and not os.access(folder, os.W_OK)):
+            return spool_traces(map(encode, range(len(examples))), make, folder)
+        key = {
+            **key,
+            **_tokenizing(student),
+            "prompt": asdict(self.student_prompt),
+            "prompts_only": prompts_only,
+        }
+        stored = cached_arrays(folder, "tokens", key, len(examples), encode, label="tokenizing traces")
+        ids = Lazy(len(stored), lambda place: (stored[place][0], stored[place][1]))
+        return Traces(ids, lambda place: make(place, ids[place]))
 
     def _from_dataset(self, example: Example, student: ModelSource, vocabulary: str) -> Trace:
         completion, recorded = completion_of(example), example.recorded
@@ -262,18 +317,18 @@ class TraceRecipe:
             )
         return traces
 
-    def note_success(
+    def teacher_success(
         self,
         traces: Sequence[Trace],
         student: ModelSource,
         teacher: LazyModel,
         cache: Path,
         say: Callable[[str], None] = print,
-    ) -> None:
-        """Let the teacher answer the traces' problems, and note in their signals how many answers are right.
+    ) -> dict[str, float]:
+        """Let the teacher answer the traces' problems: the share of right answers, by problem.
 
         Args:
-            traces: get the signal `teacher_success`.
+            traces: with the problems.
             student: for the prompts.
             teacher: writes `samples` answers to each problem, which are cached.
             cache: folder of all caches.
@@ -309,61 +364,74 @@ class TraceRecipe:
                 f"the teacher solves none of the {len(examples)} problems, so that nothing would be learned "
                 f"of it: use a better teacher (model.teacher), or let it write longer (data.max_new_tokens)"
             )
-        for trace in traces:
-            share = shares[trace.example.problem]
-            trace.signals["teacher_success"] = np.full(len(trace.completion_ids), share, dtype=np.float32)
+        return shares
 
     def _fitting(
         self,
-        traces: Sequence[Trace],
+        traces: Traces,
         student: LanguageModel,
         contexts: Mapping[str, int],
         say: Callable[[str], None],
-    ) -> list[Trace]:
+    ) -> Traces:
         """Traces that fit into `max_length` and the models' contexts (`contexts`: by model name)."""
         student_name, vocab_size = student.source.name, student.vocab_size
         name, context = min(contexts.items(), key=lambda item: item[1])
         limit = min(self.max_length or context, context)
-        fitting = []
-        for trace in traces:
+        scanned = traces.scan
+        longer = scanned.lengths > limit
+        wrong = (scanned.prompts == 0) | (longer if self.overlong == "error" else False)
+        if wrong.any():
+            trace = traces[int(wrong.argmax())]
             _check_prompt(trace)
-            if len(trace) <= limit:
-                fitting.append(trace)
-            elif self.overlong == "error":
-                prompt = len(trace.prompt_ids) >= context
-                longer = sum(len(one) > limit for one in traces)
-                of_all = f"{longer:,} of {len(traces):,} traces are longer: "
-                raise UserError(
-                    f"the prompt of problem {trace.example.place} has {len(trace.prompt_ids)} tokens, "
-                    f"more than "
-                    f"the context of {name} ({context}); {of_all}leave them out with data.overlong=drop"
-                    if prompt
-                    else f"trace {trace.example.place} has {len(trace)} tokens, more than {limit} "
-                    f"({'data.max_length' if limit < context else 'the context of ' + name}); "
-                    f"{of_all}leave them out with data.overlong=drop"
-                )
+            prompt = len(trace.prompt_ids) >= context
+            of_all = f"{int(longer.sum()):,} of {len(traces):,} traces are longer: "
+            raise UserError(
+                f"the prompt of problem {trace.example.place} has {len(trace.prompt_ids)} tokens, "
+                f"more than "
+                f"the context of {name} ({context}); {of_all}leave them out with data.overlong=drop"
+                if prompt
+                else f"trace {trace.example.place} has {len(trace)} tokens, more than {limit} "
+                f"({'data.max_length' if limit < context else 'the context of ' + name}); "
+                f"{of_all}leave them out with data.overlong=drop"
+            )
+        fitting = traces.take(np.flatnonzero(~longer))
         if not fitting:
             remedy = "raise data.max_length" if limit < context else f"{name} can read no more"
             raise UserError(f"all {len(traces)} traces are longer than {limit} tokens: {remedy}")
-        for trace in fitting:
-            largest = int(max(trace.prompt_ids.max(), trace.completion_ids.max()))
-            if largest >= vocab_size and student.source.rows is not None:
+        if (foreign := fitting.scan.largest >= vocab_size).any():
+            at = int(foreign.argmax())
+            trace, largest = fitting[at], int(fitting.scan.largest[at])
+            if student.source.rows is not None:
                 raise UserError(
                     f"problem {trace.example.place} has the token "
                     f"{student.tokenizer.convert_ids_to_tokens(largest)!r}, which {student_name} has and "
                     f"another model of this loss has not: take it out of the data, or take loss=dcod_spans, "
                     f"uld or gold, which compare different tokens"
                 )
-            if largest >= vocab_size:
-                raise UserError(
-                    f"problem {trace.example.place} has token {largest}, for which {student_name} has "
-                    f"no row in "
-                    f"its matrix of {vocab_size}: its tokenizer is not the one that the model was made with"
-                )
+            raise UserError(
+                f"problem {trace.example.place} has token {largest}, for which {student_name} has no row in "
+                f"its matrix of {vocab_size}: its tokenizer is not the one that the model was made with"
+            )
         if len(fitting) < len(traces):
             left_out = len(traces) - len(fitting)
             say(f"{left_out} of {len(traces)} traces are longer than {limit} tokens and left out")
         return fitting
+
+
+def _tokenizing(student: ModelSource) -> dict[str, Any]:
+    """Key of what the tokens depend on besides text and prompt: tokenizer, template, and the code."""
+    tokenizer = student.tokenizer
+    digest = hashlib.sha256(template_of(tokenizer).encode())
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update((student.fingerprint if fast is None else fast.to_str()).encode())
+    for name in _CODE:
+        digest.update(Path(str(sys.modules[name].__file__)).read_bytes())
+    return {
+        "tokenizer": student.vocabulary,
+        "end_ids": student.end_ids,
+        "details": digest.hexdigest(),
+        "versions": {name: version(name) for name in ("tokenizers", "transformers")},
+    }
 
 
 def _check_prompt(trace: Trace) -> None:

@@ -45,7 +45,15 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("activations", "a smaller data.max_length, with data.overlong=drop")
     yield from _of_frozen(setup)
     sharded = setup.compute.sharded
-    if not sharded:
+    strategy, trainer = setup.compute.trainer.get("strategy"), setup.compute.trainer
+    if strategy == "deepspeed":
+        if trainer.get("stage") != 3:
+            yield Remedy("student", "trainer.stage=3")
+        if objective.live_roles and not objective.compares_steps:
+            yield Remedy("frozen", "trainer=fsdp")
+        if not trainer.get("offload_optimizer"):
+            yield Remedy("optimizer", "trainer.offload_optimizer=true")
+    elif not sharded:
         several = "" if length.ranks > 1 else " trainer.devices=2"
         remedy = f"trainer=fsdp{several}"
         yield Remedy("student", remedy)
@@ -56,7 +64,10 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
         if not sharded and "8bit" not in setup.config["optimizer"]["_target_"]:
             eight = "optimizer._target_=bitsandbytes.optim.AdamW8bit ~optimizer.fused"
             yield Remedy("optimizer", f"an optimizer of 8 bits, {eight}")
-    if sharded:
+    if sharded and not setup.compute.cpu_offload and setup.compute.device != "cpu":
+        yield Remedy("student", "trainer.cpu_offload=true")
+        yield Remedy("frozen", "trainer.cpu_offload=true")
+    if setup.compute.places_student:
         yield Remedy("student", f"more devices, trainer.devices={2 * length.ranks}")
     yield Remedy("head", f"loss.chunk_size={max(16, (objective.chunk_size or 256) // 2)}")
     if setup.evaluation.benchmarks:

@@ -24,6 +24,7 @@ from distill.io.locks import first_rank
 from distill.io.progress import watched
 from distill.io.secrets import hide_secrets
 from distill.models.lora import parameter_counts
+from distill.runs.card import Card, licenses_of, results_of, write_card
 from distill.runs.folder import (
     STATE,
     asked_alike,
@@ -158,6 +159,7 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     summary = _summary(setup, prepared, module, evaluation.scores)
     if validate:
         summary["validation"] = validate.summary()
+    write_card(folder / "student", _card(setup, summary))
     _finish(folder, summary, loggers, evaluation.scores)
     if not setup.checkpoints.of_finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -206,6 +208,7 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
         num_iterations=setup.objective.num_iterations,
+        by_problem=setup.objective.trace_weights is not None,
     )
 
 
@@ -262,7 +265,7 @@ def _summary(
 ) -> dict[str, Any]:
     """The contents of `summary.json`."""
     totals, clock = module.totals, prepared.clock
-    trained, parameters = parameter_counts(module.student)
+    trained, parameters = parameter_counts(module.outline)
     return {
         "name": setup.name,
         "status": "finished",
@@ -291,8 +294,21 @@ def _summary(
         "traces": len(prepared.traces),
         "parameters": {"trained": trained, "all": parameters},
         "frozen": dict(prepared.frozen),
+        **({} if prepared.masked is None else {"masked_share": prepared.masked}),
         "resumed_from_step": step_of(setup.resumed) if setup.resumed else None,
     }
+
+
+def _card(setup: Setup, summary: Mapping[str, Any]) -> Card:
+    return Card(
+        setup.name,
+        setup.student.name,
+        licenses_of(setup.config),
+        setup.config,
+        summary,
+        results_of(summary),
+        results_of(summary, "before"),
+    )
 
 
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:

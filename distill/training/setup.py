@@ -27,7 +27,6 @@ from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
 from distill.models.lora import check_targets
 from distill.models.lora_settings import Lora, read_lora
-from distill.models.sharding import check_shardable
 from distill.objective.objective import Objective
 from distill.runs.folder import check_free
 from distill.runs.logger_packages import check_loggers
@@ -49,6 +48,7 @@ from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
+from distill.training.strategy_checks import check_processes, check_strategy
 from distill.training.validation_settings import ACCURACY, LOSS, ValidationSettings, read_validation
 
 Configuration = DictConfig  # of `conf/train.yaml`, as Hydra composes it
@@ -98,6 +98,16 @@ class Compute:
     def sharded(self) -> bool:
         """Whether the ranks share the student (`trainer.strategy=fsdp`); a single rank has all of it."""
         return self.trainer.get("strategy") == "fsdp"
+
+    @property
+    def cpu_offload(self) -> bool:
+        """Whether the ranks' shares are in host memory."""
+        return self.sharded and bool(self.trainer.get("cpu_offload"))
+
+    @property
+    def places_student(self) -> bool:
+        """Whether the strategy moves the student to its device, as it shares it or casts it to bf16."""
+        return self.trainer.get("strategy") in ("fsdp", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -293,9 +303,13 @@ class Setup:
             objective.rewards.check(self.recipe.grade)
         if self.lora:
             check_targets(self.lora, self.student)
-        if self.compute.sharded:
-            for source in (self.student, *(self.frozen[role] for role in objective.live_roles)):
-                check_shardable(source)
+        check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
+        check_strategy(
+            self.compute.trainer,
+            str(self.config["optimizer"]["_target_"]),
+            self.student,
+            [self.frozen[role] for role in objective.live_roles],
+        )
         _ = self.asked  # so that a missing file is found now, not after training
 
 

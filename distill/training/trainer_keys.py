@@ -21,7 +21,23 @@ _OURS = {
     "val_check_interval": "benchmarks are asked before and after training, and meanwhile by eval_every",
     "use_distributed_sampler": "the order of traces knows its rank",
 }
-_STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "single_device", "fsdp")
+_STRATEGIES = (
+    "auto",
+    "ddp",
+    "ddp_spawn",
+    "ddp_find_unused_parameters_true",
+    "single_device",
+    "fsdp",
+    "deepspeed",
+)
+# Keys of `trainer` that are not lightning.Trainer's, and the only strategy that reads them; None: several do.
+STRATEGY_KEYS = {
+    "cpu_offload": "fsdp",
+    "stage": "deepspeed",
+    "offload_optimizer": "deepspeed",
+    "timeout_minutes": None,
+}
+_STAGES = (2, 3)
 _PRECISIONS = ("auto", "32-true", "32", "bf16-mixed", "bf16")
 
 
@@ -40,5 +56,34 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
     if strategy not in _STRATEGIES:
         raise UserError(
             f"trainer.strategy={strategy} is not supported: take auto, ddp (each device has the whole "
-            f"student) or fsdp (the devices share student, teacher and optimizer state)"
+            f"student), fsdp or deepspeed (the devices share what training needs)"
+        )
+    _check_strategy_keys(trainer, strategy)
+
+
+def _check_strategy_keys(trainer: Mapping[str, Any], strategy: str) -> None:
+    """Check the keys that are read by one strategy alone, and what DeepSpeed cannot do."""
+    for key, reader in STRATEGY_KEYS.items():
+        if reader is not None and trainer.get(key) and strategy != reader:
+            raise UserError(
+                f"trainer.{key}={trainer[key]} is of trainer.strategy={reader}, and trainer.strategy is "
+                f"{strategy}: take trainer={reader}, or leave it out"
+            )
+    if strategy != "deepspeed":
+        return
+    if (stage := trainer.get("stage", 2)) not in _STAGES:
+        raise UserError(
+            f"trainer.stage={stage} is not supported: take 2 (the devices share gradients and optimizer "
+            f"state) or 3 (the student too); trainer=ddp shares nothing"
+        )
+    if trainer.get("accelerator") not in ("gpu", "cuda"):
+        raise UserError(
+            f"trainer.strategy=deepspeed needs GPUs, and trainer.accelerator is "
+            f"{trainer.get('accelerator')}: take trainer.accelerator=gpu, or trainer=fsdp, which runs on "
+            f"CPUs too"
+        )
+    if trainer.get("gradient_clip_algorithm") == "value":
+        raise UserError(
+            "trainer.gradient_clip_algorithm=value: DeepSpeed clips by the norm alone: take "
+            "trainer.gradient_clip_algorithm=norm, or trainer=fsdp"
         )

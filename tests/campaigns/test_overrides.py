@@ -31,6 +31,7 @@ COMMANDS = {
         "distill/curate.py",
         [*PAIR, "teachers=[{made}]", "curation=[correct,sample,min_rsr]", "curation.sample.traces=4"],
     ),
+    "export": ("distill/export.py", ["model.source=tiny", "speed.tokens=2", "speed.prompts=1"]),
     "evaluate": ("distill/evaluate.py", ["model.source=tiny", "benchmark=arithmetic", "benchmark.limit=2"]),
 }
 
@@ -51,7 +52,7 @@ def test_random_overrides(name: str, tmp_path: Path, made: Path, faults: int, se
     words = [word.format(made=made) for word in words]
     tally, draw = Tally(), random.Random(f"{seed} {name}")
     keys = [key for key in keys_of(name, words) if key not in LEFT]
-    words += [] if name in ("generate", "evaluate") else [f"cache={tmp_path / 'cache'}"]
+    words += [] if name in ("generate", "evaluate", "export") else [f"cache={tmp_path / 'cache'}"]
     folder = "dir" if name in ("train", "plan") else "out"
     whole = command(place, *words, f"{folder}={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr  # otherwise any setting would be refused

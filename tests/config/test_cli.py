@@ -30,6 +30,7 @@ from distill.training.inputs import check_settings
 from distill.training.recipe import TraceRecipe
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
+from distill.training.trainer_keys import STRATEGY_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -363,8 +364,8 @@ def test_every_model_option_says_the_same_things_and_its_optimizer_builds(option
 
 
 @pytest.mark.parametrize("option", GROUPS["trainer"])
-def test_every_trainer_option_is_an_argument_of_lightnings_trainer(option: str) -> None:
-    known = set(inspect.signature(lightning.Trainer.__init__).parameters)
+def test_every_trainer_option_is_an_argument_of_lightnings_trainer_or_of_a_strategy(option: str) -> None:
+    known = {*inspect.signature(lightning.Trainer.__init__).parameters, *STRATEGY_KEYS}
     assert set(check(f"trainer={option}").trainer) <= known
 
 

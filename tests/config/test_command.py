@@ -31,8 +31,12 @@ COMPOSED = {
     "generate": ["model.teacher=nothere.gguf"],
     "score": ["teachers=[nothere/traces.jsonl]"],
     "curate": ["data.path=nothere.jsonl"],
+    "export": ["model=tiny", "data.path=nothere.jsonl"],
+    "similarity": ["teacher=nothere.jsonl", "model.student=x/y"],
+    "identity": ["model=./nothere"],
+    "prune": ["model=tiny", "calibration=nothere.jsonl"],
 }
-OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune")}
+OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune", "bottleneck")}
 OTHERS["judge"] = ["nothere", "--url", "http://localhost:8000/v1", "--model", "big"]
 # Runs a module with several command lines in one process, and tells what each printed and what is imported.
 RUN = """
@@ -220,7 +224,7 @@ def test_help_of_the_other_commands_needs_no_torch(module: str, tmp_path: Path) 
     assert typo[2] == []
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "score", "curate"])
+@pytest.mark.parametrize("name", ["train", *list(COMPOSED)[1:]])
 def test_help_tells_what_each_group_is(name: str) -> None:
     groups = groups_of(CONFIG, name)
     told = help_text(CONFIG, name, groups).partition("Groups, set as")[2].partition("Their options")[0]

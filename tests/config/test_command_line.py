@@ -61,7 +61,7 @@ def test_what_hydra_takes_is_let_through(line: str) -> None:
         ("train", "seed=0,1", "add -m (python train.py -m seed=0,1); a list is written seed=[0,1]"),
         ("evaluate", "benchmark=gsm8k,svamp", "say benchmark=[gsm8k,svamp]"),
         ("train", "loss=[sft,dcod]", "loss=[sft,dcod]: name one loss (options"),
-        ("score", "trainer=[]", "trainer=[]: name one trainer (options: cpu, ddp, fsdp, gpu)"),
+        ("score", "trainer=[]", "trainer=[]: name one trainer (options: cpu, ddp, deepspeed, fsdp, gpu)"),
         ("score", "smoke.overrides=true", "smoke.overrides=true must be a list of settings, such as ["),
         ("score", "smoke.overrides=[[1]]", "smoke.overrides=[[1]] must be a list of settings, such as ["),
         ("train", "loss=DCOD", "loss=DCOD: there is no such loss; did you mean dcod? (options"),

@@ -24,6 +24,10 @@ COMMANDS = {
     "generate": ["engine=server"],
     "evaluate": [],
     "curate": ["curation=[correct,pass_rate]"],
+    "export": [],
+    "similarity": ["judge=server"],
+    "identity": [],
+    "prune": [],
 }
 
 
@@ -91,7 +95,16 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("checkpoint.of_finished", 1, "checkpoint.of_finished=1 is neither true nor false"),
         ("estimate.utilization", 2, "estimate.utilization=2 must be a number in (0, 1]"),
         ("trainer.precision", "fp16", "trainer.precision=fp16 is not supported"),
-        ("trainer.strategy", "deepspeed", "trainer.strategy=deepspeed is not supported"),
+        ("trainer.strategy", "deepspeed", "trainer.strategy=deepspeed needs GPUs"),
+        ("trainer.strategy", "zero", "trainer.strategy=zero is not supported: take auto, ddp"),
+        ("trainer.timeout_minutes", 0, "trainer.timeout_minutes=0 must be a number in (0, 100000]"),
+        ("trainer.cpu_offload", "yes", "trainer.cpu_offload='yes' is neither true nor false"),
+        ("trainer.cpu_offload", True, "trainer.cpu_offload=True is of trainer.strategy=fsdp"),
+        (
+            "trainer.stage",
+            3,
+            "trainer.stage=3 is of trainer.strategy=deepspeed, and trainer.strategy is auto",
+        ),
         ("trainer.max_epochs", 3, "trainer.max_epochs is not yours to set"),
         ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val=-1 must be a number, at least 0"),
         ("model.lora.rank", "x", "model.lora.rank='x' must be a whole number"),
@@ -103,7 +116,18 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
         ("samples", 0, "samples=0 must be a whole number"),
         ("check.seconds", 0, "check.seconds=0 must be a positive number"),
     ],
+    "similarity": [
+        ("problems", 1, "problems=1 must be a whole number, at least 2, or null"),
+        ("judge.concurrency", 0, "judge.concurrency=0 must be a whole number, at least 1"),
+    ],
+    "identity": [("sampling.temperature", "hot", "sampling.temperature='hot' must be a number")],
+    "prune": [("layers", 0, "layers=0 must be a whole number, at least 1")],
     "evaluate": [("drift.temperature", -1, "drift.temperature=-1"), ("threads", 0, "threads=0")],
+    "export": [
+        ("private", "x", "private='x' is neither true nor false"),
+        ("speed.tokens", 0, "speed.tokens=0 must be a whole number, at least 1"),
+        ("card.license", None, "card.license=null must be text"),
+    ],
     "curate": [
         ("curation.correct.unjudged", "x", "curation.correct.unjudged='x' is not one of keep, drop"),
         ("curation.pass_rate.samples", "x", "curation.pass_rate.samples='x' must be a whole number"),

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from distill.benchmarks import arithmetic
 from distill.curation import backtracking
-from distill.curation.backtracking import Boundary, motab, step_starts
+from distill.curation.backtracking import motab
+from distill.curation.boundary import Boundary, step_starts
 from distill.curation.fit import answer_tokens, compact, min_rsr
 from distill.curation.rewriting import self_data
 from distill.curation.step import CurationContext, Outcome, Record
@@ -200,7 +201,7 @@ def test_weights_are_their_definition(
     context, records = context_of(embedded, tmp_path), several(5)
     records.append(record("1+2=", "1+2=3;#3"))  # alone
     alpha, beta, gamma = scales
-    outcome = compact(records, context, alpha=alpha, beta=beta, gamma=gamma)
+    outcome = compact(records, context, alpha=alpha, beta=beta, gamma=gamma, metric="words")
     lm = embedded["student"].get()
 
     def gold_logprob(row: Record, before: str) -> float:
@@ -262,7 +263,7 @@ def test_a_copied_trace_gains_and_a_surprising_one_loses(
     other = "3+0=3;3+2=5;#5"
 
     def weights(rows: Sequence[Record], where: CurationContext = context, **scales: float) -> list[float]:
-        return [row["weight"] for row in compact(rows, where, **scales).kept]
+        return [row["weight"] for row in compact(rows, where, metric="words", **scales).kept]
 
     apart = [record(problem, text, name) for text, name in ((single, "A"), (double, "B"), (other, "C"))]
     copied = [*apart, record(problem, double, "D")]
@@ -299,7 +300,7 @@ def test_candidates_that_do_not_differ_weigh_the_same_and_weights_multiply(
     ] * 3
     assert compact([], context).figures["effective_sample_size"] == 0
     with pytest.raises(UserError, match=r"behind trace 3\+7=#0, whose problem has no gold answer.*beta=0"):
-        compact([row | {"gold": None} for row in alike], context)
+        compact([row | {"gold": None} for row in alike], context, metric="words")
     assert len(compact([row | {"gold": None} for row in alike], context, beta=0.0).kept) == 3
     with pytest.raises(UserError, match=r"curation.compact.gamma=-1.0 must be a number, at least 0"):
         compact(alike, context, gamma=-1.0)
@@ -430,10 +431,13 @@ def test_a_step_strays_where_the_authors_value_is_below_their_boundary() -> None
             falls = [(values[k] - values[k - 1], k) for k in range(1, (breach or 0) + 1)]
             for back_to, step in (("safe", breach), ("fall", min(falls)[1] if falls else breach)):
                 boundary = Boundary(-math.log(0.2), 0.8, entropy, back_to)
-                assert boundary.stays(scores, starts) == (None if step is None else starts[step])
+                found = boundary.breach(scores, starts)
+                assert (found and found.stays) == (None if step is None else starts[step])
+                if found is not None and breach is not None:
+                    assert found.through == [*starts, len(scores)][breach + 1]
                 strayed += step is not None
     assert 100 < strayed < 700
-    assert Boundary(0.0).stays(*scored(([0.5], [0.5]))) is None  # only more than the bound strays
+    assert Boundary(0.0).breach(*scored(([0.5], [0.5]))) is None  # only more than the bound strays
 
 
 def test_steps_end_behind_their_separator_and_with_the_completion() -> None:

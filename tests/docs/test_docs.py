@@ -19,7 +19,7 @@ from composing import checked
 from omegaconf import OmegaConf
 
 from distill.errors import UserError
-from distill.evaluation.named import as_keys
+from distill.evaluation.named import NAME_A_MODEL, as_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -28,9 +28,13 @@ NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 # What each verb composes; plan takes train's words.
-HYDRA = {name: name for name in ("train", "generate", "score", "curate", "evaluate")} | {"plan": "train"}
-PARSED = ("judge", "report", "results", "tune", "records", "bench")  # with argparse
+COMPOSED = (
+    "train", "generate", "score", "curate", "evaluate", "export", "similarity", "identity", "prune",
+)  # fmt: skip
+HYDRA = {name: name for name in COMPOSED} | {"plan": "train"}
+PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
 BARE = ("presets", "tiny.build")  # without words
+MEASURED = ("planning.big_shapes",)  # what a results page was made with, in minutes or hours
 OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
 
 _BLOCK = re.compile(r"^[ ]*```(\w+)\n(.*?)^[ ]*```", flags=re.DOTALL | re.MULTILINE)
@@ -114,7 +118,7 @@ def test_every_command_composes(
         weighted = "experiment=paper_tune" in words or any("token_weight" in word for word in words)
         words.append("loss=dcod" if weighted else "loss=sft")
     try:
-        checked(HYDRA[verb], *(as_keys(words) if verb == "evaluate" else words))
+        checked(HYDRA[verb], *(as_keys(words) if verb in NAME_A_MODEL else words))
     except UserError as error:  # the extra is not installed in every environment
         if not str(error).endswith('pip install "distill[sweeps]"'):
             raise
@@ -158,7 +162,7 @@ def test_every_other_command_is_known() -> None:
     for page, command in EVERY:
         verb, words = verb_of(command)
         if verb:
-            known = verb in (*HYDRA, *PARSED, *BARE) or (words == [] and verb == "--help")
+            known = verb in (*HYDRA, *PARSED, *BARE, *MEASURED) or (words == [] and verb == "--help")
         elif words[0] == "make":
             known = words[1] in targets
         elif words[:2] == ["python", "-m"] and words[2].startswith("tests."):

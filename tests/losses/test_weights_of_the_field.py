@@ -81,6 +81,12 @@ DEFINITIONS: dict[str, tuple[Callable[..., Tensor], Definition]] = {
             0.0 if a > b else 1.0 for a, b in zip(of["pilot_logprobs"], of["initial_logprobs"], strict=True)
         ],
     ),
+    "t3s reference": (
+        partial(weights.t3s, base="reference"),
+        lambda of: [
+            0.0 if a > b else 1.0 for a, b in zip(of["pilot_logprobs"], of["reference_logprobs"], strict=True)
+        ],
+    ),
     "iw_opd": (weights.iw_opd, iw_opd_by_loops),
     "iw_opd 2": (partial(weights.iw_opd, gamma=2.0), partial(iw_opd_by_loops, gamma=2.0)),
     "later_log_ratio": (weights.later_log_ratio, later_by_loops),
@@ -234,6 +240,25 @@ def test_t3s_keeps_a_token_that_the_pilot_left_as_it_was() -> None:
     pilot = torch.tensor([[-1.5, -1.0, -0.5, 0.0, -math.inf]], dtype=torch.float64)
     found = weights.t3s(torch.ones(1, 5, dtype=torch.bool), pilot, initial)
     assert found.tolist() == [[1.0, 1.0, 0.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("masks", ["most_confident", "least_confident"])
+def test_t3s_controls_mask_as_many_tokens_by_the_untrained_students_confidence(masks: Any) -> None:
+    for seed in range(5):
+        mask, values = draw(seed)
+        pilot, initial = values["pilot_logprobs"], values["initial_logprobs"]
+        count = sum(a > b for a, b in zip(pilot[mask].tolist(), initial[mask].tolist(), strict=True))
+        order = sorted(initial[mask].tolist(), reverse=masks == "most_confident")
+        masked = order[:count]
+        found = weights.t3s(mask, pilot, initial, masks=masks)
+        assert 0 < count < len(order)
+        assert [value in masked for value in initial[mask].tolist()] == (found[mask] == 0).tolist()
+        assert (found[~mask] == 0).all()
+        assert set(found[mask].tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match=r"t3s: masks='all' is not one of anchors, most_confident"):
+        signals(partial(weights.t3s, masks="all"))
+    with pytest.raises(ValueError, match="t3s: base=reference lacks its log-probs"):
+        weights.t3s(mask, pilot, initial, base="reference")
 
 
 def test_psfts_weight_is_the_gradient_of_ppos_clipped_ratio_with_an_advantage_of_one() -> None:

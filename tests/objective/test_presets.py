@@ -75,6 +75,8 @@ def train(preset: str, folder: Path, cache: Path, *words: str) -> list[dict[str,
     ]
     if preset == "t3s":
         common.append("model.pilot=package:distill/tiny/teacher")
+    if preset == "compact":
+        common += ["data.samples=2", "data.limit=12"]
     run([*common, *words], folder, picture=preset in DRAWN)
     with (folder / "metrics.csv").open(newline="") as stream:
         return [row for row in csv.DictReader(stream) if row["train/loss"]]

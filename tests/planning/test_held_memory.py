@@ -1,4 +1,4 @@
-"""Tests of the planned memory against what torch's allocator gave out in runs of two ranks."""
+"""Tests of planned and simulated memory against what torch's allocator gave out in real runs."""
 
 import json
 import os
@@ -45,3 +45,21 @@ def test_two_ranks_hold_what_the_plan_says(
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:]
     measured = [json.loads((tmp_path / f"peak.{rank}").read_text()) for rank in range(2)]
     assert [plan.peak.total] * 2 == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [[], ["model.gradient_checkpointing=true", "trainer.accumulate_grad_batches=2"]]
+)
+def test_one_process_holds_what_plan_and_simulation_say(
+    large_pair: tuple[Path, Path], traces: Path, tmp_path: Path, more: list[str]
+) -> None:
+    words = arguments(large_pair, traces, tmp_path, "loss=forward_kl", "data.batch_size=2", *more)
+    words += ["trainer.max_steps=2", "estimate.simulate=true"]
+    plan = make_plan(Setup.from_overrides(words, here=False))
+    script = str(ROOT / "tests" / "planning" / "held_memory.py")
+    done = warm.run([script, str(tmp_path / "peak"), *words, f"dir={tmp_path / 'run'}"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads((tmp_path / "peak.0").read_text())
+    assert plan.simulation is not None
+    assert [plan.peak.total, plan.simulation.peak] == pytest.approx([measured] * 2, rel=0.15)

@@ -20,6 +20,7 @@ from distill.planning.ranks import (
     BUCKETS,
     GRADIENTS,
     HEAD,
+    MASTER,
     MATRIX,
     OPTIMIZER,
     ROLLOUTS,
@@ -71,6 +72,46 @@ def test_ranks_share_what_fsdp_shards_and_ddp_copies_gradients(plan_of: Planner)
     assert shared.memory["activations"] == copied.memory["activations"]
     training = [next(s for s in p.stages if s.name.startswith("training")) for p in (whole, copied)]
     assert copied.hours(training[1]) == pytest.approx(training[1].flops / copied.rate / 3600 / 2)
+
+
+@pytest.mark.slow
+def test_shares_in_host_memory_leave_the_gathered_layers_on_the_device(plan_of: Planner) -> None:
+    there = plan_of("loss=forward_kl", "trainer=fsdp", *TWO)
+    hosted = plan_of("loss=forward_kl", "trainer=fsdp", *TWO, "trainer.cpu_offload=true")
+    live = "weights of the teacher, live"
+    moved = sum(there.memory[name] for name in (WEIGHTS, GRADIENTS, OPTIMIZER, live))
+    assert not {WEIGHTS, GRADIENTS, OPTIMIZER, live} & hosted.memory.keys()
+    assert hosted.host["training"] == pytest.approx(moved, abs=4)
+    assert "training" not in there.host
+    whole = plan_of("loss=forward_kl")
+    assert there.host["loading"] == whole.memory[WEIGHTS] + whole.memory[live]
+    assert there.host["checkpoint"] == whole.memory[WEIGHTS]
+
+
+@pytest.mark.slow
+def test_layers_that_are_gathered_in_bf16_leave_no_bf16_copies(plan_of: Planner) -> None:
+    words = ["loss=sft", "trainer.precision=bf16-mixed", *TWO]
+    copied, gathered = (plan_of(*words, f"trainer={name}") for name in ("ddp", "fsdp"))
+    saved = copied.memory[ACTIVATIONS] - gathered.memory[ACTIVATIONS]
+    assert 0 < saved <= copied.memory[WEIGHTS] / 2
+
+
+@pytest.mark.slow
+def test_deepspeed_shares_what_its_stage_says(plan_of: Planner) -> None:
+    zero = ["loss=forward_kl", "trainer=deepspeed", "trainer.devices=2", "trainer.precision=bf16-mixed"]
+    full = plan_of("loss=forward_kl")
+    two, three = (plan_of(*zero, f"trainer.stage={stage}") for stage in (2, 3))
+    count = full.memory[WEIGHTS] // 4
+    assert two.memory[WEIGHTS] == 2 * count
+    assert three.memory[WEIGHTS] == count
+    for plan in (two, three):
+        assert plan.memory[MASTER] == plan.memory[GRADIENTS] == 2 * count
+        assert plan.memory[OPTIMIZER] == pytest.approx(full.memory[OPTIMIZER] / 2, abs=1)
+        assert plan.memory["weights of the teacher, live"] == full.memory["weights of the teacher, live"]
+    hosted = plan_of(*zero, "trainer.stage=2", "trainer.offload_optimizer=true")
+    assert not {MASTER, OPTIMIZER, GRADIENTS} & hosted.memory.keys()
+    assert hosted.host["training"] == pytest.approx((16 * count) / 2, rel=0.01)
+    assert hosted.host["checkpoint"] == pytest.approx(12 * count, rel=0.01)
 
 
 @pytest.mark.slow

@@ -371,7 +371,7 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
         example = Example(str(number), problem, completion=task.write_solution(problem, "single"))
         ids = encode_completion(student.tokenizer, task.write_solution(problem, "double"))
         traces.append(Trace(example, Prompt("{problem}").encode(student.tokenizer, example), ids))
-    reader.read_all(traces)
+    traces = list(reader.read_all(traces))
     batch = collate(traces)
     assert batch.teacher_view is not None
     with torch.no_grad():

@@ -334,7 +334,7 @@ def test_scoring_that_was_killed_goes_on_and_gives_the_same(
     original = distill.teacher.logprobs.label_logprobs
 
     def scored(folder: str) -> list[np.ndarray]:
-        return cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path / folder)
+        return [*cached_logprobs(lazy(tiny_pair[1]), traces, "teacher_logprobs", cache=tmp_path / folder)]
 
     clean = scored("clean")
     killed, _ = failing_after(after, original)
@@ -492,5 +492,5 @@ def test_scoring_leaves_no_gradient_and_the_model_in_eval_mode(
 def test_nothing_to_write_or_score_gives_nothing(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     model = lazy(tiny_pair[1])
     assert sample_completions(model, [], DRAW, samples=2, batch_size=2, seed=0, cache=tmp_path) == []
-    assert cached_logprobs(model, [], "teacher_logprobs", cache=tmp_path) == []
+    assert [*cached_logprobs(model, [], "teacher_logprobs", cache=tmp_path)] == []
     assert not model.loaded

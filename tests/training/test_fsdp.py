@@ -104,6 +104,56 @@ def test_a_sharded_step_in_single_precision_is_that_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "tolerance"),
+    [
+        ("dcod_kl", 2e-3),
+        pytest.param(
+            "dcod model.student_dtype=bfloat16 model.lora.rank=2", 2e-3, marks=pytest.mark.exhaustive
+        ),
+    ],
+)
+def test_two_sharded_ranks_in_bf16_train_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str, tolerance: float
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, *f"loss={loss}".split(), "trainer.max_steps=4")
+    words += ["trainer.precision=bf16-mixed", "data.validation=3", "validation.every=3"]
+    single = run([*words, "data.batch_size=6"], tmp_path / "single")
+    ranks([*words, "data.batch_size=3", *SHARDED], two := tmp_path / "two")
+    assert column(two, "train/loss") == pytest.approx(column(single, "train/loss"), rel=tolerance)
+    norms = [column(folder, "train/gradient_norm") for folder in (two, single)]
+    assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance)
+
+
+@pytest.mark.slow
+def test_shares_in_host_memory_train_as_one_process(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=dcod_kl", *EXACT)
+    words += ["lr_scheduler.decay=constant", "lr_scheduler.warmup_ratio=0"]
+    single = run([*words, "trainer.max_steps=6", "data.batch_size=6"], tmp_path / "single")
+    two, folder = [*words, "data.batch_size=3", *SHARDED], tmp_path / "two"
+    ranks([*two, "trainer.max_steps=3", "checkpoint.of_finished=true", "trainer.cpu_offload=true"], folder)
+    (folder / "summary.json").unlink()
+    ranks([*two, "trainer.max_steps=6", "trainer.cpu_offload=true", f"ckpt_path={folder}"], folder)
+    assert column(folder, "train/loss") == pytest.approx(column(single, "train/loss"), rel=1e-6)
+    assert weight_difference(single, folder) < 1e-8
+
+
+@pytest.mark.slow
+def test_each_rank_goes_on_with_its_own_random_numbers(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=sft", "model.lora.rank=2", "model.lora.dropout=0.5")
+    words += ["lr_scheduler.decay=constant", "lr_scheduler.warmup_ratio=0", "data.batch_size=2", *WHOLE]
+    ranks([*words, "trainer.max_steps=6"], unbroken := tmp_path / "unbroken")
+    ranks([*words, "trainer.max_steps=3", "checkpoint.of_finished=true"], folder := tmp_path / "two")
+    (folder / "summary.json").unlink()
+    ranks([*words, "trainer.max_steps=6", f"ckpt_path={folder}"], folder)
+    assert column(folder, "train/loss") == column(unbroken, "train/loss")
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_another_number_of_ranks(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

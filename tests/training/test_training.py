@@ -19,6 +19,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import warm
+from huggingface_hub import ModelCard
 from omegaconf import open_dict
 from safetensors.torch import load_file
 from samples import sample
@@ -154,6 +155,9 @@ def test_a_run_leaves_everything_that_its_owner_needs(
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.csv", "samples.jsonl", "summary.json"} <= names
     assert {"weights.jsonl", "training.png", "student", "checkpoints"} <= names
+    card = ModelCard.load(folder / "student" / "README.md")
+    assert (card.data.eval_results or [])[0].metric_args["problems"] == 8
+    assert "README.md" not in (folder / "student" / "checksums.json").read_text()  # its owner may edit it
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["steps"] == 6
@@ -848,7 +852,12 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ("trainer.precision=17", "trainer.precision=17 is not supported: take 32-true, or bf16-mixed"),
         ("trainer.precision=bf16-true", "is not supported"),
         ("trainer.precision=16-mixed", "is not supported"),
-        ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed is not supported"),
+        ("trainer=deepspeed trainer.accelerator=cpu", "trainer.strategy=deepspeed needs GPUs"),
+        ("trainer=deepspeed trainer.stage=1", "trainer.stage=1 is not supported: take 2"),
+        (
+            "trainer=deepspeed +trainer.gradient_clip_algorithm=value",
+            "trainer.gradient_clip_algorithm=value: DeepSpeed clips by the norm alone",
+        ),
         ("+trainer.max_step=4", "no such argument; did you mean max_steps"),
         ("+trainer.max_epochs=3", "trainer.max_epochs is not yours to set: the length is data.epochs"),
         ("trainer.devices=0", "trainer: "),

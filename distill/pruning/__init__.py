@@ -1,0 +1,1 @@
+"""Prune a model: drop consecutive blocks that change its hidden states least."""

@@ -1,0 +1,86 @@
+"""Checks of what a strategy cannot train, before weights are loaded."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
+from distill.io.locks import started_together
+from distill.models.language_model import ModelSource
+from distill.models.rope import rope_switch
+from distill.models.sharding import check_shardable
+
+# Optimizers that treat each number by itself: a rank steps a flat share of all weights.
+_ELEMENTWISE = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+
+
+def check_processes(
+    trainer: Mapping[str, Any], ranks: int, rollouts: StudentRollouts | str, *, sweep: bool
+) -> None:
+    """Check that several processes can train together.
+
+    Args:
+        trainer: arguments of the trainer.
+        ranks: number of training processes.
+        rollouts: of the objective.
+        sweep: whether the run is a job of a sweep.
+
+    Raises:
+        UserError: a sweep's job would start its own processes, which would run the sweep; or vLLM writes the
+            rollouts.
+    """
+    if ranks == 1:
+        return
+    if sweep and not started_together():
+        raise UserError(
+            f"-m with {ranks} processes a run (trainer.devices={trainer['devices']}): a job of a sweep is "
+            f"one process: start each run by itself, or take trainer.devices=1 and start the sweep once for "
+            f"each GPU, with CUDA_VISIBLE_DEVICES"
+        )
+    if isinstance(rollouts, StudentRollouts) and rollouts.engine == "vllm":
+        raise UserError(
+            f"loss.rollouts.engine=vllm writes on one device, and trainer.devices are {ranks}: take "
+            f"loss.rollouts.engine=hf"
+        )
+
+
+def check_strategy(
+    trainer: Mapping[str, Any],
+    optimizer: str,
+    student: ModelSource,
+    live: Iterable[ModelSource],
+) -> None:
+    """Check that the strategy can train this student beside these models.
+
+    Args:
+        trainer: arguments of the trainer.
+        optimizer: `_target_` of the optimizer.
+        student: the model to train.
+        live: frozen models that stay in memory.
+
+    Raises:
+        UserError: it cannot; names another strategy.
+    """
+    strategy = trainer.get("strategy")
+    if strategy == "fsdp":
+        for source in (student, *live):
+            check_shardable(source)
+    elif strategy == "deepspeed":
+        _check_deepspeed(trainer.get("stage", 2), optimizer, student)
+
+
+def _check_deepspeed(stage: int, optimizer: str, student: ModelSource) -> None:
+    if student.dtype == "float64":
+        raise UserError(
+            "model.student_dtype=float64: DeepSpeed keeps weights in fp32: take float32, or trainer=fsdp"
+        )
+    if optimizer not in _ELEMENTWISE:
+        raise UserError(
+            f"optimizer._target_={optimizer}: under DeepSpeed a rank steps a flat share of all weights, for "
+            f"which {', '.join(_ELEMENTWISE)} are known to be right: take one of them, or trainer=ddp"
+        )
+    if stage == 3 and rope_switch(student.skeleton().config) is not None:
+        raise UserError(
+            f"trainer.stage=3: {student.name!r} reads long traces in a pass of their own, which the ranks "
+            f"could not do together: take trainer.stage=2"
+        )
