@@ -1,7 +1,7 @@
 """`python -m distill.plan loss=dcod model=qwen1.5b`: estimate time, memory and disk space of a run.
 
-It takes the overrides of `train.py`, with `-m` those of a sweep. It loads no weights, except a student's that is
-to learn from rewards (`estimate.groups`)."""
+It takes the overrides of `train.py`, with `-m` those of a sweep. It loads no weights, except those of a
+student that is to learn from rewards (`estimate.groups`)."""
 
 import hydra
 from omegaconf import DictConfig
