@@ -42,9 +42,9 @@ ADDED: dict[str, tuple[str, Any]] = {
     "data.recipe.source.report": ("data.recipe.source.missing", True),
     "checkpoint.save": ("checkpoint.every", "last"),
     "estimate.memory": ("estimate.bandwidth", None),
+    "estimate.simulate": ("estimate.bandwidth", False),
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
-    "estimate.simulate": ("estimate.bandwidth", False),
     "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (

@@ -30,10 +30,10 @@ from distill.losses.signals import properties
 TemperatureIs = Literal["divisor", "factor"]
 Student = Literal["live", "initial"]
 Behavior = Literal["model", "sampler"]
-Scale = Literal["group", "none", "batch"]
-_LEAST_DEVIATION = 1e-4  # added to a deviation that divides, as in TRL
 Masked = Literal["anchors", "most_confident", "least_confident"]
 Base = Literal["initial", "reference"]
+Scale = Literal["group", "none", "batch"]
+_LEAST_DEVIATION = 1e-4  # added to a deviation that divides, as in TRL
 
 
 def _always(**_: object) -> bool:

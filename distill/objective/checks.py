@@ -21,6 +21,11 @@ def check_values(objective: ObjectiveSpec) -> None:
         raise ValueError(
             f"loss.rollouts={objective.rollouts!r} is none of dataset, teacher, a StudentRollouts"
         )
+    if objective.trace_weights is not None and isinstance(objective.rollouts, StudentRollouts):
+        raise ValueError(
+            "loss.trace_weights weighs a problem's traces against each other, and the student's rollouts are "
+            "none of the data: set loss.rollouts=dataset, or loss.trace_weights=null"
+        )
     if objective.normalize not in get_args(Normalize):
         raise ValueError(
             f"loss.normalize={objective.normalize!r} is not one of {', '.join(get_args(Normalize))}"
@@ -29,11 +34,6 @@ def check_values(objective: ObjectiveSpec) -> None:
         raise ValueError(
             "loss.normalize=longest divides by the length that the student may write, and it writes nothing: "
             "take loss.normalize=tokens"
-        )
-    if objective.trace_weights is not None and isinstance(objective.rollouts, StudentRollouts):
-        raise ValueError(
-            "loss.trace_weights weighs a problem's traces against each other, and the student's rollouts are "
-            "none of the data: set loss.rollouts=dataset, or loss.trace_weights=null"
         )
     if objective.control not in get_args(Control):
         raise ValueError(f"loss.control={objective.control!r} is not one of {', '.join(get_args(Control))}")

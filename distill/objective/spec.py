@@ -39,8 +39,8 @@ class ObjectiveSpec:
         control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
             micro-batch), `inverted` (1 - w); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
-        rewards: how the student's completions are rewarded; None: they are not graded.
         trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
+        rewards: how the student's completions are rewarded; None: they are not graded.
         teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
             training).
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
@@ -61,8 +61,8 @@ class ObjectiveSpec:
     scale: float | Literal["mean"] = 1.0
     control: Control = "none"
     proposals: StepProposals | None = None
-    rewards: Rewards | None = None
     trace_weights: CompactWeights | None = None
+    rewards: Rewards | None = None
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)

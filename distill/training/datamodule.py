@@ -79,8 +79,8 @@ class DistillDataModule(lightning.LightningDataModule):
         seed: of the order of traces.
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
-        num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
         by_problem: whether a problem's traces stay side by side in the order of traces.
+        num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class DistillDataModule(lightning.LightningDataModule):
         seed: int,
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
-        num_iterations: int = 1,
         by_problem: bool = False,
+        num_iterations: int = 1,
     ) -> None:
         super().__init__()
         self.traces = traces

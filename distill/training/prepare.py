@@ -238,8 +238,7 @@ def prepare_traces(
     elif rollouts and "teacher" in objective.live_roles:
         _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
     if objective.problem_signals:
-        shares = recipe.teacher_success(traces, student.source, frozen["teacher"], cache, say)
-        traces = traces.with_signal("teacher_success", partial(_success, shares))
+        traces = recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
     if prompts_only:
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
@@ -266,11 +265,6 @@ def prepare_traces(
 def _scored(scored: Sequence[np.ndarray], place: int, trace: Trace, *, spread: bool) -> np.ndarray:
     """A model's log-probs of the trace at a place."""
     return spread_logprobs(scored[place], trace) if spread else scored[place]
-
-
-def _success(shares: Mapping[str, float], place: int, trace: Trace) -> np.ndarray:
-    """The share of the teacher's answers to the trace's problem that are right, at every token."""
-    return np.full(len(trace.completion_ids), shares[trace.example.problem], dtype=np.float32)
 
 
 def _recorded_logprobs(place: int, trace: Trace) -> np.ndarray:

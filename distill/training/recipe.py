@@ -317,22 +317,25 @@ class TraceRecipe:
             )
         return traces
 
-    def teacher_success(
+    def note_success(
         self,
-        traces: Sequence[Trace],
+        traces: Traces,
         student: ModelSource,
         teacher: LazyModel,
         cache: Path,
         say: Callable[[str], None] = print,
-    ) -> dict[str, float]:
-        """Let the teacher answer the traces' problems: the share of right answers, by problem.
+    ) -> Traces:
+        """Let the teacher answer the traces' problems, and note in their signals how many answers are right.
 
         Args:
-            traces: with the problems.
+            traces: training set.
             student: for the prompts.
             teacher: writes `samples` answers to each problem, which are cached.
             cache: folder of all caches.
             say: reports how many problems it solves.
+
+        Returns:
+            The traces with the signal `teacher_success`.
 
         Raises:
             UserError: it solves none.
@@ -364,7 +367,11 @@ class TraceRecipe:
                 f"the teacher solves none of the {len(examples)} problems, so that nothing would be learned "
                 f"of it: use a better teacher (model.teacher), or let it write longer (data.max_new_tokens)"
             )
-        return shares
+
+        def of_problem(place: int, trace: Trace) -> np.ndarray:
+            return np.full(len(trace.completion_ids), shares[trace.example.problem], dtype=np.float32)
+
+        return traces.with_signal("teacher_success", of_problem)
 
     def _fitting(
         self,

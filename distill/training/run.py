@@ -207,8 +207,8 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
-        num_iterations=setup.objective.num_iterations,
         by_problem=setup.objective.trace_weights is not None,
+        num_iterations=setup.objective.num_iterations,
     )
 
 
