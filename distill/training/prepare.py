@@ -230,7 +230,7 @@ def prepare_traces(
     objective: Objective,
     recipe: TraceRecipe,
     student: LanguageModel,
-    frozen: dict[Role, LazyModel],
+    frozen: Mapping[Role, LazyModel],
     reader: Retokenizer | None = None,
     *,
     cache: Path,
