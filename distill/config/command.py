@@ -16,9 +16,9 @@ from distill.config.console import (
     sweep,
 )
 from distill.config.help import help_text
+from distill.config.model_defaults import take_suggestions
 from distill.config.overrides import check_overrides, groups_of, is_sweep
 from distill.config.paths import CONFIG, user_dirs
-from distill.config.suggestions import take_suggestions
 from distill.config.sweep import jobs_of, swept_values, variants
 from distill.config.sweepers import ended_early, own_sweeper, sweeper_words, trials
 from distill.config.values import check_values

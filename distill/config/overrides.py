@@ -30,11 +30,11 @@ from omegaconf.errors import (
 from distill.config.command_line import TOGETHER, check_one_value, check_words
 from distill.config.instantiate import flat, plain
 from distill.config.kinds import shown
+from distill.config.model_defaults import suggest
 from distill.config.paths import CONFIG, TRAIN, user_dirs
 from distill.config.renamed_keys import MOVED_FILES, new_key
 from distill.config.resolvers import register
 from distill.config.section_keys import check_sections
-from distill.config.suggestions import suggest
 from distill.config.sweepers import check_intervals, missing_plugin
 from distill.errors import UserError, first_line
 

@@ -1,4 +1,4 @@
-"""Read examples from local files or a hub data set."""
+"""Read examples from local files or a hub data set; file formats are in `record_files`."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Compare two evaluations on their common problems: differences, confidence intervals, tests."""
+"""Compare two evaluations on their common problems: differences, confidence intervals, tests.
+
+The tests are `distill.statistics.paired` and `holm`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""Estimate the memory of training: weights, gradients, optimizer, activations and the chunked head."""
+"""Estimate the parts of a training step's memory: weights, gradients, optimizer, activations, the chunked head.
+
+`ranks.moments` adds them up for each rank, through `stages.step_moments`.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -356,5 +356,5 @@ def test_only_what_reads_our_own_files_reads_configurations_past_the_guard() -> 
         for path in package.rglob("*.py")
         if "OmegaConf.load(" in path.read_text()
     }
-    ours = {"config/overrides.py", "config/resolvers.py", "config/suggestions.py"}
+    ours = {"config/overrides.py", "config/resolvers.py", "config/model_defaults.py"}
     assert loads == {*ours, "evaluation/named.py"}

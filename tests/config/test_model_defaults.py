@@ -6,8 +6,8 @@ import pytest
 import warm
 from hydra.core.hydra_config import HydraConfig
 
+from distill.config.model_defaults import suggest, take_suggestions
 from distill.config.overrides import check_overrides
-from distill.config.suggestions import suggest, take_suggestions
 from distill.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
