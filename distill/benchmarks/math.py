@@ -1,7 +1,8 @@
 r"""MATH (2103.03874): competition problems with human solutions, whose last `\boxed{}` holds the answer.
 
-Also MATH-500, the 500 of its 5,000 test problems that 2305.20050 sampled. Only the problems' own solutions are
-read here; a completion's answer is extracted by `grading.answers.extract`, which `grading.judge.MathJudge` calls.
+Also MATH-500, the 500 of its 5,000 test problems that 2305.20050 sampled. Only the problems' own solutions
+are read here; a completion's answer is extracted by `grading.answers.extract`, called by
+`grading.judge.MathJudge`.
 """
 
 import re

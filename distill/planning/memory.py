@@ -1,4 +1,4 @@
-"""Estimate the parts of a training step's memory: weights, gradients, optimizer, activations, the chunked head.
+"""Estimate the parts of a training step's memory: weights, gradients, optimizer, activations, chunked head.
 
 `ranks.moments` adds them up for each rank, through `stages.step_moments`.
 """
