@@ -1,7 +1,8 @@
 """Choose a small subset of a cross product that covers every combination of any two (or n) values."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,12 @@ def thinned(items: list[pytest.Item]) -> list[pytest.Item]:
         kept = covering(values, *marker.args)
         left_out |= {case.nodeid for case in cases} - {cases[place].nodeid for place in kept}
     return [item for item in items if item.nodeid not in left_out]
+
+
+def some_of(values: Collection[Any], *often: Any) -> list[Any]:
+    """Values of a parameter, of which all but those named run with --all-cases alone."""
+    left = {value for value in often if value not in values}
+    assert not left, f"{left} are no values of the parameter"
+    return [
+        value if value in often else pytest.param(value, marks=pytest.mark.exhaustive) for value in values
+    ]

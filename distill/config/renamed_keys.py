@@ -43,6 +43,11 @@ ADDED: dict[str, tuple[str, Any]] = {
     "checkpoint.save": ("checkpoint.every", "last"),
     "estimate.memory": ("estimate.bandwidth", None),
     "estimate.simulate": ("estimate.bandwidth", False),
+    "estimate.groups": ("estimate.bandwidth", 16),
+    **{
+        f"card.{name}": ("checkpoint.every", "unknown")
+        for name in ("license", "base_license", "teacher_license", "data_license")
+    },
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
     "trainer.num_nodes": ("trainer.devices", 1),

@@ -154,6 +154,7 @@ def head_memory(
                 dict.fromkeys(_given(objective), torch.zeros(1, completions)),
                 others={**others, **_sparse(objective, completions)},
                 constants={"shared_ids": torch.arange(min(rows)).expand(2, -1)},
+                by_student=objective.rewarded,
                 places=torch.arange(completions),
             )
             kept = meter.live - before
@@ -164,7 +165,8 @@ def head_memory(
 def _given(objective: Objective) -> list[str]:
     """Signals of single tokens that do not come from the student."""
     known = [name for name in objective.signals if SIGNALS[name].shape != "vocab"]
-    return [*(name for name in known if SIGNALS[name].role != "student"), "same_token", "spans"]
+    rewards = [name for name in known if SIGNALS[name].shape == "reward"]
+    return [*(name for name in known if SIGNALS[name].role != "student"), *rewards, "same_token", "spans"]
 
 
 def _sparse(objective: Objective, tokens: int) -> dict[str, SparseDistribution]:

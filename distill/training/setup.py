@@ -320,8 +320,8 @@ def _recipe(cfg: Configuration, objective: Objective) -> TraceRecipe:
 
 def _compute(values: Mapping[str, Any], here: bool) -> Compute:
     trainer, threads = values["trainer"], values["model"].get("threads")
-    device = find_device(trainer) if here else "cuda" if wants_gpu(trainer) else "cpu"
     precision, options = checks.check_trainer(trainer), checks.trainer_options(trainer)
+    device = find_device(trainer) if here else "cuda" if wants_gpu(trainer) else "cpu"
     if here:
         checks.check_devices(options)
     return Compute(device, precision, options, threads)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_stub import BREAKS_OFF, DRIPS, Stub, completion
+from covering import some_of
 from test_generate import SMALL, run
 
 from distill.errors import UserError
@@ -111,7 +112,7 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", some_of(FAULTS, "busy until a date", "garbage", "hung up"))
 def test_a_fault_is_tried_again_and_nothing_is_lost_or_repeated(
     fault: str, stub: Stub, tmp_path: Path
 ) -> None:

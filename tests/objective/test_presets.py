@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from covering import some_of
 from test_training import run
 
 from distill.generation.decode import generate
@@ -29,6 +30,8 @@ BY_GRADIENT = {"opd", "iw_opd", "opd_right"}
 BY_REWARD = {"grpo", "dr_grpo", "dapo", "opd_grpo"}
 # Runs whose metrics differ; drawing them takes as long as their steps.
 DRAWN = {"dcod", "on_policy_kd", "validity", "minillm"}
+# Those whose rollouts, signals or gradients come about in their own way; the others run with --all-cases.
+OFTEN = DRAWN | {"forward_kl", "opd", "grpo", "uld", "compact", "taid", "t3s"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -125,7 +128,10 @@ def parts(preset: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.covering(1, axes=parts)
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in OTHER_PARAMETERS])
+@pytest.mark.parametrize(
+    "preset",
+    some_of([preset for preset in PRESETS if preset not in OTHER_PARAMETERS], *OFTEN),
+)
 def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) -> None:
     # One sample a token says little about the whole distribution: more of them, and smaller steps.
     size = 48 if preset == "opd_right" else 96

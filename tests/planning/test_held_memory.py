@@ -49,7 +49,11 @@ def test_two_ranks_hold_what_the_plan_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [[], ["model.gradient_checkpointing=true", "trainer.accumulate_grad_batches=2"]]
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.exhaustive),
+        ["model.gradient_checkpointing=true", "trainer.accumulate_grad_batches=2"],
+    ],
 )
 def test_one_process_holds_what_plan_and_simulation_say(
     large_pair: tuple[Path, Path], traces: Path, tmp_path: Path, more: list[str]

@@ -36,6 +36,7 @@ from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 from distill.teacher.write_traces import generate
+from distill.training import prepare
 from distill.training import recipe as data
 
 SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
@@ -345,13 +346,13 @@ def test_a_run_takes_a_trace_sets_own_tokens_and_log_probs(
     records = run([*SMALL, "sampling.temperature=1.5", "sampling.top_p=1.0"], tmp_path / "set")
     right = [record for record in records if record["correct"]]
     taken: list[Any] = []
-    made = data.TraceRecipe.build
+    made = prepare.prepare_traces
 
     def watched(*args: Any, **options: Any) -> Any:
         taken.append(made(*args, **options))
         return taken[-1]
 
-    monkeypatch.setattr(data.TraceRecipe, "build", watched)
+    monkeypatch.setattr(prepare, "prepare_traces", watched)
     words = ["data=traces", f"data.path={tmp_path / 'set'}", f"cache={tmp_path / 'cache'}"]
     said = train(words, tmp_path / "run")
     assert f"trace set: {len(right)} of 150 traces kept" in said

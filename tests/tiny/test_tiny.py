@@ -190,6 +190,7 @@ def test_the_shipped_pair_is_a_good_teacher_and_a_student_with_one_style():
     assert student["forced_double_steps"] < 0.05 < student["forced_single_steps"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_pair_is_rebuilt_from_nothing_by_one_command(tmp_path):
     out = tmp_path / "pair"

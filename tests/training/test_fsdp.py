@@ -47,7 +47,10 @@ def weight_difference(one: Path, other: Path) -> float:
         pytest.param("dcod", marks=pytest.mark.exhaustive),
         "dcod_kl",  # a live teacher, which is sharded too
         "dcod model.lora.rank=2",
-        "forward_kl data.layout=grouped data.token_budget=60 trainer.accumulate_grad_batches=2",
+        pytest.param(
+            "forward_kl data.layout=grouped data.token_budget=60 trainer.accumulate_grad_batches=2",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_two_sharded_ranks_train_as_one_process(
@@ -125,6 +128,7 @@ def test_two_sharded_ranks_in_bf16_train_as_one_process(
     assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_shares_in_host_memory_train_as_one_process(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from covering import some_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -202,14 +203,16 @@ def test_a_written_number_is_read_back_whatever_stands_before_it(
     assert extract(f"{before}\\boxed{{{text}}}") == (text, "boxed")
 
 
+_PIECES = [
+    "\\boxed{", "\\boxed{1}", "{", "}", "answer is ", "answer   ", "####", "1", "1 ", "1,", "1,111,",
+    "1/", "1.", "-", "$", ".", "\0", "\u200f", "\n", "\n\n", "a", "-$", "1   /",
+]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "piece",
-    [
-        "\\boxed{", "\\boxed{1}", "{", "}", "answer is ", "answer   ", "####", "1", "1 ", "1,", "1,111,",
-        "1/", "1.", "-", "$", ".", "\0", "\u200f", "\n", "\n\n", "a", "-$", "1   /",
-    ],
-)  # fmt: skip
+    "piece", some_of(_PIECES, "\\boxed{", "answer is ", "####", "1,111,", "1   /", "\n\n")
+)
 def test_a_megabyte_of_one_thing_takes_no_time(piece: str) -> None:
     """A model in a loop writes such text; a grader that is quadratic in it stops the run."""
     size = 1_000_000 if piece != "\\boxed{" else 20_000  # so that a quadratic one fails in seconds, not days

@@ -3,6 +3,7 @@ r"""Tests of extracting expressions as final answers: all rules, further turns, 
 import time
 
 import pytest
+from covering import some_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -182,10 +183,7 @@ _SOME = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
-    [
-        piece if piece in _SOME else pytest.param(piece, marks=pytest.mark.exhaustive)
-        for piece in [*_PIECES, *_LOOPS]
-    ],
+    some_of([*_PIECES, *_LOOPS], *_SOME),
 )
 def test_a_quarter_megabyte_of_one_thing_takes_little_time(piece: str) -> None:
     """A quadratic rule would take many minutes; the limit allows for a busy machine."""
