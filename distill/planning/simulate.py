@@ -143,6 +143,8 @@ def _objective(objective: Objective) -> Objective:
     rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts):
         objective = replace(objective, rollouts=replace(rollouts, engine="hf"))
+    if objective.trace_weights is not None:  # its passes are looked at value by value
+        objective = replace(objective, trace_weights=None)
     if objective.compares_steps:
         objective = copy.copy(objective)
         objective.proposals = None
