@@ -87,6 +87,10 @@ def overrides(
         layers: of both models; None: as many as they have.
     """
     found = [f"loss={loss}", f"model={pair}", "data=traces", "data.path=nowhere.jsonl", "benchmark=none"]
+    found += [
+        "data.fields.gold=gold",
+        "+data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge",
+    ]
     roles = dict(zip(("student", "teacher"), PAIRS[pair], strict=True))
     for role, size in roles.items():
         changed = {} if layers is None else {"num_hidden_layers": layers}

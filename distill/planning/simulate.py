@@ -199,7 +199,7 @@ class _Step(DistillModule):
             setup.optimizer,
             setup.schedule,
             steps=Steps(limit=_LOOKED_AT, expected=_LOOKED_AT),
-            supervision=Supervision(frozen),
+            supervision=Supervision(frozen, grade=setup.recipe.grade),
             seed=setup.seed,
             layout=setup.layout,
         )
