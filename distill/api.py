@@ -164,6 +164,24 @@ def prune_model(words: Iterable[str] = (), **settings: Any) -> Path:
     return _run("prune", words, settings, pruning.prune_model) / "student"
 
 
+def export_model(words: Iterable[str] = (), **settings: Any) -> Path:
+    """Write a student in another format, and compare it with the full student (`distill export`).
+
+    Args:
+        words: overrides, such as `model=outputs/runs/my_run` and `format=gguf`.
+        settings: overrides by keyword, such as `bits` and `out`.
+
+    Returns:
+        The folder of the export: the model in `student/`, figures in `export.json`.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    from distill.exporting import command
+
+    return _run("export", words, settings, command.export)
+
+
 def plan_run(words: Iterable[str] = (), **settings: Any) -> Plan:
     """Estimate the memory, time and disk space of a training run (`distill plan`).
 
