@@ -49,6 +49,8 @@ ADDED: dict[str, tuple[str, Any]] = {
         for name in ("license", "base_license", "teacher_license", "data_license")
     },
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
+    "loss.rollouts.start_tokens": ("loss.rollouts.max_new_tokens", None),
+    "loss.rollouts.grow_until": ("loss.rollouts.max_new_tokens", 0.5),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
     "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),

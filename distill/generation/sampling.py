@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -48,6 +48,9 @@ class StudentRollouts:
         top_p: nucleus size, 1 is off.
         top_k: number of candidates, 0 is off.
         max_new_tokens: longest completion; one that reaches it gets no end token.
+        start_tokens: longest completion at the start of training, which grows in a line to `max_new_tokens`
+            (progressive rollouts, 2605.31490); None: `max_new_tokens` from the start.
+        grow_until: share of training at whose end the longest completion is `max_new_tokens`.
         engine: `hf`: the model in training generates; `vllm`: a copy of it in this process does, with weights
             updated in memory before each use.
         engine_options: arguments of `vllm.LLM`, such as its share of the GPU's memory.
@@ -58,6 +61,8 @@ class StudentRollouts:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    start_tokens: int | None = None
+    grow_until: float = 0.5
     samples: int = 1
     num_iterations: int = 1
     engine: str = "hf"
@@ -82,11 +87,32 @@ class StudentRollouts:
                 f"rollouts.samples={self.samples}: at temperature 0 the completions of a problem are all "
                 f"alike: take rollouts.temperature=1"
             )
+        self._check_growth()
         _ = self.sampling
+
+    def _check_growth(self) -> None:
+        start, until = self.start_tokens, self.grow_until
+        if start is not None and (
+            isinstance(start, bool) or not isinstance(start, int) or not 1 <= start <= self.max_new_tokens
+        ):
+            raise ValueError(
+                f"rollouts.start_tokens={start!r} is not a whole number from 1 to "
+                f"rollouts.max_new_tokens={self.max_new_tokens}, nor null"
+            )
+        if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
+            raise ValueError(f"rollouts.grow_until={until!r} is not a share of training above 0, up to 1")
 
     @property
     def sampling(self) -> Sampling:
+        """Settings for the longest completions."""
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
+
+    def sampling_at(self, progress: float) -> Sampling:
+        """Settings after a share of training, in [0, 1]."""
+        if self.start_tokens is None:
+            return self.sampling
+        grown = min(1.0, progress / self.grow_until) * (self.max_new_tokens - self.start_tokens)
+        return replace(self.sampling, max_new_tokens=self.start_tokens + int(grown))
 
     def chosen(self, seed: int, batch: int) -> bool:
         """Whether the student writes a batch. Depends only on the seed and the batch's number, so that all

@@ -477,7 +477,7 @@ class DistillModule(lightning.LightningModule):
         began = time.perf_counter()
         prompts = repeated(batch.prompts(), rollouts.samples)
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
-        sampling = rollouts.sampling
+        sampling = rollouts.sampling_at(self._progress(self.trainer.global_step))
         if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
             # The teacher reads the same completion tokens, after a prompt that may be longer.
             room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)

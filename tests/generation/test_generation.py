@@ -441,6 +441,16 @@ def test_the_coin_depends_on_the_seed_and_the_batch_alone() -> None:
     assert all(more.chosen(3, batch) for batch in range(200) if first[batch])
 
 
+def test_rollouts_grow_in_a_line_to_their_longest() -> None:
+    growing = StudentRollouts(max_new_tokens=110, start_tokens=10, grow_until=0.5)
+    at = [growing.sampling_at(share).max_new_tokens for share in (0.0, 0.1, 0.25, 0.499, 0.5, 1.0)]
+    assert at == [10, 30, 60, 109, 110, 110]
+    assert StudentRollouts(max_new_tokens=110).sampling_at(0.0).max_new_tokens == 110
+    for wrong in ({"start_tokens": 0}, {"start_tokens": 300}, {"grow_until": 0.0}):
+        with pytest.raises(ValueError, match=rf"rollouts\.{next(iter(wrong))}="):
+            StudentRollouts(**wrong)
+
+
 def test_rollout_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rollouts\.fraction"):
         StudentRollouts(fraction=1.5)

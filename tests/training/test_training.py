@@ -466,6 +466,16 @@ def test_a_reference_is_the_student_before_training_unless_one_is_named(
 
 
 @pytest.mark.slow
+def test_rollouts_are_short_at_first(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=opd", "data.batch_size=4", "data.max_new_tokens=12")
+    folder = run([*words, "loss.rollouts.start_tokens=2"], tmp_path / "run")
+    written = column(folder, "rollouts/tokens")
+    longest = [4 * limit for limit in (2, 5, 8, 12, 12, 12)]  # at 0, 1/6, 2/6, … of training
+    assert all(tokens <= limit for tokens, limit in zip(written, longest, strict=True))
+    assert written[-1] > longest[1]
+
+
+@pytest.mark.slow
 def test_weights_of_other_models_are_scored_live_on_what_the_student_writes(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
