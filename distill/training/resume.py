@@ -1,7 +1,7 @@
 """Overrides that resume the run of `ckpt_path=`.
 
-`runs.folder.find_resumable` finds its checkpoint and refuses another configuration, `check_state` a damaged
-checkpoint. `run.run` gives it to Lightning. `DistillModule.on_load_checkpoint`, `checkpoints` and `fsdp`
+`runs.folder.find_resumable` finds its checkpoint and refuses another configuration, `check_state` beside it a
+damaged one. `run.run` gives it to Lightning. `DistillModule.on_load_checkpoint`, `checkpoints` and `fsdp`
 refuse what does not fit the weights.
 """
 
