@@ -270,6 +270,7 @@ def test_readings_side_by_side_point_at_the_batchs_own_tokens() -> None:
             assert a == b
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_real_solutions_align_between_smollm2_and_another_tokenizer(data_dir: Path) -> None:

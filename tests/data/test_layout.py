@@ -11,6 +11,7 @@ import pytest
 import test_training
 import torch
 import transformers
+from covering import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batch_and_data import random_traces
@@ -301,7 +302,10 @@ def test_real_lengths_leave_little_padding_in_groups(spread: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["dcod", "forward_kl", "on_policy_kd", "opsd data.completions=dataset"])
+@pytest.mark.parametrize(
+    "words",
+    some_of(["dcod", "forward_kl", "on_policy_kd", "opsd data.completions=dataset"], "dcod", "on_policy_kd"),
+)
 def test_a_run_is_the_same_in_every_layout(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, words: str
 ) -> None:

@@ -36,6 +36,7 @@ print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(
     not any(map(shutil.which, ["g++", "clang++", "c++"])),

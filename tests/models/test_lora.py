@@ -399,6 +399,7 @@ def test_half_precision_trains_adapters_of_single_precision(
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.exhaustive
 @needs_peft
 @pytest.mark.slow
 def test_two_processes_train_adapters_as_one(

@@ -32,6 +32,7 @@ def large_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
     return root / "student", root / "teacher"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.exhaustive), "fsdp"])
 def test_two_ranks_hold_what_the_plan_says(
@@ -47,6 +48,7 @@ def test_two_ranks_hold_what_the_plan_says(
     assert [plan.peak.total] * 2 == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",

@@ -267,6 +267,7 @@ def test_a_sweeps_plan_counts_what_is_cached_once_and_seeds_alike(
     assert meanwhile.flops == 2 * before.flops
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_sweep_is_planned_on_the_command_line_and_leaves_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path

@@ -151,6 +151,7 @@ def test_a_teachers_text_is_written_once_and_the_second_call_asks_no_model_anyth
     assert work == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_report_that_was_killed_goes_on_behind_its_last_run(
     finished: list[Run],
@@ -189,6 +190,7 @@ def test_a_report_that_was_killed_goes_on_behind_its_last_run(
         assert_same(whole[folder], found[folder])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_runs_that_cannot_be_measured_get_a_reason_and_the_others_their_drift(
     finished: list[Run], tmp_path: Path, permuted_tokenizer: Any, monkeypatch: pytest.MonkeyPatch

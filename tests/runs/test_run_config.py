@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import test_training
 from commands import command
+from covering import some_of
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from test_generate import compose as compose_command
@@ -248,7 +249,7 @@ def test_a_file_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", BUILT)
+@pytest.mark.parametrize("group", some_of(BUILT, "loss"))
 def test_every_preset_of_ours_is_read_back_from_a_runs_file(
     group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

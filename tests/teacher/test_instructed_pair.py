@@ -44,6 +44,7 @@ def weights(folder: Path) -> list[float]:
         return [float(row["weights/mean"]) for row in csv.DictReader(stream) if row["weights/mean"]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_prompt_of_the_teachers_goes_from_writing_to_the_report(
     instructed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

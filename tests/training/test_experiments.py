@@ -94,7 +94,6 @@ def build(cfg: DictConfig) -> None:
         [name for name in EXPERIMENTS if not name.startswith(("paper_14b", "paper_7b_3b_"))],
         "compare",
         "tune",
-        "table5",
     ),
 )
 def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None:

@@ -144,6 +144,7 @@ def test_shares_in_host_memory_train_as_one_process(
     assert weight_difference(single, folder) < 1e-8
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_each_rank_goes_on_with_its_own_random_numbers(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path

@@ -92,6 +92,7 @@ def test_another_runs_folder_is_refused_whether_done_or_broken_off(
             sweeps.look_up(place, other)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_comparison_that_was_killed_ends_as_an_unbroken_one(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path

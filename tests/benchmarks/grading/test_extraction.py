@@ -175,7 +175,7 @@ _LOOPS = ["the answer is ", "0", "12 = ", "1.", "A ", "\nQ: 5\n\n", "so the answ
 
 # Those that were quadratic once, and one of every kind.
 _SOME = [
-    "The final answer is ", "answer: ", "I hope it is correct", "<answer>", "$x$", "\\[", "12 = ", "1.", "A ",
+    "final answer is ", "Answer:\n", "I hope it is correct", "<answer>", "$x$", "\\[", "12 = ", "1.", "A ",
     "\nQ: 5\n\n", "a ", "```", "\n",
 ]  # fmt: skip
 
