@@ -138,6 +138,9 @@ def _disturb() -> None:
 def vllm(monkeypatch: pytest.MonkeyPatch) -> list[Llm]:
     """The stand-in in vLLM's place; the engines that a test starts."""
     Llm.started = []
+    # What a test of the stand-in itself leaves changed is put back for the tests that follow in this process.
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     module = SimpleNamespace(LLM=Llm, SamplingParams=SamplingParams, __version__=VERSION)
     monkeypatch.setitem(sys.modules, "vllm", module)
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_DIST_IDENT"):
