@@ -193,7 +193,7 @@ def test_after_an_empty_prefix_it_is_the_drift_of_own_rollouts(
     for name, curve in own.curves.items():
         for part, values in vars(curve).items():
             np.testing.assert_array_equal(getattr(after.curves[name], part), values)
-    assert after.figures == own.figures
+    assert str(after.figures) == str(own.figures)  # NaNs among them are not equal
     assert after.completions == own.completions == (2 * PROBLEMS, 2 * PROBLEMS)
 
 

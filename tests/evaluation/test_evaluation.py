@@ -341,7 +341,7 @@ def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(
         evaluate(asked, lm.source, broken, folder=tmp_path, label="test")
     score = evaluate(asked, lm.source, rest, folder=tmp_path, label="test")
     assert score.samples == whole.samples
-    assert score.figures == whole.figures
+    assert str(score.figures) == str(whole.figures)  # NaNs among them are not equal
     assert len(broken.asked) + len(rest.asked) == 46
     assert not {one.seed for one in broken.asked} & {one.seed for one in rest.asked}
     for measure in (score.seconds, score.tokens_per_second):
