@@ -273,17 +273,7 @@ class TraceRecipe:
         # The same prompts as for scoring, so that the teacher's log-probs are for what it sampled under.
         retokenizer = self.retokenizer(student.source, teacher.source)
         end_ids = teacher.source.end_ids
-        prompts = [retokenizer.prompt_ids(example) for example in examples]
-        check_room(examples, prompts, teacher.source)
-        completions = sample_completions(
-            teacher,
-            prompts,
-            self.sampling or Sampling(temperature=1.0),
-            samples=self.samples,
-            batch_size=self.sampling_batch_size,
-            seed=self.seed,
-            cache=cache,
-        )
+        prompts, completions = self._answers(examples, retokenizer, teacher, cache, "teacher writes traces")
         traces, outcomes = [], Counter[str]()
         for example, prompt, written in zip(examples, prompts, completions, strict=True):
             prompt_ids = self.student_prompt.encode(student.tokenizer, example)
@@ -317,6 +307,29 @@ class TraceRecipe:
             )
         return traces
 
+    def _answers(
+        self,
+        examples: Sequence[Example],
+        retokenizer: Retokenizer,
+        teacher: LazyModel,
+        cache: Path,
+        label: str,
+    ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+        """The teacher's prompts for some problems, and `samples` completions of each, which are cached."""
+        prompts = [retokenizer.prompt_ids(example) for example in examples]
+        check_room(examples, prompts, teacher.source)
+        completions = sample_completions(
+            teacher,
+            prompts,
+            self.sampling or Sampling(temperature=1.0),
+            samples=self.samples,
+            batch_size=self.sampling_batch_size,
+            seed=self.seed,
+            cache=cache,
+            label=label,
+        )
+        return prompts, completions
+
     def note_success(
         self,
         traces: Traces,
@@ -343,18 +356,8 @@ class TraceRecipe:
         assert self.grade is not None  # checked before training
         retokenizer = self.retokenizer(student, teacher.source)
         examples = list({trace.example.problem: trace.example for trace in traces}.values())
-        prompts = [retokenizer.prompt_ids(example) for example in examples]
-        check_room(examples, prompts, teacher.source)
-        completions = sample_completions(
-            teacher,
-            prompts,
-            self.sampling or Sampling(temperature=1.0),
-            samples=self.samples,
-            batch_size=self.sampling_batch_size,
-            seed=self.seed,
-            cache=cache,
-            label="teacher answers the problems",
-        )
+        label = "teacher answers the problems"
+        prompts, completions = self._answers(examples, retokenizer, teacher, cache, label)
         shares: dict[str, float] = {}
         for example, prompt, written in zip(examples, prompts, completions, strict=True):
             texts = [written_text(retokenizer.tokenizer, prompt, ids) for ids in written]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from safetensors.torch import load_file
+from test_fsdp import weight_difference
 from test_training import ROOT, arguments, column, run
 from test_training import traces as traces  # a fixture
 
@@ -29,12 +29,6 @@ def ranks(words: list[str], folder: Path, count: int = 2) -> None:
     script = str(ROOT / "tests" / "training" / "zero_ranks.py")
     done = warm.run_ranks([script, *words, f"dir={folder}"], folder.parent, count)
     assert [one.returncode for one in done] == [0] * count, "\n".join(one.stderr[-3000:] for one in done)
-
-
-def weight_difference(one: Path, other: Path) -> float:
-    left, right = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
-    assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
 def test_the_configuration_says_what_the_keys_ask_for() -> None:
