@@ -99,6 +99,16 @@ def log_handlers_of_the_test_alone() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def environment_of_the_test_alone() -> Iterator[None]:
+    """Libraries that a test calls set variables, which the commands of later tests would inherit."""
+    variables = dict(os.environ)
+    yield
+    if os.environ != variables:
+        os.environ.clear()
+        os.environ.update(variables)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-cases",

@@ -144,6 +144,5 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> list[Llm]:
     module = SimpleNamespace(LLM=Llm, SamplingParams=SamplingParams, __version__=VERSION)
     monkeypatch.setitem(sys.modules, "vllm", module)
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_DIST_IDENT"):
-        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken away
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     return Llm.started
