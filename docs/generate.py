@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "python -m distill.export",
     "similarity": "python -m distill.similarity",
     "identity": "python -m distill.identity",
+    "tips": "python -m distill.tips",
     "prune": "python -m distill.prune",
 }
 GROUPS = {

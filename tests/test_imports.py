@@ -20,6 +20,7 @@ ORDER = (
         "exporting",
         "judge",
         "likeness",
+        "advice",
         "pruning",
         "report",
         "bench",

@@ -29,7 +29,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 # What each verb composes; plan takes train's words.
 COMPOSED = (
-    "train", "generate", "score", "curate", "evaluate", "export", "similarity", "identity", "prune",
+    "train", "generate", "score", "curate", "evaluate", "export", "similarity", "identity", "tips", "prune",
 )  # fmt: skip
 HYDRA = {name: name for name in COMPOSED} | {"plan": "train"}
 PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
