@@ -15,11 +15,11 @@ NONE, TIPS, LENGTH = "no tips", "tips", "length control"
 _HEAD = "Advice for such problems. Follow what applies, and leave the rest."
 # Says nothing about problems. Repeated and cut to the length that is wanted.
 _NEUTRAL = """\
-The garden behind the old station is open all year. In spring the cherry trees bloom along the path, and people \
-come to sit on the benches. A small cafe sells tea and bread in the morning. Further down there is a pond with \
-ducks, and a wooden bridge leads over it. In summer the grass is high and full of flowers. Children fly their \
-kites on the meadow when the wind comes from the sea. In autumn the leaves turn red and yellow, and somebody \
-sweeps them together near the gate. In winter it is quiet, and the snow stays long in the shade of the wall. """
+The garden behind the old station is open all year. In spring the cherry trees bloom along the path, and \
+people come to sit on the benches. A small cafe sells tea and bread in the morning. Further down there is a \
+pond with ducks, and a wooden bridge leads over it. In summer the grass is high and full of flowers. \
+Children fly their kites on the meadow when the wind comes from the sea. In autumn the leaves turn red and \
+yellow, and somebody sweeps them together near the gate. In winter it is quiet, and the snow stays long. """
 
 
 def tips_text(tips: Sequence[Tip]) -> str:
@@ -54,7 +54,8 @@ def token_count(tokenizer: Any, text: str) -> int:
 def with_text(benchmark: Benchmark, text: str | None, source: ModelSource) -> Benchmark:
     """The benchmark asked with a text before each problem.
 
-    With a chat template it is the system message, behind the benchmark's own; otherwise it stands above the prompt.
+    With a chat template it is the system message, behind the benchmark's own; otherwise it stands above the
+    prompt.
 
     Args:
         benchmark: the benchmark.
@@ -78,6 +79,6 @@ def check_spells(source: ModelSource) -> None:
     left = str(source.tokenizer.decode(ids, skip_special_tokens=True))
     if "".join(left.split()) != "".join(_HEAD.split()):
         raise UserError(
-            f"the tokenizer of {source.name} cannot spell tips: of {_HEAD[:30]!r} it leaves {left[:30]!r}; name "
-            f"another solver="
+            f"the tokenizer of {source.name} cannot spell tips: of {_HEAD[:30]!r} it leaves {left[:30]!r}; "
+            f"name another solver="
         )

@@ -58,7 +58,7 @@ def find_skills(writer: Writer, pairs: Sequence[Pair], most: int, batch: int) ->
             texts, known = [pair.problem for pair in own], list(found)
             names = writer.ask(
                 lambda again, t=texts, k=known: ask_for_skills(t, k, most, again=again),
-                lambda reply, n=len(own), k=known: read_skills(reply, n, k, most),
+                lambda reply, t=texts, k=known: read_skills(reply, len(t), k, most),
             )
             for pair, name in zip(own, names or [GENERAL] * len(own), strict=True):
                 found.setdefault(name, []).append(pair)

@@ -28,8 +28,8 @@ def check_tips(cfg: DictConfig) -> None:
     if len(named) != 1:
         said = f"{len(named)} are named ({', '.join(map(str, named))})" if named else "none is named"
         raise UserError(
-            f"benchmark: {said}, and tips are tested on one, whose prompt and grader the held-out problems get "
-            f"too: benchmark=gsm8k"
+            f"benchmark: {said}, and tips are tested on one, whose prompt and grader the held-out problems "
+            f"get too: benchmark=gsm8k"
         )
 
 
@@ -43,18 +43,21 @@ def trace_sets(cfg: DictConfig) -> list[Path]:
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not entries:
         raise UserError(
-            "trace_sets= is not set: name a trace set of distill.generate with several graded traces of each problem"
+            "trace_sets= is not set: name a trace set of distill.generate with several graded traces of each "
+            "problem"
         )
     found = []
     for entry in entries:
         if not isinstance(entry, str):
-            raise UserError(f"trace_sets: {shown(entry)} is not the name of a trace set: list names, as in [a,b]")
+            raise UserError(
+                f"trace_sets: {shown(entry)} is not the name of a trace set: list names, as in [a,b]"
+            )
         check_there(entry, "trace_sets")
         path = Path(entry).expanduser()
         if not set_files(path) and path.suffix != ".parquet":
             raise UserError(
-                f"trace_sets: {entry} is no trace set: grade it first, as in python -m distill.curate data=traces "
-                f"data.path={entry} curation=[]"
+                f"trace_sets: {entry} is no trace set: grade it first, as in python -m distill.curate "
+                f"data=traces data.path={entry} curation=[]"
             )
         found.append(path)
     return found
@@ -72,6 +75,8 @@ def models_of(cfg: DictConfig) -> dict[str, Any]:
         if entry is None:
             raise UserError(f"{key}= is not set: name a model, or a pair that has one, as in model=qwen1.5b")
         if not isinstance(entry, str | list):
-            raise UserError(f"{key}={shown(entry)} is no name: give a hub id, a folder or a name of conf/model")
+            raise UserError(
+                f"{key}={shown(entry)} is no name: give a hub id, a folder or a name of conf/model"
+            )
         found[key] = stands_for(entry, key, role)[0]
     return found

@@ -32,9 +32,8 @@ class Refusals:
         self._special = [token for token in special if token.strip()]
         self._passages = index_passages(found, _N)
         # A problem of fewer words is one passage, which may stand anywhere in a tip.
-        self._short = {own for own in self._passages if len(own.split()) < _N}
-        self._short |= {
-            passage for _, text in found for passage in passages(text, _WHOLE) if len(text.split()) < _N
+        self._short = {
+            own[0] for _, text in found if (own := passages(text, _N)) and own == passages(text, _WHOLE)
         }
         self._numbers: set[Decimal] = set()
         self._answers: set[str] = set()

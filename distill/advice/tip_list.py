@@ -124,7 +124,5 @@ def _changed(tip: Tip, one: Operation, evidence: Sequence[str]) -> Tip:
         tip,
         text=" ".join(one.text.split()) if one.kind == "EDIT" else tip.text,
         votes=tip.votes + (-1 if one.kind == "REMOVE" else 1),
-        evidence=tip.evidence
-        if one.kind == "REMOVE"
-        else tuple(dict.fromkeys((*tip.evidence, *evidence))),
+        evidence=tip.evidence if one.kind == "REMOVE" else tuple(dict.fromkeys((*tip.evidence, *evidence))),
     )

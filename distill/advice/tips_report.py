@@ -16,8 +16,8 @@ from distill.io.files import as_json, write_atomically, write_json
 from distill.statistics import Difference, holm, paired, smallest_difference
 
 _CAVEAT = (
-    "Nothing is published that shows tips to help a model below 32 billion parameters. The decisive control is "
-    "*uninformed*: as many tips by the same writer, which saw the problems but no trace."
+    "Nothing is published that shows tips to help a model below 32 billion parameters. The decisive control "
+    "is *uninformed*: as many tips by the same writer, which saw the problems but no trace."
 )
 PROMPT = Path("conf") / "teacher_prompt" / "tips.yaml"  # below the folder of the results
 
@@ -47,7 +47,9 @@ class Compared:
     def against(self) -> dict[str, tuple[Difference, float]]:
         """Accuracy with tips less that of each other condition, and p adjusted for their number (Holm)."""
         found = {name: self.change(TIPS, name) for name in self.scores if name != TIPS}
-        return dict(zip(found, zip(found.values(), holm([one.p for one in found.values()]), strict=True), strict=True))
+        return dict(
+            zip(found, zip(found.values(), holm([one.p for one in found.values()]), strict=True), strict=True)
+        )
 
     def json(self) -> dict[str, Any]:
         return {
@@ -124,9 +126,8 @@ def write_report(folder: Path, report: TipsReport) -> str:
         prompt.unlink(missing_ok=True)
         return f"{text}\n\n{path}"
     write_atomically(prompt, lambda temporary: temporary.write_text(_prompt(report), encoding="utf-8"))
-    return (
-        f"{text}\n\n{path}\nA teacher reads the tips with: --config-dir {prompt.parents[1].resolve()} teacher_prompt=tips"
-    )
+    use = f"python -m distill.generate --config-dir {prompt.parents[1]} teacher_prompt=tips ..."
+    return f"{text}\n\n{path}\nA teacher that reads the tips: {use}"
 
 
 def _prompt(report: TipsReport) -> str:
@@ -155,8 +156,8 @@ def _markdown(report: TipsReport) -> Iterator[str]:
     change = report.held_out.change(TIPS)
     scores = report.held_out.scores
     yield (
-        f"On {scores[NONE].problems} held-out problems: without {percent(scores[NONE].accuracy.value)}, with tips "
-        f"{percent(scores[TIPS].accuracy.value)}; {points(change)} points, {tested(change, change.p)}. "
+        f"On {scores[NONE].problems} held-out problems: without {percent(scores[NONE].accuracy.value)}, with "
+        f"tips {percent(scores[TIPS].accuracy.value)}; {points(change)} points, {tested(change, change.p)}. "
         + ("The tips are kept." if report.chosen else "No tips help here.")
     )
     if report.test is not None:
@@ -191,7 +192,12 @@ def _test(test: Compared) -> Iterator[str]:
     yield "|" + "---|" * (len(head) + 1)
     against = test.against()
     for name, score in test.scores.items():
-        cells = [name, f"{test.added(name):.0f}", f"{score.figures['tokens'].value:.0f}", share(score.accuracy)]
+        cells = [
+            name,
+            f"{test.added(name):.0f}",
+            f"{score.figures['tokens'].value:.0f}",
+            share(score.accuracy),
+        ]
         if name == NONE:
             cells += ["", ""]
         else:
@@ -207,8 +213,9 @@ def _test(test: Compared) -> Iterator[str]:
     least = smallest_difference(test.scores[NONE].verdicts, test.scores[TIPS].verdicts)
     found = "no difference" if least is None else f"a true difference of {100 * least:.1f} points"
     yield (
-        "In brackets 95 % bootstrap intervals over problems; differences are in points and paired by problem, "
-        f"p adjusted for the number of controls (Holm). So many problems find {found} with probability 0.8."
+        "In brackets 95 % bootstrap intervals over problems; differences are in points and paired by "
+        f"problem, p adjusted for the number of controls (Holm). So many problems find {found} with "
+        f"probability 0.8."
     )
 
 

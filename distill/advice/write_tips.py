@@ -120,13 +120,13 @@ def write_tips(cfg: DictConfig) -> Path:
 def _check_graded(benchmark: Benchmark, test: Sequence[Example]) -> None:
     if any(one.gold is None for one in test):
         raise UserError(
-            f"benchmark={benchmark.name} has problems without a right answer, and tips are written from traces "
-            f"that are graded by one: take a benchmark such as gsm8k or math500"
+            f"benchmark={benchmark.name} has problems without a right answer, and tips are written from "
+            f"traces that are graded by one: take a benchmark such as gsm8k or math500"
         )
     if any(one.messages or one.system for one in test):
         raise UserError(
-            f"benchmark={benchmark.name} has prompts of its own in its problems, where tips have no place: take "
-            f"a benchmark such as gsm8k or math500"
+            f"benchmark={benchmark.name} has prompts of its own in its problems, where tips have no place: "
+            f"take a benchmark such as gsm8k or math500"
         )
 
 
@@ -135,7 +135,10 @@ def _model(cfg: DictConfig, names: Mapping[str, Any], key: str, role: str) -> _M
     model = cfg.model.copy()
     with open_dict(model):
         model[role] = names[key]
-    source = find(model, role, model[f"{role}_dtype"])
+    try:
+        source = find(model, role, model[f"{role}_dtype"])
+    except UserError as error:  # under the name that the user gave it
+        raise UserError(str(error).replace(f"model.{role}", key)) from error
     lazy = LazyModel(source, find_device(cfg.trainer))
     node = "writer_engine" if key == "writer" else "engine"
     try:
@@ -168,9 +171,7 @@ def _written(
     found: dict[str, Contrasted] = {}
     most = own.most
     for shown in SHOWN:
-        one = contrast(
-            pen, by_skill, refusals, shown=shown, most=own.most, batch=own.batch, words=own.words
-        )
+        one = contrast(pen, by_skill, refusals, shown=shown, most=own.most, batch=own.batch, words=own.words)
         one = one.cut(condense(one.tips, most))
         most = most if found else len(one.tips)
         found[TIPS if shown == "contrast" else shown] = one
@@ -220,9 +221,7 @@ def _solved(
         for name, text in texts.items()
     }
     return Compared(
-        scores={
-            name: _score(one, solver, Path(cfg.out), f"{what}, {name}") for name, one in asked.items()
-        },
+        scores={name: _score(one, solver, Path(cfg.out), f"{what}, {name}") for name, one in asked.items()},
         prompt_tokens={
             name: sum(len(request.prompt_ids) for request in one.requests) / len(one.requests)
             for name, one in asked.items()

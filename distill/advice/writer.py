@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Writer:
     """A model behind an engine, with a log of its replies.
 
-    A reply is kept under a hash of all that it depends on: the model, the engine, the conversation, the sampling and
-    the seed.
+    A reply is kept under a hash of all that it depends on: the model, the engine, the conversation, the
+    sampling and the seed.
 
     Args:
         source: the model; its tokenizer counts the prompt's tokens.
@@ -81,8 +81,9 @@ class Writer:
             context: int = getattr(self.engine, "context_length", None) or self.source.context_length
             if len(ids) >= context:
                 raise UserError(
-                    f"a prompt of the writer has {len(ids)} tokens, and {self.source.name} reads {context}: show it "
-                    f"fewer problems (tips.batch=) or shorter traces (tips.max_tokens=), or name another writer="
+                    f"a prompt of the writer has {len(ids)} tokens, and {self.source.name} reads {context}: "
+                    f"show it fewer problems (tips.batch=) or shorter traces (tips.max_tokens=), or name "
+                    f"another writer="
                 )
             request = Request(ids, messages, key)
             [(_, written)] = self.engine.write([request], self.sampling)

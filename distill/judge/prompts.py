@@ -169,7 +169,8 @@ def with_blocks(instructions: str, blocks: Mapping[str, str], last: str) -> tupl
     texts = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in blocks.items()}
     mark = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()[:16]
     parts = [f"BEGIN {name} {mark}\n{text}\nEND {name} {mark}" for name, text in texts.items()]
-    return {"role": "system", "content": instructions}, {"role": "user", "content": "\n\n".join([*parts, last])}
+    user = "\n\n".join([*parts, last])
+    return {"role": "system", "content": instructions}, {"role": "user", "content": user}
 
 
 def version(instructions: str) -> str:

@@ -55,6 +55,10 @@ _WHOLE = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.num_nodes": 1,
+    "writer_engine.token_budget": 1,
+    "writer_engine.concurrency": 1,
+    "writer_engine.retries": 0,
+    "writer_engine.batch": 1,
 }
 _WHOLE_OR_NULL = {
     "max_tokens": 1,
@@ -93,6 +97,8 @@ _RANGES = {
     "check.seconds": "(0, inf)",
     "drift.temperature": "[0, inf)",
     "engine.timeout": "(0, inf)",
+    "writer_engine.timeout": "(0, inf)",
+    "writer_engine.wait": "[0, inf)",
     "judge.timeout": "(0, inf)",
     "judge.temperature": "[0, inf)",
     "engine.wait": "[0, inf)",
