@@ -20,7 +20,7 @@ def check_tips(cfg: DictConfig) -> None:
     """Check the choices that are no numbers.
 
     Raises:
-        UserError: an unknown `tips.test`, or not exactly one benchmark.
+        UserError: an unknown `tips.test`, or not exactly one benchmark, whose problems have final answers.
     """
     if cfg.tips.test not in TEST:
         raise UserError(f"tips.test={shown(plain(cfg.tips.test))} is not one of {', '.join(TEST)}")
@@ -30,6 +30,11 @@ def check_tips(cfg: DictConfig) -> None:
         raise UserError(
             f"benchmark: {said}, and tips are tested on one, whose prompt and grader the held-out problems "
             f"get too: benchmark=gsm8k"
+        )
+    if cfg.benchmark[named[0]].get("votes") is False:
+        raise UserError(
+            f"benchmark={named[0]} has no final answers, by which held-out problems of traces are graded: take "
+            f"one such as gsm8k or math500"
         )
 
 

@@ -98,8 +98,8 @@ def choose_material(
     if not pairs or not apart:
         said = ", ".join(f"{reason}: {count}" for reason, count in counts.items() if count)
         raise UserError(
-            f"trace_sets: no problem has both a right and a wrong trace to contrast ({said or 'no traces'}): "
-            f"let the model write several of each with distill.generate (samples=8 sampling.temperature=1)"
+            f"trace_sets: no problem is left with both a right and a wrong trace to contrast "
+            f"({said or 'no traces'}): let the model write several of each with distill.generate (samples=8 sampling.temperature=1)"
         )
     examples = [
         replace(example_of(own[0]), id=own[0]["problem_id"], completion=None, recorded=None)

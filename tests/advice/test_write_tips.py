@@ -3,16 +3,19 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from chat_stub import Stub
 from chat_templates import TEMPLATES
 from omegaconf import DictConfig, OmegaConf
 from test_generate import compose
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
+from distill.advice.conditions import neutral_text, token_count, with_text
 from distill.advice.write_tips import write_tips
 from distill.config.instantiate import build
 from distill.config.overrides import check_overrides
@@ -20,8 +23,11 @@ from distill.config.paths import CONFIG
 from distill.data.trace import Example
 from distill.data.trace_set import read_records
 from distill.errors import UserError
+from distill.evaluation.benchmark import benchmarks_of
+from distill.evaluation.run import ask
 from distill.generation.engine import Request, Written
 from distill.generation.sampling import Sampling
+from distill.models.find import find_model
 from distill.models.lazy import LazyModel
 from distill.statistics import mcnemar
 from distill.teacher.write_traces import generate
@@ -123,7 +129,7 @@ def changed(cfg: DictConfig, **values: Any) -> DictConfig:
     """The same with other values; `__` stands for a dot."""
     own = cfg.copy()
     for key, value in values.items():
-        OmegaConf.update(own, key.replace("__", "."), value)
+        OmegaConf.update(own, key.replace("__", "."), value, force_add=True)
     return own
 
 
@@ -194,8 +200,9 @@ def test_tips_are_voted_on_checked_chosen_and_tested_beside_controls(
     assert (tmp_path / "out" / "tips.md").read_text().count("| length control |") == 1
 
 
+@pytest.mark.slow
 def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(cfg: DictConfig) -> None:
-    for stop in (2, 7, 40):  # while tips are written, and while problems are solved
+    for stop in (3, 40):  # while tips are written, and while problems are solved
         StandIn.fails_at = stop
         with pytest.raises(UserError, match="the stand-in failed"):
             run(cfg)
@@ -211,6 +218,7 @@ def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(cfg: DictConfig) ->
     assert more["tips"] == found["tips"]
 
 
+@pytest.mark.slow
 def test_tips_that_do_not_help_are_not_kept_and_leave_no_prompt(
     cfg: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +275,46 @@ def test_the_prompt_gives_a_teacher_the_tips_as_they_are_and_a_student_none(
     assert recipe.teacher_prompt.messages(example)[1:] == recipe.student_prompt.messages(example)
 
 
+@pytest.mark.slow
+def test_both_models_may_be_behind_servers(
+    cfg: DictConfig, stub: Stub, solver: Path, traces: Path, tmp_path: Path
+) -> None:
+    stub.reply = lambda body: stand_in(body["model"], [turn["content"] for turn in body["messages"]])
+    words = [f"trace_sets={traces}", "benchmark=arithmetic", f"writer={solver}", f"solver={solver}"]
+    for engine, role in (("engine", "solver"), ("writer_engine", "writer")):
+        words += [f"{engine}=server", f"{engine}.url={stub.url}", f"{engine}.served_as={role}"]
+    words += ["tips.held_out=3", "tips.problems=3", "tips.test=never", f"out={tmp_path / 'out'}"]
+    own = compose("tips", words)
+    write_tips(own)
+    found = json.loads((tmp_path / "out" / "tips.json").read_text())
+    assert [tip["text"] for tip in found["tips"]] == [GOOD, OTHER]
+    asked_for = [body["model"] for body in stub.seen]
+    # The writer once for the tips and each control but for one that is asked again.
+    assert (asked_for.count("writer"), asked_for.count("solver")) == (4, 6)
+    # Another model behind the same engine is not the one whose replies are stored.
+    write_tips(changed(own, writer_engine__served_as="writer2"))
+    assert [body["model"] for body in stub.seen].count("writer2") == 4
+    assert len(stub.seen) == 14
+
+
+def test_a_model_without_a_chat_template_reads_the_text_above_the_prompt(solver: Path) -> None:
+    [benchmark] = benchmarks_of(compose("tips", ["benchmark=arithmetic"]).benchmark)
+    benchmark = replace(benchmark, system="Be short.", prompt="Q: {problem}")
+    chat, plain = (find_model(str(solver), key="solver") for _ in range(2))
+    assert with_text(benchmark, None, chat) is benchmark
+    plain.tokenizer.chat_template = None
+    problem = Example("0", "1+2=", gold="3")
+    texts = {}
+    for name, source in (("chat", chat), ("plain", plain)):
+        [request] = ask(with_text(benchmark, "Use {this}.", source), source, [problem]).requests
+        texts[name] = source.tokenizer.decode(request.prompt_ids)
+    assert texts["plain"] == "Use {this}.\n\nQ: 1+2="
+    assert "Be short.\n\nUse {this}.<|im_end|>" in texts["chat"]
+    assert texts["chat"].count("1+2=") == 1
+    text = neutral_text(chat.tokenizer, 700)
+    assert abs(token_count(chat.tokenizer, text) - 700) <= 2
+
+
 def test_mistakes_get_a_sentence(cfg: DictConfig, tmp_path: Path) -> None:
     def said(own: DictConfig | None = None, **values: Any) -> str:
         own = changed(cfg if own is None else own, **values)
@@ -277,11 +325,11 @@ def test_mistakes_get_a_sentence(cfg: DictConfig, tmp_path: Path) -> None:
             return str(error)
         return ""
 
-    none, several, human = (
-        compose("tips", [f"benchmark={name}"]) for name in ("none", "[arithmetic,svamp]", "mbpp")
-    )
+    none, several = (compose("tips", [f"benchmark={name}"]) for name in ("none", "[arithmetic,svamp]"))
     assert "benchmark: none is named" in said(none)
     assert "benchmark: 2 are named (arithmetic, svamp)" in said(several)
+    code = changed(cfg, benchmark__arithmetic__votes=False)
+    assert "benchmark=arithmetic has no final answers" in said(code)
     assert "trace_sets= is not set" in said(trace_sets=None)
     assert "data file nothere does not exist" in said(trace_sets=["nothere"])
     (tmp_path / "plain.jsonl").write_text("{}\n")
@@ -291,6 +339,6 @@ def test_mistakes_get_a_sentence(cfg: DictConfig, tmp_path: Path) -> None:
     assert "tips.test='x' is not one of chosen, always, never" in said(tips__test="x")
     assert "tips.words=0 must be a whole number, at least 1" in said(tips__words=0)
     assert "the tokenizer of package:distill/tiny/student cannot spell tips" in said(solver="tiny")
-    assert "no problem has both a right and a wrong trace" in said(tips__max_tokens=2)
+    assert "no problem is left with both a right and a wrong trace" in said(tips__max_tokens=2)
     assert "show it fewer problems (tips.batch=)" in said(writer="tiny")
     assert not (tmp_path / "out" / "tips.json").exists()
