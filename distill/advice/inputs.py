@@ -33,8 +33,8 @@ def check_tips(cfg: DictConfig) -> None:
         )
     if cfg.benchmark[named[0]].get("votes") is False:
         raise UserError(
-            f"benchmark={named[0]} has no final answers, by which held-out problems of traces are graded: take "
-            f"one such as gsm8k or math500"
+            f"benchmark={named[0]} has no final answers, by which held-out problems of traces are graded: "
+            f"take one such as gsm8k or math500"
         )
 
 

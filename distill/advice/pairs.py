@@ -99,7 +99,8 @@ def choose_material(
         said = ", ".join(f"{reason}: {count}" for reason, count in counts.items() if count)
         raise UserError(
             f"trace_sets: no problem is left with both a right and a wrong trace to contrast "
-            f"({said or 'no traces'}): let the model write several of each with distill.generate (samples=8 sampling.temperature=1)"
+            f"({said or 'no traces'}): let the model write several of each with distill.generate "
+            f"(samples=8 sampling.temperature=1)"
         )
     examples = [
         replace(example_of(own[0]), id=own[0]["problem_id"], completion=None, recorded=None)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from chat_stub import Stub
 from chat_templates import TEMPLATES
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from test_generate import compose
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
@@ -110,7 +110,7 @@ def stand_in(role: str, texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def composed(solver: Path, traces: Path) -> DictConfig:
-    words = [f"trace_sets={traces}", "benchmark=arithmetic", "benchmark.limit=30", f"writer={solver}"]
+    words = [f"trace_sets={traces}", "benchmark=arithmetic", "benchmark.limit=16", f"writer={solver}"]
     words += [f"solver={solver}", "tips.batch=3", "tips.held_out=8", "resamples=200"]
     cfg = compose("tips", words)
     for key, role in (("engine", "solver"), ("writer_engine", "writer")):
@@ -168,7 +168,7 @@ def test_tips_are_voted_on_checked_chosen_and_tested_beside_controls(
     assert len(problems["shown"]) == contrasted
     assert not problems["shown"] & problems["solved"]
     assert len(problems["solved"] & of_traces) == found["held_out"]["problems"] == 8
-    assert len(problems["solved"] - of_traces) == found["test"]["problems"] == 30
+    assert len(problems["solved"] - of_traces) == found["test"]["problems"] == 16
     # Of each problem a right and a wrong trace of its own.
     by_text = {(record["problem"], record["completion"]): record["correct"] for record in records}
     for name, verdict in (("RIGHT", True), ("WRONG", False)):
@@ -181,10 +181,10 @@ def test_tips_are_voted_on_checked_chosen_and_tested_beside_controls(
     assert list(test["conditions"]) == ["no tips", "tips", "length control", "right alone"]
     right = sum(sum(map(ord, text)) % 2 for text in problems["solved"] - of_traces)
     for name in ("no tips", "length control", "right alone"):
-        assert test["conditions"][name]["accuracy"]["value"] == pytest.approx(right / 30)
-        assert test["tips_less"][name]["value"] == pytest.approx(1 - right / 30)
-        assert test["tips_less"][name]["p"] == pytest.approx(mcnemar(0, 30 - right))
-        assert test["tips_less"][name]["adjusted_p"] == pytest.approx(min(1, 3 * mcnemar(0, 30 - right)))
+        assert test["conditions"][name]["accuracy"]["value"] == pytest.approx(right / 16)
+        assert test["tips_less"][name]["value"] == pytest.approx(1 - right / 16)
+        assert test["tips_less"][name]["p"] == pytest.approx(mcnemar(0, 16 - right))
+        assert test["tips_less"][name]["adjusted_p"] == pytest.approx(min(1, 3 * mcnemar(0, 16 - right)))
     # The controls differ in more than the name, and the neutral text is as long as the tips.
     texts = [
         found["written"]["tips"]["text"],
@@ -202,7 +202,7 @@ def test_tips_are_voted_on_checked_chosen_and_tested_beside_controls(
 
 @pytest.mark.slow
 def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(cfg: DictConfig) -> None:
-    for stop in (3, 40):  # while tips are written, and while problems are solved
+    for stop in (3, 25):  # while tips are written, and while problems are solved
         StandIn.fails_at = stop
         with pytest.raises(UserError, match="the stand-in failed"):
             run(cfg)
@@ -213,7 +213,7 @@ def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(cfg: DictConfig) ->
     assert run(cfg) == found
     assert len(StandIn.seen) == len(bodies)
     # More problems later: the tips and the answers so far stay.
-    more = run(cfg, benchmark__limit=31)
+    more = run(cfg, benchmark__limit=17)
     assert len(StandIn.seen) - len(bodies) == len(more["test"]["conditions"])
     assert more["tips"] == found["tips"]
 
@@ -230,7 +230,7 @@ def test_tips_that_do_not_help_are_not_kept_and_leave_no_prompt(
     assert (found["chosen"], found["test"]) == (False, None)
     assert "No tips help here." in capsys.readouterr().out
     assert not prompt.exists()
-    assert run(cfg, seed=1, tips__test="always")["test"]["problems"] == 30
+    assert run(cfg, seed=1, tips__test="always")["test"]["problems"] == 16
     StandIn.reply = lambda role, texts: "I cannot do that."
     found = run(cfg, seed=2)
     assert (found["tips"], found["held_out"]) == ([], None)
@@ -276,15 +276,12 @@ def test_the_prompt_gives_a_teacher_the_tips_as_they_are_and_a_student_none(
 
 
 @pytest.mark.slow
-def test_both_models_may_be_behind_servers(
-    cfg: DictConfig, stub: Stub, solver: Path, traces: Path, tmp_path: Path
-) -> None:
+def test_both_models_may_be_behind_servers(cfg: DictConfig, stub: Stub, tmp_path: Path) -> None:
     stub.reply = lambda body: stand_in(body["model"], [turn["content"] for turn in body["messages"]])
-    words = [f"trace_sets={traces}", "benchmark=arithmetic", f"writer={solver}", f"solver={solver}"]
+    own = changed(cfg, tips__held_out=3, tips__problems=3, tips__test="never")
     for engine, role in (("engine", "solver"), ("writer_engine", "writer")):
-        words += [f"{engine}=server", f"{engine}.url={stub.url}", f"{engine}.served_as={role}"]
-    words += ["tips.held_out=3", "tips.problems=3", "tips.test=never", f"out={tmp_path / 'out'}"]
-    own = compose("tips", words)
+        own[engine] = OmegaConf.load(CONFIG / "engine" / "server.yaml")
+        own[engine].url, own[engine].served_as = stub.url, role
     write_tips(own)
     found = json.loads((tmp_path / "out" / "tips.json").read_text())
     assert [tip["text"] for tip in found["tips"]] == [GOOD, OTHER]
@@ -297,8 +294,10 @@ def test_both_models_may_be_behind_servers(
     assert len(stub.seen) == 14
 
 
-def test_a_model_without_a_chat_template_reads_the_text_above_the_prompt(solver: Path) -> None:
-    [benchmark] = benchmarks_of(compose("tips", ["benchmark=arithmetic"]).benchmark)
+def test_a_model_without_a_chat_template_reads_the_text_above_the_prompt(
+    cfg: DictConfig, solver: Path
+) -> None:
+    [benchmark] = benchmarks_of(cfg.benchmark)
     benchmark = replace(benchmark, system="Be short.", prompt="Q: {problem}")
     chat, plain = (find_model(str(solver), key="solver") for _ in range(2))
     assert with_text(benchmark, None, chat) is benchmark
@@ -325,7 +324,10 @@ def test_mistakes_get_a_sentence(cfg: DictConfig, tmp_path: Path) -> None:
             return str(error)
         return ""
 
-    none, several = (compose("tips", [f"benchmark={name}"]) for name in ("none", "[arithmetic,svamp]"))
+    several = changed(cfg, benchmark__svamp=cfg.benchmark.arithmetic)
+    none = cfg.copy()
+    with open_dict(none):
+        none.benchmark.pop("arithmetic")
     assert "benchmark: none is named" in said(none)
     assert "benchmark: 2 are named (arithmetic, svamp)" in said(several)
     code = changed(cfg, benchmark__arithmetic__votes=False)
