@@ -9,6 +9,7 @@ import yaml
 
 from distill.advice.conditions import LENGTH, NONE, TIPS
 from distill.advice.contrast import Contrasted
+from distill.advice.prompts import SHOWN
 from distill.advice.tip_list import Tip
 from distill.evaluation.comparison_words import percent, points, share, tested
 from distill.evaluation.result import Score
@@ -160,9 +161,14 @@ def _markdown(report: TipsReport) -> Iterator[str]:
         f"tips {percent(scores[TIPS].accuracy.value)}; {points(change)} points, {tested(change, change.p)}. "
         + ("The tips are kept." if report.chosen else "No tips help here.")
     )
+    if missing := [name for name in SHOWN if name in report.written and not report.written[name].tips]:
+        yield f"There is no control {' or '.join(missing)}: the writer gave no tips that can be used."
+    if unreadable := scores[NONE].unreadable:
+        count = len(unreadable)
+        yield f"The grader cannot read the right answer of {count} held-out problems: they count as wrong."
     if report.test is not None:
         yield ""
-        yield from _test(report.test)
+        yield from _test(report.test, report.written)
     yield ""
     yield _CAVEAT
 
@@ -184,16 +190,18 @@ def _tips(tips: Sequence[Tip]) -> Iterator[str]:
     yield ""
 
 
-def _test(test: Compared) -> Iterator[str]:
+def _test(test: Compared, written: Mapping[str, Contrasted]) -> Iterator[str]:
     yield f"On {test.scores[NONE].problems} problems of the benchmark:"
     yield ""
-    head = ["asked with", "tokens added", "tokens written", "accuracy, %", "over no tips", "per 1,000 tokens"]
+    head = ["asked with", "tips", "tokens added", "tokens written", "accuracy", "over no tips"]
+    head += ["per 1,000 tokens"]
     yield _row([*head, "tips over this"])
     yield "|" + "---|" * (len(head) + 1)
     against = test.against()
     for name, score in test.scores.items():
         cells = [
             name,
+            str(len(written[name].tips)) if name in written else "-",
             f"{test.added(name):.0f}",
             f"{score.figures['tokens'].value:.0f}",
             share(score.accuracy),

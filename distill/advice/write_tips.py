@@ -42,7 +42,7 @@ from distill.generation.engine import Engine
 from distill.io.files import write_atomically
 from distill.io.locks import claimed, locked
 from distill.models.devices import find_device
-from distill.models.find import find
+from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.completions import writer_key
@@ -89,6 +89,7 @@ def write_tips(cfg: DictConfig) -> Path:
         seed=cfg.seed,
     )
     writer, solver = _model(cfg, names, "writer", "teacher"), _model(cfg, names, "solver", "student")
+    check_template_variables([writer.source, solver.source])
     check_spells(solver.source)
     with locked(folder, "out"):
         config = as_yaml(cfg)
