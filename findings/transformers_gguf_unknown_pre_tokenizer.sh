@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One would guess: AutoTokenizer.from_pretrained(folder, gguf_file=...) splits text as the file says. The file names its
-# pre-tokenizer in tokenizer.ggml.pre, and llama.cpp goes by that name.
-# What happens: the name is not read. A file of the llama architecture with byte-level merges gets GPT-2's split. SmolLM2's
-# file says "smollm", which sets each digit apart first. The ids differ wherever white space stands before a digit, as
-# in a numbered list after an empty line, where the model was trained on one token for the two line ends. Sentences
-# without such a place give equal ids, so a look at one or two of them shows nothing.
+# One would guess: AutoTokenizer.from_pretrained(folder, gguf_file=...) splits text as the file says, or refuses. The file
+# names its pre-tokenizer in tokenizer.ggml.pre, and llama.cpp goes by that name.
+# What happens: transformers looks the name up in a table of some twenty names. One that is not there gets GPT-2's split,
+# and nothing is logged. SmolLM2's file says "smollm", which sets each digit apart first, and is not in the table.
+# The ids differ wherever white space stands before a digit, as in a numbered list after an empty line, where the model
+# was trained on one token for the two line ends. Most sentences give equal ids, so a look at a few of them shows nothing.
 # Why it matters: reasoning traces are full of numbered steps. Training, scoring and evaluation through transformers
 # use other ids than the model was trained on, and than llama.cpp uses with the same file.
-# Source: transformers/integrations/ggml.py (GGUFLlamaConverter) and, for Llama 3's split, which was mended by the size of
-# the vocabulary, https://github.com/huggingface/transformers/issues/31630; what "smollm" means:
-# https://github.com/ggml-org/llama.cpp/pull/8609
+# Source: transformers/integrations/gguf/gguf_tokenizer_mapping.py, set_split_regex and GGUF_PRE_TOKENIZER_SPLITS; what
+# "smollm" means: https://github.com/ggml-org/llama.cpp/pull/8609; Llama 3's split was once missing in the same way:
+# https://github.com/huggingface/transformers/issues/31630
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
