@@ -177,7 +177,8 @@ def _calls(name: str, one: Contrasted) -> str:
     done = ", ".join(f"{count} {kind}" for kind, count in sorted(one.done.items())) or "no operation"
     refused = ", ".join(f"{reason}: {count}" for reason, count in sorted(one.refused.items()))
     unread = f", {one.unread} without a reply that can be read" if one.unread else ""
-    return f"- {name}: {one.calls} calls{unread}; {done}" + (f"; refused: {refused}" if refused else "")
+    calls = f"{one.calls} call{'s' if one.calls != 1 else ''}"
+    return f"- {name}: {calls}{unread}; {done}" + (f"; refused: {refused}" if refused else "")
 
 
 def _tips(tips: Sequence[Tip]) -> Iterator[str]:

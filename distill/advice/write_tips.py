@@ -98,7 +98,7 @@ def write_tips(cfg: DictConfig) -> Path:
         writer.release()
         report = TipsReport(
             names={
-                "writer": writer.source.name,
+                "writer": getattr(writer.engine, "settings", {}).get("served_as", writer.source.name),
                 "solver": solver.source.name,
                 "benchmark": benchmark.name,
             },

@@ -54,7 +54,7 @@ class Writer:
         }
 
     def ask(self, messages: Callable[[bool], Messages], read: Callable[[str], T | None]) -> T | None:
-        """What is read of a reply; one that cannot be read is asked for once more.
+        """What is read of a reply; one that cannot be read, or was cut off, is asked for once more.
 
         Args:
             messages: given whether an earlier reply could not be read, the conversation.
@@ -68,13 +68,15 @@ class Writer:
         """
         self.asked += 1
         for again in (False, True):
-            found = read(self._reply(messages(again)))
+            written = self._reply(messages(again))
+            # One that was cut off may end in half a tip.
+            found = read(self._text(written)) if written.finished else None
             if found is not None:
                 return found
         self.unread += 1
         return None
 
-    def _reply(self, messages: Messages) -> str:
+    def _reply(self, messages: Messages) -> Written:
         key = _key({**self._who, "messages": messages})
         if key not in self._known:
             ids = encode_messages(self.source.tokenizer, messages, "the writer's prompt")
@@ -90,7 +92,7 @@ class Writer:
             with self._log:
                 self._log.add(key, written)
             self._known[key] = written
-        return self._text(self._known[key])
+        return self._known[key]
 
     def _text(self, written: Written) -> str:
         if written.ids is None:

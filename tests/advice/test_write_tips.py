@@ -87,7 +87,8 @@ class StandIn:
                 raise UserError("the stand-in failed")
             texts = [turn["content"] for turn in request.messages]
             self.seen.append((self.role, texts))
-            yield place, Written(None, True, StandIn.reply(self.role, texts))
+            text = StandIn.reply(self.role, texts)
+            yield place, Written(None, not text.endswith("..."), text)
 
 
 def stand_in(role: str, texts: list[str]) -> str:
@@ -233,7 +234,7 @@ def test_tips_that_do_not_help_are_not_kept_and_leave_no_prompt(
     assert "No tips help here." in capsys.readouterr().out
     assert not prompt.exists()
     assert run(cfg, seed=1, tips__test="always")["test"]["problems"] == 16
-    StandIn.reply = lambda role, texts: "I cannot do that."
+    StandIn.reply = lambda role, texts: "ADD: A tip that was cut ..."
     found = run(cfg, seed=2)
     assert (found["tips"], found["held_out"]) == ([], None)
     assert "the writer gave none that can be used" in capsys.readouterr().out
