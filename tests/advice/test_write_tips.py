@@ -288,6 +288,7 @@ def test_both_models_may_be_behind_servers(cfg: DictConfig, stub: Stub, tmp_path
     write_tips(own)
     found = json.loads((tmp_path / "out" / "tips.json").read_text())
     assert [tip["text"] for tip in found["tips"]] == [GOOD, OTHER]
+    assert found["writer"] == "writer"  # who wrote, not whose tokenizer counted
     asked_for = [body["model"] for body in stub.seen]
     # The writer once for the tips and each control but for one that is asked again.
     assert (asked_for.count("writer"), asked_for.count("solver")) == (4, 6)
