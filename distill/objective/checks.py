@@ -46,6 +46,9 @@ def check_values(objective: ObjectiveSpec) -> None:
             f"loss.distribution={objective.distribution!r} is no TeacherDistribution: name its source in "
             f"loss.distribution.source"
         )
+    wanted = objective.overlap_top_k
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+        raise ValueError(f"loss.overlap_top_k={wanted!r} is not a positive whole number, nor null")
     if objective.scale != "mean" and not is_positive(objective.scale):
         raise ValueError(f"loss.scale={objective.scale!r} is neither a positive number nor mean")
     if not is_positive(objective.temperature):
@@ -73,6 +76,8 @@ def check_terms(objective: ObjectiveSpec) -> None:
         _check_term(objective, name, term)
     if objective.compares_rewards:
         _check_rewards(objective)
+    if objective.overlap_top_k:
+        _check_overlap(objective, objective.overlap_top_k)
 
 
 def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
@@ -105,6 +110,20 @@ def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
         raise ValueError(
             f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
             f"loss.temperature={objective.temperature} must be 1 too"
+        )
+
+
+def _check_overlap(objective: ObjectiveSpec, k: int) -> None:
+    wanted = objective.distribution
+    if wanted.source == "samples":
+        raise ValueError(
+            f"loss.overlap_top_k={k} compares with the teacher's likeliest tokens, which samples need not be: "
+            f"take loss.distribution.source=top_k, or loss.overlap_top_k=null"
+        )
+    if wanted.source == "top_k" and wanted.top_k < k:
+        raise ValueError(
+            f"loss.overlap_top_k={k}: {wanted.top_k} of the teacher's likeliest tokens are cached: take "
+            f"loss.distribution.top_k={k}, or a smaller loss.overlap_top_k"
         )
 
 

@@ -46,6 +46,8 @@ class ObjectiveSpec:
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
             (`solution`), with the template `data.informed_prompt`.
         distribution: where the teacher's distribution comes from, for losses over the whole vocabulary.
+        overlap_top_k: k of the metric that compares the k likeliest tokens of student and teacher (2604.13016),
+            which needs the teacher's distribution; None: it is not measured.
         temperature: divides all models' logits in the token loss. Not the sampling temperature, nor DCOD's τ.
         chunk_size: completion tokens per chunk of logits; None: chosen from vocabulary size and device.
         compile: whether to fuse operations on logits with torch.compile, for losses with a closed-form
@@ -66,6 +68,7 @@ class ObjectiveSpec:
     teacher: Literal["model", "initial"] = "model"
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
+    overlap_top_k: int | None = None
     temperature: float = 1.0
     chunk_size: int | None = None
     compile: bool = False
@@ -80,7 +83,8 @@ class ObjectiveSpec:
     @cached_property
     def signals(self) -> set[str]:
         """Names of all model signals that the terms need."""
-        return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
+        measured = {"log_p"} if self.overlap_top_k else set()
+        return set().union(*(term.signals for term in self.terms.values()), measured) & SIGNALS.keys()
 
     @cached_property
     def distributions(self) -> dict[str, Role]:
@@ -168,7 +172,7 @@ class ObjectiveSpec:
     @property
     def across_vocabularies(self) -> bool:
         """Whether the teacher's vocabulary may differ from the student's."""
-        return all(
+        return not self.overlap_top_k and all(
             properties_of(function).across_vocabularies
             for term in self.terms.values()
             for function in (term.token_loss, term.token_weight)

@@ -120,6 +120,8 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     """Why the loss needs a model, as the beginning of an error message; None if it does not."""
     if role in objective.live_roles or role in objective.distributions.values():
         if role in objective.distributions.values():
+            if _only_measured(role, objective):
+                return f"loss.overlap_top_k={objective.overlap_top_k} needs the {role}'s likeliest tokens"
             return f"loss={loss} needs the {role}'s distribution"
         if role in objective.cached_signals.values():
             return f"loss={loss} needs the {role}'s log-probs of the student's rollouts"
@@ -129,6 +131,12 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     if role == "teacher" and objective.problem_signals:
         return f"loss={loss} needs the teacher's own answers to the problems"
     return None
+
+
+def _only_measured(role: Role, objective: Objective) -> bool:
+    """Whether the teacher's distribution is in no loss, and only measured."""
+    in_a_loss = any("log_p" in term.signals for term in objective.terms.values())
+    return role == "teacher" and objective.overlap_top_k is not None and not in_a_loss
 
 
 def _missing(role: Role, why: str | None) -> str:

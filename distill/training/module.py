@@ -445,6 +445,7 @@ class DistillModule(lightning.LightningModule):
         rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
+        compared |= {"log_p"} if self.objective.overlap_top_k else set()
         for name, other in batch.others.items():
             if name in compared and isinstance(other, Head):
                 self._meters["teacher"].add(head_flops(other))

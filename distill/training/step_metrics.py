@@ -31,6 +31,7 @@ _SUMS = (
 _FLOPS = ("student_flops", "teacher_flops")  # last with _REWARD_SUMS, because they are counted on the host
 _END_SUMS = ("ended_traces", "end_probability", "end_weight")
 _POLICY_SUMS = ("entropy", "clipped")
+_OVERLAP_SUMS = ("overlap_ratio", "overlap_student_mass", "overlap_teacher_mass")
 _REWARD_SUMS = (
     "completions",
     "reward",
@@ -64,7 +65,8 @@ class StepMetrics:
         steps = _STEP_SUMS if objective.compares_steps else ()
         policy = _POLICY_SUMS if objective.rewarded else ()
         self._host_names = (*_FLOPS, *(_REWARD_SUMS if objective.rewarded else ()))
-        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *policy, *self._host_names)
+        overlap = _OVERLAP_SUMS if objective.overlap_top_k else ()
+        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *policy, *overlap, *self._host_names)
         self.traces: tuple[str, ...] = ()
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
@@ -122,6 +124,8 @@ class StepMetrics:
         ]
         if self.objective.rewarded:
             sums += [result.policy.get(name, none) for name in _POLICY_SUMS]
+        if result.overlap is not None:
+            sums += result.overlap.unbind()
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
@@ -171,6 +175,8 @@ class StepMetrics:
             metrics |= {
                 f"train/loss_{name}": values[f"loss_{name}"] / denominator for name in self.objective.terms
             }
+        if self.objective.overlap_top_k:
+            metrics |= {f"train/{name}": values[name] / tokens for name in _OVERLAP_SUMS}
         metrics |= {
             f"loss/{key}": value
             for state in self.objective.state().values()
