@@ -162,7 +162,7 @@ class ChunkedInputs:
         others: Mapping[str, Tensor],
         at: slice,
     ) -> Float[Tensor, "three rows"]:
-        """Overlap of the likeliest tokens at some rows (`top_k_overlap`), with probabilities at temperature 1.
+        """Overlap of the likeliest tokens at some rows (`top_k_overlap`), at temperature 1.
 
         Args:
             student: the student's distribution at the loss's temperature, and its logits.

@@ -26,7 +26,7 @@ from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
-from distill.training.models import writes_all
+from distill.training.models import prompts_only, writes_all
 from distill.training.setup import Setup
 
 _KERNELS = 10  # with a line of their own
@@ -147,7 +147,7 @@ def make_plan(setup: Setup) -> Plan:
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
-    if objective.problem_signals or (recipe.completions == "teacher" and not writes_all(objective)):
+    if objective.problem_signals or (recipe.completions == "teacher" and not prompts_only(objective)):
         per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
         read = [teacher_trace(trace) for trace in traces]
         stages.append(

@@ -142,7 +142,7 @@ def _objective(objective: Objective) -> Objective:
     """The objective without what loads an engine or a tokenizer, which the simulation does not use."""
     rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts):
-        objective = replace(objective, rollouts=replace(rollouts, engine="hf"))
+        objective = replace(objective, rollouts=replace(rollouts, engine="hf", replay_decay=None))
     if objective.trace_weights is not None:  # its passes are looked at value by value
         objective = replace(objective, trace_weights=None)
     if objective.compares_steps:

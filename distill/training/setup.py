@@ -21,6 +21,7 @@ from distill.data.readers import check_source
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
+from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
@@ -33,6 +34,7 @@ from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
 from distill.teacher.served import TeacherSource
 from distill.training import checks
+from distill.training.average import check_average
 from distill.training.held_out import file_recipe
 from distill.training.inputs import learns_data
 from distill.training.length import RunLength
@@ -46,6 +48,7 @@ from distill.training.models import (
 )
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
+from distill.training.replay import check_replay
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
 from distill.training.strategy_checks import check_processes, check_strategy
@@ -272,6 +275,8 @@ class Setup:
             teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
         )
         check_served(setup.teacher, objective, recipe, student, frozen)
+        if objective.teacher == "ema":
+            check_average(compute.trainer.get("strategy"), values["model"]["student_dtype"], lora)
         if here:
             setup._check_models()
         return setup
@@ -301,6 +306,8 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if objective.rewarded and objective.rewards is not None:
             objective.rewards.check(self.recipe.grade)
+        if isinstance(objective.rollouts, StudentRollouts):
+            check_replay(objective.rollouts, self.student, self.reader)
         if self.lora:
             check_targets(self.lora, self.student)
         check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
