@@ -136,9 +136,9 @@ def _check_average(objective: ObjectiveSpec) -> None:
         cached.append(f"distribution.source={objective.distribution.source}")
     if cached:
         raise ValueError(
-            f"loss.teacher=ema changes as the student trains, and {', '.join(cached)} would be cached before: "
-            f"take loss.teacher=initial, or a loss that compares with a live teacher on the student's own "
-            f"completions, such as sdft"
+            f"loss.teacher=ema changes as the student trains, and {', '.join(cached)} would be cached "
+            f"before: take loss.teacher=initial, or a loss that compares with a live teacher on the "
+            f"student's own completions, such as sdft"
         )
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
 from distill.planning.kernels import Kernel
@@ -171,6 +172,8 @@ def make_plan(setup: Setup) -> Plan:
     stages += [replace(stage, name=f"{stage.name} after") for stage in asked]
     if objective.compares_steps:
         notes.append("the next steps that both models propose under every prefix are not counted")
+    if isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.replays:
+        notes.append("behind a replayed beginning the student writes less than the whole completion counted")
     if recipe.completions == "teacher":
         notes.append("all that the teacher writes is taken to be right and kept")
     notes.append(

@@ -4,6 +4,7 @@ The run's own modules, objective, backward pass and optimizer work on tensors wi
 (`planning.weightless`). A GPU need not be there. Not simulated:
 
 - What the student writes in rollouts, and proposed reasoning steps: completions are as long as the data's.
+- The pass in which `loss=compact` weighs a problem's traces, which looks at values.
 - Memory that a kernel takes and gives back by itself, cuBLAS's workspaces, the allocator's fragmentation.
 - Several ranks.
 """

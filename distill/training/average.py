@@ -37,8 +37,8 @@ def check_average(strategy: str | None, student_dtype: str, lora: Lora | None) -
     if lora is None and student_dtype in ("bfloat16", "float16"):
         raise UserError(
             f"model.student_dtype={student_dtype}: loss.teacher=ema moves by a small share of the "
-            f"difference, which half precision rounds away: take model.student_dtype=float32, or model.lora, whose "
-            f"adapters are in single precision"
+            f"difference, which half precision rounds away: take model.student_dtype=float32, or model.lora, "
+            f"whose adapters are in single precision"
         )
 
 

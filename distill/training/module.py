@@ -445,6 +445,9 @@ class DistillModule(lightning.LightningModule):
         products = 1 + bool(self.objective.precomputed_signals)
         products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
+        if self.objective.trace_weights is not None:  # by states before each token and behind the last one
+            states = len(student.hidden) + len(batch.mask)
+            self._meters["student"].add(2.0 * states * student.weight.numel())
         rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
