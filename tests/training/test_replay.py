@@ -130,7 +130,7 @@ def test_the_student_goes_on_behind_the_beginning_and_learns_its_own_tokens(
     ("more", "said"),
     [
         (["loss.rollouts.replay_decay=0"], "replay_decay=0 is not a number above 0, up to 1, nor null"),
-        (["loss.rollouts.replay_writes=all"], "replay_writes='all' must be step or rest"),
+        (["loss.rollouts.replay_writes=all"], "replay_writes='all'"),
         (["loss.rollouts.engine=vllm"], "take rollouts.engine=hf, or rollouts.replay_writes=rest"),
         (["data.step_separator="], "step_separator is empty"),
         (["data.step_separator=y"], "no token of .* has this text in it"),
