@@ -1,6 +1,6 @@
 """What each rank of a run holds at the moments of a step where memory peaks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,8 +181,8 @@ def moments(
         frozen: sizes of the frozen models.
         activations: bytes kept for the backward pass, and bytes of the layer that it recomputes.
         head: bytes of the chunked head at its peak, and bytes of the gradients that it leaves.
-        writing: bytes of the KV cache and logits of rollouts; 0: there are none.
-        weighing: bytes of the pass in which the student weighs a problem's traces; 0: there is none.
+        writing: bytes of the KV cache and logits of rollouts, if there are any.
+        weighing: bytes of the pass in which the student weighs a problem's traces, if there is one.
         tokens: tokens of a micro-batch, padding included.
     """
     sharded = setup.compute.sharded
@@ -209,18 +209,27 @@ def moments(
     else:
         found.append(Moment("backward pass begins", base | kept | left))
         found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
-    for role in sorted(setup.objective.live_roles):
-        who = frozen[role]
-        reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
-        if f"gathered of the {role}" in base:
-            reading[f"gathered of the {role}"] = who.bytes * who.root + 2 * _gathered_layer(setup, who)
-        found.append(Moment(f"the {role} reads", base | gradients | reading))
+    found += _reading(setup, frozen, base | gradients, tokens)
     if weighing:
-        found.append(Moment("the student weighs the traces", base | gradients | {WEIGHING: weighing}))
+        gathered = {GATHERED: student.root + 2 * student.layer} if sharded else {}
+        held = base | gradients | gathered | {WEIGHING: weighing}
+        found.append(Moment("the student weighs the traces", held))
     if writing:
         copy = {WHOLE_COPY: student.weights} if setup.compute.places_student else {}
         found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
     return found
+
+
+def _reading(
+    setup: Setup, frozen: Mapping[Role, ModelSize], held: Mapping[str, int], tokens: int
+) -> Iterator[Moment]:
+    """Moments in which frozen models read a micro-batch of so many tokens, beside what is held then."""
+    for role in sorted(setup.objective.live_roles):
+        who = frozen[role]
+        reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
+        if f"gathered of the {role}" in held:
+            reading[f"gathered of the {role}"] = who.bytes * who.root + 2 * _gathered_layer(setup, who)
+        yield Moment(f"the {role} reads", {**held, **reading})
 
 
 def _student(setup: Setup, student: StudentBytes) -> tuple[dict[str, int], dict[str, int]]:

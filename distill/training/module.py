@@ -115,8 +115,7 @@ class DistillModule(lightning.LightningModule):
         rollouts = objective.rollouts
         self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self._kept = KeptRollouts(objective.num_iterations)
-        drawn = isinstance(rollouts, StudentRollouts)
-        self._step_ends = step_ends(rollouts, student.tokenizer) if drawn else ()
+        self._step_ends = step_ends(rollouts, student.tokenizer)
         self.step_metrics = StepMetrics(objective, student.end_ids, self._step_ends)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())

@@ -36,9 +36,10 @@ def check_replay(rollouts: StudentRollouts, student: ModelSource, reader: Retoke
         )
 
 
-def step_ends(rollouts: StudentRollouts, tokenizer: Any) -> tuple[int, ...]:
+def step_ends(rollouts: StudentRollouts | str, tokenizer: Any) -> tuple[int, ...]:
     """Tokens that end a step, if traces are replayed; otherwise none."""
-    return tokens_with_text(tokenizer, rollouts.step_separator) if rollouts.replays else ()
+    replays = isinstance(rollouts, StudentRollouts) and rollouts.replays
+    return tokens_with_text(tokenizer, rollouts.step_separator) if replays else ()
 
 
 def replayed(batch: Batch, rollouts: StudentRollouts, ends: Collection[int], seed: int) -> list[list[int]]:

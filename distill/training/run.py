@@ -124,15 +124,9 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         evaluation.before()
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
-    stop = StopOnSignal()
+    stop, between = StopOnSignal(), [*callbacks, *_average(setup, prepared)]
     validate = _validate(setup, prepared, evaluation)
-    between = [
-        *callbacks,
-        *_average(setup, prepared),
-        stop,
-        StopAtBudget(),
-        *([validate] if validate else []),
-    ]
+    between += [stop, StopAtBudget(), *([validate] if validate else [])]
     evaluation.lend = module.whole_student
     before = evaluation.before if setup.length.ranks > 1 else None
     between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile, before))

@@ -275,10 +275,7 @@ class Setup:
             teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
         )
         check_served(setup.teacher, objective, recipe, student, frozen)
-        if objective.teacher == "ema":
-            check_average(compute.trainer.get("strategy"), values["model"]["student_dtype"], lora)
-        if here:
-            setup._check_models()
+        setup._check(here=here)
         return setup
 
     @cached_property
@@ -294,6 +291,13 @@ class Setup:
     def asked(self) -> Sequence[Asked]:
         """The benchmarks' problems, tokenized for the student."""
         return [ask(benchmark, self.student) for benchmark in self.evaluation.benchmarks]
+
+    def _check(self, *, here: bool) -> None:
+        if self.objective.teacher == "ema":
+            dtype = self.config["model"]["student_dtype"]
+            check_average(self.compute.trainer.get("strategy"), dtype, self.lora)
+        if here:
+            self._check_models()
 
     def _check_models(self) -> None:
         """Check that models fit together (tokenizers, configurations) and that the run folder is free."""
