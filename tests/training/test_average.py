@@ -41,7 +41,9 @@ class Recorder(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self._keep(pl_module.student)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not trainer.fit_loop._should_accumulate():
             self._keep(pl_module.student)
 
