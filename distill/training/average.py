@@ -60,8 +60,8 @@ class AverageTeacher(lightning.Callback):
         self.update_rate, self.sync_steps = update_rate, sync_steps
         own = dict(teacher.named_parameters())
         trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-        self._student = [p for _, p in trained]
-        self._teacher = {name: own[name] for name, _ in trained}
+        self._student: list[Tensor] = [p for _, p in trained]
+        self._teacher: dict[str, Tensor] = {name: own[name] for name, _ in trained}
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -38,8 +38,9 @@ def check_replay(rollouts: StudentRollouts, student: ModelSource, reader: Retoke
 
 def step_ends(rollouts: StudentRollouts | str, tokenizer: Any) -> tuple[int, ...]:
     """Tokens that end a step, if traces are replayed; otherwise none."""
-    replays = isinstance(rollouts, StudentRollouts) and rollouts.replays
-    return tokens_with_text(tokenizer, rollouts.step_separator) if replays else ()
+    if isinstance(rollouts, str) or not rollouts.replays:
+        return ()
+    return tokens_with_text(tokenizer, rollouts.step_separator)
 
 
 def replayed(batch: Batch, rollouts: StudentRollouts, ends: Collection[int], seed: int) -> list[list[int]]:

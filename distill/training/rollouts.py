@@ -79,8 +79,8 @@ class RolloutWriter:
             stops: tokens that end a completion beside the student's own end tokens; not for vLLM.
         """
         if self._engine is None:
-            ends = {"end_ids": [*self.student.end_ids, *stops]} if stops else {}
-            return generate(self.student, prompts, sampling, seed=seed, **ends)
+            ends = [*self.student.end_ids, *stops]
+            return generate(self.student, prompts, sampling, seed=seed, end_ids=ends)
         if self._weights_of != step:
             self._engine.take_weights(self.student.model.state_dict().items())
             self._weights_of = step
