@@ -152,7 +152,7 @@ def test_flops_are_those_that_a_run_logs(
         assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_compact_reads_twice_is_counted(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     with (tmp_path / "traces.jsonl").open("w") as stream:
         for problem in task.problems(24, split="train", operations=(3, 3)):

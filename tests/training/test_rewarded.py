@@ -72,7 +72,7 @@ OF_AVERAGE = (
     ("ranks", "more"),
     [
         (1, WHOLE_STEP),
-        pytest.param(2, WHOLE_STEP, marks=pytest.mark.slow),
+        pytest.param(2, WHOLE_STEP, marks=pytest.mark.exhaustive),
         pytest.param(2, OF_AVERAGE, marks=pytest.mark.exhaustive),
     ],
 )
