@@ -1,7 +1,7 @@
 """Several teachers: which of them a trace learns from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distill.data.trace import Example
 from distill.errors import UserError
@@ -19,7 +19,7 @@ class Teachers:
         names: from the names that records use to roles.
         weights: of the mixture, by role, with the sum 1; None: each trace has a teacher of its own.
         one_at_a_time: whether at most one is in the device's memory.
-        field: the field of a record that names its teacher, for messages; None: no field does.
+        named_in: the field of a record that names its teacher, for messages; None: no field does.
         writers: from the fingerprints of the models to roles, for traces whose writer is recorded.
     """
 
@@ -27,7 +27,7 @@ class Teachers:
     names: Mapping[str, str]
     weights: Mapping[str, float] | None = None
     one_at_a_time: bool = False
-    field: str | None = None
+    named_in: str | None = None
     writers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -37,7 +37,7 @@ class Teachers:
         weights: Mapping[str, float] | None = None,
         *,
         one_at_a_time: bool = False,
-        field: str | None = None,
+        named_in: str | None = None,
     ) -> "Teachers":
         """Several teachers of their models and weights, by name.
 
@@ -45,7 +45,7 @@ class Teachers:
             found: the models.
             weights: of the mixture, with the sum 1; None: each trace has a teacher of its own.
             one_at_a_time: whether at most one is in the device's memory.
-            field: the field of a record that names its teacher.
+            named_in: the field of a record that names its teacher.
         """
         known: dict[tuple[object, ...], str] = {}
         names, shares = dict[str, str](), dict[str, float]()
@@ -56,7 +56,7 @@ class Teachers:
             shares[role] = shares.get(role, 0.0) + (weights or {}).get(name, 0.0)
         sources = {role: found[role.removeprefix(_ROLE)] for role in shares}
         writers = {source.fingerprint: role for role, source in sources.items()}
-        return cls(sources, names, shares if weights else None, one_at_a_time, field, writers)
+        return cls(sources, names, shares if weights else None, one_at_a_time, named_in, writers)
 
     def role_of(self, example: Example) -> str:
         """The role of the teacher that an example's traces learn from.
@@ -73,10 +73,10 @@ class Teachers:
             if role := self.names.get(named) or by_model.get(named):
                 return role
             raise UserError(
-                f"problem {example.place} names the teacher {named!r} in its field {self.field}, which is "
+                f"problem {example.place} names the teacher {named!r} in its field {self.named_in}, which is "
                 f"none of model.teachers ({here}): add it there, or leave the record out"
             )
-        if recorded is not None and self.field is None:
+        if recorded is not None and self.named_in is None:
             own = recorded.teacher and self.writers.get(recorded.teacher[0])
             if role := own or by_model.get(recorded.writer or ""):
                 return role
@@ -86,11 +86,13 @@ class Teachers:
                 f"teaches a record, data.fields.teacher=<field>"
             )
         why = (
-            "names no teacher" if self.field is None else f"names no teacher: its field {self.field} is empty"
+            "names no teacher"
+            if self.named_in is None
+            else f"names no teacher: its field {self.named_in} is empty"
         )
         remedy = (
             "say which field does, data.fields.teacher=<field> (data=traces)"
-            if self.field is None
+            if self.named_in is None
             else "fill it, or leave the record out"
         )
         raise UserError(
@@ -120,7 +122,7 @@ class Teachers:
                 raise UserError(
                     f"model.teachers.{name}: no record learns from it (they name {others}): leave it out, or "
                     f"look at the field that names the teachers"
-                    + (f", data.fields.teacher={self.field}" if self.field else "")
+                    + (f", data.fields.teacher={self.named_in}" if self.named_in else "")
                 )
         return found
 

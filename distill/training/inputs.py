@@ -41,8 +41,8 @@ def check_settings(values: Mapping[str, Any], words: Iterable[str] | None = None
     read_lora(model.get("lora"))
     if read_teachers(model, words or ()) is not None and words is None:
         raise UserError(
-            f"model.teachers ({', '.join(map(str, model['teachers']))}) are for train.py and its plan, and this "
-            f"command takes one teacher: name it with model.teacher=, and leave model.teachers out"
+            f"model.teachers ({', '.join(map(str, model['teachers']))}) are for train.py and its plan: this "
+            f"command takes one teacher, model.teacher="
         )
     for key in ("student_dtype", "teacher_dtype", "dtype"):
         if not _DTYPE.fullmatch(str(model.get(key, "auto"))):

@@ -116,8 +116,8 @@ def check_vocabularies(
         if mismatch := vocabulary_mismatch(student, source):
             raise UserError(
                 f"{why} for the student's own tokens, but {mismatch}: choose a {kind_of(role)} of the "
-                f"student's family, or take loss=dcod_spans, uld or gold, which compare different tokens, or loss=sft, "
-                f"which learns from the text alone"
+                f"student's family, or take loss=dcod_spans, uld or gold, which compare different tokens, or "
+                f"loss=sft, which learns from the text alone"
             )
 
 

@@ -136,7 +136,8 @@ class DistillModule(lightning.LightningModule):
         self._step_began = 0.0
         self._outline: LanguageModel | None = None  # of a sharded student
         self._base: str | None = None  # fingerprint of a sharded student's frozen weights
-        if missing := objective.live_roles - self.frozen.keys() - {"teacher"} * (self.teachers is not None):
+        known = {*self.frozen, *(() if self.teachers is None else ("teacher",))}
+        if missing := objective.live_roles - known:
             raise UserError(
                 f"this loss compares the student with another model as it trains: set "
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"

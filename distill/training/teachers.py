@@ -43,7 +43,7 @@ def find_teachers(values: Mapping[str, Any], words: Iterable[str] = ()) -> Teach
         name: find({**model, **own}, "teacher", own["teacher_dtype"], key=f"model.teachers.{name}")
         for name, own in settings.models.items()
     }
-    return Teachers.of(found, settings.weights, one_at_a_time=settings.one_at_a_time, field=field)
+    return Teachers.of(found, settings.weights, one_at_a_time=settings.one_at_a_time, named_in=field)
 
 
 def check_several(
