@@ -137,7 +137,7 @@ class Pair:
         if self._memory is None:  # the same for all losses
             self._memory = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
         student = self._size("student", setup)
-        frozen: dict[Role, ModelSize] = {role: self._size(role, setup) for role in setup.frozen}
+        frozen: dict[str, ModelSize] = {role: self._size(role, setup) for role in setup.frozen}
         found = {}
         for strategy, ranks in _STRATEGIES:
             trainer = {**setup.compute.trainer, "strategy": strategy or "auto"}

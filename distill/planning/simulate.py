@@ -21,6 +21,7 @@ from torch import Tensor
 from distill.data.alignment import Alignment
 from distill.data.batch import Batch, collate
 from distill.data.trace import TeacherView, Trace
+from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import SIGNALS, Role
 from distill.models.head import Head
@@ -77,6 +78,10 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
         setup: the run; its device is simulated, also where there is none.
         traces: those of each micro-batch; only their lengths count.
     """
+    if setup.teachers is not None:
+        raise UserError(
+            "estimate.simulate=true simulates one teacher: leave it out, or name one with model.teacher="
+        )
     gpu = setup.compute.device != "cpu"
     objective = _objective(setup.objective)
     batches = [_batch(setup, own) for own in traces]
