@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
         repeats: what the batches have in common.
+        routing: how many traces each of several teachers has, by its role; empty: there is one.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
         repeats: Repeats = Repeats(),
+        routing: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.traces = traces
@@ -117,6 +119,7 @@ class DistillDataModule(lightning.LightningDataModule):
         self.pad_id = pad_id
         self.layout = layout
         self.repeats = repeats
+        self.routing = dict(routing or {})
         self._ahead: Prefetcher[Batch] | None = None
         self._held: dict[int, Trace] = {}
         self._room = _HELD_TOKENS
@@ -186,9 +189,14 @@ class DistillDataModule(lightning.LightningDataModule):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"traces": self._fingerprint}
+        return {"traces": self._fingerprint, **({"routing": self.routing} if self.routing else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("routing", {}) != self.routing:
+            raise UserError(
+                f"the checkpoint's traces had the teachers {state_dict.get('routing') or 'none'}, and now "
+                f"have {self.routing or 'none'}: put the data back as it was, or start anew without ckpt_path"
+            )
         if state_dict["traces"] != self._fingerprint:
             raise UserError(
                 "the traces are not those that the checkpoint was trained on: put the data back as "

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import lightning
@@ -34,7 +34,7 @@ from distill.training.models import rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
-from distill.training.several import prepare_of_several
+from distill.training.several import Several
 from distill.training.trace_signals import find_matrix, prepare_traces
 
 _THREADS = torch.get_num_threads()  # torch's default; read once, as a job of a sweep may change it
@@ -75,6 +75,8 @@ class Prepared:
         clock: the run's clock.
         held_out: validation data; None without validation.
         masked: share of the completion tokens that `loss=t3s` masks; None with other weights.
+        routing: how many traces each of several teachers has, by its role; empty: there is one, or they are
+            mixed.
     """
 
     student: LanguageModel
@@ -84,6 +86,7 @@ class Prepared:
     clock: Clock
     held_out: HeldOut | None = None
     masked: float | None = None
+    routing: Mapping[str, int] = field(default_factory=dict)
 
 
 def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
@@ -100,6 +103,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         examples = spool_examples(setup.recipe.source, setup.cache)
         if objective.rewarded or objective.problem_signals:
             check_golds(examples)
+        routed = setup.teachers is not None and setup.teachers.weights is None
+        groups = setup.teachers.groups(examples) if routed and setup.teachers is not None else None
     recipe = replace(setup.recipe, source=lambda: examples)
     if first_rank() and setup.resumed is None:
         claim(setup.folder)
@@ -115,7 +120,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
     with clock("traces"):
         say = print if first_rank() else lambda text: None
         matrices: dict[str, Tensor] = {}
-        traces, held = _traces(setup, recipe, student, frozen, served, matrices, say)
+        several = Several(setup, frozen, matrices, say)
+        traces, held = _traces(setup, recipe, student, frozen, served, several, groups)
         if objective.trace_weights is not None:
             objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
         masked = masked_share(objective, traces, say)
@@ -129,17 +135,18 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         for lm in live.values():  # the host holds whole models, and a device its share
             lm.model.to("cpu")
     ready = _place(setup, student, live, [traces, held])
-    several = None
+    together = None
     if setup.teachers is not None:
-        several = TeacherModels(setup.teachers, frozen, matrices, ready)
+        together = TeacherModels(setup.teachers, frozen, matrices, ready)
     return Prepared(
         student,
         traces,
-        Supervision(live, matrix, setup.readers, setup.recipe.grade, cached_flops, several),
+        Supervision(live, matrix, setup.readers, setup.recipe.grade, cached_flops, together),
         _in_words(setup),
         clock,
         _held_out(setup, held),
         masked,
+        {role: len(places) for role, places in (groups or {}).items()},
     )
 
 
@@ -149,23 +156,20 @@ def _traces(
     student: LanguageModel,
     frozen: Mapping[str, LazyModel],
     served: ServedTeacher | None,
-    matrices: dict[str, Tensor],
-    say: Callable[[str], None],
+    several: Several,
+    groups: Mapping[str, Sequence[int]] | None,
 ) -> tuple[Sequence[Trace], Sequence[Trace]]:
-    """Training and validation traces with cached signals; the output matrices of several teachers are added
-    to `matrices`."""
+    """Training and validation traces with cached signals; `groups`: the examples of each teacher."""
+    say = several.say
 
-    training = recipe
-
-    def make(recipe: TraceRecipe) -> Traces:
+    def make(recipe: TraceRecipe, groups: Mapping[str, Sequence[int]] | None = None) -> Traces:
         if setup.teachers is not None:
-            every = recipe is training  # a validation file may lack a teacher's records
-            return prepare_of_several(setup, recipe, student, frozen, matrices, say, every=every)
+            return several.prepare(recipe, student, groups)
         return prepare_traces(
             setup.objective, recipe, student, frozen, setup.reader, cache=setup.cache, say=say
         )
 
-    traces = make(recipe)
+    traces = make(recipe, groups)
     if served is not None and setup.teacher.verify:
         error = served.verify(frozen["teacher"], teacher_traces(traces))
         say(f"teacher.verify: the server's probabilities are those of the teacher here, to {error:.1g}")

@@ -208,6 +208,7 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
         repeats=Repeats(setup.objective.trace_weights is not None, setup.objective.num_iterations),
+        routing=prepared.routing,
     )
 
 
