@@ -15,7 +15,6 @@ from distill.config.console import one_sentence_errors, quiet
 from distill.config.paths import CONFIG
 from distill.config.words import quoted
 from distill.io.progress import progress_bar
-from distill.losses.signals import Role
 from distill.planning.kernels import Kernel
 from distill.planning.memory import training_memory
 from distill.planning.simulate import BACKWARD, HEAD, STEP, STUDENT, Simulation, simulate
@@ -151,7 +150,7 @@ class Pair:
             found[strategy, ranks] = max(moment.total for moment in held)
         return found
 
-    def _size(self, role: Role, setup: Setup) -> ModelSize:
+    def _size(self, role: str, setup: Setup) -> ModelSize:
         source = setup.student if role == "student" else setup.frozen[role]
         if source.location not in self._sizes:
             self._sizes[source.location] = measure(source, setup.compute.precision)

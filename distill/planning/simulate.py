@@ -23,7 +23,7 @@ from distill.data.batch import Batch, collate
 from distill.data.trace import TeacherView, Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import SIGNALS, Role
+from distill.losses.signals import SIGNALS
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.objective.objective import Objective
@@ -156,9 +156,9 @@ def _objective(objective: Objective) -> Objective:
     return objective
 
 
-def _models(setup: Setup) -> dict[Role, WeightlessModel]:
+def _models(setup: Setup) -> dict[str, WeightlessModel]:
     """Student and live frozen models."""
-    found: dict[Role, WeightlessModel] = {
+    found: dict[str, WeightlessModel] = {
         "student": WeightlessModel.student(
             setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing
         )
@@ -194,10 +194,10 @@ class _Step(DistillModule):
         self,
         setup: Setup,
         objective: Objective,
-        models: Mapping[Role, WeightlessModel],
+        models: Mapping[str, WeightlessModel],
         micro_batches: int,
     ) -> None:
-        frozen: dict[Role, LanguageModel] = {role: lm for role, lm in models.items() if role != "student"}
+        frozen: dict[str, LanguageModel] = {role: lm for role, lm in models.items() if role != "student"}
         super().__init__(
             models["student"],
             objective,

@@ -115,7 +115,8 @@ class Teachers:
         for place, example in enumerate(examples):
             role = self.role_of(example)
             found[role].append(place)
-            said.add(example.teacher if example.teacher in self.names else role)
+            named = example.teacher
+            said.add(named if named is not None and named in self.names else role)
         for name, role in self.names.items():
             if every and name not in said and role not in said:
                 others = ", ".join(sorted(one.removeprefix(_ROLE) for one in said))
