@@ -25,7 +25,7 @@ class RoutedHead:
     """
 
     heads: Sequence[Head]
-    places: Sequence[Int[Tensor, " part"]]
+    places: Sequence[Int[Tensor, "_"]]
     on_host: Sequence[np.ndarray]
     tokens: int
 

@@ -69,7 +69,7 @@ def check_several(
         why = f"loss={loss} takes the student itself as teacher: leave them out, or take loss.teacher=model"
     elif served.source == "server":
         why = "teacher.source=server is one teacher: take teacher.source=local, or model.teacher="
-    elif objective.compares_tokens:
+    elif objective.across_vocabularies and "teacher" in objective.distributions.values():
         why = (
             f"loss={loss} compares the tokens of two vocabularies, which it does with one teacher: take "
             f"model.teacher=, or loss=dcod_spans"
