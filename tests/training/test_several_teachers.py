@@ -1,6 +1,7 @@
 """Tests of runs with several teachers, against loops that pick each trace's own."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from test_training import arguments
 
 from distill.data.batch import Batch
 from distill.data.readers import read_examples
-from distill.data.trace import Example, Recorded, Trace
+from distill.data.trace import Example, Recorded, Trace, encode_completion
 from distill.errors import UserError
 from distill.losses import divergence, weights
 from distill.losses.chunked import ChunkedLoss, PerTokenLosses
@@ -24,6 +25,7 @@ from distill.models.teacher_settings import read_teachers
 from distill.objective.objective import Objective
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import LossSums, MicroBatch
+from distill.planning.plan import make_plan
 from distill.runs.card import Card, card_text
 from distill.teacher.distribution import TeacherDistribution
 from distill.teacher.served import TeacherSource
@@ -380,7 +382,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
         (
             {"domain": "three"},
             "domain",
-            r"line 8\) names the teacher 'three' in its field domain, .* none of model\.teachers \(one, two\)",
+            r"line 8\) names the teacher 'three' in its field domain, .* of model\.teachers \(one, two\)",
         ),
         ({"domain": None}, "domain", r"line 8\) names no teacher: its field domain is empty, and there are"),
         ({}, None, r"line 1\) names no teacher, and there are several \(one, two\): say which field does"),
@@ -458,6 +460,59 @@ def test_a_trace_learns_from_the_teacher_that_wrote_it(tiny_pair: tuple[Path, Pa
     named = of_pair(tiny_pair, "who")
     assert named.role_of(Example("0", "1+1=", teacher="two")) == "teacher.two"
     assert named.role_of(Example("0", "1+1=", teacher=sources["one"].name)) == "teacher.one"
+
+
+@pytest.mark.slow
+def test_dcods_ratio_has_the_writers_own_log_probs(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """They are those that the trace set has, whoever of the teachers wrote."""
+    sources = [find_model(str(folder), key="model") for folder in tiny_pair]
+    tokenizer, path = sources[0].tokenizer, tmp_path / "written.jsonl"
+    problems = task.problems(4, split="train", operations=(2, 3))
+    with path.open("w") as stream:
+        for number, problem in enumerate(problems):
+            writer = sources[number % 2]
+            text = task.write_solution(problem, "single")
+            ids = encode_completion(tokenizer, text).tolist()
+            record = {
+                "id": str(number),
+                "problem": problem,
+                "completion": text,
+                "gold": None,
+                "finished": True,
+            }
+            record |= {"prompt_ids": tokenizer(problem).input_ids, "completion_ids": ids}
+            record |= {"tokenizer": writer.vocabulary, "teacher": writer.name, "teacher_dtype": "float32"}
+            record |= {"teacher_revision": writer.fingerprint, "teacher_logprobs": [-0.5 * number] * len(ids)}
+            stream.write(json.dumps(record) + "\n")
+    made = Made(tiny_pair, path, tmp_path, *several(*tiny_pair), "loss=dcod")
+    assert [trace.teacher for trace in made.prepared.traces] == ["teacher.one"] * 2 + ["teacher.two"] * 2
+    student, weights_of = double(tiny_pair[0]), made.sums().weights
+    for row, trace in enumerate(made.prepared.traces):
+        log_q = log_softmax_of(student, trace.prompt_ids.tolist(), trace.completion_ids.tolist())
+        recorded = math.exp(-0.5 * int(trace.example.id))
+        q = [float(log_q[place, token].exp()) for place, token in enumerate(trace.completion_ids.tolist())]
+        expected = [own / (own + recorded) for own in q]
+        assert weights_of[row][made.batch.mask[row]].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["all", "one"])
+def test_the_plan_counts_all_teachers_or_the_largest(
+    tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, held: str
+) -> None:
+    words = several(*tiny_pair, ROUTED, "loss=forward_kl", f"model.teachers_in_memory={held}")
+    given = [word for word in arguments(tiny_pair, data, tmp_path) if "model.teacher=" not in word]
+    plan = make_plan(Setup.from_overrides([*given, *words]))
+    sizes = {
+        name: sum(p.numel() * 4 for p in find_model(str(folder), key="model").skeleton().parameters())
+        for name, folder in zip(("one", "two"), tiny_pair, strict=True)
+    }
+    if held == "all":
+        assert {name: plan.memory[f"weights of the teacher {name}, live"] for name in sizes} == sizes
+    else:
+        assert plan.memory["weights of the largest teacher, one at a time"] == max(sizes.values())
+        assert not any("live" in name for name in plan.memory)
+    assert any("shares of the traces: one 57%, two 43%" in note for note in plan.notes)
 
 
 def test_a_checkpoint_of_other_routes_is_not_resumed() -> None:
