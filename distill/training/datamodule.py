@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -75,10 +75,12 @@ class Repeats:
     Attributes:
         by_problem: whether a problem's traces stay side by side in the order of traces.
         num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
+        routing: how many examples each of several teachers has, by its role; empty: there is one.
     """
 
     by_problem: bool = False
     num_iterations: int = 1
+    routing: Mapping[str, int] = field(default_factory=dict)
 
 
 class DistillDataModule(lightning.LightningDataModule):
@@ -94,7 +96,6 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: any valid token id.
         layout: whether batches are padded, grouped or packed.
         repeats: what the batches have in common.
-        routing: how many traces each of several teachers has, by its role; empty: there is one.
     """
 
     def __init__(
@@ -108,7 +109,6 @@ class DistillDataModule(lightning.LightningDataModule):
         pad_id: int,
         layout: BatchLayout = BatchLayout(),  # noqa: B008  frozen
         repeats: Repeats = Repeats(),
-        routing: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.traces = traces
@@ -119,7 +119,7 @@ class DistillDataModule(lightning.LightningDataModule):
         self.pad_id = pad_id
         self.layout = layout
         self.repeats = repeats
-        self.routing = dict(routing or {})
+        self.routing = dict(repeats.routing)
         self._ahead: Prefetcher[Batch] | None = None
         self._held: dict[int, Trace] = {}
         self._room = _HELD_TOKENS

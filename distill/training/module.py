@@ -136,14 +136,18 @@ class DistillModule(lightning.LightningModule):
         self._step_began = 0.0
         self._outline: LanguageModel | None = None  # of a sharded student
         self._base: str | None = None  # fingerprint of a sharded student's frozen weights
+        self._check()
+
+    def _check(self) -> None:
+        """Check that all is there that the objective asks for."""
         known = {*self.frozen, *(() if self.teachers is None else ("teacher",))}
-        if missing := objective.live_roles - known:
+        if missing := self.objective.live_roles - known:
             raise UserError(
                 f"this loss compares the student with another model as it trains: set "
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
-            self.objective.proposals.check(student.source, self.grade)
+            self.objective.proposals.check(self.student_lm.source, self.grade)
         if self.objective.rewarded and self.objective.rewards is not None:
             self.objective.rewards.check(self.grade)
 

@@ -249,15 +249,7 @@ class Setup:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
             check_source(recipe.source, learned=learns_data(cfg))
-        teachers = find_teachers(values, launch.overrides)
-        student, frozen = find_models(values["model"], objective, recipe, launch.loss, teachers)
-        if here:
-            student, frozen = share_rows(student, frozen, objective, launch.loss)
-        if teachers is not None:
-            teachers = replace(
-                teachers,
-                sources={role: frozen.get(role, source) for role, source in teachers.sources.items()},
-            )
+        student, frozen, teachers = _models(values, objective, recipe, launch, here)
         setup = cls(
             **parts,
             name=values["name"],
@@ -282,8 +274,6 @@ class Setup:
             teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
             teachers=teachers,
         )
-        if teachers is not None:
-            check_several(teachers, objective, recipe, setup.teacher, compute.trainer, launch.loss)
         check_served(setup.teacher, objective, recipe, student, frozen)
         if here:
             setup._check_models()
@@ -343,6 +333,23 @@ class Setup:
             [self.frozen[role] for role in self.live],
         )
         _ = self.asked  # so that a missing file is found now, not after training
+
+
+def _models(
+    values: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, launch: Launch, here: bool
+) -> tuple[ModelSource, Mapping[str, ModelSource], Teachers | None]:
+    """The student, the frozen models by role, and several teachers if there are."""
+    teachers = find_teachers(values, launch.overrides)
+    if teachers is not None:
+        served = (values.get("teacher") or {}).get("source") == "server"
+        check_several(teachers, objective, recipe, served, values["trainer"], launch.loss)
+    student, frozen = find_models(values["model"], objective, recipe, launch.loss, teachers)
+    if here:
+        student, frozen = share_rows(student, frozen, objective, launch.loss)
+    if teachers is not None:
+        found = {role: frozen.get(role, source) for role, source in teachers.sources.items()}
+        teachers = replace(teachers, sources=found)
+    return student, frozen, teachers
 
 
 def _recipe(cfg: Configuration, objective: Objective) -> TraceRecipe:

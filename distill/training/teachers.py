@@ -10,7 +10,6 @@ from distill.models.find import find
 from distill.models.teacher_settings import read_teachers
 from distill.objective.objective import Objective
 from distill.teacher.retokenize import Retokenizer
-from distill.teacher.served import TeacherSource
 from distill.teacher.several import Teachers
 from distill.training.recipe import TraceRecipe
 
@@ -50,11 +49,19 @@ def check_several(
     teachers: Teachers,
     objective: Objective,
     recipe: TraceRecipe,
-    served: TeacherSource,
+    served: bool,
     trainer: Mapping[str, Any],
     loss: str | None,
 ) -> None:
     """Reject what several teachers cannot do.
+
+    Args:
+        teachers: who they are.
+        objective: the training objective.
+        recipe: how traces are made.
+        served: whether a server gives the teacher's signals.
+        trainer: `trainer` of the configuration.
+        loss: the objective's name, for messages.
 
     Raises:
         UserError: names the keys that do not go together, and a remedy.
@@ -67,7 +74,7 @@ def check_several(
         why = f"loss={loss} asks nothing of a teacher: leave them out, or take a loss that does, such as dcod"
     elif objective.teacher == "initial":
         why = f"loss={loss} takes the student itself as teacher: leave them out, or take loss.teacher=model"
-    elif served.source == "server":
+    elif served:
         why = "teacher.source=server is one teacher: take teacher.source=local, or model.teacher="
     elif objective.across_vocabularies and "teacher" in objective.distributions.values():
         why = (

@@ -37,18 +37,15 @@ def prepare_traces(
 ) -> Traces:
     """Make the traces with all signals that the objective reads from the cache, computing missing ones.
 
-    If the student writes every completion, traces have prompts only. All problems are used then: none is left
-    out because the teacher gets it wrong.
-
     Args:
         objective: says which signals.
-        recipe: makes the traces.
+        recipe: makes the traces, of prompts only if the student writes every completion.
         student: in whose tokens they are.
         frozen: models by role.
         reader: makes the teacher's view of the traces.
         cache: folder of all caches.
         say: reports what was kept, left out and found.
-        of_teacher: adds the teacher's signals, if not `teacher` of `frozen` gives them.
+        of_teacher: adds the teacher's signals, if another than `teacher` of `frozen` gives them.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
     prompts_only = writes_all(objective)
@@ -80,11 +77,11 @@ def prepare_traces(
         traces = traces.with_signal(signal, partial(_scored, scored, spread=role == "teacher"))
     if of_teacher is not None:
         return of_teacher(traces)
-    if objective.caches_distribution:
-        read = teacher_traces(traces)
-        rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
-        traces = traces.changed(lambda place, trace: replace(trace, distribution=rows[place]))
-    return traces
+    if not objective.caches_distribution:
+        return traces
+    read = teacher_traces(traces)
+    rows = cache_distributions(frozen["teacher"], read, objective.distribution, cache=cache)
+    return traces.changed(lambda place, trace: replace(trace, distribution=rows[place]))
 
 
 def _scored(scored: Sequence[np.ndarray], place: int, trace: Trace, *, spread: bool) -> np.ndarray:

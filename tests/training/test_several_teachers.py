@@ -28,10 +28,9 @@ from distill.objective.terms import LossSums, MicroBatch
 from distill.planning.plan import make_plan
 from distill.runs.card import Card, card_text
 from distill.teacher.distribution import TeacherDistribution
-from distill.teacher.served import TeacherSource
 from distill.teacher.several import Teachers
 from distill.tiny import task
-from distill.training.datamodule import DistillDataModule
+from distill.training.datamodule import DistillDataModule, Repeats
 from distill.training.models import writes_all
 from distill.training.module import DistillModule
 from distill.training.prepare import Prepared, prepare
@@ -326,7 +325,7 @@ KL = {"token_loss": divergence.forward_kl, "token_weight": weights.uniform}
     [
         ({"token_loss": divergence.cross_entropy}, {}, r"\(one, two\): loss=mine asks nothing of a teacher"),
         ({**KL, "teacher": "initial"}, {}, "takes the student itself as teacher"),
-        (KL, {"served": TeacherSource(source="server")}, r"teacher\.source=server is one teacher"),
+        (KL, {"served": True}, r"teacher\.source=server is one teacher"),
         ({**KL, "token_loss": divergence.uld}, {}, "compares the tokens of two vocabularies"),
         (
             {
@@ -371,7 +370,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
     shares = {"one": 0.5, "two": 0.5} if "shares" in others else None
     teachers = Teachers.of(sources, shares, one_at_a_time="alone" in others)
     recipe = TraceRecipe(lambda: [], completions="teacher" if "writes" in others else "dataset")
-    served = others.get("served", TeacherSource())
+    served = others.get("served", False)
     with pytest.raises(UserError, match=said):
         check_several(teachers, objective, recipe, served, others.get("trainer", {}), "mine")
 
@@ -519,7 +518,7 @@ def test_a_checkpoint_of_other_routes_is_not_resumed() -> None:
     ids = np.array([1, 2], dtype=np.int32)
     options: dict[str, Any] = {"signals": (), "batch_size": 1, "steps": 1, "seed": 0, "pad_id": 0}
     module = DistillDataModule(
-        [Trace(Example("0", ""), ids, ids)], **options, routing={"teacher.one": 1, "teacher.two": 0}
+        [Trace(Example("0", ""), ids, ids)], **options, repeats=Repeats(routing={"teacher.one": 1})
     )
     state = module.state_dict()
     module.load_state_dict(state)
