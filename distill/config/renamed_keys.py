@@ -51,6 +51,7 @@ ADDED: dict[str, tuple[str, Any]] = {
         f"card.{name}": ("checkpoint.every", "unknown")
         for name in ("license", "base_license", "teacher_license", "data_license")
     },
+    "model.teachers_in_memory": ("model.gradient_checkpointing", "all"),
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.start_tokens": ("loss.rollouts.max_new_tokens", None),
     "loss.rollouts.grow_until": ("loss.rollouts.max_new_tokens", 0.5),

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from distill.objective.objective import Objective
 from distill.objective.step_values import StepProposals
 from distill.objective.terms import LossSums, MicroBatch
 from distill.planning.plan import make_plan
+from distill.planning.ranks import held_live
+from distill.planning.sizes import measure
 from distill.runs.card import Card, card_text
 from distill.teacher.distribution import TeacherDistribution
 from distill.teacher.several import Teachers
@@ -193,10 +196,10 @@ def test_one_model_under_two_names_is_the_single_teacher_bit_for_bit(
     "loss",
     [
         "validity data.step_separator=';' loss.proposals.max_step_tokens=3",
-        "reverse_kl data.teacher_prompt.user='{problem}{problem}'",
         *(
             pytest.param(words, marks=pytest.mark.exhaustive)
             for words in (
+                "reverse_kl data.teacher_prompt.user='{problem}{problem}'",
                 "dcod",
                 "dcod_jsd loss.distribution.source=hidden_states",
                 "forward_kl loss.distribution.source=top_k loss.distribution.top_k=4",
@@ -495,23 +498,25 @@ def test_dcods_ratio_has_the_writers_own_log_probs(tiny_pair: tuple[Path, Path],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("held", ["all", "one"])
 def test_the_plan_counts_all_teachers_or_the_largest(
-    tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, held: str
+    tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    words = several(*tiny_pair, ROUTED, "loss=forward_kl", f"model.teachers_in_memory={held}")
+    words = several(*tiny_pair, ROUTED, "loss=forward_kl")
     given = [word for word in arguments(tiny_pair, data, tmp_path) if "model.teacher=" not in word]
-    plan = make_plan(Setup.from_overrides([*given, *words]))
+    setup = Setup.from_overrides([*given, *words])
+    plan = make_plan(setup)
     sizes = {
         name: sum(p.numel() * 4 for p in find_model(str(folder), key="model").skeleton().parameters())
         for name, folder in zip(("one", "two"), tiny_pair, strict=True)
     }
-    if held == "all":
-        assert {name: plan.memory[f"weights of the teacher {name}, live"] for name in sizes} == sizes
-    else:
-        assert plan.memory["weights of the largest teacher, one at a time"] == max(sizes.values())
-        assert not any("live" in name for name in plan.memory)
+    assert {name: plan.memory[f"weights of the teacher {name}, live"] for name in sizes} == sizes
     assert any("shares of the traces: one 57%, two 43%" in note for note in plan.notes)
+    assert setup.teachers is not None
+    alone = replace(setup, teachers=replace(setup.teachers, one_at_a_time=True))
+    frozen = {role: measure(source) for role, source in setup.frozen.items()}
+    held = held_live(alone, frozen)
+    assert held["weights of the largest teacher, one at a time"] == max(sizes.values())
+    assert not any("live" in name for name in held)
 
 
 def test_a_checkpoint_of_other_routes_is_not_resumed() -> None:
