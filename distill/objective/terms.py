@@ -14,7 +14,7 @@ from distill.losses.inputs import Distribution, TokenLoss
 from distill.losses.signals import parameters, plain_partial, signals
 
 TokenWeight = Callable[..., Tensor]
-Control = Literal["none", "uniform", "shuffled", "inverted"]
+Control = Literal["none", "uniform", "shuffled", "inverted", "by_position"]
 Rows = Literal["all", "dataset", "student"]
 
 
