@@ -538,7 +538,9 @@ def test_the_model_card_names_all_teachers() -> None:
     summary = {"frozen": {"teacher.math": "", "teacher.code": ""}, "loss": "dcod", "traces": 3, "steps": 1}
     summary |= {"tokens": 3.0, "precision": "32-true", "seed": 0}
     config = {"model": model, "optimizer": {"lr": 0.1}}
-    licenses: dict[str, str] = dict.fromkeys(("license", "base_license", "teacher_license", "data_license"), "unknown")
+    licenses: dict[str, str] = dict.fromkeys(
+        ("license", "base_license", "teacher_license", "data_license"), "unknown"
+    )
     text = card_text(Card("student", "g/h", licenses, config, summary))
     assert "Teachers, of which each record has one: math `a/b`, code `c/d`" in text
     assert "e/f" not in text
