@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import arguments
+from test_training import BY_STEPS, arguments, unbroken_and_resumed
 
 from distill.data.batch import Batch
 from distill.data.readers import read_examples
@@ -517,6 +517,17 @@ def test_the_plan_counts_all_teachers_or_the_largest(
     held = held_live(alone, frozen)
     assert held["weights of the largest teacher, one at a time"] == max(sizes.values())
     assert not any("live" in name for name in held)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("held", ["all", "one"])
+def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(
+    tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    own = [ROUTED, "loss=on_policy_kd", f"model.teachers_in_memory={held}", *BY_STEPS]
+    words = arguments(tiny_pair, data, tmp_path, *own, "trainer.accumulate_grad_batches=2")
+    words = [word for word in words if "model.teacher=" not in word]
+    unbroken_and_resumed([*words, *several(*tiny_pair), "data.batch_size=3"], tmp_path, monkeypatch)
 
 
 def test_a_checkpoint_of_other_routes_is_not_resumed() -> None:
