@@ -12,6 +12,7 @@ from distill.io.secrets import without_secrets
 from distill.models.path import PACKAGE_PREFIX, is_hub_id
 
 UNKNOWN = "unknown"
+_SELF_TAUGHT = {"initial": "the base model itself", "ema": "the moving average of this model in training"}
 LICENSES = ("license", "base_license", "teacher_license", "data_license")
 _WORDS = {
     "license": "this model",
@@ -173,7 +174,11 @@ def _origin(card: Card) -> Iterator[str]:
         yield "- Training: not known here; this model is of no run of distill."
         return
     frozen: Mapping[str, str] = card.summary.get("frozen") or {}
-    yield _teachers(card.config.get("model") or {}, frozen)
+    own = _SELF_TAUGHT.get((card.config.get("loss") or {}).get("teacher", "model"))
+    if own and "teacher" in frozen:
+        yield f"- Teacher: {own}"
+    else:
+        yield _teachers(card.config.get("model") or {}, frozen)
     data = card.config.get("data") or {}
     where = public_name(data["path"]) if data.get("path") else data.get("hub")
     by = "written by the teacher" if data.get("completions") == "teacher" else "the data's own"

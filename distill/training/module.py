@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +39,7 @@ from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
 from distill.training.length import Steps
+from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
@@ -123,7 +124,8 @@ class DistillModule(lightning.LightningModule):
         rollouts = objective.rollouts
         self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self._kept = KeptRollouts(objective.num_iterations)
-        self.step_metrics = StepMetrics(objective, student.end_ids)
+        self._step_ends = step_ends(rollouts, student.tokenizer)
+        self.step_metrics = StepMetrics(objective, student.end_ids, self._step_ends)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
         self._values: dict[str, float] = {}  # of the optimizer step, summed over micro-batches and ranks
@@ -459,9 +461,13 @@ class DistillModule(lightning.LightningModule):
         products = 1 + bool(self.objective.precomputed_signals)
         products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
+        if self.objective.trace_weights is not None:  # by states before each token and behind the last one
+            states = len(student.hidden) + len(batch.mask)
+            self._meters["student"].add(2.0 * states * student.weight.numel())
         rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
+        compared |= {"log_p"} if self.objective.overlap_top_k else set()
         for name, other in batch.others.items():
             if name in compared:
                 self._meters["teacher"].add(sum(map(head_flops, heads_of(other))))
@@ -493,16 +499,20 @@ class DistillModule(lightning.LightningModule):
         """Replace the batch's completions by the student's rollouts, `rollouts.samples` of each prompt, and
         reward them if the objective does."""
         began = time.perf_counter()
-        prompts = repeated(batch.prompts(), rollouts.samples)
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling_at(self._progress(self.trainer.global_step))
-        reads = self._teachers_prompts(batch)
+        begun = replayed(batch, rollouts, self._step_ends, seed)
+        own = repeated(batch.prompts(), rollouts.samples)
+        prompts = [[*prompt, *ids] for prompt, ids in zip(own, begun, strict=True)]
+        reads = self._teachers_prompts(batch, begun, rollouts.samples)
         # Such a teacher reads the same completion tokens, after a prompt that may be longer.
         rooms = [reader.room(prompt) for reader, prompt in reads.values() if not reader.foreign]
         sampling = replace(sampling, max_new_tokens=min([sampling.max_new_tokens, *rooms]))
         assert self._writer is not None
         with self.whole_student() as self._writer.student:
-            written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+            stops = self._step_ends if rollouts.writes_step else ()
+            step = self.trainer.global_step
+            written = self._writer.write(prompts, sampling, seed=seed, step=step, stops=stops)
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
@@ -510,16 +520,14 @@ class DistillModule(lightning.LightningModule):
                 repeated(batch.examples, rollouts.samples), prompts, written, strict=True
             )
         ]
-        for row, trace in enumerate(traces):
-            if (read := reads.get(row // rollouts.samples)) is not None:
-                reader, teachers_prompt = read
-                trace.teacher_view = reader.read(teachers_prompt, trace.completion_ids.tolist())
+        for row, (reader, teachers_prompt) in reads.items():
+            traces[row].teacher_view = reader.read(teachers_prompt, traces[row].completion_ids.tolist())
         for part in batch.parts:
-            for trace in (
-                t for row in part.rows for t in traces[row * rollouts.samples :][: rollouts.samples]
-            ):
-                trace.teacher = part.teacher
+            for first in (row * rollouts.samples for row in part.rows):
+                for trace in traces[first : first + rollouts.samples]:
+                    trace.teacher = part.teacher
         self._rollout_seconds += time.perf_counter() - began
+        self.step_metrics.replay(sum(map(len, begun)))
         rewarded, signals = None, list(self.objective.problem_signals)
         for name in signals:
             values = repeated(batch.signals[name].amax(-1).tolist(), rollouts.samples)  # zero on the prompt
@@ -533,17 +541,29 @@ class DistillModule(lightning.LightningModule):
         pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
         return collate(traces, signals, pad_id, self.layout).to(self.device), rewarded
 
-    def _teachers_prompts(self, batch: Batch) -> dict[int, tuple[Retokenizer, np.ndarray]]:
-        """For each row that a teacher reads in other tokens: who makes its view, and the teacher's prompt."""
+    def _teachers_prompts(
+        self, batch: Batch, begun: Sequence[list[int]], samples: int
+    ) -> dict[int, tuple[Retokenizer, np.ndarray]]:
+        """For each rollout that a teacher reads in other tokens: who makes its view, and its prompt.
+
+        Args:
+            batch: of the prompts.
+            begun: for each rollout the tokens that stand behind the prompt already.
+            samples: rollouts of each prompt.
+        """
         # Mixed teachers read the same tokens: the shortest context counts.
         shortest = min(self.readers, key=lambda role: self.readers[role].teacher.context_length, default="")
         whole = (shortest, tuple(range(len(batch.examples))), batch.teacher_view)
         sides = [(part.teacher, part.rows, part.batch.teacher_view) for part in batch.parts] or [whole]
         return {
-            row: (self.readers[teacher], prompt)
+            row * samples + number: (
+                self.readers[teacher],
+                behind([prompt], [begun[row * samples + number]])[0],
+            )
             for teacher, rows, view in sides
             if view is not None and teacher in self.readers
             for row, prompt in zip(rows, view.prompts, strict=True)
+            for number in range(samples)
         }
 
     def _propose(self, batch: Batch, number: int) -> StepValues:

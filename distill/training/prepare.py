@@ -28,6 +28,7 @@ from distill.teacher.models import TeacherModels
 from distill.teacher.retokenize import teacher_traces
 from distill.teacher.served import ServedTeacher
 from distill.teacher.several import kind_of
+from distill.training.average import copied
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
 from distill.training.masked import masked_share
 from distill.training.models import rows_in_words, writes_all
@@ -128,7 +129,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         matrix = None if setup.teachers is not None else find_matrix(objective, frozen.get("teacher"), traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
-    live = {role: frozen[role].get() for role in setup.live if not _alone(setup, role)}
+    live = _load_live(setup, student, frozen)
     for role in frozen.keys() - live.keys():
         frozen[role].release()
     if setup.compute.sharded and not objective.compares_steps:
@@ -148,6 +149,18 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         masked,
         {role: len(places) for role, places in (groups or {}).items()},
     )
+
+
+def _load_live(
+    setup: Setup, student: LanguageModel, frozen: Mapping[str, LazyModel]
+) -> dict[str, LanguageModel]:
+    """The frozen models that stay in memory as the student trains."""
+    averaged = setup.objective.teacher == "ema"
+    return {
+        role: copied(student) if averaged and role == "teacher" else frozen[role].get()
+        for role in setup.live
+        if not _alone(setup, role)
+    }
 
 
 def _traces(
@@ -283,7 +296,9 @@ def _in_words(setup: Setup) -> dict[str, str]:
         cached = [name for name, whose in objective.cached_signals.items() if whose == kind]
         if kind == "teacher" and objective.caches_distribution:
             cached.append(f"distribution as {objective.distribution.source}")
-        if kind in objective.live_roles:
+        if role == "teacher" and objective.teacher == "ema":
+            found[role] = f"{source.name} in training, its moving average"
+        elif kind in objective.live_roles:
             how = "one at a time" if _alone(setup, role) else "live"
             found[role] = f"{source.name}, {how} beside the student"
         else:

@@ -72,7 +72,7 @@ def check_several(
     why = None
     if "teacher" not in asked and not writes:
         why = f"loss={loss} asks nothing of a teacher: leave them out, or take a loss that does, such as dcod"
-    elif objective.teacher == "initial":
+    elif objective.teacher != "model":
         why = f"loss={loss} takes the student itself as teacher: leave them out, or take loss.teacher=model"
     elif served:
         why = "teacher.source=server is one teacher: take teacher.source=local, or model.teacher="

@@ -20,7 +20,7 @@ from distill.objective.objective import Objective
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
-from distill.training.models import writes_all
+from distill.training.models import prompts_only, writes_all
 from distill.training.recipe import TraceRecipe
 
 
@@ -39,7 +39,7 @@ def prepare_traces(
 
     Args:
         objective: says which signals.
-        recipe: makes the traces, of prompts only if the student writes every completion.
+        recipe: makes the traces, of prompts only if the student writes whole completions.
         student: in whose tokens they are.
         frozen: models by role.
         reader: makes the teacher's view of the traces.
@@ -48,16 +48,16 @@ def prepare_traces(
         of_teacher: adds the teacher's signals, if another than `teacher` of `frozen` gives them.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
-    prompts_only = writes_all(objective)
-    traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
+    bare = prompts_only(objective)
+    traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=bare)
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
         traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say, folder=cache)
     elif rollouts and "teacher" in objective.live_roles:
-        _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
+        _check_rollouts_fit(traces, rollouts, student.source, frozen["teacher"].source)
     if objective.problem_signals:
         traces = recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
-    if prompts_only:
+    if writes_all(objective):
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
         check_prompts(traces, frozen["teacher"].source)
@@ -155,10 +155,11 @@ def find_matrix(objective: Objective, teacher: LazyModel | None, traces: Sequenc
 
 
 def _check_rollouts_fit(
-    traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
+    traces: Sequence[Trace], rollouts: StudentRollouts, student: ModelSource, teacher: ModelSource
 ) -> None:
     """Reject a teacher whose context is too short for the longest possible rollout."""
-    prompt = int(scan(traces).prompts.max())
+    scanned, longest = scan(traces), rollouts.max_new_tokens
+    prompt = int((scanned.lengths if rollouts.replays else scanned.prompts).max())
     context = teacher.context_length
     if context < min(prompt + longest, student.context_length):
         raise UserError(
