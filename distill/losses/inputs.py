@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.losses.closed_forms import ClosedForm, closed_form_of
 from distill.losses.logits import LogitBuffers, signals_of
 from distill.losses.overlap import top_k_overlap
+from distill.losses.several_heads import MixedHead, RoutedHead
 from distill.losses.signals import signals, unbound
 from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head, factors, log_softmax
@@ -21,6 +22,7 @@ TokenLoss = Callable[..., Tensor]
 # Computes the weights of a slice of the tokens from the student's signals there ([tokens] by name, at
 # temperature 1).
 InlineWeights = Callable[[slice, Mapping[str, Tensor]], Tensor]
+Distribution = Head | RoutedHead | MixedHead | SparseDistribution  # of frozen models
 _OWN = ("weight", "old_logprobs")  # given by the chunk loop, where the batch has none
 
 
@@ -65,7 +67,8 @@ class ChunkedInputs:
         labels: [tokens] the tokens to predict.
         terms: token losses with their weights.
         others: frozen models' distributions at the same positions, by signal name (`log_p`: the teacher's,
-            `log_r`: the reference's): a head, possibly with another vocabulary, or a sparse distribution.
+            `log_r`: the reference's): a head, possibly with another vocabulary, heads of several models, or a
+            sparse distribution.
             With a sparse one, a loss gets both distributions over the known tokens only, plus one bucket for
             all others if their total probability is known.
         token_signals: [tokens] per-token signals, by name.
@@ -84,7 +87,7 @@ class ChunkedInputs:
 
     labels: Int[Tensor, " tokens"]
     terms: Sequence[WeightedTerm]
-    others: Mapping[str, Head | SparseDistribution] = field(default_factory=dict)
+    others: Mapping[str, Distribution] = field(default_factory=dict)
     token_signals: Mapping[str, Float[Tensor, " tokens"]] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     temperature: float = 1.0
@@ -103,11 +106,7 @@ class ChunkedInputs:
                 f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}"
             )
         # Cast as the model's own head would be under the current autocast.
-        self.others = {
-            name: factors(other) if isinstance(other, Head) else other
-            for name, other in self.others.items()
-            if name in wanted
-        }
+        self.others = {name: _ready(other) for name, other in self.others.items() if name in wanted}
         self.token_signals = {
             name: values.detach() for name, values in self.token_signals.items() if name in wanted
         }
@@ -121,12 +120,17 @@ class ChunkedInputs:
             )
 
     def logits_of_others(self, chunk: slice, buffers: LogitBuffers) -> dict[str, Tensor]:
-        """[tokens, vocab] logits of a chunk for the frozen models whose head is given, by signal name."""
-        return {
-            name: buffers.product(name, other.hidden[chunk], other.weight)
-            for name, other in self.others.items()
-            if isinstance(other, Head)
-        }
+        """[tokens, vocab] logits of a chunk for the frozen models whose heads are given, by signal name; of a
+        mixture log-probs at the loss's temperature."""
+        found = {}
+        for name, other in self.others.items():
+            if isinstance(other, Head):
+                found[name] = buffers.product(name, other.hidden[chunk], other.weight)
+            elif isinstance(other, RoutedHead):
+                found[name] = other.logits(name, chunk, buffers)
+            elif isinstance(other, MixedHead):
+                found[name] = other.logprobs(name, chunk, buffers, self.temperature)
+        return found
 
     def signals_of_student(
         self, log_q: Float[Tensor, "rows vocab"], logits: Float[Tensor, "rows vocab"], rows: slice
@@ -151,6 +155,8 @@ class ChunkedInputs:
         for name, other in self.others.items():
             if isinstance(other, SparseDistribution):
                 found[name] = other[rows]
+            elif isinstance(other, MixedHead):
+                found[name] = logits[name][at]
             else:
                 found[name] = log_softmax(logits[name][at], self.temperature)
         return found | dict(self.constants) | {"labels": self.labels[rows]}
@@ -180,6 +186,12 @@ class ChunkedInputs:
         if any(isinstance(known.get(name), SparseDistribution) for name in term.signals):
             return None
         return _compiled(term.closed_form) if self.compiled and term.closed_form else term.closed_form
+
+
+def _ready(other: Distribution) -> Distribution:
+    if isinstance(other, Head):
+        return factors(other)
+    return other if isinstance(other, SparseDistribution) else other.ready()
 
 
 def arguments(term: WeightedTerm, log_q: Tensor, known: Mapping[str, Any]) -> dict[str, Tensor]:

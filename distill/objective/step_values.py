@@ -44,6 +44,29 @@ class StepValues:
     agreed: Bool[Tensor, "batch seq"]
     scored: int = 0
 
+    @classmethod
+    def joined(
+        cls, parts: Sequence[tuple[Sequence[int], "StepValues"]], mask: Bool[Tensor, "batch seq"]
+    ) -> "StepValues":
+        """The values of a whole batch.
+
+        Args:
+            parts: of some of its rows: their indices and values.
+            mask: of the whole batch.
+        """
+        student, teacher = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
+        first, agreed = torch.zeros_like(mask), torch.zeros_like(mask)
+        for rows, part in parts:
+            width = part.student.shape[1]  # a part is padded to its own longest trace
+            at = torch.tensor(rows, device=mask.device)
+            for whole, own in zip(
+                (student, teacher, first, agreed),
+                (part.student, part.teacher, part.first, part.agreed),
+                strict=True,
+            ):
+                whole[at, :width] = own
+        return cls(student, teacher, first, agreed, sum(part.scored for _, part in parts))
+
 
 @dataclass(frozen=True)
 class StepProposals:

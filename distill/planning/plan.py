@@ -19,13 +19,12 @@ from rich.table import Table
 
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
 from distill.planning.kernels import Kernel
 from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live
 from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
+from distill.planning.stages import Batches, Stage, by_teacher, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
 from distill.training.models import prompts_only, writes_all
 from distill.training.setup import Setup
@@ -144,19 +143,19 @@ def make_plan(setup: Setup) -> Plan:
     student = measure(setup.student, setup.compute.precision)
     notes: list[str] = []
     traces = expected_traces(setup, notes)
-    frozen: dict[Role, ModelSize] = {
+    frozen: dict[str, ModelSize] = {
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
     if objective.problem_signals or (recipe.completions == "teacher" and not prompts_only(objective)):
-        per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
-        read = [teacher_trace(trace) for trace in traces]
-        stages.append(
-            written("teacher writes traces", teacher, read, per_batch, recipe, samples=recipe.samples)
-        )
+        per_batch = recipe.sampling_batch_size * recipe.samples
+        for role, own in by_teacher(setup, traces).items():
+            read = [teacher_trace(trace) for trace in own]
+            name = f"{role.replace('.', ' ')} writes traces"
+            stages.append(written(name, frozen[role], read, per_batch, recipe, samples=recipe.samples))
     if not writes_all(objective):
         served = setup.teacher.source == "server" and not setup.teacher.verify
-        stages += caching(objective, frozen, traces, served)
+        stages += caching(setup, frozen, traces, served)
         if served:
             notes.append("what the server's computation takes is not counted")
     trained, held, host = training(setup, student, frozen, traces)
@@ -204,7 +203,7 @@ def _host_note(held: Mapping[str, int], ranks: int) -> str:
 
 
 def _beside(
-    stages: Sequence[Stage], setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize]
+    stages: Sequence[Stage], setup: Setup, student: ModelSize, frozen: Mapping[str, ModelSize]
 ) -> list[Stage]:
     """Stages in which the student answers, with what a rank holds beside it."""
     ranks = setup.length.ranks

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from distill.losses.signals import Role
 from distill.models.sharding import layers_of
 from distill.planning.sizes import ModelSize
 from distill.planning.weightless import WeightlessModel
+from distill.teacher.several import kind_of
 from distill.training.deepspeed import BUCKET, LIVE
 from distill.training.setup import Setup
 
@@ -25,6 +25,8 @@ WHOLE_COPY = "whole copy of the student that writes"
 ROLLOUTS = "KV cache and logits of rollouts"
 READING = "frozen models' hidden states"
 MATRIX = "the teacher's output matrix"
+LARGEST = "weights of the largest teacher, one at a time"
+MATRICES = "output matrices of the other teachers"
 MASTER = "weights in fp32, DeepSpeed's"
 ENGINE = "DeepSpeed's buckets"
 
@@ -108,12 +110,19 @@ def _bytes(module: Any, *, trained: bool = False) -> int:
     return sum(p.numel() * p.dtype.itemsize for p in module.parameters() if p.requires_grad or not trained)
 
 
-def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+def held_live(setup: Setup, frozen: Mapping[str, ModelSize]) -> dict[str, int]:
     """Bytes that a rank's device holds of frozen models and output matrices, during the whole training."""
     objective = setup.objective
     found: dict[str, int] = {}
-    for role in sorted(objective.live_roles):
-        who, name = frozen[role], f"weights of the {role}, live"
+    alone = setup.teachers is not None and setup.teachers.one_at_a_time
+    if alone and "teacher" in objective.live_roles:
+        sizes = sorted((frozen[role] for role in setup.roles_of("teacher")), key=lambda who: -who.weights)
+        found[LARGEST] = sizes[0].weights
+        found[MATRICES] = sum(who.bytes * who.vocabulary * who.hidden for who in sizes[1:])
+    for role in setup.live:
+        if alone and kind_of(role) == "teacher":
+            continue
+        who, name = frozen[role], f"weights of the {role.replace('.', ' ')}, live"
         found[name] = who.weights
         if role == "teacher" and objective.teacher == "ema" and setup.lora:  # the base is the student's own
             adapted = WeightlessModel.student(setup.student, lora=setup.lora, gradient_checkpointing=False)
@@ -123,7 +132,10 @@ def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
             # Its root stays gathered, and the last layer's buffer lives until the next layer is gathered.
             found[f"gathered of the {role}"] = who.bytes * who.root + _gathered_layer(setup, who)
     if objective.caches_distribution and objective.distribution.whole:
-        found[MATRIX] = frozen["teacher"].bytes * frozen["teacher"].vocabulary * frozen["teacher"].hidden
+        own = [frozen[role] for role in setup.roles_of("teacher")]
+        found[MATRIX if len(own) == 1 else f"{MATRIX}, of each"] = sum(
+            who.bytes * who.vocabulary * who.hidden for who in own
+        )
     return found
 
 
@@ -136,9 +148,9 @@ def _gathered_layer(setup: Setup, who: ModelSize) -> int:
     return min(who.bytes, setup.compute.precision.itemsize) * who.layer
 
 
-def held_by_host(setup: Setup, student: StudentBytes, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+def held_by_host(setup: Setup, student: StudentBytes, frozen: Mapping[str, ModelSize]) -> dict[str, int]:
     """Bytes that a rank takes of the host's memory beside those of a GPU, by occasion."""
-    live = [frozen[role].weights for role in sorted(setup.objective.live_roles)]
+    live = [frozen[role].weights for role in setup.live]
     found = {"loading": student.weights + sum(live)}  # every rank reads whole models
     strategy, shares = setup.compute.trainer.get("strategy"), setup.length.ranks
     if setup.compute.cpu_offload:
@@ -162,7 +174,7 @@ def _in_single(student: StudentBytes) -> int:
 def moments(
     setup: Setup,
     student: StudentBytes,
-    frozen: Mapping[Role, ModelSize],
+    frozen: Mapping[str, ModelSize],
     *,
     activations: tuple[int, int],
     head: tuple[int, int],
@@ -221,10 +233,10 @@ def moments(
 
 
 def _reading(
-    setup: Setup, frozen: Mapping[Role, ModelSize], held: Mapping[str, int], tokens: int
+    setup: Setup, frozen: Mapping[str, ModelSize], held: Mapping[str, int], tokens: int
 ) -> Iterator[Moment]:
     """Moments in which frozen models read a micro-batch of so many tokens, beside what is held then."""
-    for role in sorted(setup.objective.live_roles):
+    for role in setup.live:
         who = frozen[role]
         reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
         if f"gathered of the {role}" in held:

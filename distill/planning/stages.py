@@ -11,10 +11,8 @@ from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.logits import fitting_chunk
-from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
 from distill.models.head import Head
-from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
 from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
@@ -90,32 +88,49 @@ def written(
     return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
+def by_teacher(setup: Setup, traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """The traces that each teacher reads, by its role: of several teachers its own, or all where they are
+    mixed."""
+    roles = setup.roles_of("teacher")
+    if setup.teachers is None or setup.teachers.weights is not None:
+        return {role: list(traces) for role in roles}
+    return {role: [trace for trace in traces if trace.teacher == role] for role in roles}
+
+
 def caching(
-    objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace], served: bool = False
+    setup: Setup, frozen: Mapping[str, ModelSize], traces: list[Trace], served: bool = False
 ) -> list[Stage]:
     """Stages that compute cached signals of the traces; `served`: a server does the teacher's part."""
-    work, by_teacher = scoring(traces), scoring([teacher_trace(trace) for trace in traces])
-    stages, tokens = [], work.predictions
-    for signal, role in objective.cached_signals.items():
-        who = frozen[role]
-        flops = who.cost.forward(by_teacher if role == "teacher" else work)
-        memory = who.reading_memory()
-        name = f"{role} reads traces ({signal})"
-        place, disk = (who.source.name, who.parameters), 4 * tokens
-        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
-        stages.append(_elsewhere(stage) if served and role == "teacher" else stage)
-    if objective.caches_distribution:
-        who, wanted = frozen["teacher"], objective.distribution
+    objective, stages = setup.objective, []
+    of_teachers = by_teacher(setup, traces)
+    work = scoring(traces)
+    for signal, kind in objective.cached_signals.items():
+        for role in setup.roles_of(kind):
+            own = work
+            if kind == "teacher":
+                own = scoring([teacher_trace(trace) for trace in of_teachers[role]])
+            who = frozen[role]
+            name = f"{role.replace('.', ' ')} reads traces ({signal})"
+            disk = 4 * sum(len(trace.completion_ids) for trace in of_teachers.get(role, traces))
+            stage = _cached(name, who, who.cost.forward(own), disk)
+            stages.append(_elsewhere(stage) if served and kind == "teacher" else stage)
+    for role in setup.roles_of("teacher") if objective.caches_distribution else ():
+        who, wanted = frozen[role], objective.distribution
+        own = scoring([teacher_trace(trace) for trace in of_teachers[role]])
         size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
-        name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(by_teacher)
-        memory, disk = who.reading_memory(), size * tokens
-        place = who.source.name, who.parameters
-        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
+        disk = size * sum(len(trace.completion_ids) for trace in of_teachers[role])
+        name = f"{role.replace('.', ' ')}'s distribution ({wanted.source})"
+        stage = _cached(name, who, who.cost.forward(own), disk)
         stages.append(_elsewhere(stage) if served else stage)
     return stages
+
+
+def _cached(name: str, who: ModelSize, flops: float, disk: int) -> Stage:
+    memory = who.reading_memory()
+    return Stage(name, who.source.name, who.parameters, flops, memory=memory, disk=disk, shared=True)
 
 
 def _elsewhere(stage: Stage) -> Stage:
@@ -196,7 +211,7 @@ class Batches:
 
 
 def training(
-    setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
+    setup: Setup, student: ModelSize, frozen: Mapping[str, ModelSize], traces: list[Trace]
 ) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
     """Stages of training (rollouts, student, frozen models), moments of a step, and what the host holds."""
     batches, ranks = Batches.of(setup, traces), setup.length.ranks
@@ -223,7 +238,7 @@ def training(
     place = student.source.name, student.parameters
     stages.append(Stage(name, *place, own, memory=peak, disk=disk, ranks=ranks))
     if live:
-        who = [frozen[role] for role in sorted(setup.objective.live_roles)] or [frozen["teacher"]]
+        who = [frozen[role] for role in setup.live or setup.roles_of("teacher")]
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
         stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
@@ -233,7 +248,7 @@ def training(
 def step_moments(
     setup: Setup,
     student: ModelSize,
-    frozen: Mapping[Role, ModelSize],
+    frozen: Mapping[str, ModelSize],
     batches: Batches,
     *,
     model: Any,
@@ -280,7 +295,7 @@ def _rollouts(setup: Setup, student: ModelSize, batches: Batches) -> Stage:
 
 
 def _training_flops(
-    setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: Batches, trains_head: bool
+    setup: Setup, cost: Cost, frozen: Mapping[str, ModelSize], batches: Batches, trains_head: bool
 ) -> tuple[float, float]:
     """FLOPs of the student's training, and of frozen models during training."""
     objective = setup.objective
@@ -293,16 +308,21 @@ def _training_flops(
         own += cost.forward(_weighing(batch)) if objective.trace_weights is not None else 0.0
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []
-        for role in set(asked):
-            predictions = asked.count(role) * completions
-            read = (
-                _read(setup, [teacher_trace(trace) for trace in batch])
-                if role == "teacher"
-                else (tokens, pairs)
-            )
-            live += frozen[role].cost.forward(Work(*read, predictions=predictions))
+        reads = by_teacher(setup, batch)
+        for kind in set(asked):
+            for role in setup.roles_of(kind):
+                mine = reads[role] if kind == "teacher" else batch
+                predictions = asked.count(kind) * sum(len(trace.completion_ids) for trace in mine)
+                read = (
+                    _read(setup, [teacher_trace(trace) for trace in mine])
+                    if kind == "teacher"
+                    else (tokens, pairs)
+                )
+                live += frozen[role].cost.forward(Work(*read, predictions=predictions))
         if objective.caches_distribution and objective.distribution.whole:
-            live += frozen["teacher"].cost.forward(Work(predictions=completions))
+            for role, mine in reads.items():
+                predicted = sum(len(trace.completion_ids) for trace in mine)
+                live += frozen[role].cost.forward(Work(predictions=predicted))
     return own * batches.scale, live * batches.scale
 
 
@@ -329,5 +349,7 @@ def _weighing_memory(setup: Setup, student: ModelSize, batch: Sequence[Trace]) -
 
 def _read(setup: Setup, traces: Sequence[Trace]) -> tuple[int, int]:
     """Tokens and causal pairs of a batch, padding included."""
+    if not traces:
+        return 0, 0
     lengths = setup.layout.read_lengths([len(trace) for trace in traces])
     return sum(lengths), sum(map(causal_pairs, lengths))

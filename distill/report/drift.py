@@ -173,7 +173,8 @@ class _Measuring:
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:
-            raise UserError("its configuration names no teacher (model.teacher) that it could drift from")
+            why = "several teachers" if cfg.model.get("teachers") else "no teacher (model.teacher)"
+            raise UserError(f"its configuration names {why}, and drift is measured from one")
         _check_said(cfg, run, self.said)
         student = find_model(
             str(run.folder / "student"),

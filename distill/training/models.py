@@ -12,12 +12,17 @@ from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.objective import Objective
 from distill.teacher.served import TeacherSource
+from distill.teacher.several import Teachers, key_of, kind_of
 from distill.training.recipe import TraceRecipe
 
 
 def find_models(
-    model: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, loss: str | None
-) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    model: Mapping[str, Any],
+    objective: Objective,
+    recipe: TraceRecipe,
+    loss: str | None,
+    teachers: Teachers | None = None,
+) -> tuple[ModelSource, dict[str, ModelSource]]:
     """Find the student and the frozen models that the objective or the traces need, without loading them.
 
     Args:
@@ -25,9 +30,10 @@ def find_models(
         objective: the training objective.
         recipe: how traces are made.
         loss: the objective's name, for messages.
+        teachers: several teachers; None: there is one.
 
     Returns:
-        The student, and the frozen models by role.
+        The student, and the frozen models by role, of several teachers each by its own.
 
     Raises:
         UserError: a model is missing.
@@ -40,9 +46,12 @@ def find_models(
     roles.update(SIGNALS[name].role for name in objective.problem_signals)
     if recipe.completions == "teacher":
         roles.add("teacher")
-    frozen: dict[Role, ModelSource] = {}
+    frozen: dict[str, ModelSource] = {}
     for role in ROLES:
         if role not in roles:
+            continue
+        if role == "teacher" and teachers is not None:
+            frozen |= teachers.sources
             continue
         self_taught = role == "teacher" and objective.teacher != "model"
         if self_taught and recipe.completions == "teacher" and not prompts_only(objective):
@@ -61,8 +70,8 @@ def find_models(
 
 
 def share_rows(
-    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
-) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    student: ModelSource, frozen: Mapping[str, ModelSource], objective: Objective, loss: str | None
+) -> tuple[ModelSource, dict[str, ModelSource]]:
     """Let models that differ only by further tokens take part with the rows that they share.
 
     Models that the objective compares by text, or does not compare, stay as they are.
@@ -77,7 +86,7 @@ def share_rows(
     return reduced, {role: again.get(id(source), source) for role, source in frozen.items()}
 
 
-def rows_in_words(student: ModelSource, frozen: Mapping[Role, ModelSource]) -> Iterator[str]:
+def rows_in_words(student: ModelSource, frozen: Mapping[str, ModelSource]) -> Iterator[str]:
     """A sentence about each model whose further tokens take no part."""
     for role, source in {"student": student, **frozen}.items():
         if source.rows is None or (role != "student" and source is student):
@@ -85,29 +94,30 @@ def rows_in_words(student: ModelSource, frozen: Mapping[Role, ModelSource]) -> I
         further = sorted((i, token) for token, i in source.tokenizer.get_vocab().items() if i >= source.rows)
         shown = ", ".join(repr(token) for _, token in further[:3]) + (", …" if len(further) > 3 else "")
         yield (
-            f"model.{role}={source.name} has {len(further)} tokens more ({shown}): the {source.rows} shared "
-            f"rows of the output matrices take part, and in this run it predicts and writes no others"
+            f"{key_of(role)}={source.name} has {len(further)} tokens more ({shown}): the {source.rows} "
+            f"shared rows of the output matrices take part, and in this run it predicts and writes no others"
         )
 
 
-def _compares(role: Role, objective: Objective, loss: str | None) -> bool:
+def _compares(role: str, objective: Objective, loss: str | None) -> bool:
     """Whether the objective compares a frozen model with the student token by token."""
-    return bool(_why(role, objective, loss)) and not (role == "teacher" and objective.across_vocabularies)
+    kind = kind_of(role)
+    return bool(_why(kind, objective, loss)) and not (kind == "teacher" and objective.across_vocabularies)
 
 
 def check_vocabularies(
-    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
+    student: ModelSource, frozen: Mapping[str, ModelSource], objective: Objective, loss: str | None
 ) -> None:
     """Reject a frozen model whose vocabulary differs from the student's where the objective compares them."""
     for role, source in frozen.items():
         if source is student or not _compares(role, objective, loss):
             continue
-        why = _why(role, objective, loss)
+        why = _why(kind_of(role), objective, loss)
         if mismatch := vocabulary_mismatch(student, source):
             raise UserError(
-                f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
-                f"family, or take loss=dcod_spans, uld or gold, which compare different tokens, or loss=sft, "
-                f"which learns from the text alone"
+                f"{why} for the student's own tokens, but {mismatch}: choose a {kind_of(role)} of the "
+                f"student's family, or take loss=dcod_spans, uld or gold, which compare different tokens, or "
+                f"loss=sft, which learns from the text alone"
             )
 
 
@@ -122,7 +132,7 @@ def prompts_only(objective: Objective) -> bool:
     return isinstance(rollouts, StudentRollouts) and writes_all(objective) and not rollouts.replays
 
 
-def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
+def _why(role: str, objective: Objective, loss: str | None) -> str | None:
     """Why the loss needs a model, as the beginning of an error message; None if it does not."""
     if role in objective.live_roles or role in objective.distributions.values():
         if role in objective.distributions.values():
@@ -139,13 +149,13 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     return None
 
 
-def _only_measured(role: Role, objective: Objective) -> bool:
+def _only_measured(role: str, objective: Objective) -> bool:
     """Whether the teacher's distribution is in no loss, and only measured."""
     in_a_loss = any("log_p" in term.signals for term in objective.terms.values())
     return role == "teacher" and objective.overlap_top_k is not None and not in_a_loss
 
 
-def _missing(role: Role, why: str | None) -> str:
+def _missing(role: str, why: str | None) -> str:
     reason = why or "data.completions=teacher needs a teacher to write the traces"
     remedy = f"set model.{role}=<hub id, folder or GGUF file>"
     if role == "teacher":
@@ -200,7 +210,7 @@ def check_served(
     objective: Objective,
     recipe: TraceRecipe,
     student: ModelSource,
-    frozen: Mapping[Role, ModelSource],
+    frozen: Mapping[str, ModelSource],
 ) -> None:
     """Reject a served teacher of which the objective or the traces want more than it can give."""
     if teacher.source == "local":

@@ -208,7 +208,9 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
-        repeats=Repeats(setup.objective.trace_weights is not None, setup.objective.num_iterations),
+        repeats=Repeats(
+            setup.objective.trace_weights is not None, setup.objective.num_iterations, prepared.routing
+        ),
     )
 
 
