@@ -3,7 +3,7 @@
 They are beartype's, called by jaxtyping, which can turn them off. Checked calls take twice as long. So the
 checks are on in the first case of each quick test and off elsewhere: other cases and slow tests call the same
 functions. A function's checks are made when it is first called with them on: those of all functions take
-seconds, in each process. TYPE_CHECKS=off in the environment leaves them out, for processes that tests start."""
+seconds, in each process. TYPE_CHECKS=off in the environment leaves them out, for processes of tests."""
 
 import functools
 import inspect
