@@ -6,9 +6,6 @@ import importlib.metadata
 import logging
 import os
 
-gc.disable()  # what is imported and collected stays; until pytest_collection_finish
-# Lightning asks for plugins at every Trainer, which reads a file of each installed package.
-importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -33,8 +30,10 @@ torch.set_num_threads(1)
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-
 composing.install()
+gc.disable()  # what is imported and collected stays; until pytest_collection_finish
+# Lightning asks for plugins at every Trainer, which reads a file of each installed package.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
 @pytest.fixture(scope="session")

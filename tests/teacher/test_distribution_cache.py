@@ -305,6 +305,7 @@ def test_caching_that_was_killed_goes_on_and_gives_the_same(
     assert equal(resumed, clean)
 
 
+@pytest.mark.slow
 def test_whatever_changes_what_is_kept_is_another_cache(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     found, teacher = traces_of(tiny_pair[1], 3), lazy(tiny_pair[1])
     for settings in (
@@ -347,6 +348,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CHANGES)
 def test_a_cache_that_is_not_what_the_teacher_gives_is_refused_when_looked_at(
     source: str, tiny_pair: tuple[Path, Path], tmp_path: Path
