@@ -59,7 +59,8 @@ class WarmKernel(Command):
 
 async def launched_warm(provisioner: LocalProvisioner, cmd: list[str], **kwargs: Any) -> Any:
     """As LocalProvisioner.launch_kernel."""
-    process = WarmKernel(cmd[cmd.index("-m") :], kwargs.get("cwd"), kwargs["env"])
+    words = [str(Path(__file__).with_name("warm_kernel.py")), *cmd[cmd.index("ipykernel_launcher") + 1 :]]
+    process = WarmKernel(words, kwargs.get("cwd"), kwargs["env"])
     provisioner.process, provisioner.pid = process, process.pid
     return provisioner.connection_info
 
