@@ -35,7 +35,8 @@ def set_stored_pre_tokenizer(tokenizer: Any, file: Path) -> None:
     """
     from tokenizers import pre_tokenizers
 
-    name, backend = stored_name(file), getattr(tokenizer, "backend_tokenizer", None)
+    name = stored_name(file)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if name is None or not isinstance(getattr(backend, "pre_tokenizer", None), pre_tokenizers.ByteLevel):
         return
     if name == "smollm":

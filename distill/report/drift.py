@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill.analysis.drift import LENGTHS, Drift
+from distill.analysis.drift_curves import LENGTHS, Drift
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
 from distill.config.instantiate import plain
 from distill.data.trace import Example

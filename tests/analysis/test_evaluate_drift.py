@@ -13,7 +13,7 @@ from test_training import run as train_run
 
 import distill.analysis.drift
 from distill.analysis import evaluate_model as evaluate
-from distill.analysis.drift import LENGTHS
+from distill.analysis.drift_curves import LENGTHS
 from distill.analysis.evaluate_model import Results, evaluate_model
 from distill.errors import UserError
 from distill.evaluate import check

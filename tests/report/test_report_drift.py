@@ -18,7 +18,8 @@ from test_training import arguments
 from test_training import run as train_run
 from transformers import AutoModelForCausalLM
 
-from distill.analysis.drift import Curve, Drift, compare
+from distill.analysis.drift import compare
+from distill.analysis.drift_curves import Curve, Drift
 from distill.errors import UserError
 from distill.generation.engines import HfEngine
 from distill.models.lazy import LazyModel

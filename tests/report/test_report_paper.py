@@ -21,7 +21,7 @@ from samples import sample
 from scipy.stats import binomtest
 from test_results import made
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.config.instantiate import flat, plain
 from distill.config.paths import CONFIG
 from distill.evaluation.published import published
