@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from lightning.pytorch.utilities import rank_zero_only
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +163,9 @@ def _run(words: list[str], cwd: str, environ: dict[str, str], out: str, err: str
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
-    sys.path[:0] = environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = paths = environ.get("PYTHONPATH", "").split(os.pathsep)
+    if paths != [str(ROOT)]:
+        Singleton._instances.pop(Plugins, None)  # Hydra looks anew, for there may be some in these folders
     # Lightning reads the rank when it is imported, which was before.
     rank = next((environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environ), "0")
     rank_zero_only.rank = int(rank)  # pyright: ignore[reportFunctionMemberAccess]
