@@ -212,6 +212,8 @@ class Objective(ObjectiveSpec):
             values = controls.shuffle(values, mask, generator=torch.Generator().manual_seed(seed))
         elif self.control == "inverted":
             values = controls.invert(values, mask)
+        elif self.control == "by_position":
+            values = controls.mean_by_position(values, mask)
         return values if self.scale == "mean" else values * self.scale
 
     def after_step(self, loss: float, progress: float) -> None:

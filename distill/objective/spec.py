@@ -37,7 +37,8 @@ class ObjectiveSpec:
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
             the weights by their mean over the optimizer step, which is the same as `normalize=weights`.
         control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
-            micro-batch), `inverted` (1 - w); `none` leaves them.
+            micro-batch), `inverted` (1 - w), `by_position` (their mean at the same position of the
+            micro-batch's completions); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
         trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
         rewards: how the student's completions are rewarded; None: they are not graded.
@@ -199,7 +200,7 @@ class ObjectiveSpec:
 
     def made_inline(self, name: str) -> bool:
         """Whether a term's weights can be computed token by token inside the chunk loop."""
-        whole = name == "main" and self.control == "shuffled"
+        whole = name == "main" and self.control in ("shuffled", "by_position")
         return is_inline(self.terms[name].token_weight) and not whole
 
     @cached_property

@@ -16,7 +16,7 @@ from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head
 
 TokenWeight = Callable[..., Tensor]
-Control = Literal["none", "uniform", "shuffled", "inverted"]
+Control = Literal["none", "uniform", "shuffled", "inverted", "by_position"]
 Rows = Literal["all", "dataset", "student"]
 
 

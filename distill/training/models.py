@@ -167,7 +167,7 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
             f"{NAME_A_GRADER}"
         )
     weight = objective.token_weight
-    if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
+    if objective.control in ("shuffled", "inverted", "by_position") and unbound(weight) is uniform:
         raise UserError(
             f"loss.control={objective.control} stands in for token weights, and loss={loss} has none but "
             f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
