@@ -51,9 +51,15 @@ ADDED: dict[str, tuple[str, Any]] = {
         f"card.{name}": ("checkpoint.every", "unknown")
         for name in ("license", "base_license", "teacher_license", "data_license")
     },
+    "loss.teacher_update_rate": ("loss.normalize", 0.01),
+    "loss.teacher_sync_steps": ("loss.normalize", 1),
+    "loss.overlap_top_k": ("loss.normalize", None),
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.start_tokens": ("loss.rollouts.max_new_tokens", None),
     "loss.rollouts.grow_until": ("loss.rollouts.max_new_tokens", 0.5),
+    "loss.rollouts.replay_decay": ("loss.rollouts.max_new_tokens", None),
+    "loss.rollouts.replay_writes": ("loss.rollouts.max_new_tokens", "step"),
+    "loss.rollouts.step_separator": ("loss.rollouts.max_new_tokens", "\n"),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
     "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),

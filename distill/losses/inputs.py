@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.losses.closed_forms import ClosedForm, closed_form_of
 from distill.losses.logits import LogitBuffers, signals_of
+from distill.losses.overlap import top_k_overlap
 from distill.losses.signals import signals, unbound
 from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head, factors, log_softmax
@@ -74,6 +75,8 @@ class ChunkedInputs:
             (`distill.losses.logits.fitting_chunk`).
         compiled: whether to fuse operations on logits with torch.compile, for losses with a closed form.
         entropy: whether to compute the entropy of the student's distribution at each position.
+        overlap: k, to compare the student's k likeliest tokens with the teacher's (`log_p`); 0: they are not
+            compared.
 
     Raises:
         ValueError: a loss needs a signal that is not given, or a value is out of range.
@@ -88,11 +91,12 @@ class ChunkedInputs:
     chunk_size: int | None = None
     compiled: bool = False
     entropy: bool = False
+    overlap: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size={self.chunk_size} must be at least 1")
-        wanted = set().union(*(term.signals for term in self.terms))
+        wanted = set().union(*(term.signals for term in self.terms), {"log_p"} if self.overlap else ())
         given = {*self.others, *self.token_signals, *self.constants, "log_q", "labels", *_OWN}
         if missing := wanted - given:
             raise ValueError(
@@ -150,6 +154,26 @@ class ChunkedInputs:
             else:
                 found[name] = log_softmax(logits[name][at], self.temperature)
         return found | dict(self.constants) | {"labels": self.labels[rows]}
+
+    def overlap_at(
+        self,
+        student: tuple[Tensor, Tensor],
+        known: Mapping[str, Any],
+        others: Mapping[str, Tensor],
+        at: slice,
+    ) -> Float[Tensor, "three rows"]:
+        """Overlap of the likeliest tokens at some rows (`top_k_overlap`), at temperature 1.
+
+        Args:
+            student: the student's distribution at the loss's temperature, and its logits.
+            known: of `signals_of_others`.
+            others: of `logits_of_others`.
+            at: the rows' slice of the chunk's logits.
+        """
+        log_q, log_p = student[0], known["log_p"]
+        if self.temperature != 1.0:  # the teacher's distribution is whole then
+            log_q, log_p = log_softmax(student[1]), log_softmax(others["log_p"][at])
+        return top_k_overlap(log_q, log_p, self.overlap)
 
     def closed_form(self, term: WeightedTerm, known: Mapping[str, Any]) -> ClosedForm | None:
         """The function for loss and gradient together; None if the gradient must come from autograd."""

@@ -118,6 +118,7 @@ class LossSums:
         mask: [batch, seq] m_t.
         policy: sums over the completions of a rewarded student, by name: `entropy` of its distributions, and
             `clipped` tokens; otherwise empty.
+        overlap: [3] sums over the tokens of `distill.losses.overlap.top_k_overlap`; None: it is not computed.
     """
 
     total: Float[Tensor, ""]
@@ -128,6 +129,7 @@ class LossSums:
     weights: Float[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     policy: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    overlap: Float[Tensor, " three"] | None = None
 
 
 def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:

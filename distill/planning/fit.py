@@ -20,6 +20,7 @@ _PARTS: Mapping[str, Part] = {
     ranks.HEAD: "head",
     ranks.ROLLOUTS: "rollouts",
     ranks.READING: "activations",
+    ranks.WEIGHING: "activations",
 }
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.errors import UserError
+from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import Role
 from distill.planning.fit import fit_lines
 from distill.planning.kernels import Kernel
@@ -26,7 +27,7 @@ from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
-from distill.training.models import writes_all
+from distill.training.models import prompts_only, writes_all
 from distill.training.setup import Setup
 
 _KERNELS = 10  # with a line of their own
@@ -147,7 +148,7 @@ def make_plan(setup: Setup) -> Plan:
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
-    if objective.problem_signals or (recipe.completions == "teacher" and not writes_all(objective)):
+    if objective.problem_signals or (recipe.completions == "teacher" and not prompts_only(objective)):
         per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
         read = [teacher_trace(trace) for trace in traces]
         stages.append(
@@ -171,6 +172,8 @@ def make_plan(setup: Setup) -> Plan:
     stages += [replace(stage, name=f"{stage.name} after") for stage in asked]
     if objective.compares_steps:
         notes.append("the next steps that both models propose under every prefix are not counted")
+    if isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.replays:
+        notes.append("behind a replayed beginning the student writes less than the whole completion counted")
     if recipe.completions == "teacher":
         notes.append("all that the teacher writes is taken to be right and kept")
     notes.append(

@@ -4,6 +4,7 @@ The run's own modules, objective, backward pass and optimizer work on tensors wi
 (`planning.weightless`). A GPU need not be there. Not simulated:
 
 - What the student writes in rollouts, and proposed reasoning steps: completions are as long as the data's.
+- The pass in which `loss=compact` weighs a problem's traces, which looks at values.
 - Memory that a kernel takes and gives back by itself, cuBLAS's workspaces, the allocator's fragmentation.
 - Several ranks.
 """
@@ -142,7 +143,7 @@ def _objective(objective: Objective) -> Objective:
     """The objective without what loads an engine or a tokenizer, which the simulation does not use."""
     rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts):
-        objective = replace(objective, rollouts=replace(rollouts, engine="hf"))
+        objective = replace(objective, rollouts=replace(rollouts, engine="hf", replay_decay=None))
     if objective.trace_weights is not None:  # its passes are looked at value by value
         objective = replace(objective, trace_weights=None)
     if objective.compares_steps:

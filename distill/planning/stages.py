@@ -10,8 +10,10 @@ import torch
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
+from distill.losses.logits import fitting_chunk
 from distill.losses.signals import Role
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
+from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.planning.memory import head_memory, training_memory
 from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
@@ -211,6 +213,7 @@ def training(
     # A checkpoint has the weights twice (student/ and state.ckpt) and the optimizer state. The run folder's
     # student shares its files with the last checkpoint.
     checkpoint = 2 * whole["weights"] + whole["optimizer"]
+    checkpoint += whole["gradients"] if setup.objective.teacher == "ema" else 0  # as large as the average
     kept = setup.checkpoints
     disk = kept.keep * checkpoint if kept.of_finished else whole["weights"]
     cost = cost_of(model, student.source.name, student.vocabulary)
@@ -249,6 +252,7 @@ def step_moments(
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
     """
     trains = model.get_output_embeddings().weight.requires_grad
+    weighs = setup.objective.trace_weights is not None
     head = head_memory(setup, student, frozen, completions=batches.completions, trains=trains)
     return moments(
         setup,
@@ -257,6 +261,7 @@ def step_moments(
         activations=(whole["activations"], whole["recomputed"]),
         head=head,
         writing=writing,
+        weighing=_weighing_memory(setup, student, batches.largest) if weighs else 0,
         tokens=setup.length.batch_size * batches.longest,
     )
 
@@ -285,6 +290,7 @@ def _training_flops(
         completions = sum(len(trace.completion_ids) for trace in batch)
         tokens, pairs = _read(setup, batch)
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
+        own += cost.forward(_weighing(batch)) if objective.trace_weights is not None else 0.0
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []
         for role in set(asked):
@@ -298,6 +304,27 @@ def _training_flops(
         if objective.caches_distribution and objective.distribution.whole:
             live += frozen["teacher"].cost.forward(Work(predictions=completions))
     return own * batches.scale, live * batches.scale
+
+
+def _weighing(batch: Sequence[Trace]) -> Work:
+    """Work of the pass in which the student weighs a batch's traces (`CompactWeights.weights`).
+
+    It is padded, with a state behind each trace's last token. Products with a few states are left out.
+    """
+    rows, length = len(batch), 1 + max(map(len, batch))
+    states = rows + sum(len(trace.completion_ids) for trace in batch)
+    return Work(rows * length, rows * causal_pairs(length), predictions=states)
+
+
+def _weighing_memory(setup: Setup, student: ModelSize, batch: Sequence[Trace]) -> int:
+    """Bytes of that pass at its peak, beside the weights."""
+    work = _weighing(batch)
+    states = student.bytes * student.hidden * work.predictions
+    body = student.bytes * work.tokens * (3 * student.widest + 4 * student.hidden)
+    one = torch.empty(1, 1, device="cpu" if setup.compute.device == "cpu" else "meta")
+    chunk = min(fitting_chunk(Head(one, one.expand(student.vocabulary, 1))), work.predictions)
+    copies = 1 if setup.compute.device == "cpu" else 2  # a CPU's log-softmax is of a few rows
+    return max(body, states + 4 * copies * chunk * student.vocabulary)
 
 
 def _read(setup: Setup, traces: Sequence[Trace]) -> tuple[int, int]:

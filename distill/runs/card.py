@@ -12,6 +12,7 @@ from distill.io.secrets import without_secrets
 from distill.models.path import PACKAGE_PREFIX, is_hub_id
 
 UNKNOWN = "unknown"
+_SELF_TAUGHT = {"initial": "the base model itself", "ema": "the moving average of this model in training"}
 LICENSES = ("license", "base_license", "teacher_license", "data_license")
 _WORDS = {
     "license": "this model",
@@ -174,7 +175,11 @@ def _origin(card: Card) -> Iterator[str]:
         return
     frozen: Mapping[str, str] = card.summary.get("frozen") or {}
     teacher = (card.config.get("model") or {}).get("teacher") if "teacher" in frozen else None
-    yield f"- Teacher: `{public_name(teacher)}`" if teacher else "- Teacher: none"
+    own = _SELF_TAUGHT.get((card.config.get("loss") or {}).get("teacher", "model"))
+    if own and "teacher" in frozen:
+        yield f"- Teacher: {own}"
+    else:
+        yield f"- Teacher: `{public_name(teacher)}`" if teacher else "- Teacher: none"
     data = card.config.get("data") or {}
     where = public_name(data["path"]) if data.get("path") else data.get("hub")
     by = "written by the teacher" if data.get("completions") == "teacher" else "the data's own"

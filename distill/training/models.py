@@ -44,8 +44,8 @@ def find_models(
     for role in ROLES:
         if role not in roles:
             continue
-        self_taught = role == "teacher" and objective.teacher == "initial"
-        if self_taught and recipe.completions == "teacher" and not writes_all(objective):
+        self_taught = role == "teacher" and objective.teacher != "model"
+        if self_taught and recipe.completions == "teacher" and not prompts_only(objective):
             raise UserError(
                 f"loss={loss} takes the student itself as teacher, "
                 f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
@@ -112,14 +112,22 @@ def check_vocabularies(
 
 
 def writes_all(objective: Objective) -> bool:
-    """Whether the student writes every completion, so that traces need only prompts."""
+    """Whether the student writes every completion that is trained on."""
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
+
+
+def prompts_only(objective: Objective) -> bool:
+    """Whether traces need only prompts: the student writes whole completions, and all of them."""
+    rollouts = objective.rollouts
+    return isinstance(rollouts, StudentRollouts) and writes_all(objective) and not rollouts.replays
 
 
 def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     """Why the loss needs a model, as the beginning of an error message; None if it does not."""
     if role in objective.live_roles or role in objective.distributions.values():
         if role in objective.distributions.values():
+            if _only_measured(role, objective):
+                return f"loss.overlap_top_k={objective.overlap_top_k} needs the {role}'s likeliest tokens"
             return f"loss={loss} needs the {role}'s distribution"
         if role in objective.cached_signals.values():
             return f"loss={loss} needs the {role}'s log-probs of the student's rollouts"
@@ -129,6 +137,12 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     if role == "teacher" and objective.problem_signals:
         return f"loss={loss} needs the teacher's own answers to the problems"
     return None
+
+
+def _only_measured(role: Role, objective: Objective) -> bool:
+    """Whether the teacher's distribution is in no loss, and only measured."""
+    in_a_loss = any("log_p" in term.signals for term in objective.terms.values())
+    return role == "teacher" and objective.overlap_top_k is not None and not in_a_loss
 
 
 def _missing(role: Role, why: str | None) -> str:
@@ -195,7 +209,7 @@ def check_served(
     cached = "teacher" in objective.cached_signals.values() or objective.caches_distribution
     why = None
     if served is student:
-        why = "loss.teacher=initial is the student itself, which no server has"
+        why = f"loss.teacher={objective.teacher} is the student itself, which no server has"
     elif "teacher" in objective.live_roles:
         why = (
             "this loss runs the teacher as it trains, and a server gives only log-probs of the data's "

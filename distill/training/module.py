@@ -36,6 +36,7 @@ from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
 from distill.training.length import Steps
+from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
@@ -114,7 +115,8 @@ class DistillModule(lightning.LightningModule):
         rollouts = objective.rollouts
         self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self._kept = KeptRollouts(objective.num_iterations)
-        self.step_metrics = StepMetrics(objective, student.end_ids)
+        self._step_ends = step_ends(rollouts, student.tokenizer)
+        self.step_metrics = StepMetrics(objective, student.end_ids, self._step_ends)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
         self._values: dict[str, float] = {}  # of the optimizer step, summed over micro-batches and ranks
@@ -442,9 +444,13 @@ class DistillModule(lightning.LightningModule):
         products = 1 + bool(self.objective.precomputed_signals)
         products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
+        if self.objective.trace_weights is not None:  # by states before each token and behind the last one
+            states = len(student.hidden) + len(batch.mask)
+            self._meters["student"].add(2.0 * states * student.weight.numel())
         rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
+        compared |= {"log_p"} if self.objective.overlap_top_k else set()
         for name, other in batch.others.items():
             if name in compared and isinstance(other, Head):
                 self._meters["teacher"].add(head_flops(other))
@@ -475,16 +481,21 @@ class DistillModule(lightning.LightningModule):
         """Replace the batch's completions by the student's rollouts, `rollouts.samples` of each prompt, and
         reward them if the objective does."""
         began = time.perf_counter()
-        prompts = repeated(batch.prompts(), rollouts.samples)
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling_at(self._progress(self.trainer.global_step))
-        if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
+        begun = replayed(batch, rollouts, self._step_ends, seed)
+        view, own = batch.teacher_view, repeated(batch.prompts(), rollouts.samples)
+        prompts = [[*prompt, *ids] for prompt, ids in zip(own, begun, strict=True)]
+        read = [] if view is None else behind(repeated(view.prompts, rollouts.samples), begun)
+        if self.retokenizer is not None and view is not None and not self.retokenizer.foreign:
             # The teacher reads the same completion tokens, after a prompt that may be longer.
-            room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
+            room = min(map(self.retokenizer.room, read))
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         assert self._writer is not None
         with self.whole_student() as self._writer.student:
-            written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+            stops = self._step_ends if rollouts.writes_step else ()
+            step = self.trainer.global_step
+            written = self._writer.write(prompts, sampling, seed=seed, step=step, stops=stops)
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
@@ -492,11 +503,11 @@ class DistillModule(lightning.LightningModule):
                 repeated(batch.examples, rollouts.samples), prompts, written, strict=True
             )
         ]
-        if self.retokenizer is not None and batch.teacher_view is not None:
-            views = repeated(batch.teacher_view.prompts, rollouts.samples)
-            for trace, teachers_prompt in zip(traces, views, strict=True):
+        if self.retokenizer is not None and view is not None:
+            for trace, teachers_prompt in zip(traces, read, strict=True):
                 trace.teacher_view = self.retokenizer.read(teachers_prompt, trace.completion_ids.tolist())
         self._rollout_seconds += time.perf_counter() - began
+        self.step_metrics.replay(sum(map(len, begun)))
         rewarded, signals = None, list(self.objective.problem_signals)
         for name in signals:
             values = repeated(batch.signals[name].amax(-1).tolist(), rollouts.samples)  # zero on the prompt

@@ -34,9 +34,10 @@ from distill.teacher.distribution_cache import cache_distributions, check_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
 from distill.teacher.served import ServedTeacher
+from distill.training.average import copied
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
 from distill.training.masked import masked_share
-from distill.training.models import rows_in_words, writes_all
+from distill.training.models import prompts_only, rows_in_words, writes_all
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -127,7 +128,10 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         matrix = find_matrix(objective, frozen, traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
-    live: dict[Role, LanguageModel] = {role: frozen[role].get() for role in objective.live_roles}
+    live: dict[Role, LanguageModel] = {
+        role: copied(student) if role == "teacher" and objective.teacher == "ema" else frozen[role].get()
+        for role in objective.live_roles
+    }
     for role in frozen.keys() - live.keys():
         frozen[role].release()
     if setup.compute.sharded and not objective.compares_steps:
@@ -238,20 +242,20 @@ def prepare_traces(
 ) -> Traces:
     """Make the traces with all signals that the objective reads from the cache, computing missing ones.
 
-    If the student writes every completion, traces have prompts only. All problems are used then: none is left
-    out because the teacher gets it wrong.
+    If the student writes every completion, traces have prompts only, unless their beginnings are replayed.
+    All problems are used then: none is left out because the teacher gets it wrong.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
-    prompts_only = writes_all(objective)
-    traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=prompts_only)
+    bare = prompts_only(objective)
+    traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=bare)
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
         traces = reader.read_all(traces, longest, overlong=recipe.overlong, say=say, folder=cache)
     elif rollouts and "teacher" in objective.live_roles:
-        _check_rollouts_fit(traces, rollouts.max_new_tokens, student.source, frozen["teacher"].source)
+        _check_rollouts_fit(traces, rollouts, student.source, frozen["teacher"].source)
     if objective.problem_signals:
         traces = recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
-    if prompts_only:
+    if writes_all(objective):
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
         check_prompts(traces, frozen["teacher"].source)
@@ -347,10 +351,11 @@ def find_matrix(
 
 
 def _check_rollouts_fit(
-    traces: Sequence[Trace], longest: int, student: ModelSource, teacher: ModelSource
+    traces: Sequence[Trace], rollouts: StudentRollouts, student: ModelSource, teacher: ModelSource
 ) -> None:
     """Reject a teacher whose context is too short for the longest possible rollout."""
-    prompt = int(scan(traces).prompts.max())
+    scanned, longest = scan(traces), rollouts.max_new_tokens
+    prompt = int((scanned.lengths if rollouts.replays else scanned.prompts).max())
     context = teacher.context_length
     if context < min(prompt + longest, student.context_length):
         raise UserError(
@@ -388,7 +393,9 @@ def _in_words(frozen: Mapping[Role, ModelSource], objective: Objective) -> dict[
         cached = [name for name, whose in objective.cached_signals.items() if whose == role]
         if role == "teacher" and objective.caches_distribution:
             cached.append(f"distribution as {objective.distribution.source}")
-        if role in objective.live_roles:
+        if role == "teacher" and objective.teacher == "ema":
+            found[role] = f"{source.name} in training, its moving average"
+        elif role in objective.live_roles:
             found[role] = f"{source.name}, live beside the student"
         else:
             use = f"cached {', '.join(cached)}" if cached else "cached traces only"

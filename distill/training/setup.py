@@ -21,6 +21,7 @@ from distill.data.readers import check_source
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
+from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
@@ -33,6 +34,7 @@ from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
 from distill.teacher.served import TeacherSource
 from distill.training import checks
+from distill.training.average import check_average
 from distill.training.held_out import file_recipe
 from distill.training.inputs import learns_data
 from distill.training.length import RunLength
@@ -46,6 +48,7 @@ from distill.training.models import (
 )
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
+from distill.training.replay import check_replay
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
 from distill.training.strategy_checks import check_processes, check_strategy
@@ -272,8 +275,7 @@ class Setup:
             teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
         )
         check_served(setup.teacher, objective, recipe, student, frozen)
-        if here:
-            setup._check_models()
+        setup._check(here=here)
         return setup
 
     @cached_property
@@ -290,6 +292,13 @@ class Setup:
         """The benchmarks' problems, tokenized for the student."""
         return [ask(benchmark, self.student) for benchmark in self.evaluation.benchmarks]
 
+    def _check(self, *, here: bool) -> None:
+        if self.objective.teacher == "ema":
+            dtype = self.config["model"]["student_dtype"]
+            check_average(self.compute.trainer.get("strategy"), dtype, self.lora)
+        if here:
+            self._check_models()
+
     def _check_models(self) -> None:
         """Check that models fit together (tokenizers, configurations) and that the run folder is free."""
         objective = self.objective
@@ -301,6 +310,8 @@ class Setup:
             objective.proposals.check(self.student, self.recipe.grade)
         if objective.rewarded and objective.rewards is not None:
             objective.rewards.check(self.recipe.grade)
+        if isinstance(objective.rollouts, StudentRollouts):
+            check_replay(objective.rollouts, self.student, self.reader)
         if self.lora:
             check_targets(self.lora, self.student)
         check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)

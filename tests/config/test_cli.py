@@ -270,7 +270,7 @@ def test_every_loss_builds(option: str) -> None:
     objective = build(check(f"loss={option}").loss)
     assert isinstance(objective, Objective)
     on_policy = {"on_policy_kd", "opd", "opsd", "iw_opd", "minillm", "distillm", "distillm2", "gold"}
-    on_policy |= {"grpo", "dr_grpo", "dapo", "opd_grpo", "opd_right"}
+    on_policy |= {"grpo", "dr_grpo", "dapo", "opd_grpo", "opd_right", "reopd", "sdft"}
     assert objective.on_policy == (option in on_policy)
 
 
