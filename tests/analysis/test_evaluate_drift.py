@@ -164,6 +164,7 @@ def test_a_mistake_gets_one_sentence(words: list[str], message: str, tmp_path: P
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_prefix_model_of_another_vocabulary_is_refused(
     tiny_pair: tuple[Path, Path], tmp_path: Path, permuted_tokenizer: Any
 ) -> None:

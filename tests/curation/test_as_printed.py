@@ -92,6 +92,7 @@ def attention_from_others(lm: LanguageModel, rows: Sequence[Record]) -> list[flo
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["embedded", "grouped"])
 def test_compacts_weights_are_the_papers_formulas(
     embedded: Pair,  # noqa: F811
@@ -143,6 +144,7 @@ def released() -> dict[str, Any]:
     return given["motab"] | {"separator": ";", "connective": "#"}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teacher(
     embedded: Pair,  # noqa: F811
@@ -206,6 +208,7 @@ def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teach
     assert len(read_records(tmp_path / "set.parquet")) == len(outcome.kept)
 
 
+@pytest.mark.slow
 def test_motab_without_right_answers_needs_no_grader(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,
@@ -225,6 +228,7 @@ def test_motab_without_right_answers_needs_no_grader(
         motab(bare, full, **(options | {"connective": "However,\n\n"}))
 
 
+@pytest.mark.slow
 def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context, records = context_of(embedded, tmp_path), several(8)
     most = Sampling(max_new_tokens=30)
@@ -238,6 +242,7 @@ def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Pat
     assert any(len(ids) > 30 for ids in texts.values())
 
 
+@pytest.mark.slow
 def test_another_model_rewrites_for_the_student(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context = context_of(embedded, tmp_path, grade=even)
     records = several(4)
@@ -273,6 +278,7 @@ def test_a_writer_of_another_vocabulary_is_refused(
         self_data(several(1), context_of(pair, tmp_path), writer="teacher", prompt=INFORMED)
 
 
+@pytest.mark.slow
 def test_data_without_right_answers_are_rewritten_unchecked(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,

@@ -135,6 +135,7 @@ def words(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_runs_first_loss_is_the_papers_equation_11(
     words: list[str], student: LanguageModel, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_several_samples_a_problem_are_compared_by_their_means(tmp_path: Path) -
     assert "b answers m better than a" in text
 
 
+@pytest.mark.slow
 def test_a_run_stands_for_its_student_after_training_and_can_be_compared_with_before(tmp_path: Path) -> None:
     before, after = table(10, 60, 20, 30)
     staged = [sample("m", n, right, stage="before") for n, right in enumerate(before)]
@@ -203,6 +204,7 @@ def test_completions_that_hit_the_budget_are_warned_of(tmp_path: Path) -> None:
     assert "budget" not in compare([a, written(tmp_path / "c", [sample("m", n, True) for n in range(10)])])
 
 
+@pytest.mark.slow
 def test_more_than_two_are_each_compared_with_the_first(tmp_path: Path) -> None:
     a, b = two(tmp_path, m=(10, 20, 30, 40), k=(10, 60, 30, 0))
     c = written(tmp_path / "c", [sample("m", n, n < 70) for n in range(100)])

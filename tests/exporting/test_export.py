@@ -242,6 +242,7 @@ def test_a_runs_own_traces_are_read_under_its_prompt(
     assert subject.prompt({"user": "Q: {problem}", "system": None}, "data")["user"] == "Q: {problem}"
 
 
+@pytest.mark.slow
 def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student: LanguageModel) -> None:
     cfg = compose("benchmark=arithmetic", "benchmark.limit=3", f"calibration.path={tmp_path / 'test.jsonl'}")
     subject = Subject.of(cfg)

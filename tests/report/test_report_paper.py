@@ -301,6 +301,7 @@ def traces_of(folder: Path, *words: str) -> Path:
     return written(folder, "generate", "model=qwen3b", f"out={folder}", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "teacher", "student", "data", "tau"),
     [

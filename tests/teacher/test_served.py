@@ -187,6 +187,7 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_teacher_itself(
     assert not loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -68,6 +68,7 @@ OF_AVERAGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "more"),
     [
@@ -111,6 +112,7 @@ def test_a_step_is_the_same_however_its_groups_are_split(
         torch.testing.assert_close(values, students[1][name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_metrics_are_of_the_completions(tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer) -> None:
     row = metrics(run(words(tiny_pair, tmp_path, "loss.rewards.format=0.5"), tmp_path / "run"))[0]
     assert [len(problems) for problems in writer.prompts] == [16, 16]
@@ -134,6 +136,7 @@ def test_metrics_are_of_the_completions(tiny_pair: tuple[Path, Path], tmp_path: 
     assert row["rollouts/entropy"] > 0
 
 
+@pytest.mark.slow
 def test_several_steps_on_the_same_completions(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer
 ) -> None:
@@ -150,6 +153,7 @@ def test_several_steps_on_the_same_completions(
     assert rows[0]["rewards/mean"] == rows[1]["rewards/mean"]
 
 
+@pytest.mark.slow
 def test_a_run_is_not_stopped_between_steps_on_the_same_completions(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +194,7 @@ def solves(problem: str) -> bool:
     return bool(hashlib.blake2b(problem.encode()).digest()[0] % 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("able", [True, False])
 def test_only_problems_that_the_teacher_solves_are_distilled(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, able: bool
@@ -217,6 +222,7 @@ def test_only_problems_that_the_teacher_solves_are_distilled(
     assert 0 < row["weights/sum"] == sum(counted) < sum(lengths)
 
 
+@pytest.mark.slow
 def test_a_plan_says_how_many_groups_are_usable(tmp_path: Path) -> None:
     common = ["loss=grpo", "model=tiny", "data.limit=64", "data.operations=[2,3]", f"dir={tmp_path / 'run'}"]
     common += ["data.max_new_tokens=24", "benchmark=none", f"cache={tmp_path}", "estimate.groups=4"]
