@@ -52,6 +52,12 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches of a command lie below where it is started."""
+    monkeypatch.chdir(tmp_path)
+
+
 def compose(*words: str) -> DictConfig:
     return check_overrides(CONFIG, "export", as_keys(["model=tiny", *words]))
 
