@@ -546,7 +546,9 @@ def test_on_policy_takes_its_sampling_from_the_configuration() -> None:
         "loss=on_policy_kd", "data.max_new_tokens=17", "loss.rollouts.fraction=0.25"
     ).rollouts
     options = {"gpu_memory_utilization": 0.3}
-    assert rollouts == StudentRollouts(0.25, 1.0, top_p=1.0, max_new_tokens=17, engine_options=options)
+    assert rollouts == StudentRollouts(
+        0.25, 1.0, top_p=1.0, max_new_tokens=17, step_separator=";", engine_options=options
+    )
 
 
 @pytest.mark.parametrize(
