@@ -1,14 +1,13 @@
 """The pre-tokenizer that a GGUF file names: how a byte-level BPE splits a text before it merges."""
 
-import logging
 import mmap
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 _HEADER = 1 << 26  # bytes at the file's begin where the name is looked for: before the vocabulary
 _STRING = 8  # GGUF's number of the type string
-_logger = logging.getLogger(__name__)
 
 
 def stored_name(file: Path) -> str | None:
@@ -31,7 +30,7 @@ def set_stored_pre_tokenizer(tokenizer: Any, file: Path) -> None:
     """Let a tokenizer that transformers read from a GGUF file split text as the file says.
 
     transformers gives GPT-2's split to names that it does not know, among them SmolLM's. Another that gets it
-    is warned of.
+    is told on stderr.
     """
     from tokenizers import pre_tokenizers
 
@@ -45,9 +44,8 @@ def set_stored_pre_tokenizer(tokenizer: Any, file: Path) -> None:
             [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     elif name not in ("gpt-2", "default"):
-        _logger.warning(
-            "%s names a pre-tokenizer that transformers does not know (%s): text is split as for GPT-2, "
-            "and its tokens may differ from llama.cpp's",
-            file.name,
-            name,
+        print(
+            f"{file.name} names a pre-tokenizer that transformers does not know ({name}): text is split as "
+            f"for GPT-2, and its tokens may differ from llama.cpp's",
+            file=sys.stderr,
         )

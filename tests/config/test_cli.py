@@ -38,7 +38,8 @@ GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
     if folder.is_dir()
-    and folder.name not in ("hydra", "shared", "engine", "prompt", "curation", "judge")  # other commands'
+    and folder.name
+    not in ("hydra", "shared", "engine", "writer_engine", "curation", "judge")  # other commands'
 }
 OPTIONS = [
     f"{group}={option}"
