@@ -437,6 +437,7 @@ def test_differences_that_are_none_are_refused(bad: list[np.ndarray]) -> None:
         mean_difference(bad)
 
 
+@pytest.mark.slow
 def test_several_measures_are_paired_as_each_by_itself() -> None:
     rng = np.random.default_rng(0)
     a = [rng.integers(0, 2, 300).astype(float), rng.normal(500, 90, 300), np.ones(300), np.full(300, 7.0)]

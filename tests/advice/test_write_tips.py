@@ -148,6 +148,7 @@ def shown(name: str = "PROBLEM") -> set[str]:
     return {text for texts in asked("writer") for text in pattern.findall(texts[1])}
 
 
+@pytest.mark.slow
 def test_tips_are_voted_on_checked_chosen_and_tested_beside_controls(
     cfg: DictConfig, traces: Path, tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_tips_that_do_not_help_are_not_kept_and_leave_no_prompt(
     assert "the writer gave none that can be used" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_skills_have_lists_of_their_own(cfg: DictConfig) -> None:
     def reply(role: str, texts: list[str]) -> str:
         if "BEGIN SKILLS" not in texts[-1]:
@@ -261,6 +263,7 @@ def test_skills_have_lists_of_their_own(cfg: DictConfig) -> None:
     assert set(run(cfg, tips__skills=3, tips__test="never")["skills"]) == {"general"}
 
 
+@pytest.mark.slow
 def test_the_prompt_gives_a_teacher_the_tips_as_they_are_and_a_student_none(
     cfg: DictConfig, tmp_path: Path
 ) -> None:
@@ -318,6 +321,7 @@ def test_a_model_without_a_chat_template_reads_the_text_above_the_prompt(
     assert abs(token_count(chat.tokenizer, text) - 700) <= 2
 
 
+@pytest.mark.slow
 def test_mistakes_get_a_sentence(cfg: DictConfig, tmp_path: Path) -> None:
     def said(own: DictConfig | None = None, **values: Any) -> str:
         own = changed(cfg if own is None else own, **values)

@@ -104,6 +104,7 @@ def test_a_share_far_from_the_papers_is_warned_of(share: float, warned: bool) ->
     assert ("python -m distill.bottleneck <run>" in said) == warned
 
 
+@pytest.mark.slow
 def test_what_has_no_bottleneck_is_one_sentence(
     pilot: tuple[Path, list[str]],
     tmp_path: Path,

@@ -130,6 +130,7 @@ def test_compacts_weights_are_the_papers_formulas(
     assert again == outcome
 
 
+@pytest.mark.slow
 def test_compact_says_what_it_lacks(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context, rows = context_of(embedded, tmp_path), several(1)
     with pytest.raises(UserError, match=r"along trace .*, whose problem has no gold answer.*beta=0"):
@@ -326,6 +327,7 @@ def test_rule_based_quality_is_limos_sum_of_z_scores() -> None:
     assert quality([]).tolist() == []
 
 
+@pytest.mark.slow
 def test_rivals_keep_the_best_of_each_problem_by_their_own_score(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,

@@ -83,6 +83,7 @@ def expected_consistency(lm: LanguageModel, rows: list[dict[str, Any]], weights:
 MARKS: dict[str, Any] = {"thinking": [";", "#"], "other_tokens": 0.25}
 
 
+@pytest.mark.slow
 def test_a_batchs_weights_are_the_formulas_of_the_student_as_it_is(student: LanguageModel) -> None:
     rows = rows_of(2)
     mixed = [rows[place] for place in (3, 0, 1, 4, 5, 2)] + [record("1+2=", "1+2=3;#3")]

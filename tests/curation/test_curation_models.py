@@ -372,6 +372,7 @@ def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], t
     ]
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_rewritten_stays_and_the_reason_is_counted(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
@@ -662,6 +663,7 @@ def test_backtracking_refuses_what_it_cannot_do(
         motab(records, context_of(pair, tmp_path), separator=";")
 
 
+@pytest.mark.slow
 def test_problems_that_leave_no_room_are_left_out(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
     long = "1" + "+1" * 70 + "="
     short = several(1)[0]

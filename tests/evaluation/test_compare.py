@@ -95,6 +95,7 @@ def test_what_is_established_and_what_is_not_is_said_in_sentences(tmp_path: Path
     assert "| gsm8k | 500 | 60.0 % [" in text
 
 
+@pytest.mark.slow
 def test_what_is_established_alone_may_not_be_among_several(tmp_path: Path) -> None:
     cells = (5, 16, 40, 39)  # McNemar p 0.027
     assert "b answers m better than a" in compare(two(tmp_path / "alone", m=cells))
@@ -234,6 +235,7 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [side.label for side in read_sides([paths[0]])] == ["student"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
     folders = two(tmp_path, m=(10, 20, 30, 40), k=(10, 60, 30, 0))
     assert compare(folders, resamples=500) == compare(folders, resamples=500)

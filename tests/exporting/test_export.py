@@ -270,6 +270,7 @@ def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student:
     assert len(calibration_traces(cfg, subject, student, asked)) == 4
 
 
+@pytest.mark.slow
 def test_gptq_is_given_the_training_traces(
     heldout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: LanguageModel
 ) -> None:

@@ -49,6 +49,7 @@ def state() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_the_process_is_as_before_an_engine_wrote_in_it(model: LazyModel) -> None:
     asked = requests(model, 2)

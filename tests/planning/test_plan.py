@@ -169,6 +169,7 @@ def test_what_compact_reads_twice_is_counted(tiny_pair: tuple[Path, Path], tmp_p
     assert stage(plan, "training").flops > 1.2 * stage(plain, "training").flops
 
 
+@pytest.mark.slow
 def test_the_pass_that_weighs_traces_is_what_torch_counts(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:

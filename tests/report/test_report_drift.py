@@ -353,6 +353,7 @@ def test_the_table_has_the_positions_that_a_methods_seeds_reach() -> None:
     assert dcod[1] == ""  # one of its seeds ends before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "undefined", [slice(None), slice(0, 5), slice(7, None)], ids=["everywhere", "first", "last"]
 )

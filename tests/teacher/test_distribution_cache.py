@@ -254,6 +254,7 @@ def equal(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_budget", [1, 64, 8192])
 def test_what_is_kept_is_of_the_models_own_logits_whatever_the_batches(
     token_budget: int, tiny_pair: tuple[Path, Path], tmp_path: Path
@@ -283,6 +284,7 @@ def test_what_is_kept_is_of_the_models_own_logits_whatever_the_batches(
         torch.testing.assert_close(top["log_rest"].exp(), rest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hidden_states", "top_k", "samples"])
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_caching_that_was_killed_goes_on_and_gives_the_same(

@@ -102,6 +102,7 @@ def test_a_servers_signals_are_those_of_the_teacher_itself(
     assert len(stub.seen) == asked_for  # it is in the cache
 
 
+@pytest.mark.slow
 def test_another_model_behind_the_server_is_found_out(
     stub: Stub, teacher: LanguageModel, student: LanguageModel
 ) -> None:

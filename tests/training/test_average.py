@@ -126,6 +126,7 @@ def test_with_lora_the_teacher_has_adapters_of_its_own_and_the_same_base(
     assert not torch.equal(student.model(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_the_demonstration_is_in_the_authors_words(tiny_pair: tuple[Path, Path], traces: Path) -> None:
     words = arguments(tiny_pair, traces, Path("x"), "loss=sdft", "teacher_prompt=demonstration")
     setup = Setup.from_overrides(words, here=False)

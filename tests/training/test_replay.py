@@ -126,6 +126,7 @@ def test_the_student_goes_on_behind_the_beginning_and_learns_its_own_tokens(
     assert [float(row["rollouts/truncated"]) for row in rows] == [0.0 if writes == "step" else 8.0] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -419,6 +419,7 @@ def test_a_teacher_without_a_record_is_refused(tiny_pair: tuple[Path, Path]) -> 
     assert teachers.groups(examples, every=False) == {"teacher.one": [0], "teacher.two": []}
 
 
+@pytest.mark.slow
 def test_a_run_whose_routes_are_wrong_leaves_no_folder(
     tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +432,7 @@ def test_a_run_whose_routes_are_wrong_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_with_another_vocabulary_is_refused_where_tokens_are_compared(
     tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, permuted_tokenizer: Any
 ) -> None:

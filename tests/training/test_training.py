@@ -654,6 +654,7 @@ def test_the_time_of_benchmarks_is_no_steps(
     assert max(seconds) < 1000
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     with (
         locked(tmp_path / "run"),
