@@ -83,6 +83,7 @@ def test_cached_arrays_are_made_once_and_go_on_where_they_stopped(
     assert made == [*range(10), 8, 9]
 
 
+@pytest.mark.slow  # so that no check of types reads an array at random, and finds the damage first
 def test_an_array_that_a_disk_has_changed_is_refused(tmp_path: Path) -> None:
     cached_arrays(tmp_path, "x", {}, 3, lambda place: [np.full(9, place, np.int32)], label="x")
     file = next(tmp_path.glob("*/*.safetensors"))
