@@ -204,7 +204,8 @@ def _collate_by_teacher(
 
 
 def _laid_out(rows: Sequence[Trace] | Sequence[TeacherView], layout: BatchLayout) -> Layout:
-    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows])
+    same = [row.prompt_ids.tobytes() for row in rows] if layout.kind == "shared_prompt" else None
+    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows], same)
 
 
 def _side_by_side(

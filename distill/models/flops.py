@@ -234,7 +234,7 @@ class _Hooks:
         rows, length = shape[0], shape[1]
         tokens, pairs = rows * length, rows * causal_pairs(length, past)
         if (segments := kwargs.get("segments")) is not None:  # packed: attention inside each trace
-            pairs = sum(map(causal_pairs, segments.lengths))
+            pairs = sum(map(causal_pairs, segments.lengths, segments.pasts))
         if torch.is_grad_enabled():
             self.meter.add(self.cost.training(tokens, pairs))
         else:

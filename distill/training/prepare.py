@@ -11,6 +11,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from distill.data.layout import PACKED
 from distill.data.on_disk import spool_examples
 from distill.data.trace import Trace
 from distill.data.traces import Traces, scan
@@ -262,13 +263,15 @@ def _place(
     """
     if not setup.compute.places_student:
         student.model.to(setup.compute.device)
-    if setup.layout.kind == "packed":
+    if setup.layout.kind in PACKED:
         longest = max(
             int(scan(read).lengths.max()) for side in sides if side for read in (side, teacher_traces(side))
         )
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
-        packed = partial(allow_packing, longest=longest, precision=setup.compute.precision)
+        packed = partial(
+            allow_packing, longest=longest, precision=setup.compute.precision, kind=setup.layout.kind
+        )
         for lm in (student, *live.values()):
             packed(lm)
     else:

@@ -11,7 +11,7 @@ from test_batch_and_data import random_traces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.data.batch import collate
-from distill.data.layout import BatchLayout, LayoutKind
+from distill.data.layout import PACKED, BatchLayout, LayoutKind
 from distill.data.trace import Trace
 from distill.losses import divergence, weights
 from distill.models.language_model import LanguageModel
@@ -128,7 +128,7 @@ def test_a_step_forward_and_backward_waits_for_nothing(
     batch = collate(traces_for(objective, weighted), objective.batch_signals, layout=BatchLayout(layout, 40))
     for lm in (student, teacher):
         lm.model.requires_grad_(lm is student)
-        if layout == "packed":
+        if layout in PACKED:
             allow_packing(lm, 20)
     module = module_of(student, teacher, objective)
     module.training_step(batch, 0).backward()  # what is made once is there
