@@ -113,6 +113,12 @@ def ragged_rows(setting: Setting, scale: float = 1.0) -> list[Row]:
     return draw_rows(setting, trace_lengths(setting, scale))
 
 
+def sampled_rows(setting: Setting, samples: int) -> list[Row]:
+    """As `ragged_rows`, with the same prompt in `samples` traces each, in a row."""
+    rows = ragged_rows(setting)
+    return [(rows[place - place % samples][0], completion) for place, (_, completion) in enumerate(rows)]
+
+
 def draw_rows(setting: Setting, lengths: Sequence[tuple[int, int]]) -> list[Row]:
     random, size = np.random.default_rng(setting.seed), shape_of(setting).vocabulary
     return [

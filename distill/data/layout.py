@@ -167,7 +167,7 @@ class BatchLayout:
             )
         if self.kind == "shared_prompt":
             keys = range(len(lengths)) if same is None else same
-            return _packed(_sharing(keys, prompts, lengths, self.token_budget), prompts, lengths)
+            return _packed(sharing(keys, prompts, lengths, self.token_budget), prompts, lengths)
         every = list(range(len(lengths)))
         groups = [every] if self.kind == "padded" else alike(lengths, self.token_budget)
         width = max(lengths)
@@ -264,7 +264,7 @@ def _packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     return packs
 
 
-def _sharing(
+def sharing(
     same: Sequence[Hashable], prompts: Sequence[int], lengths: Sequence[int], token_budget: int
 ) -> list[list[list[int]]]:
     """Fill rows with groups of traces of the same prompt, in the order of each prompt's first trace.

@@ -219,6 +219,7 @@ def allow_packing(
                 f"{refusal}its traces see one another there, or lose their places (hidden states are off by "
                 f"{error:.1g} of their length){remedy}"
             )
+    lm.packs_up_to = longest
 
 
 def _difference(lm: LanguageModel, lengths: Sequence[int], kind: LayoutKind) -> float:

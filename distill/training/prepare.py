@@ -114,7 +114,11 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         describe(setup.folder, setup.config, setup.launch.overrides)
     served = _serve(setup)
     student = _load_student(setup)
-    frozen = {role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()}
+    share = setup.layout.kind == "shared_prompt"
+    frozen = {
+        role: LazyModel(source, setup.compute.device, share_prompts=share)
+        for role, source in setup.frozen.items()
+    }
     if served is not None:
         frozen["teacher"].served = served
     if first_rank():

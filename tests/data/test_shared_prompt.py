@@ -1,8 +1,10 @@
 """Tests of rows in which the traces of one prompt share it: equal losses and gradients, places, refusals."""
 
 import itertools
+import json
 from dataclasses import replace
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ from hypothesis import strategies as st
 from test_grid import LOSSES, WEIGHTS
 from test_layout import FAMILIES, LEAKING, close, gradients, laid_out, one_by_one, small
 from test_no_sync import module_of
+from test_training import arguments, column, run
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from distill.data.alignment import Alignment
-from distill.data.batch import Batch, collate
+from distill.data.batch import Batch, by_prompt, collate
 from distill.data.layout import BatchLayout, Segments
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
@@ -27,13 +30,19 @@ from distill.losses import weights
 from distill.losses.divergence import forward_kl
 from distill.losses.signals import SIGNALS, properties_of
 from distill.models import packed_attention
-from distill.models.flops import causal_pairs
+from distill.models.find import find_model
+from distill.models.flops import causal_pairs, reading
 from distill.models.language_model import LanguageModel
+from distill.models.lazy import LazyModel
 from distill.models.packed_attention import allow_packing
 from distill.objective.objective import Objective
 from distill.objective.rewards import Rewards
 from distill.objective.step_values import StepProposals, StepValues
 from distill.teacher.distribution import TeacherDistribution
+from distill.teacher.distribution_cache import cache_distributions
+from distill.teacher.logprobs import cached_logprobs, in_batches
+from distill.teacher.token_stats import token_stats
+from distill.tiny import task
 from distill.training.datamodule import TraceOrder, _problems
 
 SHARED = BatchLayout("shared_prompt")
@@ -52,6 +61,8 @@ def traces_of(sizes: list[int], seed: int = 0, longest: int = 12, tokens: int = 
         for _ in range(size):
             completion = ids()
             signals = {name: -rng.random(len(completion)).astype(np.float32) for name in SIGNALS}
+            for name in ("teacher_success", "student_step_value", "teacher_step_value"):
+                signals[name] = -signals[name]
             found.append(Trace(Example(f"t{len(found)}", f"p{number}"), prompt, completion, signals))
     return [found[place] for place in rng.permutation(len(found))]
 
@@ -124,8 +135,8 @@ def step(
     module._shared_ids = torch.arange(student.vocab_size).repeat(2, 1)
     monkeyed: Any = module
     monkeyed._roll_out = lambda given, rollouts, number: (given, None)
-    values = batch.signals.get("teacher_step_value", batch.mask)
-    monkeyed._propose = lambda given, number: StepValues(0.5 * values, values, batch.mask, batch.mask)
+    values = {name: torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0)) for name in "ab"}
+    monkeyed._propose = lambda given, number: StepValues(*values.values(), batch.mask, batch.mask)
     loss = module.training_step(batch, 0)
     return float(loss.detach()), gradients(student, loss)
 
@@ -181,7 +192,8 @@ def test_a_step_is_the_same_with_every_loss_and_weight(
     cases: list[tuple[str, str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Rewards, "check", lambda self, grade: None)  # nothing is graded
+    for part in (Rewards, StepProposals):  # nothing is graded and no step is written
+        monkeypatch.setattr(part, "check", lambda self, *given: None)
     some = traces_of([3, 1, 2])
     for trace in some[::2]:
         trace.weight = 0.5
@@ -376,3 +388,80 @@ def test_work_is_counted_as_it_is_done() -> None:
     (one,) = layout.passes
     assert one.segments is not None
     assert sum(map(causal_pairs, one.segments.lengths, one.segments.pasts)) == expected
+
+
+def test_scores_of_traces_are_those_of_traces_read_apart(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    some, found = traces_of([5, 1, 3]), []
+    source = find_model(str(tiny_pair[1]), key="model.teacher")
+    for share in (False, True):
+        lazy, cache = LazyModel(source, "cpu", share_prompts=share), tmp_path / str(share)
+        values = [*cached_logprobs(lazy, some, "teacher_logprobs", cache=cache, token_budget=60)]
+        read = lazy.work
+        stats = token_stats(lazy, some, cache=cache)
+        rows = cache_distributions(lazy, some, TeacherDistribution("hidden_states"), cache=cache)
+        found.append(
+            (values, [one.ranks for one in stats], [row.read()["hidden_states"] for row in rows], read)
+        )
+        # What is in the cache serves both ways of reading.
+        other = LazyModel(source, "cpu", share_prompts=not share)
+        for a, b in zip(cached_logprobs(other, some, "teacher_logprobs", cache=cache), values, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not other.loaded
+    (values, ranks, states, read), (same, same_ranks, same_states, less) = found
+    for a, b in zip(values, same, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
+    for a, b in zip(ranks, same_ranks, strict=True):
+        np.testing.assert_array_equal(b, a)
+    for a, b in zip(states, same_states, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
+    assert less.tokens < read.tokens
+    assert less.predictions == read.predictions
+    assert by_prompt(some, 60) != by_prompt(some, 1000)
+    (together,) = by_prompt(some, 1000)
+    assert sorted(together) == list(range(9))
+    prompts = {trace.prompt_ids.tobytes(): len(trace.prompt_ids) for trace in some}
+    budget = sum(prompts.values()) + sum(len(trace.completion_ids) for trace in some)
+    assert len(by_prompt(some, budget)) == 1
+    assert len(by_prompt(some, budget - 1)) == 2
+    assert reading(some, [range(9)], 1000, share_prompts=True).tokens == budget
+
+
+def test_scoring_refuses_a_model_that_leaks() -> None:
+    lm = small("gemma2", head_dim=8)
+    lm.packs_up_to = 0
+    some = traces_of([2])
+    with pytest.raises(
+        UserError, match=r"data\.layout=shared_prompt does not work with a small gemma2: .*softcap"
+    ):
+        in_batches(lm, some, range(2), lambda head, labels, numbers: {}, share_prompts=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dcod",
+        "opsd loss.rollouts=dataset data.completions=dataset loss.distribution.source=top_k",
+        "sft model.lora.rank=2 model.gradient_checkpointing=true",
+    ],
+)
+def test_a_run_is_the_same(tiny_pair: tuple[Path, Path], tmp_path: Path, words: str) -> None:
+    file, found = tmp_path / "traces.jsonl", {}
+    with file.open("w") as stream:  # all of them in each step, for the order differs
+        for problem, style in itertools.product(
+            task.problems(4, split="train", operations=(2, 3)), ("single", "double")
+        ):
+            completion = task.write_solution(problem, style)
+            record = {"problem": problem, "completion": completion, "gold": task.answer(problem)}
+            stream.write(json.dumps(record) + "\n")
+    for kind in ("grouped", "shared_prompt"):
+        given_ = [f"loss={words.split()[0]}", *words.split()[1:], "trainer.max_steps=3", "data.batch_size=8"]
+        own = arguments(tiny_pair, file, tmp_path / kind, *given_, f"data.layout={kind}")
+        found[kind] = run(own, tmp_path / kind)
+    for name in ("train/loss", "train/gradient_norm"):
+        expected = column(found["grouped"], name)
+        assert column(found["shared_prompt"], name) == pytest.approx(expected, rel=1e-4), name
+    flops = [sum(column(found[kind], "train/student_flops_total")) for kind in found]
+    assert flops[1] < flops[0]
