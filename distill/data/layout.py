@@ -214,10 +214,12 @@ def _packed(
                 parts.append((traces[0], 0, shared, -1))
                 seen += shared
             for trace in traces:
-                own = np.arange(seen, seen + lengths[trace] - 1 - shared)
-                predicting[trace] = np.r_[last, own] if shared else own[prompts[trace] - 1 :]
-                parts.append((trace, shared, lengths[trace], prefix))
-                seen += lengths[trace] - shared
+                own = np.arange(seen, seen + lengths[trace] - shared)
+                before = np.r_[last, own] if shared else own[prompts[trace] - 1 :]
+                predicting[trace] = before[:-1]  # nothing follows the last token
+                if len(own):
+                    parts.append((trace, shared, lengths[trace], prefix))
+                    seen += len(own)
         places = np.concatenate([np.arange(begin, end) for _, begin, end, _ in parts])
         starts = np.concatenate([np.full(end - begin, trace * width) for trace, begin, end, _ in parts])
         tokens, positions = (torch.from_numpy(x)[None] for x in (starts + places, places))

@@ -222,6 +222,12 @@ def allow_packing(
     lm.packs_up_to = longest
 
 
+def allow_sharing(lm: LanguageModel, longest: int) -> None:
+    """As `allow_packing` for `shared_prompt`, unless the model was tried with traces as long."""
+    if longest > lm.packs_up_to:
+        allow_packing(lm, longest, kind="shared_prompt")
+
+
 def _difference(lm: LanguageModel, lengths: Sequence[int], kind: LayoutKind) -> float:
     """Largest relative distance between hidden states of packed and of padded traces."""
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from distill.models.flops import Work, reading
 from distill.models.head import Head, factors, product
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lazy import LazyModel
-from distill.models.packed_attention import allow_packing
+from distill.models.packed_attention import allow_sharing
 
 _SCORED_PER_SHARD = 512
 
@@ -143,14 +143,16 @@ def in_batches(
     read = [
         Trace(one.example, one.prompt_ids, one.completion_ids) for one in (traces[row] for row in numbers)
     ]
-    layout = BatchLayout("shared_prompt", token_budget) if share_prompts else None
-    if layout is not None and read and (longest := max(map(len, read))) > lm.packs_up_to:
-        allow_packing(lm, longest, kind=layout.kind)
-    lengths = list(map(len, read))
+    lengths, layout = (
+        list(map(len, read)),
+        BatchLayout("shared_prompt" if share_prompts else "padded", token_budget),
+    )
+    if share_prompts and read:
+        allow_sharing(lm, max(lengths))
     for places in by_prompt(read, token_budget) if share_prompts else by_length(lengths, token_budget):
         rows, bare = [numbers[place] for place in places], [read[place] for place in places]
-        batch = collate(bare, layout=layout or BatchLayout()).to(lm.device)
-        head = lm.completion_head(batch.input_ids, batch.mask, batch.layout if share_prompts else None)
+        batch = collate(bare, layout=layout).to(lm.device)
+        head = lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         found = look(head, batch.labels[batch.mask], rows)
         lengths = [len(trace.completion_ids) for trace in bare]
         split = {name: values.cpu().split(lengths) for name, values in found.items()}

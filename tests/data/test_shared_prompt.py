@@ -133,10 +133,10 @@ def step(
     module = module_of(student, teacher, objective)
     module.teacher_matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size].detach()
     module._shared_ids = torch.arange(student.vocab_size).repeat(2, 1)
-    monkeyed: Any = module
-    monkeyed._roll_out = lambda given, rollouts, number: (given, None)
-    values = {name: torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0)) for name in "ab"}
-    monkeyed._propose = lambda given, number: StepValues(*values.values(), batch.mask, batch.mask)
+    stubbed: Any = module
+    stubbed._roll_out = lambda given, rollouts, number: (given, None)
+    ours, theirs = torch.rand(2, *batch.mask.shape, generator=torch.Generator().manual_seed(0))
+    stubbed._propose = lambda given, number: StepValues(ours, theirs, batch.mask, batch.mask)
     loss = module.training_step(batch, 0)
     return float(loss.detach()), gradients(student, loss)
 
@@ -382,8 +382,9 @@ def test_the_order_keeps_a_prompts_traces_together() -> None:
 
 
 def test_work_is_counted_as_it_is_done() -> None:
-    layout = SHARED.of([3, 3, 2], [7, 8, 6], ["a", "a", "b"])
+    layout = SHARED.of([3, 3, 2, 3], [7, 8, 6, 3], ["a", "a", "b", "a"])  # the last has an empty completion
     assert layout.reads == [(3, 0), (4, 3), (5, 3), (6, 0)]
+    assert layout.predicting.tolist() == [2, 3, 4, 5, 2, 7, 8, 9, 10, 13, 14, 15, 16]
     expected = causal_pairs(3) + causal_pairs(4, 3) + causal_pairs(5, 3) + causal_pairs(6)
     (one,) = layout.passes
     assert one.segments is not None
