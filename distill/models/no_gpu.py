@@ -11,8 +11,8 @@ from typing import Any
 from distill.errors import UserError
 
 NO_GPU = (
-    "trainer=gpu, but torch sees no GPU here: take trainer=cpu (with ddp or fsdp trainer.accelerator=cpu), or "
-    "install a CUDA build of torch"
+    "trainer=gpu, but torch sees no GPU here: take trainer=cpu (with ddp or fsdp trainer.accelerator=cpu), "
+    "or install a CUDA build of torch"
 )
 
 

@@ -34,8 +34,8 @@ def check_processes(
     # A batch file may have several tasks, and train in its own process.
     if started not in (None, ranks) and (ranks > 1 or os.environ.get("WORLD_SIZE")):
         raise UserError(
-            f"{started} {'processes were' if started != 1 else 'process was'} started (by torchrun, or as tasks "
-            f"of SLURM), and trainer.devices={trainer['devices']} × trainer.num_nodes="
+            f"{started} {'processes were' if started != 1 else 'process was'} started (by torchrun, or as "
+            f"tasks of SLURM), and trainer.devices={trainer['devices']} × trainer.num_nodes="
             f"{trainer.get('num_nodes', 1)} is {ranks}: start one for each device, or set trainer.devices to "
             f"the processes of one machine"
         )

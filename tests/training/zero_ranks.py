@@ -35,8 +35,8 @@ class OnCpus(ZeroStrategy):
 
 
 if __name__ == "__main__":
-    # It would compile an exchange through shared memory, for minutes on a CPU; one that is killed meanwhile leaves a
-    # lock, for which all later ones wait for ever. gloo needs nothing.
+    # It would compile an exchange through shared memory, for minutes; who is killed meanwhile leaves a lock,
+    # for which all later ones wait for ever. gloo compiles nothing.
     deepspeed.ops.__compatible_ops__.clear()
     checks.check_trainer_keys = lambda trainer: None
     checks.ZeroStrategy = OnCpus
