@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.data.batch import collate
 from distill.data.trace import Trace
 from distill.errors import UserError
-from distill.losses.divergence import Taid, cross_entropy, forward_kl, gold
+from distill.losses.divergence import Taid, cross_entropy, gold
 from distill.losses.weights import uniform
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
@@ -191,7 +191,9 @@ def test_the_learning_rate_follows_what_comes_to_its_end_first(
 # --- what is trained
 
 
-def test_the_student_alone_is_trained_with_its_dropout(student: LanguageModel, teacher: LanguageModel) -> None:
+def test_the_student_alone_is_trained_with_its_dropout(
+    student: LanguageModel, teacher: LanguageModel
+) -> None:
     module = module_of(student, supervision=Supervision({"teacher": teacher}))
     assert not student.model.training
     module.on_train_start()
