@@ -324,6 +324,7 @@ def test_a_launcher_keeps_the_account_of_the_basic_one(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @needs("hydra_optuna_sweeper")
 def test_optuna_finishes_a_study_with_a_failed_trial_and_passes_over_it_afterwards(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
