@@ -137,9 +137,8 @@ def _mask(segments: Segments, count: int, past: int, query: Tensor, window: int 
     widest = max(segments.longest_keys, _BLOCK)
     asked = (query.dtype, query.device, window)
     if asked not in segments.masks:
-        with torch.inference_mode(
-            False
-        ):  # the teacher may be first, and the student keep it for its backward pass
+        # The teacher may come first, and the student keeps the mask for its backward pass.
+        with torch.inference_mode(False):
             queries = torch.arange(_BLOCK, device=query.device).unsqueeze(1)
             back = queries - torch.arange(-widest, _BLOCK, device=query.device)
             seen = back >= 0 if window is None else (back >= 0) & (back < window)

@@ -83,8 +83,9 @@ def module_of(student: LanguageModel, teacher: LanguageModel, objective: Objecti
 
 
 def traces_for(objective: Objective, weighted: bool) -> list[Trace]:
-    """With all the signals that it asks for, and weights of their own."""
+    """With all the signals that it asks for, and weights of their own; two have the same prompt."""
     traces = random_traces(5)
+    traces[3].prompt_ids = traces[0].prompt_ids
     for trace in traces:
         trace.weight = 0.5 if weighted else 1.0
         for name in objective.batch_signals:
