@@ -17,6 +17,7 @@ from distill.io.progress import progress_bar
 from distill.tiny.build import Recipe, completion_tensors, make_model
 
 Row = tuple[str, str]  # prompt and completion
+PART = 2_500  # tokens of a forward pass: few enough for the processor's cache
 WARMUP = 60  # optimizer steps, or a tenth of the training
 
 
@@ -30,7 +31,7 @@ def train(
     seed: int,
     checkpoint: Path,
     every: int = 100,
-    until: Callable[[Any], bool] | None = None,
+    until: Callable[[Any, float], bool] | None = None,
 ) -> tuple[Any, int]:
     """Train a new model, or go on from its checkpoint.
 
@@ -43,7 +44,7 @@ def train(
         seed: of the initial weights.
         checkpoint: file, written every `every` steps and removed by nobody.
         every: optimizer steps between checkpoints.
-        until: asked at each checkpoint; true ends the training.
+        until: called with the model and the step's loss at each checkpoint; true ends the training.
 
     Returns:
         The model, and the number of optimizer steps that it took.
@@ -53,49 +54,72 @@ def train(
     """
     torch.manual_seed(seed)
     model = make_model(recipe, tokenizer, context=context, tied=True).train()
-    optimizer = _optimizer(model, recipe)
+    optimizers = _optimizers(model, recipe)
     settings = json.dumps({**asdict(recipe), "steps": steps, "seed": seed}, sort_keys=True)
-    first, ended = _load(checkpoint, model, optimizer, settings)
+    first, ended = _load(checkpoint, model, optimizers, settings)
     warmup = max(1, min(WARMUP, steps // 10))
     with progress_bar(total=steps, description=checkpoint.stem, unit="step") as bar:
         bar.update(first)
         for step in range(first, steps):
             if ended:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
+            rate = recipe.lr * min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
             loss = _backward(model, tokenizer, rows(step))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
             if (step + 1) % every == 0 or step + 1 == steps:
-                ended = until is not None and until(model.eval())
+                ended = until is not None and until(model.eval(), loss)
                 model.train()
-                _save(checkpoint, model, optimizer, settings, step + 1, ended)
+                _save(checkpoint, model, optimizers, settings, step + 1, ended)
                 first = step + 1
     return model.eval(), first
 
 
-def _optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim == 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": 0.05},
-        {"params": rest, "weight_decay": 0.0},
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding and what is no matrix."""
+    inner = {name for name, value in model.named_parameters() if value.ndim == 2 and "embed" not in name}
+    named = list(model.named_parameters())
+    return [
+        torch.optim.Muon(
+            [value for name, value in named if name in inner],
+            lr=recipe.lr,
+            weight_decay=0.05,
+            adjust_lr_fn="match_rms_adamw",  # so that one rate suits both
+        ),
+        torch.optim.AdamW(
+            [value for name, value in named if name not in inner],
+            lr=recipe.lr,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+            fused=True,
+        ),
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
 
 
-def _backward(model: Any, tokenizer: Any, rows: Sequence[Row], part: int = 8) -> float:
-    """Compute the cross-entropy per completion token and its gradient, in parts of `part` rows of similar length.
+def _parts(tokenizer: Any, rows: Sequence[Row]) -> list[list[Row]]:
+    """Split rows into parts of similar lengths, each with at most `PART` tokens, padding included."""
+    lengths = sorted((len(tokenizer.encode(prompt + text)), prompt, text) for prompt, text in rows)
+    parts: list[list[Row]] = [[]]
+    for length, *row in lengths:
+        if length * (len(parts[-1]) + 1) > PART:
+            parts.append([])
+        parts[-1].append((row[0], row[1]))
+    return [part for part in parts if part]
+
+
+def _backward(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
+    """Compute the cross-entropy per completion token and its gradient, part by part.
 
     In bf16 where autocast has it: a quarter faster on a processor with the instructions for it. Weights and optimizer
     are in fp32.
     """
-    ordered = sorted(rows, key=lambda row: len(row[0] + row[1]))
-    parts = [completion_tensors(tokenizer, ordered[at : at + part]) for at in range(0, len(rows), part)]
+    parts = [completion_tensors(tokenizer, part) for part in _parts(tokenizer, rows)]
     tokens = sum(int((labels != -100).sum()) for _, labels in parts)
     total = 0.0
     for ids, labels in parts:
@@ -111,16 +135,24 @@ def _backward(model: Any, tokenizer: Any, rows: Sequence[Row], part: int = 8) ->
 
 
 def _save(
-    path: Path, model: Any, optimizer: torch.optim.Optimizer, settings: str, step: int, ended: bool
+    path: Path,
+    model: Any,
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: str,
+    step: int,
+    ended: bool,
 ) -> None:
     tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    for place, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{index}.{key}": value for key, value in state.items()}
     said = {"settings": settings, "step": str(step), "ended": str(int(ended))}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=said))
 
 
-def _load(path: Path, model: Any, optimizer: torch.optim.Optimizer, settings: str) -> tuple[int, bool]:
+def _load(
+    path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], settings: str
+) -> tuple[int, bool]:
     """The number of steps that the checkpoint has, and whether it is the last; (0, False) without one."""
     if not path.is_file():
         return 0, False
@@ -128,18 +160,19 @@ def _load(path: Path, model: Any, optimizer: torch.optim.Optimizer, settings: st
         said = file.metadata()
         if said["settings"] != settings:
             raise UserError(f"{path} is the checkpoint of other settings: remove it to start anew")
-        state: dict[int, dict[str, Tensor]] = {}
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
         weights = {}
         for name in file.keys():  # noqa: SIM118, it is no dict
             kind, _, rest = name.partition(".")
             if kind == "model":
                 weights[rest] = file.get_tensor(name)
             else:
-                index, _, key = rest.partition(".")
-                state.setdefault(int(index), {})[key] = file.get_tensor(name)
+                place, index, key = rest.split(".")
+                states[int(place)].setdefault(int(index), {})[key] = file.get_tensor(name)
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(weights[name])
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     return int(said["step"]), said["ended"] == "1"

@@ -28,8 +28,8 @@ Split = Literal["train", "validation", "test"]
 Kind = Literal["more", "fewer", "times"]
 
 NAMES = (
-    *("Ann", "Ben", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kai", "Lea"),
-    *("Max", "Nia", "Ola", "Pam", "Ray", "Sue", "Tom", "Uma", "Vic", "Wes", "Yan", "Zoe"),
+    *("Ann", "Ben", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal"),
+    *("Ida", "Jim", "Kai", "Lea", "Max", "Nia", "Ola", "Pam"),
 )
 ITEMS = ("pens", "cards", "coins", "shells", "stamps", "beads", "books", "eggs")
 OTHER_ITEMS = ("cups", "hats", "keys", "maps", "nuts", "pots", "rings", "toys")  # of unrelated facts
