@@ -44,10 +44,10 @@ class StepsRecipe(Recipe):
 
 
 TEACHER = StepsRecipe(
-    width=192, layers=5, inner=512, heads=4, steps=1700, batch=32, lr=4e-3, double=0.35, structured=0.4
+    width=192, layers=5, inner=512, heads=4, steps=2400, batch=20, lr=4e-3, double=0.35, structured=0.4
 )
 STUDENT = StepsRecipe(
-    width=128, layers=4, inner=320, heads=4, steps=1700, batch=32, lr=4e-3, double=0.0, stop_at=0.45,
+    width=128, layers=4, inner=320, heads=4, steps=2400, batch=20, lr=4e-3, double=0.0, stop_at=0.45,
     structured=0.06, unasked=0.03,
 )  # fmt: skip
 
@@ -163,7 +163,7 @@ def build(out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, onl
             context=CONTEXT,
             seed=seed,
             checkpoint=work / f"{name}.safetensors",
-            every=max(1, min(25, steps // 2)),
+            every=max(1, min(50, steps // 2)),
             until=strong_enough if recipe.stop_at is not None else None,
         )
         size = sum(p.numel() for p in model.parameters())

@@ -124,7 +124,7 @@ def _checked(problem: Problem, groups: Sequence[Sequence[Step]]) -> str:
                 text = f"({text})"
             text += f" {_UNDONE[step.kind]} {step.number}"
         said.append(f"{text} = {before}.")
-    return f"Back: {' '.join(said)} It fits."
+    return f"{' '.join(said)} It fits."
 
 
 _SIGNS = {"more": "+", "fewer": "-", "times": "*"}

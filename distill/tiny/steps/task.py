@@ -21,7 +21,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
@@ -126,8 +126,8 @@ class Problem:
     @property
     def split(self) -> Split:
         """The split, by a hash of the chain alone: with other unrelated facts or restatements it is the same."""
-        chain = Problem(self.item, self.first, self.count, tuple(_bare(step) for step in self.steps))
-        number = int.from_bytes(hashlib.blake2b(str(chain).encode(), digest_size=8).digest(), "big")
+        chain = (self.item, self.first, self.count, *((one.name, one.kind, one.number) for one in self.steps))
+        number = int.from_bytes(hashlib.blake2b(repr(chain).encode(), digest_size=8).digest(), "big")
         return {0: "test", 1: "validation"}.get(number % SHARES, "train")  # pyright: ignore[reportReturnType]
 
 
@@ -156,33 +156,35 @@ def fact_said(fact: Fact) -> str:
     return f"{fact.name} has {fact.count} {fact.item}."
 
 
-def _bare(step: Step) -> Step:
-    return Step(step.name, step.kind, step.number)
-
-
 def sample_problem(rng: random.Random, dials: Dials = Dials(), split: Split = "train") -> Problem:  # noqa: B008
     """Sample a random problem of a split."""
-    while True:
-        problem = _sample(rng, dials)
-        if problem.split == split:
-            return problem
-
-
-def _sample(rng: random.Random, dials: Dials) -> Problem:
-    length, distance = rng.randint(*dials.steps), rng.randint(*dials.distance)
-    names = rng.sample(NAMES, length + 1)
-    others = [name for name in NAMES if name not in names]
-    count = first = rng.randint(2, 60)
-    steps = []
-    for name in names[1:]:
-        kind, number = _operation(rng, count)
-        facts = tuple(
-            Fact(rng.choice(others), rng.randint(2, MOST), rng.choice(OTHER_ITEMS)) for _ in range(distance)
+    chain = sample_chain(rng, dials.steps)
+    while chain.split != split:
+        chain = sample_chain(rng, dials.steps)
+    others = [name for name in NAMES if name not in chain.names]
+    distance = rng.randint(*dials.distance)
+    steps = [
+        replace(
+            step,
+            facts=tuple(
+                Fact(rng.choice(others), rng.randint(2, MOST), rng.choice(OTHER_ITEMS))
+                for _ in range(distance)
+            ),
         )
-        steps.append(Step(name, kind, number, facts))
-        count = steps[-1].apply(count)
-    restatements = rng.randint(*dials.restatements)
-    return Problem(rng.choice(ITEMS), names[0], first, tuple(steps), restatements)
+        for step in chain.steps
+    ]
+    return replace(chain, steps=tuple(steps), restatements=rng.randint(*dials.restatements))
+
+
+def sample_chain(rng: random.Random, steps: tuple[int, int]) -> Problem:
+    """Sample a problem of any split, without unrelated facts and restatements."""
+    names = rng.sample(NAMES, rng.randint(*steps) + 1)
+    count = first = rng.randint(2, 60)
+    chain = []
+    for name in names[1:]:
+        chain.append(Step(name, *_operation(rng, count)))
+        count = chain[-1].apply(count)
+    return Problem(rng.choice(ITEMS), names[0], first, tuple(chain))
 
 
 def _operation(rng: random.Random, count: int) -> tuple[Kind, int]:
