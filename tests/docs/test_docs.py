@@ -33,7 +33,7 @@ COMPOSED = (
 )  # fmt: skip
 HYDRA = {name: name for name in COMPOSED} | {"plan": "train"}
 PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
-BARE = ("presets", "tiny.build")  # without words
+BARE = ("presets", "tiny.build", "tiny.steps.build")  # without words
 MEASURED = ("planning.big_shapes",)  # what a results page was made with, in minutes or hours
 OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
 

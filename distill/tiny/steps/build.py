@@ -44,10 +44,10 @@ class StepsRecipe(Recipe):
 
 
 TEACHER = StepsRecipe(
-    width=192, layers=5, inner=512, heads=4, steps=2400, batch=20, lr=4e-3, double=0.35, structured=0.4
+    width=192, layers=5, inner=512, heads=4, steps=2000, batch=20, lr=4e-3, double=0.35, structured=0.4
 )
 STUDENT = StepsRecipe(
-    width=128, layers=4, inner=320, heads=4, steps=2400, batch=20, lr=4e-3, double=0.0, stop_at=0.45,
+    width=128, layers=4, inner=320, heads=4, steps=1000, batch=20, lr=4e-3, double=0.0, stop_at=0.45,
     structured=0.06, unasked=0.03,
 )  # fmt: skip
 
