@@ -202,7 +202,10 @@ def complete(
 def generate(
     model: Any, tokenizer: Any, texts: Sequence[str], *, most: int, sample: bool = False
 ) -> list[str]:
-    """Let a model go on with texts, greedy or at temperature 1, for at most `most` tokens; the end token is kept."""
+    """Let a model go on with texts, greedy or at temperature 1, for at most `most` tokens.
+
+    The end token is kept.
+    """
     batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     model.eval()
     with torch.no_grad():
@@ -268,11 +271,11 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
             tokenizer.save_pretrained(Path(folder) / name)
         (Path(folder) / "build.json").write_text(json.dumps(report, indent=2) + "\n")
         for name in ("student", "teacher", "build.json"):
-            _replace(Path(folder) / name, out / name)
+            replace_path(Path(folder) / name, out / name)
     return report
 
 
-def _replace(new: Path, old: Path) -> None:
+def replace_path(new: Path, old: Path) -> None:
     """Replace `old` by `new`; the old folder is moved away first, as a rename cannot replace a full one."""
     if old.is_dir():
         aside = new.with_name(f"{new.name}.old")

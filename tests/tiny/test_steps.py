@@ -1,4 +1,4 @@
-"""Tests of the pair with long solutions: problems, dials, solutions, tokenizer, resuming, shipped checkpoints."""
+"""Tests of the pair with long solutions: task, tokenizer, resuming, shipped checkpoints."""
 
 import json
 import random
@@ -61,8 +61,7 @@ def solved(text: str) -> int:
 
 def calculations(text: str) -> Iterator[tuple[str, str]]:
     """Both sides of every equation, the left one as Python reads it."""
-    for left, right in re.findall(r"(?<=[: .])((?:\(?\d+\)?(?: [-+*/] )?)+) = (\d+)\.", text):
-        yield left, right
+    yield from re.findall(r"(?<=[: .\n])((?:\(?\d+\)?(?: [-+*/] )?)+) = (\d+)\.", text)
 
 
 def test_answers_and_every_calculation_agree_with_an_independent_evaluation(wide):
@@ -172,7 +171,13 @@ def test_every_corrupted_digit_is_caught_and_the_grader_looks_at_the_answer_alon
             assert not benchmark.grade_steps(example, wrong).correct
         assert benchmark.grade(example, text).correct
         assert benchmark.grade_steps(example, text).correct
-        for broken in ("", "5", text.replace("\\boxed", "boxed"), text + " Again.", text.replace("- ", "", 1)):
+        for broken in (
+            "",
+            "5",
+            text.replace("\\boxed", "boxed"),
+            text + " Again.",
+            text.replace("- ", "", 1),
+        ):
             assert not solutions.check_steps(problem, broken)
 
 
@@ -330,3 +335,57 @@ def test_the_configuration_composes_with_the_suggestions_for_the_model():
     own, other = cfg.data.recipe.source.dials, cfg.benchmark.steps.source.dials
     assert {name: list(own[name]) for name in own} == {name: list(other[name]) for name in other}
     assert task.Dials(**{name: tuple(value) for name, value in own.items()}) == task.Dials()
+
+
+def test_teacher_and_student_share_one_tokenizer_and_are_smaller_than_twelve_megabytes():
+    files = [(HERE / name / "tokenizer.json").read_text() for name in ("teacher", "student")]
+    assert files[0] == files[1]
+    every = [file for name in ("teacher", "student") for file in (HERE / name).iterdir()]
+    assert {"model.safetensors", "config.json", "generation_config.json"} <= {file.name for file in every}
+    assert not [file for file in every if file.suffix in (".bin", ".pt", ".pkl")]
+    assert sum(file.stat().st_size for file in every) < 12_000_000
+
+
+@pytest.mark.slow
+def test_the_shipped_tokenizer_is_the_one_that_the_build_trains():
+    trained = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    shipped = json.loads((HERE / "teacher" / "tokenizer.json").read_text())
+    assert trained["model"] == shipped["model"]
+    assert trained["added_tokens"] == shipped["added_tokens"]
+
+
+def test_the_shipped_pair_is_a_good_teacher_of_both_forms_and_a_half_good_student():
+    report = json.loads((HERE / "build.json").read_text())
+    teacher, student = report["teacher"], report["student"]
+    assert 2e6 < teacher["parameters"] < 4e6
+    assert 0.7e6 < student["parameters"] < 1.3e6
+    for form in ("plain", "instructed"):
+        assert teacher["test"][form]["right"] >= 0.95
+        assert teacher["test"][form]["structured"] == (form == "instructed")
+        assert teacher["test"][form]["ended"] >= 0.98
+    assert 0.2 < teacher["test"]["plain_sampled"]["double"] < 0.5
+    assert 0.3 <= student["test"]["plain"]["right"] <= 0.6
+    assert student["test"]["plain"]["ended"] >= 0.98
+    assert student["test"]["plain_sampled"]["double"] < 0.02
+    assert student["test"]["plain_sampled"]["structured"] < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructed", [False, True])
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_the_shipped_checkpoints_reach_the_accuracies_of_their_build(name, instructed):
+    stated = json.loads((HERE / "build.json").read_text())[name]["test"][
+        "instructed" if instructed else "plain"
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(HERE / name)
+    model = AutoModelForCausalLM.from_pretrained(HERE / name).float()
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    problems = task.problems(CHECKED, split="test")
+    found = build.shares(
+        tokenizer, problems, build.answers(model, tokenizer, problems, instructed=instructed)
+    )
+    for key, value in found.items():
+        # The stated number is from more problems: four standard errors of the smaller sample.
+        assert abs(value - stated[key]) < 4 * (max(stated[key] * (1 - stated[key]), 0.02) / CHECKED) ** 0.5, (
+            key
+        )

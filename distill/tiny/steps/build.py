@@ -1,7 +1,8 @@
 """Train the embedded pair with long solutions from scratch: `python -m distill.tiny.steps.build`.
 
-The teacher writes both forms of `distill.tiny.steps.solutions`, the structured one where its prompt has the instruction, and
-both styles. The student is smaller, hardly knows the structured form, has never seen style "double" and is stopped early.
+The teacher writes both forms of `distill.tiny.steps.solutions`, the structured one where its prompt has the
+instruction, and both styles. The student is smaller, hardly knows the structured form, has never seen style
+"double" and is stopped early.
 
 The command goes on where it was stopped: checkpoints are in `--work`.
 """
@@ -9,7 +10,6 @@ The command goes on where it was stopped: checkpoints are in `--work`.
 import argparse
 import json
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distill.io.files import write_json
-from distill.tiny.build import Recipe, generate
+from distill.tiny.build import Recipe, generate, replace_path
 from distill.tiny.steps import solutions, task
 from distill.tiny.steps.fit import Row, train
 from distill.tiny.steps.tokenizer import CONTEXT, instruction, make_tokenizer
@@ -51,6 +51,8 @@ STUDENT = StepsRecipe(
     structured=0.06, unasked=0.03,
 )  # fmt: skip
 
+RECIPES = {"student": STUDENT, "teacher": TEACHER}
+
 
 def curriculum(progress: float, rng: random.Random) -> task.Dials:
     """The dials at a share of the training; starting with short chains speeds up learning."""
@@ -66,7 +68,9 @@ def asked(problem: str) -> str:
     return f"{instruction()}\n{problem}"
 
 
-def rows_of(recipe: StepsRecipe, tokenizer: Any, steps: int, seed: int, name: str) -> Callable[[int], list[Row]]:
+def rows_of(
+    recipe: StepsRecipe, tokenizer: Any, steps: int, seed: int, name: str
+) -> Callable[[int], list[Row]]:
     """The rows of each optimizer step, freshly sampled from train problems."""
     prefix = asked("")
 
@@ -88,7 +92,12 @@ def rows_of(recipe: StepsRecipe, tokenizer: Any, steps: int, seed: int, name: st
 
 
 def answers(
-    model: Any, tokenizer: Any, problems: Sequence[task.Problem], *, instructed: bool = False, sample: bool = False
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[task.Problem],
+    *,
+    instructed: bool = False,
+    sample: bool = False,
 ) -> list[str]:
     """Answer problems, without or with the instruction; an end token is kept."""
     prompts = [asked(str(problem)) if instructed else str(problem) for problem in problems]
@@ -116,7 +125,9 @@ def measure(model: Any, tokenizer: Any, problems: Sequence[task.Problem], seed: 
     """Measure a model on problems: greedy and sampled, without and with the instruction."""
     torch.manual_seed(seed)
     return {
-        name: shares(tokenizer, problems, answers(model, tokenizer, problems, instructed=instructed, sample=sample))
+        name: shares(
+            tokenizer, problems, answers(model, tokenizer, problems, instructed=instructed, sample=sample)
+        )
         for name, instructed, sample in (
             ("plain", False, False),
             ("instructed", True, False),
@@ -126,7 +137,9 @@ def measure(model: Any, tokenizer: Any, problems: Sequence[task.Problem], seed: 
     }
 
 
-def build(out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, only: str | None = None) -> dict[str, Any]:
+def build(
+    out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, only: str | None = None
+) -> dict[str, Any]:
     """Train both models, or go on with it; write them, the tokenizer and build.json to `out`.
 
     Args:
@@ -134,7 +147,7 @@ def build(out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, onl
         work: folder of the checkpoints.
         steps_scale: multiplies the optimizer steps, for a trial.
         seed: of weights and problems.
-        only: `teacher` or `student`: the one to train; None: both.
+        only: `teacher` or `student`: the one to train, in `work` alone; None: both, and write `out`.
 
     Returns:
         The content of build.json.
@@ -151,9 +164,9 @@ def build(out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, onl
         print(f"accuracy on {len(watched)} train problems: {measured['right']:.3f}", flush=True)
         return measured["right"] >= (STUDENT.stop_at or 2.0)
 
-    for name, recipe in {"student": STUDENT, "teacher": TEACHER}.items():
-        if only not in (None, name):
-            continue
+    names = [only] if only else list(RECIPES)
+    for name in names:
+        recipe = RECIPES[name]
         steps = max(2, round(recipe.steps * steps_scale))
         model, taken = train(
             recipe,
@@ -167,31 +180,55 @@ def build(out: Path, work: Path, *, steps_scale: float = 1.0, seed: int = 0, onl
             until=strong_enough if recipe.stop_at is not None else None,
         )
         size = sum(p.numel() for p in model.parameters())
-        report[name] = {"recipe": asdict(recipe), "steps": taken, "parameters": size}
+        found = {"recipe": asdict(recipe), "steps": taken, "parameters": size}
         model.to(torch.bfloat16).save_pretrained(work / name)
         tokenizer.save_pretrained(work / name)
-        # Measured as it is used: the stored weights in fp32.
-        report[name]["test"] = measure(model.float(), tokenizer, test)
-        print(name, json.dumps(report[name]["test"], indent=1), flush=True)
-        shutil.copytree(work / name, out / name, dirs_exist_ok=True)
-        write_json(work / f"{name}.json", report[name])
-    report |= {name: json.loads((work / f"{name}.json").read_text()) for name in ("student", "teacher") if (work / f"{name}.json").is_file()}
-    write_json(out / "build.json", report)
+        if (measured := _measured(work / f"{name}.json", found)) is None:
+            measured = measure(model.float(), tokenizer, test)  # the weights as they are stored
+            write_json(work / f"{name}.json", found | {"test": measured})
+        report[name] = found | {"test": measured}
+        print(name, json.dumps(measured, indent=1), flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if not only:
+        # Only now, so that an interrupted build leaves the old pair intact.
+        for name in names:
+            replace_path(work / name, out / name)
+        write_json(out / "build.json", report)
     return report
+
+
+def _measured(path: Path, found: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call measured of the same training; None without one."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return kept["test"] if {key: kept.get(key) for key in found} == found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write the pair into")
-    parser.add_argument("--work", type=Path, default=Path("outputs/steps_pair"), help="folder of the checkpoints")
-    parser.add_argument("--only", choices=("teacher", "student"), help="train this model alone")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write the pair into"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/steps_pair"), help="folder of the checkpoints"
+    )
+    parser.add_argument(
+        "--only",
+        choices=("teacher", "student"),
+        help="train this model alone, in the folder of the checkpoints; later without --only",
+    )
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies the training steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; another number changes the last bits")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; another number changes the last bits"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     build(
-        options.out.resolve(), options.work.resolve(), steps_scale=options.steps_scale, seed=options.seed, only=options.only
+        options.out.resolve(),
+        options.work.resolve(),
+        steps_scale=options.steps_scale,
+        seed=options.seed,
+        only=options.only,
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a small model from nothing, with checkpoints: a training that was stopped goes on as if it had not been."""
+"""Train a small model from nothing; a training that was stopped goes on as if it had not been."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -116,8 +116,7 @@ def _parts(tokenizer: Any, rows: Sequence[Row]) -> list[list[Row]]:
 def _backward(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
     """Compute the cross-entropy per completion token and its gradient, part by part.
 
-    In bf16 where autocast has it: a quarter faster on a processor with the instructions for it. Weights and optimizer
-    are in fp32.
+    In bf16, which is a quarter faster on a processor that has it. Weights and optimizer are in fp32.
     """
     parts = [completion_tensors(tokenizer, part) for part in _parts(tokenizer, rows)]
     tokens = sum(int((labels != -100).sum()) for _, labels in parts)

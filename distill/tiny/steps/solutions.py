@@ -7,10 +7,10 @@ Two forms. `plain` is the work alone:
     - Cid has 3 fewer than Ben: 20 - 3 = 17.
     Answer: \boxed{17}
 
-`structured` has the five parts of the teacher's instruction (`conf/teacher_prompt/discord.yaml`): what is given, the
-order of work, the same work, a check that goes back from the result, and the answer.
+`structured` has the five parts of the teacher's instruction (`conf/teacher_prompt/discord.yaml`): what is
+given, the order of work, the same work, a check that goes back from the result, and the answer.
 
-And two styles. `single` takes one comparison a step, as above. `double` takes two at once, as far as there are two:
+And two styles. `single` takes one comparison a line, as above. `double` takes two, as far as there are two:
 
     - Ben has 6 more than Ann, Cid has 3 fewer than Ben: 14 + 6 - 3 = 17.
 
@@ -132,7 +132,7 @@ _UNDONE = {"more": "-", "fewer": "+", "times": "/"}
 
 
 def check_steps(problem: Problem, completion: str) -> bool:
-    """Whether a completion is right in every line: facts, operations, results, the parts of its form, the answer.
+    """Whether a completion is right in every line: facts, operations, results, the parts of its form.
 
     Lines of one and of two steps may be mixed; nothing may be left out.
     """
@@ -165,7 +165,11 @@ def form_of(completion: str) -> Form | None:
 
 def style_of(problem: Problem, completion: str) -> Literal["single", "double", "other"]:
     """The style of a completion's lines, whatever their results; "other" if they are mixed or too few."""
-    widths = [2 if _TWO.match(line) else 1 for line in completion.split("\n") if _ONE.match(line) or _TWO.match(line)]
+    widths = [
+        2 if _TWO.match(line) else 1
+        for line in completion.split("\n")
+        if _ONE.match(line) or _TWO.match(line)
+    ]
     if sum(widths) != len(problem.steps):
         return "other"
     if all(width == 1 for width in widths):

@@ -2,16 +2,16 @@
 
 A problem is a text such as
 
-    Count the pens. Ann has 14 pens. Eve has 23 cups. Ben has 6 more than Ann. Cid has 3 fewer than Ben. How many
-    pens does Cid have?
+    Count the pens. Ann has 14 pens. Eve has 23 cups. Ben has 6 more than Ann. Cid has 3 fewer than Ben.
+    How many pens does Cid have?
 
 Three dials vary length and difficulty apart:
 
     steps           comparisons in the chain: more results to work out
-    distance        unrelated facts ("Eve has 23 cups.") before each comparison, which the solution copies: the
-                    quantity that a comparison needs stands further back
-    restatements    how often the solution says each result again ("Say each count again."): it gets longer and no
-                    harder
+    distance        unrelated facts ("Eve has 23 cups.") before each comparison, which the solution copies:
+                    the quantity that a comparison needs stands further back
+    restatements    how often the solution says each result again ("Say each count again."): it gets longer,
+                    and no harder
 
 All numbers are between 0 and 99. `distill.tiny.steps.solutions` writes and checks the solutions.
 """
@@ -38,10 +38,10 @@ SHARES = 16  # one problem in so many is for testing, one for validation
 REQUESTS = ("", " Say each count again.", " Say each count twice more.")
 
 _FACT = r"([A-Z][a-z]+) has (\d+) ([a-z]+)\."
-_COMPARISON = r"([A-Z][a-z]+) has (\d+ more than|\d+ fewer than|twice as many as|three times as many as) [A-Z][a-z]+\."
-_PROBLEM = re.compile(
-    rf"Count the ([a-z]+)\. {_FACT}((?: (?:{_FACT}|{_COMPARISON}))+) How many [a-z]+ does [A-Z][a-z]+ have\?(.*)"
-)
+_HOW = r"\d+ more than|\d+ fewer than|twice as many as|three times as many as"
+_COMPARISON = rf"([A-Z][a-z]+) has ({_HOW}) [A-Z][a-z]+\."
+_ASKED = r"How many [a-z]+ does [A-Z][a-z]+ have\?"
+_PROBLEM = re.compile(rf"Count the ([a-z]+)\. {_FACT}((?: (?:{_FACT}|{_COMPARISON}))+) {_ASKED}(.*)")
 _SENTENCE = re.compile(rf"{_COMPARISON}|{_FACT}")
 _TIMES = {2: "twice as many as", 3: "three times as many as"}
 
@@ -125,7 +125,7 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """The split, by a hash of the chain alone: with other unrelated facts or restatements it is the same."""
+        """The split, by a hash of the chain: the same whatever the unrelated facts and restatements."""
         chain = (self.item, self.first, self.count, *((one.name, one.kind, one.number) for one in self.steps))
         number = int.from_bytes(hashlib.blake2b(repr(chain).encode(), digest_size=8).digest(), "big")
         return {0: "test", 1: "validation"}.get(number % SHARES, "train")  # pyright: ignore[reportReturnType]
@@ -156,7 +156,7 @@ def fact_said(fact: Fact) -> str:
     return f"{fact.name} has {fact.count} {fact.item}."
 
 
-def sample_problem(rng: random.Random, dials: Dials = Dials(), split: Split = "train") -> Problem:  # noqa: B008
+def sample_problem(rng: random.Random, dials: Dials = Dials(), split: Split = "train") -> Problem:
     """Sample a random problem of a split."""
     chain = sample_chain(rng, dials.steps)
     while chain.split != split:
@@ -196,7 +196,7 @@ def _operation(rng: random.Random, count: int) -> tuple[Kind, int]:
             return kind, number
 
 
-def problems(count: int, *, split: Split, seed: int = 0, dials: Dials = Dials()) -> list[Problem]:  # noqa: B008
+def problems(count: int, *, split: Split, seed: int = 0, dials: Dials = Dials()) -> list[Problem]:
     """Generate `count` problems with distinct texts, deterministically; a smaller count gives a prefix.
 
     Raises:
@@ -209,7 +209,9 @@ def problems(count: int, *, split: Split, seed: int = 0, dials: Dials = Dials())
 
 @functools.lru_cache(maxsize=8)  # jobs of a sweep use the same problems
 def _problems(count: int, split: Split, seed: int, dials: Dials) -> tuple[Problem, ...]:
-    rng = random.Random(f"steps/{seed}/{split}/{dials}")  # a text gives the same sequence in every Python version
+    rng = random.Random(
+        f"steps/{seed}/{split}/{dials}"
+    )  # a text gives the same sequence in every Python version
     found: dict[str, Problem] = {}  # a dict keeps the order
     while len(found) < count:
         problem = sample_problem(rng, dials, split)

@@ -14,8 +14,8 @@ VOCABULARY = 1000  # at most; training ends when every piece of the texts is one
 INSTRUCTION = CONFIG / "teacher_prompt" / "discord.yaml"
 _TEXTS = 3000
 
-# What BPE may not merge across: a heading with its tag, a tag that closes, a digit, a word. A word and a sign take the space
-# before a digit with them, so that no token is a space alone.
+# What BPE may not merge across: a heading with its tag, a tag that closes, a digit, a word. A word and a sign
+# take the space before a digit with them, so that no token is a space alone.
 _TO_DIGIT = r"(?: (?=\d))?"
 _PIECES = (
     r"\. [A-Z ]+\n(?:<[a-z]+>\n)?",
@@ -30,13 +30,13 @@ _PIECES = (
 
 
 def instruction() -> str:
-    """The system message under which the teacher writes the structured form: that of `teacher_prompt=discord`."""
+    """The system message under which the teacher writes the structured form (`teacher_prompt=discord`)."""
     loaded: Any = OmegaConf.load(INSTRUCTION)
     return loaded.system
 
 
 def instruction_lines() -> list[str]:
-    """The instruction's lines of prose. Each is one token: a model of this size cannot read them, and need not."""
+    """The instruction's lines of prose. Each is one token: so small a model could not read them anyway."""
     lines = instruction().splitlines()
     return [line for line in lines if len(line) > 40]
 
