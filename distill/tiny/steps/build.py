@@ -10,6 +10,8 @@ The command goes on where it was stopped: checkpoints are in `--work`.
 import argparse
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,9 +192,10 @@ def build(
         print(name, json.dumps(measured, indent=1), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     if not only:
-        # Only now, so that an interrupted build leaves the old pair intact.
-        for name in names:
-            replace_path(work / name, out / name)
+        # Only now, so that an interrupted build leaves the old pair intact. `work` may be on another disk.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as staged:
+            for name in names:
+                replace_path(shutil.copytree(work / name, Path(staged) / name), out / name)
         write_json(out / "build.json", report)
     return report
 
