@@ -8,7 +8,9 @@ ENGINES_TESTS := beartype hypothesis pytest pytest-timeout
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check exhaustive docs peers engines bench lint format tiny clean
+.PHONY: help demo test check quick exhaustive docs peers engines bench lint style types format tiny clean
+# Without compiled files, every process of the tests compiles the package and the tests for 20 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +22,10 @@ test: lint  ## install with the developers' tools, then lint, types, the tests a
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(MAKE) docs; fi
 
-check: lint  ## lint, types and the quick tests, while you work
+check: .venv/.dev style  ## lint, types and the quick tests, while you work
+	@$(MAKE) --no-print-directory --jobs 2 types quick  # types take one core, and half a minute
+
+quick: .venv/.dev
 	.venv/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 exhaustive: lint  ## all tests in all their cases, before a release: an hour
@@ -40,9 +45,13 @@ engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 
 bench: .venv/.peers  ## speed and memory beside other people's, 5 rounds of everything: hours
 	.venv/bin/python -m distill.bench
 
-lint: .venv/.dev  ## lint and types alone
+lint: style types  ## lint and types alone
+
+style: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+
+types: .venv/.dev
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 format: .venv/.dev  ## put the code in order

@@ -66,6 +66,12 @@ class Function:
         return f"{self.path}::{self.name}"
 
 
+def _tree(source: str) -> str:
+    """A function's syntax tree; in a block of its own, as a method is indented."""
+    inside = source[:1].isspace()
+    return ast.dump(ast.parse(f"if True:\n{source}" if inside else source))
+
+
 @dataclass(frozen=True)
 class Package:
     """A package's files and all their functions, methods and nested ones too."""
@@ -98,10 +104,11 @@ class Package:
         source = "".join(lines[at.first - 1 : at.last])
         if (count := source.count(mutant.old)) != 1:
             raise NotApplied(f"{mutant.old!r} is {count} times in {at}, and not once")
-        lines[at.first - 1 : at.last] = [source.replace(mutant.old, mutant.new)]
+        changed = source.replace(mutant.old, mutant.new)
+        lines[at.first - 1 : at.last] = [changed]
         mutated = "".join(lines)
         try:
-            if ast.dump(ast.parse(mutated)) == ast.dump(ast.parse(text)):
+            if _tree(changed) == _tree(source):
                 raise NotApplied(f"{at} is the same with it")
         except SyntaxError as error:
             raise NotApplied(f"{at} is no Python with it: {error}") from error

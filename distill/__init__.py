@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         plan_run,
         prune_model,
         score_traces,
+        write_tips,
     )
     from distill.data.trace_set import TraceSet
     from distill.errors import UserError
@@ -54,6 +55,7 @@ __all__ = [
     "prune_model",
     "score_traces",
     "train",
+    "write_tips",
 ]
 
 # The module of each name. It is imported on first use, because importing torch takes seconds.
@@ -76,6 +78,7 @@ _PLACES = {
     "prune_model": "api",
     "score_traces": "api",
     "train": "training.run",
+    "write_tips": "api",
 }
 
 

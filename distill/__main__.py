@@ -17,6 +17,7 @@ VERBS = {
     "export": ("distill.export", "write a student as GGUF, torchao, GPTQ, and compare it with the full one"),
     "similarity": ("distill.similarity", "how alike a student's answers are to its teacher's"),
     "identity": ("distill.identity", "how often a student claims another model's identity"),
+    "tips": ("distill.tips", "short tips from right and wrong traces, tested beside controls"),
     "prune": ("distill.prune", "drop a model's blocks that change least"),
     "bottleneck": (
         "distill.bottleneck",

@@ -146,6 +146,25 @@ def measure_identity(words: Iterable[str] = (), **settings: Any) -> dict[str, An
     return json.loads((folder / "identity.json").read_text(encoding="utf-8"))
 
 
+def write_tips(words: Iterable[str] = (), **settings: Any) -> dict[str, Any]:
+    """Contrast right and wrong traces into short tips, and test whether they help (`distill tips`).
+
+    Args:
+        words: overrides, such as `model=qwen1.5b` and `benchmark=gsm8k`.
+        settings: overrides by keyword, such as `trace_sets` and `out`.
+
+    Returns:
+        The content of `tips.json`.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+    """
+    from distill.advice import write_tips as tips
+
+    folder = _run("tips", words, settings, tips.write_tips)
+    return json.loads((folder / "tips.json").read_text(encoding="utf-8"))
+
+
 def prune_model(words: Iterable[str] = (), **settings: Any) -> Path:
     """Drop a model's blocks that change its hidden states least (`distill prune`).
 

@@ -26,4 +26,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command("train", main, lambda cfg, words: check_settings(resolved(cfg)))
+    run_command("train", main, lambda cfg, words: check_settings(resolved(cfg), words))

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "python -m distill.export",
     "similarity": "python -m distill.similarity",
     "identity": "python -m distill.identity",
+    "tips": "python -m distill.tips",
     "prune": "python -m distill.prune",
 }
 GROUPS = {
@@ -41,6 +42,7 @@ GROUPS = {
     "experiment": "Ready-made settings and sweeps.",
     "teacher_prompt": "What the teacher writes and is scored under; the files set `data.teacher_prompt`.",
     "engine": "What runs a model when it writes traces or answers.",
+    "writer_engine": "What runs the model that writes tips; the keys of each are those of `engine`.",
     "judge": "A judge model that is asked beside the rules, in `similarity` and `identity`.",
     "curation": "Curation steps, run in the order of the list: `curation=[correct,deduplicate]`.",
 }

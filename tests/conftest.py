@@ -1,6 +1,8 @@
 """Fixtures for all tests: a random tiny pair, real data next to the checkout, a single thread."""
 
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 
@@ -28,8 +30,10 @@ torch.set_num_threads(1)
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-
 composing.install()
+gc.disable()  # what is imported and collected stays; until pytest_collection_finish
+# Lightning asks for plugins at every Trainer, which reads a file of each installed package.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +158,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def _is_marked(item: pytest.Item, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Tests of the layering of `distill/`: each folder imports only earlier ones, without cycles."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ ORDER = (
         "exporting",
         "judge",
         "likeness",
+        "advice",
         "pruning",
         "report",
         "bench",
@@ -48,9 +50,12 @@ def imports(text: str) -> set[str]:
     return {name for name in found if name.partition(".")[0] == "distill"}
 
 
-GRAPH = {
-    name: imports(path.read_text(encoding="utf-8")) - {name, "distill"} for name, path in MODULES.items()
-}
+@functools.cache  # not when tests are collected: that takes every process a second
+def graph() -> dict[str, set[str]]:
+    """Of each module of ours those that it imports."""
+    return {
+        name: imports(path.read_text(encoding="utf-8")) - {name, "distill"} for name, path in MODULES.items()
+    }
 
 
 def folder(module: str) -> str:
@@ -58,11 +63,11 @@ def folder(module: str) -> str:
     return "__main__" if module.endswith(".__main__") else module.split(".")[1]
 
 
-def against_the_order(graph: dict[str, set[str]]) -> list[str]:
+def against_the_order(imported_by: dict[str, set[str]]) -> list[str]:
     """Imports of what stands behind; commands stand behind everything and import no command."""
     rank = {name: place for place, name in enumerate(ORDER)}
     found = []
-    for module, imported in graph.items():
+    for module, imported in imported_by.items():
         if module == "distill":
             continue
         own = folder(module)
@@ -73,22 +78,22 @@ def against_the_order(graph: dict[str, set[str]]) -> list[str]:
     return found
 
 
-def cycle(graph: dict[str, set[str]]) -> list[str]:
+def cycle(imported_by: dict[str, set[str]]) -> list[str]:
     """A way from a module back to itself; empty where there is none."""
     done: set[str] = set()
 
     def walk(module: str, way: list[str]) -> list[str]:
         if module in way:
             return [*way[way.index(module) :], module]
-        if module in done or module not in graph:
+        if module in done or module not in imported_by:
             return []
-        for other in sorted(graph[module]):
+        for other in sorted(imported_by[module]):
             if found := walk(other, [*way, module]):
                 return found
         done.add(module)
         return []
 
-    return next((found for module in sorted(graph) if (found := walk(module, []))), [])
+    return next((found for module in sorted(imported_by) if (found := walk(module, []))), [])
 
 
 def test_every_folder_has_its_place_in_the_order() -> None:
@@ -98,19 +103,19 @@ def test_every_folder_has_its_place_in_the_order() -> None:
 
 
 def test_no_import_goes_against_the_order() -> None:
-    assert against_the_order(GRAPH) == []
+    assert against_the_order(graph()) == []
 
 
 def test_no_import_goes_round() -> None:
-    assert cycle(GRAPH) == []
+    assert cycle(graph()) == []
 
 
 def test_every_module_that_is_imported_is_there() -> None:
-    assert set().union(*GRAPH.values()) - MODULES.keys() == set()
+    assert set().union(*graph().values()) - MODULES.keys() == set()
 
 
 @pytest.mark.parametrize(
-    ("graph", "wrong"),
+    ("imported_by", "wrong"),
     [
         ({"distill.data.batch": {"distill.training.run"}}, True),
         ({"distill.training.run": {"distill.data.batch"}}, False),
@@ -118,8 +123,8 @@ def test_every_module_that_is_imported_is_there() -> None:
         ({"distill.score": {"distill.curate"}}, True),
     ],
 )
-def test_the_walk_sees_what_is_wrong(graph: dict[str, set[str]], wrong: bool) -> None:
-    assert bool(against_the_order(graph)) == wrong
+def test_the_walk_sees_what_is_wrong(imported_by: dict[str, set[str]], wrong: bool) -> None:
+    assert bool(against_the_order(imported_by)) == wrong
 
 
 def test_the_walk_sees_a_cycle() -> None:

@@ -92,6 +92,7 @@ def test_samples_of_a_problem_are_drawn_together() -> None:
     assert vars(copied) == pytest.approx(vars(once))  # four copies of each say nothing new
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_kappa_about_as_often_as_it_says() -> None:
     # Of raters as in `drawn`, who agree on 85 % of all verdicts.
     second = 0.6 * 0.85 + 0.4 * 0.15

@@ -367,6 +367,7 @@ def test_without_a_difference_5_percent_of_tests_find_one() -> None:
         assert (0.03 if name == "continuous" else 0.02) <= count / sets <= 0.07, name
 
 
+@pytest.mark.slow
 def test_mcnemar_finds_no_difference_that_is_not_there_in_more_than_5_percent() -> None:
     rng = np.random.default_rng(4)
     p = [mcnemar(*rng.multinomial(300, [0.1, 0.1, 0.8])[:2].tolist()) for _ in range(4000)]
@@ -436,6 +437,7 @@ def test_differences_that_are_none_are_refused(bad: list[np.ndarray]) -> None:
         mean_difference(bad)
 
 
+@pytest.mark.slow
 def test_several_measures_are_paired_as_each_by_itself() -> None:
     rng = np.random.default_rng(0)
     a = [rng.integers(0, 2, 300).astype(float), rng.normal(500, 90, 300), np.ones(300), np.full(300, 7.0)]

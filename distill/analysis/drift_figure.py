@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from distill.analysis.drift import Curve, Drift
+from distill.analysis.drift_curves import Curve, Drift
 from distill.analysis.drift_prefixes import PrefixDrift
 from distill.runs.plot import BLUE, GREEN, ORANGE
 

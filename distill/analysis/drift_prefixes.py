@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from distill.analysis.drift import LENGTHS, Drift, enough_problems, measure
+from distill.analysis.drift import enough_problems, measure
+from distill.analysis.drift_curves import LENGTHS, Drift
 from distill.analysis.measure_drift import continued, texts, trace_of
 from distill.data.trace import Trace
 from distill.evaluation.run import Asked

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.analysis.drift_prefixes import PrefixDrift, measure_after_prefixes
 from distill.analysis.measure_drift import asked_for_drift, lengths_of, measure_drift
 from distill.config.instantiate import plain

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.analysis.drift_figure import picture
 from distill.analysis.drift_prefixes import PrefixDrift
 from distill.analysis.evaluate_drift import AskedDrift

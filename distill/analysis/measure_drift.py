@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from distill.analysis.drift import LENGTHS, Drift, measure
+from distill.analysis.drift import measure
+from distill.analysis.drift_curves import LENGTHS, Drift
 from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark

@@ -126,6 +126,11 @@ def _asked(objective: Objective) -> dict[str, Role]:
             f"the weights of {name_of(objective.token_weight)} ask for {', '.join(unknown)}, which training "
             f"alone knows: look at a run of another loss, such as dcod"
         )
+    if "teacher_logprobs" in asked and objective.teacher == "ema":
+        raise UserError(
+            "loss.teacher=ema: the teacher of these weights was the student's average, which the run has not "
+            "kept: look at a run with another loss.teacher"
+        )
     if "teacher_logprobs" in asked and objective.teacher_sees != "prompt":
         raise UserError(
             f"loss.teacher_sees={objective.teacher_sees}: its weights are for problems with a worked "

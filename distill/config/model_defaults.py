@@ -27,6 +27,7 @@ _TAKEN = {
     "score": ("data", "benchmark", "loss", "trainer"),
     "curate": ("trainer",),
     "similarity": ("data", "trainer"),
+    "tips": ("trainer",),
 }
 
 

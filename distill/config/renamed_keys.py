@@ -4,7 +4,10 @@ An old key on the command line is an error that names the new key. A `config.yam
 translated when it is read, so that its run can be compared and resumed like a current one.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +51,16 @@ ADDED: dict[str, tuple[str, Any]] = {
         f"card.{name}": ("checkpoint.every", "unknown")
         for name in ("license", "base_license", "teacher_license", "data_license")
     },
+    "model.teachers_in_memory": ("model.teacher_dtype", "all"),
+    "loss.teacher_update_rate": ("loss.normalize", 0.01),
+    "loss.teacher_sync_steps": ("loss.normalize", 1),
+    "loss.overlap_top_k": ("loss.normalize", None),
     "loss.rollouts.samples": ("loss.rollouts.max_new_tokens", 1),
     "loss.rollouts.start_tokens": ("loss.rollouts.max_new_tokens", None),
     "loss.rollouts.grow_until": ("loss.rollouts.max_new_tokens", 0.5),
+    "loss.rollouts.replay_decay": ("loss.rollouts.max_new_tokens", None),
+    "loss.rollouts.replay_writes": ("loss.rollouts.max_new_tokens", "step"),
+    "loss.rollouts.step_separator": ("loss.rollouts.max_new_tokens", "\n"),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
     "trainer.num_nodes": ("trainer.devices", 1),
     "data.other_prompt": ("data.student_prompt.user", "error"),
@@ -85,6 +95,7 @@ MOVED_FILES: dict[str, str] = {
 
 _LARGEST, _DEEPEST = 1 << 20, 100  # bytes and levels of a config.yaml; real ones have some 10,000 and 6
 # The C loader takes a hundredth of OmegaConf's time. It suffices, because config.yaml is already resolved.
+_TOP_LEVEL_KEY = re.compile(rb"(?<=\n)(?=[A-Za-z_])")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -111,33 +122,37 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         config: nested and resolved.
     """
     translated: dict[str, Any] = {}
-    of_today = {path for path, _ in _leaves(config)}
-    for path, value in _leaves(config):
-        value = (
-            "auto" if _is_earlier_field(path, value) and (*path[:-1], "thought") not in of_today else value
-        )
-        new = tuple(new_key(".".join(path)).split(".")) if _renamed(path) else path
+    present: set[str] = set()  # keys, and `key=value` of the targets
+    of_today = dict(_leaves(config))
+    for path, value in of_today.items():
+        if _is_earlier_field(path, value) and (*path[:-1], "thought") not in of_today:
+            value = "auto"
+        new = _new_path(path)
         if new != path and new in of_today:
             continue
-        node = translated
-        for part in new[:-1]:
-            node = node.setdefault(part, {})
-        node[new[-1]] = new_name(value) if path[-1] == "_target_" and isinstance(value, str) else value
-    leaves = {".".join(path): value for path, value in _leaves(translated)}
-    present = {*leaves, *(f"{key}={value}" for key, value in leaves.items() if key.endswith("._target_"))}
+        key = ".".join(new)
+        present.add(key)
+        if path[-1] == "_target_" and isinstance(value, str):
+            value = new_name(value)
+            present.add(f"{key}={value}")
+        _put(translated, new, value)
     for key, (sibling, value) in ADDED.items():
         if sibling in present and key not in present:
-            *above, last = key.split(".")
-            node = translated
-            for part in above:
-                node = node.setdefault(part, {})
-            node[last] = value
+            _put(translated, key.split("."), value)
     return translated
 
 
-def _renamed(path: tuple[str, ...]) -> bool:
+def _put(node: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+    node[path[-1]] = copy.deepcopy(value) if isinstance(value, (dict, list)) else value
+
+
+@functools.cache
+def _new_path(path: tuple[str, ...]) -> tuple[str, ...]:
     key = ".".join(path)
-    return new_key(key) != key
+    new = new_key(key)
+    return path if new == key else tuple(new.split("."))
 
 
 def _is_earlier_field(path: tuple[str, ...], value: Any) -> bool:
@@ -165,14 +180,40 @@ def read_described(path: Path) -> dict[str, Any]:
         content = stream.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise ValueError(f"{path.name} has more than {_LARGEST:,} bytes")
+    return translate(_by_sections(content) or _parse(content, path.name))
+
+
+def _by_sections(content: bytes) -> dict[str, Any] | None:
+    """Parse each top-level section on its own; None if that cannot be done.
+
+    Runs of a sweep share most of their sections, and a text that was parsed before is not parsed again.
+    """
+    config: dict[str, Any] = {}
+    for text in _TOP_LEVEL_KEY.split(content):
+        try:
+            section = _section(text)
+        except (ValueError, yaml.YAMLError):
+            return None
+        if len(section) != 1:
+            return None
+        config |= section
+    return config
+
+
+@functools.lru_cache(maxsize=4096)
+def _section(text: bytes) -> dict[str, Any]:
+    return _parse(text, "")
+
+
+def _parse(content: bytes, name: str) -> dict[str, Any]:
     depth = 0
     for event in yaml.parse(content, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{path.name} has an alias, which stands for another value")
+            raise ValueError(f"{name} has an alias, which stands for another value")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise ValueError(f"{path.name} is nested more than {_DEEPEST} levels deep")
+            raise ValueError(f"{name} is nested more than {_DEEPEST} levels deep")
     config = yaml.load(content, _Loader)
     if not isinstance(config, dict):
-        raise ValueError(f"{path.name} holds no configuration")
-    return translate(config)
+        raise ValueError(f"{name} holds no configuration")
+    return config

@@ -44,6 +44,25 @@ class BatchTeacherView:
 
 
 @dataclass(frozen=True)
+class TeacherPart:
+    """The traces of a batch that learn from one of several teachers.
+
+    Attributes:
+        teacher: its role.
+        rows: indices of the traces in the whole batch, ascending.
+        places: [tokens] indices of their completion tokens among those of the whole batch, ascending.
+        on_host: `places` as an array, which needs no device synchronization.
+        batch: these traces as a batch of their own.
+    """
+
+    teacher: str
+    rows: tuple[int, ...]
+    places: Int[Tensor, " tokens"]
+    on_host: np.ndarray
+    batch: "Batch"
+
+
+@dataclass(frozen=True)
 class Batch:
     """Right-padded traces. Everything about single tokens is shifted by one: column t is about token t+1.
 
@@ -60,6 +79,8 @@ class Batch:
         places: [tokens] indices of the mask's true entries in the flattened mask. They select completion
             tokens without a device synchronization.
         layout: how the traces go through the body of the student, or of any model that reads the same tokens.
+        parts: the traces of each teacher, where traces have different ones; these then have the
+            `teacher_view`s, and the whole batch has none.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -73,6 +94,7 @@ class Batch:
     trace_weights: Float[Tensor, " batch"] | None = None
     places: Int[Tensor, " tokens"] | None = None
     layout: Layout | None = None
+    parts: tuple[TeacherPart, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         if self.input_ids.device == torch.device(device):
@@ -105,13 +127,15 @@ class Batch:
 
 
 def _moved(held: Any, move: Callable[[Any], Any]) -> Any:
-    """A batch or teacher view with all of its tensors moved."""
+    """A batch, or a part or teacher view of one, with all of its tensors moved."""
 
     def each(value: Any) -> Any:
         if isinstance(value, (Tensor, Layout)):
             return move(value)
-        if isinstance(value, BatchTeacherView):
+        if isinstance(value, (BatchTeacherView, TeacherPart, Batch)):
             return _moved(value, move)
+        if isinstance(value, tuple) and value and isinstance(value[0], TeacherPart):
+            return tuple(map(each, value))
         return {name: move(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
     return replace(held, **{one.name: each(getattr(held, one.name)) for one in fields(held)})
@@ -131,6 +155,8 @@ def collate(
         pad_id: any valid id; it is never attended to and is in no loss.
         layout: how models read the batch.
     """
+    if any(trace.teacher is not None for trace in traces):
+        return _collate_by_teacher(traces, signals, pad_id, layout)
     ids, mask = _side_by_side(traces, pad_id)
     values = {name: np.zeros(mask.shape, dtype=np.float32) for name in signals}
     for row, trace in enumerate(traces):
@@ -148,11 +174,33 @@ def collate(
         examples=tuple(trace.example for trace in traces),
         prompt_lengths=tuple(len(trace.prompt_ids) for trace in traces),
         teacher_view=_collate_teacher_views(traces, views, layout) if views else None,
-        distribution={name: torch.cat([part[name] for part in kept]) for name in kept[0]} if kept else {},
+        distribution=_rows_by_name(kept),
         trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
         places=torch.from_numpy(np.flatnonzero(mask)),
         layout=_laid_out(traces, layout),
     )
+
+
+def _rows_by_name(kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for part in kept for name in part)
+    return {name: torch.cat([part[name] for part in kept if name in part]) for name in names}
+
+
+def _collate_by_teacher(
+    traces: Sequence[Trace], signals: Sequence[str], pad_id: int, layout: BatchLayout
+) -> Batch:
+    """A batch whose traces learn from different teachers."""
+    same = [replace(trace, teacher=None, teacher_view=None) for trace in traces]
+    whole = collate(same, signals, pad_id, layout)
+    ends = np.cumsum([0, *(len(trace.completion_ids) for trace in traces)])
+    parts = []
+    for teacher in dict.fromkeys(trace.teacher for trace in traces):
+        rows = [row for row, trace in enumerate(traces) if trace.teacher == teacher]
+        own = [replace(traces[row], teacher=None, distribution=None) for row in rows]
+        places = np.concatenate([np.arange(ends[row], ends[row + 1]) for row in rows])
+        part = collate(own, (), pad_id, layout)
+        parts.append(TeacherPart(str(teacher), tuple(rows), torch.from_numpy(places), places, part))
+    return replace(whole, parts=tuple(parts))
 
 
 def _laid_out(rows: Sequence[Trace] | Sequence[TeacherView], layout: BatchLayout) -> Layout:

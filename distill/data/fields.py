@@ -21,7 +21,18 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 # A problem's `answer` is the right answer, as in AIME; a question's is what was answered, as in GSM8K.
 _ANSWERED = ("question", "prompt", "query")
-_ORDER = ("messages", "system", "problem", "context", "history", "thought", "completion", "gold", "id")
+_ORDER = (
+    "messages",
+    "system",
+    "problem",
+    "context",
+    "history",
+    "thought",
+    "completion",
+    "gold",
+    "id",
+    "teacher",
+)
 Places = dict[str, str]
 
 

@@ -12,7 +12,7 @@ from distill.data.trace import Example, Recorded
 from distill.data.trace_set import Record
 from distill.io.sequences import Lazy, Spool, pack, spooled, unpack
 
-_TEXTS = ("id", "problem", "gold", "completion", "where", "details", "system", "messages", "tools")
+_TEXTS = ("id", "problem", "gold", "completion", "where", "details", "system", "messages", "tools", "teacher")
 _OF_TOKENS = ("tokenizer", "finished", "correct", "teacher", "writer", "weight", "learn_from")
 _LISTS = ("prompt_ids", "completion_ids", "teacher_logprobs")
 

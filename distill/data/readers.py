@@ -40,9 +40,10 @@ def read_examples(
         split: of the hub data set, or of a folder with files of several splits.
         fields: the record's field for `problem`, `context` (appended below the problem if not empty, such as
             Alpaca's input), `completion`, `thought` (put in front of the completion), `system`, `gold`, `id`,
-            or `messages` (a conversation, whose last message is the completion). A dot goes into a nested
-            field. `auto`: recognised by usual names; null or absent: not read. None: all but `gold` and `id`
-            are recognised. Ignored for a trace set.
+            `messages` (a conversation, whose last message is the completion), or `teacher` (the one of
+            several teachers that it learns from). A dot goes into a nested field. `auto`: recognised by usual
+            names; null or absent: not read. None: all but `gold`, `id` and `teacher` are recognised. Ignored
+            for a trace set, except `teacher`.
         limit: read only this many records, from the start.
         missing: `error` or `drop` for a record without a problem or completion, as in a file where not every
             teacher wrote for every problem, or with a conversation that does not end in an answer.

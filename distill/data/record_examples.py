@@ -85,7 +85,7 @@ def example_of_record(
 
     Args:
         record: of a data file, or of a trace set.
-        fields: as for `recognise`; ignored for a trace set.
+        fields: as for `recognise`; ignored for a trace set, except `teacher`.
         where: place of the record, for error messages.
         fallback_id: the example's id if the record has none.
         notes: counts what is read, and what is not.
@@ -103,7 +103,9 @@ def example_of_record(
         example = _of_text(found, where)
         conversation = recorded_conversation(record, where)
         name = _identity(found["id"], fallback_id, where)
-        return replace(example, id=name, recorded=recorded, **conversation)
+        place = fields.get("teacher")
+        named = _teacher(look_up(record, place, where, "teacher"), where) if place else None
+        return replace(example, id=name, recorded=recorded, teacher=named, **conversation)
     try:
         places = recognise(record, fields, where)
     except UserError as error:
@@ -120,7 +122,8 @@ def example_of_record(
         for key, value in record.items()
         if key not in used and not is_empty(value) and not (tools and key == "tools")
     }
-    return replace(example, id=_identity(found.get("id"), fallback_id, where))
+    name = _identity(found.get("id"), fallback_id, where)
+    return replace(example, id=name, teacher=_teacher(found.get("teacher"), where))
 
 
 def _value(record: Mapping[str, Any], place: str, where: str, name: str, missing: str) -> Any:
@@ -246,6 +249,10 @@ def _gold(value: Any, where: str) -> str | None:
     if is_missing(value):
         return None
     return _label(value[0] if isinstance(value, list) and len(value) == 1 else value, "gold", where)
+
+
+def _teacher(value: Any, where: str) -> str | None:
+    return None if is_empty(value) else _label(value, "teacher", where)
 
 
 def _identity(value: Any, fallback: str, where: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from distill.data.alignment import Alignment
 from distill.data.tokenizers import tokenize
 from distill.errors import UserError
-from distill.io.stored_rows import StoredRows
+from distill.io.stored_rows import RowsByRole, StoredRows
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Example:
             numeric tolerance.
         system: system message of a problem without a conversation; it replaces the prompt's.
         tools: JSON schemas of the functions that the conversation's tools are, for the chat template.
+        teacher: the one of several teachers that it names (`data.fields.teacher`).
     """
 
     id: str
@@ -70,6 +71,7 @@ class Example:
     details: Mapping[str, Any] = field(default_factory=dict, compare=False)
     system: str | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
+    teacher: str | None = field(default=None, compare=False)
 
     @property
     def place(self) -> str:
@@ -129,6 +131,7 @@ class Trace:
         teacher_view: the tokens that the teacher reads instead; None: the same tokens.
         distribution: cached parts of the teacher's distribution, a row per completion token that it reads.
         weight: factor on the weights of the trace's tokens.
+        teacher: role of the one of several teachers that it learns from (`distill.teacher.several`).
     """
 
     example: Example
@@ -136,8 +139,9 @@ class Trace:
     completion_ids: np.ndarray
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     teacher_view: TeacherView | None = None
-    distribution: StoredRows | None = None
+    distribution: StoredRows | RowsByRole | None = None
     weight: float = 1.0
+    teacher: str | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from distill.io.files import hash_arrays
 from distill.io.sequences import Lazy, Places, pack, spooled, unpack
 
 Ids = tuple[np.ndarray, np.ndarray]  # of a prompt and its completion
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ class Traces(Lazy[Trace]):
             lambda place, trace: replace(trace, signals={**trace.signals, name: values(place, trace)})
         )
 
+    def _ids_as_views(self) -> Lazy[TeacherView]:
+        return Lazy(len(self), lambda place: TeacherView(*self._ids[place]))
+
     @functools.cached_property
     def of_teacher(self) -> "Traces":
         """The set as the teacher reads it."""
@@ -122,6 +127,23 @@ class Traces(Lazy[Trace]):
         return Traces(
             Lazy(len(views), lambda place: (views[place].prompt_ids, views[place].completion_ids)), make
         )
+
+
+def joined(parts: Sequence[Traces]) -> Traces:
+    """Several sets as one, in their order."""
+    ends = np.cumsum([0, *map(len, parts)])
+
+    def at(items: Sequence[Sequence[T]]) -> Lazy[T]:
+        def one(place: int) -> T:
+            part = int(np.searchsorted(ends, place, side="right")) - 1
+            return items[part][place - int(ends[part])]
+
+        return Lazy(int(ends[-1]), one)
+
+    views = None
+    if any(part._views is not None for part in parts):
+        views = at([part._ids_as_views() if part._views is None else part._views for part in parts])
+    return Traces(at([part._ids for part in parts]), at(parts)._make, views)
 
 
 def spool_traces(ids: Iterable[Ids], make: Callable[[int, Ids], Trace], folder: Path | None) -> Traces:

@@ -41,6 +41,12 @@ class Score:
     def accuracy(self) -> Figure:
         return self.figures["accuracy"]
 
+    @property
+    def verdicts(self) -> list[float]:
+        """[problems] the mean verdict of each problem's completions."""
+        groups = by_problem(self.samples)
+        return [sum(sample["correct"] for sample in own) / len(own) for own in groups]
+
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, JSON values."""
         wrong = Counter(sample["reason"] for sample in self.samples if not sample["correct"])

@@ -91,8 +91,7 @@ def _read(recipe: TraceRecipe, cfg: DictConfig, student: LanguageModel, say: Say
         raise UserError(
             "an export reads traces and lets nobody write them: take data=traces data.path=<file>"
         )
-    # No teacher writes, so nothing is cached.
-    return recipe.build(student, None, cache=Path(), say=say)
+    return recipe.build(student, None, cache=Path(cfg.cache), say=say)
 
 
 def _of_run(

@@ -4,7 +4,9 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
+
+ReplayWrites = Literal["step", "rest"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class StudentRollouts:
         start_tokens: longest completion at the start of training, which grows in a line to `max_new_tokens`
             (progressive rollouts, 2605.31490); None: `max_new_tokens` from the start.
         grow_until: share of training at whose end the longest completion is `max_new_tokens`.
+        replay_decay: κ of replayed traces (2607.04763): a completion goes on behind the first t steps of the
+            data's trace, t drawn with a probability proportional to κ^t; None: it begins behind the prompt.
+        replay_writes: what the student then writes: one `step`, or the `rest` of the completion.
+        step_separator: text that ends a step of a replayed trace.
         engine: `hf`: the model in training generates; `vllm`: a copy of it in this process does, with weights
             updated in memory before each use.
         engine_options: arguments of `vllm.LLM`, such as its share of the GPU's memory.
@@ -65,6 +71,9 @@ class StudentRollouts:
     grow_until: float = 0.5
     samples: int = 1
     num_iterations: int = 1
+    replay_decay: float | None = None
+    replay_writes: ReplayWrites = "step"
+    step_separator: str = "\n"
     engine: str = "hf"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,6 +97,7 @@ class StudentRollouts:
                 f"alike: take rollouts.temperature=1"
             )
         self._check_growth()
+        self._check_replay()
         _ = self.sampling
 
     def _check_growth(self) -> None:
@@ -101,6 +111,35 @@ class StudentRollouts:
             )
         if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
             raise ValueError(f"rollouts.grow_until={until!r} is not a share of training above 0, up to 1")
+
+    def _check_replay(self) -> None:
+        decay = self.replay_decay
+        if decay is not None and (
+            isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1
+        ):
+            raise ValueError(f"rollouts.replay_decay={decay!r} is not a number above 0, up to 1, nor null")
+        if self.replay_writes not in get_args(ReplayWrites):
+            raise ValueError(
+                f"rollouts.replay_writes={self.replay_writes!r} is not one of "
+                f"{', '.join(get_args(ReplayWrites))}"
+            )
+        if not self.step_separator:
+            raise ValueError("rollouts.step_separator is empty: name the text that ends a step")
+        if self.writes_step and self.engine == "vllm":
+            raise ValueError(
+                "rollouts.replay_writes=step: with rollouts.engine=vllm the student writes to the end of a "
+                "completion: take rollouts.engine=hf, or rollouts.replay_writes=rest"
+            )
+
+    @property
+    def replays(self) -> bool:
+        """Whether completions go on behind beginnings of the data's traces."""
+        return self.replay_decay is not None
+
+    @property
+    def writes_step(self) -> bool:
+        """Whether a completion ends with a step."""
+        return self.replays and self.replay_writes == "step"
 
     @property
     def sampling(self) -> Sampling:

@@ -70,6 +70,22 @@ class StoredRows:
         return found
 
 
+@dataclass(frozen=True)
+class RowsByRole:
+    """Rows of the caches of several teachers.
+
+    Attributes:
+        rows: of each, by its role.
+    """
+
+    rows: Mapping[str, StoredRows]
+
+    def read(self) -> dict[str, Any]:
+        """Read all rows' tensors, each under `<role>/<name>`."""
+        parts = {role: rows.read() for role, rows in self.rows.items()}
+        return {f"{role}/{name}": value for role, part in parts.items() for name, value in part.items()}
+
+
 class _File:
     """A shard that is open for reading. It is not mapped into memory, where read pages would be counted.
 

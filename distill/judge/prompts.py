@@ -154,11 +154,22 @@ def messages(
         "REFERENCE ANSWER": "(none is given)" if gold is None else gold,
         "RESPONSE": response,
     }
+    return with_blocks(instructions, blocks, f"{_LAST} {_AGAIN}" if again else _LAST)
+
+
+def with_blocks(instructions: str, blocks: Mapping[str, str], last: str) -> tuple[Mapping[str, str], ...]:
+    """A conversation that shows texts as data, each in a block that it cannot close itself.
+
+    Args:
+        instructions: the system message.
+        blocks: texts by name.
+        last: what stands behind them.
+    """
     # Lone surrogates cannot be sent.
     texts = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in blocks.items()}
     mark = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()[:16]
     parts = [f"BEGIN {name} {mark}\n{text}\nEND {name} {mark}" for name, text in texts.items()]
-    user = "\n\n".join([*parts, f"{_LAST} {_AGAIN}" if again else _LAST])
+    user = "\n\n".join([*parts, last])
     return {"role": "system", "content": instructions}, {"role": "user", "content": user}
 
 

@@ -32,6 +32,7 @@ class PerTokenLosses:
         weights: [terms, tokens] w_t.
         logprobs: [tokens] the student's log-probabilities of the labels at temperature 1, without gradient.
         entropies: [tokens] entropies of the student's distribution in nats, if `ChunkedInputs.entropy`.
+        overlap: [3, tokens] of `distill.losses.overlap.top_k_overlap`, if `ChunkedInputs.overlap`.
     """
 
     total: Float[Tensor, ""]
@@ -39,6 +40,7 @@ class PerTokenLosses:
     weights: Float[Tensor, "terms tokens"]
     logprobs: Float[Tensor, " tokens"]
     entropies: Float[Tensor, " known"]
+    overlap: Float[Tensor, "three compared"]
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -50,13 +52,14 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, inputs: ChunkedInputs
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         trains = bool(inputs.terms) and any(ctx.needs_input_grad[:2])
         dtype, tokens, terms = compute_dtype(hidden), len(inputs.labels), inputs.terms
         wide, size = wide_dtype(dtype), inputs.chunk_size or fitting_chunk(Head(hidden, weight))
-        losses, token_weights, logprobs, entropies = (
+        each, compared = (len(terms), tokens), tokens * bool(inputs.overlap)
+        losses, token_weights, logprobs, entropies, overlap = (
             torch.empty(*shape, dtype=wide, device=hidden.device)
-            for shape in ((len(terms), tokens), (len(terms), tokens), (tokens,), (tokens * inputs.entropy,))
+            for shape in (each, each, (tokens,), (tokens * inputs.entropy,), (3, compared))
         )
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # Accumulate over chunks in at least fp32, even if the matrix itself is bf16.
@@ -77,6 +80,8 @@ class ChunkedLoss(torch.autograd.Function):
                     if inputs.entropy:
                         entropies[rows] = torch.special.entr(log_q.exp()).sum(-1)
                     known: dict[str, Any] = inputs.signals_of_others(rows, others, at, logprobs[rows])
+                    if inputs.overlap:
+                        overlap[:, rows] = inputs.overlap_at((log_q, logits[at]), known, others, at)
                     for number, term in enumerate(terms):
                         token_weights[number, rows] = term.weights_at(rows, of_student).to(wide)
                         known["weight"] = token_weights[number, rows]
@@ -96,8 +101,9 @@ class ChunkedLoss(torch.autograd.Function):
                 if trains:
                     _add_products(grad_hidden, grad_weight, chunk, logits, states, matrix)
         ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
-        ctx.mark_non_differentiable(losses, token_weights, logprobs, entropies)
-        return _total(terms, losses, token_weights), losses, token_weights, logprobs, entropies
+        kept = losses, token_weights, logprobs, entropies, overlap
+        ctx.mark_non_differentiable(*kept)
+        return _total(terms, losses, token_weights), *kept
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -25,6 +25,21 @@ def invert(
     return (1 - weights).masked_fill(~mask, 0.0)
 
 
+def mean_by_position(
+    weights: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
+    """The mean of the weights at the same position of the batch's completions: what depends on the position
+    alone is left."""
+    # Completions are moved to the left, so that a column holds one position. What is not in the mask goes
+    # into a column of its own. No two entries meet in a place, and the sums' order is fixed.
+    width = mask.shape[1]
+    position = (mask.cumsum(1) - 1).masked_fill(~mask, width)
+    empty = weights.new_zeros(len(weights), width + 1)
+    sums = empty.scatter(1, position, weights.masked_fill(~mask, 0.0)).sum(0)
+    counts = empty.scatter(1, position, mask.to(weights.dtype)).sum(0)
+    return (sums / counts.clamp(min=1))[position].masked_fill(~mask, 0.0)
+
+
 def effective_sample_size(total: float, total_of_squares: float, count: float) -> float:
     """Kish's effective sample size as a share of the tokens: (Σw)² / (n Σw²), in [0, 1]; 1 if all w are equal
     and nonzero."""

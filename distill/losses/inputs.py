@@ -12,6 +12,8 @@ from torch import Tensor
 
 from distill.losses.closed_forms import ClosedForm, closed_form_of
 from distill.losses.logits import LogitBuffers, signals_of
+from distill.losses.overlap import top_k_overlap
+from distill.losses.several_heads import MixedHead, RoutedHead
 from distill.losses.signals import signals, unbound
 from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head, factors, log_softmax
@@ -20,6 +22,7 @@ TokenLoss = Callable[..., Tensor]
 # Computes the weights of a slice of the tokens from the student's signals there ([tokens] by name, at
 # temperature 1).
 InlineWeights = Callable[[slice, Mapping[str, Tensor]], Tensor]
+Distribution = Head | RoutedHead | MixedHead | SparseDistribution  # of frozen models
 _OWN = ("weight", "old_logprobs")  # given by the chunk loop, where the batch has none
 
 
@@ -64,7 +67,8 @@ class ChunkedInputs:
         labels: [tokens] the tokens to predict.
         terms: token losses with their weights.
         others: frozen models' distributions at the same positions, by signal name (`log_p`: the teacher's,
-            `log_r`: the reference's): a head, possibly with another vocabulary, or a sparse distribution.
+            `log_r`: the reference's): a head, possibly with another vocabulary, heads of several models, or a
+            sparse distribution.
             With a sparse one, a loss gets both distributions over the known tokens only, plus one bucket for
             all others if their total probability is known.
         token_signals: [tokens] per-token signals, by name.
@@ -74,6 +78,8 @@ class ChunkedInputs:
             (`distill.losses.logits.fitting_chunk`).
         compiled: whether to fuse operations on logits with torch.compile, for losses with a closed form.
         entropy: whether to compute the entropy of the student's distribution at each position.
+        overlap: k, to compare the student's k likeliest tokens with the teacher's (`log_p`); 0: they are not
+            compared.
 
     Raises:
         ValueError: a loss needs a signal that is not given, or a value is out of range.
@@ -81,29 +87,26 @@ class ChunkedInputs:
 
     labels: Int[Tensor, " tokens"]
     terms: Sequence[WeightedTerm]
-    others: Mapping[str, Head | SparseDistribution] = field(default_factory=dict)
+    others: Mapping[str, Distribution] = field(default_factory=dict)
     token_signals: Mapping[str, Float[Tensor, " tokens"]] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     temperature: float = 1.0
     chunk_size: int | None = None
     compiled: bool = False
     entropy: bool = False
+    overlap: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size={self.chunk_size} must be at least 1")
-        wanted = set().union(*(term.signals for term in self.terms))
+        wanted = set().union(*(term.signals for term in self.terms), {"log_p"} if self.overlap else ())
         given = {*self.others, *self.token_signals, *self.constants, "log_q", "labels", *_OWN}
         if missing := wanted - given:
             raise ValueError(
                 f"the token loss asks for signals that are not given: {', '.join(sorted(missing))}"
             )
         # Cast as the model's own head would be under the current autocast.
-        self.others = {
-            name: factors(other) if isinstance(other, Head) else other
-            for name, other in self.others.items()
-            if name in wanted
-        }
+        self.others = {name: _ready(other) for name, other in self.others.items() if name in wanted}
         self.token_signals = {
             name: values.detach() for name, values in self.token_signals.items() if name in wanted
         }
@@ -117,12 +120,17 @@ class ChunkedInputs:
             )
 
     def logits_of_others(self, chunk: slice, buffers: LogitBuffers) -> dict[str, Tensor]:
-        """[tokens, vocab] logits of a chunk for the frozen models whose head is given, by signal name."""
-        return {
-            name: buffers.product(name, other.hidden[chunk], other.weight)
-            for name, other in self.others.items()
-            if isinstance(other, Head)
-        }
+        """[tokens, vocab] logits of a chunk for the frozen models whose heads are given, by signal name; of a
+        mixture log-probs at the loss's temperature."""
+        found = {}
+        for name, other in self.others.items():
+            if isinstance(other, Head):
+                found[name] = buffers.product(name, other.hidden[chunk], other.weight)
+            elif isinstance(other, RoutedHead):
+                found[name] = other.logits(name, chunk, buffers)
+            elif isinstance(other, MixedHead):
+                found[name] = other.logprobs(name, chunk, buffers, self.temperature)
+        return found
 
     def signals_of_student(
         self, log_q: Float[Tensor, "rows vocab"], logits: Float[Tensor, "rows vocab"], rows: slice
@@ -147,15 +155,43 @@ class ChunkedInputs:
         for name, other in self.others.items():
             if isinstance(other, SparseDistribution):
                 found[name] = other[rows]
+            elif isinstance(other, MixedHead):
+                found[name] = logits[name][at]
             else:
                 found[name] = log_softmax(logits[name][at], self.temperature)
         return found | dict(self.constants) | {"labels": self.labels[rows]}
+
+    def overlap_at(
+        self,
+        student: tuple[Tensor, Tensor],
+        known: Mapping[str, Any],
+        others: Mapping[str, Tensor],
+        at: slice,
+    ) -> Float[Tensor, "three rows"]:
+        """Overlap of the likeliest tokens at some rows (`top_k_overlap`), at temperature 1.
+
+        Args:
+            student: the student's distribution at the loss's temperature, and its logits.
+            known: of `signals_of_others`.
+            others: of `logits_of_others`.
+            at: the rows' slice of the chunk's logits.
+        """
+        log_q, log_p = student[0], known["log_p"]
+        if self.temperature != 1.0:  # the teacher's distribution is whole then
+            log_q, log_p = log_softmax(student[1]), log_softmax(others["log_p"][at])
+        return top_k_overlap(log_q, log_p, self.overlap)
 
     def closed_form(self, term: WeightedTerm, known: Mapping[str, Any]) -> ClosedForm | None:
         """The function for loss and gradient together; None if the gradient must come from autograd."""
         if any(isinstance(known.get(name), SparseDistribution) for name in term.signals):
             return None
         return _compiled(term.closed_form) if self.compiled and term.closed_form else term.closed_form
+
+
+def _ready(other: Distribution) -> Distribution:
+    if isinstance(other, Head):
+        return factors(other)
+    return other if isinstance(other, SparseDistribution) else other.ready()
 
 
 def arguments(term: WeightedTerm, log_q: Tensor, known: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -61,6 +61,12 @@ class LogitBuffers:
             return torch.mm(states, matrix.T, out_dtype=torch.float32, out=out)
         return torch.mm(states, matrix.T, out=out)
 
+    def empty(self, name: str, rows: int, like: Float[Tensor, "part vocab"]) -> Float[Tensor, "tokens vocab"]:
+        """Rows of the buffer of this name, as wide as another, whose values are undefined."""
+        if name not in self._buffers:
+            self._buffers[name] = like.new_empty(self.tokens, like.shape[-1])
+        return self._buffers[name][:rows]
+
 
 def slices(length: int, size: int) -> list[slice]:
     """Consecutive slices of `size`; the last may be shorter."""

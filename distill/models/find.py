@@ -134,18 +134,25 @@ def _hash_files(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def find(model: Mapping[str, Any], role: str, dtype: str) -> ModelSource:
-    """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration."""
+def find(model: Mapping[str, Any], role: str, dtype: str, *, key: str | None = None) -> ModelSource:
+    """Find the model of a role (`student`, `teacher`, …) from `model` of the configuration.
+
+    Args:
+        model: `model` of the configuration.
+        role: of the model.
+        dtype: of its weights in memory.
+        key: the model's config key, for messages; None: `model.<role>`.
+    """
     revision = f"{'teacher' if role == 'teacher' else 'student'}_revision"
     check_text({"model": plain(model)}, {f"model.{revision}": True, **_DTYPES})
     named = model[revision]
     variables = variables_of(model.get("chat_template_kwargs"))
     if role == "teacher":
-        key = "teacher_chat_template_kwargs"
-        variables |= variables_of(model.get(key), f"model.{key}")
+        own = "teacher_chat_template_kwargs"
+        variables |= variables_of(model.get(own), f"model.{own}")
     return find_model(
         plain(model[role]),
-        key=f"model.{role}",
+        key=key or f"model.{role}",
         dtype=str(dtype),
         revision=None if named is None else str(named),  # YAML reads some commits as numbers
         trust_remote_code=model["trust_remote_code"],

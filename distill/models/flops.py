@@ -199,11 +199,15 @@ class Meter:
     def __init__(self, models: Iterable[LanguageModel]) -> None:
         self._flops = 0.0
         for lm in {id(lm.model): lm for lm in models}.values():
-            try:
-                cost = cost_of(lm.model, lm.source.name, lm.vocab_size)
-            except UserError:
-                cost = UNKNOWN
-            _Hooks(self, lm, cost)
+            self.watch(lm)
+
+    def watch(self, lm: LanguageModel) -> None:
+        """Count the FLOPs of a further model."""
+        try:
+            cost = cost_of(lm.model, lm.source.name, lm.vocab_size)
+        except UserError:
+            cost = UNKNOWN
+        _Hooks(self, lm, cost)
 
     def add(self, flops: float) -> None:
         self._flops += flops

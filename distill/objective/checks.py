@@ -6,7 +6,7 @@ import torch
 
 from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import GIVEN, SIGNALS, name_of, properties_of, signals, why_not_from
-from distill.objective.spec import Normalize, ObjectiveSpec
+from distill.objective.spec import Normalize, ObjectiveSpec, TeacherIs
 from distill.objective.terms import Control, Term, is_positive
 from distill.teacher.distribution import TeacherDistribution
 
@@ -37,8 +37,13 @@ def check_values(objective: ObjectiveSpec) -> None:
         )
     if objective.control not in get_args(Control):
         raise ValueError(f"loss.control={objective.control!r} is not one of {', '.join(get_args(Control))}")
-    if objective.teacher not in ("model", "initial"):
-        raise ValueError(f"loss.teacher={objective.teacher!r} is not one of model, initial")
+    if objective.teacher not in get_args(TeacherIs):
+        raise ValueError(f"loss.teacher={objective.teacher!r} is not one of {', '.join(get_args(TeacherIs))}")
+    rate, every = objective.teacher_update_rate, objective.teacher_sync_steps
+    if not is_positive(rate) or rate > 1:
+        raise ValueError(f"loss.teacher_update_rate={rate!r} is not a number above 0, up to 1")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"loss.teacher_sync_steps={every!r} is not a positive whole number")
     if objective.teacher_sees not in ("prompt", "solution"):
         raise ValueError(f"loss.teacher_sees={objective.teacher_sees!r} is not one of prompt, solution")
     if not isinstance(objective.distribution, TeacherDistribution):
@@ -46,6 +51,9 @@ def check_values(objective: ObjectiveSpec) -> None:
             f"loss.distribution={objective.distribution!r} is no TeacherDistribution: name its source in "
             f"loss.distribution.source"
         )
+    wanted = objective.overlap_top_k
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+        raise ValueError(f"loss.overlap_top_k={wanted!r} is not a positive whole number, nor null")
     if objective.scale != "mean" and not is_positive(objective.scale):
         raise ValueError(f"loss.scale={objective.scale!r} is neither a positive number nor mean")
     if not is_positive(objective.temperature):
@@ -73,6 +81,16 @@ def check_terms(objective: ObjectiveSpec) -> None:
         _check_term(objective, name, term)
     if objective.compares_rewards:
         _check_rewards(objective)
+    rollouts = objective.rollouts
+    if isinstance(rollouts, StudentRollouts) and rollouts.replays and objective.rewarded:
+        raise ValueError(
+            "loss.rewards grades whole completions, and with loss.rollouts.replay_decay the student writes "
+            "the end of one: set loss.rollouts.replay_decay=null, or loss.rewards=null"
+        )
+    if objective.teacher == "ema":
+        _check_average(objective)
+    if objective.overlap_top_k:
+        _check_overlap(objective, objective.overlap_top_k)
 
 
 def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
@@ -105,6 +123,36 @@ def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
         raise ValueError(
             f"{function} compares with {', '.join(sorted(per_token))}, which are at temperature 1: "
             f"loss.temperature={objective.temperature} must be 1 too"
+        )
+
+
+def _check_average(objective: ObjectiveSpec) -> None:
+    """Refuse to cache what a teacher says that changes as the student trains."""
+    rollouts = objective.rollouts
+    writes_all = isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1
+    asked = {**({} if writes_all else objective.cached_signals), **dict.fromkeys(objective.problem_signals)}
+    cached = [name for name in asked if SIGNALS[name].role == "teacher"]
+    if objective.caches_distribution:
+        cached.append(f"distribution.source={objective.distribution.source}")
+    if cached:
+        raise ValueError(
+            f"loss.teacher=ema changes as the student trains, and {', '.join(cached)} would be cached "
+            f"before: take loss.teacher=initial, or a loss that compares with a live teacher on the "
+            f"student's own completions, such as sdft"
+        )
+
+
+def _check_overlap(objective: ObjectiveSpec, k: int) -> None:
+    wanted = objective.distribution
+    if wanted.source == "samples":
+        raise ValueError(
+            f"loss.overlap_top_k={k} compares with the teacher's likeliest tokens, which samples need not "
+            f"be: take loss.distribution.source=top_k, or loss.overlap_top_k=null"
+        )
+    if wanted.source == "top_k" and wanted.top_k < k:
+        raise ValueError(
+            f"loss.overlap_top_k={k}: {wanted.top_k} of the teacher's likeliest tokens are cached: take "
+            f"loss.distribution.top_k={k}, or a smaller loss.overlap_top_k"
         )
 
 

@@ -85,6 +85,7 @@ class Objective(ObjectiveSpec):
             chunk_size=self.chunk_size,
             compiled=self.compile,
             entropy=self.rewarded and batch.by_student,
+            overlap=self.overlap_top_k or 0,
         )
 
     def sums(self, batch: MicroBatch, found: PerTokenLosses) -> LossSums:
@@ -107,6 +108,7 @@ class Objective(ObjectiveSpec):
             weights=weights.get("main", none),
             mask=mask,
             policy=self._policy(batch, found),
+            overlap=found.overlap.sum(-1) if self.overlap_top_k else None,
         )
 
     def _denominator(self, batch: MicroBatch, weights: Float[Tensor, "batch seq"]) -> Tensor:
@@ -212,6 +214,8 @@ class Objective(ObjectiveSpec):
             values = controls.shuffle(values, mask, generator=torch.Generator().manual_seed(seed))
         elif self.control == "inverted":
             values = controls.invert(values, mask)
+        elif self.control == "by_position":
+            values = controls.mean_by_position(values, mask)
         return values if self.scale == "mean" else values * self.scale
 
     def after_step(self, loss: float, progress: float) -> None:

@@ -72,7 +72,9 @@ def _how(distribution: str, objective: Objective) -> str:
 def _whose(role: Role, objective: Objective) -> str:
     if role != "teacher":
         return f"{role}'s"
-    who = "the untrained student's" if objective.teacher == "initial" else "teacher's"
+    who = {"initial": "the untrained student's", "ema": "the student's average's"}.get(
+        objective.teacher, "teacher's"
+    )
     return f"{who} (shown the solution)" if objective.teacher_sees == "solution" else who
 
 
@@ -80,6 +82,8 @@ def _rollouts(objective: Objective) -> str:
     if not isinstance(objective.rollouts, StudentRollouts):
         return objective.rollouts
     share = objective.rollouts.fraction
+    if objective.rollouts.replays:
+        return "student, behind beginnings of the dataset's"
     if objective.samples > 1:
         return f"student, {objective.samples} a problem"
     return "student" if share == 1 else f"student {share:.0%}, dataset {1 - share:.0%}"

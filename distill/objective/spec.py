@@ -15,6 +15,7 @@ from distill.objective.terms import Control, Rows, Term, TokenWeight
 from distill.objective.trace_weights import CompactWeights
 from distill.teacher.distribution import TeacherDistribution
 
+TeacherIs = Literal["model", "initial", "ema"]
 Normalize = Literal["tokens", "weights", "completions", "longest"]
 
 
@@ -37,15 +38,20 @@ class ObjectiveSpec:
         scale: factor on the weights; 2 makes DCOD's weight 1 where student and teacher agree. `mean` divides
             the weights by their mean over the optimizer step, which is the same as `normalize=weights`.
         control: for ablations, replace the weights: `uniform` (all 1), `shuffled` (permuted within the
-            micro-batch), `inverted` (1 - w); `none` leaves them.
+            micro-batch), `inverted` (1 - w), `by_position` (their mean at the same position of the
+            micro-batch's completions); `none` leaves them.
         proposals: how next reasoning steps are proposed and valued, for weights that compare them.
         trace_weights: weights of a problem's traces, recomputed in training; None: those of the data.
         rewards: how the student's completions are rewarded; None: they are not graded.
-        teacher: the model used as teacher: `model` (`model.teacher`) or `initial` (the student before
-            training).
+        teacher: the model used as teacher: `model` (`model.teacher`), `initial` (the student before training)
+            or `ema` (the exponential moving average of the student in training).
+        teacher_update_rate: with `ema`, the student's share in an update of the teacher.
+        teacher_sync_steps: with `ema`, optimizer steps from one update to the next.
         teacher_sees: what the teacher's prompt contains: the problem (`prompt`), or also its worked solution
             (`solution`), with the template `data.informed_prompt`.
         distribution: where the teacher's distribution comes from, for losses over the whole vocabulary.
+        overlap_top_k: k of the metric that compares the k likeliest tokens of student and teacher
+            (2604.13016), which needs the teacher's distribution; None: it is not measured.
         temperature: divides all models' logits in the token loss. Not the sampling temperature, nor DCOD's τ.
         chunk_size: completion tokens per chunk of logits; None: chosen from vocabulary size and device.
         compile: whether to fuse operations on logits with torch.compile, for losses with a closed-form
@@ -63,9 +69,12 @@ class ObjectiveSpec:
     proposals: StepProposals | None = None
     trace_weights: CompactWeights | None = None
     rewards: Rewards | None = None
-    teacher: Literal["model", "initial"] = "model"
+    teacher: TeacherIs = "model"
+    teacher_update_rate: float = 0.01
+    teacher_sync_steps: int = 1
     teacher_sees: Literal["prompt", "solution"] = "prompt"
     distribution: TeacherDistribution = field(default_factory=TeacherDistribution)
+    overlap_top_k: int | None = None
     temperature: float = 1.0
     chunk_size: int | None = None
     compile: bool = False
@@ -80,7 +89,8 @@ class ObjectiveSpec:
     @cached_property
     def signals(self) -> set[str]:
         """Names of all model signals that the terms need."""
-        return set().union(*(term.signals for term in self.terms.values())) & SIGNALS.keys()
+        measured = {"log_p"} if self.overlap_top_k else set()
+        return set().union(*(term.signals for term in self.terms.values()), measured) & SIGNALS.keys()
 
     @cached_property
     def distributions(self) -> dict[str, Role]:
@@ -168,7 +178,7 @@ class ObjectiveSpec:
     @property
     def across_vocabularies(self) -> bool:
         """Whether the teacher's vocabulary may differ from the student's."""
-        return all(
+        return not self.overlap_top_k and all(
             properties_of(function).across_vocabularies
             for term in self.terms.values()
             for function in (term.token_loss, term.token_weight)
@@ -199,7 +209,7 @@ class ObjectiveSpec:
 
     def made_inline(self, name: str) -> bool:
         """Whether a term's weights can be computed token by token inside the chunk loop."""
-        whole = name == "main" and self.control == "shuffled"
+        whole = name == "main" and self.control in ("shuffled", "by_position")
         return is_inline(self.terms[name].token_weight) and not whole
 
     @cached_property

@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.benchmarks.grading.graded import graded
 from distill.data.batch import Batch, by_length, collate
 from distill.data.seam import written_text
+from distill.data.steps import check_separator, step_starts, tokens_with_text
 from distill.data.trace import Example, Grader, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -42,6 +43,29 @@ class StepValues:
     first: Bool[Tensor, "batch seq"]
     agreed: Bool[Tensor, "batch seq"]
     scored: int = 0
+
+    @classmethod
+    def joined(
+        cls, parts: Sequence[tuple[Sequence[int], "StepValues"]], mask: Bool[Tensor, "batch seq"]
+    ) -> "StepValues":
+        """The values of a whole batch.
+
+        Args:
+            parts: of some of its rows: their indices and values.
+            mask: of the whole batch.
+        """
+        student, teacher = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
+        first, agreed = torch.zeros_like(mask), torch.zeros_like(mask)
+        for rows, part in parts:
+            width = part.student.shape[1]  # a part is padded to its own longest trace
+            at = torch.tensor(rows, device=mask.device)
+            for whole, own in zip(
+                (student, teacher, first, agreed),
+                (part.student, part.teacher, part.first, part.agreed),
+                strict=True,
+            ):
+                whole[at, :width] = own
+        return cls(student, teacher, first, agreed, sum(part.scored for _, part in parts))
 
 
 @dataclass(frozen=True)
@@ -88,12 +112,7 @@ class StepProposals:
         Raises:
             UserError: no token contains the separator; or `success` without a grader.
         """
-        if not self.step_ends(student.tokenizer):
-            raise UserError(
-                f"loss.proposals.separator={self.separator!r}: no token of {student.name} has this text in "
-                f"it, so no step would end; name what stands between the steps of your data "
-                f"(data.step_separator)"
-            )
+        check_separator("loss.proposals.separator", self.separator, student.tokenizer, student.name)
         if self.value == "success" and grade is None:
             raise UserError(
                 "loss.proposals.value=success needs data whose answers can be graded, and these cannot: take "
@@ -102,7 +121,7 @@ class StepProposals:
 
     def step_ends(self, tokenizer: Any) -> tuple[int, ...]:
         """Ids of the tokens that end a reasoning step."""
-        return _with_text(tokenizer, self.separator)
+        return tokens_with_text(tokenizer, self.separator)
 
     @torch.no_grad()
     def values(
@@ -171,13 +190,9 @@ class StepProposals:
 
     def _steps(self, batch: Batch, lm: LanguageModel) -> list[list[int]]:
         """Where reasoning steps begin in each completion, counted from its first token."""
-        ends = torch.tensor(self.step_ends(lm.tokenizer), device=batch.labels.device)
-        closing = torch.isin(batch.labels, ends) & batch.mask
-        found = []
-        for row in range(len(batch.labels)):
-            tokens = closing[row][batch.mask[row]].tolist()
-            found.append([0, *(at + 1 for at, closes in enumerate(tokens[:-1]) if closes)])
-        return found
+        ends = set(self.step_ends(lm.tokenizer))
+        completions = batch.completion_labels.split(batch.mask.sum(-1).tolist())
+        return [step_starts(ids.tolist(), ends) for ids in completions]
 
     def _success(
         self,
@@ -236,10 +251,3 @@ def _likelihoods(
         for row, values in zip(rows, flat.split(batch.mask.sum(-1).tolist()), strict=True):
             found[row] = float(values.mean())
     return found
-
-
-@functools.lru_cache(maxsize=8)
-def _with_text(tokenizer: object, text: str) -> tuple[int, ...]:
-    ids = sorted(tokenizer.get_vocab().values())  # pyright: ignore[reportAttributeAccessIssue]
-    pieces = tokenizer.batch_decode([[index] for index in ids])  # pyright: ignore[reportAttributeAccessIssue]
-    return tuple(index for index, piece in zip(ids, pieces, strict=True) if text in piece)

@@ -10,13 +10,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from distill.losses import weights
-from distill.losses.inputs import TokenLoss
+from distill.losses.inputs import Distribution, TokenLoss
 from distill.losses.signals import parameters, plain_partial, signals
-from distill.losses.sparse import SparseDistribution
-from distill.models.head import Head
 
 TokenWeight = Callable[..., Tensor]
-Control = Literal["none", "uniform", "shuffled", "inverted"]
+Control = Literal["none", "uniform", "shuffled", "inverted", "by_position"]
 Rows = Literal["all", "dataset", "student"]
 
 
@@ -73,8 +71,8 @@ class MicroBatch:
         mask: [batch, seq] true on completion tokens.
         labels: [batch, seq] token ids.
         token_signals: per-token signals such as cached logprobs, [batch, seq], by name.
-        others: frozen models' distributions, by signal name: a head at the completion positions, or a
-            sparse distribution from the cache.
+        others: frozen models' distributions, by signal name: a head at the completion positions, heads of
+            several models, or a sparse distribution from the cache.
         compared: [batch, seq] true where the teacher has a distribution to compare with; None: everywhere.
         trace_weights: [batch] factors on all token weights of a trace; None: all 1.
         places: [tokens] indices of the true entries in the flattened mask, if known. Without them, indexing
@@ -89,7 +87,7 @@ class MicroBatch:
     mask: Bool[Tensor, "batch seq"]
     labels: Int[Tensor, "batch seq"]
     token_signals: Mapping[str, Float[Tensor, "batch seq"]]
-    others: Mapping[str, Head | SparseDistribution] = field(default_factory=dict)
+    others: Mapping[str, Distribution] = field(default_factory=dict)
     compared: Bool[Tensor, "batch seq"] | None = None
     trace_weights: Float[Tensor, " batch"] | None = None
     places: Int[Tensor, " tokens"] | None = None
@@ -118,6 +116,7 @@ class LossSums:
         mask: [batch, seq] m_t.
         policy: sums over the completions of a rewarded student, by name: `entropy` of its distributions, and
             `clipped` tokens; otherwise empty.
+        overlap: [3] sums over the tokens of `distill.losses.overlap.top_k_overlap`; None: it is not computed.
     """
 
     total: Float[Tensor, ""]
@@ -128,6 +127,7 @@ class LossSums:
     weights: Float[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     policy: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    overlap: Float[Tensor, " three"] | None = None
 
 
 def at(values: Shaped[Tensor, "batch seq"], where: Int[Tensor, " tokens"]) -> Shaped[Tensor, " tokens"]:

@@ -15,7 +15,6 @@ from distill.config.console import one_sentence_errors, quiet
 from distill.config.paths import CONFIG
 from distill.config.words import quoted
 from distill.io.progress import progress_bar
-from distill.losses.signals import Role
 from distill.planning.kernels import Kernel
 from distill.planning.memory import training_memory
 from distill.planning.simulate import BACKWARD, HEAD, STEP, STUDENT, Simulation, simulate
@@ -137,7 +136,7 @@ class Pair:
         if self._memory is None:  # the same for all losses
             self._memory = training_memory(setup, rows=setup.length.batch_size, length=batches.longest)
         student = self._size("student", setup)
-        frozen: dict[Role, ModelSize] = {role: self._size(role, setup) for role in setup.frozen}
+        frozen: dict[str, ModelSize] = {role: self._size(role, setup) for role in setup.frozen}
         found = {}
         for strategy, ranks in _STRATEGIES:
             trainer = {**setup.compute.trainer, "strategy": strategy or "auto"}
@@ -151,7 +150,7 @@ class Pair:
             found[strategy, ranks] = max(moment.total for moment in held)
         return found
 
-    def _size(self, role: Role, setup: Setup) -> ModelSize:
+    def _size(self, role: str, setup: Setup) -> ModelSize:
         source = setup.student if role == "student" else setup.frozen[role]
         if source.location not in self._sizes:
             self._sizes[source.location] = measure(source, setup.compute.precision)

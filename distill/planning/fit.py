@@ -20,6 +20,7 @@ _PARTS: Mapping[str, Part] = {
     ranks.HEAD: "head",
     ranks.ROLLOUTS: "rollouts",
     ranks.READING: "activations",
+    ranks.WEIGHING: "activations",
 }
 
 
@@ -82,10 +83,12 @@ def _helping(setup: Setup, peak: Moment) -> list[str]:
 def _part_of(name: str, setup: Setup, peak: Moment) -> Part:
     if name in _PARTS:
         return _PARTS[name]
+    if name in (ranks.LARGEST, ranks.MATRICES):
+        return "frozen"
     if " the " in name and name.endswith((", live", "teacher", "reference", "initial", "pilot")):
         return "frozen"
     if peak.name.startswith(tuple(benchmark.name for benchmark in setup.evaluation.benchmarks)):
         return "answers"
-    if peak.name == "teacher writes traces":
+    if peak.name.startswith("teacher") and peak.name.endswith("writes traces"):
         return "traces"
     return "cache" if name.endswith("in this stage") else "student"

@@ -3,13 +3,15 @@
 `ranks.moments` adds them up for each rank, through `stages.step_moments`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.config.instantiate import OptimizerFactory
-from distill.losses.signals import SIGNALS, Role
+from distill.losses.several_heads import MixedHead, RoutedHead
+from distill.losses.signals import SIGNALS
 from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head
 from distill.models.sharding import layers_of
@@ -111,7 +113,7 @@ def _nbytes(value: Any) -> int:
 
 
 def head_memory(
-    setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], *, completions: int, trains: bool
+    setup: Setup, student: ModelSize, frozen: Mapping[str, ModelSize], *, completions: int, trains: bool
 ) -> tuple[int, int]:
     """Bytes of the chunked head and the loss, from a pass on tensors without values.
 
@@ -126,7 +128,9 @@ def head_memory(
         Bytes at the peak, and those kept for the backward pass: the gradients of matrix and hidden states.
     """
     objective, compute, gpu = setup.objective, setup.compute, setup.compute.device != "cpu"
-    sizes = [student, *(frozen[role] for role in objective.distributions.values())]
+    groups = [setup.roles_of(role) for role in objective.distributions.values()]
+    sizes = [student, *(frozen[role] for roles in groups for role in roles)]
+    read = [completions, *(_read_by(setup, roles, completions) for roles in groups for _ in roles)]
     rows = [size.vocabulary for size in sizes]
     if not objective.across_vocabularies:
         rows = [min(rows)] * len(rows)
@@ -134,18 +138,22 @@ def head_memory(
     with without_values(gpu=gpu):
         heads = [
             Head(
-                torch.empty(completions, size.hidden, dtype=dtype),
+                torch.empty(tokens, size.hidden, dtype=dtype),
                 torch.empty(count, size.hidden, dtype=dtype),
             )
-            for size, count in zip(sizes, rows, strict=True)
+            for size, count, tokens in zip(sizes, rows, read, strict=True)
             for dtype in [torch.bfloat16 if size.bytes == 2 else torch.float32]
         ]
-        own, others = heads[0], dict(zip(objective.distributions, heads[1:], strict=True))
+        own, of_frozen = heads[0], iter(heads[1:])
+        others = {
+            name: _joint(setup, [next(of_frozen) for _ in roles], completions)
+            for name, roles in zip(objective.distributions, groups, strict=True)
+        }
         meter = KernelMeter(GPU_BLOCK if gpu else 1)
-        before = meter.hold([own.weight, *(other.weight for other in others.values())])
+        before = meter.hold([head.weight for head in heads])
         mixed = compute.precision != torch.float32
         with meter, torch.autocast("cpu", compute.precision, enabled=mixed, cache_enabled=False):
-            meter.hold([own.hidden, *(other.hidden for other in others.values())])
+            meter.hold([head.hidden for head in heads])
             student_head = Head(own.hidden.requires_grad_(), own.weight.requires_grad_(trains))
             found = objective(
                 student_head,
@@ -160,6 +168,25 @@ def head_memory(
             kept = meter.live - before
         del found
     return max(meter.peaks.values()) - before, kept
+
+
+def _read_by(setup: Setup, roles: Sequence[str], completions: int) -> int:
+    """Completion tokens of a micro-batch that one of a distribution's models reads, if each has its share."""
+    routed = len(roles) > 1 and setup.teachers is not None and setup.teachers.weights is None
+    return -(-completions // len(roles)) if routed else completions
+
+
+def _joint(setup: Setup, heads: Sequence[Head], completions: int) -> Head | RoutedHead | MixedHead:
+    """The distribution of one model, or of several teachers."""
+    if len(heads) == 1 or setup.teachers is None:
+        return heads[0]
+    if setup.teachers.weights is not None:
+        return MixedHead(heads, list(setup.teachers.weights.values()))
+    share = len(heads[0].hidden)
+    on_host = [np.arange(n * share, min((n + 1) * share, completions)) for n in range(len(heads))]
+    places = [torch.arange(int(own[0]), int(own[-1]) + 1) for own in on_host if len(own)]
+    kept = [Head(head.hidden[: len(own)], head.weight) for head, own in zip(heads, on_host, strict=True)]
+    return RoutedHead(kept[: len(places)], places, on_host[: len(places)], completions)
 
 
 def _given(objective: Objective) -> list[str]:

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.errors import UserError
-from distill.losses.signals import Role
+from distill.generation.sampling import StudentRollouts
 from distill.planning.fit import fit_lines
 from distill.planning.kernels import Kernel
 from distill.planning.ranks import BUCKETS, GRADIENTS, OPTIMIZER, Moment, held_live
 from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
-from distill.planning.stages import Batches, Stage, caching, evaluation, training, written
+from distill.planning.stages import Batches, Stage, by_teacher, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
-from distill.training.models import writes_all
+from distill.training.models import prompts_only, writes_all
 from distill.training.setup import Setup
 
 _KERNELS = 10  # with a line of their own
@@ -143,19 +143,19 @@ def make_plan(setup: Setup) -> Plan:
     student = measure(setup.student, setup.compute.precision)
     notes: list[str] = []
     traces = expected_traces(setup, notes)
-    frozen: dict[Role, ModelSize] = {
+    frozen: dict[str, ModelSize] = {
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
-    if objective.problem_signals or (recipe.completions == "teacher" and not writes_all(objective)):
-        per_batch, teacher = recipe.sampling_batch_size * recipe.samples, frozen["teacher"]
-        read = [teacher_trace(trace) for trace in traces]
-        stages.append(
-            written("teacher writes traces", teacher, read, per_batch, recipe, samples=recipe.samples)
-        )
+    if objective.problem_signals or (recipe.completions == "teacher" and not prompts_only(objective)):
+        per_batch = recipe.sampling_batch_size * recipe.samples
+        for role, own in by_teacher(setup, traces).items():
+            read = [teacher_trace(trace) for trace in own]
+            name = f"{role.replace('.', ' ')} writes traces"
+            stages.append(written(name, frozen[role], read, per_batch, recipe, samples=recipe.samples))
     if not writes_all(objective):
         served = setup.teacher.source == "server" and not setup.teacher.verify
-        stages += caching(objective, frozen, traces, served)
+        stages += caching(setup, frozen, traces, served)
         if served:
             notes.append("what the server's computation takes is not counted")
     trained, held, host = training(setup, student, frozen, traces)
@@ -171,6 +171,8 @@ def make_plan(setup: Setup) -> Plan:
     stages += [replace(stage, name=f"{stage.name} after") for stage in asked]
     if objective.compares_steps:
         notes.append("the next steps that both models propose under every prefix are not counted")
+    if isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.replays:
+        notes.append("behind a replayed beginning the student writes less than the whole completion counted")
     if recipe.completions == "teacher":
         notes.append("all that the teacher writes is taken to be right and kept")
     notes.append(
@@ -201,7 +203,7 @@ def _host_note(held: Mapping[str, int], ranks: int) -> str:
 
 
 def _beside(
-    stages: Sequence[Stage], setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize]
+    stages: Sequence[Stage], setup: Setup, student: ModelSize, frozen: Mapping[str, ModelSize]
 ) -> list[Stage]:
     """Stages in which the student answers, with what a rank holds beside it."""
     ranks = setup.length.ranks

@@ -1,14 +1,15 @@
 """What each rank of a run holds at the moments of a step where memory peaks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distill.losses.signals import Role
 from distill.models.sharding import layers_of
 from distill.planning.sizes import ModelSize
+from distill.planning.weightless import WeightlessModel
+from distill.teacher.several import kind_of
 from distill.training.deepspeed import BUCKET, LIVE
 from distill.training.setup import Setup
 
@@ -19,10 +20,13 @@ GATHERED = "gathered of the student"
 UNSHARDED = "gradients, not sharded yet"
 COPIES = "gradients, gloo's copies"  # of what it reduces on CPUs
 EMBEDDING = "gradient of the embeddings"
+WEIGHING = "states and logits of the traces that are weighed"
 WHOLE_COPY = "whole copy of the student that writes"
 ROLLOUTS = "KV cache and logits of rollouts"
 READING = "frozen models' hidden states"
 MATRIX = "the teacher's output matrix"
+LARGEST = "weights of the largest teacher, one at a time"
+MATRICES = "output matrices of the other teachers"
 MASTER = "weights in fp32, DeepSpeed's"
 ENGINE = "DeepSpeed's buckets"
 
@@ -106,19 +110,32 @@ def _bytes(module: Any, *, trained: bool = False) -> int:
     return sum(p.numel() * p.dtype.itemsize for p in module.parameters() if p.requires_grad or not trained)
 
 
-def held_live(setup: Setup, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+def held_live(setup: Setup, frozen: Mapping[str, ModelSize]) -> dict[str, int]:
     """Bytes that a rank's device holds of frozen models and output matrices, during the whole training."""
     objective = setup.objective
     found: dict[str, int] = {}
-    for role in sorted(objective.live_roles):
-        who, name = frozen[role], f"weights of the {role}, live"
+    alone = setup.teachers is not None and setup.teachers.one_at_a_time
+    if alone and "teacher" in objective.live_roles:
+        sizes = sorted((frozen[role] for role in setup.roles_of("teacher")), key=lambda who: -who.weights)
+        found[LARGEST] = sizes[0].weights
+        found[MATRICES] = sum(who.bytes * who.vocabulary * who.hidden for who in sizes[1:])
+    for role in setup.live:
+        if alone and kind_of(role) == "teacher":
+            continue
+        who, name = frozen[role], f"weights of the {role.replace('.', ' ')}, live"
         found[name] = who.weights
+        if role == "teacher" and objective.teacher == "ema" and setup.lora:  # the base is the student's own
+            adapted = WeightlessModel.student(setup.student, lora=setup.lora, gradient_checkpointing=False)
+            found[name] = _bytes(adapted.model, trained=True)
         if _is_shared(setup):
             found[name] = 0 if setup.compute.cpu_offload else _share(who.weights, setup.length.ranks)
             # Its root stays gathered, and the last layer's buffer lives until the next layer is gathered.
             found[f"gathered of the {role}"] = who.bytes * who.root + _gathered_layer(setup, who)
     if objective.caches_distribution and objective.distribution.whole:
-        found[MATRIX] = frozen["teacher"].bytes * frozen["teacher"].vocabulary * frozen["teacher"].hidden
+        own = [frozen[role] for role in setup.roles_of("teacher")]
+        found[MATRIX if len(own) == 1 else f"{MATRIX}, of each"] = sum(
+            who.bytes * who.vocabulary * who.hidden for who in own
+        )
     return found
 
 
@@ -131,9 +148,9 @@ def _gathered_layer(setup: Setup, who: ModelSize) -> int:
     return min(who.bytes, setup.compute.precision.itemsize) * who.layer
 
 
-def held_by_host(setup: Setup, student: StudentBytes, frozen: Mapping[Role, ModelSize]) -> dict[str, int]:
+def held_by_host(setup: Setup, student: StudentBytes, frozen: Mapping[str, ModelSize]) -> dict[str, int]:
     """Bytes that a rank takes of the host's memory beside those of a GPU, by occasion."""
-    live = [frozen[role].weights for role in sorted(setup.objective.live_roles)]
+    live = [frozen[role].weights for role in setup.live]
     found = {"loading": student.weights + sum(live)}  # every rank reads whole models
     strategy, shares = setup.compute.trainer.get("strategy"), setup.length.ranks
     if setup.compute.cpu_offload:
@@ -157,11 +174,12 @@ def _in_single(student: StudentBytes) -> int:
 def moments(
     setup: Setup,
     student: StudentBytes,
-    frozen: Mapping[Role, ModelSize],
+    frozen: Mapping[str, ModelSize],
     *,
     activations: tuple[int, int],
     head: tuple[int, int],
     writing: int,
+    weighing: int = 0,
     tokens: int,
 ) -> Sequence[Moment]:
     """The moments of an optimizer step at which a rank may hold most.
@@ -175,7 +193,8 @@ def moments(
         frozen: sizes of the frozen models.
         activations: bytes kept for the backward pass, and bytes of the layer that it recomputes.
         head: bytes of the chunked head at its peak, and bytes of the gradients that it leaves.
-        writing: bytes of the KV cache and logits of rollouts; 0: there are none.
+        writing: bytes of the KV cache and logits of rollouts, if there are any.
+        weighing: bytes of the pass in which the student weighs a problem's traces, if there is one.
         tokens: tokens of a micro-batch, padding included.
     """
     sharded = setup.compute.sharded
@@ -202,16 +221,27 @@ def moments(
     else:
         found.append(Moment("backward pass begins", base | kept | left))
         found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
-    for role in sorted(setup.objective.live_roles):
-        who = frozen[role]
-        reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
-        if f"gathered of the {role}" in base:
-            reading[f"gathered of the {role}"] = who.bytes * who.root + 2 * _gathered_layer(setup, who)
-        found.append(Moment(f"the {role} reads", base | gradients | reading))
+    found += _reading(setup, frozen, base | gradients, tokens)
+    if weighing:
+        gathered = {GATHERED: student.root + 2 * student.layer} if sharded else {}
+        held = base | gradients | gathered | {WEIGHING: weighing}
+        found.append(Moment("the student weighs the traces", held))
     if writing:
         copy = {WHOLE_COPY: student.weights} if setup.compute.places_student else {}
         found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
     return found
+
+
+def _reading(
+    setup: Setup, frozen: Mapping[str, ModelSize], held: Mapping[str, int], tokens: int
+) -> Iterator[Moment]:
+    """Moments in which frozen models read a micro-batch of so many tokens, beside what is held then."""
+    for role in setup.live:
+        who = frozen[role]
+        reading = {READING: who.bytes * tokens * (3 * who.widest + 4 * who.hidden)}
+        if f"gathered of the {role}" in held:
+            reading[f"gathered of the {role}"] = who.bytes * who.root + 2 * _gathered_layer(setup, who)
+        yield Moment(f"the {role} reads", {**held, **reading})
 
 
 def _student(setup: Setup, student: StudentBytes) -> tuple[dict[str, int], dict[str, int]]:

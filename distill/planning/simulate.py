@@ -4,6 +4,7 @@ The run's own modules, objective, backward pass and optimizer work on tensors wi
 (`planning.weightless`). A GPU need not be there. Not simulated:
 
 - What the student writes in rollouts, and proposed reasoning steps: completions are as long as the data's.
+- The pass in which `loss=compact` weighs a problem's traces, which looks at values.
 - Memory that a kernel takes and gives back by itself, cuBLAS's workspaces, the allocator's fragmentation.
 - Several ranks.
 """
@@ -21,8 +22,9 @@ from torch import Tensor
 from distill.data.alignment import Alignment
 from distill.data.batch import Batch, collate
 from distill.data.trace import TeacherView, Trace
+from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import SIGNALS, Role
+from distill.losses.signals import SIGNALS
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel
 from distill.objective.objective import Objective
@@ -77,6 +79,10 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
         setup: the run; its device is simulated, also where there is none.
         traces: those of each micro-batch; only their lengths count.
     """
+    if setup.teachers is not None:
+        raise UserError(
+            "estimate.simulate=true simulates one teacher: leave it out, or name one with model.teacher="
+        )
     gpu = setup.compute.device != "cpu"
     objective = _objective(setup.objective)
     batches = [_batch(setup, own) for own in traces]
@@ -142,7 +148,7 @@ def _objective(objective: Objective) -> Objective:
     """The objective without what loads an engine or a tokenizer, which the simulation does not use."""
     rollouts = objective.rollouts
     if isinstance(rollouts, StudentRollouts):
-        objective = replace(objective, rollouts=replace(rollouts, engine="hf"))
+        objective = replace(objective, rollouts=replace(rollouts, engine="hf", replay_decay=None))
     if objective.trace_weights is not None:  # its passes are looked at value by value
         objective = replace(objective, trace_weights=None)
     if objective.compares_steps:
@@ -151,9 +157,9 @@ def _objective(objective: Objective) -> Objective:
     return objective
 
 
-def _models(setup: Setup) -> dict[Role, WeightlessModel]:
+def _models(setup: Setup) -> dict[str, WeightlessModel]:
     """Student and live frozen models."""
-    found: dict[Role, WeightlessModel] = {
+    found: dict[str, WeightlessModel] = {
         "student": WeightlessModel.student(
             setup.student, lora=setup.lora, gradient_checkpointing=setup.gradient_checkpointing
         )
@@ -189,10 +195,10 @@ class _Step(DistillModule):
         self,
         setup: Setup,
         objective: Objective,
-        models: Mapping[Role, WeightlessModel],
+        models: Mapping[str, WeightlessModel],
         micro_batches: int,
     ) -> None:
-        frozen: dict[Role, LanguageModel] = {role: lm for role, lm in models.items() if role != "student"}
+        frozen: dict[str, LanguageModel] = {role: lm for role, lm in models.items() if role != "student"}
         super().__init__(
             models["student"],
             objective,

@@ -1,7 +1,8 @@
 """Sizes that a plan is based on: of models, from their shapes, and of the expected traces."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -131,12 +132,38 @@ def expected_traces(setup: Setup, notes: list[str]) -> list[Trace]:
     guessed = "" if known_lengths else ", the longest that they may be (estimate.completion_tokens=)"
     notes.append(f"{count:,} traces of {means[0]} + {means[1]} tokens on average{guessed}")
     chosen = [Trace(Example("", ""), blank(a), blank(b)) for a, b in lengths]
+    own = [trace.example for trace in measured if trace.example.problem]  # a guessed one has none
+    _give_teachers(setup, chosen, own or examples, notes)
     if more := _longer_for_teacher(setup, known):
         notes.append(f"the teacher's prompt has {more:+,} tokens beside the student's")
         for trace in chosen:
             read = blank(max(1, len(trace.prompt_ids) + more))
             trace.teacher_view = TeacherView(read, trace.completion_ids)
     return [chosen[number % len(chosen)] for number in range(count)]
+
+
+def _give_teachers(setup: Setup, traces: list[Trace], examples: Sequence[Example], notes: list[str]) -> None:
+    """Give each expected trace its teacher, where records have several; in equal shares if they do not say.
+
+    Args:
+        setup: the run.
+        traces: expected, which get the teachers; lengthened so that all teachers have some.
+        examples: that they stand for.
+        notes: what is assumed is appended to it.
+    """
+    if setup.teachers is None or setup.teachers.weights is not None:
+        return
+    roles = list(setup.teachers.sources)
+    said = [setup.teachers.role_of(example) for example in examples]
+    if not said:
+        notes.append("which teacher a record has was not read: each has as many")
+        said = roles
+    if len(said) > len(traces):
+        traces += [replace(traces[place % len(traces)]) for place in range(len(traces), len(said))]
+    for trace, role in zip(traces, itertools.cycle(said)):
+        trace.teacher = role
+    shares = ", ".join(f"{role.partition('.')[2]} {said.count(role) / len(said):.0%}" for role in roles)
+    notes.append(f"the teachers' shares of the traces: {shares}")
 
 
 def _longer_for_teacher(setup: Setup, examples: Sequence[Example]) -> int:

@@ -10,9 +10,9 @@ import torch
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.losses.signals import Role
+from distill.losses.logits import fitting_chunk
 from distill.models.flops import Cost, Work, causal_pairs, cost_of, writing
-from distill.objective.objective import Objective
+from distill.models.head import Head
 from distill.planning.memory import head_memory, training_memory
 from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host, moments
 from distill.planning.sizes import MEASURED, ModelSize, blank
@@ -88,32 +88,49 @@ def written(
     return Stage(name, who.source.name, who.parameters, flops, read, int(memory), disk, shared)
 
 
+def by_teacher(setup: Setup, traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """The traces that each teacher reads, by its role: of several teachers its own, or all where they are
+    mixed."""
+    roles = setup.roles_of("teacher")
+    if setup.teachers is None or setup.teachers.weights is not None:
+        return {role: list(traces) for role in roles}
+    return {role: [trace for trace in traces if trace.teacher == role] for role in roles}
+
+
 def caching(
-    objective: Objective, frozen: Mapping[Role, ModelSize], traces: list[Trace], served: bool = False
+    setup: Setup, frozen: Mapping[str, ModelSize], traces: list[Trace], served: bool = False
 ) -> list[Stage]:
     """Stages that compute cached signals of the traces; `served`: a server does the teacher's part."""
-    work, by_teacher = scoring(traces), scoring([teacher_trace(trace) for trace in traces])
-    stages, tokens = [], work.predictions
-    for signal, role in objective.cached_signals.items():
-        who = frozen[role]
-        flops = who.cost.forward(by_teacher if role == "teacher" else work)
-        memory = who.reading_memory()
-        name = f"{role} reads traces ({signal})"
-        place, disk = (who.source.name, who.parameters), 4 * tokens
-        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
-        stages.append(_elsewhere(stage) if served and role == "teacher" else stage)
-    if objective.caches_distribution:
-        who, wanted = frozen["teacher"], objective.distribution
+    objective, stages = setup.objective, []
+    of_teachers = by_teacher(setup, traces)
+    work = scoring(traces)
+    for signal, kind in objective.cached_signals.items():
+        for role in setup.roles_of(kind):
+            own = work
+            if kind == "teacher":
+                own = scoring([teacher_trace(trace) for trace in of_teachers[role]])
+            who = frozen[role]
+            name = f"{role.replace('.', ' ')} reads traces ({signal})"
+            disk = 4 * sum(len(trace.completion_ids) for trace in of_teachers.get(role, traces))
+            stage = _cached(name, who, who.cost.forward(own), disk)
+            stages.append(_elsewhere(stage) if served and kind == "teacher" else stage)
+    for role in setup.roles_of("teacher") if objective.caches_distribution else ():
+        who, wanted = frozen[role], objective.distribution
+        own = scoring([teacher_trace(trace) for trace in of_teachers[role]])
         size = wanted.bytes_a_token(who.hidden, who.vocabulary)
         if wanted.whole:
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
-        name, flops = f"teacher's distribution ({wanted.source})", who.cost.forward(by_teacher)
-        memory, disk = who.reading_memory(), size * tokens
-        place = who.source.name, who.parameters
-        stage = Stage(name, *place, flops, memory=memory, disk=disk, shared=True)
+        disk = size * sum(len(trace.completion_ids) for trace in of_teachers[role])
+        name = f"{role.replace('.', ' ')}'s distribution ({wanted.source})"
+        stage = _cached(name, who, who.cost.forward(own), disk)
         stages.append(_elsewhere(stage) if served else stage)
     return stages
+
+
+def _cached(name: str, who: ModelSize, flops: float, disk: int) -> Stage:
+    memory = who.reading_memory()
+    return Stage(name, who.source.name, who.parameters, flops, memory=memory, disk=disk, shared=True)
 
 
 def _elsewhere(stage: Stage) -> Stage:
@@ -194,7 +211,7 @@ class Batches:
 
 
 def training(
-    setup: Setup, student: ModelSize, frozen: Mapping[Role, ModelSize], traces: list[Trace]
+    setup: Setup, student: ModelSize, frozen: Mapping[str, ModelSize], traces: list[Trace]
 ) -> tuple[list[Stage], Sequence[Moment], Mapping[str, int]]:
     """Stages of training (rollouts, student, frozen models), moments of a step, and what the host holds."""
     batches, ranks = Batches.of(setup, traces), setup.length.ranks
@@ -211,6 +228,7 @@ def training(
     # A checkpoint has the weights twice (student/ and state.ckpt) and the optimizer state. The run folder's
     # student shares its files with the last checkpoint.
     checkpoint = 2 * whole["weights"] + whole["optimizer"]
+    checkpoint += whole["gradients"] if setup.objective.teacher == "ema" else 0  # as large as the average
     kept = setup.checkpoints
     disk = kept.keep * checkpoint if kept.of_finished else whole["weights"]
     cost = cost_of(model, student.source.name, student.vocabulary)
@@ -220,7 +238,7 @@ def training(
     place = student.source.name, student.parameters
     stages.append(Stage(name, *place, own, memory=peak, disk=disk, ranks=ranks))
     if live:
-        who = [frozen[role] for role in sorted(setup.objective.live_roles)] or [frozen["teacher"]]
+        who = [frozen[role] for role in setup.live or setup.roles_of("teacher")]
         names = ", ".join(dict.fromkeys(one.source.name for one in who))
         total = sum(one.parameters for one in who)
         stages.append(Stage("… models beside it", names, total, live, memory=peak, ranks=ranks))
@@ -230,7 +248,7 @@ def training(
 def step_moments(
     setup: Setup,
     student: ModelSize,
-    frozen: Mapping[Role, ModelSize],
+    frozen: Mapping[str, ModelSize],
     batches: Batches,
     *,
     model: Any,
@@ -249,6 +267,7 @@ def step_moments(
         writing: bytes of the KV cache and logits of rollouts; 0: there are none.
     """
     trains = model.get_output_embeddings().weight.requires_grad
+    weighs = setup.objective.trace_weights is not None
     head = head_memory(setup, student, frozen, completions=batches.completions, trains=trains)
     return moments(
         setup,
@@ -257,6 +276,7 @@ def step_moments(
         activations=(whole["activations"], whole["recomputed"]),
         head=head,
         writing=writing,
+        weighing=_weighing_memory(setup, student, batches.largest) if weighs else 0,
         tokens=setup.length.batch_size * batches.longest,
     )
 
@@ -275,7 +295,7 @@ def _rollouts(setup: Setup, student: ModelSize, batches: Batches) -> Stage:
 
 
 def _training_flops(
-    setup: Setup, cost: Cost, frozen: Mapping[Role, ModelSize], batches: Batches, trains_head: bool
+    setup: Setup, cost: Cost, frozen: Mapping[str, ModelSize], batches: Batches, trains_head: bool
 ) -> tuple[float, float]:
     """FLOPs of the student's training, and of frozen models during training."""
     objective = setup.objective
@@ -285,22 +305,51 @@ def _training_flops(
         completions = sum(len(trace.completion_ids) for trace in batch)
         tokens, pairs = _read(setup, batch)
         own += cost.training(tokens, pairs) + 2.0 * products * cost.cut_head * completions
+        own += cost.forward(_weighing(batch)) if objective.trace_weights is not None else 0.0
         asked = list(objective.live_distributions.values())
         asked += list(objective.cached_signals.values()) if on_policy else []
-        for role in set(asked):
-            predictions = asked.count(role) * completions
-            read = (
-                _read(setup, [teacher_trace(trace) for trace in batch])
-                if role == "teacher"
-                else (tokens, pairs)
-            )
-            live += frozen[role].cost.forward(Work(*read, predictions=predictions))
+        reads = by_teacher(setup, batch)
+        for kind in set(asked):
+            for role in setup.roles_of(kind):
+                mine = reads[role] if kind == "teacher" else batch
+                predictions = asked.count(kind) * sum(len(trace.completion_ids) for trace in mine)
+                read = (
+                    _read(setup, [teacher_trace(trace) for trace in mine])
+                    if kind == "teacher"
+                    else (tokens, pairs)
+                )
+                live += frozen[role].cost.forward(Work(*read, predictions=predictions))
         if objective.caches_distribution and objective.distribution.whole:
-            live += frozen["teacher"].cost.forward(Work(predictions=completions))
+            for role, mine in reads.items():
+                predicted = sum(len(trace.completion_ids) for trace in mine)
+                live += frozen[role].cost.forward(Work(predictions=predicted))
     return own * batches.scale, live * batches.scale
+
+
+def _weighing(batch: Sequence[Trace]) -> Work:
+    """Work of the pass in which the student weighs a batch's traces (`CompactWeights.weights`).
+
+    It is padded, with a state behind each trace's last token. Products with a few states are left out.
+    """
+    rows, length = len(batch), 1 + max(map(len, batch))
+    states = rows + sum(len(trace.completion_ids) for trace in batch)
+    return Work(rows * length, rows * causal_pairs(length), predictions=states)
+
+
+def _weighing_memory(setup: Setup, student: ModelSize, batch: Sequence[Trace]) -> int:
+    """Bytes of that pass at its peak, beside the weights."""
+    work = _weighing(batch)
+    states = student.bytes * student.hidden * work.predictions
+    body = student.bytes * work.tokens * (3 * student.widest + 4 * student.hidden)
+    one = torch.empty(1, 1, device="cpu" if setup.compute.device == "cpu" else "meta")
+    chunk = min(fitting_chunk(Head(one, one.expand(student.vocabulary, 1))), work.predictions)
+    copies = 1 if setup.compute.device == "cpu" else 2  # a CPU's log-softmax is of a few rows
+    return max(body, states + 4 * copies * chunk * student.vocabulary)
 
 
 def _read(setup: Setup, traces: Sequence[Trace]) -> tuple[int, int]:
     """Tokens and causal pairs of a batch, padding included."""
+    if not traces:
+        return 0, 0
     lengths = setup.layout.read_lengths([len(trace) for trace in traces])
     return sum(lengths), sum(map(causal_pairs, lengths))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.comparison_words import points, share, tested
-from distill.evaluation.result import Score, by_problem
+from distill.evaluation.result import Score
 from distill.io.files import write_atomically, write_json
 from distill.statistics import Difference, Figure, bootstrap_ratio, paired
 
@@ -71,7 +71,7 @@ def write_pruned(folder: Path, found: Pruned, *, resamples: int, seed: int) -> s
     more = [b - a for a, b in zip(found.before.nll, found.after.nll, strict=True)]
     nll["change"] = _nll(more, found.before, **options)
     changes = {
-        name: paired(_means(score), _means(found.after.scores[name]), **options)
+        name: paired(score.verdicts, found.after.scores[name].verdicts, **options)
         for name, score in found.before.scores.items()
     }
     text = "\n".join(_markdown(found, nll, changes))
@@ -102,12 +102,6 @@ def _nll(values: Sequence[float], own: Measured, *, resamples: int, seed: int) -
     of = [names[name] for name in own.problems]
     sums = np.bincount(of, np.asarray(values)), np.bincount(of, np.asarray(own.tokens))
     return bootstrap_ratio(*sums, resamples=resamples, seed=seed)
-
-
-def _means(score: Score) -> list[float]:
-    """Mean verdict of each problem."""
-    groups = by_problem(score.samples)
-    return [sum(sample["correct"] for sample in own) / len(own) for own in groups]
 
 
 def _markdown(found: Pruned, nll: Mapping[str, Figure], changes: Mapping[str, Difference]) -> Iterator[str]:

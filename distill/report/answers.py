@@ -1,8 +1,9 @@
 """Graded answers of finished runs by problem, without the completions."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distill.runs.read import Run
 
 # Field of a sample by measure.
 QUALITY = FIGURES | {"finished": "finished"}
+_MISSING = float("nan")
 Key = tuple[str, str, str]  # identifies a problem: benchmark, id, hash of its text
 
 
@@ -74,12 +76,21 @@ class Answers:
         return found if found.any() else None
 
 
-@dataclass
-class _Tally:
-    right: int = 0
-    samples: int = 0
-    reference: float = field(default=float("nan"))
-    quality: dict[str, float] = field(default_factory=lambda: dict.fromkeys(QUALITY, 0.0))
+@dataclass(frozen=True)
+class _OfRun:
+    """A run's results: means over each problem's samples.
+
+    Attributes:
+        places: row of each problem below.
+        right: share of its samples that are correct.
+        reference: length of its reference solution; NaN if it has none.
+        quality: means of the measures `QUALITY`; NaN where a sample lacks one.
+    """
+
+    places: dict[Key, int]
+    right: Float[np.ndarray, " problems"]
+    reference: Float[np.ndarray, " problems"]
+    quality: Float[np.ndarray, "problems measures"]
 
 
 def read_answers(runs: Sequence[Run]) -> Answers:
@@ -89,39 +100,43 @@ def read_answers(runs: Sequence[Run]) -> Answers:
         ValueError: a samples file cannot be read; the message names the file and line.
     """
     found = [_read(run.folder / "samples.jsonl") for run in runs]
-    shared = [key for key in found[0] if all(key in own for own in found)]
-    everywhere = set().union(*found)
-
-    def means(of: Callable[[_Tally], float]) -> Float[np.ndarray, "runs problems"]:
-        means = [[of(own[key]) / own[key].samples for key in shared] for own in found]
-        return np.asarray(means, dtype=np.float64).reshape(len(found), len(shared))
-
+    shared = [key for key in found[0].places if all(key in own.places for own in found)]
+    everywhere = set().union(*(own.places for own in found))
+    rows = [np.asarray([own.places[key] for key in shared], dtype=np.int64) for own in found]
+    quality = np.stack([own.quality[own_rows] for own, own_rows in zip(found, rows, strict=True)])
     return Answers(
         shared,
-        means(lambda one: one.right),
-        np.asarray([found[0][key].reference for key in shared], dtype=np.float64),
+        np.stack([own.right[own_rows] for own, own_rows in zip(found, rows, strict=True)]),
+        found[0].reference[rows[0]],
         len(everywhere) - len(shared),
-        {name: means(lambda one, name=name: one.quality[name]) for name in QUALITY},
+        {name: np.ascontiguousarray(quality[..., column]) for column, name in enumerate(QUALITY)},
     )
 
 
-def _read(path: Path) -> dict[Key, _Tally]:
-    found: dict[Key, _Tally] = {}
+def _read(path: Path) -> _OfRun:
+    places: dict[Key, int] = {}
+    problems, measured = [], []
+    references: dict[int, float] = {}
+    wanted = ("correct", *QUALITY.values())
     for number, record in samples_of(path):
         try:
-            own = found.setdefault(key_of(record), _Tally())
-            own.right += bool(record["correct"])
-            own.samples += 1
+            place = places.setdefault(key_of(record), len(places))
+            values = [record[name] if name == "correct" else record.get(name) for name in wanted]
+            measured.append([_MISSING if value is None else float(value) for value in values])
+            problems.append(place)
             if record.get("reference_tokens") is not None:
-                own.reference = float(record["reference_tokens"])
-            for name, key in QUALITY.items():
-                value = record.get(key)
-                own.quality[name] += float("nan") if value is None else float(value)
+                references[place] = float(record["reference_tokens"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}, line {number}: no sample of this version ({type(error).__name__}: {error})"
             ) from error
-    return found
+    values = np.asarray(measured, dtype=np.float64).reshape(len(problems), len(wanted))
+    sums = np.zeros((len(places), len(wanted)))
+    np.add.at(sums, np.asarray(problems, dtype=np.int64), values)
+    means = sums / np.bincount(problems, minlength=len(places))[:, None]
+    reference = np.full(len(places), _MISSING)
+    reference[list(references)] = list(references.values())
+    return _OfRun(places, means[:, 0], reference, means[:, 1:])
 
 
 def samples_of(path: Path) -> Any:
@@ -131,6 +146,8 @@ def samples_of(path: Path) -> Any:
         ValueError: a line is not a record; the message names the file and line.
     """
     for number, line in enumerate(read_lines(path), 1):
+        if '"after"' not in line:  # of another stage: parsing it would take most of the time
+            continue
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -142,5 +159,9 @@ def samples_of(path: Path) -> Any:
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
-    text = hashlib.sha256(record["problem"].encode(errors="surrogatepass")).hexdigest()[:16]
-    return record["benchmark"], record["id"], text
+    return record["benchmark"], record["id"], _hash(record["problem"])
+
+
+@functools.lru_cache(maxsize=1 << 16)  # runs of a sweep are asked the same problems
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

@@ -55,16 +55,18 @@ def learning_curves(
     wanted = accuracies(metrics) if metric is None else [metric] if isinstance(metric, str) else list(metric)
     # A benchmark's accuracy occurs once per step; means are taken at steps that have all metrics.
     rows: Any = metrics[metrics["metric"].isin(wanted)]
+    whole: Any = rows.groupby(["run", "step"], observed=True).agg(
+        value=("value", "mean"), n=("value", "size"), spent=(axis, "max")
+    )
+    whole = whole[(whole["n"] == len(wanted)) & whole["spent"].notna()]
+    by_run = {run: own for run, own in whole.groupby(level="run", observed=True) if len(own)}
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for run, own in rows.groupby("run", sort=False, observed=True):
-        whole: Any = own.groupby("step").agg(
-            value=("value", "mean"), n=("value", "size"), spent=(axis, "max")
-        )
-        whole = whole[(whole["n"] == len(wanted)) & whole["spent"].notna()]
-        if len(whole):
-            name = str(own["loss"].iloc[0]) if by is None else by.get(str(run))
-            if name is not None:
-                curves.setdefault(name, []).append((whole["spent"].to_numpy(), whole["value"].to_numpy()))
+    firsts = rows.drop_duplicates("run")
+    for run, loss in zip(firsts["run"], firsts["loss"], strict=True):
+        name = str(loss) if by is None else by.get(str(run))
+        if run in by_run and name is not None:
+            own = by_run[run]
+            curves.setdefault(name, []).append((own["spent"].to_numpy(), own["value"].to_numpy()))
     return {name: _mean_curve(own) for name, own in curves.items()}
 
 

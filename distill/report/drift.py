@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill.analysis.drift import LENGTHS, Drift
+from distill.analysis.drift_curves import LENGTHS, Drift
 from distill.analysis.measure_drift import ask_both, asked_for_drift, measure_drift
 from distill.config.instantiate import plain
 from distill.data.trace import Example
@@ -173,7 +173,8 @@ class _Measuring:
         if not (run.folder / "student" / "config.json").is_file():
             raise UserError(f"its trained student is not there ({run.folder / 'student'})")
         if cfg.model.get("teacher") is None:
-            raise UserError("its configuration names no teacher (model.teacher) that it could drift from")
+            why = "several teachers" if cfg.model.get("teachers") else "no teacher (model.teacher)"
+            raise UserError(f"its configuration names {why}, and drift is measured from one")
         _check_said(cfg, run, self.said)
         student = find_model(
             str(run.folder / "student"),

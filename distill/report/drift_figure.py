@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from distill.analysis.drift import Curve, Drift
+from distill.analysis.drift_curves import Curve, Drift
 from distill.report.style import legend_below, new_figure, paper
 
 _MARKS = 5  # markers and intervals per line

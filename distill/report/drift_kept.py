@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.analysis.drift import Curve, Drift
+from distill.analysis.drift_curves import Curve, Drift
 from distill.io.files import write_atomically
 from distill.statistics import Figure
 

@@ -40,6 +40,8 @@ def setting_of(config: Mapping[str, Any]) -> Setting | None:
     Args:
         config: the run's configuration with full keys, as in `Run.config`.
     """
+    if any(name.startswith("model.teachers.") for name in config):
+        return None
     written = _traces_of(config)
     student, teacher = _model(config, "student"), _model(config, "teacher")
     if written is None or teacher not in (None, written[0]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.evaluation.published import published
 from distill.report.cells import percent
 from distill.report.methods import Method, Table

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from distill.analysis.drift import LENGTHS, Drift
+from distill.analysis.drift_curves import LENGTHS, Drift
 from distill.report.cells import p_value, percent, with_interval
 from distill.report.examples import Disagreement
 from distill.report.methods import Method, Table

@@ -9,12 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.errors import UserError
 from distill.evaluation.published import published
 from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
-from distill.report.drift import check_teachers, drift_of_runs
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
@@ -73,6 +72,8 @@ def write_report(
         reasons = "; ".join(f"{place}: {why}" for place, why in list(others.items())[:5])
         raise UserError(f"{folders[0]} holds no finished run to report on ({reasons})")
     if drift:
+        from distill.report.drift import check_teachers
+
         check_teachers([run for table in tables if table.asked for run in table.runs], teachers)
     out = out or folders[0] / "report"
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -218,6 +219,8 @@ def _drifts(
     trust_remote_code: bool,
     targets: Sequence[str],
 ) -> _Drifts:
+    from distill.report.drift import drift_of_runs
+
     found, reasons = drift_of_runs(
         table.runs,
         problems=problems,

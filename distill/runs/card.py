@@ -12,6 +12,7 @@ from distill.io.secrets import without_secrets
 from distill.models.path import PACKAGE_PREFIX, is_hub_id
 
 UNKNOWN = "unknown"
+_SELF_TAUGHT = {"initial": "the base model itself", "ema": "the moving average of this model in training"}
 LICENSES = ("license", "base_license", "teacher_license", "data_license")
 _WORDS = {
     "license": "this model",
@@ -173,8 +174,11 @@ def _origin(card: Card) -> Iterator[str]:
         yield "- Training: not known here; this model is of no run of distill."
         return
     frozen: Mapping[str, str] = card.summary.get("frozen") or {}
-    teacher = (card.config.get("model") or {}).get("teacher") if "teacher" in frozen else None
-    yield f"- Teacher: `{public_name(teacher)}`" if teacher else "- Teacher: none"
+    own = _SELF_TAUGHT.get((card.config.get("loss") or {}).get("teacher", "model"))
+    if own and "teacher" in frozen:
+        yield f"- Teacher: {own}"
+    else:
+        yield _teachers(card.config.get("model") or {}, frozen)
     data = card.config.get("data") or {}
     where = public_name(data["path"]) if data.get("path") else data.get("hub")
     by = "written by the teacher" if data.get("completions") == "teacher" else "the data's own"
@@ -184,6 +188,20 @@ def _origin(card: Card) -> Iterator[str]:
     yield f"- Prompt: `{prompt.get('user')!r}`" + (
         f", system message `{prompt['system']!r}`" if prompt.get("system") else ""
     )
+
+
+def _teachers(model: Mapping[str, Any], frozen: Mapping[str, str]) -> str:
+    several: Mapping[str, Any] = model.get("teachers") or {}
+    if several and any(role.startswith("teacher.") for role in frozen):
+        weights = model.get("teacher_weights")
+        models = (entry["model"] if isinstance(entry, Mapping) else entry for entry in several.values())
+        named = ", ".join(f"{name} `{public_name(spec)}`" for name, spec in zip(several, models, strict=True))
+        if weights is None:
+            return f"- Teachers, of which each record has one: {named}"
+        shares = weights if isinstance(weights, str) else ", ".join(f"{n} {w:g}" for n, w in weights.items())
+        return f"- Teachers, whose distributions are mixed (weights: {shares}): {named}"
+    teacher = model.get("teacher") if "teacher" in frozen else None
+    return f"- Teacher: `{public_name(teacher)}`" if teacher else "- Teacher: none"
 
 
 def _objective(card: Card) -> Iterator[str]:

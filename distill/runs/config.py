@@ -109,6 +109,8 @@ def read_run_config(
     model = values.get("model")
     if isinstance(model, dict):
         model["trust_remote_code"] = trust_remote_code
+        if model.get("teachers"):
+            model["teacher"] = None  # several stand in its place
     found: Any = OmegaConf.create(values)
     return found
 

@@ -1,6 +1,7 @@
 """Run folders: describe a run, find its checkpoints (`distill.training.checkpoints` saves them), and decide
 whether it can be resumed."""
 
+import functools
 import json
 import platform
 import re
@@ -109,12 +110,6 @@ def versions() -> dict[str, Any]:
     """Versions of packages, machine, git state and command line."""
     import torch  # not at the top: finding a checkpoint does not need it
 
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -122,10 +117,22 @@ def versions() -> dict[str, Any]:
         if torch.cuda.is_available()
         else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
-        "packages": packages,
+        "packages": _packages(),
         "git": _git_state(),
         "command": [_program(), *map(hide_in_word, sys.argv[1:])],
     }
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Versions of the packages that are installed; read once, as they are imported once."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return packages
 
 
 def _program() -> str:

@@ -52,7 +52,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     from distill.runs.logger_packages import check_loggers
     from distill.training.inputs import check_inputs, check_settings, learns_data
 
-    check_settings(resolved(cfg))
+    check_settings(resolved(cfg), words)
     if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
         check_ranks(cfg, words)
         if cfg.ckpt_path is None and not is_sweep(cfg, words) and first_rank():

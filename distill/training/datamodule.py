@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -75,10 +75,12 @@ class Repeats:
     Attributes:
         by_problem: whether a problem's traces stay side by side in the order of traces.
         num_iterations: optimizer steps that have the same batches (`loss.rollouts.num_iterations`).
+        routing: how many examples each of several teachers has, by its role; empty: there is one.
     """
 
     by_problem: bool = False
     num_iterations: int = 1
+    routing: Mapping[str, int] = field(default_factory=dict)
 
 
 class DistillDataModule(lightning.LightningDataModule):
@@ -117,6 +119,7 @@ class DistillDataModule(lightning.LightningDataModule):
         self.pad_id = pad_id
         self.layout = layout
         self.repeats = repeats
+        self.routing = dict(repeats.routing)
         self._ahead: Prefetcher[Batch] | None = None
         self._held: dict[int, Trace] = {}
         self._room = _HELD_TOKENS
@@ -186,9 +189,14 @@ class DistillDataModule(lightning.LightningDataModule):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"traces": self._fingerprint}
+        return {"traces": self._fingerprint, **({"routing": self.routing} if self.routing else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("routing", {}) != self.routing:
+            raise UserError(
+                f"the checkpoint's traces had the teachers {state_dict.get('routing') or 'none'}, and now "
+                f"have {self.routing or 'none'}: put the data back as it was, or start anew without ckpt_path"
+            )
         if state_dict["traces"] != self._fingerprint:
             raise UserError(
                 "the traces are not those that the checkpoint was trained on: put the data back as "

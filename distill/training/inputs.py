@@ -9,13 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import build, plain
+from distill.config.instantiate import build, plain, resolved
 from distill.data.record_files import find_files
 from distill.errors import UserError
 from distill.models.hub import check_hub
 from distill.models.lora_settings import read_lora
 from distill.models.no_gpu import check_gpu
 from distill.models.path import find_path, first_found
+from distill.models.teacher_settings import read_teachers
 from distill.training.numbers import check_numbers
 from distill.training.trainer_keys import check_trainer_keys
 from distill.training.validation_settings import read_validation
@@ -25,11 +26,12 @@ _FOUND = set[str]()  # sources whose first record was read: the jobs of a sweep 
 _ROLES = ("student", "teacher", "reference", "pilot")
 
 
-def check_settings(values: Mapping[str, Any]) -> None:
-    """Check numbers, the trainer's and LoRA's settings, and dtypes.
+def check_settings(values: Mapping[str, Any], words: Iterable[str] | None = None) -> None:
+    """Check numbers, the trainer's and LoRA's settings, teachers, and dtypes.
 
     Args:
         values: resolved configuration of a command, in which sections may be absent.
+        words: the command line of a command that knows several teachers; None: it knows one.
 
     Raises:
         UserError: a value is of the wrong type or out of range; names the configuration key.
@@ -37,6 +39,11 @@ def check_settings(values: Mapping[str, Any]) -> None:
     check_numbers(values)
     model, trainer = values.get("model") or {}, values.get("trainer")
     read_lora(model.get("lora"))
+    if read_teachers(model, words or ()) is not None and words is None:
+        raise UserError(
+            f"model.teachers ({', '.join(map(str, model['teachers']))}) are for train.py and its plan: this "
+            f"command takes one teacher, model.teacher="
+        )
     for key in ("student_dtype", "teacher_dtype", "dtype"):
         if not _DTYPE.fullmatch(str(model.get(key, "auto"))):
             raise UserError(f"model.{key}={model[key]!r} is not one of float32, bfloat16, float16, auto")
@@ -68,8 +75,11 @@ def check_inputs(
     """
     named = {word.lstrip("+").partition("=")[0] for word in words}
     roles = [role for role in _ROLES if role in needed or f"model.{role}" in named]
+    several = read_teachers(resolved(cfg.model))
     for role in roles:
         check_model(cfg.model.get(role), f"model.{role}")
+    for name, own in (several.models if several else {}).items():
+        check_model(own["teacher"], f"model.teachers.{name}")
     if data:
         check_data(cfg, learned=learned)
     check_benchmarks(cfg)
@@ -77,6 +87,8 @@ def check_inputs(
     for role in roles:  # last, as it may ask over the network
         revision = cfg.model.get("teacher_revision" if role == "teacher" else "student_revision")
         check_model_on_hub(cfg.model.get(role), f"model.{role}", revision)
+    for name, own in (several.models if several else {}).items():
+        check_model_on_hub(own["teacher"], f"model.teachers.{name}", own["teacher_revision"])
 
 
 def check_model(spec: Any, key: str) -> None:

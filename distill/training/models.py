@@ -12,12 +12,17 @@ from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource, on_shared_rows, vocabulary_mismatch
 from distill.objective.objective import Objective
 from distill.teacher.served import TeacherSource
+from distill.teacher.several import Teachers, key_of, kind_of
 from distill.training.recipe import TraceRecipe
 
 
 def find_models(
-    model: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, loss: str | None
-) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    model: Mapping[str, Any],
+    objective: Objective,
+    recipe: TraceRecipe,
+    loss: str | None,
+    teachers: Teachers | None = None,
+) -> tuple[ModelSource, dict[str, ModelSource]]:
     """Find the student and the frozen models that the objective or the traces need, without loading them.
 
     Args:
@@ -25,9 +30,10 @@ def find_models(
         objective: the training objective.
         recipe: how traces are made.
         loss: the objective's name, for messages.
+        teachers: several teachers; None: there is one.
 
     Returns:
-        The student, and the frozen models by role.
+        The student, and the frozen models by role, of several teachers each by its own.
 
     Raises:
         UserError: a model is missing.
@@ -40,12 +46,15 @@ def find_models(
     roles.update(SIGNALS[name].role for name in objective.problem_signals)
     if recipe.completions == "teacher":
         roles.add("teacher")
-    frozen: dict[Role, ModelSource] = {}
+    frozen: dict[str, ModelSource] = {}
     for role in ROLES:
         if role not in roles:
             continue
-        self_taught = role == "teacher" and objective.teacher == "initial"
-        if self_taught and recipe.completions == "teacher" and not writes_all(objective):
+        if role == "teacher" and teachers is not None:
+            frozen |= teachers.sources
+            continue
+        self_taught = role == "teacher" and objective.teacher != "model"
+        if self_taught and recipe.completions == "teacher" and not prompts_only(objective):
             raise UserError(
                 f"loss={loss} takes the student itself as teacher, "
                 f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
@@ -61,8 +70,8 @@ def find_models(
 
 
 def share_rows(
-    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
-) -> tuple[ModelSource, dict[Role, ModelSource]]:
+    student: ModelSource, frozen: Mapping[str, ModelSource], objective: Objective, loss: str | None
+) -> tuple[ModelSource, dict[str, ModelSource]]:
     """Let models that differ only by further tokens take part with the rows that they share.
 
     Models that the objective compares by text, or does not compare, stay as they are.
@@ -77,7 +86,7 @@ def share_rows(
     return reduced, {role: again.get(id(source), source) for role, source in frozen.items()}
 
 
-def rows_in_words(student: ModelSource, frozen: Mapping[Role, ModelSource]) -> Iterator[str]:
+def rows_in_words(student: ModelSource, frozen: Mapping[str, ModelSource]) -> Iterator[str]:
     """A sentence about each model whose further tokens take no part."""
     for role, source in {"student": student, **frozen}.items():
         if source.rows is None or (role != "student" and source is student):
@@ -85,41 +94,50 @@ def rows_in_words(student: ModelSource, frozen: Mapping[Role, ModelSource]) -> I
         further = sorted((i, token) for token, i in source.tokenizer.get_vocab().items() if i >= source.rows)
         shown = ", ".join(repr(token) for _, token in further[:3]) + (", …" if len(further) > 3 else "")
         yield (
-            f"model.{role}={source.name} has {len(further)} tokens more ({shown}): the {source.rows} shared "
-            f"rows of the output matrices take part, and in this run it predicts and writes no others"
+            f"{key_of(role)}={source.name} has {len(further)} tokens more ({shown}): the {source.rows} "
+            f"shared rows of the output matrices take part, and in this run it predicts and writes no others"
         )
 
 
-def _compares(role: Role, objective: Objective, loss: str | None) -> bool:
+def _compares(role: str, objective: Objective, loss: str | None) -> bool:
     """Whether the objective compares a frozen model with the student token by token."""
-    return bool(_why(role, objective, loss)) and not (role == "teacher" and objective.across_vocabularies)
+    kind = kind_of(role)
+    return bool(_why(kind, objective, loss)) and not (kind == "teacher" and objective.across_vocabularies)
 
 
 def check_vocabularies(
-    student: ModelSource, frozen: Mapping[Role, ModelSource], objective: Objective, loss: str | None
+    student: ModelSource, frozen: Mapping[str, ModelSource], objective: Objective, loss: str | None
 ) -> None:
     """Reject a frozen model whose vocabulary differs from the student's where the objective compares them."""
     for role, source in frozen.items():
         if source is student or not _compares(role, objective, loss):
             continue
-        why = _why(role, objective, loss)
+        why = _why(kind_of(role), objective, loss)
         if mismatch := vocabulary_mismatch(student, source):
             raise UserError(
-                f"{why} for the student's own tokens, but {mismatch}: choose a {role} of the student's "
-                f"family, or take loss=dcod_spans, uld or gold, which compare different tokens, or loss=sft, "
-                f"which learns from the text alone"
+                f"{why} for the student's own tokens, but {mismatch}: choose a {kind_of(role)} of the "
+                f"student's family, or take loss=dcod_spans, uld or gold, which compare different tokens, or "
+                f"loss=sft, which learns from the text alone"
             )
 
 
 def writes_all(objective: Objective) -> bool:
-    """Whether the student writes every completion, so that traces need only prompts."""
+    """Whether the student writes every completion that is trained on."""
     return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
 
 
-def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
+def prompts_only(objective: Objective) -> bool:
+    """Whether traces need only prompts: the student writes whole completions, and all of them."""
+    rollouts = objective.rollouts
+    return isinstance(rollouts, StudentRollouts) and writes_all(objective) and not rollouts.replays
+
+
+def _why(role: str, objective: Objective, loss: str | None) -> str | None:
     """Why the loss needs a model, as the beginning of an error message; None if it does not."""
     if role in objective.live_roles or role in objective.distributions.values():
         if role in objective.distributions.values():
+            if _only_measured(role, objective):
+                return f"loss.overlap_top_k={objective.overlap_top_k} needs the {role}'s likeliest tokens"
             return f"loss={loss} needs the {role}'s distribution"
         if role in objective.cached_signals.values():
             return f"loss={loss} needs the {role}'s log-probs of the student's rollouts"
@@ -131,7 +149,13 @@ def _why(role: Role, objective: Objective, loss: str | None) -> str | None:
     return None
 
 
-def _missing(role: Role, why: str | None) -> str:
+def _only_measured(role: str, objective: Objective) -> bool:
+    """Whether the teacher's distribution is in no loss, and only measured."""
+    in_a_loss = any("log_p" in term.signals for term in objective.terms.values())
+    return role == "teacher" and objective.overlap_top_k is not None and not in_a_loss
+
+
+def _missing(role: str, why: str | None) -> str:
     reason = why or "data.completions=teacher needs a teacher to write the traces"
     remedy = f"set model.{role}=<hub id, folder or GGUF file>"
     if role == "teacher":
@@ -167,7 +191,7 @@ def check_sense(objective: Objective, recipe: TraceRecipe, loss: str | None) -> 
             f"{NAME_A_GRADER}"
         )
     weight = objective.token_weight
-    if objective.control in ("shuffled", "inverted") and unbound(weight) is uniform:
+    if objective.control in ("shuffled", "inverted", "by_position") and unbound(weight) is uniform:
         raise UserError(
             f"loss.control={objective.control} stands in for token weights, and loss={loss} has none but "
             f"1: inverted they are all 0; leave it out, or take a loss with weights, such as dcod"
@@ -186,7 +210,7 @@ def check_served(
     objective: Objective,
     recipe: TraceRecipe,
     student: ModelSource,
-    frozen: Mapping[Role, ModelSource],
+    frozen: Mapping[str, ModelSource],
 ) -> None:
     """Reject a served teacher of which the objective or the traces want more than it can give."""
     if teacher.source == "local":
@@ -195,7 +219,7 @@ def check_served(
     cached = "teacher" in objective.cached_signals.values() or objective.caches_distribution
     why = None
     if served is student:
-        why = "loss.teacher=initial is the student itself, which no server has"
+        why = f"loss.teacher={objective.teacher} is the student itself, which no server has"
     elif "teacher" in objective.live_roles:
         why = (
             "this loss runs the teacher as it trains, and a server gives only log-probs of the data's "

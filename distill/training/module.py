@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from distill.config.instantiate import OptimizerFactory
-from distill.data.batch import Batch, BatchTeacherView, collate
+from distill.data.batch import Batch, collate
 from distill.data.layout import BatchLayout
 from distill.data.trace import Grader, Trace
 from distill.errors import NonFiniteError, UserError
 from distill.generation.sampling import StudentRollouts
 from distill.losses.chunked import ChunkedLoss, PerTokenLosses
 from distill.losses.logits import label_logprobs
+from distill.losses.several_heads import heads_of
 from distill.losses.signals import ROLES, Role, signals
 from distill.losses.sparse import SparseDistribution
 from distill.models.flops import Meter, head_flops
@@ -32,10 +33,13 @@ from distill.objective.objective import Objective
 from distill.objective.rewards import Rewarded
 from distill.objective.step_values import StepValues
 from distill.objective.terms import MicroBatch, spread
+from distill.teacher.batches import at_students_tokens, read_batch
+from distill.teacher.models import Joint, TeacherModels
 from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
 from distill.training.length import Steps
+from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
 from distill.training.step_metrics import StepMetrics
@@ -49,16 +53,19 @@ class Supervision:
         models: frozen models needed in memory, by role (`Objective.live_roles`), such as a teacher that
             gives whole distributions or logprobs of rollouts.
         teacher_matrix: [vocab, hidden] the teacher's output matrix, if its hidden states are cached.
-        retokenizer: makes the teacher's view of rollouts, if teacher and student read different tokens.
+        readers: make each teacher's view of rollouts, by its role.
         grade: grades answers, if the objective rewards them or values reasoning steps by them.
         cached_flops: FLOPs that frozen models spent on cached signals; the teacher's total starts here.
+        teachers: several teachers; None: there is at most one. Those that are in memory together are in
+            `models` too.
     """
 
-    models: Mapping[Role, LanguageModel] = field(default_factory=dict)
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
     teacher_matrix: Tensor | None = None
-    retokenizer: Retokenizer | None = None
+    readers: Mapping[str, Retokenizer] = field(default_factory=dict)
     grade: Grader | None = None
     cached_flops: float = 0.0
+    teachers: TeacherModels | None = None
 
 
 class DistillModule(lightning.LightningModule):
@@ -95,7 +102,8 @@ class DistillModule(lightning.LightningModule):
         self.student_lm = student
         self.frozen = dict(supervision.models)
         self.teacher_matrix = supervision.teacher_matrix
-        self.retokenizer = supervision.retokenizer
+        self.readers = supervision.readers
+        self.teachers = supervision.teachers
         self.grade = supervision.grade
         self._shared_ids: Tensor | None = None
         self.objective = objective
@@ -111,10 +119,13 @@ class DistillModule(lightning.LightningModule):
         self.cached_flops = supervision.cached_flops
         self.layout = layout
         self._meters = {"student": Meter([student]), "teacher": Meter(self.frozen.values())}
+        if self.teachers is not None:
+            self.teachers.watch = self._meters["teacher"].watch
         rollouts = objective.rollouts
         self._writer = RolloutWriter(student, rollouts) if isinstance(rollouts, StudentRollouts) else None
         self._kept = KeptRollouts(objective.num_iterations)
-        self.step_metrics = StepMetrics(objective, student.end_ids)
+        self._step_ends = step_ends(rollouts, student.tokenizer)
+        self.step_metrics = StepMetrics(objective, student.end_ids, self._step_ends)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
         self._values: dict[str, float] = {}  # of the optimizer step, summed over micro-batches and ranks
@@ -127,13 +138,18 @@ class DistillModule(lightning.LightningModule):
         self._step_began = 0.0
         self._outline: LanguageModel | None = None  # of a sharded student
         self._base: str | None = None  # fingerprint of a sharded student's frozen weights
-        if missing := objective.live_roles - self.frozen.keys():
+        self._check()
+
+    def _check(self) -> None:
+        """Check that all is there that the objective asks for."""
+        known = {*self.frozen, *(() if self.teachers is None else ("teacher",))}
+        if missing := self.objective.live_roles - known:
             raise UserError(
                 f"this loss compares the student with another model as it trains: set "
                 f"{', '.join(f'model.{role}=<model>' for role in sorted(missing))}"
             )
         if self.objective.compares_steps and self.objective.proposals is not None:
-            self.objective.proposals.check(student.source, self.grade)
+            self.objective.proposals.check(self.student_lm.source, self.grade)
         if self.objective.rewarded and self.objective.rewards is not None:
             self.objective.rewards.check(self.grade)
 
@@ -408,31 +424,34 @@ class DistillModule(lightning.LightningModule):
             found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
         sums.add(self.objective.sums(micro_batch, found), batch, on_policy=False, steps=steps)
 
-    def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Head]:
+    def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Joint]:
         """Heads of the frozen models that this batch needs; cached signals are not computed again."""
         roles = set(self.objective.live_distributions.values())
         if on_policy:
             roles |= set(self.objective.cached_signals.values())
         # FSDP gathers weights into buffers that it uses again in training: no inference tensors.
-        with torch.no_grad() if self.sharded else torch.inference_mode():
-            heads: dict[Role, Head] = {
-                role: self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
-                for role in ROLES
-                if role in roles and not (role == "teacher" and batch.teacher_view is not None)
-            }
-            if "teacher" in roles and batch.teacher_view is not None:
-                heads["teacher"] = _read(self.frozen["teacher"], batch.teacher_view, batch.tokens)
+        mode = torch.no_grad if self.sharded else torch.inference_mode
+        heads: dict[Role, Joint] = {}
+        if "teacher" in roles and self.teachers is not None:
+            heads["teacher"] = self.teachers.head(batch, mode, even=self.sharded)
+        with mode():
+            for role in ROLES:
+                if role == "teacher" and role in roles - heads.keys():
+                    heads[role] = read_batch(self.frozen[role], batch)
+                elif role in roles - heads.keys():
+                    heads[role] = self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
         return heads
 
     def _scored_by_frozen(
-        self, batch: Batch, heads: Mapping[Role, Head], on_policy: bool
+        self, batch: Batch, heads: Mapping[Role, Joint], on_policy: bool
     ) -> dict[str, Tensor]:
         """[batch, seq] frozen models' logprobs of the student's rollouts; empty for traces of the data, whose
         logprobs are cached."""
         found = {}
         for name, role in self.objective.cached_signals.items() if on_policy else ():
-            flat = label_logprobs(heads[role], batch.completion_labels)
-            self._meters["teacher"].add(head_flops(heads[role]))
+            head, labels = heads[role], batch.completion_labels
+            flat = label_logprobs(head, labels) if isinstance(head, Head) else head.label_logprobs(labels)
+            self._meters["teacher"].add(sum(map(head_flops, heads_of(head))))
             found[name] = spread(flat, batch.mask)
         return found
 
@@ -442,27 +461,32 @@ class DistillModule(lightning.LightningModule):
         products = 1 + bool(self.objective.precomputed_signals)
         products += student.hidden.requires_grad + student.weight.requires_grad
         self._meters["student"].add(products * head_flops(student))
+        if self.objective.trace_weights is not None:  # by states before each token and behind the last one
+            states = len(student.hidden) + len(batch.mask)
+            self._meters["student"].add(2.0 * states * student.weight.numel())
         rows = ("all", "student" if batch.by_student else "dataset")
         terms = [term for term in self.objective.terms.values() if term.rows in rows]
         compared = set().union(*(signals(term.token_loss) for term in terms))
+        compared |= {"log_p"} if self.objective.overlap_top_k else set()
         for name, other in batch.others.items():
-            if name in compared and isinstance(other, Head):
-                self._meters["teacher"].add(head_flops(other))
+            if name in compared:
+                self._meters["teacher"].add(sum(map(head_flops, heads_of(other))))
 
-    def _cached_distribution(self, batch: Batch) -> dict[str, Head | SparseDistribution]:
+    def _cached_distribution(self, batch: Batch) -> dict[str, Joint | SparseDistribution]:
         """The teacher's distribution from the batch's cached data, as signal `log_p`."""
         if not self.objective.caches_distribution:
             return {}
+        if self.teachers is not None:
+            return {"log_p": self.teachers.cached(batch, self.objective.distribution)}
         found = self.objective.distribution.of(batch.distribution, self.teacher_matrix)
         if isinstance(found, Head) and batch.teacher_view is not None:
-            found = _at_students_tokens(found, batch.teacher_view, batch.tokens)
+            found = at_students_tokens(found, batch.teacher_view, batch.tokens)
         return {"log_p": found}
 
     def _constants(self) -> dict[str, Tensor]:
         """[2, shared] ids of the tokens that student and teacher share; computed once."""
         if self._shared_ids is None:
-            assert self.retokenizer is not None
-            ids = torch.from_numpy(self.retokenizer.shared_ids())
+            ids = torch.from_numpy(self.readers["teacher"].shared_ids())
             matrix = self.teacher_matrix
             theirs = self.frozen["teacher"].vocab_size if matrix is None else len(matrix)
             sizes = torch.tensor([[self.student_lm.vocab_size], [theirs]])
@@ -475,16 +499,20 @@ class DistillModule(lightning.LightningModule):
         """Replace the batch's completions by the student's rollouts, `rollouts.samples` of each prompt, and
         reward them if the objective does."""
         began = time.perf_counter()
-        prompts = repeated(batch.prompts(), rollouts.samples)
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
         sampling = rollouts.sampling_at(self._progress(self.trainer.global_step))
-        if self.retokenizer is not None and batch.teacher_view is not None and not self.retokenizer.foreign:
-            # The teacher reads the same completion tokens, after a prompt that may be longer.
-            room = min(self.retokenizer.room(prompt) for prompt in batch.teacher_view.prompts)
-            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        begun = replayed(batch, rollouts, self._step_ends, seed)
+        own = repeated(batch.prompts(), rollouts.samples)
+        prompts = [[*prompt, *ids] for prompt, ids in zip(own, begun, strict=True)]
+        reads = self._teachers_prompts(batch, begun, rollouts.samples)
+        # Such a teacher reads the same completion tokens, after a prompt that may be longer.
+        rooms = [reader.room(prompt) for reader, prompt in reads.values() if not reader.foreign]
+        sampling = replace(sampling, max_new_tokens=min([sampling.max_new_tokens, *rooms]))
         assert self._writer is not None
         with self.whole_student() as self._writer.student:
-            written = self._writer.write(prompts, sampling, seed=seed, step=self.trainer.global_step)
+            stops = self._step_ends if rollouts.writes_step else ()
+            step = self.trainer.global_step
+            written = self._writer.write(prompts, sampling, seed=seed, step=step, stops=stops)
         self._meters["student"].add(self._writer.take_uncounted_flops())
         traces = [
             Trace(example, np.asarray(prompt, dtype=np.int32), np.asarray(ids, dtype=np.int32))
@@ -492,11 +520,14 @@ class DistillModule(lightning.LightningModule):
                 repeated(batch.examples, rollouts.samples), prompts, written, strict=True
             )
         ]
-        if self.retokenizer is not None and batch.teacher_view is not None:
-            views = repeated(batch.teacher_view.prompts, rollouts.samples)
-            for trace, teachers_prompt in zip(traces, views, strict=True):
-                trace.teacher_view = self.retokenizer.read(teachers_prompt, trace.completion_ids.tolist())
+        for row, (reader, teachers_prompt) in reads.items():
+            traces[row].teacher_view = reader.read(teachers_prompt, traces[row].completion_ids.tolist())
+        for part in batch.parts:
+            for first in (row * rollouts.samples for row in part.rows):
+                for trace in traces[first : first + rollouts.samples]:
+                    trace.teacher = part.teacher
         self._rollout_seconds += time.perf_counter() - began
+        self.step_metrics.replay(sum(map(len, begun)))
         rewarded, signals = None, list(self.objective.problem_signals)
         for name in signals:
             values = repeated(batch.signals[name].amax(-1).tolist(), rollouts.samples)  # zero on the prompt
@@ -510,20 +541,49 @@ class DistillModule(lightning.LightningModule):
         pad_id = int(self.student_lm.tokenizer.pad_token_id or 0)
         return collate(traces, signals, pad_id, self.layout).to(self.device), rewarded
 
+    def _teachers_prompts(
+        self, batch: Batch, begun: Sequence[list[int]], samples: int
+    ) -> dict[int, tuple[Retokenizer, np.ndarray]]:
+        """For each rollout that a teacher reads in other tokens: who makes its view, and its prompt.
+
+        Args:
+            batch: of the prompts.
+            begun: for each rollout the tokens that stand behind the prompt already.
+            samples: rollouts of each prompt.
+        """
+        # Mixed teachers read the same tokens: the shortest context counts.
+        shortest = min(self.readers, key=lambda role: self.readers[role].teacher.context_length, default="")
+        whole = (shortest, tuple(range(len(batch.examples))), batch.teacher_view)
+        sides = [(part.teacher, part.rows, part.batch.teacher_view) for part in batch.parts] or [whole]
+        return {
+            row * samples + number: (
+                self.readers[teacher],
+                behind([prompt], [begun[row * samples + number]])[0],
+            )
+            for teacher, rows, view in sides
+            if view is not None and teacher in self.readers
+            for row, prompt in zip(rows, view.prompts, strict=True)
+            for number in range(samples)
+        }
+
     def _propose(self, batch: Batch, number: int) -> StepValues:
         """Let student and teacher propose next reasoning steps for the batch's prefixes, and value them."""
         began = time.perf_counter()
         assert self.objective.proposals is not None
         seed = (self.seed * 1_000_003 + number) * 4_099 + self.global_rank
+        parts = [(part.teacher, part.rows, part.batch) for part in batch.parts] or [("teacher", (), batch)]
+        found = []
         with self.whole_student() as student:
-            found = self.objective.proposals.values(
-                student, self.frozen["teacher"], batch, grade=self.grade, seed=seed
-            )
+            for place, (role, rows, own) in enumerate(parts):
+                teacher = self.frozen[role] if self.teachers is None else self.teachers.get(role)
+                values = self.objective.proposals.values(
+                    student, teacher, own, grade=self.grade, seed=seed + 7_919 * place
+                )
+                found.append((rows, values))
+                matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]
+                self._meters["teacher"].add(2.0 * values.scored * matrix.numel())
         self._proposal_seconds += time.perf_counter() - began
-        teacher = self.frozen["teacher"]
-        matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]
-        self._meters["teacher"].add(2.0 * found.scored * matrix.numel())
-        return found
+        return found[0][1] if len(found) == 1 else StepValues.joined(found, batch.mask)
 
     def leave_out(self, seconds: float) -> None:
         """Exclude time spent between two steps (on evaluation) from the step's seconds."""
@@ -622,26 +682,25 @@ class DistillModule(lightning.LightningModule):
         self.step_metrics.weight_counts = checkpoint.get("weight_counts")  # earlier versions lack it
 
 
-def _read(teacher: LanguageModel, view: BatchTeacherView, tokens: int) -> Head:
-    """The teacher's head at the student's completion positions; zero where it has no counterpart."""
-    head = teacher.completion_head(view.input_ids, view.mask, view.layout)
-    return _at_students_tokens(head, view, tokens)
-
-
-def _at_students_tokens(head: Head, view: BatchTeacherView, tokens: int) -> Head:
-    if view.student_at is None or view.teacher_at is None:
-        return head
-    hidden = head.hidden.new_zeros(tokens, head.hidden.shape[-1])
-    hidden[view.student_at] = head.hidden[view.teacher_at]
-    return Head(hidden, head.weight)
-
-
 def _spans(batch: Batch) -> dict[str, Tensor]:
-    """[batch, seq] the signal `spans`, if the teacher has another tokenizer."""
-    view = batch.teacher_view
-    if view is None or view.spans is None:
+    """[batch, seq] the signal `spans`, if a teacher has another tokenizer."""
+    if any(part.batch.teacher_view is not None for part in batch.parts):
+        flat = torch.zeros(batch.tokens, device=batch.mask.device)
+        for part in batch.parts:
+            flat[part.places] = _spans_of(part.batch)
+        return {"spans": spread(flat, batch.mask)}
+    if batch.teacher_view is None or batch.teacher_view.spans is None:
         return {}
-    return {"spans": spread(view.spans.float(), batch.mask)}
+    return {"spans": spread(batch.teacher_view.spans.float(), batch.mask)}
+
+
+def _spans_of(batch: Batch) -> Tensor:
+    """[tokens] the first token of each token's span: itself if the teacher reads the same tokens."""
+    view = batch.teacher_view
+    if view is not None and view.spans is not None:
+        return view.spans.float()
+    lengths = batch.mask.sum(-1).tolist()
+    return torch.cat([torch.arange(length) for length in lengths]).float().to(batch.mask.device)
 
 
 def _comparable(batch: Batch) -> tuple[Tensor | None, Tensor]:

@@ -77,16 +77,25 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
 
 
 def _of_frozen(setup: Setup) -> Iterator[Remedy]:
-    objective, teacher = setup.objective, setup.frozen.get("teacher")
+    objective = setup.objective
+    teachers = [setup.frozen[role] for role in setup.roles_of("teacher") if role in setup.frozen]
     offline = not objective.on_policy and not objective.compares_steps
     if "teacher" in objective.live_roles and offline and objective.distribution.source == "live":
         yield Remedy("frozen", "a cached teacher, loss.distribution.source=hidden_states")
-        yield Remedy("frozen", "a served teacher, teacher.source=server loss.distribution.source=top_k")
-    if teacher is not None and teacher is not setup.student and teacher.dtype == "float32":
+        if setup.teachers is None:
+            yield Remedy("frozen", "a served teacher, teacher.source=server loss.distribution.source=top_k")
+    several = len(teachers) > 1 and "teacher" in objective.live_roles
+    if several and not _alone(setup) and not setup.compute.sharded:
+        yield Remedy("frozen", "one teacher in memory at a time, model.teachers_in_memory=one")
+    if any(teacher is not setup.student and teacher.dtype == "float32" for teacher in teachers):
         for part in ("frozen", "cache", "traces"):
             yield Remedy(part, "model.teacher_dtype=bfloat16")
-    if teacher is not None and not objective.live_roles and setup.teacher.source == "local":
+    if len(teachers) == 1 and not objective.live_roles and setup.teacher.source == "local":
         yield Remedy("cache", "a served teacher, teacher.source=server")
+
+
+def _alone(setup: Setup) -> bool:
+    return setup.teachers is not None and setup.teachers.one_at_a_time
 
 
 def out_of_memory(setup: Setup, error: BaseException) -> UserError:

@@ -61,7 +61,13 @@ class RolloutWriter:
             self._cost = UNKNOWN
 
     def write(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        stops: Sequence[int] = (),
     ) -> list[list[int]]:
         """Generate completions as token ids, including the end token if there is one.
 
@@ -70,9 +76,11 @@ class RolloutWriter:
             sampling: sampling parameters.
             seed: of this batch.
             step: optimizer steps done so far; vLLM's weights are updated once per step.
+            stops: tokens that end a completion beside the student's own end tokens; not for vLLM.
         """
         if self._engine is None:
-            return generate(self.student, prompts, sampling, seed=seed)
+            ends = [*self.student.end_ids, *stops]
+            return generate(self.student, prompts, sampling, seed=seed, end_ids=ends)
         if self._weights_of != step:
             self._engine.take_weights(self.student.model.state_dict().items())
             self._weights_of = step

@@ -38,6 +38,7 @@ from distill.runs.folder import (
 from distill.runs.loggers import CsvMetrics
 from distill.runs.plot import plot_run
 from distill.runs.summary import print_summary
+from distill.training.average import AverageTeacher
 from distill.training.callbacks import (
     BenchmarkEvery,
     ProgressBar,
@@ -123,9 +124,9 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
         evaluation.before()
     steps = setup.length.steps(prepared.traces, setup.objective)
     module, data = _module(setup, prepared, steps), _data(setup, prepared, steps)
-    stop = StopOnSignal()
+    stop, between = StopOnSignal(), [*callbacks, *_average(setup, prepared)]
     validate = _validate(setup, prepared, evaluation)
-    between = [*callbacks, stop, StopAtBudget(), *([validate] if validate else [])]
+    between += [stop, StopAtBudget(), *([validate] if validate else [])]
     evaluation.lend = module.whole_student
     before = evaluation.before if setup.length.ranks > 1 else None
     between.append(BenchmarkEvery(evaluation.every, evaluation.meanwhile, before))
@@ -207,7 +208,9 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         seed=setup.seed,
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
-        repeats=Repeats(setup.objective.trace_weights is not None, setup.objective.num_iterations),
+        repeats=Repeats(
+            setup.objective.trace_weights is not None, setup.objective.num_iterations, prepared.routing
+        ),
     )
 
 
@@ -216,6 +219,16 @@ def _validate(setup: Setup, prepared: Prepared, evaluation: StudentEvaluation) -
         return None
     accuracy = evaluation.validate if prepared.held_out.asked else None
     return Validate(setup.validation, prepared.held_out.traces, accuracy)
+
+
+def _average(setup: Setup, prepared: Prepared) -> list[lightning.Callback]:
+    """What keeps the teacher an average of the student, if it is one."""
+    objective = setup.objective
+    if objective.teacher != "ema":
+        return []
+    teacher = prepared.supervision.models["teacher"].model
+    rate, every = objective.teacher_update_rate, objective.teacher_sync_steps
+    return [AverageTeacher(prepared.student.model, teacher, rate, every)]
 
 
 def _trainer(

@@ -21,6 +21,7 @@ from distill.data.readers import check_source
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.run import Asked, ask
+from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
 from distill.losses.signals import Role
 from distill.models.devices import find_device, ranks_of, wants_gpu
@@ -32,7 +33,9 @@ from distill.runs.folder import check_free
 from distill.runs.logger_packages import check_loggers
 from distill.teacher.retokenize import Retokenizer
 from distill.teacher.served import TeacherSource
+from distill.teacher.several import Teachers
 from distill.training import checks
+from distill.training.average import check_average
 from distill.training.held_out import file_recipe
 from distill.training.inputs import learns_data
 from distill.training.length import RunLength
@@ -46,9 +49,11 @@ from distill.training.models import (
 )
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
+from distill.training.replay import check_replay
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
 from distill.training.strategy_checks import check_processes, check_strategy
+from distill.training.teachers import check_alike, check_several, find_teachers
 from distill.training.validation_settings import ACCURACY, LOSS, ValidationSettings, read_validation
 
 Configuration = DictConfig  # of `conf/train.yaml`, as Hydra composes it
@@ -157,7 +162,7 @@ class Setup:
         launch: how the run was started.
         config: the whole resolved configuration, as saved in `config.yaml`.
         student: the model to train.
-        frozen: frozen models such as the teacher, by role.
+        frozen: frozen models such as the teacher, by role; of several teachers each by its own.
         lora: LoRA settings; None: train all weights.
         gradient_checkpointing: whether the backward pass recomputes activations.
         objective: the training objective.
@@ -173,6 +178,7 @@ class Setup:
         histogram_every: optimizer steps that one histogram of the token weights covers.
         validation: what is held out of training, and what it decides; None: nothing is.
         teacher: where the teacher's cached signals come from.
+        teachers: several teachers; None: there is at most one.
     """
 
     name: str
@@ -183,7 +189,7 @@ class Setup:
     launch: Launch
     config: Mapping[str, Any]
     student: ModelSource
-    frozen: Mapping[Role, ModelSource]
+    frozen: Mapping[str, ModelSource]
     lora: Lora | None
     gradient_checkpointing: bool
     objective: Objective
@@ -199,6 +205,7 @@ class Setup:
     histogram_every: int
     validation: ValidationSettings | None = None
     teacher: TeacherSource = field(default_factory=TeacherSource)
+    teachers: Teachers | None = None
 
     @classmethod
     def from_overrides(cls, overrides: Iterable[str], *, here: bool = True) -> "Setup":
@@ -245,9 +252,7 @@ class Setup:
             checks.check_compiler(objective.compile, compute.device)
             checks.check_cache(Path(values["cache"]))
             check_source(recipe.source, learned=learns_data(cfg))
-        student, frozen = find_models(values["model"], objective, recipe, launch.loss)
-        if here:
-            student, frozen = share_rows(student, frozen, objective, launch.loss)
+        student, frozen, teachers = _models(values, objective, recipe, launch, here)
         setup = cls(
             **parts,
             name=values["name"],
@@ -270,25 +275,49 @@ class Setup:
             histogram_every=values["histogram_every"],
             validation=_validation(values, objective, recipe, here=here),
             teacher=build(cfg.teacher, "teacher") if cfg.get("teacher") else TeacherSource(),
+            teachers=teachers,
         )
         check_served(setup.teacher, objective, recipe, student, frozen)
-        if here:
-            setup._check_models()
+        setup._check(here=here)
         return setup
 
     @cached_property
-    def reader(self) -> Retokenizer | None:
-        """Makes the teacher's view of traces and rollouts; None if the objective asks no teacher."""
+    def readers(self) -> Mapping[str, Retokenizer]:
+        """Make each teacher's view of traces and rollouts, by role; empty if the loss asks no teacher."""
         objective, recipe = self.objective, self.recipe
         cached = {*objective.distributions.values(), *objective.cached_signals.values()}
         if "teacher" not in cached | objective.live_roles:
-            return None
-        return recipe.retokenizer(self.student, self.frozen["teacher"], objective.teacher_sees)
+            return {}
+        return {
+            role: recipe.retokenizer(self.student, self.frozen[role], objective.teacher_sees)
+            for role in self.roles_of("teacher")
+        }
+
+    @property
+    def reader(self) -> Retokenizer | None:
+        """The first of `readers`, which is the only one unless there are several teachers."""
+        return next(iter(self.readers.values()), None)
+
+    def roles_of(self, role: Role) -> Sequence[str]:
+        """The keys of `frozen` for a role: of several teachers each one's."""
+        return list(self.teachers.sources) if role == "teacher" and self.teachers is not None else [role]
+
+    @property
+    def live(self) -> Sequence[str]:
+        """The keys of `frozen` for the models that are needed as the student trains."""
+        return [one for role in sorted(self.objective.live_roles) for one in self.roles_of(role)]
 
     @cached_property
     def asked(self) -> Sequence[Asked]:
         """The benchmarks' problems, tokenized for the student."""
         return [ask(benchmark, self.student) for benchmark in self.evaluation.benchmarks]
+
+    def _check(self, *, here: bool) -> None:
+        if self.objective.teacher == "ema":
+            dtype = self.config["model"]["student_dtype"]
+            check_average(self.compute.trainer.get("strategy"), dtype, self.lora)
+        if here:
+            self._check_models()
 
     def _check_models(self) -> None:
         """Check that models fit together (tokenizers, configurations) and that the run folder is free."""
@@ -297,10 +326,14 @@ class Setup:
             check_free(self.folder)
         check_loggers(self.config.get("logger"))
         check_vocabularies(self.student, self.frozen, objective, self.launch.loss)
+        if self.teachers is not None:
+            check_alike(self.teachers, self.readers)
         if objective.compares_steps and objective.proposals is not None:
             objective.proposals.check(self.student, self.recipe.grade)
         if objective.rewarded and objective.rewards is not None:
             objective.rewards.check(self.recipe.grade)
+        if isinstance(objective.rollouts, StudentRollouts):
+            check_replay(objective.rollouts, self.student, self.reader)
         if self.lora:
             check_targets(self.lora, self.student)
         check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
@@ -308,9 +341,26 @@ class Setup:
             self.compute.trainer,
             str(self.config["optimizer"]["_target_"]),
             self.student,
-            [self.frozen[role] for role in objective.live_roles],
+            [self.frozen[role] for role in self.live],
         )
         _ = self.asked  # so that a missing file is found now, not after training
+
+
+def _models(
+    values: Mapping[str, Any], objective: Objective, recipe: TraceRecipe, launch: Launch, here: bool
+) -> tuple[ModelSource, Mapping[str, ModelSource], Teachers | None]:
+    """The student, the frozen models by role, and several teachers if there are."""
+    teachers = find_teachers(values, launch.overrides)
+    if teachers is not None:
+        served = (values.get("teacher") or {}).get("source") == "server"
+        check_several(teachers, objective, recipe, served, values["trainer"], launch.loss)
+    student, frozen = find_models(values["model"], objective, recipe, launch.loss, teachers)
+    if here:
+        student, frozen = share_rows(student, frozen, objective, launch.loss)
+    if teachers is not None:
+        found = {role: frozen.get(role, source) for role, source in teachers.sources.items()}
+        teachers = replace(teachers, sources=found)
+    return student, frozen, teachers
 
 
 def _recipe(cfg: Configuration, objective: Objective) -> TraceRecipe:

@@ -31,6 +31,7 @@ _SUMS = (
 _FLOPS = ("student_flops", "teacher_flops")  # last with _REWARD_SUMS, because they are counted on the host
 _END_SUMS = ("ended_traces", "end_probability", "end_weight")
 _POLICY_SUMS = ("entropy", "clipped")
+_OVERLAP_SUMS = ("overlap_ratio", "overlap_student_mass", "overlap_teacher_mass")
 _REWARD_SUMS = (
     "completions",
     "reward",
@@ -49,6 +50,7 @@ class StepMetrics:
     Args:
         objective: determines which sums there are.
         end_ids: tokens that end a completion.
+        step_ends: tokens that end a step, with which a rollout may end too (`StudentRollouts.writes_step`).
 
     Attributes:
         names: names of the sums, in order.
@@ -57,14 +59,20 @@ class StepMetrics:
             None if there is none. Checkpoints keep it.
     """
 
-    def __init__(self, objective: Objective, end_ids: Sequence[int]) -> None:
+    def __init__(self, objective: Objective, end_ids: Sequence[int], step_ends: Sequence[int] = ()) -> None:
         self.objective = objective
         self.end_ids = list(end_ids)
+        rollouts = objective.rollouts
+        drawn = isinstance(rollouts, StudentRollouts)
+        self._step_ends = list(step_ends) if drawn and rollouts.writes_step else []
+        self._replays = drawn and rollouts.replays
         terms = (f"loss_{name}" for name in objective.terms)
         steps = _STEP_SUMS if objective.compares_steps else ()
         policy = _POLICY_SUMS if objective.rewarded else ()
-        self._host_names = (*_FLOPS, *(_REWARD_SUMS if objective.rewarded else ()))
-        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *policy, *self._host_names)
+        replay = ("replayed_tokens",) if self._replays else ()
+        self._host_names = (*_FLOPS, *(_REWARD_SUMS if objective.rewarded else ()), *replay)
+        overlap = _OVERLAP_SUMS if objective.overlap_top_k else ()
+        self.names = (*_SUMS, *terms, *steps, *_END_SUMS, *policy, *overlap, *self._host_names)
         self.traces: tuple[str, ...] = ()
         self._ends: Tensor | None = None  # on the device
         self._sums: Tensor | None = None
@@ -87,6 +95,11 @@ class StepMetrics:
         for name, value in rewarded.sums.items():
             self._on_host[name] += value
 
+    def replay(self, tokens: int) -> None:
+        """Add the replayed tokens of a micro-batch, behind which the student has written."""
+        if self._replays:
+            self._on_host["replayed_tokens"] += tokens
+
     def add(
         self, result: LossSums, batch: Batch, *, on_policy: bool, steps: StepValues | None = None
     ) -> None:
@@ -95,7 +108,7 @@ class StepMetrics:
         where = result.mask.flatten().nonzero().squeeze(-1) if batch.places is None else batch.places
         weights = result.weights.flatten()[where].double()
         tokens = result.mask.sum()
-        last, ended = self._ends_of(result.mask, batch.labels)
+        last, ended, stopped = self._ends_of(result.mask, batch.labels)
         none = tokens.new_zeros(())
         sums = [
             result.total.detach(),
@@ -104,7 +117,7 @@ class StepMetrics:
             weights.sum(),
             weights.square().sum(),
             -result.logprobs.flatten()[where].double().sum(),
-            *((tokens, (~ended).sum()) if on_policy else (none, none)),
+            *((tokens, (~stopped).sum()) if on_policy else (none, none)),
             *result.terms.values(),
         ]
         if steps is not None:
@@ -122,6 +135,8 @@ class StepMetrics:
         ]
         if self.objective.rewarded:
             sums += [result.policy.get(name, none) for name in _POLICY_SUMS]
+        if result.overlap is not None:
+            sums += result.overlap.unbind()
         stacked = torch.stack([value.double() for value in sums])
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
@@ -133,13 +148,16 @@ class StepMetrics:
 
     def _ends_of(
         self, mask: Bool[Tensor, "batch seq"], labels: Int[Tensor, "batch seq"]
-    ) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, "batch 1"]]:
-        """Index of each completion's last token, and whether that is an end token."""
+    ) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, "batch 1"], Bool[Tensor, "batch 1"]]:
+        """Index of each completion's last token, whether that is an end token, and whether a rollout may end
+        with it."""
         last = mask.int().cumsum(-1).argmax(-1, keepdim=True)
         if self._ends is None or self._ends.device != mask.device:
-            self._ends = torch.tensor(self.end_ids, device=mask.device)
+            self._ends = torch.tensor([*self.end_ids, *self._step_ends], device=mask.device)
         # Not torch.isin, which may sort and then waits for the device.
-        return last, (labels.gather(-1, last) == self._ends).any(-1, keepdim=True)
+        same = labels.gather(-1, last) == self._ends
+        ended = same[:, : len(self.end_ids)].any(-1, keepdim=True)
+        return last, ended, same.any(-1, keepdim=True) if self._step_ends else ended
 
     def close(self) -> None:
         """Reset for the next optimizer step."""
@@ -171,6 +189,8 @@ class StepMetrics:
             metrics |= {
                 f"train/loss_{name}": values[f"loss_{name}"] / denominator for name in self.objective.terms
             }
+        if self.objective.overlap_top_k:
+            metrics |= {f"train/{name}": values[name] / tokens for name in _OVERLAP_SUMS}
         metrics |= {
             f"loss/{key}": value
             for state in self.objective.state().values()
@@ -180,6 +200,8 @@ class StepMetrics:
         if isinstance(self.objective.rollouts, StudentRollouts):
             metrics["rollouts/tokens"] = values["rollout_tokens"]
             metrics["rollouts/truncated"] = values["truncated_rollouts"]
+        if self._replays:
+            metrics["rollouts/replayed_tokens"] = values["replayed_tokens"]
         if self.objective.rewarded and values["completions"] > 0:
             metrics |= _rewards(values, self.objective.samples)
         if self.objective.compares_steps:

@@ -132,7 +132,8 @@ class Validate(lightning.Callback):
         local = sums.sums if sums.traces else torch.zeros(len(sums.names), device=module.device).double()
         total: Any = trainer.strategy.reduce(local, reduce_op="sum")
         metrics = sums.metrics(dict(zip(sums.names, total.tolist(), strict=True)))
-        wanted = ("train/loss", "train/nll")
+        overlap = ("train/overlap_ratio", "train/overlap_student_mass", "train/overlap_teacher_mass")
+        wanted = ("train/loss", "train/nll", *overlap)
         return {
             name.replace("train/", "val/"): value
             for name, value in metrics.items()

@@ -49,6 +49,7 @@ def right(model: str) -> float:
     return sum(task.check_steps(e.problem, text) for e, text in zip(examples, texts, strict=True)) / PROBLEMS
 
 
+@pytest.mark.slow
 def test_the_checkpoint_with_the_lowest_accuracy_is_found_and_rrt_is_its_formula(
     pilot: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_checkpoint_with_the_lowest_accuracy_is_found_and_rrt_is_its_formula
     assert find_model(str(tmp_path / "rrt"), key="model").load().vocab_size
 
 
+@pytest.mark.slow
 def test_the_masked_share_is_counted_before_training_and_stored(
     pilot: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_share_far_from_the_papers_is_warned_of(share: float, warned: bool) ->
     assert ("python -m distill.bottleneck <run>" in said) == warned
 
 
+@pytest.mark.slow
 def test_what_has_no_bottleneck_is_one_sentence(
     pilot: tuple[Path, list[str]],
     tmp_path: Path,

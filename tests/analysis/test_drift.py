@@ -13,7 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import distill.analysis.drift
 import distill.analysis.token_divergence
-from distill.analysis.drift import Drift, compare, measure
+from distill.analysis.drift import compare, measure
+from distill.analysis.drift_curves import Drift
 from distill.analysis.drift_figure import picture
 from distill.analysis.suitability import draw
 from distill.analysis.token_divergence import TokenDrift, token_drift

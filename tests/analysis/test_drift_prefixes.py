@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_drift import by_loops, definition, lazy, some
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.analysis.drift_figure import picture
 from distill.analysis.drift_prefixes import PrefixDrift, measure_after_prefixes
 from distill.analysis.measure_drift import measure_drift

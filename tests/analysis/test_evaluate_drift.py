@@ -13,7 +13,7 @@ from test_training import run as train_run
 
 import distill.analysis.drift
 from distill.analysis import evaluate_model as evaluate
-from distill.analysis.drift import LENGTHS
+from distill.analysis.drift_curves import LENGTHS
 from distill.analysis.evaluate_model import Results, evaluate_model
 from distill.errors import UserError
 from distill.evaluate import check
@@ -164,6 +164,7 @@ def test_a_mistake_gets_one_sentence(words: list[str], message: str, tmp_path: P
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_prefix_model_of_another_vocabulary_is_refused(
     tiny_pair: tuple[Path, Path], tmp_path: Path, permuted_tokenizer: Any
 ) -> None:

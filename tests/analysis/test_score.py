@@ -144,6 +144,7 @@ def test_a_field_stands_for_each_teacher_of_one_file(tmp_path: Path) -> None:
     assert found["shared_problems"] == 16
 
 
+@pytest.mark.slow
 def test_plain_files_are_judged_by_their_gold_answers(tmp_path: Path) -> None:
     rows = [
         {"problem": "1+1?", "completion": "It is \\boxed{2}", "gold": "2"},

@@ -52,6 +52,7 @@ def test_scores_are_read_as_they_were_written(scores: Path) -> None:
         assert own["distance"].iloc[1] == ranking[1]["value"] - ranking[0]["value"]
 
 
+@pytest.mark.slow
 def test_the_traces_are_kept_as_a_trace_set_in_the_same_order(scores: Path) -> None:
     found = read_scores(scores)
     assert len(found.records) == len(found.traces) == 80
@@ -93,6 +94,7 @@ def test_a_selection_is_what_the_command_would_write(scores: Path, tmp_path: Pat
     assert 0 < len(kept) < 80
 
 
+@pytest.mark.slow
 def test_a_selection_that_says_nothing_is_refused(scores: Path) -> None:
     found = read_scores(scores)
     with pytest.raises(UserError, match="curation=min_rs: there is no such curation; did you mean min_rsr"):

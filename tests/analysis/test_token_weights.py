@@ -151,6 +151,7 @@ def test_what_cannot_be_looked_at_is_said_in_a_sentence(
         token_weights(copy, records, cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_tokens_is_refused(
     trained: Path,
     tiny_pair: tuple[Path, Path],

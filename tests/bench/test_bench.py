@@ -97,6 +97,7 @@ def test_a_cache_pays_when_it_has_saved_what_it_cost() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_is_reached_what_differs_and_what_is_left_out(tmp_path: Path) -> None:
     goals = (
         Goal("tokens_per_second", "a", "b", at_least=1.5),
@@ -211,6 +212,7 @@ def test_who_cannot_be_measured_is_named_and_the_others_go_on(
     assert sum("left out" in line for line in said) == 2
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_refused_unless_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = fake_processes(monkeypatch)
     monkeypatch.setattr(command, "busy_processors", lambda: 1.75)

@@ -97,6 +97,7 @@ def test_older_years_of_the_competitions_are_read_too(name: str, data_dir: Path)
     assert len(examples) == len({example.id for example in examples}) == count
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_svamps_golds_are_what_its_equations_come_to(data_dir: Path) -> None:
     file = data_dir / "svamp" / "svamp_test.jsonl"

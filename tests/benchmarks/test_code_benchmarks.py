@@ -372,6 +372,7 @@ def test_some_canonical_solutions_pass(functions: list[Example], tasks: list[Exa
     assert share(mbpp.grade, [(task, str(task.gold)) for task in some])[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_published_sets_have_their_sizes(functions: list[Example], tasks: list[Example]) -> None:
     assert len(functions) == 164

@@ -34,11 +34,11 @@ from distill.training.trainer_keys import STRATEGY_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
+OF_OTHER_COMMANDS = ("hydra", "shared", "engine", "writer_engine", "curation", "judge")
 GROUPS = {
     folder.name: sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir()
-    and folder.name not in ("hydra", "shared", "engine", "prompt", "curation", "judge")  # other commands'
+    if folder.is_dir() and folder.name not in OF_OTHER_COMMANDS
 }
 OPTIONS = [
     f"{group}={option}"
@@ -270,7 +270,7 @@ def test_every_loss_builds(option: str) -> None:
     objective = build(check(f"loss={option}").loss)
     assert isinstance(objective, Objective)
     on_policy = {"on_policy_kd", "opd", "opsd", "iw_opd", "minillm", "distillm", "distillm2", "gold"}
-    on_policy |= {"grpo", "dr_grpo", "dapo", "opd_grpo", "opd_right"}
+    on_policy |= {"grpo", "dr_grpo", "dapo", "opd_grpo", "opd_right", "reopd", "sdft"}
     assert objective.on_policy == (option in on_policy)
 
 
@@ -500,6 +500,7 @@ def test_without_a_login_a_run_is_offline_and_with_one_online(
     assert [call["mode"] for call in started] == ["offline", "online", "offline", "online", "offline"]
 
 
+@pytest.mark.slow
 def test_a_wandb_that_cannot_be_reached_is_logged_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ COMPOSED = {
     "export": ["model=tiny", "data.path=nothere.jsonl"],
     "similarity": ["teacher=nothere.jsonl", "model.student=x/y"],
     "identity": ["model=./nothere"],
+    "tips": ["model=tiny", "benchmark=arithmetic", "trace_sets=nothere"],
     "prune": ["model=tiny", "calibration=nothere.jsonl"],
 }
 OTHERS = {name: ["nothere"] for name in ("results", "report", "records", "tune", "bottleneck")}

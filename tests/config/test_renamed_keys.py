@@ -62,6 +62,7 @@ def test_an_old_key_among_the_words_of_a_smoke_test_is_found_before_anything_run
         check_overrides(CONF, "score", ["model=none", "smoke.overrides=['model.lr=2e-5']"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "text", "message"),
     [

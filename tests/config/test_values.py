@@ -27,6 +27,7 @@ COMMANDS = {
     "export": [],
     "similarity": ["judge=server"],
     "identity": [],
+    "tips": ["writer_engine=server"],
     "prune": [],
 }
 

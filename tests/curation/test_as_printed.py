@@ -92,6 +92,7 @@ def attention_from_others(lm: LanguageModel, rows: Sequence[Record]) -> list[flo
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["embedded", "grouped"])
 def test_compacts_weights_are_the_papers_formulas(
     embedded: Pair,  # noqa: F811
@@ -129,6 +130,7 @@ def test_compacts_weights_are_the_papers_formulas(
     assert again == outcome
 
 
+@pytest.mark.slow
 def test_compact_says_what_it_lacks(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context, rows = context_of(embedded, tmp_path), several(1)
     with pytest.raises(UserError, match=r"along trace .*, whose problem has no gold answer.*beta=0"):
@@ -143,6 +145,7 @@ def released() -> dict[str, Any]:
     return given["motab"] | {"separator": ";", "connective": "#"}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teacher(
     embedded: Pair,  # noqa: F811
@@ -206,6 +209,7 @@ def test_the_released_motab_keeps_the_students_steps_and_goes_back_for_the_teach
     assert len(read_records(tmp_path / "set.parquet")) == len(outcome.kept)
 
 
+@pytest.mark.slow
 def test_motab_without_right_answers_needs_no_grader(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,
@@ -225,6 +229,7 @@ def test_motab_without_right_answers_needs_no_grader(
         motab(bare, full, **(options | {"connective": "However,\n\n"}))
 
 
+@pytest.mark.slow
 def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context, records = context_of(embedded, tmp_path), several(8)
     most = Sampling(max_new_tokens=30)
@@ -238,6 +243,7 @@ def test_a_teacher_gets_only_what_the_student_left(embedded: Pair, tmp_path: Pat
     assert any(len(ids) > 30 for ids in texts.values())
 
 
+@pytest.mark.slow
 def test_another_model_rewrites_for_the_student(embedded: Pair, tmp_path: Path) -> None:  # noqa: F811
     context = context_of(embedded, tmp_path, grade=even)
     records = several(4)
@@ -273,6 +279,7 @@ def test_a_writer_of_another_vocabulary_is_refused(
         self_data(several(1), context_of(pair, tmp_path), writer="teacher", prompt=INFORMED)
 
 
+@pytest.mark.slow
 def test_data_without_right_answers_are_rewritten_unchecked(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,
@@ -320,6 +327,7 @@ def test_rule_based_quality_is_limos_sum_of_z_scores() -> None:
     assert quality([]).tolist() == []
 
 
+@pytest.mark.slow
 def test_rivals_keep_the_best_of_each_problem_by_their_own_score(
     embedded: Pair,  # noqa: F811
     tmp_path: Path,

@@ -83,6 +83,7 @@ def expected_consistency(lm: LanguageModel, rows: list[dict[str, Any]], weights:
 MARKS: dict[str, Any] = {"thinking": [";", "#"], "other_tokens": 0.25}
 
 
+@pytest.mark.slow
 def test_a_batchs_weights_are_the_formulas_of_the_student_as_it_is(student: LanguageModel) -> None:
     rows = rows_of(2)
     mixed = [rows[place] for place in (3, 0, 1, 4, 5, 2)] + [record("1+2=", "1+2=3;#3")]
@@ -135,6 +136,7 @@ def words(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_runs_first_loss_is_the_papers_equation_11(
     words: list[str], student: LanguageModel, tmp_path: Path
 ) -> None:

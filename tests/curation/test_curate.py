@@ -108,6 +108,7 @@ def test_steps_follow_each_other_and_say_what_they_left_out(
     assert "left out, wrong: " in out
 
 
+@pytest.mark.slow
 def test_the_order_of_the_list_is_the_order_of_the_steps(hot: Path, tmp_path: Path) -> None:
     run([f"teachers=[{hot}]", "curation=[deduplicate,correct]"], tmp_path / "clean")
     log = json.loads((tmp_path / "clean" / "curation.json").read_text())
@@ -128,6 +129,7 @@ def test_the_set_is_trained_on_with_its_very_tokens(hot: Path, tmp_path: Path) -
     assert len(found) > 20
 
 
+@pytest.mark.slow
 def test_several_writers_are_told_apart(hot: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     problems = list(by_problem(read_records(hot)))
@@ -146,6 +148,7 @@ def test_several_writers_are_told_apart(hot: Path, tmp_path: Path) -> None:
     assert recorded.completion_ids.tolist() == imported[0]["completion_ids"]
 
 
+@pytest.mark.slow
 def test_one_set_needs_no_brackets(hot: Path, tmp_path: Path) -> None:
     assert run([f"teachers={hot}", "curation=none"], tmp_path / "set") == read_records(hot)
 

@@ -327,6 +327,7 @@ def test_the_first_of_equal_traces_is_kept_and_blanks_make_no_difference() -> No
     assert outcome.left_out == {"same as an earlier trace": 1}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max_size=8),
@@ -381,6 +382,7 @@ def naive_windows(text: str, n: int) -> set[tuple[str, ...]]:
 SENTENCE = st.lists(st.sampled_from("abcd"), min_size=3, max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(ours=st.lists(SENTENCE, min_size=1, max_size=6), theirs=st.lists(SENTENCE, min_size=1, max_size=3))
 def test_overlap_is_that_of_the_sets_of_windows(
@@ -828,6 +830,7 @@ def test_every_file_makes_its_step_and_the_order_is_the_one_of_the_words() -> No
     assert steps(["+curation=none"]) == {}
 
 
+@pytest.mark.slow
 def test_ded_keeps_the_diverse_right_traces_of_problems_that_are_not_solved_yet() -> None:
     words = ["+curation=ded", "curation.pass_rate.from_record=true", "curation.diverse.keep=2"]
     hard = functools.partial(record, problem="hard", pass_rate=0.5)

@@ -148,6 +148,7 @@ def test_the_ratio_of_a_trace_and_of_a_set_are_the_authors() -> None:
     assert set_rsr(scores, 100) == pytest.approx((106 / 3 + 1 + 209 / 4) / (4 + 0.5 + 3.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [100, 4])  # the vocabulary has 18 tokens
 def test_of_each_problem_the_trace_with_the_lowest_ratio_is_kept(
     tiny_pair: tuple[Path, Path], tmp_path: Path, limit: int
@@ -280,6 +281,7 @@ def test_a_copied_trace_gains_and_a_surprising_one_loses(
         last = found[1]
 
 
+@pytest.mark.slow
 def test_candidates_that_do_not_differ_weigh_the_same_and_weights_multiply(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
@@ -370,6 +372,7 @@ def test_right_rewrites_take_the_targets_place(embedded: dict[str, LazyModel], t
     ]
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_rewritten_stays_and_the_reason_is_counted(
     embedded: dict[str, LazyModel], tmp_path: Path
 ) -> None:
@@ -660,6 +663,7 @@ def test_backtracking_refuses_what_it_cannot_do(
         motab(records, context_of(pair, tmp_path), separator=";")
 
 
+@pytest.mark.slow
 def test_problems_that_leave_no_room_are_left_out(embedded: dict[str, LazyModel], tmp_path: Path) -> None:
     long = "1" + "+1" * 70 + "="
     short = several(1)[0]

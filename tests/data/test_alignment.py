@@ -127,6 +127,7 @@ def test_tokens_are_paired_where_both_have_spelled_the_same(text: str, names: li
     assert pairs == list(first.values())
 
 
+@pytest.mark.slow
 @given(text=st.text(alphabet="ab é1 ", max_size=30), names=st.permutations(["bytes", "words", "pieces"]))
 @settings(max_examples=100, deadline=None)
 def test_spans_hold_the_same_text_and_each_token_knows_the_first_of_its_span(

@@ -266,6 +266,7 @@ def test_a_layout_holds_every_token_once_and_knows_what_it_reads(kind: LayoutKin
     )
 
 
+@pytest.mark.slow
 def test_passes_in_half_precision_share_one_copy_of_the_weights() -> None:
     lm, some = small("qwen3", intermediate_size=2048), random_traces(6, seed=1, longest=12)
     held, found = [], []

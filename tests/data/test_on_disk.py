@@ -118,6 +118,7 @@ def test_a_step_does_the_same_with_records_on_disk(step: str, tmp_path: Path) ->
     assert 0 < len(one.kept) < 60 or step == "judged"
 
 
+@pytest.mark.slow
 def test_tokens_are_cached_and_anything_else_makes_others(
     embedded: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -453,6 +453,7 @@ def broken(row: Any, rng: random.Random) -> Any:
         return row
 
 
+@pytest.mark.slow
 def test_no_malformed_record_gives_anything_but_an_example_or_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

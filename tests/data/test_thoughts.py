@@ -78,6 +78,7 @@ def test_what_is_put_together_comes_apart_again(thought: str, answer: str) -> No
     assert found.answer == f"\n\n{answer}"
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["<think>", "</think>", "[THINK]", "[/THINK]", "x", "\n"])).map("".join))
 def test_the_answer_is_always_an_end_of_the_text_without_marks(text: str) -> None:
     found = without_thinking(text)

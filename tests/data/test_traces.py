@@ -482,6 +482,7 @@ def test_all_five_traces_of_every_gsm8k_problem_are_read(data_dir: Path) -> None
         read_examples(path=str(path), fields=fields)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("teacher", ["gemini", "llama", "mix"])
 @pytest.mark.parametrize("level", [2, 4])

@@ -29,7 +29,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 # What each verb composes; plan takes train's words.
 COMPOSED = (
-    "train", "generate", "score", "curate", "evaluate", "export", "similarity", "identity", "prune",
+    "train", "generate", "score", "curate", "evaluate", "export", "similarity", "identity", "tips", "prune",
 )  # fmt: skip
 HYDRA = {name: name for name in COMPOSED} | {"plan": "train"}
 PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
@@ -312,7 +312,9 @@ def test_the_guide_lists_every_experiment() -> None:
 @pytest.mark.parametrize("page", ["methods.md", "which-loss.md"])
 def test_every_loss_is_described(page: str) -> None:
     text = TEXTS[ROOT / "docs" / page]
-    controls = {"dcod_shuffled", "dcod_inverted", "seqkd"} if page == "which-loss.md" else set()
+    controls = (
+        {"dcod_shuffled", "dcod_inverted", "dcod_by_position", "seqkd"} if page == "which-loss.md" else set()
+    )
     assert {name for name in options("loss") - controls if f"`{name}`" not in text} == set()
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import nbformat
 import pytest
 from composing import checked
+from jupyter_client.provisioning import LocalProvisioner
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
 from test_docs import hydra_commands as commands
 from test_generate import compose
 from test_generate import run as generate_run
 from test_training import run as train_run
-from warm import ROOT, environment
+from warm import ROOT, Command, environment
 
 from distill.analysis.score_traces import score
 from distill.analysis.scores_file import read_scores
@@ -45,9 +46,29 @@ def sources(path: Path, kind: str) -> list[str]:
     return [cell.source for cell in read(path).cells if cell.cell_type == kind]
 
 
+class WarmKernel(Command):
+    """A kernel, for jupyter_client a process as any other; one that imports all anew takes seconds more."""
+
+    stdin = stdout = stderr = None
+
+    def wait(self) -> int | None:
+        self.communicate()
+        self.close()
+        return self.returncode
+
+
+async def launched_warm(provisioner: LocalProvisioner, cmd: list[str], **kwargs: Any) -> Any:
+    """As LocalProvisioner.launch_kernel."""
+    words = [str(Path(__file__).with_name("warm_kernel.py")), *cmd[cmd.index("ipykernel_launcher") + 1 :]]
+    process = WarmKernel(words, kwargs.get("cwd"), kwargs["env"])
+    provisioner.process, provisioner.pid = process, process.pid
+    return provisioner.connection_info
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Notebooks run with this checkout, and keep nothing of their own in anyone's home."""
+    monkeypatch.setattr(LocalProvisioner, "launch_kernel", launched_warm)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):

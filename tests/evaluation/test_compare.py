@@ -95,6 +95,7 @@ def test_what_is_established_and_what_is_not_is_said_in_sentences(tmp_path: Path
     assert "| gsm8k | 500 | 60.0 % [" in text
 
 
+@pytest.mark.slow
 def test_what_is_established_alone_may_not_be_among_several(tmp_path: Path) -> None:
     cells = (5, 16, 40, 39)  # McNemar p 0.027
     assert "b answers m better than a" in compare(two(tmp_path / "alone", m=cells))
@@ -156,6 +157,7 @@ def test_several_samples_a_problem_are_compared_by_their_means(tmp_path: Path) -
     assert "b answers m better than a" in text
 
 
+@pytest.mark.slow
 def test_a_run_stands_for_its_student_after_training_and_can_be_compared_with_before(tmp_path: Path) -> None:
     before, after = table(10, 60, 20, 30)
     staged = [sample("m", n, right, stage="before") for n, right in enumerate(before)]
@@ -203,6 +205,7 @@ def test_completions_that_hit_the_budget_are_warned_of(tmp_path: Path) -> None:
     assert "budget" not in compare([a, written(tmp_path / "c", [sample("m", n, True) for n in range(10)])])
 
 
+@pytest.mark.slow
 def test_more_than_two_are_each_compared_with_the_first(tmp_path: Path) -> None:
     a, b = two(tmp_path, m=(10, 20, 30, 40), k=(10, 60, 30, 0))
     c = written(tmp_path / "c", [sample("m", n, n < 70) for n in range(100)])
@@ -232,6 +235,7 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [side.label for side in read_sides([paths[0]])] == ["student"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
     folders = two(tmp_path, m=(10, 20, 30, 40), k=(10, 60, 30, 0))
     assert compare(folders, resamples=500) == compare(folders, resamples=500)

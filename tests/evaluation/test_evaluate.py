@@ -68,6 +68,7 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_its_figures_samples_table_and_page(
     tiny_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +333,7 @@ def test_what_one_benchmark_refuses_is_said_before_another_is_asked(gsm8k: Path,
     assert [path.name for path in (tmp_path / "a" / "completions").iterdir()] == ["arithmetic"]
 
 
+@pytest.mark.slow
 def test_what_broke_off_leaves_a_report_of_what_it_had_found(
     gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

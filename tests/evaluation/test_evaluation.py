@@ -153,6 +153,7 @@ def test_a_chat_template_gets_the_prompt_and_the_system_message(lm: LanguageMode
     )
 
 
+@pytest.mark.slow
 def test_every_sample_is_graded_once_with_its_own_completion(lm: LanguageModel) -> None:
     graded: list[tuple[str, str]] = []
 

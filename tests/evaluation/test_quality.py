@@ -226,6 +226,7 @@ def two_evaluations(folder: Path) -> tuple[Path, Path]:
     return written(folder / "a", a), written(folder / "b", b)
 
 
+@pytest.mark.slow
 def test_compared_over_all_problems_and_over_those_that_both_solve(tmp_path: Path) -> None:
     a, b = two_evaluations(tmp_path)
     text = compare([a, b], tmp_path / "out")

@@ -52,6 +52,12 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches of a command lie below where it is started."""
+    monkeypatch.chdir(tmp_path)
+
+
 def compose(*words: str) -> DictConfig:
     return check_overrides(CONFIG, "export", as_keys(["model=tiny", *words]))
 
@@ -242,6 +248,7 @@ def test_a_runs_own_traces_are_read_under_its_prompt(
     assert subject.prompt({"user": "Q: {problem}", "system": None}, "data")["user"] == "Q: {problem}"
 
 
+@pytest.mark.slow
 def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student: LanguageModel) -> None:
     cfg = compose("benchmark=arithmetic", "benchmark.limit=3", f"calibration.path={tmp_path / 'test.jsonl'}")
     subject = Subject.of(cfg)
@@ -263,6 +270,7 @@ def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student:
     assert len(calibration_traces(cfg, subject, student, asked)) == 4
 
 
+@pytest.mark.slow
 def test_gptq_is_given_the_training_traces(
     heldout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: LanguageModel
 ) -> None:

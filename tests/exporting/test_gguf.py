@@ -32,12 +32,14 @@ from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.pre_tokenizers import stored_name
 from distill.tiny.build import make_tokenizer
 
 TEXT = [
     "the cat sat on the mat, 12 or 345 of them",
     "naïve café: x = {y}",
     "don't\n\n  stop it's 3.14\t done",
+    "add:\n\n1. the cat\n\n2. the mat\n\n3. stop",
 ]
 TEMPLATE = "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if think %}T{% else %}N{% endif %}"
 SIZES: dict[str, Any] = {
@@ -324,3 +326,28 @@ def test_weights_that_the_format_does_not_hold_are_refused(
     with pytest.raises(UserError, match=rf"layers\.1\.mlp\.up_proj\.weight has .*{reason}"):
         write_gguf(student, tmp_path / "a.gguf", bits, "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["smollm", "gpt-2", "qwen2"])
+def test_a_text_is_split_as_the_file_says_when_it_is_read_back(kind: str, tmp_path: Path) -> None:
+    tokenizer = byte_level(kind)
+    write_gguf(qwen2(tokenizer) if kind == "qwen2" else llama(tokenizer), tmp_path / "model.gguf", 16, "x")
+    read = find_model(str(tmp_path / "model.gguf"), key="model").tokenizer
+    for text in ("x  7", "12 345", *TEXT):
+        assert read(text).input_ids == tokenizer(text).input_ids, text
+    assert stored_name(tmp_path / "model.gguf") == kind
+    if kind == "smollm":  # transformers alone gives it GPT-2's split, and so other ids for the same text
+        read.backend_tokenizer.pre_tokenizer = splits()["gpt-2"]
+        assert read(TEXT[-1]).input_ids != tokenizer(TEXT[-1]).input_ids
+
+
+def test_a_pre_tokenizer_that_nobody_knows_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(llama(byte_level("smollm")), path, 16, "x")
+    path.write_bytes(path.read_bytes().replace(b"smollm", b"refact"))
+    find_model(str(path), key="model").tokenizer  # noqa: B018  a property
+    assert (
+        "model.gguf names a pre-tokenizer that transformers does not know (refact)" in capsys.readouterr().err
+    )

@@ -45,6 +45,7 @@ def test_nll_and_kl_are_their_definitions(student: LanguageModel, teacher: Langu
     assert found.kl.low <= found.kl.value <= found.kl.high  # two problems, of which the first has two traces
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_is_the_same(student: LanguageModel) -> None:
     prompts = [[3, 4, 5], [6, 7]]
     texts = compare_texts(student, student, prompts, 6)
@@ -55,6 +56,7 @@ def test_a_model_beside_itself_is_the_same(student: LanguageModel) -> None:
     assert (fit.kl.value, fit.difference.value, fit.same.value) == (0.0, 0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_other_texts_are_told_from_the_first_token_on(student: LanguageModel, teacher: LanguageModel) -> None:
     texts = compare_texts(student, teacher, [[3, 4, 5], [6, 7]], 6)
     assert texts.alike < 1.0

@@ -221,6 +221,7 @@ def test_the_global_random_state_is_left_as_it_was(lm: LanguageModel) -> None:
     assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_completion_and_another_another(lm: LanguageModel) -> None:
     sampling = Sampling(1.0, max_new_tokens=16)
     torch.manual_seed(1)

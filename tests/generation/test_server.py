@@ -210,6 +210,7 @@ def test_what_a_server_said_before_it_hung_up_is_told_too(stub: Stub) -> None:
         ask(stub, "1+2=", retries=3)
 
 
+@pytest.mark.slow
 def test_text_that_the_teacher_cannot_spell_ends_the_run_before_any_is_kept(
     stub: Stub, tmp_path: Path
 ) -> None:
@@ -547,6 +548,7 @@ def test_a_set_whose_key_is_damaged_and_one_that_another_process_writes_are_refu
     assert not stub.seen
 
 
+@pytest.mark.slow
 def test_a_problem_longer_than_the_context_is_named_before_anything_is_asked(
     stub: Stub, tmp_path: Path
 ) -> None:

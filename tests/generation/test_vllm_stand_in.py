@@ -49,6 +49,7 @@ def state() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_the_process_is_as_before_an_engine_wrote_in_it(model: LazyModel) -> None:
     asked = requests(model, 2)
@@ -69,6 +70,7 @@ def test_the_process_is_as_before_an_engine_wrote_in_it(model: LazyModel) -> Non
     assert random.random() == wanted
 
 
+@pytest.mark.slow
 def test_vllm_writes_only_tokens_of_the_tokenizer(model: LazyModel, vllm: list[Llm]) -> None:  # noqa: F811
     asked, hot = requests(model, 10), Sampling(1.5, max_new_tokens=12)
     found = ids(VllmEngine(model), asked, hot)

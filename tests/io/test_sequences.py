@@ -50,6 +50,7 @@ def test_blocks_come_back_between_writes_and_their_order_makes_the_fingerprint(t
     assert len(spooled([b"x"], tmp_path / "a file")) == 1  # somewhere else
 
 
+@pytest.mark.slow
 def test_a_block_costs_eight_bytes_of_memory() -> None:
     tracemalloc.start()
     spool = spooled(bytes(1000) for _ in range(20_000))

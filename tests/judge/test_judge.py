@@ -375,6 +375,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_asked(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_judging_writes_into_is_refused(stub: Stub, tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", ["2"])
     with locked(tmp_path / "out"):

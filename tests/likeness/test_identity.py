@@ -60,6 +60,7 @@ def speak(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 def test_shares_the_change_and_the_teachers_own_are_told(
     models: dict[str, Path],
     tmp_path: Path,
@@ -102,6 +103,7 @@ def test_shares_the_change_and_the_teachers_own_are_told(
     assert again["shares"]["hard"]["any other identity"]["student"]["value"] == 0.0
 
 
+@pytest.mark.slow
 def test_stored_traces_are_looked_through_and_those_of_mathematics_have_no_claims(tmp_path: Path) -> None:
     rows = [
         {"problem": "1+1=?", "completion": "1 + 1 = 2, so \\boxed{2}."},
@@ -123,6 +125,7 @@ def test_stored_traces_are_looked_through_and_those_of_mathematics_have_no_claim
     }
 
 
+@pytest.mark.slow
 def test_a_judge_is_asked_beside_the_rule_and_their_agreement_told(stub: Stub, tmp_path: Path) -> None:
     texts = ["I am ChatGPT.", "I am Claude.", "My kin is ChatGPT.", "I am a model."]
     rows = [{"problem": f"Who are you {n}?", "completion": text} for n, text in enumerate(texts)]

@@ -107,6 +107,7 @@ def by_problem_of(path: Path) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_one_answer_a_problem_gives_no_ceiling_and_says_so(sets: dict[str, Path], tmp_path: Path) -> None:
     found = run([*PLAIN, f"teacher={sets['c']}", f"student={sets['b']}", "problems=5"], tmp_path / "out")
     assert found["problems"] == 5
@@ -161,6 +162,7 @@ def test_models_write_and_read_and_the_likelihoods_are_those_of_plain_passes(tmp
     assert again == found
 
 
+@pytest.mark.slow
 def test_a_judge_grades_pairs_and_the_agreement_is_spearmans(
     sets: dict[str, Path], stub: Stub, tmp_path: Path
 ) -> None:
@@ -199,6 +201,7 @@ def _asked(stub: Stub) -> list[list[str]]:
     return [pattern.findall(body["messages"][-1]["content"]) for body in stub.seen]
 
 
+@pytest.mark.slow
 def test_wrong_answers_of_the_teacher_show_what_is_inherited(tmp_path: Path) -> None:
     problems = [f"What is {n}+1?" for n in range(8)]
 

@@ -40,6 +40,7 @@ def grams(items: list[str], n: int) -> dict[tuple[str, ...], int]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(*[st.lists(st.sampled_from(["a", "b", "cd", "7", "12"]), min_size=3, max_size=12)] * 2)
 def test_measures_are_their_definitions(one: list[str], other: list[str]) -> None:

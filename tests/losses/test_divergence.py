@@ -247,6 +247,7 @@ def test_a_divergence_is_positive_where_the_two_differ_and_never_negative(
         assert found > difference**2 / 100  # Pinsker's inequality, with room
 
 
+@pytest.mark.slow
 @seeded
 @given(pair=pairs(), alpha=st.floats(0.01, 0.99))
 def test_a_skewed_kl_is_bounded_whatever_the_two_are(

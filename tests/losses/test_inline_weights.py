@@ -144,6 +144,7 @@ def test_a_step_with_weights_made_on_the_way_is_the_one_with_weights_made_before
         ("dcod", ["loss.token_weight.level=sequence"]),
         ("dcod", ["loss.token_weight.level=prefix"]),
         ("dcod_shuffled", []),
+        ("dcod_by_position", []),
         ("rho1", []),
         ("iw_opd", []),
     ],

@@ -108,6 +108,7 @@ def step(
     assert {tensor.device.type for tensor in (*gradients, module.step_metrics.sums)} == {META}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", get_args(LayoutKind))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_is_made_where_the_models_are(

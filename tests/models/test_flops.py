@@ -151,6 +151,7 @@ def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: Langu
     assert cost_of(student.model, "student").forward(work) == meter.take()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ()])
 def test_weights_that_do_not_train_have_no_gradient_of_their_own(targets: tuple[str, ...]) -> None:
     pytest.importorskip("peft")

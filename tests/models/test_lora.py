@@ -130,6 +130,7 @@ def test_named_layers_alone_get_an_adapter(student: LanguageModel) -> None:
     assert adapted == queries | {"model.layers.1.mlp.up_proj"}
 
 
+@pytest.mark.slow
 @needs_peft
 def test_adapters_begin_with_their_seed_and_draw_nothing_from_the_rest(tiny_pair: tuple[Path, Path]) -> None:
     from distill.models.find import find_model
@@ -185,6 +186,7 @@ def test_an_adapters_gradient_through_the_chunked_head_is_that_of_plain_autograd
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @needs_peft
 def test_merging_gives_a_plain_models_state_and_leaves_the_adapted_one_alone(
     student: LanguageModel, teacher: LanguageModel
@@ -220,6 +222,7 @@ def test_a_model_that_stores_its_matrices_transposed_is_merged_too() -> None:
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_peft
 def test_the_adapters_dropout_is_off_while_the_student_writes_and_on_again_afterwards(
     student: LanguageModel,

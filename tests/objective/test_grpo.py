@@ -126,6 +126,7 @@ def by_loops(
 
 def objective_of(preset: str, *overrides: str) -> Objective:
     sizes = [f"loss.rollouts.max_new_tokens={LONGEST}", f"loss.rollouts.samples={SAMPLES}"]
+    sizes += ["loss.rollouts.step_separator=';'"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(f"loss/{preset}", [*sizes, *overrides])  # alone, as composing all takes a second
     return build(cfg.loss, "loss")

@@ -84,7 +84,7 @@ PAIRS += [
     (loss, weight) for weight in WEIGHTS for loss in ("cross_entropy", "forward_kl") if weight != "knobs"
 ]
 every_loss_and_weight = pytest.mark.parametrize(("loss", "weight"), PAIRS)
-every_control = pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted"])
+every_control = pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted", "by_position"])
 
 
 @dataclass(frozen=True)
@@ -408,6 +408,20 @@ def test_the_control_shuffled_moves_the_same_weights_to_other_tokens(weight: str
     assert any(not torch.equal(found.weights, other) for other in others)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_control_by_position_takes_the_means_at_each_position(scale: float) -> None:
+    work = draw(7)
+    plain = work.apply(build("cross_entropy", "default", scale=scale)).weights
+    found = work.apply(build("cross_entropy", "default", scale=scale, control="by_position")).weights
+    rows = [plain[row][work.mask[row]].tolist() for row in range(len(plain))]
+    assert not torch.equal(found, plain)
+    for row in range(len(rows)):
+        for position, weight in enumerate(found[row][work.mask[row]].tolist()):
+            there = [other[position] for other in rows if len(other) > position]
+            assert weight == pytest.approx(sum(there) / len(there), rel=1e-12)
+    assert (found[~work.mask] == 0).all()
+
+
 @pytest.mark.covering(1)
 @every_loss_and_weight
 @every_control
@@ -532,7 +546,9 @@ def test_on_policy_takes_its_sampling_from_the_configuration() -> None:
         "loss=on_policy_kd", "data.max_new_tokens=17", "loss.rollouts.fraction=0.25"
     ).rollouts
     options = {"gpu_memory_utilization": 0.3}
-    assert rollouts == StudentRollouts(0.25, 1.0, top_p=1.0, max_new_tokens=17, engine_options=options)
+    assert rollouts == StudentRollouts(
+        0.25, 1.0, top_p=1.0, max_new_tokens=17, step_separator=";", engine_options=options
+    )
 
 
 @pytest.mark.parametrize(
@@ -576,7 +592,7 @@ def test_every_key_of_the_weight_can_be_set_in_the_configuration(weight: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted"])
+@pytest.mark.parametrize("control", ["none", "uniform", "shuffled", "inverted", "by_position"])
 def test_every_control_can_be_set_in_the_configuration(control: str) -> None:
     work = draw(14)
     found = work.apply(configure("loss=dcod", f"loss.control={control}"), seed=5)
@@ -738,7 +754,9 @@ def test_a_coefficient_is_on_its_terms_loss_and_gradient_whenever_its_weights_ar
         torch.testing.assert_close(together, one - 2.5 * other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("switch", [{"control": "inverted"}, {"control": "shuffled"}, {"scale": 2.0}])
+@pytest.mark.parametrize(
+    "switch", [{"control": "inverted"}, {"control": "by_position"}, {"control": "shuffled"}, {"scale": 2.0}]
+)
 def test_controls_and_scale_are_the_main_terms_alone(switch: dict[str, Any]) -> None:
     work = draw(18)
     plain, changed = work.apply(two_terms()), work.apply(two_terms(**switch))

@@ -138,7 +138,7 @@ def test_a_preset_lowers_its_own_loss(preset: str, tmp_path: Path, cache: Path) 
     gently = ["optimizer.lr=1e-4", f"data.limit={size}", f"data.batch_size={size}"]
     few = ["optimizer.lr=3e-4", "data.limit=8", "loss.rollouts.samples=16", "data.batch_size=128"]
     words = gently if preset in BY_GRADIENT else few if preset in BY_REWARD else []
-    steps = 12 if preset in BY_REWARD else 20
+    steps = 12 if preset in BY_REWARD | {"validity", "minillm"} else 20  # enough, and half the time
     rows = train(preset, tmp_path / "run", cache, *words, f"trainer.max_steps={steps}")
     assert len(rows) == steps
     losses = [float(row["train/loss_main"] if preset == "minillm" else row["train/loss"]) for row in rows]

@@ -2,27 +2,35 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import test_training
 import torch
 import warm
 from omegaconf import open_dict
 from test_training import ROOT, arguments, run, train_py
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import distill.teacher.completions
 from distill.config.overrides import check_overrides
+from distill.data.batch import collate
+from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.models.find import find_model
+from distill.models.flops import Work, cost_of
 from distill.models.language_model import LanguageModel
 from distill.models.lora import add_lora
+from distill.planning import stages
 from distill.planning.command import print_plan
 from distill.planning.memory import training_memory
 from distill.planning.plan import Plan, Stage, make_plan
 from distill.planning.sweep import SweepPlan
+from distill.tiny import task
 from distill.training.setup import Setup
 
 traces = test_training.traces  # the fixture
@@ -142,6 +150,47 @@ def test_flops_are_those_that_a_run_logs(
     assert cached == pytest.approx(logged["teacher_cached"], rel=0.05)
     if writes:
         assert stage(plan, "student writes").flops > 0.2 * stage(plan, "training").flops
+
+
+@pytest.mark.exhaustive
+def test_what_compact_reads_twice_is_counted(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with (tmp_path / "traces.jsonl").open("w") as stream:
+        for problem in task.problems(24, split="train", operations=(3, 3)):
+            for style in ("single", "double"):
+                text = task.write_solution(problem, style)
+                record = {"problem": problem, "completion": text, "gold": task.answer(problem)}
+                stream.write(json.dumps(record) + "\n")
+    path = tmp_path / "traces.jsonl"
+    words = [*arguments(tiny_pair, path, tmp_path, "data.fields.gold=gold", *GRADED), "trainer.max_steps=12"]
+    plain, words = planned([*words, "loss=sft"]), [*words, "loss=compact", "loss.trace_weights.consistency=0"]
+    plan = planned(words)
+    logged = flops(run(words, tmp_path / "run"))["student"]
+    assert stage(plan, "training").flops == pytest.approx(logged, rel=0.03)  # batches are of whole problems
+    assert stage(plan, "training").flops > 1.2 * stage(plain, "training").flops
+
+
+@pytest.mark.slow
+def test_the_pass_that_weighs_traces_is_what_torch_counts(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, "loss=compact"), here=False)
+    own = [
+        Trace(
+            Example(str(number), f"{number // 2}+1=", gold="1"),
+            np.ones(4, np.int32),
+            np.ones(count, np.int32),
+        )
+        for number, count in enumerate((9, 7, 5, 12))
+    ]
+    lm = find_model(str(tiny_pair[0]), key="model.student").load()
+    lm.model.set_attn_implementation("eager")  # whose products torch's counter knows
+    assert setup.objective.trace_weights is not None
+    with FlopCounterMode(display=False) as counter:
+        replace(setup.objective.trace_weights, consensus=0.0).weights(collate(own), lm)
+    work = stages._weighing(own)
+    pairs = 4 * 17 * 17 - work.pairs  # the pairs that the causal mask leaves out
+    expected = cost_of(lm.model, "", lm.vocab_size).forward(work + Work(pairs=pairs))
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def test_stages_beside_training_count_too(setup: Setup) -> None:
     assert "model.teacher_dtype=bfloat16" in line
 
 
+@pytest.mark.slow
 def test_each_rank_has_a_line_and_an_unknown_device_none(setup: Setup, plan_of: Planner) -> None:
     held = [Moment("forward pass", {WEIGHTS: 1 << 30})]
     lines = [

@@ -44,6 +44,7 @@ def real_step(pair: tuple[Path, Path], setup: Setup, teacher: bool) -> None:
     setup.objective(head, batch.mask, batch.labels, {}, others=others).total.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sft", "forward_kl"])
 def test_flops_are_those_of_a_real_step_and_of_the_closed_form(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, loss: str
@@ -68,6 +69,7 @@ def test_flops_are_those_of_a_real_step_and_of_the_closed_form(
     assert found.of().flops == counter.get_total_flops() + unknown
 
 
+@pytest.mark.slow
 def test_a_gpus_step_recomputes_its_layers_in_half_precision(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_bytes_and_live_memory_are_those_counted_by_hand() -> None:
     assert meter.live == 640
 
 
+@pytest.mark.slow
 def test_live_memory_is_that_of_torchs_tracker(tiny_pair: tuple[Path, Path]) -> None:
     lm = find_model(str(tiny_pair[0]), key="model.student").load()
     ids = torch.zeros(2, LENGTH, dtype=torch.long)

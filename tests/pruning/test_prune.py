@@ -245,6 +245,7 @@ def check_and_prune(cfg: Any) -> None:
     prune_model(cfg)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_numbers_its_blocks_in_an_unknown_way_is_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

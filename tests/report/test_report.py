@@ -86,6 +86,7 @@ def sweep_of(folder: Path, problems: int = 40, seeds: int = 4) -> dict[str, np.n
 # --- methods against the baseline
 
 
+@pytest.mark.slow
 def test_gains_and_both_tests_are_those_of_their_definitions(tmp_path: Path) -> None:
     right = sweep_of(tmp_path)
     table = one_table(tmp_path)
@@ -357,6 +358,7 @@ def test_runs_that_were_asked_other_problems_are_tested_on_the_shared_ones(tmp_p
     assert write_report([tmp_path / "alone"])
 
 
+@pytest.mark.slow
 def test_damaged_samples_leave_the_accuracies(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, "sft", seed, [0, 1])

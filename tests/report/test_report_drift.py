@@ -18,7 +18,8 @@ from test_training import arguments
 from test_training import run as train_run
 from transformers import AutoModelForCausalLM
 
-from distill.analysis.drift import Curve, Drift, compare
+from distill.analysis.drift import compare
+from distill.analysis.drift_curves import Curve, Drift
 from distill.errors import UserError
 from distill.generation.engines import HfEngine
 from distill.models.lazy import LazyModel
@@ -352,6 +353,7 @@ def test_the_table_has_the_positions_that_a_methods_seeds_reach() -> None:
     assert dcod[1] == ""  # one of its seeds ends before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "undefined", [slice(None), slice(0, 5), slice(7, None)], ids=["everywhere", "first", "last"]
 )

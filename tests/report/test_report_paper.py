@@ -21,7 +21,7 @@ from samples import sample
 from scipy.stats import binomtest
 from test_results import made
 
-from distill.analysis.drift import Drift
+from distill.analysis.drift_curves import Drift
 from distill.config.instantiate import flat, plain
 from distill.config.paths import CONFIG
 from distill.evaluation.published import published
@@ -301,6 +301,7 @@ def traces_of(folder: Path, *words: str) -> Path:
     return written(folder, "generate", "model=qwen3b", f"out={folder}", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "teacher", "student", "data", "tau"),
     [
@@ -523,6 +524,7 @@ def test_a_figure_is_that_of_the_run_s_own_temperature_where_the_paper_has_it(tm
     assert dcod("g", 4.0, **factor) == ("SFT + DCOD, τ = 1", 0.626, "4.0 as a factor")
 
 
+@pytest.mark.slow
 def test_without_the_baseline_the_paper_s_own_comparisons_are_left(tmp_path: Path) -> None:
     losses = {"symmetric_kl": [0.5], "dcod_symmetric_kl": [0.4], "dcod_relu": [0.3], "dft": [0.9]}
     (one,) = beside(sweep(tmp_path, losses=losses), baseline="dft")

@@ -86,6 +86,10 @@ def test_the_card_says_what_the_student_was_made_from() -> None:
     assert "| gsm8k | 16 | 50.0 % [25.0, 93.8] | 75.0 % [50.0, 93.8] |" in text
     assert "- Teacher: My Own Terms" in text
     assert "- Training data: unknown: nobody has said it" in text
+    for own, said in (("initial", "the base model itself"), ("ema", "the moving average of this model")):
+        taught = card_text(card(config=CONFIG | {"loss": CONFIG["loss"] | {"teacher": own}}))
+        assert f"- Teacher: {said}" in taught
+        assert "`big`" not in taught
 
 
 def test_a_card_has_no_figure_that_was_not_measured() -> None:

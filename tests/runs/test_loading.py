@@ -197,6 +197,7 @@ def test_runs_of_wandb_that_are_no_results_are_named(sweep: Path, server: list[w
     assert "train/loss" not in set(of_nan["metric"])
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_for_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -454,6 +455,7 @@ def test_groups_lists_and_what_is_no_run(sweep: Path, tmp_path: Path) -> None:
         load_runs(sweep, source="csv")
 
 
+@pytest.mark.slow
 def test_what_was_spent_by_a_step_is_what_was_last_logged_before_it(sweep: Path, tmp_path: Path) -> None:
     left = shutil.ignore_patterns("wandb", "student", "checksums.json")
     shutil.copytree(sweep / "0_dcod", tmp_path / "run", ignore=left)

@@ -362,8 +362,8 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     """OPSD's distributions against two plain passes over the same completion under the two prompts."""
     from distill.data.batch import collate
     from distill.data.trace import Example, Trace, encode_completion
+    from distill.teacher.batches import read_batch
     from distill.teacher.retokenize import Retokenizer
-    from distill.training.module import _read
 
     reader = Retokenizer(student.source, student.source, Prompt("{solution};{problem}"))
     traces = []
@@ -375,7 +375,7 @@ def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(
     batch = collate(traces)
     assert batch.teacher_view is not None
     with torch.no_grad():
-        head = _read(student, batch.teacher_view, int(batch.mask.sum()))
+        head = read_batch(student, batch)
         found = head.hidden @ head.weight.T
         expected = []
         for trace in traces:

@@ -198,6 +198,7 @@ def test_completions_come_in_the_order_of_prompts_and_samples(
         assert group == [alone, alone]
 
 
+@pytest.mark.slow
 def test_batches_of_the_same_prompts_are_not_drawn_alike(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_sampling_that_was_killed_goes_on_and_gives_the_same(
     assert not [name for name in files(folder) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_the_model_is_not_loaded_when_the_cache_is_complete(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -350,6 +352,7 @@ def test_scoring_that_was_killed_goes_on_and_gives_the_same(
     assert not [name for name in files(folder) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_scores_of_another_model_signal_or_trace_are_another_cache(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -453,6 +456,7 @@ def test_sampled_log_probabilities_are_those_of_the_distribution_that_is_drawn_f
         assert outside > 20  # or the test does not show what becomes of them
 
 
+@pytest.mark.slow
 def test_every_token_of_the_models_own_completions_could_have_been_sampled(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

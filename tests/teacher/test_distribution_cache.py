@@ -1,10 +1,12 @@
 """Tests of cached teacher distributions: training with them equals training with the live teacher, which is
 not loaded; a cache of another teacher is rejected."""
 
+import functools
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +80,33 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- whole runs
 
 
+def few_steps(pair: tuple[Path, Path], traces: Path, folder: Path, loss: str, *more: str) -> list[str]:
+    return arguments(pair, traces, folder, *LOSSES[loss], "trainer.max_steps=4", "data.limit=20", *more)
+
+
+@pytest.fixture(scope="module")
+def live(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a run with a loss and the live teacher, made once for all tests."""
+
+    @functools.cache
+    def of(loss: str) -> Path:
+        root = tmp_path_factory.mktemp("live")
+        return run(few_steps(tiny_pair, traces, root, loss), root / "run")
+
+    return of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", some_of(LOSSES, "jsd", "akl", "uld", "temperature", "informed"))
 def test_a_run_from_hidden_states_is_the_live_teachers(
-    loss: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+    loss: str, live: Callable[[str], Path], tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_pair, traces, tmp_path, *LOSSES[loss], "trainer.max_steps=4", "data.limit=20")
-    live = run(words, tmp_path / "live")
-    cached = run([*words, "loss.distribution.source=hidden_states"], tmp_path / "cached")
-    same(cached, live)
-    assert len(set(column(live, "train/loss"))) == 4
+    words = few_steps(tiny_pair, traces, tmp_path, loss, "loss.distribution.source=hidden_states")
+    cached = run(words, tmp_path / "cached")
+    same(cached, live(loss))
+    assert len(set(column(live(loss), "train/loss"))) == 4
     said = json.loads((cached / "summary.json").read_text())["frozen"]["teacher"]
     assert "not in memory while training" in said
     assert "distribution as hidden_states" in said
@@ -96,30 +115,28 @@ def test_a_run_from_hidden_states_is_the_live_teachers(
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["forward_kl", "jsd", "informed"])
 def test_a_run_from_all_tokens_but_one_is_the_live_teachers_and_fewer_see_less(
-    loss: str, tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+    loss: str, live: Callable[[str], Path], tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_pair, traces, tmp_path, *LOSSES[loss], "trainer.max_steps=4", "data.limit=20")
-    live = run(words, tmp_path / "live")
-    source = "loss.distribution.source=top_k"
-    same(run([*words, source, "loss.distribution.top_k=1000"], tmp_path / "all"), live)
-    few = run([*words, source, "loss.distribution.top_k=2"], tmp_path / "few")
-    assert 0 < column(few, "train/loss")[0] < column(live, "train/loss")[0]
+    words = few_steps(tiny_pair, traces, tmp_path, loss, "loss.distribution.source=top_k")
+    same(run([*words, "loss.distribution.top_k=1000"], tmp_path / "all"), live(loss))
+    few = run([*words, "loss.distribution.top_k=2"], tmp_path / "few")
+    assert 0 < column(few, "train/loss")[0] < column(live(loss), "train/loss")[0]
 
 
 @pytest.mark.slow
 def test_a_run_from_many_samples_is_near_the_live_teachers_up_to_its_entropy(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+    live: Callable[[str], Path], tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_pair, traces, tmp_path, "loss=forward_kl", "trainer.max_steps=4", "data.limit=20")
-    live = run(words, tmp_path / "live")
-    words += ["loss.distribution.source=samples", "loss.distribution.samples=3000"]
+    words = few_steps(tiny_pair, traces, tmp_path, "forward_kl", "loss.distribution.source=samples")
+    words += ["loss.distribution.samples=3000"]
     samples = run(words, tmp_path / "samples")
     again = run(words, tmp_path / "again")
+    whole = live("forward_kl")
     assert column(samples, "train/gradient_norm") == pytest.approx(
-        column(live, "train/gradient_norm"), rel=0.05
+        column(whole, "train/gradient_norm"), rel=0.05
     )
-    assert column(samples, "train/nll") == pytest.approx(column(live, "train/nll"), rel=1e-2)
-    assert min(column(samples, "train/loss")) > max(column(live, "train/loss"))
+    assert column(samples, "train/nll") == pytest.approx(column(whole, "train/nll"), rel=1e-2)
+    assert min(column(samples, "train/loss")) > max(column(whole, "train/loss"))
     assert metrics(again) == metrics(samples)
 
 
@@ -237,6 +254,7 @@ def equal(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_budget", [1, 64, 8192])
 def test_what_is_kept_is_of_the_models_own_logits_whatever_the_batches(
     token_budget: int, tiny_pair: tuple[Path, Path], tmp_path: Path
@@ -266,6 +284,7 @@ def test_what_is_kept_is_of_the_models_own_logits_whatever_the_batches(
         torch.testing.assert_close(top["log_rest"].exp(), rest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hidden_states", "top_k", "samples"])
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_caching_that_was_killed_goes_on_and_gives_the_same(
@@ -305,6 +324,7 @@ def test_caching_that_was_killed_goes_on_and_gives_the_same(
     assert equal(resumed, clean)
 
 
+@pytest.mark.slow
 def test_whatever_changes_what_is_kept_is_another_cache(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     found, teacher = traces_of(tiny_pair[1], 3), lazy(tiny_pair[1])
     for settings in (
@@ -347,6 +367,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CHANGES)
 def test_a_cache_that_is_not_what_the_teacher_gives_is_refused_when_looked_at(
     source: str, tiny_pair: tuple[Path, Path], tmp_path: Path

@@ -186,6 +186,7 @@ def test_a_finished_set_is_not_written_again_and_another_one_is_refused(
         run([*SMALL, "data.limit=29"], tmp_path / "set")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [

@@ -102,6 +102,7 @@ def test_a_servers_signals_are_those_of_the_teacher_itself(
     assert len(stub.seen) == asked_for  # it is in the cache
 
 
+@pytest.mark.slow
 def test_another_model_behind_the_server_is_found_out(
     stub: Stub, teacher: LanguageModel, student: LanguageModel
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_teacher_itself(
     assert not loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -71,6 +71,7 @@ def test_an_incomplete_set_is_refused_with_the_missing_shards(
     assert read_records(folder) == alike(read_records(sets[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -88,9 +88,9 @@ def test_each_of_several_end_tokens_ends_a_trace() -> None:
     metrics = StepMetrics(Objective(rollouts="dataset", **OBJECTIVES["sft"]), [3, 7])
     labels = torch.tensor([[5, 3, 0, 0], [3, 5, 6, 7], [5, 7, 5, 3], [9, 9, 3, 9]])
     mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 1, 0], [0, 0, 1, 0]]).bool()
-    last, ended = metrics._ends_of(mask, labels)
+    last, ended, stopped = metrics._ends_of(mask, labels)
     assert last.flatten().tolist() == [1, 3, 2, 2]
-    assert ended.flatten().tolist() == [True, True, False, True]
+    assert ended.flatten().tolist() == stopped.flatten().tolist() == [True, True, False, True]
 
 
 @pytest.mark.slow

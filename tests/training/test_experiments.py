@@ -255,6 +255,7 @@ def test_validation_problems_are_neither_trained_on_nor_tested_on() -> None:
             assert not validation & {example.problem for example in others}
 
 
+@pytest.mark.slow
 def test_the_test_problems_are_what_they_were_before_there_was_a_validation_split() -> None:
     """Or no measured number could be compared with the next."""
     import hashlib

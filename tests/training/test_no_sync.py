@@ -102,6 +102,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "token_weight": weights.support_ratio,
         "control": "shuffled",
     },
+    "by_position": {
+        "token_loss": divergence.cross_entropy,
+        "token_weight": weights.support_ratio,
+        "control": "by_position",
+    },
 }
 
 

@@ -9,22 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
+from stand_in_writer import SAMPLES, Writer
 from test_training import run
 
 from distill.data.batch import Batch, collate
 from distill.data.trace import Example, Trace
 from distill.errors import Interrupted, UserError
-from distill.generation.sampling import Sampling
 from distill.models.find import find_model
-from distill.models.language_model import LanguageModel
 from distill.planning.groups import usable_groups
 from distill.tiny import task
 from distill.training.module import DistillModule
 from distill.training.rollouts import KeptRollouts
 from distill.training.setup import Setup
-
-SAMPLES = 4
 
 
 def words(pair: tuple[Path, Path], folder: Path, *more: str) -> list[str]:
@@ -51,27 +49,6 @@ def words(pair: tuple[Path, Path], folder: Path, *more: str) -> list[str]:
     ]
 
 
-class Writer:
-    """Stands in for the student's writing: of each problem's completions some are right, some have no end."""
-
-    def __init__(self) -> None:
-        self.prompts: list[list[str]] = []
-
-    def __call__(
-        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
-    ) -> list[list[int]]:
-        problems = [lm.tokenizer.decode(prompt) for prompt in prompts]
-        self.prompts.append(problems)
-        return [self.written(lm, problem, row % SAMPLES) for row, problem in enumerate(problems)]
-
-    def written(self, lm: LanguageModel, problem: str, number: int) -> list[int]:
-        draw = hashlib.blake2b(f"{problem}{number}".encode()).digest()[0]
-        right = task.write_solution(problem, "single")
-        text = right if draw % 3 else right[:-1] + str((int(right[-1]) + 1) % 10)
-        ids = lm.tokenizer(text, add_special_tokens=False).input_ids
-        return ids[:3] if draw % 5 == 4 else [*ids, lm.end_ids[0]]
-
-
 @pytest.fixture
 def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
     stand_in = Writer()
@@ -84,18 +61,42 @@ def metrics(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
 
 
+WHOLE_STEP = "loss.token_weight.scale=batch"
+OF_AVERAGE = (
+    "loss=opd_grpo loss.teacher=ema loss.teacher_update_rate=0.5 loss.teacher_sees=solution "
+    "loss.overlap_top_k=4"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        (1, WHOLE_STEP),
+        pytest.param(2, WHOLE_STEP, marks=pytest.mark.exhaustive),
+        pytest.param(2, OF_AVERAGE, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_step_is_the_same_however_its_groups_are_split(
-    tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer
+    tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, ranks: int, more: str
 ) -> None:
-    """Even where advantages are divided by the deviation of all the step's rewards."""
-    scaled = "loss.token_weight.scale=batch"
-    whole = run(words(tiny_pair, tmp_path, scaled), tmp_path / "whole")
-    split = ["data.batch_size=4", "trainer.accumulate_grad_batches=4"]
-    parts = run(words(tiny_pair, tmp_path, scaled, *split), tmp_path / "parts")
+    """Over micro-batches and ranks, and even where advantages are divided by the deviation of all the step's
+    rewards."""
+    common = words(tiny_pair, tmp_path, *more.split())
+    whole, parts = run(common, tmp_path / "whole"), tmp_path / "parts"
+    split = [*common, "data.batch_size=4", f"trainer.accumulate_grad_batches={4 // ranks}"]
+    if ranks == 1:
+        run(split, parts)
+    else:
+        script = str(Path(__file__).parent / "stand_in_ranks.py")
+        split += [f"dir={parts}", f"trainer.devices={ranks}", "trainer.strategy=ddp"]
+        done = warm.run_ranks([script, *split], tmp_path, ranks)
+        assert [one.returncode for one in done] == [0, 0], "\n".join(one.stderr[-3000:] for one in done)
     first, second = metrics(whole), metrics(parts)
     same = (
         "rewards/",
         "train/loss",
+        "train/overlap",
         "train/gradient_norm",
         "rollouts/entropy",
         "rollouts/length",
@@ -111,6 +112,7 @@ def test_a_step_is_the_same_however_its_groups_are_split(
         torch.testing.assert_close(values, students[1][name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_metrics_are_of_the_completions(tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer) -> None:
     row = metrics(run(words(tiny_pair, tmp_path, "loss.rewards.format=0.5"), tmp_path / "run"))[0]
     assert [len(problems) for problems in writer.prompts] == [16, 16]
@@ -134,6 +136,7 @@ def test_metrics_are_of_the_completions(tiny_pair: tuple[Path, Path], tmp_path: 
     assert row["rollouts/entropy"] > 0
 
 
+@pytest.mark.slow
 def test_several_steps_on_the_same_completions(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer
 ) -> None:
@@ -150,6 +153,7 @@ def test_several_steps_on_the_same_completions(
     assert rows[0]["rewards/mean"] == rows[1]["rewards/mean"]
 
 
+@pytest.mark.slow
 def test_a_run_is_not_stopped_between_steps_on_the_same_completions(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +194,7 @@ def solves(problem: str) -> bool:
     return bool(hashlib.blake2b(problem.encode()).digest()[0] % 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("able", [True, False])
 def test_only_problems_that_the_teacher_solves_are_distilled(
     tiny_pair: tuple[Path, Path], tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, able: bool
@@ -217,6 +222,7 @@ def test_only_problems_that_the_teacher_solves_are_distilled(
     assert 0 < row["weights/sum"] == sum(counted) < sum(lengths)
 
 
+@pytest.mark.slow
 def test_a_plan_says_how_many_groups_are_usable(tmp_path: Path) -> None:
     common = ["loss=grpo", "model=tiny", "data.limit=64", "data.operations=[2,3]", f"dir={tmp_path / 'run'}"]
     common += ["data.max_new_tokens=24", "benchmark=none", f"cache={tmp_path}", "estimate.groups=4"]

@@ -71,6 +71,7 @@ def test_the_walk_sees_what_is_long_or_wide() -> None:
     assert configuration_words("def f():\n    from omegaconf import DictConfig") == {"omegaconf"}
 
 
+@pytest.mark.slow
 def test_a_setup_says_what_a_run_is_and_loads_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Tests of a step's metrics against sums over its tokens, one after the other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,3 +89,16 @@ def test_a_step_knows_nothing_of_the_one_before() -> None:
         one.spend(student=1.0, teacher=2.0)
     assert torch.equal(step.sums, fresh.sums)
     assert step.traces == fresh.traces == ("0", "1")
+
+
+def test_the_overlap_is_a_mean_over_the_tokens_of_all_micro_batches() -> None:
+    objective = Objective("dataset", cross_entropy, uniform, overlap_top_k=2)
+    step, tokens, total = StepMetrics(objective, [END]), 0, torch.zeros(3)
+    for seed, traces in enumerate(TRACES):
+        result, batch = made(traces, seed)
+        sums = torch.tensor([2.0, 3.0, 5.0]) * (seed + 1)
+        step.add(replace(result, overlap=sums), batch, on_policy=False)
+        tokens, total = tokens + int(batch.mask.sum()), total + sums
+    found = step.metrics(dict(zip(step.names, step.sums.tolist(), strict=True)))
+    names = ("train/overlap_ratio", "train/overlap_student_mass", "train/overlap_teacher_mass")
+    assert [found[name] for name in names] == pytest.approx((total / tokens).tolist())

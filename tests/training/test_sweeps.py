@@ -65,6 +65,7 @@ def test_a_job_that_was_broken_off_goes_on_from_its_newest_checkpoint(
     assert sweeps.look_up(tmp_path / "nothing", configuration(words)) == sweeps.Earlier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -654,6 +654,7 @@ def test_the_time_of_benchmarks_is_no_steps(
     assert max(seconds) < 1000
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
     with (
         locked(tmp_path / "run"),
@@ -970,7 +971,7 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices(tmp_path: Path) 
     mistakes = {
         "loss.token_weight.level=sentence": "level='sentence' is not one of token, prefix, sequence",
         "loss.token_weight.transform=tanh": "transform='tanh' is not one of sigmoid, ratio, clip",
-        "loss.control=random": "loss.control='random' is not one of none, uniform, shuffled, inverted",
+        "loss.control=random": "loss.control='random' is not one of none, uniform, shuffled, inverted, by_p",
         "loss.normalize=rows": "loss.normalize='rows' is not one of tokens, weights, completions, longest",
         "loss.scale=median": "loss.scale='median' is neither a positive number nor mean",
     }

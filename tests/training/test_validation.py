@@ -67,6 +67,7 @@ def names(side: Sequence[Trace]) -> set[str]:
     return {trace.example.problem for trace in side}
 
 
+@pytest.mark.slow
 def test_a_share_takes_problems_whole_and_further_data_moves_none() -> None:
     problems = [f"problem {number}" for number in range(1000)]
     train, held = split_traces(made(problems, samples=2), 0.1, seed=3)

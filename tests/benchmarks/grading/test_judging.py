@@ -391,6 +391,7 @@ def test_without_a_gold_answer_nothing_is_right(judge: MathJudge) -> None:
     assert judge(Example("1", "?"), r"\boxed{1}") == Verdict(None, False, "no gold answer")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_every_solution_of_math500_has_its_own_answer(judge: MathJudge, data_dir: Path) -> None:
     lines = (data_dir / "math" / "math500.jsonl").read_text(encoding="utf-8").splitlines()

@@ -367,6 +367,7 @@ _PIECES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_pair_of_texts_is_an_error() -> None:
     draw = random.Random(5)
     for _ in range(10):

@@ -239,6 +239,7 @@ except ImportError:
     assert all(found.passed), found
 
 
+@pytest.mark.slow
 def test_the_same_program_gives_the_same_verdict() -> None:
     outputs = {run(["print(list(set('abcdefghijklmnop')))"]).output for _ in range(3)}
     assert len(outputs) == 1
@@ -275,6 +276,7 @@ def attempts(lines: str, limits: Limits = QUICK) -> dict[str, str]:
     return {name: str(value) for name, value in said(found).items()}
 
 
+@pytest.mark.slow
 def test_no_process_can_be_made() -> None:
     found = attempts(
         """
