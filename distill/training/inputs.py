@@ -159,7 +159,7 @@ def _benchmark_paths(node: Any) -> Iterator[tuple[str, str]]:
     by_name = path if isinstance(path, dict) else dict.fromkeys(benchmarks, path)
     for name, benchmark in benchmarks.items():
         file = by_name.get(name) or benchmark.get("path")
-        made = name in ("arithmetic", "steps")  # these generate their problems
+        made = name in ("arithmetic", "steps", "steps_instructed")  # these generate their problems
         if isinstance(file, str) and not made and _ours(benchmark.source):
             yield file, str(benchmark.source.get("split") or "test")
 

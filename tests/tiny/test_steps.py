@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -268,41 +269,39 @@ TOY = build.StepsRecipe(
 )
 
 
-def trained(folder: Path, tokenizer, *, stop: int | None = None, seed: int = 3, batch: int = 3):
-    class Stopped(Exception):
-        pass
-
-    rows = build.rows_of(TOY, tokenizer, 4, seed, "toy")
-
-    def until_stopped(step: int):
-        if step == stop:
-            raise Stopped
-        return rows(step)[:batch]
-
-    try:
-        return fit.train(
-            TOY, tokenizer, until_stopped, steps=4, context=512, seed=seed,
-            checkpoint=folder / "toy.safetensors", every=1,
-        )  # fmt: skip
-    except Stopped:
-        return None, stop
+def trained(folder: Path, tokenizer, *, texts: int = 3):
+    rows = build.rows_of(TOY, tokenizer, 4, texts, "toy")
+    path = folder / "toy.safetensors"
+    return fit.train(TOY, tokenizer, rows, steps=4, context=512, seed=3, checkpoint=path, every=1)
 
 
-def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, tokenizer):
+def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, tokenizer, monkeypatch):
     whole, taken = trained(tmp_path / "whole", tokenizer)
     assert taken == 4
-    for stop in (1, 3):
-        assert trained(tmp_path / "parts", tokenizer, stop=stop)[0] is None
+    backward = fit._backward
+    for steps in (1, 2):  # so many steps, then it is stopped
+
+        def stopping(*inputs: Any, left: list[int] = [steps]) -> float:  # noqa: B006, it counts
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return backward(*inputs)
+
+        monkeypatch.setattr(fit, "_backward", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "parts", tokenizer)
+    monkeypatch.setattr(fit, "_backward", backward)
     parts, taken = trained(tmp_path / "parts", tokenizer)
     assert taken == 4
-    again, taken = trained(tmp_path / "parts", tokenizer, stop=0)  # it is at its end: no step is taken
+    monkeypatch.setattr(fit, "_backward", None)
+    again, taken = trained(tmp_path / "parts", tokenizer)  # it is at its end: no step is taken
     assert taken == 4
     for name, value in whole.named_parameters():
         assert torch.equal(value, parts.get_parameter(name)), name
         assert torch.equal(value, again.get_parameter(name)), name
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["toy.safetensors"]
     with pytest.raises(UserError, match="other settings"):
-        trained(tmp_path / "parts", tokenizer, seed=4)
+        trained(tmp_path / "parts", tokenizer, texts=4)
 
 
 def test_a_step_in_parts_has_the_gradient_of_the_mean_over_all_completion_tokens(tokenizer, monkeypatch):

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.io.files import write_atomically
+from distill.io.files import hash_arrays, write_atomically
 from distill.io.progress import progress_bar
 from distill.tiny.build import Recipe, completion_tensors, make_model
 
@@ -50,12 +51,14 @@ def train(
         The model, and the number of optimizer steps that it took.
 
     Raises:
-        UserError: the checkpoint is of other settings.
+        UserError: the checkpoint is of other settings, or other texts.
     """
     torch.manual_seed(seed)
     model = make_model(recipe, tokenizer, context=context, tied=True).train()
     optimizers = _optimizers(model, recipe)
-    settings = json.dumps({**asdict(recipe), "steps": steps, "seed": seed}, sort_keys=True)
+    looked_at = [row for step in sorted({0, steps // 2, steps - 1}) for row in rows(step)]
+    texts = hash_arrays(np.asarray(tokenizer.encode(prompt + text)) for prompt, text in looked_at)
+    settings = json.dumps({**asdict(recipe), "steps": steps, "seed": seed, "texts": texts}, sort_keys=True)
     first, ended = _load(checkpoint, model, optimizers, settings)
     warmup = max(1, min(WARMUP, steps // 10))
     with progress_bar(total=steps, description=checkpoint.stem, unit="step") as bar:
