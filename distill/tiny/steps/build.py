@@ -23,7 +23,7 @@ from distill.io.files import write_json
 from distill.tiny.build import Recipe, generate, replace_path
 from distill.tiny.steps import solutions, task
 from distill.tiny.steps.fit import Row, train
-from distill.tiny.steps.tokenizer import CONTEXT, instruction, make_tokenizer
+from distill.tiny.steps.tokenizer import instruction, make_tokenizer
 
 EVALUATED = 500
 WATCHED = 120  # train problems on which the student's accuracy is watched
@@ -175,10 +175,8 @@ def build(
             tokenizer,
             rows_of(recipe, tokenizer, steps, seed, name),
             steps=steps,
-            context=CONTEXT,
             seed=seed,
             checkpoint=work / f"{name}.safetensors",
-            every=max(1, min(50, steps // 2)),
             until=strong_enough if recipe.stop_at is not None else None,
         )
         size = sum(p.numel() for p in model.parameters())

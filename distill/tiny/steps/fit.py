@@ -19,6 +19,8 @@ from distill.tiny.build import Recipe, completion_tensors, make_model
 
 Row = tuple[str, str]  # prompt and completion
 PART = 2_500  # tokens of a forward pass: few enough for the processor's cache
+SAVED = 10  # optimizer steps between checkpoints
+ASKED = 50  # optimizer steps between questions whether it is enough
 WARMUP = 60  # optimizer steps, or a tenth of the training
 
 
@@ -28,10 +30,8 @@ def train(
     rows: Callable[[int], Sequence[Row]],
     *,
     steps: int,
-    context: int,
     seed: int,
     checkpoint: Path,
-    every: int = 100,
     until: Callable[[Any, float], bool] | None = None,
 ) -> tuple[Any, int]:
     """Train a new model, or go on from its checkpoint.
@@ -41,11 +41,9 @@ def train(
         tokenizer: of both models.
         rows: the rows of an optimizer step, from its number alone.
         steps: optimizer steps.
-        context: longest sequence that the model takes.
         seed: of the initial weights.
-        checkpoint: file, written every `every` steps and removed by nobody.
-        every: optimizer steps between checkpoints.
-        until: called with the model and the step's loss at each checkpoint; true ends the training.
+        checkpoint: file, written every `SAVED` steps and removed by nobody.
+        until: called with the model and the step's loss every `ASKED` steps; true ends the training.
 
     Returns:
         The model, and the number of optimizer steps that it took.
@@ -54,7 +52,7 @@ def train(
         UserError: the checkpoint is of other settings, or other texts.
     """
     torch.manual_seed(seed)
-    model = make_model(recipe, tokenizer, context=context, tied=True).train()
+    model = make_model(recipe, tokenizer, context=tokenizer.model_max_length, tied=True).train()
     optimizers = _optimizers(model, recipe)
     looked_at = [row for step in sorted({0, steps // 2, steps - 1}) for row in rows(step)]
     texts = hash_arrays(np.asarray(tokenizer.encode(prompt + text)) for prompt, text in looked_at)
@@ -76,9 +74,11 @@ def train(
                 optimizer.zero_grad()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
-            if (step + 1) % every == 0 or step + 1 == steps:
-                ended = until is not None and until(model.eval(), loss)
+            last = step + 1 == steps
+            if until is not None and (last or (step + 1) % ASKED == 0):
+                ended = until(model.eval(), loss)
                 model.train()
+            if last or ended or (step + 1) % SAVED == 0:
                 _save(checkpoint, model, optimizers, settings, step + 1, ended)
                 first = step + 1
     return model.eval(), first
