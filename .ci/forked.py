@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 HITS = "mutation_hits"  # the module that functions of a recorded copy tell that they are entered
-_MARKERS = "not slow and not gpu and not realdata"
+_MARKERS = "not gpu and not realdata and not exhaustive"
 _WARM = ("torch", "transformers", "lightning", "jaxtyping", "beartype", "datasets", "pandas", "scipy.stats")
 _WARM += ("matplotlib", "hydra", "peft", "math_verify", "transformers.models.qwen2.modeling_qwen2")
 

@@ -1,7 +1,7 @@
 """Report of tips: what was written, whether held-out problems chose it, and the test beside its controls."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from distill.advice.conditions import LENGTH, NONE, TIPS
 from distill.advice.contrast import Contrasted
 from distill.advice.prompts import SHOWN
 from distill.advice.tip_list import Tip
-from distill.evaluation.comparison_words import percent, points, share, tested
+from distill.evaluation.comparison_words import percent, points, share, table_row, tested
 from distill.evaluation.result import Score
 from distill.io.files import as_json, write_atomically, write_json
 from distill.statistics import Difference, holm, paired, smallest_difference
@@ -94,7 +94,7 @@ class TipsReport:
     system: bool
     held_out: Compared | None = None
     chosen: bool = False
-    test: Compared | None = field(default=None)
+    test: Compared | None = None
 
     def json(self) -> dict[str, Any]:
         return {
@@ -184,10 +184,10 @@ def _calls(name: str, one: Contrasted) -> str:
 def _tips(tips: Sequence[Tip]) -> Iterator[str]:
     if not tips:
         return
-    yield _row(["tip", "skill", "votes", "problems"])
+    yield table_row(["tip", "skill", "votes", "problems"])
     yield "|---|---|---|---|"
     for tip in sorted(tips, key=lambda one: -one.votes):
-        yield _row([tip.text.replace("|", "\\|"), tip.skill, str(tip.votes), str(len(tip.evidence))])
+        yield table_row([tip.text.replace("|", "\\|"), tip.skill, str(tip.votes), str(len(tip.evidence))])
     yield ""
 
 
@@ -196,7 +196,7 @@ def _test(test: Compared, written: Mapping[str, Contrasted]) -> Iterator[str]:
     yield ""
     head = ["asked with", "tips", "tokens added", "tokens written", "accuracy", "over no tips"]
     head += ["per 1,000 tokens"]
-    yield _row([*head, "tips over this"])
+    yield table_row([*head, "tips over this"])
     yield "|" + "---|" * (len(head) + 1)
     against = test.against()
     for name, score in test.scores.items():
@@ -217,7 +217,7 @@ def _test(test: Compared, written: Mapping[str, Contrasted]) -> Iterator[str]:
             cells.append(f"{points(difference)}, {tested(difference, p)}")
         else:
             cells.append("")
-        yield _row(cells)
+        yield table_row(cells)
     yield ""
     least = smallest_difference(test.scores[NONE].verdicts, test.scores[TIPS].verdicts)
     found = "no difference" if least is None else f"a true difference of {100 * least:.1f} points"
@@ -226,7 +226,3 @@ def _test(test: Compared, written: Mapping[str, Contrasted]) -> Iterator[str]:
         f"problem, p adjusted for the number of controls (Holm). So many problems find {found} with "
         f"probability 0.8."
     )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -109,10 +109,11 @@ def write_tips(cfg: DictConfig) -> Path:
             system=bool(solver.source.tokenizer.chat_template),
         )
         if written[TIPS].tips:
-            report.held_out = _held_out(cfg, report, benchmark, solver, material.held_out)
+            texts = {name: report.texts[name] for name in (NONE, TIPS)}
+            report.held_out = _solved(cfg, "held out", texts, benchmark, solver, material.held_out)
             report.chosen = report.held_out.change(TIPS).value > 0
             if own.test == "always" or (own.test == "chosen" and report.chosen):
-                report.test = _test(cfg, report, benchmark, solver, test)
+                report.test = _solved(cfg, "test", report.texts, benchmark, solver, test)
         solver.release()
         print(write_report(folder, report))
     return folder
@@ -191,21 +192,6 @@ def _texts(written: Mapping[str, Contrasted], solver: ModelSource) -> dict[str, 
             count = token_count(solver.tokenizer, str(texts[TIPS]))
             texts[LENGTH] = neutral_text(solver.tokenizer, count)
     return texts
-
-
-def _held_out(
-    cfg: DictConfig, report: TipsReport, benchmark: Benchmark, solver: _Model, problems: Sequence[Example]
-) -> Compared:
-    """The accuracy without and with the tips on problems that the writer has not seen."""
-    texts = {name: report.texts[name] for name in (NONE, TIPS)}
-    return _solved(cfg, "held out", texts, benchmark, solver, problems)
-
-
-def _test(
-    cfg: DictConfig, report: TipsReport, benchmark: Benchmark, solver: _Model, problems: Sequence[Example]
-) -> Compared:
-    """The accuracy on the benchmark under all conditions."""
-    return _solved(cfg, "test", report.texts, benchmark, solver, problems)
 
 
 def _solved(

@@ -9,6 +9,7 @@ from distill.evaluation.comparison_words import (
     percent,
     points,
     share,
+    table_row,
     tested,
     whole,
     whole_difference,
@@ -45,7 +46,7 @@ def quality_section(one: Comparison) -> list[str]:
 def _table(one: Comparison, known: dict[str, Compared]) -> Iterator[str]:
     names = one.first.label, one.second.label
     head = ["benchmark", "problems", "measure", *names, "difference", "p", "p (Holm)"]
-    yield "| " + " | ".join(head) + " |"
+    yield table_row(head)
     yield "|" + "---|" * len(head)
     for name, own in known.items():
         if own.quality is None:
@@ -57,7 +58,7 @@ def _table(one: Comparison, known: dict[str, Compared]) -> Iterator[str]:
         )
         for problems, measures in parts:
             for measure, found in measures.items():
-                yield "| " + " | ".join([name, problems, measure, *_cells(measure, found)]) + " |"
+                yield table_row([name, problems, measure, *_cells(measure, found)])
 
 
 def _cells(name: str, found: Measure) -> list[str]:

@@ -11,7 +11,15 @@ from distill.errors import UserError
 from distill.evaluation.comparison import LEVEL, Compared, Comparison, compare_sides
 from distill.evaluation.comparison_quality_report import quality_section
 from distill.evaluation.comparison_sides import read_sides
-from distill.evaluation.comparison_words import p_value, percent, points, share, tested, whole_difference
+from distill.evaluation.comparison_words import (
+    p_value,
+    percent,
+    points,
+    share,
+    table_row,
+    tested,
+    whole_difference,
+)
 from distill.io.files import write_atomically
 from distill.runs.plot import GREEN, GREY, ORANGE
 from distill.statistics import Difference
@@ -84,7 +92,7 @@ def _section(one: Comparison, found: Sequence[Comparison]) -> str:
 def _table(one: Comparison) -> Iterator[str]:
     names = one.first.label, one.second.label
     head = ["benchmark", "problems", *names, "difference, points", "p", "p (Holm)", "tokens", "truncated"]
-    yield "| " + " | ".join(head) + " |"
+    yield table_row(head)
     yield "|" + "---|" * len(head)
     for name, own in one.benchmarks.items():
         cells = [
@@ -97,13 +105,13 @@ def _table(one: Comparison) -> Iterator[str]:
             f"{own.tokens[0]:,.0f} → {own.tokens[1]:,.0f} ({whole_difference(own.longer)})",
             " → ".join(map(percent, own.truncated)),
         ]
-        yield "| " + " | ".join(cells) + " |"
+        yield table_row(cells)
     if one.mean is not None:
         shares = [
             percent(fmean(own.accuracy[side].value for own in one.benchmarks.values())) for side in (0, 1)
         ]
         cells = ["mean of benchmarks", "", *shares, points(one.mean), p_value(one.mean.p), "", "", ""]
-        yield "| " + " | ".join(cells) + " |"
+        yield table_row(cells)
 
 
 def _sentences(one: Comparison, found: Sequence[Comparison]) -> Iterator[str]:

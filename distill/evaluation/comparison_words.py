@@ -1,4 +1,6 @@
-"""Spell the numbers of a comparison."""
+"""Spell the numbers of a comparison, and rows of its tables."""
+
+from collections.abc import Iterable
 
 from distill.statistics import Difference, Figure
 
@@ -37,3 +39,8 @@ def p_value(p: float) -> str:
 def tested(difference: Difference, p: float) -> str:
     """The test's name and a p-value, adjusted or not."""
     return f"{difference.test} p {'' if p < 0.001 else '= '}{p_value(p)}"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from distill.evaluation.comparison_words import table_row
 from distill.evaluation.logging import log_samples, metrics_of
 from distill.evaluation.page import SampleFile, write_page
 from distill.evaluation.quality import FIGURES
@@ -131,7 +132,7 @@ def _quality(benchmarks: Mapping[str, Any]) -> Iterator[str]:
         finished = unfinished | {"low": unfinished["high"], "high": unfinished["low"]}
         shown = {**figures, "finished": finished}
         cells = [_format_figure(key, shown[key]) if key in shown else "" for key in [*FIGURES, "finished"]]
-        yield "| " + " | ".join([name, *cells]) + " |"
+        yield table_row([name, *cells])
 
 
 def _is_shown(figure: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.comparison import Comparison
-from distill.evaluation.comparison_words import p_value, points, share
+from distill.evaluation.comparison_words import p_value, points, share, table_row
 from distill.exporting.measure import Fit, Texts
 from distill.exporting.settings import ExportSettings
 from distill.io.files import as_json
@@ -75,24 +75,26 @@ class Report:
 
     def _rows(self) -> Iterator[str]:
         full, export = self.sizes
-        yield _row("weights on disk", _bytes(full), _bytes(export), f"× {export / full:.2f}")
+        yield table_row(["weights on disk", _bytes(full), _bytes(export), f"× {export / full:.2f}"])
         bits = [f"{8 * size / self.parameters:.1f}" for size in self.sizes]
-        yield _row("bits a parameter, all included", *bits, "")
+        yield table_row(["bits a parameter, all included", *bits, ""])
         if self.texts:
             rates = [
                 f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
                 for rate in (self.texts.full, self.texts.export)
             ]
-            yield _row("tokens a second", *rates, f"× {self.texts.export / self.texts.full:.2f}")
+            yield table_row(["tokens a second", *rates, f"× {self.texts.export / self.texts.full:.2f}"])
         if self.fit:
             fit = self.fit
-            yield _row("NLL a token, nats", _nats(fit.full), _nats(fit.export), _nats(fit.difference, "+"))
-            yield _row("KL from the full student, nats", "0", _nats(fit.kl), "")
-            yield _row("same likeliest token", "", share(fit.same), "")
+            yield table_row(
+                ["NLL a token, nats", _nats(fit.full), _nats(fit.export), _nats(fit.difference, "+")]
+            )
+            yield table_row(["KL from the full student, nats", "0", _nats(fit.kl), ""])
+            yield table_row(["same likeliest token", "", share(fit.same), ""])
         for name, own in (self.compared.benchmarks if self.compared else {}).items():
             shares = map(share, own.accuracy)
             said = f"{points(own.difference)}, p {p_value(own.difference.p)}"
-            yield _row(f"{name}, accuracy on {own.problems:,} problems", *shares, said)
+            yield table_row([f"{name}, accuracy on {own.problems:,} problems", *shares, said])
 
     def _sentences(self) -> Iterator[str]:
         if self.texts:
@@ -113,10 +115,6 @@ class Report:
         if self.compared:
             yield "- Accuracy: the same problems for both; p by McNemar's exact test or a sign-flip test."
         yield from (f"- {note}" for note in self.notes)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _bytes(count: int) -> str:

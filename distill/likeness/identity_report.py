@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.evaluation.comparison_words import table_row
 from distill.io.files import write_atomically, write_json, write_lines
 from distill.likeness.claims import Claim, by_entity
 from distill.statistics import Difference, Figure, bootstrap_ratio, cohen_kappa, paired
@@ -193,10 +194,10 @@ def _markdown(
         columns = list(next(iter(own.values())))
         yield f"Answers that claim another identity, {kind} ({_KINDS[kind]}):"
         yield ""
-        yield _row(["", *columns])
+        yield table_row(["", *columns])
         yield "|" + "---|" * (1 + len(columns))
         for entity, row in own.items():
-            yield _row([entity, *(_cell(row[name], signed=name == "change") for name in columns)])
+            yield table_row([entity, *(_cell(row[name], signed=name == "change") for name in columns)])
         yield ""
     for name, model in found.names.items():
         yield f"- {name}: {model}, {len(found.said[name]):,} answers"
@@ -233,19 +234,15 @@ def _sentences(found: Identity) -> Iterator[str]:
     shown = f"; the {_SHOWN} most frequent" if len(counts) > _SHOWN else ""
     yield f"{len(counts):,} different sentences counted{shown}:"
     yield ""
-    yield _row(["model", "prompt", "entity", "times", "first asked", "sentence"])
+    yield table_row(["model", "prompt", "entity", "times", "first asked", "sentence"])
     yield "|---|---|---|---|---|---|"
     for (name, kind, entity, sentence), count in counts.most_common(_SHOWN):
-        yield _row(
+        yield table_row(
             [
                 _short(cell)
                 for cell in (name, kind, entity, str(count), asked[name, kind, entity, sentence], sentence)
             ]
         )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.evaluation.comparison_words import table_row
 from distill.io.files import write_atomically, write_json
 from distill.likeness.judged import Agreement
 from distill.likeness.scale import BEFORE, CEILING, CHANCE, STUDENT, Placed
@@ -106,7 +107,7 @@ def _markdown(found: Similarity) -> Iterator[str]:
     yield f"{found.student} beside {found.teacher} on {found.problems} problems."
     yield ""
     head = ["", "measure", *(f"{name}: 0 = chance, 1 = ceiling" for name in places), *columns]
-    yield _row([*head, "change"] if found.before else head)
+    yield table_row([*head, "change"] if found.before else head)
     yield "|" + "---|" * (len(head) + bool(found.before))
     families: set[str] = set()
     for one in found.placed:
@@ -114,7 +115,7 @@ def _markdown(found: Similarity) -> Iterator[str]:
         families.add(one.family)
         cells += [_cell(one.scale.get(name), "{:.2f}") for name in places]
         cells += [_cell(one.figures.get(name), "{:.3f}") for name in columns]
-        yield _row([*cells, _cell(one.change, "{:+.3f}")] if found.before else cells)
+        yield table_row([*cells, _cell(one.change, "{:+.3f}")] if found.before else cells)
     yield ""
     yield (
         "In brackets 95 % bootstrap intervals over problems. Chance: two answers of the teacher to different "
@@ -129,16 +130,12 @@ def _markdown(found: Similarity) -> Iterator[str]:
         yield ""
         yield "Agreement with the judge, as Spearman's rank correlation over the judged pairs:"
         yield ""
-        yield _row(["measure", "with its family", "with overall"])
+        yield table_row(["measure", "with its family", "with overall"])
         yield "|---|---|---|"
         rows: dict[str, list[str]] = {}
         for own in found.agreements:
             rows.setdefault(own.measure, []).append(_cell(own.correlation, "{:.2f}"))
-        yield from (_row([name, *values]) for name, values in rows.items())
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        yield from (table_row([name, *values]) for name, values in rows.items())
 
 
 def _cell(figure: Figure | None, form: str) -> str:

@@ -128,9 +128,10 @@ def _check_term(objective: ObjectiveSpec, name: str, term: Term) -> None:
 
 def _check_average(objective: ObjectiveSpec) -> None:
     """Refuse to cache what a teacher says that changes as the student trains."""
-    rollouts = objective.rollouts
-    writes_all = isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1
-    asked = {**({} if writes_all else objective.cached_signals), **dict.fromkeys(objective.problem_signals)}
+    asked = {
+        **({} if objective.writes_all else objective.cached_signals),
+        **dict.fromkeys(objective.problem_signals),
+    }
     cached = [name for name in asked if SIGNALS[name].role == "teacher"]
     if objective.caches_distribution:
         cached.append(f"distribution.source={objective.distribution.source}")

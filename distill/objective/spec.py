@@ -125,8 +125,7 @@ class ObjectiveSpec:
     def batch_signals(self) -> list[str]:
         """Names of the signals in a batch of the data: those of problems, and the cached ones per token, of
         which there are none if the student writes every completion."""
-        writes_all = isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
-        return [*([] if writes_all else sorted(self.cached_signals)), *self.problem_signals]
+        return [*([] if self.writes_all else sorted(self.cached_signals)), *self.problem_signals]
 
     @cached_property
     def problem_signals(self) -> list[str]:
@@ -198,6 +197,16 @@ class ObjectiveSpec:
     def num_iterations(self) -> int:
         """Optimizer steps on a batch of completions before the student writes others."""
         return self.rollouts.num_iterations if isinstance(self.rollouts, StudentRollouts) else 1
+
+    @property
+    def writes_all(self) -> bool:
+        """Whether the student writes every completion that is trained on."""
+        return isinstance(self.rollouts, StudentRollouts) and self.rollouts.fraction == 1
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether traces need only prompts: the student writes whole completions, and all of them."""
+        return self.writes_all and isinstance(self.rollouts, StudentRollouts) and not self.rollouts.replays
 
     def student_signals(self, term: Term) -> frozenset[str]:
         """Names of the per-token signals that a term's weight needs of the student in training."""

@@ -172,8 +172,7 @@ def head_memory(
 
 def _read_by(setup: Setup, roles: Sequence[str], completions: int) -> int:
     """Completion tokens of a micro-batch that one of a distribution's models reads, if each has its share."""
-    routed = len(roles) > 1 and setup.teachers is not None and setup.teachers.weights is None
-    return -(-completions // len(roles)) if routed else completions
+    return -(-completions // len(roles)) if len(roles) > 1 and setup.routed else completions
 
 
 def _joint(setup: Setup, heads: Sequence[Head], completions: int) -> Head | RoutedHead | MixedHead:

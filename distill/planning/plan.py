@@ -26,7 +26,7 @@ from distill.planning.simulate import Simulation, simulate
 from distill.planning.sizes import ModelSize, expected_traces, measure
 from distill.planning.stages import Batches, Stage, by_teacher, caching, evaluation, training, written
 from distill.teacher.retokenize import teacher_trace
-from distill.training.models import prompts_only, writes_all
+from distill.teacher.several import in_words
 from distill.training.setup import Setup
 
 _KERNELS = 10  # with a line of their own
@@ -147,13 +147,13 @@ def make_plan(setup: Setup) -> Plan:
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
     stages: list[Stage] = []
-    if objective.problem_signals or (recipe.completions == "teacher" and not prompts_only(objective)):
+    if objective.problem_signals or (recipe.completions == "teacher" and not objective.prompts_only):
         per_batch = recipe.sampling_batch_size * recipe.samples
         for role, own in by_teacher(setup, traces).items():
             read = [teacher_trace(trace) for trace in own]
-            name = f"{role.replace('.', ' ')} writes traces"
+            name = f"{in_words(role)} writes traces"
             stages.append(written(name, frozen[role], read, per_batch, recipe, samples=recipe.samples))
-    if not writes_all(objective):
+    if not objective.writes_all:
         served = setup.teacher.source == "server" and not setup.teacher.verify
         stages += caching(setup, frozen, traces, served)
         if served:

@@ -9,7 +9,7 @@ import torch
 from distill.models.sharding import layers_of
 from distill.planning.sizes import ModelSize
 from distill.planning.weightless import WeightlessModel
-from distill.teacher.several import kind_of
+from distill.teacher.several import in_words, kind_of
 from distill.training.deepspeed import BUCKET, LIVE
 from distill.training.setup import Setup
 
@@ -114,15 +114,14 @@ def held_live(setup: Setup, frozen: Mapping[str, ModelSize]) -> dict[str, int]:
     """Bytes that a rank's device holds of frozen models and output matrices, during the whole training."""
     objective = setup.objective
     found: dict[str, int] = {}
-    alone = setup.teachers is not None and setup.teachers.one_at_a_time
-    if alone and "teacher" in objective.live_roles:
+    if setup.one_at_a_time and "teacher" in objective.live_roles:
         sizes = sorted((frozen[role] for role in setup.roles_of("teacher")), key=lambda who: -who.weights)
         found[LARGEST] = sizes[0].weights
         found[MATRICES] = sum(who.bytes * who.vocabulary * who.hidden for who in sizes[1:])
     for role in setup.live:
-        if alone and kind_of(role) == "teacher":
+        if setup.one_at_a_time and kind_of(role) == "teacher":
             continue
-        who, name = frozen[role], f"weights of the {role.replace('.', ' ')}, live"
+        who, name = frozen[role], f"weights of the {in_words(role)}, live"
         found[name] = who.weights
         if role == "teacher" and objective.teacher == "ema" and setup.lora:  # the base is the student's own
             adapted = WeightlessModel.student(setup.student, lora=setup.lora, gradient_checkpointing=False)

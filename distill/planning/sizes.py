@@ -15,6 +15,7 @@ from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
 from distill.models.sharding import layers_of
 from distill.planning.weightless import dtype_of, vocabulary_of
+from distill.teacher.several import name_of
 from distill.training.setup import Setup
 
 MEASURED = 2000  # maximum number of traces to tokenize and of micro-batches to simulate
@@ -151,7 +152,7 @@ def _give_teachers(setup: Setup, traces: list[Trace], examples: Sequence[Example
         examples: that they stand for.
         notes: what is assumed is appended to it.
     """
-    if setup.teachers is None or setup.teachers.weights is not None:
+    if setup.teachers is None or not setup.routed:
         return
     roles = list(setup.teachers.sources)
     said = [setup.teachers.role_of(example) for example in examples]
@@ -162,7 +163,7 @@ def _give_teachers(setup: Setup, traces: list[Trace], examples: Sequence[Example
         traces += [replace(traces[place % len(traces)]) for place in range(len(traces), len(said))]
     for trace, role in zip(traces, itertools.cycle(said)):
         trace.teacher = role
-    shares = ", ".join(f"{role.partition('.')[2]} {said.count(role) / len(said):.0%}" for role in roles)
+    shares = ", ".join(f"{name_of(role)} {said.count(role) / len(said):.0%}" for role in roles)
     notes.append(f"the teachers' shares of the traces: {shares}")
 
 

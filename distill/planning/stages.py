@@ -18,6 +18,7 @@ from distill.planning.ranks import ROLLOUTS, Moment, StudentBytes, held_by_host,
 from distill.planning.sizes import MEASURED, ModelSize, blank
 from distill.teacher.logprobs import in_shards, scoring
 from distill.teacher.retokenize import teacher_trace
+from distill.teacher.several import in_words
 from distill.training.datamodule import TraceOrder
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -92,7 +93,7 @@ def by_teacher(setup: Setup, traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     """The traces that each teacher reads, by its role: of several teachers its own, or all where they are
     mixed."""
     roles = setup.roles_of("teacher")
-    if setup.teachers is None or setup.teachers.weights is not None:
+    if not setup.routed:
         return {role: list(traces) for role in roles}
     return {role: [trace for trace in traces if trace.teacher == role] for role in roles}
 
@@ -110,7 +111,7 @@ def caching(
             if kind == "teacher":
                 own = scoring([teacher_trace(trace) for trace in of_teachers[role]])
             who = frozen[role]
-            name = f"{role.replace('.', ' ')} reads traces ({signal})"
+            name = f"{in_words(role)} reads traces ({signal})"
             disk = 4 * sum(len(trace.completion_ids) for trace in of_teachers.get(role, traces))
             stage = _cached(name, who, who.cost.forward(own), disk)
             stages.append(_elsewhere(stage) if served and kind == "teacher" else stage)
@@ -122,7 +123,7 @@ def caching(
             bytes_each = getattr(torch, wanted.dtype).itemsize if wanted.dtype else who.bytes
             size += (bytes_each - 2) * who.hidden
         disk = size * sum(len(trace.completion_ids) for trace in of_teachers[role])
-        name = f"{role.replace('.', ' ')}'s distribution ({wanted.source})"
+        name = f"{in_words(role)}'s distribution ({wanted.source})"
         stage = _cached(name, who, who.cost.forward(own), disk)
         stages.append(_elsewhere(stage) if served else stage)
     return stages

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.comparison_words import points, share, tested
+from distill.evaluation.comparison_words import points, share, table_row, tested
 from distill.evaluation.result import Score
 from distill.io.files import write_atomically, write_json
 from distill.statistics import Difference, Figure, bootstrap_ratio, paired
@@ -113,17 +113,17 @@ def _markdown(found: Pruned, nll: Mapping[str, Figure], changes: Mapping[str, Di
     )
     yield ""
     head = ["", "blocks", "parameters", "NLL, nats a token", *(f"accuracy, {name}" for name in changes)]
-    yield _row(head)
+    yield table_row(head)
     yield "|" + "---|" * len(head)
     for side, own, blocks in (
         ("before", found.before, found.blocks),
         ("after", found.after, found.blocks - found.layers),
     ):
         cells = [side, str(blocks), f"{own.parameters:,}", _cell(nll[side], "{:.3f}")]
-        yield _row([*cells, *(share(own.scores[name].accuracy) for name in changes)])
+        yield table_row([*cells, *(share(own.scores[name].accuracy) for name in changes)])
     less = found.after.parameters / found.before.parameters - 1
     cells = ["change", f"-{found.layers}", f"{less:+.1%}", _cell(nll["change"], "{:+.3f}")]
-    yield _row([*cells, *(f"{points(one)}, {tested(one, one.p)}" for one in changes.values())])
+    yield table_row([*cells, *(f"{points(one)}, {tested(one, one.p)}" for one in changes.values())])
     yield ""
     yield (
         "In brackets 95 % bootstrap intervals over problems. The NLL is of held-out traces. This is the "
@@ -133,13 +133,9 @@ def _markdown(found: Pruned, nll: Mapping[str, Figure], changes: Mapping[str, Di
         yield ""
         yield note
     yield ""
-    yield _row(["first dropped block", *map(str, range(len(found.distances)))])
+    yield table_row(["first dropped block", *map(str, range(len(found.distances)))])
     yield "|" + "---|" * (1 + len(found.distances))
-    yield _row(["angular distance", *(f"{one:.4f}" for one in found.distances)])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    yield table_row(["angular distance", *(f"{one:.4f}" for one in found.distances)])
 
 
 def _cell(figure: Figure, form: str) -> str:

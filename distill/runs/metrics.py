@@ -3,14 +3,15 @@
 import csv
 import io
 from pathlib import Path
-
-import pandas
-import pyarrow.csv
+from typing import TYPE_CHECKING
 
 from distill.io.checksums import check
 
+if TYPE_CHECKING:
+    import pandas
 
-def read_metrics(path: Path) -> pandas.DataFrame:
+
+def read_metrics(path: Path) -> "pandas.DataFrame":
     """Read `metrics.csv`: a row per step, which is the index; a float64 column per metric, NaN if not logged.
 
     An incomplete last row of a killed run is ignored.
@@ -19,6 +20,9 @@ def read_metrics(path: Path) -> pandas.DataFrame:
         OSError, ValueError: the file cannot be read; the message says why.
         UserError: it is not what a finished run wrote.
     """
+    import pandas  # here, as a run that trains needs neither
+    import pyarrow.csv
+
     check([path], "take it from a copy, or train again")
     text = path.read_bytes()
     text = text[: text.rfind(b"\n") + 1]

@@ -86,8 +86,7 @@ class TeacherModels:
 
         weights = self.teachers.weights
         if weights is not None:
-            heads = {role: read(role, batch) for role in self._in_order(weights)}
-            return MixedHead([heads[role] for role in weights], list(weights.values()))
+            return self._joined(batch, {role: read(role, batch) for role in self._in_order(weights)})
         parts = {part.teacher: part.batch for part in batch.parts}
         heads = {}
         for role in self._in_order(self.teachers.sources if even else parts):
@@ -95,7 +94,7 @@ class TeacherModels:
                 heads[role] = read(role, parts[role])
             else:
                 read(role, _blank(batch))
-        return self._routed(batch, heads)
+        return self._joined(batch, heads)
 
     def cached(self, batch: Batch, wanted: TeacherDistribution) -> Joint | SparseDistribution:
         """The distributions that are cached for the batch."""
@@ -108,12 +107,12 @@ class TeacherModels:
         for role, matrix in self.matrices.items():
             if (states := kept.get(f"{role}/hidden_states")) is not None:
                 heads[role] = Head(states.to(matrix.dtype), matrix)
+        return self._joined(batch, heads)
+
+    def _joined(self, batch: Batch, heads: Mapping[str, Head]) -> Joint:
         weights = self.teachers.weights
         if weights is not None:
             return MixedHead([heads[role] for role in weights], list(weights.values()))
-        return self._routed(batch, heads)
-
-    def _routed(self, batch: Batch, heads: Mapping[str, Head]) -> Joint:
         if len(batch.parts) == 1:
             return heads[batch.parts[0].teacher]
         return RoutedHead(

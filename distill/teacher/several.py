@@ -54,7 +54,7 @@ class Teachers:
             role = known.setdefault((source.fingerprint, source.dtype, variables), f"{_ROLE}{name}")
             names[name] = role
             shares[role] = shares.get(role, 0.0) + (weights or {}).get(name, 0.0)
-        sources = {role: found[role.removeprefix(_ROLE)] for role in shares}
+        sources = {role: found[name_of(role)] for role in shares}
         writers = {source.fingerprint: role for role, source in sources.items()}
         return cls(sources, names, shares if weights else None, one_at_a_time, named_in, writers)
 
@@ -119,7 +119,7 @@ class Teachers:
             said.add(named if named is not None and named in self.names else role)
         for name, role in self.names.items():
             if every and name not in said and role not in said:
-                others = ", ".join(sorted(one.removeprefix(_ROLE) for one in said))
+                others = ", ".join(sorted(map(name_of, said)))
                 raise UserError(
                     f"model.teachers.{name}: no record learns from it (they name {others}): leave it out, or "
                     f"look at the field that names the teachers"
@@ -133,6 +133,16 @@ def kind_of(role: str) -> str:
     return role.partition(".")[0]
 
 
+def name_of(role: str) -> str:
+    """The name of one of several teachers in `model.teachers`."""
+    return role.removeprefix(_ROLE)
+
+
+def in_words(role: str) -> str:
+    """A role for people: of several teachers `teacher <name>`."""
+    return role.replace(".", " ")
+
+
 def key_of(role: str) -> str:
     """The configuration key of a role's model."""
-    return f"model.teachers.{role.removeprefix(_ROLE)}" if role.startswith(_ROLE) else f"model.{role}"
+    return f"model.teachers.{name_of(role)}" if role.startswith(_ROLE) else f"model.{role}"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
 from distill.config.instantiate import resolved
+from distill.config.lean_imports import import_without_extras
 from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
 from distill.errors import UserError
@@ -23,6 +24,7 @@ from distill.training.resume import resume_arguments
 def main(cfg: DictConfig) -> float | None:
     tune_allocator()
     with no_collection():  # imports torch and transformers, which `--help` does not need
+        import_without_extras()
         from distill.training.job import job
     with job(cfg) as started:
         if cfg.plan:

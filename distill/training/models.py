@@ -5,7 +5,6 @@ from typing import Any
 
 from distill.benchmarks.grading.graded import NAME_A_GRADER
 from distill.errors import UserError
-from distill.generation.sampling import StudentRollouts
 from distill.losses.signals import ROLES, SIGNALS, Role, unbound
 from distill.losses.weights import uniform
 from distill.models.find import check_template_variables, find
@@ -54,7 +53,7 @@ def find_models(
             frozen |= teachers.sources
             continue
         self_taught = role == "teacher" and objective.teacher != "model"
-        if self_taught and recipe.completions == "teacher" and not prompts_only(objective):
+        if self_taught and recipe.completions == "teacher" and not objective.prompts_only:
             raise UserError(
                 f"loss={loss} takes the student itself as teacher, "
                 f"which does not write the traces: take data.completions=dataset, or loss.teacher=model"
@@ -119,17 +118,6 @@ def check_vocabularies(
                 f"student's family, or take loss=dcod_spans, uld or gold, which compare different tokens, or "
                 f"loss=sft, which learns from the text alone"
             )
-
-
-def writes_all(objective: Objective) -> bool:
-    """Whether the student writes every completion that is trained on."""
-    return isinstance(objective.rollouts, StudentRollouts) and objective.rollouts.fraction == 1
-
-
-def prompts_only(objective: Objective) -> bool:
-    """Whether traces need only prompts: the student writes whole completions, and all of them."""
-    rollouts = objective.rollouts
-    return isinstance(rollouts, StudentRollouts) and writes_all(objective) and not rollouts.replays
 
 
 def _why(role: str, objective: Objective, loss: str | None) -> str | None:

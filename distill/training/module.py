@@ -436,10 +436,13 @@ class DistillModule(lightning.LightningModule):
             heads["teacher"] = self.teachers.head(batch, mode, even=self.sharded)
         with mode():
             for role in ROLES:
-                if role == "teacher" and role in roles - heads.keys():
-                    heads[role] = read_batch(self.frozen[role], batch)
-                elif role in roles - heads.keys():
-                    heads[role] = self.frozen[role].completion_head(batch.input_ids, batch.mask, batch.layout)
+                if role not in roles or role in heads:
+                    continue
+                lm = self.frozen[role]
+                if role == "teacher":
+                    heads[role] = read_batch(lm, batch)
+                else:
+                    heads[role] = lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         return heads
 
     def _scored_by_frozen(

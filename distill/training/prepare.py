@@ -27,11 +27,11 @@ from distill.runs.folder import claim, describe
 from distill.teacher.models import TeacherModels
 from distill.teacher.retokenize import teacher_traces
 from distill.teacher.served import ServedTeacher
-from distill.teacher.several import kind_of
+from distill.teacher.several import in_words, kind_of
 from distill.training.average import copied
 from distill.training.held_out import HeldOut, file_recipe, hold_out, questions
 from distill.training.masked import masked_share
-from distill.training.models import rows_in_words, writes_all
+from distill.training.models import rows_in_words
 from distill.training.module import Supervision
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
@@ -104,8 +104,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         examples = spool_examples(setup.recipe.source, setup.cache)
         if objective.rewarded or objective.problem_signals:
             check_golds(examples)
-        routed = setup.teachers is not None and setup.teachers.weights is None
-        groups = setup.teachers.groups(examples) if routed and setup.teachers is not None else None
+        teachers = setup.teachers
+        groups = teachers.groups(examples) if teachers is not None and setup.routed else None
     recipe = replace(setup.recipe, source=lambda: examples)
     if first_rank() and setup.resumed is None:
         claim(setup.folder)
@@ -209,7 +209,7 @@ def _held_out(setup: Setup, held: Sequence[Trace]) -> HeldOut | None:
     if setup.validation is None:
         return None
     asked = questions(setup.validation, held, setup.recipe, setup.student, setup.seed)
-    return HeldOut([] if writes_all(setup.objective) else held, asked)
+    return HeldOut([] if setup.objective.writes_all else held, asked)
 
 
 def _serve(setup: Setup) -> ServedTeacher | None:
@@ -241,7 +241,7 @@ def _begin(setup: Setup, student: LanguageModel) -> Iterator[str]:
     """The first lines that a run prints."""
     trained, parameters = parameter_counts(student.model)
     adapted = f" with LoRA ({trained:,} of {parameters:,} parameters train)" if setup.lora else ""
-    shown = (f"{role.replace('.', ' ')} {source.name}" for role, source in setup.frozen.items())
+    shown = (f"{in_words(role)} {source.name}" for role, source in setup.frozen.items())
     beside = ", ".join(shown) or "no teacher"
     yield f"{setup.name}: student {setup.student.name}{adapted}, {beside}, run {setup.folder}"
     yield from rows_in_words(setup.student, setup.frozen)
@@ -284,7 +284,7 @@ def _as_it_is(lm: LanguageModel) -> None:
 
 def _alone(setup: Setup, role: str) -> bool:
     """Whether it is a teacher that is in memory only while it reads."""
-    return kind_of(role) == "teacher" and setup.teachers is not None and setup.teachers.one_at_a_time
+    return kind_of(role) == "teacher" and setup.one_at_a_time
 
 
 def _in_words(setup: Setup) -> dict[str, str]:

@@ -85,17 +85,13 @@ def _of_frozen(setup: Setup) -> Iterator[Remedy]:
         if setup.teachers is None:
             yield Remedy("frozen", "a served teacher, teacher.source=server loss.distribution.source=top_k")
     several = len(teachers) > 1 and "teacher" in objective.live_roles
-    if several and not _alone(setup) and not setup.compute.sharded:
+    if several and not setup.one_at_a_time and not setup.compute.sharded:
         yield Remedy("frozen", "one teacher in memory at a time, model.teachers_in_memory=one")
     if any(teacher is not setup.student and teacher.dtype == "float32" for teacher in teachers):
         for part in ("frozen", "cache", "traces"):
             yield Remedy(part, "model.teacher_dtype=bfloat16")
     if len(teachers) == 1 and not objective.live_roles and setup.teacher.source == "local":
         yield Remedy("cache", "a served teacher, teacher.source=server")
-
-
-def _alone(setup: Setup) -> bool:
-    return setup.teachers is not None and setup.teachers.one_at_a_time
 
 
 def out_of_memory(setup: Setup, error: BaseException) -> UserError:

@@ -45,7 +45,6 @@ from distill.training.models import (
     check_vocabularies,
     find_models,
     share_rows,
-    writes_all,
 )
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
@@ -307,6 +306,16 @@ class Setup:
         """The keys of `frozen` for the models that are needed as the student trains."""
         return [one for role in sorted(self.objective.live_roles) for one in self.roles_of(role)]
 
+    @property
+    def routed(self) -> bool:
+        """Whether each trace learns from one of several teachers."""
+        return self.teachers is not None and self.teachers.weights is None
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether at most one of several teachers is in the device's memory."""
+        return self.teachers is not None and self.teachers.one_at_a_time
+
     @cached_property
     def asked(self) -> Sequence[Asked]:
         """The benchmarks' problems, tokenized for the student."""
@@ -401,7 +410,7 @@ def _validation(
             f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, "
             f"{NAME_A_GRADER}, or leave validation.accuracy at null"
         )
-    if writes_all(objective):
+    if objective.writes_all:
         if settings.accuracy is None or settings.best == LOSS:
             asked = (
                 f"checkpoint.best={LOSS}" if settings.best == LOSS else f"data.validation={settings.source}"

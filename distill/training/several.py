@@ -19,7 +19,7 @@ from distill.models.lazy import LazyModel
 from distill.teacher.distribution_cache import cache_distributions
 from distill.teacher.logprobs import cached_logprobs
 from distill.teacher.retokenize import spread_logprobs, teacher_traces
-from distill.teacher.several import kind_of
+from distill.teacher.several import kind_of, name_of
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
 from distill.training.trace_signals import find_matrix, prepare_traces
@@ -75,7 +75,7 @@ class Several:
 
     def _of_one(self, role: str, recipe: TraceRecipe, student: LanguageModel) -> Traces:
         """The traces of one teacher's examples, made as if it were the only one."""
-        name, objective = role.partition(".")[2], self.setup.objective
+        name, objective = name_of(role), self.setup.objective
         made = prepare_traces(
             objective,
             recipe,
@@ -93,7 +93,7 @@ class Several:
 
     def _mixed(self, recipe: TraceRecipe, student: LanguageModel, weights: Mapping[str, float]) -> Traces:
         """The traces with the signals of the teachers' mixture."""
-        shares = (f"{role.partition('.')[2]} {share:.0%}" for role, share in weights.items())
+        shares = (f"{name_of(role)} {share:.0%}" for role, share in weights.items())
         self.say(f"the teachers are mixed: {', '.join(shares)}")
         # All of them read all traces, which therefore must fit into the shortest context.
         shortest = min(weights, key=lambda role: self.frozen[role].source.context_length)
@@ -143,9 +143,7 @@ class Several:
 
     def _rest(self, role: str) -> None:
         """Free a teacher's memory before the next one is loaded, unless they train together."""
-        teachers = self.setup.teachers
-        together = teachers is not None and not teachers.one_at_a_time
-        if not (together and "teacher" in self.setup.objective.live_roles):
+        if self.setup.one_at_a_time or "teacher" not in self.setup.objective.live_roles:
             self.frozen[role].release()
 
 

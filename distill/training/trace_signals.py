@@ -20,7 +20,6 @@ from distill.objective.objective import Objective
 from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
 from distill.teacher.logprobs import cached_logprobs, scoring
 from distill.teacher.retokenize import Retokenizer, spread_logprobs, teacher_trace, teacher_traces
-from distill.training.models import prompts_only, writes_all
 from distill.training.recipe import TraceRecipe
 
 
@@ -48,7 +47,7 @@ def prepare_traces(
         of_teacher: adds the teacher's signals, if another than `teacher` of `frozen` gives them.
     """
     rollouts = objective.rollouts if isinstance(objective.rollouts, StudentRollouts) else None
-    bare = prompts_only(objective)
+    bare = objective.prompts_only
     traces = recipe.build(student, frozen.get("teacher"), cache, say=say, prompts_only=bare)
     if reader is not None and reader.needed:
         longest = rollouts.max_new_tokens if rollouts else 0
@@ -57,7 +56,7 @@ def prepare_traces(
         _check_rollouts_fit(traces, rollouts, student.source, frozen["teacher"].source)
     if objective.problem_signals:
         traces = recipe.note_success(traces, student.source, frozen["teacher"], cache, say)
-    if writes_all(objective):
+    if objective.writes_all:
         return traces
     if reader is not None and recipe.teacher_prompt and recipe.other_prompt == "error":
         check_prompts(traces, frozen["teacher"].source)

@@ -34,7 +34,6 @@ from distill.teacher.distribution import TeacherDistribution
 from distill.teacher.several import Teachers
 from distill.tiny import task
 from distill.training.datamodule import DistillDataModule, Repeats
-from distill.training.models import writes_all
 from distill.training.module import DistillModule
 from distill.training.prepare import Prepared, prepare
 from distill.training.recipe import TraceRecipe
@@ -245,7 +244,7 @@ def test_rollouts_are_scored_by_the_prompts_teacher(
     made = Made(
         tiny_pair, data, tmp_path, *words, "loss=opd", "loss.rollouts.samples=2", "data.batch_size=14"
     )
-    assert writes_all(made.setup.objective)
+    assert made.setup.objective.writes_all
     rollouts: Any = made.setup.objective.rollouts
     made.batch, _ = made.module._roll_out(made.batch, rollouts, 0)
     assert len(made.batch.examples) == 2 * len(DOMAINS)

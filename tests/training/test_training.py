@@ -701,13 +701,16 @@ def test_before_is_asked_again_when_a_resumed_run_has_other_problems(
 def test_resuming_from_an_earlier_step_drops_the_later_checkpoints(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_pair, traces, tmp_path, "checkpoint.every=2", "checkpoint.keep=3")
-    folder = run(words, tmp_path / "run")
+    words = arguments(tiny_pair, traces, tmp_path, "checkpoint.keep=3")
+    folder = run([*words, "checkpoint.every=1", "trainer.max_steps=4"], tmp_path / "run")
+    kept = [path.name for path in sorted((folder / "checkpoints").iterdir())]
+    assert kept == ["step-000002", "step-000003", "step-000004"]
     (folder / "checkpoints" / ".step-000009.tmp").mkdir()
     old = folder / "checkpoints" / "step-000002"
-    run([*words, f"ckpt_path={old}", "trainer.max_steps=3"], folder)
-    assert {kept.name for kept in (folder / "checkpoints").iterdir()} == {"step-000002", "step-000003"}
-    assert same_weights(folder / "checkpoints" / "step-000003", folder)
+    run([*words, "checkpoint.every=2", f"ckpt_path={old}", "trainer.max_steps=4"], folder)
+    # The next step's is dropped, too: the resumed run has none of that step.
+    assert {kept.name for kept in (folder / "checkpoints").iterdir()} == {"step-000002", "step-000004"}
+    assert same_weights(folder / "checkpoints" / "step-000004", folder)
 
 
 @pytest.mark.slow
