@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from distill.benchmarks.grading import numeric
@@ -86,8 +87,9 @@ def _drawn(problem: str, key: str) -> float:
 
 @of_the_answer
 def grade(example: Example, completion: str) -> Verdict:
-    r"""Grade the final answer: the number in the last `\boxed{}`."""
-    return numeric.grade(example, completion, rules=("boxed",))
+    r"""Grade the final answer: the number in the last `\boxed{}`. `structured` counts the structured form."""
+    verdict = numeric.grade(example, completion, rules=("boxed",))
+    return replace(verdict, counts={"structured": (int(solutions.form_of(completion) == "structured"), 1)})
 
 
 @of_the_answer
