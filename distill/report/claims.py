@@ -1,8 +1,8 @@
 """Registered claims: what an experiment's file predicted before its first run, and what its runs answer.
 
 An experiment registers claims under the key `registered` (docs/guides/sweeps.md). Each names two methods, a
-measure and a direction. The report tests all of them, adjusts p by Holm's method over all that could be
-tested, and answers in one word.
+measure and a direction. The report tests all of them, adjusts p by Holm's method over those of a family, and
+answers in one word.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ SUPPORTED, REFUTED, OPEN = "supported", "refuted", "not established"
 _EXPLAINED = (
     "Registered in the experiment's file before its first run. **p** is the larger of a paired t-test over "
     "seeds and, where a measure has a value at each problem, a sign-flip test over problems; it is adjusted "
-    "by Holm's method over all claims here. Below 0.05 a claim is supported, or refuted if the difference "
-    "points the other way; otherwise it is not established, and the interval says which differences these "
-    "runs leave possible."
+    "by Holm's method over the claims of a family. Below 0.05 a claim is supported, or refuted if the "
+    "difference points the other way; otherwise it is not established, and the interval says which "
+    "differences these runs leave possible."
 )
 
 
@@ -51,6 +51,7 @@ class Claim:
         predicted: `greater`, `less`, or `not_less`: not lower by `margin` or more.
         margin: for `not_less`, in the measure's unit.
         benchmark: the benchmark that counts; None: all of them, for `accuracy` their mean.
+        family: the claims over whose number p is adjusted.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Claim:
     predicted: str
     margin: float = 0.0
     benchmark: str | None = None
+    family: str = "primary"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Answer:
         claim: the claim.
         seeds: seeds that both methods have.
         difference: the method's value minus the other's, with the larger p-value; None if there is none.
-        adjusted: p after Holm's correction over the claims with a difference.
+        adjusted: p after Holm's correction over the claims of its family that have a difference.
         reason: why there is no difference.
     """
 
@@ -115,10 +117,15 @@ def registration_of(table: Table) -> Registration | None:
         for part in path[:-1]:
             own = own.setdefault(part, {})
         own[path[-1]] = value
-    return _registration(node) if node else None
+    return read_registration(node) if node else None
 
 
-def _registration(node: Any) -> Registration:
+def read_registration(node: Any) -> Registration:
+    """Read the value of the key `registered`.
+
+    Raises:
+        UserError: it is not well formed; the message names the key.
+    """
     claims = node.get("claims") if isinstance(node, Mapping) else None
     if not isinstance(claims, Mapping) or not claims:
         raise UserError("registered.claims holds no claim: write them as {name: {says: ..., measure: ...}}")
@@ -130,9 +137,10 @@ def _registration(node: Any) -> Registration:
 
 def _claim(name: str, own: Any) -> Claim:
     place, known = f"registered.claims.{name}", {field.name for field in fields(Claim)} - {"name"}
-    if not isinstance(own, Mapping) or not known - {"margin", "benchmark"} <= own.keys() <= known:
+    if not isinstance(own, Mapping) or not known - {"margin", "benchmark", "family"} <= own.keys() <= known:
         raise UserError(
-            f"{place} needs says, measure, method, against and predicted, and may have margin and benchmark"
+            f"{place} needs says, measure, method, against and predicted, and may have margin, benchmark "
+            f"and family"
         )
     claim = Claim(name, **own)
     if claim.predicted not in PREDICTED:
@@ -159,8 +167,15 @@ def answer_claims(
         drifts: by method, each run's drift in the order of its seeds; None: drift was not measured.
     """
     answers = [_answer(table, claim, drifts) for claim in claims]
-    adjusted = iter(holm([one.difference.p for one in answers if one.difference is not None]))
-    return [one if one.difference is None else replace(one, adjusted=next(adjusted)) for one in answers]
+    adjusted: dict[str, float] = {}
+    for family in dict.fromkeys(claim.family for claim in claims):
+        own = {
+            one.claim.name: one.difference.p
+            for one in answers
+            if one.difference is not None and one.claim.family == family
+        }
+        adjusted |= dict(zip(own, holm(list(own.values())), strict=True))
+    return [replace(one, adjusted=adjusted.get(one.claim.name, 1.0)) for one in answers]
 
 
 def _answer(table: Table, claim: Claim, drifts: Mapping[str, Sequence[Drift | None]] | None) -> Answer:
@@ -203,7 +218,10 @@ def claim_blocks(answers: Sequence[Answer], differ: Sequence[str]) -> Iterator[B
         yield Items(differ)
     yield Text(_EXPLAINED)
     head = ["claim", "difference [95 %]", "seeds", "p", "p, adjusted", "answer"]
-    yield Grid(head, [_row(answer) for answer in answers])
+    for family in dict.fromkeys(answer.claim.family for answer in answers):
+        own = [answer for answer in answers if answer.claim.family == family]
+        yield Text(f"Family `{family}`, {len(own)} claims:")
+        yield Grid(head, [_row(answer) for answer in own])
 
 
 def _row(answer: Answer) -> list[str]:

@@ -17,6 +17,7 @@ from distill.report.claims import (
     answer_claims,
     claim_blocks,
     other_settings,
+    read_registration,
     registration_of,
 )
 from distill.report.methods import Table
@@ -65,6 +66,7 @@ def test_each_answer_has_the_larger_p_of_both_tests_adjusted_over_all_claims(tmp
         "alike": claim(method="dft"),
         "worse": claim(method="sft", against="dcod"),
         "longer": claim(measure="widening"),
+        "again": claim(family="secondary"),
     }
     right = sweep_of(tmp_path, registered(**claims))
     table = one_table(tmp_path)
@@ -89,6 +91,10 @@ def test_each_answer_has_the_larger_p_of_both_tests_adjusted_over_all_claims(tmp
     gains = right["dcod"] - right["sft"]
     expected = ttest_1samp(gains[:, longer].mean(1) - gains[:, ~longer].mean(1), 0)
     assert widening.p == pytest.approx(float(expected.pvalue))
+    again = answers.pop("again")
+    assert again.difference == answers["better"].difference
+    assert again.difference is not None
+    assert again.adjusted == again.difference.p  # alone in its family
     differences = [one.difference.p for one in answers.values() if one.difference]
     assert [one.adjusted for one in answers.values()] == holm(differences)
     words = {name: one.word for name, one in answers.items()}
@@ -179,10 +185,8 @@ def test_runs_of_other_settings_are_named_on_the_page(tmp_path: Path) -> None:
     ],
 )
 def test_a_registration_that_says_nothing_testable_is_refused(changes: dict[str, Any], said: str) -> None:
-    from distill.report.claims import _registration
-
     with pytest.raises(UserError, match=said.replace(".", "[.]")):
-        _registration(registered(one=claim(**changes)))
+        read_registration(registered(one=claim(**changes)))
 
 
 def test_tables_without_a_registration_have_no_claims(tmp_path: Path) -> None:

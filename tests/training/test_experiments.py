@@ -20,11 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
-from distill.config.instantiate import plain
+from distill.config.instantiate import flat, plain
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.losses.signals import name_of
 from distill.objective.objective import Objective
+from distill.report.claims import UNTRAINED, read_registration
 from distill.training.checks import check_devices, check_trainer, trainer_options
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
@@ -145,6 +146,27 @@ def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(exper
 
 
 @pytest.mark.slow
+def test_registered_claims_are_about_the_sweeps_own_methods_and_settings() -> None:
+    """Each claim can be answered by the sweep, and is registered for what the experiment composes."""
+    cfg, found = composed("experiment=claims"), sweep("claims")
+    registration = read_registration(plain(cfg.registered))
+    for claim in registration.claims:
+        assert {claim.method, claim.against} <= {*found["loss"], UNTRAINED}
+        assert claim.benchmark is None or claim.benchmark in cfg.benchmark
+    config = dict(flat({key: plain(cfg[key]) for key in ("model", "data", "benchmark", "max_tokens")}))
+    assert {key: config[key] for key in registration.settings} == dict(registration.settings)
+    assert len(found["seed"]) == 5
+    tuned, tune = sweep("claims_tune"), composed("experiment=claims_tune")
+    assert tuned["loss"] == found["loss"]
+    assert not set(tuned["seed"]) & set(found["seed"])
+    assert tune.benchmark.steps.source.split == "validation"
+    assert tune.registered is None
+    for key in ("model", "data", "max_tokens"):
+        assert plain(tune[key]) == plain(cfg[key])
+    assert {float(lr) for lr in cfg.lrs.values()} <= {float(lr) for lr in tuned["optimizer.lr"]}
+    assert set(cfg.lrs) == set(found["loss"])
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("tune")])
 def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment: str) -> None:
     """All but what is asked, the rate and the seed is the comparison's own."""
@@ -295,7 +317,7 @@ def test_a_range_without_validation_problems_is_refused() -> None:
     [
         (
             ["experiment=compar"],
-            r"there is no such experiment; did you mean compare.*\(options: compare, .*tune",
+            r"there is no such experiment; did you mean compare.*\(options: .*compare, .*tune",
         ),
         (["experiment=null"], r"there is no such experiment"),
         (["experiment=compare,tune"], r"an experiment is a sweep already: take one at a time"),
