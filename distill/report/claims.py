@@ -45,7 +45,8 @@ class Claim:
             short ones; `stopping`, the part of the gain in accuracy that the text after the first final
             answer makes; `seconds` of training; `flops` of student and teacher; `quality NAME`, a measure of
             `distill.report.answers.QUALITY` on the problems that both methods solve; `figure NAME`, any
-            figure of the benchmark's summary; or `drift NAME`, a figure of `distill.analysis.drift_curves`.
+            figure of the benchmark's summary; `validation NAME`, of `data.validation` after the last step:
+            `nll`, `loss` or `accuracy`; or `drift NAME`, a figure of `distill.analysis.drift_curves`.
         method: name of the method.
         against: name of the other method, or `untrained`.
         predicted: `greater`, `less`, or `not_less`: not lower by `margin` or more.
@@ -147,7 +148,7 @@ def _claim(name: str, own: Any) -> Claim:
         raise UserError(f"{place}.predicted={claim.predicted}: {', '.join(PREDICTED)} are known")
     kind, _, what = str(claim.measure).partition(" ")
     plain = kind in ("accuracy", "widening", "stopping", "seconds", "flops") and not what
-    if not plain and not (kind in ("quality", "figure", "drift") and what):
+    if not plain and not (kind in ("quality", "figure", "validation", "drift") and what):
         raise UserError(f"{place}.measure={claim.measure} is no measure (docs/guides/sweeps.md lists them)")
     if kind == "quality" and what not in QUALITY:
         raise UserError(f"{place}.measure={claim.measure}: of quality there are {', '.join(QUALITY)}")
@@ -242,7 +243,7 @@ def _difference(claim: Claim, difference: Difference) -> str:
     """The difference in per cent points where the measure is a share, else in its own unit."""
     kind, _, what = claim.measure.partition(" ")
     share = kind in ("accuracy", "widening", "stopping") or (
-        kind in ("quality", "figure") and what not in ("characters", "tokens")
+        kind in ("quality", "figure", "validation") and what not in ("characters", "tokens", "nll", "loss")
     )
     values = [difference.value, difference.low, difference.high]
     value, low, high = (f"{100 * one:+.1f}" if share else f"{one:+.3g}" for one in values)

@@ -184,6 +184,13 @@ def _figure(run: Run, kind: str, what: str, benchmark: str | None, stage: str) -
     if kind == "flops":
         flops = summary.get("flops") or {}
         return float(sum(flops.get(name, np.nan) for name in ("student", "teacher_live", "teacher_cached")))
+    if kind == "validation":
+        if stage == "before":
+            raise ValueError("the untrained student was not measured on data.validation")
+        found = (summary.get("validation") or {}).get("last", {}).get(f"val/{what}")
+        if found is None:
+            raise ValueError(f"data.validation has no {what}")
+        return float(found)
     asked = summary["benchmarks"]
     if benchmark is not None and benchmark not in asked:
         raise ValueError(f"benchmark {benchmark} was not asked")

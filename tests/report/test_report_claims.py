@@ -126,6 +126,7 @@ def test_figures_costs_and_drift_are_compared_by_seed(tmp_path: Path) -> None:
         summary = json.loads((place / "summary.json").read_text())
         value = 0.2 if "dcod" in place.name else 0.5 + 0.01 * summary["seed"]
         summary["seconds"]["training"] = 100 * value
+        summary["validation"] = {"last": {"val/loss": 0.0, "val/nll": 2 + value}}
         for stage, share in (("before", 0.1), ("after", value)):
             summary["benchmarks"]["arithmetic"][stage]["figures"]["structured"] = {"value": share}
         (place / "summary.json").write_text(json.dumps(summary))
@@ -145,12 +146,17 @@ def test_figures_costs_and_drift_are_compared_by_seed(tmp_path: Path) -> None:
         "figure structured": 0.2 - other,
         "seconds": 100 * (0.2 - other),
         "drift exaccerr@64": -1.0 - np.arange(SEEDS),
+        "validation nll": 0.2 - other,
     }
     for measure, differences in expected.items():
         found = answer(measure, predicted="less")
         assert found.difference.value == pytest.approx(differences.mean())
         assert found.difference.p == pytest.approx(float(ttest_1samp(differences, 0).pvalue))
         assert found.word == "supported"
+    assert answer("validation accuracy").reason == "data.validation has no accuracy"
+    assert "untrained student was not" in answer("validation nll", against="untrained").reason
+    shown = markdown(list(claim_blocks([answer("validation nll", predicted="less")], [])))
+    assert f"{0.2 - other.mean():+.3g} [" in shown  # in nats, not in points
     untrained = answer("figure structured", against="untrained")
     assert untrained.difference.value == pytest.approx(0.1)
     missing = answer("drift kl_student_written")

@@ -33,6 +33,7 @@ from distill.training.recipe import TraceRecipe
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = {path.stem for path in (CONF / "model").glob("*.yaml")}  # whose suggestions lie there, too
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - MODELS)
+PROXY_FOLDER = "hydra.sweep.dir=outputs/sweeps/proxy_smollm2_proxy"
 METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_shuffled", "dcod_inverted"]
 
 
@@ -125,7 +126,7 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
     assert len(folders) == len(every)  # each has its own
     assert list(rates) == found["loss"]
     grid = {float(rate) for rate in found.get("optimizer.lr", [])}
-    if experiment.startswith("tune"):
+    if experiment.startswith("tune") or experiment in ("claims_tune", "proxy_smollm2_tune"):
         assert len(grid) >= 3
         assert rates.pop(found["loss"][0]) == grid  # which the sweep crosses with all losses
         assert all(own < grid for own in rates.values())
@@ -146,25 +147,39 @@ def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(exper
 
 
 @pytest.mark.slow
-def test_registered_claims_are_about_the_sweeps_own_methods_and_settings() -> None:
+@pytest.mark.parametrize("experiment", ["claims", "proxy_smollm2"])
+def test_registered_claims_are_about_the_sweeps_own_methods_and_settings(experiment: str) -> None:
     """Each claim can be answered by the sweep, and is registered for what the experiment composes."""
-    cfg, found = composed("experiment=claims"), sweep("claims")
+    cfg, found = composed(f"experiment={experiment}"), sweep(experiment)
     registration = read_registration(plain(cfg.registered))
     for claim in registration.claims:
         assert {claim.method, claim.against} <= {*found["loss"], UNTRAINED}
         assert claim.benchmark is None or claim.benchmark in cfg.benchmark
+        assert cfg.data.validation or not claim.measure.startswith("validation")
     config = dict(flat({key: plain(cfg[key]) for key in ("model", "data", "benchmark", "max_tokens")}))
     assert {key: config[key] for key in registration.settings} == dict(registration.settings)
-    assert len(found["seed"]) == 5
-    tuned, tune = sweep("claims_tune"), composed("experiment=claims_tune")
+    assert len(found["seed"]) == {"claims": 5, "proxy_smollm2": 3}[experiment]
+    tuned, tune = sweep(f"{experiment}_tune"), composed(f"experiment={experiment}_tune")
     assert tuned["loss"] == found["loss"]
     assert not set(tuned["seed"]) & set(found["seed"])
-    assert tune.benchmark.steps.source.split == "validation"
+    (asked,) = benchmarks_of(tune.benchmark)
+    assert tune.benchmark[asked.name].source.split in ("validation", "train[7000:7373]")
     assert tune.registered is None
     for key in ("model", "data", "max_tokens"):
         assert plain(tune[key]) == plain(cfg[key])
     assert {float(lr) for lr in cfg.lrs.values()} <= {float(lr) for lr in tuned["optimizer.lr"]}
     assert set(cfg.lrs) == set(found["loss"])
+
+
+def test_the_proxy_that_the_runs_compare_with_is_the_student_of_sft_on_their_traces() -> None:
+    """The path in model.teacher is where the documented command for the proxy puts it."""
+    cfg = composed("experiment=proxy_smollm2", "loss=sft", "seed=1000", "benchmark=none", PROXY_FOLDER)
+    assert cfg.model.teacher == f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}/student"
+    assert not benchmarks_of(cfg.benchmark)
+    page = (CONF.parent / "docs" / "results" / "proxy-smollm2.md").read_text(encoding="utf-8")
+    assert f"experiment=proxy_smollm2 loss=sft seed=1000 benchmark=none {PROXY_FOLDER}" in page
+    own = composed("loss=dcod_initial").loss
+    assert plain(own) == plain(composed("loss=dcod").loss) | {"teacher": "initial"}
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("tune")])
