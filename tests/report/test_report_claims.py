@@ -155,7 +155,7 @@ def test_figures_costs_and_drift_are_compared_by_seed(tmp_path: Path) -> None:
         assert found.word == "supported"
     assert answer("validation accuracy").reason == "data.validation has no accuracy"
     assert "untrained student was not" in answer("validation nll", against="untrained").reason
-    shown = markdown(list(claim_blocks([answer("validation nll", predicted="less")], [])))
+    shown = markdown("claims", list(claim_blocks([answer("validation nll", predicted="less")], [])))
     assert f"{0.2 - other.mean():+.3g} [" in shown  # in nats, not in points
     untrained = answer("figure structured", against="untrained")
     assert untrained.difference.value == pytest.approx(0.1)
