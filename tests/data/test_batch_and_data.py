@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import distill.teacher.completions
 from distill.data.batch import by_length, collate
 from distill.data.prompt import Prompt
-from distill.data.trace import Example, Trace, Verdict
+from distill.data.tokenizers import tokenizer_fingerprint
+from distill.data.trace import Example, Recorded, Trace, Verdict
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.models.find import find_model
@@ -91,6 +92,15 @@ def test_only_the_signals_asked_for_are_carried_and_a_missing_one_is_an_error() 
     assert not collate(traces).signals
     with pytest.raises(KeyError):
         collate(traces, ["sampler_logprobs"])
+
+
+def test_weights_of_traces_are_in_the_batch_if_any_is_not_one() -> None:
+    traces = random_traces(3)
+    assert collate(traces).trace_weights is None
+    traces[1].weight = 0.5
+    weights = collate(traces).trace_weights
+    assert weights is not None
+    assert weights.tolist() == [1.0, 0.5, 1.0]
 
 
 def test_the_prompts_come_back_without_padding_and_a_moved_batch_is_the_same() -> None:
@@ -190,6 +200,15 @@ def test_the_loader_goes_on_at_the_trainers_step_and_counts_the_whole_run(
         assert torch.equal(one.input_ids, other.input_ids)
 
 
+def test_a_checkpoint_of_other_traces_is_refused() -> None:
+    traces = random_traces(5)
+    state = data_module(traces).state_dict()
+    data_module(random_traces(5)).load_state_dict(state)
+    for other in (traces[::-1], traces[:-1], random_traces(5, seed=1)):
+        with pytest.raises(UserError, match="not those that the checkpoint was trained on: put the data"):
+            data_module(other).load_state_dict(state)
+
+
 def test_the_loaders_batches_are_the_orders_and_carry_the_signals() -> None:
     traces = random_traces(11)
     order = TraceOrder(11, 4, seed=7, rank=1, ranks=2)
@@ -240,6 +259,21 @@ def test_completions_of_the_data_become_traces_in_the_datas_order(
         assert student.tokenizer.decode(trace.completion_ids) == f"{example.completion}<eos>"
         assert len(trace) == len(trace.prompt_ids) + len(trace.completion_ids)
     assert said == ""
+
+
+@pytest.mark.parametrize("learn_from", [0, 1, 3])
+def test_recorded_tokens_before_the_first_to_learn_go_to_the_prompt(
+    student: LanguageModel, learn_from: int
+) -> None:
+    ids = np.asarray([7, 8, 9, student.end_ids[0]], dtype=np.int32)
+    prompt = np.asarray(student.tokenizer("1+1=").input_ids, dtype=np.int32)
+    vocabulary = tokenizer_fingerprint(student.tokenizer)
+    recorded = Recorded(vocabulary, prompt, ids, True, None, None, None, weight=0.5, learn_from=learn_from)
+    example = Example("p9", "1+1=", None, student.tokenizer.decode(ids[:-1]), recorded=recorded)
+    (trace,) = TraceRecipe(list).tokenize([example], student.source)
+    assert trace.completion_ids.tolist() == ids[learn_from:].tolist()
+    assert trace.prompt_ids.tolist() == [*prompt.tolist(), *ids[:learn_from].tolist()]
+    assert trace.weight == 0.5
 
 
 @pytest.mark.parametrize(

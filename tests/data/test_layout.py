@@ -18,7 +18,7 @@ from test_batch_and_data import random_traces
 from test_training import arguments, column, run
 
 from distill.data.batch import collate
-from distill.data.layout import BatchLayout, LayoutKind, Segments, alike
+from distill.data.layout import BatchLayout, LayoutKind, Segments, _packs, alike
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.models import packed_attention
@@ -235,6 +235,11 @@ def test_groups_are_the_cheapest_within_the_budget(lengths: list[int], budget: i
     sizes = [max(lengths[row] for row in rows) * len(rows) for rows in groups]
     assert all(size <= budget or len(rows) == 1 for size, rows in zip(sizes, groups, strict=True))
     assert sum(sizes) + per_group * len(groups) == cheapest(lengths, budget, per_group)
+
+
+def test_packs_are_filled_in_order_to_the_last_token() -> None:
+    assert _packs([3, 4, 1, 9, 2, 2, 3], 7) == [[0, 1], [2], [3], [4, 5, 6]]
+    assert _packs([], 7) == []
 
 
 @pytest.mark.parametrize("kind", ["padded", "grouped", "packed"])

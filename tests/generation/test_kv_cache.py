@@ -41,7 +41,7 @@ def go_on(cache: Cache, reference: DynamicLayer, rows: int, steps: range) -> Non
 def test_it_grows_as_by_concatenation_with_few_copies() -> None:
     layer, reference = GrowingLayer(LIMIT), DynamicLayer()
     buffers = set()
-    for step in range(300):
+    for step in range(LIMIT - 8):
         new = states(3, 9 if step == 0 else 1, seed=step)
         for ours, theirs in zip(layer.update(*new), reference.update(*new), strict=True):
             assert torch.equal(ours, theirs)
@@ -101,6 +101,16 @@ def test_what_transformers_does_to_a_layer_is_gone_on_from() -> None:
             change(one)
     for one in (layer, reference):
         one.update(*states(3, 5, seed=9))
+    same(layer, reference)
+
+
+def test_rows_are_picked_of_what_another_hand_has_put_in_place() -> None:
+    layer, reference = GrowingLayer(LIMIT), DynamicLayer()
+    for one in (layer, reference):
+        one.update(*states(3, 5, seed=0))
+        one.batch_repeat_interleave(2)
+        one.reorder_cache(torch.tensor([5, 3, 0, 0]))
+        one.update(*states(4, 1, seed=1))
     same(layer, reference)
 
 

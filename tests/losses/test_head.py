@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.losses.chunked import weighted_token_losses
+from distill.losses.chunked import token_logprobs, weighted_token_losses
 from distill.losses.divergence import (
     Taid,
     akl,
@@ -438,6 +438,30 @@ def test_half_precision_is_close_to_single(
     for one, other in zip(gradients(found, problem), gradients(expected, exact), strict=True):
         assert one.dtype == parameter_dtype
         assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_products_narrower_than_their_sum_are_summed_over_chunks() -> None:
+    """As autocast makes them of float64."""
+    problem = draw(14, torch.float64, tokens=24, vocab=17)
+    found = []
+    for chunk_size in (5, 24):
+        with torch.autocast("cpu", torch.bfloat16):
+            one = chunked(problem, cross_entropy, chunk_size=chunk_size)
+        found.append(gradients(one, problem))
+    for cut, whole in zip(*found, strict=True):
+        assert (cut - whole).norm() < 0.01 * whole.norm()
+
+
+def test_a_backward_pass_outside_autocast_rounds_as_its_forward_pass_did() -> None:
+    problem = draw(15, torch.float32, tokens=24, vocab=17)
+    hidden, weight = problem.student.hidden, problem.student.weight
+    upstream = torch.rand(24, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs = token_logprobs(hidden, weight, problem.labels)
+        expected = one_loss(problem.student, problem.labels, -upstream, cross_entropy).total
+    found = torch.autograd.grad((upstream * logprobs).sum(), (hidden, weight))
+    for one, other in zip(found, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        assert torch.equal(one, other)
 
 
 # With float64, what autocast makes of the factors has products that are narrower than their sum.

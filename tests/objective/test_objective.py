@@ -29,10 +29,12 @@ from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence
 from distill.losses.divergence import cross_entropy, forward_kl, policy_gradient, reference_kl, reverse_kl
 from distill.losses.signals import SIGNALS, signals
+from distill.losses.sparse import SparseDistribution
 from distill.losses.weights import dft, support_ratio, uniform
 from distill.models.head import Head
 from distill.objective.objective import Objective
 from distill.objective.terms import LossSums, Term
+from distill.teacher.distribution import TeacherDistribution
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 5, 7
@@ -541,6 +543,15 @@ def test_a_preset_says_what_it_needs(
     assert objective.on_policy is on_policy
 
 
+def test_traces_keep_their_signals_where_the_student_writes_a_part_alone() -> None:
+    def objective(fraction: float) -> Objective:
+        return Objective(StudentRollouts(fraction), forward_kl, partial(support_ratio))
+
+    assert [objective(fraction).writes_all for fraction in (0.5, 1.0)] == [False, True]
+    assert "teacher_logprobs" in objective(0.5).batch_signals
+    assert not objective(1.0).batch_signals
+
+
 def test_on_policy_takes_its_sampling_from_the_configuration() -> None:
     rollouts = configure(
         "loss=on_policy_kd", "data.max_new_tokens=17", "loss.rollouts.fraction=0.25"
@@ -735,6 +746,35 @@ def test_a_traces_weight_is_a_factor_on_all_of_its_tokens(weight: Callable[..., 
     gradients = (torch.autograd.grad(total, leaves) for total in (found.total, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@every_way_to_weigh
+def test_tokens_without_a_counterpart_are_in_no_comparison(weight: Callable[..., Tensor]) -> None:
+    work = draw(21)
+    terms = {"further": Term(cross_entropy, weight)}
+    objective = Objective("dataset", forward_kl, weight, extra=terms)
+    compared = work.mask & (torch.arange(work.mask.shape[1]) % 2 == 0)
+    assert 0 < compared.sum() < work.mask.sum()
+    found, whole = work.apply(objective, compared=compared), work.apply(objective)
+    kl = (whole.weights * whole.losses)[compared].sum()
+    torch.testing.assert_close(found.terms["main"], kl, rtol=1e-12, atol=0)
+    assert found.terms["further"] == whole.terms["further"]
+    torch.testing.assert_close(found.total.detach(), kl + whole.terms["further"], rtol=1e-12, atol=0)
+
+
+def test_of_a_distribution_that_was_drawn_from_the_cross_entropy_is_estimated() -> None:
+    work = draw(22)
+    drawn = TeacherDistribution("samples", samples=3)
+    objective = Objective("dataset", forward_kl, uniform, distribution=drawn)
+    labels = work.labels[work.mask]
+    ids = torch.stack([labels, (labels + 1) % VOCAB, torch.zeros_like(labels)], -1)
+    shares = torch.tensor([0.5, 1.25, 0.0], dtype=torch.float64).expand(len(ids), 3)
+    student = Head(work.hidden[work.mask], work.weight)
+    others = {"log_p": SparseDistribution(ids, shares.log())}
+    found = objective(student, work.mask, work.labels, {}, others=others)
+    log_q = torch.log_softmax(student.hidden @ student.weight.T, -1)
+    expected = -(shares * log_q.gather(-1, ids)).sum()
+    torch.testing.assert_close(found.total, expected, rtol=1e-12, atol=0)
 
 
 @every_way_to_weigh

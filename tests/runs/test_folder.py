@@ -47,6 +47,7 @@ def test_a_run_of_before_its_classes_moved_compares_as_equal(tmp_path: Path) -> 
     ("section", "changed", "found"),
     [
         ("data", {"limit": 3}, "data.limit was None and is 3"),
+        ("data", {"shuffled": True}, "data.shuffled was None and is True"),
         ("trainer", {"max_steps": 5}, None),
         ("benchmark", {"limit": 5}, None),
     ],
@@ -57,6 +58,8 @@ def test_length_and_questions_may_change_on_resuming(
     describe(tmp_path, CONFIG, [])
     now = CONFIG | {section: CONFIG[section] | changed}
     assert config_difference(tmp_path, now) == found
+    (key,) = changed
+    assert f"{section}.{key} was" in (config_difference(tmp_path, now, length_too=True) or "")
     assert asked_alike(tmp_path, now) == (section != "benchmark")
 
 

@@ -340,6 +340,7 @@ def test_a_batch_tells_which_tokens_have_a_counterpart_and_which_of_them_are_the
     from distill.data.alignment import Alignment
     from distill.data.batch import collate
     from distill.data.trace import Example, TeacherView, Trace
+    from distill.teacher.batches import at_students_tokens
     from distill.training.module import _comparable
 
     def trace(prompt: int, completion: int, pairs: dict[int, bool]) -> Trace:
@@ -354,6 +355,11 @@ def test_a_batch_tells_which_tokens_have_a_counterpart_and_which_of_them_are_the
     assert compared is not None
     assert compared.tolist() == [[True, False, True], [False, False, True]]
     assert same.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    # The teacher's states at its three tokens are put at the student's five.
+    assert batch.teacher_view is not None
+    states = Head(torch.tensor([[5.0], [6.0], [7.0]]), torch.ones(4, 1))
+    moved = at_students_tokens(states, batch.teacher_view, batch.tokens)
+    assert moved.hidden.flatten().tolist() == [5.0, 0.0, 6.0, 0.0, 7.0]
 
 
 def test_the_teacher_is_shown_the_solution_and_nothing_else_changes(

@@ -28,8 +28,15 @@ from distill.errors import UserError
 from distill.io.cache import ShardCache, StoredRows
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
-from distill.teacher.distribution import TeacherDistribution
-from distill.teacher.distribution_cache import cache_distributions, check_matrix, output_matrix
+from distill.teacher.distribution import TeacherDistribution, drawn_tokens
+from distill.teacher.distribution_cache import (
+    _distance,
+    _shards,
+    _tolerance,
+    cache_distributions,
+    check_matrix,
+    output_matrix,
+)
 
 METRICS = ("train/loss", "train/gradient_norm", "train/nll", "weights/mean")
 LOSSES = {
@@ -233,8 +240,17 @@ def test_a_matrix_that_does_not_belong_to_the_states_is_refused(
     rows = cache_distributions(model, found, STATES, cache=tmp_path)
     matrix = output_matrix(model)
     check_matrix(matrix, rows, found, "teacher")
-    with pytest.raises(UserError, match=r"matrix of teacher does not fit .*teacher_hidden_states-.*delete"):
-        check_matrix(matrix.roll(1, 0), rows, found, "teacher")
+    for other in (matrix.roll(1, 0), torch.full_like(matrix, torch.nan)):
+        with pytest.raises(
+            UserError, match=r"matrix of teacher does not fit .*teacher_hidden_states-.*delete"
+        ):
+            check_matrix(other, rows, found, "teacher")
+
+
+def test_half_precision_on_either_side_is_held_to_its_own_rounding() -> None:
+    single, double, half = torch.float32, torch.float64, torch.bfloat16
+    assert _tolerance(single, double) == _tolerance(single) < 2**-8  # half of bfloat16's last place
+    assert _tolerance(single, half) == _tolerance(half, single) == _tolerance(half) > 2**-8
 
 
 # --- the cache
@@ -282,6 +298,30 @@ def test_what_is_kept_is_of_the_models_own_logits_whatever_the_batches(
         torch.testing.assert_close(log_p.gather(-1, top["ids"].long()), top["logprobs"], rtol=1e-4, atol=1e-5)
         rest = 1 - log_p.exp().topk(5).values.sum(-1)
         torch.testing.assert_close(top["log_rest"].exp(), rest, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shard_ends_before_it_holds_too_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill.teacher.distribution_cache, "_TOKENS_PER_SHARD", 10)
+    assert _shards([4, 6, 1, 1, 8, 30, 2, 2]) == [range(2), range(2, 5), range(5, 6), range(6, 8)]
+    assert _shards([3, 3]) == [range(2)]
+
+
+def test_equal_traces_are_drawn_for_with_numbers_of_their_own(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (trace,) = traces_of(tiny_pair[1], 1)
+    model, wanted = lazy(tiny_pair[1]), TeacherDistribution("samples", seed=5)
+    rows = cache_distributions(model, [trace, trace], wanted, cache=tmp_path)
+    lm = model.get()
+    ids = torch.from_numpy(np.concatenate([trace.prompt_ids, trace.completion_ids]).astype(np.int64))
+    with torch.no_grad():
+        logits = lm.model(input_ids=ids[None]).logits[0, len(trace.prompt_ids) - 1 : -1, : lm.vocab_size]
+    for number, part in enumerate(rows):
+        uniforms = wanted.uniforms(number, len(trace.completion_ids))
+        assert uniforms is not None
+        expected = drawn_tokens(torch.log_softmax(logits, -1), uniforms)
+        assert torch.equal(part.read()["ids"], expected.ids.int())
+    assert not equal([rows[0].read()], [rows[1].read()])
 
 
 @pytest.mark.slow
@@ -385,6 +425,31 @@ def test_a_cache_that_is_not_what_the_teacher_gives_is_refused_when_looked_at(
             model.get()  # for something else
         with pytest.raises(UserError, match=rf"cache {folder} is not what .*teacher gives now .*delete"):
             kept(model, found, source, tmp_path, verify=verify)
+
+
+def test_a_teacher_that_is_at_hand_looks_at_what_was_cached(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found, model = traces_of(tiny_pair[1], 3), lazy(tiny_pair[1])
+    kept(model, found, "top_k", tmp_path)
+    tamper(tmp_path, CHANGES["top_k"])
+    kept(lazy(tiny_pair[1]), found, "top_k", tmp_path)  # which is not loaded for it
+    with pytest.raises(UserError, match=r"is not what .*teacher gives now"):
+        kept(model, found, "top_k", tmp_path)
+
+
+def test_the_distance_of_draws_is_half_the_sum_of_all_differences() -> None:
+    """Behind the tokens that were drawn stand entries of weight 0, whose id may be that of a drawn one."""
+
+    def drawn(*rows: dict[int, float]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[*row, 0, 0, 0][:3] for row in rows], dtype=torch.int32)
+        shares = torch.tensor([[*row.values(), 0.0, 0.0, 0.0][:3] for row in rows])
+        return {"ids": ids, "logprobs": shares.log()}
+
+    one = drawn({0: 0.5, 4: 0.5}, {2: 1.0})
+    assert _distance(one, one) == 0.0
+    other = drawn({4: 0.25, 0: 0.25, 3: 0.5}, {0: 1.0})
+    assert _distance(one, other) == _distance(other, one) == (0.5 + 1.0) / 2
 
 
 def test_a_disk_that_is_too_small_is_refused_with_both_sizes(

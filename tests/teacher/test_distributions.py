@@ -263,6 +263,17 @@ def test_what_is_drawn_twice_is_kept_once() -> None:
     assert some.log_rest is None
 
 
+def test_whatever_changes_a_draw_is_one_of_its_settings() -> None:
+    drawn = [
+        TeacherDistribution("samples"),
+        TeacherDistribution("samples", samples=3),
+        TeacherDistribution("samples", seed=1),
+        TeacherDistribution("samples", proposal_temperature=1.5),
+    ]
+    assert len({str(one.settings) for one in drawn}) == len(drawn)
+    assert TeacherDistribution("samples", top_k=3, dtype="bfloat16").settings == drawn[0].settings
+
+
 def test_a_draw_follows_the_seed_and_the_trace_alone() -> None:
     def numbers(seed: int, trace: int) -> Tensor:
         found = TeacherDistribution("samples", seed=seed).uniforms(trace, 3)

@@ -18,6 +18,7 @@ from distill.config.instantiate import resolved
 from distill.config.overrides import check_overrides
 from distill.config.resolvers import CHOICE, chosen_lr, scaled
 from distill.errors import UserError
+from distill.runs.folder import describe
 from distill.runs.tuning import at_the_edge, choose, tune
 from distill.training import sweeps
 
@@ -91,6 +92,24 @@ def test_another_runs_folder_is_refused_whether_done_or_broken_off(
             UserError, match=rf"holds a run of another configuration \({said}.*hydra\.sweep\.dir="
         ):
             sweeps.look_up(place, other)
+
+
+@pytest.mark.parametrize("status", [None, "interrupted", "failed"])
+def test_a_job_that_is_not_finished_goes_on_though_it_left_a_summary(
+    tmp_path: Path, status: str | None
+) -> None:
+    config = {"seed": 0, "trainer": {"max_steps": 4}}
+    describe(tmp_path, config, [])
+    assert sweeps.look_up(tmp_path, config) == sweeps.Earlier()
+    for step in (2, 4):
+        (tmp_path / "checkpoints" / f"step-00000{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-00000{step}" / "state.ckpt").touch()
+    if status is not None:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+    newest = tmp_path / "checkpoints" / "step-000004"
+    assert sweeps.look_up(tmp_path, config) == sweeps.Earlier(checkpoint=newest)
+    with pytest.raises(UserError, match=r"another configuration \(trainer\.max_steps was 4 and is 9\)"):
+        sweeps.look_up(tmp_path, config | {"trainer": {"max_steps": 9}})
 
 
 @pytest.mark.exhaustive
