@@ -182,7 +182,7 @@ def build(
         size = sum(p.numel() for p in model.parameters())
         found = {"recipe": asdict(recipe), "steps": taken, "parameters": size}
         model.to(torch.bfloat16).save_pretrained(work / name)
-        tokenizer.save_pretrained(work / name)
+        make_tokenizer().save_pretrained(work / name)  # the one in use may have been told to pad
         if (measured := _measured(work / f"{name}.json", found)) is None:
             measured = measure(model.float(), tokenizer, test)  # the weights as they are stored
             write_json(work / f"{name}.json", found | {"test": measured})
