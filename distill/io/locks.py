@@ -42,6 +42,14 @@ def started_together() -> bool:
     return max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1
 
 
+def processes_started() -> int | None:
+    """Number of processes that torchrun or SLURM says that it has started for this run; None: nobody has."""
+    if os.environ.get("WORLD_SIZE"):  # first: torchrun inside srun starts more than srun
+        return int(os.environ["WORLD_SIZE"])
+    tasks, job = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_JOB_NAME")
+    return int(tasks) if tasks and job not in ("bash", "interactive") else None
+
+
 @contextmanager
 def locked(folder: Path, key: str = "dir") -> Iterator[None]:
     """Lock a folder, so that no two processes write into it; only a run's first rank takes the lock.

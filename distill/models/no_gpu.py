@@ -10,7 +10,10 @@ from typing import Any
 
 from distill.errors import UserError
 
-NO_GPU = "trainer=gpu, but torch sees no GPU here: take trainer=cpu, or install a CUDA build of torch"
+NO_GPU = (
+    "trainer=gpu, but torch sees no GPU here: take trainer=cpu (with ddp or fsdp trainer.accelerator=cpu), "
+    "or install a CUDA build of torch"
+)
 
 
 def check_gpu(trainer: Mapping[str, Any]) -> None:

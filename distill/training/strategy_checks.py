@@ -1,11 +1,12 @@
 """Checks of what a strategy cannot train, before weights are loaded."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
-from distill.io.locks import started_together
+from distill.io.locks import processes_started, started_together
 from distill.models.language_model import ModelSource
 from distill.models.rope import rope_switch
 from distill.models.sharding import check_shardable
@@ -17,7 +18,7 @@ _ELEMENTWISE = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 def check_processes(
     trainer: Mapping[str, Any], ranks: int, rollouts: StudentRollouts | str, *, sweep: bool
 ) -> None:
-    """Check that several processes can train together.
+    """Check that as many processes were started as will train, and that they can train together.
 
     Args:
         trainer: arguments of the trainer.
@@ -26,9 +27,18 @@ def check_processes(
         sweep: whether the run is a job of a sweep.
 
     Raises:
-        UserError: a sweep's job would start its own processes, which would run the sweep; or vLLM writes the
-            rollouts.
+        UserError: another number of processes was started, which would wait for each other; a sweep's job
+            would start its own processes, which would run the sweep; or vLLM writes the rollouts.
     """
+    started = processes_started()
+    # A batch file may have several tasks, and train in its own process.
+    if started not in (None, ranks) and (ranks > 1 or os.environ.get("WORLD_SIZE")):
+        raise UserError(
+            f"{started} {'processes were' if started != 1 else 'process was'} started (by torchrun, or as "
+            f"tasks of SLURM), and trainer.devices={trainer['devices']} × trainer.num_nodes="
+            f"{trainer.get('num_nodes', 1)} is {ranks}: start one for each device, or set trainer.devices to "
+            f"the processes of one machine"
+        )
     if ranks == 1:
         return
     if sweep and not started_together():

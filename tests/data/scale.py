@@ -2,7 +2,7 @@
 
 `python tests/data/scale.py FOLDER --rows 20000 200000`: the sets are made up, of four right samples for each
 arithmetic problem, and stay in the folder. A command's memory is what the system says of the process when it
-has ended (ru_maxrss).
+has ended (ru_maxrss). With `--shards 4` the sets are in shards, as four machines write them.
 """
 
 import argparse
@@ -112,6 +112,20 @@ def records(rows: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def in_shards(file: Path, count: int) -> Path:
+    """The folder of a set in shards with the records of a file, whose problems are dealt out in turn."""
+    from distill.data.trace_set import iter_records, write_records
+    from distill.io.shards import Shard
+
+    whole = file.with_name(f"{file.stem}-in-{count}")
+    for shard in (Shard(number, count) for number in range(1, count + 1)):
+        if not (part := shard.folder(whole) / "traces.parquet").is_file():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            own = (one for one in iter_records(file) if int(one["problem_id"]) % count == shard.number - 1)
+            write_records(part, own)
+    return whole
+
+
 def measured(words: Sequence[str], data: Path, folder: Path) -> tuple[float, float]:
     """Peak memory in MB and CPU seconds of a command on a trace set."""
     out = "dir" if "train.py" in words else "out"
@@ -140,19 +154,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 60_000, 200_000])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--shards", type=int, default=1)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     from distill.data.trace_set import write_records
 
+    sets = []
     for rows in asked.rows:
         if not (file := asked.folder / f"{rows}.parquet").is_file():
             write_records(file, records(rows))
+        sets.append(file if asked.shards == 1 else in_shards(file, asked.shards))
     (asked.folder / "problems.jsonl").write_text('{"problem": "1+2+3="}\n')
     for name in asked.cases:
-        found = [
-            measured(CASES[name], asked.folder / f"{rows}.parquet", asked.folder / re.sub(r"\W+", "_", name))
-            for rows in asked.rows
-        ]
+        found = [measured(CASES[name], data, asked.folder / re.sub(r"\W+", "_", name)) for data in sets]
         steps = math.log(asked.rows[-1] / asked.rows[0]) if len(asked.rows) > 1 else math.nan
         slope = math.log(found[-1][0] / found[0][0]) / steps
         cells = " | ".join(f"{peak:,.0f} MB, {seconds:,.0f} s" for peak, seconds in found)

@@ -18,6 +18,7 @@ from distill.errors import UserError
 from distill.io import locks
 from distill.runs.folder import checkpoints
 from distill.training.__main__ import check_ranks
+from distill.training.strategy_checks import check_processes
 
 __all__ = ["traces"]  # a fixture
 LAUNCHERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")
@@ -83,6 +84,35 @@ def test_hosts_must_agree_on_the_runs_folder(
     else:
         with pytest.raises(UserError, match=said):
             check_ranks(cfg, words)
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "refused"),
+    [
+        ({"WORLD_SIZE": "3"}, 2, "3 processes were"),
+        ({"WORLD_SIZE": "2"}, 1, "2 processes were"),
+        ({"WORLD_SIZE": "2", "SLURM_NTASKS": "1"}, 2, None),  # torchrun inside srun
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "distill"}, 8, "4 processes were"),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "distill"}, 2, "1 process was"),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "distill"}, 1, None),  # in the batch file's own process
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}, 2, None),
+        ({"WORLD_SIZE": "4"}, 4, None),
+        ({}, 2, None),
+    ],
+)
+def test_as_many_processes_are_started_as_train(
+    alone: pytest.MonkeyPatch, given: dict[str, str], ranks: int, refused: str | None
+) -> None:
+    for name, value in given.items():
+        alone.setenv(name, value)
+    if refused is None:
+        check_processes({"devices": ranks}, ranks, "dataset", sweep=False)
+        return
+    said = (
+        rf"{refused} started .*trainer\.devices={ranks} × trainer\.num_nodes=1 is {ranks}: start one for each"
+    )
+    with pytest.raises(UserError, match=said):
+        check_processes({"devices": ranks}, ranks, "dataset", sweep=False)
 
 
 def host(kind: str, number: int) -> dict[str, str]:

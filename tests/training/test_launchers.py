@@ -230,7 +230,7 @@ def sweep(
     paths = f"{ROOT}{os.pathsep}{HERE / 'launchers'}"
     environment = warm.environment() | {"PYTHONPATH": paths} | variables
     command = [str(ROOT / "train.py"), "-m", *words, f"hydra.sweep.dir={folder}", *more]
-    if "hydra/launcher=forking" in words:
+    if "hydra/launcher=forking" in words or not any(word.startswith("hydra/launcher=") for word in words):
         return warm.run(command, cwd, environment)
     # Launchers start Python as this process was started.
     return subprocess.run(
@@ -290,11 +290,11 @@ def test_jobs_of_other_processes_are_counted_passed_over_resumed_and_refused(
 @pytest.mark.parametrize(
     ("plugin", "launcher"),
     [
-        pytest.param(plugin, launcher, marks=needs(plugin))
-        for plugin, launcher in (
+        pytest.param(plugin, launcher, marks=[needs(plugin), *more])
+        for plugin, launcher, *more in (
             ("hydra_joblib_launcher", "joblib"),
-            ("hydra_submitit_launcher", "submitit_local"),
-            ("hydra_submitit_launcher", "submitit_slurm"),
+            ("hydra_submitit_launcher", "submitit_local", pytest.mark.exhaustive),
+            ("hydra_submitit_launcher", "submitit_slurm", pytest.mark.exhaustive),
         )
     ],
 )
@@ -324,6 +324,7 @@ def test_a_launcher_keeps_the_account_of_the_basic_one(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @needs("hydra_optuna_sweeper")
 def test_optuna_finishes_a_study_with_a_failed_trial_and_passes_over_it_afterwards(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
