@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from distill.analysis.drift_curves import Curve, Drift
 from distill.report.style import legend_below, new_figure, paper
@@ -44,7 +44,7 @@ def _mean_curve(curves: Sequence[Curve], window: int) -> Curve:
         return Curve(*(_smooth(part, window) for part in (curves[0].value, curves[0].low, curves[0].high)))
     values = np.stack([_smooth(curve.value[:last], window) for curve in curves])
     mean = values.mean(0)
-    half = t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(len(values))
     return Curve(mean, mean - half, mean + half)
 
 

@@ -75,7 +75,7 @@ def make_tokenizer() -> Any:
 
 
 def _texts() -> Iterator[str]:
-    rng = random.Random("steps/tokenizer")
+    rng = random.Random("/".join(("steps", "tokenizer")))
     dials = task.Dials((1, 6), (0, 3), (0, 2))
     headings = "\n".join(line for line in instruction().splitlines() if line not in instruction_lines())
     for _ in range(_TEXTS):
