@@ -45,6 +45,7 @@ def set_stored_pre_tokenizer(tokenizer: Any, file: Path) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+        tokenizer.splits_as_its_file = True
     elif name not in ("gpt-2", "default"):
         print(
             f"{file.name} names a pre-tokenizer that transformers does not know ({name}): text is split as "
@@ -74,5 +75,11 @@ def as_its_file_says(tokenizer: Any, location: str, where: Mapping[str, Any]) ->
     if get_tokenizer_config(location, **where).get("tokenizer_class") not in _FILE_ALONE:
         return tokenizer
     own = PreTrainedTokenizerFast.from_pretrained(location, **where)
+    own.splits_as_its_file = True
     kinds = {type(one.backend_tokenizer.model) for one in (own, tokenizer)}
     return own if len(kinds) == 1 else tokenizer
+
+
+def split_key(tokenizer: Any) -> dict[str, str]:
+    """Part of a cache key, so that nothing written with transformers' split is read; empty elsewhere."""
+    return {"split": "of its file"} if getattr(tokenizer, "splits_as_its_file", False) else {}

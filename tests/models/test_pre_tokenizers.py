@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from distill.models.find import find_model
+from distill.teacher.completions import writer_key
 
 TEXTS = ["Ann has 14 pens.", "Ben has 14 pens.", "10 + 4 = 14"]
 
@@ -39,9 +40,11 @@ def test_a_model_that_asks_for_its_tokenizer_file_gets_that_files_tokens(
     for text in TEXTS:
         assert read.encode(text) == meant.encode(text).ids
     assert read.eos_token == "<eos>"
+    assert writer_key(find_model(str(tmp_path), key="model.student"))["split"] == "of its file"
 
 
 def test_a_model_that_names_its_types_tokenizer_gets_that_types_split(tmp_path: Path) -> None:
     meant = folder_of(tmp_path, "Qwen2Tokenizer")
     read = find_model(str(tmp_path), key="model.student").tokenizer
     assert read.encode(TEXTS[0]) != meant.encode(TEXTS[0]).ids
+    assert "split" not in writer_key(find_model(str(tmp_path), key="model.student"))
