@@ -27,7 +27,8 @@ class Benchmark:
         grade: grades a completion without its thinking block; called from several threads.
         prompt: template with `{problem}`; wrapped in the chat template if the tokenizer has one.
         plain_prompt: template for models without a chat template; None: use `prompt`.
-        system: system message, for models with a chat template.
+        system: system message. A model without a chat template reads it in the line before `prompt`, as a
+            student is trained; with `plain_prompt` it does not.
         sampling: sampling settings; greedy by default.
         samples: completions per problem.
         votes: whether answers to a problem can be compared with each other, for majority voting.

@@ -47,9 +47,10 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
     """
     problems = benchmark.problems() if problems is None else problems
     check_spelling(model.tokenizer, replace(problems[0], completion=None), model.name)
-    chat = bool(model.tokenizer.chat_template)
-    template = benchmark.prompt if chat or benchmark.plain_prompt is None else benchmark.plain_prompt
-    prompt = Prompt(template, benchmark.system if chat else None)
+    if model.tokenizer.chat_template or benchmark.plain_prompt is None:
+        prompt = Prompt(benchmark.prompt, benchmark.system)
+    else:
+        prompt = Prompt(benchmark.plain_prompt)
     requests: list[Request] = []
     for problem in problems:
         messages = prompt.messages(problem)

@@ -23,7 +23,7 @@ from distill.data.tokenizers import (
 from distill.errors import UserError, first_line
 from distill.io.checksums import check, noted
 from distill.models.head import Head
-from distill.models.pre_tokenizers import set_stored_pre_tokenizer
+from distill.models.pre_tokenizers import as_its_file_says, set_stored_pre_tokenizer
 from distill.models.rope import rope_switch
 
 PACKED_ATTENTION = "packed"  # name of distill.models.packed_attention's attention in transformers
@@ -92,6 +92,8 @@ class ModelSource:
             tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
             if self.gguf:
                 set_stored_pre_tokenizer(tokenizer, Path(self.location, self.gguf))
+            else:
+                tokenizer = as_its_file_says(tokenizer, self.location, self._where)
         except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no tokenizer that loads: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:

@@ -36,8 +36,26 @@ def results(table: Table) -> Iterator[Block]:
             head += [f"over {base}, points [95 %]", "p (seeds)", "p (problems)", "p", ""]
             yield Text(_EXPLAINED)  # before the table, whose heads it explains
         yield Grid(head, [_result(table, method) for method in table.methods])
+        if len(table.asked) > 1:
+            yield _by_benchmark(table)
         if base:
             yield from conclusions(table)
+
+
+def _by_benchmark(table: Table) -> Grid:
+    """Accuracy on each benchmark before and after training, mean over seeds."""
+
+    def cells(method: Method, name: str) -> list[str]:
+        before, after = (
+            [run.summary["benchmarks"][name][stage]["figures"]["accuracy"]["value"] for run in method.runs]
+            for stage in ("before", "after")
+        )
+        return [percent(fmean(before)), with_interval(mean_over_runs(after))]
+
+    head = [f"{name}: {when}, %" for name in table.asked for when in ("before", "after")]
+    asked = list(table.asked)
+    rows = [[_name(own), *(cell for name in asked for cell in cells(own, name))] for own in table.methods]
+    return Grid(["method", *head], rows)
 
 
 def _result(table: Table, method: Method) -> list[str]:

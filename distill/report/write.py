@@ -14,6 +14,7 @@ from distill.errors import UserError
 from distill.evaluation.published import published
 from distill.io.files import as_json, write_atomically
 from distill.report import curves, figures, sections
+from distill.report.claims import Answer, answer_claims, claim_blocks, other_settings, registration_of
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
 from distill.report.methods import Method, Table, method_of_runs, tables_of
@@ -78,7 +79,7 @@ def write_report(
     out = out or folders[0] / "report"
     (out / "figures").mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Text(_about(folders, tables))]
-    values = []
+    values, claims = [], []
     unmeasured: dict[str, str] = {}
     papers = [compared_with_paper(table) for table in tables]
     notes = [note for table in tables for note in table.notes]
@@ -93,9 +94,11 @@ def write_report(
             unmeasured |= drifts.reasons
         quality = quality_of_methods(table)
         found = {} if drifts is None else drifts.found
+        claims.append(_claims(table, drifts))
+        blocks += claims[-1].blocks
         beside = _Beside(paper, shapes_beside_paper(table), drifts_beside_paper(table, found))
         blocks += _sections(table, prefix, examples, drifts, beside, quality)
-        values.append(_json(table, drifts, beside, quality))
+        values.append(_json(table, drifts, beside, quality) | claims[-1].json())
     title = f"Report of {', '.join(folder.resolve().name for folder in folders)}"
     for picture in (block for block in blocks if isinstance(block, Picture)):
         for kind, data in picture.files.items():
@@ -107,7 +110,9 @@ def write_report(
     value["left_out"] = {str(place): reason for place, reason in others.items()}
     _write(out / "report.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     said = [f"{place}: its drift was not measured: {reason}" for place, reason in unmeasured.items()]
-    return "\n\n".join([*_printed(tables, papers, notes, len(others)), *said, str(out / "report.html")])
+    return "\n\n".join(
+        [*_printed(tables, papers, claims, notes, len(others)), *said, str(out / "report.html")]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +122,25 @@ class _Drifts:
     problems: int
     found: dict[str, list[Drift]]
     reasons: dict[str, str]
+    by_run: dict[str, list[Drift | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claims:
+    """Answers to the registered claims, and in what the runs differ from what they were registered for."""
+
+    answers: Sequence[Answer]
+    differ: Sequence[str]
+
+    @property
+    def blocks(self) -> list[Block]:
+        return list(claim_blocks(self.answers, self.differ))
+
+    def json(self) -> dict[str, Any]:
+        if not self.answers:
+            return {}
+        answers = [as_json(answer) | {"answer": answer.word} for answer in self.answers]
+        return {"claims": answers, "registered_for_others": list(self.differ)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +258,16 @@ def _drifts(
         for method in table.methods
     }
     said = {str(place): reason for place, reason in reasons.items()}
-    return _Drifts(problems, {name: own for name, own in by_method.items() if own}, said)
+    by_run = {method.name: [found.get(run.folder) for run in method.runs] for method in table.methods}
+    return _Drifts(problems, {name: own for name, own in by_method.items() if own}, said, by_run)
+
+
+def _claims(table: Table, drifts: _Drifts | None) -> _Claims:
+    registered = registration_of(table)
+    if registered is None:
+        return _Claims((), ())
+    answers = answer_claims(table, registered.claims, None if drifts is None else drifts.by_run)
+    return _Claims(answers, other_settings(table, registered))
 
 
 def _examples(table: Table, count: int) -> Iterator[Block]:
@@ -260,13 +293,15 @@ def _about(folders: Sequence[Path], tables: Sequence[Table]) -> str:
 def _printed(
     tables: Sequence[Table],
     papers: Sequence[Sequence[PaperComparison]],
+    claims: Sequence[_Claims],
     notes: Sequence[str],
     others: int,
 ) -> Iterator[str]:
-    for table, paper in zip(tables, papers, strict=True):
+    for table, paper, claimed in zip(tables, papers, claims, strict=True):
         blocks: list[Block] = [block for block in sections.results(table) if isinstance(block, Grid)]
         if table.baseline:
             blocks += [b for b in sections.conclusions(table) if not isinstance(b, Text)]
+        blocks += claimed.blocks
         blocks += beside_paper(paper, table.seeds)
         yield markdown("", blocks).removeprefix("# \n\n").rstrip()
     yield from notes

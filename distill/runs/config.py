@@ -27,6 +27,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
     "distill.benchmarks.aime": ("load",),
     "distill.benchmarks.amc": ("load",),
     "distill.benchmarks.arithmetic": ("load", "grade", "grade_steps"),
+    "distill.benchmarks.steps": ("load", "grade", "grade_steps"),
     "distill.benchmarks.gsm8k": ("load", "grade"),
     "distill.benchmarks.humaneval": ("load", "grade"),
     "distill.benchmarks.ifeval": ("load", "grade"),
@@ -54,7 +55,7 @@ _OURS: Mapping[str, tuple[str, ...]] = {
 _WHOLLY_OURS = ("distill.losses.divergence", "distill.losses.weights")
 # Functions that may be called at once: they make a value of texts, and do nothing else.
 _CALLED = ("distill.data.prompt.student_prompt", "distill.data.prompt.teacher_prompt")
-_SHIPPED = re.compile(r"package:distill/tiny/\w+")
+_SHIPPED = re.compile(r"package:distill/tiny/(?:steps/)?\w+")
 _Reader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

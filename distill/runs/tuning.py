@@ -1,10 +1,11 @@
 """Choose each method's learning rate from a sweep with `experiment=tune`, for `python -m distill.tune`.
 
-The choice is written to `learning_rates.yaml` in the sweep's folder, which `lr_from=<folder>` reads.
+The choice is written to `learning_rates.yaml` in the sweep's folder, which `lr_from=<folder>` reads. If a
+loss has runs with several temperatures τ of its weights, τ is chosen with the rate.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -14,21 +15,40 @@ from distill.io.files import write_atomically
 from distill.runs.read import Run, accuracy
 from distill.runs.table import read_runs
 
-Grid = Mapping[str, Mapping[float, float]]  # loss -> learning rate -> mean accuracy over seeds
+Grid = Mapping[str, Mapping[float, float]]  # method -> learning rate -> mean accuracy over seeds
+_TAU = "loss.token_weight.temperature"
+
+
+def methods_of(runs: Sequence[Run]) -> dict[str, tuple[str, float | None]]:
+    """The rows of the grid: loss and τ by name. τ is None, and not in the name, if the loss has only one."""
+    taus: dict[str, dict[float | None, None]] = defaultdict(dict)
+    for run in runs:
+        taus[run.loss][run.config.get(_TAU)] = None
+    return {
+        _name(loss, tau, own): (loss, tau if len(own) > 1 else None)
+        for loss, own in taus.items()
+        for tau in own
+    }
+
+
+def _name(loss: str, tau: float | None, taus: Collection[float | None]) -> str:
+    return f"{loss} τ={tau:g}" if len(taus) > 1 and tau is not None else loss
 
 
 def grid_of(runs: Sequence[Run]) -> Grid:
-    """Mean accuracy after training, by loss and learning rate.
+    """Mean accuracy after training, by method (`methods_of`) and learning rate.
 
     Raises:
-        UserError: the losses have different learning rates or seeds, or a run has no benchmark.
+        UserError: the methods have different learning rates or seeds, or a run has no benchmark.
     """
+    names = {key: name for name, key in methods_of(runs).items()}
     found: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         after = accuracy(run.summary)
         if after is None:
             raise UserError(f"{run.folder} has no benchmark results to choose by")
-        found[run.loss][float(run.config["optimizer.lr"])][run.seed] = after
+        name = names.get((run.loss, None)) or names[run.loss, run.config.get(_TAU)]
+        found[name][float(run.config["optimizer.lr"])][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
         for lr, seed in sorted(wanted):
@@ -41,12 +61,21 @@ def grid_of(runs: Sequence[Run]) -> Grid:
 
 
 def choose(grid: Grid) -> dict[str, float]:
-    """The learning rate with the highest accuracy, by loss; of equally good ones the lowest."""
-    return {loss: max(own, key=lambda lr: (own[lr], -lr)) for loss, own in grid.items()}
+    """The learning rate with the highest accuracy, by method; of equally good ones the lowest."""
+    return {name: max(own, key=lambda lr: (own[lr], -lr)) for name, own in grid.items()}
+
+
+def choose_methods(grid: Grid, methods: Mapping[str, tuple[str, float | None]]) -> dict[str, str]:
+    """By loss the name of its best method; of equally good ones the first."""
+    chosen: dict[str, str] = {}
+    for name, (loss, _) in methods.items():
+        if loss not in chosen or max(grid[name].values()) > max(grid[chosen[loss]].values()):
+            chosen[loss] = name
+    return chosen
 
 
 def table(grid: Grid) -> str:
-    """The grid as a Markdown table, one row per loss, with the chosen rates in bold."""
+    """The grid as a Markdown table, one row per method, with the chosen rates in bold."""
     rates = list(next(iter(grid.values())))
     chosen = choose(grid)
     lines = [
@@ -61,7 +90,7 @@ def table(grid: Grid) -> str:
 
 
 def at_the_edge(grid: Grid) -> list[str]:
-    """Losses whose best rate is the lowest or highest of the grid, so that a better one may lie outside."""
+    """Methods whose best rate is the lowest or highest of the grid, so that a better one may lie outside."""
     return [loss for loss, lr in choose(grid).items() if len(grid[loss]) > 1 and lr in _ends(grid[loss])]
 
 
@@ -70,7 +99,7 @@ def _ends(own: Mapping[float, float]) -> tuple[float, float]:
 
 
 def tune(folder: Path) -> str:
-    """Choose learning rates, write them into the sweep's folder, and return the report to print.
+    """Choose learning rates and τ, write them into the sweep's folder, and return the report to print.
 
     Raises:
         UserError: the sweep is not finished, or is not a sweep over learning rates.
@@ -90,10 +119,17 @@ def tune(folder: Path) -> str:
         f"mean of seeds {', '.join(map(str, seeds))}."
     )
     lines = [*(f"# {line}" for line in [said, *table(grid).splitlines()]), "lrs:"]
-    lines += [f"  {loss}: {lr!r}" for loss, lr in choose(grid).items()]
+    methods, rates = methods_of(runs), choose(grid)
+    best = choose_methods(grid, methods)
+    lines += [f"  {loss}: {rates[name]!r}" for loss, name in best.items()]
+    if taus := {loss: methods[name][1] for loss, name in best.items() if methods[name][1] is not None}:
+        lines += ["taus:", *(f"  {loss}: {tau!r}" for loss, tau in taus.items())]
     text = "\n".join(lines) + "\n"
     write_atomically(folder / CHOICE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     parts = [said, table(grid)]
     if edge := at_the_edge(grid):
         parts.append(f"At the grid's edge, so that a better rate may lie outside: {', '.join(edge)}.")
+    if taus:
+        words = " ".join(f"+taus.{loss}={tau:g}" for loss, tau in taus.items())
+        parts.append(f"τ is not read from that file; give the comparison: {words}")
     return "\n\n".join([*parts, f"{folder / CHOICE} is written: experiment=compare lr_from={folder}"])

@@ -18,6 +18,7 @@ from distill.io.files import hash_arrays
 from distill.models.flops import writing
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
+from distill.models.pre_tokenizers import split_key
 from distill.teacher.logprobs import _mix, in_shards, model_key
 
 
@@ -46,7 +47,8 @@ def check_room(
 def writer_key(source: ModelSource) -> dict[str, Any]:
     """Cache key for completions of a model: weights, dtype, tokenizer, chat template and its variables."""
     template = template_of(source.tokenizer).encode("utf-8", "surrogatepass")
-    return {**model_key(source), "template": hashlib.sha256(template).hexdigest()[:32]}
+    own = {"template": hashlib.sha256(template).hexdigest()[:32]}
+    return {**model_key(source), **own, **split_key(source.tokenizer)}
 
 
 def sample_completions(

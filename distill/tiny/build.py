@@ -80,7 +80,8 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_model(recipe: Recipe, tokenizer: Any) -> Any:
+def make_model(recipe: Recipe, tokenizer: Any, *, context: int = CONTEXT, tied: bool = False) -> Any:
+    """A new model; `tied`: its output layer is the embedding."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -91,9 +92,9 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
         intermediate_size=recipe.inner,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         pad_token_id=pad,
         eos_token_id=eos,
         bos_token_id=None,
@@ -157,7 +158,7 @@ def _backward(model: Any, tokenizer: Any, rows: list[tuple[str, str]], parts: in
     tokens = sum(len(solution) + 1 for _, solution in rows)
     total = 0.0
     for start in range(0, len(rows), -(-len(rows) // parts)):
-        ids, labels = _tensors(tokenizer, rows[start : start + -(-len(rows) // parts)])
+        ids, labels = completion_tensors(tokenizer, rows[start : start + -(-len(rows) // parts)])
         # With right padding, causal attention needs no attention mask, which is faster.
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
@@ -168,7 +169,7 @@ def _backward(model: Any, tokenizer: Any, rows: list[tuple[str, str]], parts: in
     return total / tokens
 
 
-def _tensors(tokenizer: Any, rows: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+def completion_tensors(tokenizer: Any, rows: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     """Token ids, and labels that are -100 on the problem and on padding."""
     prompts = [tokenizer.encode(problem) for problem, _ in rows]
     solutions = [[*tokenizer.encode(solution), tokenizer.eos_token_id] for _, solution in rows]
@@ -193,17 +194,29 @@ def complete(
     """Generate completions, greedy or at temperature 1; a style is forced by the start of its solution."""
     prefixes = [task.style_prefix(problem, style) if style else "" for problem in problems]
     texts = [problem + prefix for problem, prefix in zip(problems, prefixes, strict=True)]
+    written = generate(model, tokenizer, texts, most=MAX_NEW_TOKENS, sample=sample)
+    ended = [text.removesuffix(tokenizer.eos_token) for text in written]
+    return [prefix + text for prefix, text in zip(prefixes, ended, strict=True)]
+
+
+def generate(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, most: int, sample: bool = False
+) -> list[str]:
+    """Let a model go on with texts, greedy or at temperature 1, for at most `most` tokens.
+
+    The end token is kept.
+    """
     batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     model.eval()
     with torch.no_grad():
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=most,
             do_sample=sample,
         )
-    written = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [prefix + text for prefix, text in zip(prefixes, written, strict=True)]
+    written = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :])
+    return [text.replace(tokenizer.pad_token, "") for text in written]
 
 
 def measure(model: Any, tokenizer: Any, problems: Sequence[str], seed: int = 0) -> dict[str, float]:
@@ -258,11 +271,11 @@ def build(out: Path, *, steps_scale: float = 1.0, seed: int = 0) -> dict[str, An
             tokenizer.save_pretrained(Path(folder) / name)
         (Path(folder) / "build.json").write_text(json.dumps(report, indent=2) + "\n")
         for name in ("student", "teacher", "build.json"):
-            _replace(Path(folder) / name, out / name)
+            replace_path(Path(folder) / name, out / name)
     return report
 
 
-def _replace(new: Path, old: Path) -> None:
+def replace_path(new: Path, old: Path) -> None:
     """Replace `old` by `new`; the old folder is moved away first, as a rename cannot replace a full one."""
     if old.is_dir():
         aside = new.with_name(f"{new.name}.old")

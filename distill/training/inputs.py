@@ -159,9 +159,8 @@ def _benchmark_paths(node: Any) -> Iterator[tuple[str, str]]:
     by_name = path if isinstance(path, dict) else dict.fromkeys(benchmarks, path)
     for name, benchmark in benchmarks.items():
         file = by_name.get(name) or benchmark.get("path")
-        if (
-            isinstance(file, str) and name != "arithmetic" and _ours(benchmark.source)
-        ):  # arithmetic generates its problems
+        made = name in ("arithmetic", "steps", "steps_instructed")  # these generate their problems
+        if isinstance(file, str) and not made and _ours(benchmark.source):
             yield file, str(benchmark.source.get("split") or "test")
 
 

@@ -33,7 +33,7 @@ COMPOSED = (
 )  # fmt: skip
 HYDRA = {name: name for name in COMPOSED} | {"plan": "train"}
 PARSED = ("judge", "report", "results", "tune", "records", "bench", "bottleneck")  # with argparse
-BARE = ("presets", "tiny.build")  # without words
+BARE = ("presets", "tiny.build", "tiny.steps.build")  # without words
 MEASURED = ("planning.big_shapes",)  # what a results page was made with, in minutes or hours
 OTHERS = ("pip install", "python -m pytest", "source", "wandb sync", "jupyter lab")  # of other packages
 
@@ -112,7 +112,13 @@ def test_every_command_composes(
         return
     # What lr_from names is made by the command before.
     words = [word for word in words if not word.startswith("lr_from=")]
-    sweeps = ("experiment=compare", "experiment=tune", "experiment=paper", "experiment=table5")
+    sweeps = (
+        "experiment=compare",
+        "experiment=tune",
+        "experiment=paper",
+        "experiment=table5",
+        "experiment=proxy",
+    )
     if any(word.startswith(sweeps) for word in words):
         # one method's jobs: tests of the experiments look at all
         weighted = "experiment=paper_tune" in words or any("token_weight" in word for word in words)

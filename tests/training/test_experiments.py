@@ -20,11 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
-from distill.config.instantiate import plain
+from distill.config.instantiate import flat, plain
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.losses.signals import name_of
 from distill.objective.objective import Objective
+from distill.report.claims import UNTRAINED, read_registration
 from distill.training.checks import check_devices, check_trainer, trainer_options
 from distill.training.numbers import check_numbers
 from distill.training.recipe import TraceRecipe
@@ -32,6 +33,7 @@ from distill.training.recipe import TraceRecipe
 CONF = Path(__file__).resolve().parents[2] / "conf"
 MODELS = {path.stem for path in (CONF / "model").glob("*.yaml")}  # whose suggestions lie there, too
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - MODELS)
+PROXY_FOLDER = "hydra.sweep.dir=outputs/sweeps/proxy_smollm2_proxy"
 METHODS = ["sft", "forward_kl", "on_policy_kd", "dcod", "dcod_kl", "dft", "dcod_shuffled", "dcod_inverted"]
 
 
@@ -124,7 +126,7 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
     assert len(folders) == len(every)  # each has its own
     assert list(rates) == found["loss"]
     grid = {float(rate) for rate in found.get("optimizer.lr", [])}
-    if experiment.startswith("tune"):
+    if experiment.startswith("tune") or experiment in ("claims_tune", "proxy_smollm2_tune"):
         assert len(grid) >= 3
         assert rates.pop(found["loss"][0]) == grid  # which the sweep crosses with all losses
         assert all(own < grid for own in rates.values())
@@ -145,6 +147,41 @@ def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(exper
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["claims", "proxy_smollm2"])
+def test_registered_claims_are_about_the_sweeps_own_methods_and_settings(experiment: str) -> None:
+    """Each claim can be answered by the sweep, and is registered for what the experiment composes."""
+    cfg, found = composed(f"experiment={experiment}"), sweep(experiment)
+    registration = read_registration(plain(cfg.registered))
+    for claim in registration.claims:
+        assert {claim.method, claim.against} <= {*found["loss"], UNTRAINED}
+        assert claim.benchmark is None or claim.benchmark in cfg.benchmark
+        assert cfg.data.validation or not claim.measure.startswith("validation")
+    config = dict(flat({key: plain(cfg[key]) for key in ("model", "data", "benchmark", "max_tokens")}))
+    assert {key: config[key] for key in registration.settings} == dict(registration.settings)
+    assert len(found["seed"]) == {"claims": 5, "proxy_smollm2": 3}[experiment]
+    tuned, tune = sweep(f"{experiment}_tune"), composed(f"experiment={experiment}_tune")
+    assert tuned["loss"] == found["loss"]
+    assert not set(tuned["seed"]) & set(found["seed"])
+    (asked,) = benchmarks_of(tune.benchmark)
+    assert tune.benchmark[asked.name].source.split in ("validation", "train[7000:7373]")
+    assert tune.registered is None
+    for key in ("model", "data", "max_tokens"):
+        assert plain(tune[key]) == plain(cfg[key])
+    assert {float(lr) for lr in cfg.lrs.values()} <= {float(lr) for lr in tuned["optimizer.lr"]}
+    assert set(cfg.lrs) == set(found["loss"])
+
+
+def test_the_proxy_that_the_runs_compare_with_is_the_student_of_sft_on_their_traces() -> None:
+    """The path in model.teacher is where the documented command for the proxy puts it."""
+    cfg = composed("experiment=proxy_smollm2", "loss=sft", "seed=1000", "benchmark=none", PROXY_FOLDER)
+    assert cfg.model.teacher == f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}/student"
+    assert not benchmarks_of(cfg.benchmark)
+    page = (CONF.parent / "docs" / "results" / "proxy-smollm2.md").read_text(encoding="utf-8")
+    assert f"experiment=proxy_smollm2 loss=sft seed=1000 benchmark=none {PROXY_FOLDER}" in page
+    own = composed("loss=dcod_initial").loss
+    assert plain(own) == plain(composed("loss=dcod").loss) | {"teacher": "initial"}
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("tune")])
 def test_a_rate_is_chosen_for_the_comparison_itself_on_other_problems(experiment: str) -> None:
     """All but what is asked, the rate and the seed is the comparison's own."""
@@ -295,7 +332,7 @@ def test_a_range_without_validation_problems_is_refused() -> None:
     [
         (
             ["experiment=compar"],
-            r"there is no such experiment; did you mean compare.*\(options: compare, .*tune",
+            r"there is no such experiment; did you mean compare.*\(options: .*compare, .*tune",
         ),
         (["experiment=null"], r"there is no such experiment"),
         (["experiment=compare,tune"], r"an experiment is a sweep already: take one at a time"),

@@ -287,6 +287,23 @@ def test_the_best_mean_over_seeds_is_chosen_and_written_where_the_comparison_rea
     assert tune(tmp_path) == said  # the choice itself is no run
 
 
+def test_tau_is_chosen_with_the_rate_where_a_loss_has_several(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    for tau, accuracies in ((1.0, (0.7, 0.6, 0.5)), (2.0, (0.2, 0.9, 0.1))):
+        for lr, accuracy in zip((0.001, 0.003, 0.01), accuracies, strict=True):
+            for seed in (0, 1):
+                place = tmp_path / f"dcod_kl_{tau}_{lr}_{seed}"
+                write_run(place, "dcod_kl", lr, seed, accuracy)
+                config = {"model": {"lr": lr}, "seed": seed, "loss": {"token_weight": {"temperature": tau}}}
+                (place / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    said = tune(tmp_path)
+    assert "| `dcod_kl τ=1` | **70.0** | 60.0 | 50.0 |" in said
+    assert "| `dcod_kl τ=2` | 20.0 | **90.0** | 10.0 |" in said
+    assert "give the comparison: +taus.dcod_kl=2" in said
+    assert chosen_lr({}, str(tmp_path), "dcod_kl") == 0.003
+    assert OmegaConf.load(tmp_path / CHOICE)["taus"] == {"dcod_kl": 2.0}
+
+
 def test_a_single_rate_is_no_edge_and_a_tie_takes_the_lower_rate() -> None:
     assert at_the_edge({"sft": {0.1: 0.5}}) == []
     assert choose({"sft": {0.1: 0.5, 0.2: 0.5, 0.3: 0.4}}) == {"sft": 0.1}
