@@ -2,11 +2,13 @@
 
 import copy
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from covering import some_of
 from test_batch_and_data import random_traces
 from test_module import module_of
 from test_training import arguments, column, run, same_weights
@@ -18,7 +20,11 @@ from distill.data.trace import Trace
 from distill.errors import NonFiniteError, UserError
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
+from distill.planning.ranks import GRADIENTS
+from distill.planning.simulate import STUDENT, simulate
 from distill.training.in_backward import StepsInBackward
+from distill.training.remedies import remedies
+from distill.training.setup import Setup
 from distill.training.strategy_checks import check_in_backward
 from distill.training.trainer_keys import check_trainer_keys
 
@@ -90,11 +96,11 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", some_of(OPTIMIZERS, "adamw", "sgd"))
 def test_weights_state_and_norms_are_those_of_steps_after_the_backward_pass(
     tiny_pair: tuple[Path, Path], name: str
 ) -> None:
-    steps = [random_traces(3, seed=seed) for seed in range(3)]
+    steps = [random_traces(2, seed=seed) for seed in range(3)]
     # The student's embeddings are its output matrix too, the teacher's are not.
     for folder in tiny_pair if name == "adamw" else tiny_pair[:1]:
         found, expected = (
@@ -196,6 +202,7 @@ def test_several_processes_and_optimizers_of_all_weights_are_refused() -> None:
             check_in_backward(1, name)
 
 
+@pytest.mark.slow
 def test_runs_with_and_without_go_on_from_each_others_checkpoints(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
 ) -> None:
@@ -209,3 +216,36 @@ def test_runs_with_and_without_go_on_from_each_others_checkpoints(
         assert same_weights(mixed, whole)
         for name in ("train/loss", "train/gradient_norm", "train/lr"):
             assert column(mixed, name) == column(whole, name)
+
+
+@pytest.mark.slow
+def test_a_simulated_forward_pass_holds_no_gradients(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "loss=sft", "trainer.gradient_clip_val=null")
+    after, within = (
+        simulate(Setup.from_overrides([*words, *more], here=False), [random_traces(2)])
+        for more in ([], [IN_BACKWARD])
+    )
+    assert within.held[GRADIENTS] == 0
+    assert after.peaks[STUDENT] - within.peaks[STUDENT] == after.held[GRADIENTS] > 0
+    assert within.peak < after.peak
+
+
+def test_it_is_a_remedy_where_it_applies(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, "loss=sft"), here=False)
+    trainer = {**setup.compute.trainer}
+
+    def offered(length: dict[str, int], options: dict[str, Any]) -> bool:
+        changed = replace(
+            setup,
+            length=replace(setup.length, **length),
+            compute=replace(setup.compute, trainer=trainer | options),
+        )
+        return any(IN_BACKWARD in remedy.text for remedy in remedies(changed))
+
+    assert offered({}, {})
+    assert not offered({"accumulate": 2}, {})
+    assert not offered({"ranks": 2}, {})
+    assert not offered({}, {"strategy": "fsdp"})
+    assert not offered({}, {"optimizer_in_backward": True})
