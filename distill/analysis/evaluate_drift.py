@@ -50,6 +50,9 @@ class AskedDrift:
             self._sources.append(prefix_model)
             self.said["prefix_model"] = prefix_model.name
             _check_vocabulary("drift.prefix_model", student, prefix_model, "name the untrained student")
+        if not isinstance(settings.share_prompts, bool):
+            raise UserError(f"drift.share_prompts={settings.share_prompts} is not one of true, false")
+        self._share_prompts = settings.share_prompts
         self._lengths = lengths_of(plain(settings.lengths), least=1 if prefix_model is None else 0)
         self._benchmarks = asked_for_drift(
             benchmarks, samples=settings.samples, temperature=settings.temperature, limit=settings.limit
@@ -70,6 +73,8 @@ class AskedDrift:
     def measure(self, student: LazyModel, folder: Path) -> Drift | PrefixDrift | None:
         """Measure it, with all texts and caches in `folder`; None if too few problems have completions."""
         models = [student, *(LazyModel(source, student.device) for source in self._sources[1:])]
+        for model in models:
+            model.share_prompts = self._share_prompts
         names = ("student", "teacher", "prefixes")[: len(models)]
         kept = [tuple(folder / one.name / name for name in names) for one in self._benchmarks]
         measure: Any = measure_drift if len(models) == 2 else measure_after_prefixes

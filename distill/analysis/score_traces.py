@@ -114,7 +114,8 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
 
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
-    return LazyModel(find(cfg.model, "student", cfg.model.student_dtype), device)
+    source = find(cfg.model, "student", cfg.model.student_dtype)
+    return LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
 
 
 def _by_teacher(records: Sequence[Record]) -> dict[str, Sequence[Record]]:
@@ -184,7 +185,8 @@ def _teacher_stats(
 
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
-        frozen = LazyModel(find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype), device)
+        source = find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype)
+        frozen = LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
         retokenizer = recipe.retokenizer(student, frozen.source)
         for trace in traces if retokenizer.needed else ():
             trace.teacher_view = retokenizer.view(trace)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.data.batch import by_length, collate, hash_traces
+from distill.data.batch import by_length, by_prompt, collate, hash_traces
+from distill.data.layout import BatchLayout
 from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.io.cache import ShardCache
@@ -20,6 +21,7 @@ from distill.losses.inputs import WeightedTerm
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, vocabulary_mismatch
 from distill.models.lazy import LazyModel
+from distill.models.packed_attention import allow_sharing
 from distill.teacher.logprobs import in_shards, model_key
 
 _TRACES_PER_SHARD = 256
@@ -74,7 +76,8 @@ def token_drift(
 
     def read(part: range, progress: Callable[[int], object]) -> list[dict[str, Tensor]]:
         pairs = [(traces[i], read_by_teacher[i]) for i in part]
-        return _read(student.get(), teacher.get(), pairs, token_budget, progress)
+        share = student.share_prompts and teacher.share_prompts
+        return _read(student.get(), teacher.get(), pairs, token_budget, progress, share)
 
     rows = [part.read() for part in store.fill(shards, [len(trace) for trace in traces], read, label=label)]
     return [TokenDrift(*(row[name].numpy() for name in TokenDrift._fields)) for row in rows]
@@ -109,16 +112,23 @@ def _read(
     pairs: Sequence[tuple[Trace, Trace]],
     token_budget: int,
     progress: Callable[[int], object],
+    share_prompts: bool,
 ) -> list[dict[str, Tensor]]:
     size = min(student.vocab_size, teacher.vocab_size)
     result: list[dict[str, Tensor]] = [{}] * len(pairs)
-    for rows in by_length([max(map(len, pair)) for pair in pairs], token_budget):
+    layout = BatchLayout("shared_prompt" if share_prompts else "padded", token_budget)
+    lengths = [max(map(len, pair)) for pair in pairs]
+    for lm in (student, teacher) if share_prompts else ():
+        allow_sharing(lm, max(lengths))
+    own_traces = [own for own, _ in pairs]
+    batches = by_prompt(own_traces, token_budget) if share_prompts else by_length(lengths, token_budget)
+    for rows in batches:
         own, theirs = ([pairs[row][reader] for row in rows] for reader in (0, 1))
         own = [Trace(trace.example, trace.prompt_ids, trace.completion_ids) for trace in own]
-        batch = collate(own).to(student.device)
+        batch = collate(own, layout=layout).to(student.device)
         heads = []
-        for lm, read in ((student, batch), (teacher, collate(theirs).to(teacher.device))):
-            head = lm.completion_head(read.input_ids, read.mask)
+        for lm, read in ((student, batch), (teacher, collate(theirs, layout=layout).to(teacher.device))):
+            head = lm.completion_head(read.input_ids, read.mask, read.layout)
             heads.append(Head(head.hidden, head.weight[:size]))
         labels = batch.labels[batch.mask]
         none = torch.zeros(len(labels), device=student.device)  # weights are irrelevant: nothing is trained

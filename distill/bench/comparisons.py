@@ -284,6 +284,25 @@ _ALL = (
         note="Tokens are those of completions. An epoch counts as one step, its first steps included.",
     ),
     Comparison(
+        "shared_prompt",
+        "an epoch of SFT over 8 traces of each prompt, of real lengths",
+        tuple(
+            Contestant(kind, label, ours("epoch"), {"layout": kind, "samples": 8})
+            for kind, label in (
+                ("grouped", "grouped by length"),
+                ("packed", "packed"),
+                ("shared_prompt", "each prompt once"),
+            )
+        ),
+        (
+            Goal("tokens_per_second", "shared_prompt", "grouped", at_least=1.5),
+            Goal("peak_bytes", "shared_prompt", "grouped", at_most=0.8),
+        ),
+        {"warmup": 0},
+        note="Tokens are those of completions. An epoch counts as one step, its first steps included. Each "
+        "measurement has the bound by the numbers of tokens in `figures.bound`.",
+    ),
+    Comparison(
         "loop",
         "Lightning, metrics and logs around a step, and a plain loop",
         (_step("ours", "distill", "sft"), Contestant("plain", "a plain loop", ours("loop"))),

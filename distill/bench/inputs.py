@@ -41,6 +41,7 @@ SHAPES = {
 # first 3,000): mean and standard deviation of the logarithm, and maximum.
 _PROMPT = (4.03, 0.35, 194)
 _COMPLETION = (4.73, 0.42, 455)
+_TEMPLATE = 47  # tokens that SmolLM2's chat template and the instruction of data=gsm8k add to each prompt
 _CHARACTERS = (3.9, 2.3)  # characters per token in these problems and solutions
 _PAD, _END = "<pad>", "<end>"
 
@@ -111,6 +112,18 @@ def batch_rows(setting: Setting) -> list[Row]:
 def ragged_rows(setting: Setting, scale: float = 1.0) -> list[Row]:
     """`setting.traces` traces with realistic lengths."""
     return draw_rows(setting, trace_lengths(setting, scale))
+
+
+def sampled_rows(setting: Setting, samples: int) -> list[Row]:
+    """As `ragged_rows`, with `samples` traces in a row that have the same prompt, under a chat template.
+
+    Without several of them, the rows of `ragged_rows`.
+    """
+    rows = ragged_rows(setting)
+    if samples == 1:
+        return rows
+    prompts = [[2] * _TEMPLATE + rows[place - place % samples][0] for place in range(len(rows))]
+    return [(prompt, completion) for prompt, (_, completion) in zip(prompts, rows, strict=True)]
 
 
 def draw_rows(setting: Setting, lengths: Sequence[tuple[int, int]]) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 
-from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, ragged_rows, write_traces
+from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, sampled_rows, write_traces
 from distill.bench.measurement import Setting
 from distill.bench.meter import Measured, Meter
 from distill.config.console import quiet
@@ -41,11 +41,23 @@ def train(setting: Setting, meter: Meter, loss: str, overrides: Sequence[str] = 
     _run(setting, meter, words, batch_rows(setting), batch_size=setting.rows)
 
 
-def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16) -> None:
-    """Measure one epoch over traces of realistic lengths with a `data.layout`; it counts as one step."""
+def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16, samples: int = 1) -> None:
+    """Measure one epoch over traces of realistic lengths with a `data.layout`; it counts as one step.
+
+    Args:
+        setting: setting of the measurement.
+        meter: meter to report to.
+        layout: how a micro-batch is laid out.
+        batch_size: traces per optimizer step.
+        samples: traces of each prompt.
+    """
     meter.packages.add("lightning")
     words = ["loss=sft", "data.epochs=1", *_layout(layout)]
-    _run(setting, _WholeRun(meter), words, ragged_rows(setting), batch_size=batch_size)
+    rows = sampled_rows(setting, samples)
+    own = sum(len(completion) for _, completion in rows)
+    apart, together = (sum(len(prompt) for prompt, _ in some) + own for some in (rows, rows[::samples]))
+    meter.figures["bound"] = apart / together  # what reading each prompt once can save, by tokens
+    _run(setting, _WholeRun(meter), words, rows, batch_size=batch_size)
 
 
 def _layout(name: str) -> list[str]:

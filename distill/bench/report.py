@@ -117,7 +117,7 @@ def _circumstances(result: Result) -> str:
     batch = f"{setting.rows} × ({setting.prompt} + {setting.completion}) tokens a batch"
     if result.comparison.name.startswith(("head", "growth")):
         batch = f"{setting.head_tokens:,} tokens"
-    if result.comparison.name in ("growth_traces", "batching"):
+    if result.comparison.name in ("growth_traces", "batching", "shared_prompt"):
         batch = f"{setting.traces:,} traces"
     if setting.gradient_checkpointing and result.comparison.models:
         batch += ", activations checkpointed"

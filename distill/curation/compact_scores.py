@@ -106,7 +106,9 @@ def _read(
     parts = store.fill(
         shards,
         list(map(len, traces)),
-        lambda part, progress: in_batches(student.get(), traces, part, look, progress=progress),
+        lambda part, progress: in_batches(
+            student.get(), traces, part, look, progress=progress, share_prompts=student.share_prompts
+        ),
         label="student reads traces",
     )
     return [part.read() for part in parts]

@@ -160,7 +160,8 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
     roles: tuple[Literal["student", "teacher"], ...] = ("student", "teacher")
     for role in roles:
         if cfg.model[role]:
-            found[role] = LazyModel(find(cfg.model, role, cfg.model[f"{role}_dtype"]), device)
+            source = find(cfg.model, role, cfg.model[f"{role}_dtype"])
+            found[role] = LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
     return found
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.data.alignment import span_starts
-from distill.data.layout import BatchLayout, Layout
+from distill.data.layout import BatchLayout, Layout, sharing
 from distill.data.trace import Example, TeacherView, Trace
 from distill.data.traces import Traces
 from distill.io.files import hash_arrays
@@ -177,7 +177,7 @@ def collate(
         distribution=_rows_by_name(kept),
         trace_weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
         places=torch.from_numpy(np.flatnonzero(mask)),
-        layout=_laid_out(traces, layout),
+        layout=laid_out(traces, layout),
     )
 
 
@@ -203,8 +203,10 @@ def _collate_by_teacher(
     return replace(whole, parts=tuple(parts))
 
 
-def _laid_out(rows: Sequence[Trace] | Sequence[TeacherView], layout: BatchLayout) -> Layout:
-    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows])
+def laid_out(rows: Sequence[Trace] | Sequence[TeacherView], layout: BatchLayout) -> Layout:
+    """The layout of traces, or of what a teacher reads of them."""
+    same = [row.prompt_ids.tobytes() for row in rows] if layout.kind == "shared_prompt" else None
+    return layout.of([len(row.prompt_ids) for row in rows], [len(row) for row in rows], same)
 
 
 def _side_by_side(
@@ -230,7 +232,7 @@ def _collate_teacher_views(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
         tuple(view.prompt_ids for view in views),
-        layout=_laid_out(views, layout),
+        layout=laid_out(views, layout),
     )
     if views[0].alignment is None:
         return found
@@ -272,3 +274,11 @@ def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def by_prompt(traces: Sequence[Trace], token_budget: int) -> list[list[int]]:
+    """Group indices into batches of the same prompts, each of at most `token_budget` tokens with every prompt
+    once, or of a single item."""
+    same = [trace.prompt_ids.tobytes() for trace in traces]
+    rows = sharing(same, [len(trace.prompt_ids) for trace in traces], list(map(len, traces)), token_budget)
+    return [[place for group in row for place in group] for row in rows]

@@ -1,9 +1,11 @@
-"""Layouts of a batch's forward passes: one padded batch, groups of similar lengths, or packed sequences.
+"""Layouts of a batch's forward passes: one padded batch, groups of similar lengths, packed sequences, or
+packed sequences in which the traces of one prompt share it.
 
-All three give the same hidden states at the completion tokens, in the same order."""
+All of them give the same hidden states at the completion tokens, in the same order."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -11,22 +13,62 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-LayoutKind = Literal["padded", "grouped", "packed"]
+LayoutKind = Literal["padded", "grouped", "packed", "shared_prompt"]
+PACKED: tuple[LayoutKind, ...] = ("packed", "shared_prompt")  # several traces in a row
 # Fixed cost of a pass, in tokens: kernel launches, and another gradient of every weight.
 _PASS = 64
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Boundaries of the traces in a packed row.
+    """Boundaries of the segments of a packed row: whole traces, prompts that several traces share, and their
+    completions.
 
     Attributes:
-        lengths: of the traces, on the host.
-        bounds: [traces + 1] start of each trace, and end of the last.
+        lengths: of the segments, on the host.
+        bounds: [segments + 1] start of each segment, and end of the last.
+        prefixes: for each segment, the index of the prompt that its tokens attend to as well; -1: to none.
+            Empty: no segment has one.
+        keys: [keys] for each segment in turn, the tokens in the row that it attends to: its prefix, and
+            itself; None: the row's own.
+        key_bounds: [segments + 1] start of each segment in `keys`, and end of the last; None: `bounds`.
+        masks: attention masks that the layers share, made at first use.
     """
 
     lengths: tuple[int, ...]
     bounds: Int[Tensor, " bounds"]
+    prefixes: tuple[int, ...] = ()
+    keys: Int[Tensor, " keys"] | None = None
+    key_bounds: Int[Tensor, " bounds"] | None = None
+    masks: dict[Hashable, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def longest_keys(self) -> int:
+        """Most tokens that a segment attends to."""
+        return max(map(sum, zip(self.lengths, self.pasts, strict=True)))
+
+    @property
+    def pasts(self) -> list[int]:
+        """For each segment, the length of its prefix."""
+        return [self.lengths[one] if one >= 0 else 0 for one in self.prefixes] or [0] * len(self.lengths)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], prefixes: Sequence[int] = ()) -> "Segments":
+        """Segments of these lengths, with `prefixes` as above."""
+        bounds = np.cumsum([0, *lengths])
+        own = Segments(tuple(lengths), torch.from_numpy(bounds.astype(np.int32)))
+        if all(prefix < 0 for prefix in prefixes):
+            return own
+        ranges = [np.arange(begin, end) for begin, end in pairwise(bounds)]
+        read = [ranges[prefix] if prefix >= 0 else ranges[0][:0] for prefix in prefixes]
+        ends = np.cumsum([0, *(len(a) + len(b) for a, b in zip(read, ranges, strict=True))])
+        keys = np.concatenate([part for pair in zip(read, ranges, strict=True) for part in pair])
+        return replace(
+            own,
+            prefixes=tuple(prefixes),
+            keys=torch.from_numpy(keys),
+            key_bounds=torch.from_numpy(ends.astype(np.int32)),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +99,17 @@ class Layout:
     passes: tuple[Pass, ...]
     predicting: Int[Tensor, " tokens"]
 
+    @property
+    def reads(self) -> list[tuple[int, int]]:
+        """For each row or segment its tokens, padding included, and how many earlier ones they attend to."""
+        found: list[tuple[int, int]] = []
+        for one in self.passes:
+            if one.segments is None:
+                found += [(one.tokens.shape[1], 0)] * one.tokens.shape[0]
+            else:
+                found += zip(one.segments.lengths, one.segments.pasts, strict=True)
+        return found
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Layout":
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -66,7 +119,16 @@ class Layout:
     def _each(self, change: Any) -> "Layout":
         def changed(one: Pass) -> Pass:
             positions = None if one.positions is None else change(one.positions)
-            segments = one.segments and replace(one.segments, bounds=change(one.segments.bounds))
+            segments = one.segments
+            if segments is not None:
+                keys, bounds = segments.keys, segments.key_bounds
+                segments = replace(
+                    segments,
+                    bounds=change(segments.bounds),
+                    keys=None if keys is None else change(keys),
+                    key_bounds=None if bounds is None else change(bounds),
+                    masks={},
+                )
             return Pass(change(one.tokens), positions, segments)
 
         return Layout(tuple(map(changed, self.passes)), change(self.predicting))
@@ -79,58 +141,45 @@ class BatchLayout:
     Attributes:
         kind: `padded`: one pass, all rows padded to the longest. `grouped`: several passes of traces of
             similar lengths, chosen to minimize the cost of padding and passes. `packed`: traces concatenated
-            in one row without padding, each attending only to itself.
-        token_budget: most tokens per pass, padding included, for `grouped` and `packed`; a longer trace gets
-            a pass of its own.
+            in one row without padding, each attending only to itself. `shared_prompt`: packed, and a prompt
+            that several traces of the row have stands there once; their completions follow it, each
+            attending only to the prompt and to itself.
+        token_budget: most tokens per pass, padding included, except for `padded`; a longer trace gets a pass
+            of its own.
     """
 
     kind: LayoutKind = "padded"
     token_budget: int = 16384
 
-    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Which rows share a pass.
-
-        Args:
-            lengths: of the traces.
-        """
-        if self.kind == "padded":
-            return [list(range(len(lengths)))]
-        return (_packs if self.kind == "packed" else alike)(lengths, self.token_budget)
-
-    def read_lengths(self, lengths: Sequence[int]) -> list[int]:
-        """The traces' lengths with padding, in any order."""
-        if self.kind == "packed":
-            return list(lengths)
-        return [max(lengths[row] for row in rows) for rows in self.groups(lengths) for _ in rows]
-
-    def of(self, prompts: Sequence[int], lengths: Sequence[int]) -> Layout:
+    def of(
+        self, prompts: Sequence[int], lengths: Sequence[int], same: Sequence[Hashable] | None = None
+    ) -> Layout:
         """The layout of a batch.
 
         Args:
             prompts: the prompts' lengths, at least 1 each.
             lengths: the traces', prompts included.
+            same: for each trace something that is equal for equal prompts; None: all differ.
         """
+        if self.kind == "packed":
+            return _packed(
+                [[[row] for row in rows] for rows in _packs(lengths, self.token_budget)], prompts, lengths
+            )
+        if self.kind == "shared_prompt":
+            keys = range(len(lengths)) if same is None else same
+            return _packed(sharing(keys, prompts, lengths, self.token_budget), prompts, lengths)
+        every = list(range(len(lengths)))
+        groups = [every] if self.kind == "padded" else alike(lengths, self.token_budget)
         width = max(lengths)
         passes: list[Pass] = []
         first = [0] * len(lengths)  # start of each trace's states, in those of all passes
         seen = 0
-        for rows in self.groups(lengths):
-            if self.kind == "packed":
-                own = [lengths[row] for row in rows]
-                places = np.concatenate([np.arange(lengths[row]) for row in rows])
-                starts = np.concatenate([np.full(lengths[row], row * width) for row in rows])
-                bounds = np.cumsum([0, *own])
-                for row, begin in zip(rows, bounds[:-1].tolist(), strict=True):
-                    first[row] = seen + begin
-                segments = Segments(tuple(own), torch.from_numpy(bounds.astype(np.int32)))
-                tokens, positions = (torch.from_numpy(x)[None] for x in (starts + places, places))
-                passes.append(Pass(tokens, positions, segments))
-            else:
-                length = max(lengths[row] for row in rows)
-                starts = torch.tensor(rows).unsqueeze(1) * width
-                passes.append(Pass(starts + torch.arange(length)))
-                for place, row in enumerate(rows):
-                    first[row] = seen + place * length
+        for rows in groups:
+            length = max(lengths[row] for row in rows)
+            starts = torch.tensor(rows).unsqueeze(1) * width
+            passes.append(Pass(starts + torch.arange(length)))
+            for place, row in enumerate(rows):
+                first[row] = seen + place * length
             seen += passes[-1].tokens.numel()
         # The state at position t predicts token t + 1.
         predicting = [
@@ -138,6 +187,45 @@ class BatchLayout:
             for begin, prompt, length in zip(first, prompts, lengths, strict=True)
         ]
         return Layout(tuple(passes), torch.from_numpy(np.concatenate(predicting)))
+
+
+def _packed(
+    rows: Sequence[Sequence[Sequence[int]]], prompts: Sequence[int], lengths: Sequence[int]
+) -> Layout:
+    """The layout of packed rows.
+
+    Args:
+        rows: for each row, groups of traces; those of a group have the same prompt, which stands there once.
+        prompts: the prompts' lengths.
+        lengths: the traces', prompts included.
+    """
+    width = max(lengths)
+    passes: list[Pass] = []
+    predicting: list[np.ndarray] = [np.empty(0, np.int64)] * len(lengths)
+    seen = 0
+    for groups in rows:
+        # Of each segment: the trace that its tokens are taken from, its first and last position, its prefix.
+        parts: list[tuple[int, int, int, int]] = []
+        for traces in groups:
+            shared = prompts[traces[0]] if len(traces) > 1 else 0
+            prefix = len(parts) if shared else -1
+            last = seen + shared - 1  # the state behind the prompt predicts each completion's first token
+            if shared:
+                parts.append((traces[0], 0, shared, -1))
+                seen += shared
+            for trace in traces:
+                own = np.arange(seen, seen + lengths[trace] - shared)
+                before = np.r_[last, own] if shared else own[prompts[trace] - 1 :]
+                predicting[trace] = before[:-1]  # nothing follows the last token
+                if len(own):
+                    parts.append((trace, shared, lengths[trace], prefix))
+                    seen += len(own)
+        places = np.concatenate([np.arange(begin, end) for _, begin, end, _ in parts])
+        starts = np.concatenate([np.full(end - begin, trace * width) for trace, begin, end, _ in parts])
+        tokens, positions = (torch.from_numpy(x)[None] for x in (starts + places, places))
+        segments = Segments.of([end - begin for _, begin, end, _ in parts], [prefix for *_, prefix in parts])
+        passes.append(Pass(tokens, positions, segments))
+    return Layout(tuple(passes), torch.from_numpy(np.concatenate(predicting)))
 
 
 def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> list[list[int]]:
@@ -176,3 +264,33 @@ def _packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
             packs.append([row])
             size = length
     return packs
+
+
+def sharing(
+    same: Sequence[Hashable], prompts: Sequence[int], lengths: Sequence[int], token_budget: int
+) -> list[list[list[int]]]:
+    """Fill rows with groups of traces of the same prompt, in the order of each prompt's first trace.
+
+    A row has at most `token_budget` tokens, or a single trace. A group that does not fit goes on in the next
+    row, with its prompt again.
+    """
+    by_prompt: dict[Hashable, list[int]] = {}
+    for trace, key in enumerate(same):
+        by_prompt.setdefault(key, []).append(trace)
+    rows: list[list[list[int]]] = []
+    size = token_budget
+    for traces in by_prompt.values():
+        begun = False  # whether the prompt is in the last row
+        for trace in traces:
+            prompt, completion = prompts[trace], lengths[trace] - prompts[trace]
+            more = completion + (0 if begun else prompt)
+            if rows and size + more <= token_budget:
+                size += more
+            else:
+                rows.append([])
+                size, begun = prompt + completion, False
+            if not begun:
+                rows[-1].append([])
+            rows[-1][-1].append(trace)
+            begun = True
+    return rows

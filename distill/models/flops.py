@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.data.batch import by_length
+from distill.data.batch import by_length, laid_out
+from distill.data.layout import BatchLayout
 from distill.data.trace import Trace
 from distill.data.traces import scan
 from distill.errors import UserError
@@ -146,14 +147,23 @@ def causal_pairs(tokens: int, past: int = 0) -> int:
     return tokens * past + tokens * (tokens + 1) // 2
 
 
-def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budget: int = 8192) -> Work:
+def reading(
+    traces: Sequence[Trace],
+    shards: Iterable[Sequence[int]],
+    token_budget: int = 8192,
+    *,
+    share_prompts: bool = False,
+) -> Work:
     """Work of reading traces in batches of similar lengths, as `distill.teacher.logprobs` does.
 
     Args:
         traces: with the model's own token ids.
         shards: indices of the traces in each shard; batches do not cross shards.
         token_budget: tokens per batch, padding included.
+        share_prompts: whether batches are of the same prompts instead, each of which is read once.
     """
+    if share_prompts:
+        return sum((_sharing_prompts([traces[i] for i in shard], token_budget) for shard in shards), Work())
     work, scanned = Work(), scan(traces)
     for shard in shards:
         lengths, completions = scanned.lengths[shard].tolist(), scanned.completions[shard].tolist()
@@ -166,6 +176,16 @@ def reading(traces: Sequence[Trace], shards: Iterable[Sequence[int]], token_budg
                 predictions=predictions,
             )
     return work
+
+
+def _sharing_prompts(traces: Sequence[Trace], token_budget: int) -> Work:
+    layout = BatchLayout("shared_prompt", token_budget)
+    read = laid_out(traces, layout).reads if traces else []
+    return Work(
+        sum(tokens for tokens, _ in read),
+        sum(causal_pairs(tokens, past) for tokens, past in read),
+        predictions=sum(len(trace.completion_ids) for trace in traces),
+    )
 
 
 def writing(prompts: Sequence[int], written: Sequence[int], distinct: int | None = None) -> Work:
@@ -234,7 +254,7 @@ class _Hooks:
         rows, length = shape[0], shape[1]
         tokens, pairs = rows * length, rows * causal_pairs(length, past)
         if (segments := kwargs.get("segments")) is not None:  # packed: attention inside each trace
-            pairs = sum(map(causal_pairs, segments.lengths))
+            pairs = sum(map(causal_pairs, segments.lengths, segments.pasts))
         if torch.is_grad_enabled():
             self.meter.add(self.cost.training(tokens, pairs))
         else:

@@ -215,6 +215,7 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
+        self.packs_up_to = 0  # tokens of the longest trace in packed rows that was tried
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise UserError(

@@ -10,12 +10,14 @@ class LazyModel:
     """A frozen model that is loaded on first use.
 
     Attributes:
+        share_prompts: whether it reads a prompt that several traces have once (`data.layout=shared_prompt`).
         work: work for cached results, whether they were computed now or by an earlier run.
         served: gives this model's log-probs in its place (`distill.teacher.served`); None: the model does.
     """
 
-    def __init__(self, source: ModelSource, device: str) -> None:
+    def __init__(self, source: ModelSource, device: str, *, share_prompts: bool = False) -> None:
         self.source = source
+        self.share_prompts = share_prompts
         self.device = device
         self.work = Work()
         self.served: Any = None
@@ -30,7 +32,9 @@ class LazyModel:
 
     def reduced_to(self, source: ModelSource) -> "LazyModel":
         """The model with fewer rows of its output matrix; itself if `source` is its own."""
-        return self if source is self.source else LazyModel(source, self.device)
+        if source is self.source:
+            return self
+        return LazyModel(source, self.device, share_prompts=self.share_prompts)
 
     @property
     def loaded(self) -> bool:

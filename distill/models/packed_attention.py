@@ -1,4 +1,5 @@
-"""Attention for packed sequences, inside each trace only; packing itself is `distill.data.layout`.
+"""Attention for packed sequences, inside each trace and a prompt that it shares; packing itself is
+`distill.data.layout`.
 
 transformers detects packed rows by position ids, but attention leaks between traces with a cache or a padding
 mask, and in models whose layers mix tokens without using the mask. So this module registers its own
@@ -12,17 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from distill.data.layout import BatchLayout, Segments
+from distill.data.layout import BatchLayout, LayoutKind, Segments
 from distill.errors import UserError, first_line
 from distill.models.language_model import PACKED_ATTENTION, LanguageModel
 
 _flash: Any = None
 with contextlib.suppress(ImportError):  # part of torch since 2.10
     from torch.nn.attention.varlen import varlen_attn as _flash
+
+_BLOCK = 256  # queries of a completion that are multiplied at once with the prompt's and their own keys
 
 
 def attention(
@@ -37,7 +41,7 @@ def attention(
     segments: Segments | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: inside each of `segments`; without segments, SDPA.
+    """Attention function for transformers: inside each of `segments` and its prefix; without segments, SDPA.
 
     Args:
         module: the attention layer.
@@ -70,8 +74,13 @@ def attention(
     if _flash is not None and query.is_cuda and query.element_size() == 2 and not dropout:
         return _in_one_kernel(query, key, value, segments, scaling, sliding_window), None
     parts = []
-    split = (x.split(segments.lengths, dim=2) for x in (query, key, value))
-    for q, k, v in zip(*split, strict=True):
+    split = [x.split(segments.lengths, dim=2) for x in (query, key, value)]
+    prefixes = segments.prefixes or (-1,) * len(segments.lengths)
+    for q, k, v, prefix in zip(*split, prefixes, strict=True):
+        if prefix >= 0:
+            k, v = (torch.cat((x[prefix], own), dim=2) for x, own in zip(split[1:], (k, v), strict=True))
+            parts.append(_behind(q, k, v, segments, dropout, scaling, sliding_window))
+            continue
         mask = None
         if sliding_window is not None and q.shape[2] > sliding_window:
             mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
@@ -82,19 +91,78 @@ def attention(
     return torch.cat(parts, dim=1), None
 
 
+def _behind(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Causal attention of the last tokens of a sequence; the last query belongs to the last key.
+
+    Heads of a group of queries become a batch that shares its keys and values, which are not repeated.
+
+    Returns:
+        [1, tokens, heads, width].
+    """
+    kinds, count = key.shape[1], query.shape[2]
+    past = key.shape[2] - count
+    each = query[0].unflatten(0, (kinds, -1)).transpose(0, 1)  # [heads per kind, kinds, tokens, width]
+    keys, values = (x.expand(each.shape[0], -1, -1, -1) for x in (key, value))
+    parts = []
+    for begin in range(0, count, _BLOCK):
+        end = min(count, begin + _BLOCK)
+        mask = _mask(segments, end - begin, past + begin, query, window)
+        parts.append(
+            scaled_dot_product_attention(
+                each[:, :, begin:end],
+                keys[:, :, : past + end],
+                values[:, :, : past + end],
+                attn_mask=mask,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+    found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return found.transpose(0, 1).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+
+def _mask(segments: Segments, count: int, past: int, query: Tensor, window: int | None) -> Tensor:
+    """[count, past + count] what is added to products of `count` queries with their and `past` earlier keys.
+
+    What a query may attend to depends only on its distance to the key, so that all masks are cut from one.
+    """
+    widest = max(segments.longest_keys, _BLOCK)
+    asked = (query.dtype, query.device, window)
+    if asked not in segments.masks:
+        # The teacher may come first, and the student keeps the mask for its backward pass.
+        with torch.inference_mode(False):
+            queries = torch.arange(_BLOCK, device=query.device).unsqueeze(1)
+            back = queries - torch.arange(-widest, _BLOCK, device=query.device)
+            seen = back >= 0 if window is None else (back >= 0) & (back < window)
+            whole = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
+            segments.masks[asked] = whole.masked_fill_(~seen, -torch.inf)
+    found = segments.masks[asked][:count, widest - past : widest + count]
+    return found.contiguous() if query.is_cuda else found  # kernels of a GPU want aligned rows
+
+
 def _in_one_kernel(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
 ) -> Tensor:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    longest = max(segments.lengths)
+    bounds = segments.bounds
+    if segments.keys is not None and segments.key_bounds is not None:
+        k, v, bounds = k[segments.keys], v[segments.keys], segments.key_bounds
     found = _flash(
         q,
         k,
         v,
         segments.bounds,
-        segments.bounds,
-        longest,
-        longest,
+        bounds,
+        max(segments.lengths),
+        segments.longest_keys,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),  # the kernel does not count the token itself
         enable_gqa=q.shape[1] != k.shape[1],
@@ -107,18 +175,21 @@ AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
 
 
 @torch.no_grad()
-def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torch.float32) -> None:
+def allow_packing(
+    lm: LanguageModel, longest: int, precision: torch.dtype = torch.float32, kind: LayoutKind = "packed"
+) -> None:
     """Enable packed rows in a model that is on its device, and check that traces do not see each other.
 
     Args:
         lm: the model; without segments its attention stays SDPA.
         longest: tokens of the longest trace.
         precision: dtype of matrix products.
+        kind: `packed` or `shared_prompt`.
 
     Raises:
         UserError: the model does not support packing: hidden states of packed and of padded traces differ.
     """
-    refusal = f"data.layout=packed does not work with {lm.source.name}: "
+    refusal = f"data.layout={kind} does not work with {lm.source.name}: "
     remedy = "; take data.layout=grouped, which pads little and works with every model"
     config = lm.model.config.get_text_config()
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
@@ -138,7 +209,7 @@ def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torc
     for used in dict.fromkeys((torch.float32, precision)):
         try:
             with torch.autocast(lm.device.type, used, enabled=used != torch.float32):
-                error = _difference(lm, lengths)
+                error = _difference(lm, lengths, kind)
         except Exception as found:  # models raise all kinds of exceptions for unknown arguments
             raise UserError(f"{refusal}{first_line(found)}{remedy}") from found
         half = torch.finfo(used).eps > 1e-4 or torch.finfo(lm.model.dtype).eps > 1e-4
@@ -147,16 +218,31 @@ def allow_packing(lm: LanguageModel, longest: int, precision: torch.dtype = torc
                 f"{refusal}its traces see one another there, or lose their places (hidden states are off by "
                 f"{error:.1g} of their length){remedy}"
             )
+    lm.packs_up_to = longest
 
 
-def _difference(lm: LanguageModel, lengths: Sequence[int]) -> float:
+def allow_sharing(lm: LanguageModel, longest: int) -> None:
+    """As `allow_packing` for `shared_prompt`, unless the model was tried with traces as long."""
+    if longest > lm.packs_up_to:
+        allow_packing(lm, longest, kind="shared_prompt")
+
+
+def _difference(lm: LanguageModel, lengths: Sequence[int], kind: LayoutKind) -> float:
     """Largest relative distance between hidden states of packed and of padded traces."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(lm.vocab_size, (len(lengths), max(lengths)), generator=generator).to(lm.device)
-    mask = (torch.arange(1, max(lengths)) < torch.tensor(lengths).unsqueeze(1)).to(lm.device)
+    ids = torch.randint(lm.vocab_size, (len(lengths), max(lengths)), generator=generator)
+    prompt = 1
+    if kind == "shared_prompt":
+        prompt = 2
+        ids[:, :prompt] = ids[0, :prompt]
+    tokens = torch.arange(1, max(lengths))
+    mask = ((tokens >= prompt) & (tokens < torch.tensor(lengths).unsqueeze(1))).to(lm.device)
+    prompts, same = [prompt] * len(lengths), [0] * len(lengths)
     padded, packed = (
-        lm.completion_head(ids, mask, BatchLayout(kind).of([1] * len(lengths), lengths).to(lm.device))
-        for kind in ("padded", "packed")
+        lm.completion_head(
+            ids.to(lm.device), mask, BatchLayout(each).of(prompts, lengths, same).to(lm.device)
+        )
+        for each in ("padded", kind)
     )
     away = (packed.hidden.double() - padded.hidden.double()).norm(dim=-1)
     return float((away / padded.hidden.double().norm(dim=-1)).max())

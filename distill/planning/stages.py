@@ -352,5 +352,7 @@ def _read(setup: Setup, traces: Sequence[Trace]) -> tuple[int, int]:
     """Tokens and causal pairs of a batch, padding included."""
     if not traces:
         return 0, 0
-    lengths = setup.layout.read_lengths([len(trace) for trace in traces])
-    return sum(lengths), sum(map(causal_pairs, lengths))
+    # Prompts of which only the length is known may differ.
+    same = [t.prompt_ids.tobytes() if t.prompt_ids.any() else id(t.example) for t in traces]
+    read = setup.layout.of([len(t.prompt_ids) for t in traces], [len(t) for t in traces], same).reads
+    return sum(tokens for tokens, _ in read), sum(causal_pairs(tokens, past) for tokens, past in read)

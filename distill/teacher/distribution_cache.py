@@ -69,7 +69,9 @@ def cache_distributions(
         if model.served is not None:
             parts = model.served.likeliest([traces[number] for number in part], wanted.top_k, progress)
         else:
-            parts = _kept(model.get(), traces, part, wanted, token_budget, progress)
+            parts = _kept(
+                model.get(), traces, part, wanted, token_budget, progress, share_prompts=model.share_prompts
+            )
         _check_disk_space(store, parts, len(store.missing()))
         found[part.start : part.stop] = False
         return parts
@@ -77,7 +79,7 @@ def cache_distributions(
     rows = store.fill(shards, scanned.lengths, keep, label=label)
     if not np.array_equal(rows.lengths, scanned.completions):
         raise UserError(f"cache {store.folder} does not fit its traces: delete it and run again")
-    model.work += reading(traces, shards, token_budget)
+    model.work += reading(traces, shards, token_budget, share_prompts=model.share_prompts)
     if found.any() and model.served is None and (wanted.verify or model.loaded):
         _verify(model, traces, wanted, rows, np.flatnonzero(found).tolist(), store.folder)
     return rows
@@ -147,6 +149,8 @@ def _kept(
     wanted: TeacherDistribution,
     token_budget: int = 8192,
     progress: Callable[[int], object] = lambda tokens: None,
+    *,
+    share_prompts: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Compute what the cache stores for these traces, in order."""
 
@@ -155,7 +159,7 @@ def _kept(
         uniforms = [one for one in drawn if one is not None]
         return wanted.keep(head, labels, torch.cat(uniforms) if uniforms else None)
 
-    return in_batches(lm, traces, numbers, keep, token_budget, progress)
+    return in_batches(lm, traces, numbers, keep, token_budget, progress, share_prompts=share_prompts)
 
 
 def _check_disk_space(store: ShardCache, parts: Sequence[Mapping[str, Tensor]], shards: int) -> None:

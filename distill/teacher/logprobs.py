@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.data.batch import by_length, collate, hash_traces
+from distill.data.batch import by_length, by_prompt, collate, hash_traces
+from distill.data.layout import BatchLayout
 from distill.data.trace import Trace
 from distill.data.traces import scan
 from distill.errors import UserError
@@ -20,6 +21,7 @@ from distill.models.flops import Work, reading
 from distill.models.head import Head, factors, product
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lazy import LazyModel
+from distill.models.packed_attention import allow_sharing
 
 _SCORED_PER_SHARD = 512
 
@@ -77,7 +79,9 @@ def cached_logprobs(
     def compute(part: range, progress: Callable[[int], object]) -> list[dict[str, torch.Tensor]]:
         if model.served is not None:
             return model.served.logprobs([traces[number] for number in part], progress)
-        return in_batches(model.get(), traces, part, logprobs, token_budget, progress)
+        return in_batches(
+            model.get(), traces, part, logprobs, token_budget, progress, share_prompts=model.share_prompts
+        )
 
     shards = in_shards(len(traces), _SCORED_PER_SHARD)
     store = ShardCache(cache, signal, key, len(shards))
@@ -90,13 +94,14 @@ def cached_logprobs(
     if len(wrong):
         name = traces[int(wrong[0])].example.id
         raise UserError(f"cache {store.folder} does not fit trace {name}: delete it and run again")
-    model.work += scoring(traces, token_budget)
+    model.work += scoring(traces, token_budget, share_prompts=model.share_prompts)
     return Lazy(len(parts), lambda place: parts[place].read()["values"].numpy())
 
 
-def scoring(traces: Sequence[Trace], token_budget: int = 8192) -> Work:
+def scoring(traces: Sequence[Trace], token_budget: int = 8192, *, share_prompts: bool = False) -> Work:
     """The work (for FLOPs) of computing logprobs of traces with `cached_logprobs`."""
-    return reading(traces, in_shards(len(traces), _SCORED_PER_SHARD), token_budget)
+    shards = in_shards(len(traces), _SCORED_PER_SHARD)
+    return reading(traces, shards, token_budget, share_prompts=share_prompts)
 
 
 def in_shards(count: int, size: int) -> list[range]:
@@ -112,6 +117,8 @@ def in_batches(
     look: Callable[[Head, torch.Tensor, Sequence[int]], Mapping[str, torch.Tensor]],
     token_budget: int = 8192,
     progress: Callable[[int], object] = lambda tokens: None,
+    *,
+    share_prompts: bool = False,
 ) -> list[dict[str, torch.Tensor]]:
     """Run a model over some traces in batches, and compute something at their completion tokens.
 
@@ -123,6 +130,10 @@ def in_batches(
             trace indices.
         token_budget: tokens per batch, padding included.
         progress: called with the number of tokens read.
+        share_prompts: whether a prompt that several traces have is read once.
+
+    Raises:
+        UserError: prompts are to be shared, and the model's traces would see one another.
 
     Returns:
         For each index in `numbers`, the tensors of `look` by name, on the CPU.
@@ -132,10 +143,16 @@ def in_batches(
     read = [
         Trace(one.example, one.prompt_ids, one.completion_ids) for one in (traces[row] for row in numbers)
     ]
-    for places in by_length(list(map(len, read)), token_budget):
+    lengths, layout = (
+        list(map(len, read)),
+        BatchLayout("shared_prompt" if share_prompts else "padded", token_budget),
+    )
+    if share_prompts and read:
+        allow_sharing(lm, max(lengths))
+    for places in by_prompt(read, token_budget) if share_prompts else by_length(lengths, token_budget):
         rows, bare = [numbers[place] for place in places], [read[place] for place in places]
-        batch = collate(bare).to(lm.device)
-        head = lm.completion_head(batch.input_ids, batch.mask)
+        batch = collate(bare, layout=layout).to(lm.device)
+        head = lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         found = look(head, batch.labels[batch.mask], rows)
         lengths = [len(trace.completion_ids) for trace in bare]
         split = {name: values.cpu().split(lengths) for name, values in found.items()}

@@ -90,7 +90,9 @@ def token_stats(
     parts = store.fill(
         shards,
         scan(traces).lengths,
-        lambda part, progress: in_batches(model.get(), traces, part, _score, token_budget, progress),
+        lambda part, progress: in_batches(
+            model.get(), traces, part, _score, token_budget, progress, share_prompts=model.share_prompts
+        ),
         label=label,
     )
     return Lazy(

@@ -94,7 +94,7 @@ class DistillDataModule(lightning.LightningDataModule):
         steps: optimizer steps of the whole run.
         seed: of the order of traces.
         pad_id: any valid token id.
-        layout: whether batches are padded, grouped or packed.
+        layout: whether batches are padded, grouped, packed or share prompts.
         repeats: what the batches have in common.
     """
 

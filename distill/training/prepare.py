@@ -11,6 +11,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from distill.data.layout import PACKED
 from distill.data.on_disk import spool_examples
 from distill.data.trace import Trace
 from distill.data.traces import Traces, scan
@@ -113,7 +114,11 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         describe(setup.folder, setup.config, setup.launch.overrides)
     served = _serve(setup)
     student = _load_student(setup)
-    frozen = {role: LazyModel(source, setup.compute.device) for role, source in setup.frozen.items()}
+    share = setup.layout.kind == "shared_prompt"
+    frozen = {
+        role: LazyModel(source, setup.compute.device, share_prompts=share)
+        for role, source in setup.frozen.items()
+    }
     if served is not None:
         frozen["teacher"].served = served
     if first_rank():
@@ -262,13 +267,15 @@ def _place(
     """
     if not setup.compute.places_student:
         student.model.to(setup.compute.device)
-    if setup.layout.kind == "packed":
+    if setup.layout.kind in PACKED:
         longest = max(
             int(scan(read).lengths.max()) for side in sides if side for read in (side, teacher_traces(side))
         )
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
-        packed = partial(allow_packing, longest=longest, precision=setup.compute.precision)
+        packed = partial(
+            allow_packing, longest=longest, precision=setup.compute.precision, kind=setup.layout.kind
+        )
         for lm in (student, *live.values()):
             packed(lm)
     else:

@@ -210,7 +210,9 @@ def _data(setup: Setup, prepared: Prepared, steps: Steps) -> DistillDataModule:
         pad_id=int(prepared.student.tokenizer.pad_token_id or 0),
         layout=setup.layout,
         repeats=Repeats(
-            setup.objective.trace_weights is not None, setup.objective.num_iterations, prepared.routing
+            setup.objective.trace_weights is not None or setup.layout.kind == "shared_prompt",
+            setup.objective.num_iterations,
+            prepared.routing,
         ),
     )
 

@@ -174,7 +174,7 @@ class Setup:
         optimizer: makes the optimizer from the parameters.
         schedule: learning rate schedule.
         length: length and batch size of the run.
-        layout: whether batches are padded, grouped or packed.
+        layout: whether batches are padded, grouped, packed or share prompts.
         compute: device, precision and trainer options.
         evaluation: benchmarks, and when to evaluate them.
         checkpoints: when to save checkpoints, and which to keep.

@@ -67,7 +67,7 @@ def prepare_traces(
             say(f"teacher log-probs of {len(traces)} traces are taken from the trace set")
             traces = traces.with_signal(signal, _recorded_logprobs)
             # The trace set's writer has spent these FLOPs; count them like those of any cached signal.
-            frozen[role].work += scoring(traces)
+            frozen[role].work += scoring(traces, share_prompts=frozen[role].share_prompts)
             continue
         sampling = recipe.sampling if signal == "sampler_logprobs" else None
         label = f"{'student' if role == 'initial' else role} reads traces"

@@ -81,12 +81,16 @@ def by_loops(
     return found
 
 
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("share_prompts", [False, True])
 @pytest.mark.parametrize("token_budget", [1, 30, 8192])
 def test_every_token_has_its_kl_and_its_surprisals_in_any_batch(
-    tiny_pair: tuple[Path, Path], tmp_path: Path, token_budget: int
+    tiny_pair: tuple[Path, Path], tmp_path: Path, token_budget: int, share_prompts: bool
 ) -> None:
     student, teacher = map(lazy, tiny_pair)
+    student.share_prompts = teacher.share_prompts = share_prompts
     own = traces(student.get(), STUDENT_WROTE)
+    own += [Trace(one.example, own[0].prompt_ids, one.completion_ids) for one in own]
     # The teacher reads one of them behind a prompt of its own, and nothing was written for another.
     longer = np.concatenate([own[0].prompt_ids[::-1], own[0].prompt_ids])
     own[1].teacher_view = TeacherView(longer, own[1].completion_ids)

@@ -23,7 +23,14 @@ from distill.bench import __main__ as command
 from distill.bench import heads, ours, peers, report, running
 from distill.bench.comparison import Comparison, Contestant, Goal, Rounds, Spread, outcome, slope
 from distill.bench.comparisons import COMPARISONS
-from distill.bench.inputs import batch_rows, model_folder, read_lengths, trace_lengths
+from distill.bench.inputs import (
+    batch_rows,
+    model_folder,
+    ragged_rows,
+    read_lengths,
+    sampled_rows,
+    trace_lengths,
+)
 from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import Meter
 from distill.config.instantiate import build
@@ -442,6 +449,14 @@ def test_the_pipeline_goes_once_over_all_traces(setting: Setting) -> None:
     meter = Meter(replace(setting, warmup=0, traces=16))
     ours.pipeline(meter.setting, meter)
     assert meter.tokens == [16 * 32]
+
+
+def test_traces_of_a_prompt_have_its_tokens_and_completions_of_their_own(setting: Setting) -> None:
+    rows = sampled_rows(replace(setting, traces=8), 4)
+    assert len(rows) == 8
+    assert rows[0][0] == rows[3][0] != rows[4][0] == rows[7][0]
+    assert len({tuple(completion) for _, completion in rows}) == 8
+    assert sampled_rows(setting, 1) == ragged_rows(setting)
 
 
 @pytest.mark.slow

@@ -257,8 +257,7 @@ def test_a_layout_holds_every_token_once_and_knows_what_it_reads(kind: LayoutKin
         for t in [*trace.prompt_ids, *trace.completion_ids][len(trace.prompt_ids) - 1 : -1]
     ]
     assert ids[batch.layout.predicting].tolist() == expected
-    read = layout.read_lengths([len(trace) for trace in some])
-    assert sum(read) == len(ids)
+    assert sum(tokens for tokens, _ in batch.layout.reads) == len(ids)
     if kind == "packed":
         assert len(ids) == sum(map(len, some))
         for one in batch.layout.passes:
@@ -300,7 +299,11 @@ def test_real_lengths_leave_little_padding_in_groups(spread: float) -> None:
     padded by more than half."""
     lengths = np.random.default_rng(0).lognormal(6.5, spread, (200, 8)).astype(int).clip(1, 8192)
     tokens = {
-        kind: sum(sum(BatchLayout(kind).read_lengths(batch.tolist())) for batch in lengths)
+        kind: sum(
+            tokens
+            for batch in lengths
+            for tokens, _ in BatchLayout(kind).of([1] * len(batch), batch.tolist()).reads
+        )
         for kind in ("padded", "grouped", "packed")
     }
     assert tokens["padded"] > 1.5 * tokens["grouped"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.data.alignment import Alignment
 from distill.data.batch import Batch, collate
-from distill.data.layout import BatchLayout, LayoutKind
+from distill.data.layout import PACKED, BatchLayout, LayoutKind
 from distill.data.trace import TeacherView
 from distill.generation.sampling import StudentRollouts
 from distill.losses import divergence, weights
@@ -87,7 +87,7 @@ def test_every_loss_and_weight_computes_where_the_models_are(loss: str, weight: 
 
 def moved_pair(student: LanguageModel, teacher: LanguageModel, layout: LayoutKind) -> None:
     for lm in (student, teacher):
-        if layout == "packed":
+        if layout in PACKED:
             allow_packing(lm, 20)
         lm.model.requires_grad_(lm is student).to(META)
 

@@ -140,7 +140,7 @@ def test_a_scoring_that_was_killed_goes_on_where_it_was(
     asked: list[int] = []
     original = LanguageModel.completion_head
 
-    def counted(self: LanguageModel, ids: Any, mask: Any) -> Any:
+    def counted(self: LanguageModel, ids: Any, mask: Any, layout: Any) -> Any:
         asked.append(len(ids))
         if len(asked) == 3:
             raise KeyboardInterrupt

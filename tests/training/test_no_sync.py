@@ -11,7 +11,7 @@ from test_batch_and_data import random_traces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.data.batch import collate
-from distill.data.layout import BatchLayout, LayoutKind
+from distill.data.layout import PACKED, BatchLayout, LayoutKind
 from distill.data.trace import Trace
 from distill.losses import divergence, weights
 from distill.models.language_model import LanguageModel
@@ -83,8 +83,9 @@ def module_of(student: LanguageModel, teacher: LanguageModel, objective: Objecti
 
 
 def traces_for(objective: Objective, weighted: bool) -> list[Trace]:
-    """With all the signals that it asks for, and weights of their own."""
+    """With all the signals that it asks for, and weights of their own; two have the same prompt."""
     traces = random_traces(5)
+    traces[3].prompt_ids = traces[0].prompt_ids
     for trace in traces:
         trace.weight = 0.5 if weighted else 1.0
         for name in objective.batch_signals:
@@ -128,7 +129,7 @@ def test_a_step_forward_and_backward_waits_for_nothing(
     batch = collate(traces_for(objective, weighted), objective.batch_signals, layout=BatchLayout(layout, 40))
     for lm in (student, teacher):
         lm.model.requires_grad_(lm is student)
-        if layout == "packed":
+        if layout in PACKED:
             allow_packing(lm, 20)
     module = module_of(student, teacher, objective)
     module.training_step(batch, 0).backward()  # what is made once is there
