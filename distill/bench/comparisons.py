@@ -219,6 +219,25 @@ _ALL = (
         ),
         {"steps": 3},
     ),
+    Comparison(
+        "in_backward",
+        "an SFT step whose weights are stepped in the backward pass, and after it",
+        (
+            _step("after", "after the backward pass", "sft", "trainer.gradient_clip_val=null"),
+            _step(
+                "within",
+                "in the backward pass",
+                "sft",
+                "trainer.gradient_clip_val=null",
+                "trainer.optimizer_in_backward=true",
+            ),
+        ),
+        (
+            Goal("peak_bytes", "within", "after", at_most=0.7),
+            Goal("tokens_per_second", "within", "after", at_least=0.97),
+        ),
+        note="Both without clipping by norm, which the first would have by default.",
+    ),
     _CACHE,
     Comparison(
         "on_policy",

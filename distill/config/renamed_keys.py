@@ -63,6 +63,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     "loss.rollouts.step_separator": ("loss.rollouts.max_new_tokens", "\n"),
     "loss.rollouts.num_iterations": ("loss.rollouts.max_new_tokens", 1),
     "trainer.num_nodes": ("trainer.devices", 1),
+    "trainer.optimizer_in_backward": ("trainer.devices", False),
     "data.other_prompt": ("data.student_prompt.user", "error"),
     "data.recipe.student_prompt._target_": (
         "data.recipe.student_prompt.user",

@@ -61,6 +61,7 @@ class StudentBytes:
         embedding: gradient of the embeddings, if they share their matrix with the output head.
         layer: parameters of the largest layer, as they are gathered.
         layer_gradients: of that layer.
+        largest_gradient: of the largest parameter that trains.
         parameters: number of all parameters.
         trained: number of those that train.
     """
@@ -75,6 +76,7 @@ class StudentBytes:
     layer_gradients: int
     parameters: int = 0
     trained: int = 0
+    largest_gradient: int = 0
 
     @classmethod
     def of(cls, model: Any, optimizer: int, precision: torch.dtype = torch.float32) -> "StudentBytes":
@@ -103,6 +105,7 @@ class StudentBytes:
             layer_gradients=max(size for _, size in layers),
             parameters=sum(p.numel() for p in model.parameters()),
             trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            largest_gradient=max((p.nbytes for p in model.parameters() if p.requires_grad), default=0),
         )
 
 
@@ -184,7 +187,7 @@ def moments(
     """The moments of an optimizer step at which a rank may hold most.
 
     Gradients of the step before are freed between forward and backward pass, those of the micro-batches
-    before are kept.
+    before are kept. If weights are stepped in the backward pass, one gradient at a time is there.
 
     Args:
         setup: the run.
@@ -198,6 +201,9 @@ def moments(
     """
     sharded = setup.compute.sharded
     base, gradients = _student(setup, student)
+    at_the_end = gradients
+    if setup.compute.optimizer_in_backward:
+        gradients, at_the_end = {}, {GRADIENTS: student.largest_gradient}
     base |= held_live(setup, frozen)
     kept = gradients if setup.length.accumulate > 1 else {}
     root = {GATHERED: student.root} if sharded else {}
@@ -219,7 +225,7 @@ def moments(
         found.append(Moment("backward pass ends", base | gradients | last))
     else:
         found.append(Moment("backward pass begins", base | kept | left))
-        found.append(Moment("backward pass ends", base | gradients | {EMBEDDING: student.embedding}))
+        found.append(Moment("backward pass ends", base | at_the_end | {EMBEDDING: student.embedding}))
     found += _reading(setup, frozen, base | gradients, tokens)
     if weighing:
         gathered = {GATHERED: student.root + 2 * student.layer} if sharded else {}

@@ -32,6 +32,7 @@ from distill.objective.step_values import StepValues
 from distill.planning.kernels import GPU_BLOCK, Kernel, KernelMeter
 from distill.planning.ranks import GRADIENTS, MATRIX, OPTIMIZER
 from distill.planning.weightless import WeightlessModel, without_values
+from distill.training.in_backward import StepsInBackward
 from distill.training.length import Steps
 from distill.training.module import DistillModule, Supervision
 from distill.training.setup import Setup
@@ -102,8 +103,14 @@ def simulate(setup: Setup, traces: Sequence[Sequence[Trace]]) -> Simulation:
         if teacher is not None:
             held[MATRIX] = meter.hold([module.hold_matrix(teacher)])
         optimizer = module.optimizer_factory([p for p in module.student.parameters() if p.requires_grad])
-        held[GRADIENTS] = meter.hold(_gradients(optimizer))
+        in_backward = setup.compute.optimizer_in_backward
+        gradients = list(_gradients(optimizer))
+        held[GRADIENTS] = 0 if in_backward else meter.hold(gradients)
+        del gradients
         optimizer.step()  # makes its state
+        if in_backward:
+            optimizer.zero_grad()
+            module.in_backward = StepsInBackward(optimizer)
         held[OPTIMIZER] = meter.hold(
             value for state in optimizer.state.values() for value in state.values() if value is not None
         )
@@ -128,6 +135,7 @@ def _optimizer_step(
         meter.phase = BACKWARD
         if number == 0:
             optimizer.zero_grad()
+        module.on_before_backward(loss)
         loss.backward()
         del loss
     meter.phase = STEP

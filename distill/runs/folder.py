@@ -84,6 +84,7 @@ _MAY_CHANGE = {
     "trainer.cpu_offload",
     "trainer.stage",
     "trainer.offload_optimizer",
+    "trainer.optimizer_in_backward",
     "benchmark.token_budget",
     "checkpoint.every",
     "checkpoint.keep",

@@ -38,6 +38,7 @@ from distill.teacher.models import Joint, TeacherModels
 from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
+from distill.training.in_backward import StepsInBackward
 from distill.training.length import Steps
 from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
@@ -128,7 +129,9 @@ class DistillModule(lightning.LightningModule):
         self.step_metrics = StepMetrics(objective, student.end_ids, self._step_ends)
         self._micro_batch = 0
         self._gradient_norm = torch.zeros(())
+        self.in_backward: StepsInBackward | None = None  # None: weights are stepped after the backward pass
         self._values: dict[str, float] = {}  # of the optimizer step, summed over micro-batches and ranks
+        self._factor = 1.0  # by which the step's gradient is multiplied
         self.stop_wanted = False  # this rank received a signal
         self.stopping = False  # some rank received a signal; the same on all ranks
         self.save_wanted = False  # this rank's clock says that a checkpoint is due
@@ -294,16 +297,45 @@ class DistillModule(lightning.LightningModule):
         # Lightning's division by the number of micro-batches, which would give a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Read the step's denominator, if the backward pass steps the weights."""
+        if self.in_backward is not None:
+            self.in_backward.begin(self._read_sums(torch.zeros(()))[0])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's denominator, summed over all micro-batches and ranks."""
         if self._zero is not None and self.trainer.fit_loop._should_accumulate():
             return  # DeepSpeed accumulates by itself: this is called for every micro-batch
+        if self.in_backward is not None:
+            (unscaled_norm,) = self.in_backward.end().double().view(1).tolist()
+            self.end_step(unscaled_norm * self._factor)
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None and self._zero is None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        factor, unscaled_norm = self._read_sums(norm)
+        if self._zero is not None:  # which calls `end_step` when it has the norm
+            self._zero.divide(1 / factor if factor else 1.0)
+            return
+        torch._foreach_mul_(gradients, factor)
+        self._gradient_norm = norm * factor
+        self.end_step(unscaled_norm * factor)
+
+    def _read_sums(self, norm: Tensor) -> tuple[float, float]:
+        """Read the step's sums over all micro-batches and ranks.
+
+        Args:
+            norm: of the gradient, before it is divided.
+
+        Returns:
+            By what to multiply the gradient, and `norm`.
+
+        Raises:
+            UserError: the sums or the norm are no numbers, or the denominator is negative.
+        """
         local_sums = self.step_metrics.sums
         wanted = local_sums.new_tensor([float(self.stop_wanted), float(self.save_wanted)])
         sums: Any = self.trainer.strategy.reduce(torch.cat([local_sums, wanted]), reduce_op="sum")
-        norm = torch.nn.utils.get_total_norm(gradients)
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         *numbers, unscaled_norm = torch.cat(
             [sums, whole_norm.double().view(1).to(sums.device)]
@@ -322,13 +354,8 @@ class DistillModule(lightning.LightningModule):
         # zero, and so is the gradient.
         factor = self.trainer.world_size / divisor if divisor > 0 else 0.0
         self._check_finite(values["total"], unscaled_norm * factor)
-        self._values = values
-        if self._zero is not None:  # which calls `end_step` when it has the norm
-            self._zero.divide(1 / factor if factor else 1.0)
-            return
-        torch._foreach_mul_(gradients, factor)
-        self._gradient_norm = norm * factor
-        self.end_step(unscaled_norm * factor)
+        self._values, self._factor = values, factor
+        return factor, unscaled_norm
 
     def end_step(self, gradient_norm: float) -> None:
         """Log and close an optimizer step.
@@ -358,8 +385,8 @@ class DistillModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning's own clipping rejects fused optimizers in mixed precision and recomputes the norm.
-        # DeepSpeed clips by itself.
-        if not gradient_clip_val or self._zero is not None:
+        # DeepSpeed and steps in the backward pass clip by themselves.
+        if not gradient_clip_val or self._zero is not None or self.in_backward is not None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_algorithm == "value":
@@ -633,10 +660,18 @@ class DistillModule(lightning.LightningModule):
             return
         traces = self.step_metrics.traces
         shown = ", ".join(traces[:8]) + (", ..." if len(traces) > 8 else "")
-        raise NonFiniteError(
+        found = (
             f"the {what} is {loss if what == 'loss' else gradient_norm} at optimizer step "
-            f"{self.trainer.global_step + 1} (batch with traces {shown}): stopped before the update; the "
-            f"student before it is kept as a checkpoint. Lower optimizer.lr, or look at these traces"
+            f"{self.trainer.global_step + 1} (batch with traces {shown})"
+        )
+        remedy = "Lower optimizer.lr, or look at these traces"
+        if what == "gradient" and self.in_backward is not None:
+            raise UserError(
+                f"{found}: weights are updated with it, as trainer.optimizer_in_backward steps them before "
+                f"all gradients are known, and this student is not kept; earlier checkpoints are. {remedy}"
+            )
+        raise NonFiniteError(
+            f"{found}: stopped before the update; the student before it is kept as a checkpoint. {remedy}"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -137,6 +137,7 @@ _TRUE_OR_FALSE = (
     "model.trust_remote_code",
     "trainer.cpu_offload",
     "trainer.offload_optimizer",
+    "trainer.optimizer_in_backward",
     "private",
 )
 # Keys that hold text, and whether each may be null.

@@ -9,6 +9,7 @@ import torch
 
 from distill.errors import UserError, first_line
 from distill.training.setup import Setup
+from distill.training.strategy_checks import may_step_by_weight
 
 # What takes memory: a full training of the student, a frozen model in memory, what is kept for the backward
 # pass, the output head, completions that the student writes in training, answers to benchmarks, traces that
@@ -59,6 +60,8 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("student", remedy)
         if objective.live_roles and not objective.compares_steps:
             yield Remedy("frozen", remedy)
+    if _may_step_in_backward(setup):
+        yield Remedy("student", "trainer.optimizer_in_backward=true trainer.gradient_clip_val=null")
     if setup.lora is None:
         yield Remedy("student", "model.lora.rank=16 model.student_dtype=bfloat16")
         if not sharded and "8bit" not in setup.config["optimizer"]["_target_"]:
@@ -74,6 +77,16 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("answers", f"benchmark.token_budget={setup.evaluation.token_budget // 2}")
     if setup.recipe.completions == "teacher" and setup.recipe.sampling_batch_size > 1:
         yield Remedy("traces", f"data.sampling_batch_size={setup.recipe.sampling_batch_size // 2}")
+
+
+def _may_step_in_backward(setup: Setup) -> bool:
+    """Whether weights could be stepped in the backward pass, and are not."""
+    length, compute = setup.length, setup.compute
+    if compute.optimizer_in_backward or length.ranks > 1 or length.accumulate > 1:
+        return False
+    if compute.trainer.get("strategy", "auto") not in ("auto", "single_device"):
+        return False
+    return may_step_by_weight(str(setup.config["optimizer"]["_target_"]))
 
 
 def _of_frozen(setup: Setup) -> Iterator[Remedy]:

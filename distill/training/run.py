@@ -52,6 +52,7 @@ from distill.training.checkpoints import StudentCheckpoints, checkpoint_at, rest
 from distill.training.checks import with_strategy
 from distill.training.datamodule import DistillDataModule, Repeats
 from distill.training.evaluation import StudentEvaluation
+from distill.training.in_backward import OptimizerInBackward
 from distill.training.length import Steps
 from distill.training.module import DistillModule
 from distill.training.prepare import Clock, Prepared, prepare
@@ -243,6 +244,7 @@ def _trainer(
     folder, kept, seen = setup.folder, setup.checkpoints, watched()
     callbacks = [
         *callbacks,
+        *([OptimizerInBackward()] if setup.compute.optimizer_in_backward else []),
         WeightHistogram(folder / "weights.jsonl", setup.histogram_every),
         StudentCheckpoints(folder / "checkpoints", kept.every, kept.keep, kept.minutes, best),
         ProgressBar(steps.max_tokens) if seen else ProgressLog(steps.limit, steps.max_tokens),

@@ -51,7 +51,7 @@ from distill.training.recipe import TraceRecipe
 from distill.training.replay import check_replay
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
-from distill.training.strategy_checks import check_processes, check_strategy
+from distill.training.strategy_checks import check_in_backward, check_processes, check_strategy
 from distill.training.teachers import check_alike, check_several, find_teachers
 from distill.training.validation_settings import ACCURACY, LOSS, ValidationSettings, read_validation
 
@@ -102,6 +102,11 @@ class Compute:
     def sharded(self) -> bool:
         """Whether the ranks share the student (`trainer.strategy=fsdp`); a single rank has all of it."""
         return self.trainer.get("strategy") == "fsdp"
+
+    @property
+    def optimizer_in_backward(self) -> bool:
+        """Whether each weight is stepped, and its gradient freed, in the backward pass."""
+        return bool(self.trainer.get("optimizer_in_backward"))
 
     @property
     def cpu_offload(self) -> bool:
@@ -325,6 +330,8 @@ class Setup:
         if self.objective.teacher == "ema":
             dtype = self.config["model"]["student_dtype"]
             check_average(self.compute.trainer.get("strategy"), dtype, self.lora)
+        if self.compute.optimizer_in_backward:
+            check_in_backward(self.length.ranks, str(self.config["optimizer"]["_target_"]))
         if here:
             self._check_models()
 

@@ -13,6 +13,41 @@ from distill.models.sharding import check_shardable
 
 # Optimizers that treat each number by itself: a rank steps a flat share of all weights.
 _ELEMENTWISE = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+# Of torch.optim: those that `may_step_by_weight`.
+_BY_WEIGHT = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD"),
+    *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+)
+
+
+def check_in_backward(ranks: int, optimizer: str) -> None:
+    """Check that weights can be stepped in the backward pass (`trainer.optimizer_in_backward`).
+
+    Args:
+        ranks: number of training processes.
+        optimizer: `_target_` of the optimizer.
+
+    Raises:
+        UserError: several processes would have to sum the gradients first, or the optimizer is not known to
+            treat each weight by itself.
+    """
+    wanted = "trainer.optimizer_in_backward=true"
+    if ranks > 1:
+        raise UserError(
+            f"{wanted} steps a weight before {ranks} processes have summed its gradient: take "
+            f"trainer.devices=1, or leave it out"
+        )
+    if not may_step_by_weight(optimizer):
+        raise UserError(
+            f"{wanted} steps one weight at a time, which is known to be right for torch.optim's "
+            f"{', '.join(_BY_WEIGHT)}: optimizer._target_={optimizer} is none of them; leave it out"
+        )
+
+
+def may_step_by_weight(optimizer: str) -> bool:
+    """Whether an optimizer, a `_target_`, treats each weight by itself, in one call without a closure."""
+    package, _, name = optimizer.rpartition(".")
+    return package == "torch.optim" and name in _BY_WEIGHT
 
 
 def check_processes(

@@ -30,12 +30,13 @@ _STRATEGIES = (
     "fsdp",
     "deepspeed",
 )
-# Keys of `trainer` that are not lightning.Trainer's, and the only strategy that reads them; None: several do.
+# Keys of `trainer` that are not lightning.Trainer's, and the only strategy that reads them; None: any may.
 STRATEGY_KEYS = {
     "cpu_offload": "fsdp",
     "stage": "deepspeed",
     "offload_optimizer": "deepspeed",
     "timeout_minutes": None,
+    "optimizer_in_backward": None,
 }
 _STAGES = (2, 3)
 _PRECISIONS = ("auto", "32-true", "32", "bf16-mixed", "bf16")
@@ -59,6 +60,8 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
             f"student), fsdp or deepspeed (the devices share what training needs)"
         )
     _check_strategy_keys(trainer, strategy)
+    if trainer.get("optimizer_in_backward"):
+        _check_in_backward(trainer, strategy)
 
 
 def _check_strategy_keys(trainer: Mapping[str, Any], strategy: str) -> None:
@@ -86,4 +89,26 @@ def _check_strategy_keys(trainer: Mapping[str, Any], strategy: str) -> None:
         raise UserError(
             "trainer.gradient_clip_algorithm=value: DeepSpeed clips by the norm alone: take "
             "trainer.gradient_clip_algorithm=norm, or trainer=fsdp"
+        )
+
+
+def _check_in_backward(trainer: Mapping[str, Any], strategy: str) -> None:
+    """Check that each gradient is complete in one backward pass, and that nothing asks for all of them."""
+    wanted = "trainer.optimizer_in_backward=true"
+    if strategy not in ("auto", "single_device"):
+        raise UserError(
+            f"{wanted} steps a weight before trainer.strategy={strategy} has summed its gradient over the "
+            f"devices: take one device and trainer.strategy=auto, or leave it out"
+        )
+    if (count := trainer.get("accumulate_grad_batches", 1)) != 1:
+        raise UserError(
+            f"{wanted} frees each gradient in the backward pass, and trainer.accumulate_grad_batches={count} "
+            f"adds up those of {count}: take trainer.accumulate_grad_batches=1 and a larger data.batch_size, "
+            f"or leave it out"
+        )
+    clip = trainer.get("gradient_clip_val")
+    if clip and trainer.get("gradient_clip_algorithm") != "value":
+        raise UserError(
+            f"{wanted} steps weights before the gradient's norm is known, which trainer.gradient_clip_val="
+            f"{clip} limits: take trainer.gradient_clip_val=null, or leave it out"
         )

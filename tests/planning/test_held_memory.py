@@ -55,6 +55,7 @@ def test_two_ranks_hold_what_the_plan_says(
     [
         pytest.param([], marks=pytest.mark.exhaustive),
         ["model.gradient_checkpointing=true", "trainer.accumulate_grad_batches=2"],
+        ["trainer.optimizer_in_backward=true", "trainer.gradient_clip_val=null"],
     ],
 )
 def test_one_process_holds_what_plan_and_simulation_say(
