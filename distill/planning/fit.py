@@ -74,6 +74,7 @@ def _helping(setup: Setup, peak: Moment) -> list[str]:
         part = _part_of(name, setup, peak)
         sizes[part] = max(size, sizes.get(part, 0))
     sizes["optimizer"] = peak.held.get(ranks.OPTIMIZER, 0)
+    sizes["gradients"] = peak.held.get(ranks.GRADIENTS, 0)
     large: list[Part] = [part for part, size in sizes.items() if size >= 0.1 * peak.total]
     large.sort(key=lambda part: -sizes[part])
     found = [remedy.text for part in large for remedy in remedies(setup) if remedy.part == part]

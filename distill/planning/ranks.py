@@ -201,39 +201,35 @@ def moments(
     """
     sharded = setup.compute.sharded
     base, gradients = _student(setup, student)
-    at_the_end = gradients
+    base, at_the_end = base | held_live(setup, frozen), gradients
     if setup.compute.optimizer_in_backward:
         gradients, at_the_end = {}, {GRADIENTS: student.largest_gradient}
-    base |= held_live(setup, frozen)
     kept = gradients if setup.length.accumulate > 1 else {}
     root = {GATHERED: student.root} if sharded else {}
     found = [Moment("forward pass", base | gradients | root | {ACTIVATIONS: activations[0], HEAD: head[0]})]
     left = {ACTIVATIONS: sum(activations), HEAD: head[1]}
     if sharded:
         # The layer that is read, and the next one; the same for their gradients, on their way to the shards.
-        at_work = {
-            GATHERED: student.root + 2 * student.layer,
-            UNSHARDED: student.root_gradients + 2 * student.layer_gradients,
-        }
+        at_work = {GATHERED: student.root + 2 * student.layer}
+        at_work[UNSHARDED] = student.root_gradients + 2 * student.layer_gradients
         left[HEAD] = 0  # its gradient of the matrix is among those that are not sharded yet
         found.append(Moment("backward pass begins", base | kept | at_work | left))
         on_their_way = student.root_gradients + student.layer_gradients
         last = {UNSHARDED: student.root_gradients + on_their_way, EMBEDDING: student.embedding}
-        if setup.compute.device == "cpu":
-            last[COPIES] = on_their_way
+        last |= {COPIES: on_their_way} if setup.compute.device == "cpu" else {}
         last[GATHERED] = student.root + student.layer
         found.append(Moment("backward pass ends", base | gradients | last))
     else:
         found.append(Moment("backward pass begins", base | kept | left))
         found.append(Moment("backward pass ends", base | at_the_end | {EMBEDDING: student.embedding}))
-    found += _reading(setup, frozen, base | gradients, tokens)
+    held = base | gradients
+    found += _reading(setup, frozen, held, tokens)
     if weighing:
         gathered = {GATHERED: student.root + 2 * student.layer} if sharded else {}
-        held = base | gradients | gathered | {WEIGHING: weighing}
-        found.append(Moment("the student weighs the traces", held))
+        found.append(Moment("the student weighs the traces", held | gathered | {WEIGHING: weighing}))
     if writing:
         copy = {WHOLE_COPY: student.weights} if setup.compute.places_student else {}
-        found.append(Moment("the student writes rollouts", base | gradients | copy | {ROLLOUTS: writing}))
+        found.append(Moment("the student writes rollouts", held | copy | {ROLLOUTS: writing}))
     return found
 
 

@@ -114,13 +114,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         describe(setup.folder, setup.config, setup.launch.overrides)
     served = _serve(setup)
     student = _load_student(setup)
-    share = setup.layout.kind == "shared_prompt"
-    frozen = {
-        role: LazyModel(source, setup.compute.device, share_prompts=share)
-        for role, source in setup.frozen.items()
-    }
-    if served is not None:
-        frozen["teacher"].served = served
+    frozen = _frozen(setup, served)
     if first_rank():
         print(*_begin(setup, student), sep="\n")
     with clock("traces"):
@@ -135,11 +129,6 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
     live = _load_live(setup, student, frozen)
-    for role in frozen.keys() - live.keys():
-        frozen[role].release()
-    if setup.compute.sharded and not objective.compares_steps:
-        for lm in live.values():  # the host holds whole models, and a device its share
-            lm.model.to("cpu")
     ready = _place(setup, student, live, [traces, held])
     together = None
     if setup.teachers is not None:
@@ -159,13 +148,19 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
 def _load_live(
     setup: Setup, student: LanguageModel, frozen: Mapping[str, LazyModel]
 ) -> dict[str, LanguageModel]:
-    """The frozen models that stay in memory as the student trains."""
+    """The frozen models that stay in memory as the student trains; the others are released."""
     averaged = setup.objective.teacher == "ema"
-    return {
+    live = {
         role: copied(student) if averaged and role == "teacher" else frozen[role].get()
         for role in setup.live
         if not _alone(setup, role)
     }
+    for role in frozen.keys() - live.keys():
+        frozen[role].release()
+    if setup.compute.sharded and not setup.objective.compares_steps:
+        for lm in live.values():  # the host holds whole models, and a device its share
+            lm.model.to("cpu")
+    return live
 
 
 def _traces(
@@ -228,6 +223,18 @@ def _serve(setup: Setup) -> ServedTeacher | None:
         objective = setup.objective
         served.check(objective.distribution.top_k if objective.caches_distribution else 0)
     return served
+
+
+def _frozen(setup: Setup, served: ServedTeacher | None) -> dict[str, LazyModel]:
+    """The frozen models by role, not loaded yet."""
+    share = setup.layout.kind == "shared_prompt"
+    frozen = {
+        role: LazyModel(source, setup.compute.device, share_prompts=share)
+        for role, source in setup.frozen.items()
+    }
+    if served is not None:
+        frozen["teacher"].served = served
+    return frozen
 
 
 def _load_student(setup: Setup) -> LanguageModel:

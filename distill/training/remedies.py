@@ -15,7 +15,16 @@ from distill.training.strategy_checks import may_step_by_weight
 # pass, the output head, completions that the student writes in training, answers to benchmarks, traces that
 # the teacher writes, traces that it reads.
 Part = Literal[
-    "student", "optimizer", "frozen", "activations", "head", "rollouts", "answers", "traces", "cache"
+    "student",
+    "optimizer",
+    "gradients",
+    "frozen",
+    "activations",
+    "head",
+    "rollouts",
+    "answers",
+    "traces",
+    "cache",
 ]
 
 
@@ -60,13 +69,13 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
         yield Remedy("student", remedy)
         if objective.live_roles and not objective.compares_steps:
             yield Remedy("frozen", remedy)
-    if _may_step_in_backward(setup):
-        yield Remedy("student", "trainer.optimizer_in_backward=true trainer.gradient_clip_val=null")
     if setup.lora is None:
         yield Remedy("student", "model.lora.rank=16 model.student_dtype=bfloat16")
         if not sharded and "8bit" not in setup.config["optimizer"]["_target_"]:
             eight = "optimizer._target_=bitsandbytes.optim.AdamW8bit ~optimizer.fused"
             yield Remedy("optimizer", f"an optimizer of 8 bits, {eight}")
+    if _may_step_in_backward(setup):
+        yield Remedy("gradients", "trainer.optimizer_in_backward=true trainer.gradient_clip_val=null")
     if sharded and not setup.compute.cpu_offload and setup.compute.device != "cpu":
         yield Remedy("student", "trainer.cpu_offload=true")
         yield Remedy("frozen", "trainer.cpu_offload=true")

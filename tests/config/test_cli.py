@@ -281,7 +281,7 @@ def test_every_data_recipe_builds_and_takes_its_settings_from_the_keys_beside_it
     recipe = build(cfg.data.recipe)
     assert isinstance(recipe, TraceRecipe)
     assert recipe.student_prompt.user == "Q {problem}"
-    assert recipe.source.keywords["count" if option == "arithmetic" else "limit"] == 5
+    assert recipe.source.keywords["count" if option in ("arithmetic", "steps") else "limit"] == 5
     assert recipe.completions == cfg.data.get("completions", "dataset")
     assert recipe.sampling is not None
     assert recipe.sampling.max_new_tokens == cfg.data.max_new_tokens

@@ -339,14 +339,14 @@ def test_caching_that_was_killed_goes_on_and_gives_the_same(
     clean = kept(lazy(tiny_pair[1]), found, source, tmp_path / "clean")
     original, calls = distill.teacher.distribution_cache._kept, []
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    def killed(*arguments: Any) -> Any:
+    def killed(*arguments: Any, **options: Any) -> Any:
         if len(calls) == after:
             raise KeyboardInterrupt
-        return counted(*arguments)
+        return counted(*arguments, **options)
 
     monkeypatch.setattr(distill.teacher.distribution_cache, "_kept", killed)
     with pytest.raises(KeyboardInterrupt):
