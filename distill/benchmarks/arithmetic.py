@@ -1,14 +1,14 @@
 """The built-in tiny task: chains of + - * modulo 10, graded exactly (`distill.tiny.task`)."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 from distill.benchmarks.grading.final_answers import FinalAnswer
 from distill.benchmarks.grading.graded import of_the_answer
+from distill.benchmarks.made import check_share, count_of, is_chosen
 from distill.data.trace import Example, Verdict
-from distill.errors import UserError, whole_number
+from distill.errors import UserError
 from distill.tiny import task
 
 MOST = 10_000_000  # problems: they are all kept in memory, and take minutes to make
@@ -39,19 +39,10 @@ def load(
     Raises:
         UserError: a path is given, or an argument is invalid.
     """
-    if path is not None:
-        raise UserError(
-            f"path={path}: arithmetic takes no file, its problems are made, not read; leave path at null"
-        )
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves no problem of arithmetic: set it to at least 1, or to null")
-    whole_number("count", count, least=1)
-    if (wanted := limit or count) > MOST:
-        raise UserError(f"limit={wanted} is too much: at most {MOST:,} problems of arithmetic are made")
+    wanted = count_of("arithmetic", count=count, limit=limit, path=path, most=MOST)
     if not isinstance(operations, Sequence) or [type(number) for number in operations] != [int, int]:
         raise UserError(f"operations={operations!r} must be two whole numbers, fewest and most, as [4,8]")
-    if isinstance(double, bool) or not isinstance(double, (int, float)) or not 0 <= double <= 1:
-        raise UserError(f"double={double!r} is no share: give a number from 0 to 1")
+    check_share("double", double)
     fewest, most = operations
     texts = task.problems(wanted, split=split, seed=seed, operations=(fewest, most))
     return [
@@ -63,8 +54,7 @@ def load(
 
 
 def _style(problem: str, double: float) -> task.Style:
-    number = int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=8, key=b"style").digest(), "big")
-    return "double" if number < double * 2**64 else "single"
+    return "double" if is_chosen(problem, "style", double) else "single"
 
 
 def final_answers(text: str) -> list[FinalAnswer]:

@@ -1,14 +1,14 @@
 """The built-in word problems with long solutions, graded exactly (`distill.tiny.steps`)."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from distill.benchmarks.grading import numeric
 from distill.benchmarks.grading.graded import of_the_answer
+from distill.benchmarks.made import check_share, count_of, is_chosen
 from distill.data.trace import Example, Verdict
-from distill.errors import UserError, whole_number
+from distill.errors import UserError
 from distill.tiny.steps import solutions, task
 
 MOST = 1_000_000  # problems: they are all kept in memory, and take minutes to make
@@ -42,18 +42,9 @@ def load(
     Raises:
         UserError: a path is given, or an argument is invalid.
     """
-    if path is not None:
-        raise UserError(
-            f"path={path}: steps takes no file, its problems are made, not read; leave path at null"
-        )
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves no problem of steps: set it to at least 1, or to null")
-    whole_number("count", count, least=1)
-    if (wanted := limit or count) > MOST:
-        raise UserError(f"limit={wanted} is too much: at most {MOST:,} problems of steps are made")
-    for name, share in (("double", double), ("structured", structured)):
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise UserError(f"{name}={share!r} is no share: give a number from 0 to 1")
+    wanted = count_of("steps", count=count, limit=limit, path=path, most=MOST)
+    check_share("double", double)
+    check_share("structured", structured)
     try:
         made = task.problems(wanted, split=split, seed=seed, dials=_dials(dials))
     except ValueError as error:
@@ -65,8 +56,8 @@ def load(
             gold=task.answer(problem),
             completion=solutions.write_solution(
                 problem,
-                "structured" if _drawn(text, "form") < structured else "plain",
-                "double" if _drawn(text, "style") < double else "single",
+                "structured" if is_chosen(text, "form", structured) else "plain",
+                "double" if is_chosen(text, "style", double) else "single",
             ),
         )
         for problem in made
@@ -77,12 +68,6 @@ def _dials(dials: Mapping[str, Sequence[int]]) -> task.Dials:
     if unknown := sorted(set(dials) - {"steps", "distance", "restatements"}):
         raise ValueError(f"dials.{unknown[0]} is no dial: steps, distance and restatements are")
     return task.Dials(**{name: task.as_range(name, value) for name, value in dials.items()})
-
-
-def _drawn(problem: str, key: str) -> float:
-    """A number in [0, 1) that depends on the problem alone."""
-    digest = hashlib.blake2b(problem.encode(), digest_size=8, key=key.encode()).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 @of_the_answer

@@ -185,15 +185,13 @@ def _answer(table: Table, claim: Claim, drifts: Mapping[str, Sequence[Drift | No
         return Answer(claim, reason=f"no finished run of {' and '.join(missing)}")
     pair = Pair(table, claim.method, None if claim.against == UNTRAINED else claim.against)
     try:
-        difference = pair.difference(claim.measure, benchmark=claim.benchmark, drifts=drifts)
-        if claim.predicted == "not_less":  # the test is of the difference from the margin
-            shifted = pair.difference(
-                claim.measure, benchmark=claim.benchmark, drifts=drifts, margin=float(claim.margin)
-            )
-            difference = replace(difference, p=shifted.p)
+        # For not_less the test is of the difference from the margin.
+        margin = float(claim.margin) if claim.predicted == "not_less" else 0.0
+        tested = pair.difference(claim.measure, benchmark=claim.benchmark, drifts=drifts, margin=margin)
     except ValueError as error:
         return Answer(claim, pair.seeds, reason=str(error))
-    return Answer(claim, pair.seeds, difference)
+    value, low, high = (one - margin for one in (tested.value, tested.low, tested.high))
+    return Answer(claim, pair.seeds, replace(tested, value=value, low=low, high=high))
 
 
 def other_settings(table: Table, registration: Registration) -> list[str]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from distill.analysis.drift_curves import Drift
 from distill.report.answers import Answers
 from distill.report.methods import Method, Table
-from distill.report.quality import TO_FIRST
+from distill.report.quality import TO_FIRST, right_to_first
 from distill.runs.read import Run
 from distill.statistics import Difference, mean_difference, paired_runs
 
@@ -127,9 +127,8 @@ class Pair:
         return replace(over_seeds, p=max(over_seeds.p, over_problems.p))
 
     def _to_first(self, rows: list[int]) -> ByProblem:
-        """Accuracy up to the first final answer; where answers are no short texts it is the accuracy."""
-        found, length = (self._answers.quality[name][rows] for name in (TO_FIRST, "characters"))
-        return np.where(np.isnan(found) & ~np.isnan(length), self._answers.right[rows], found)
+        quality = self._answers.quality
+        return right_to_first(quality[TO_FIRST][rows], quality["characters"][rows], self._answers.right[rows])
 
     def _widening(self, benchmark: str | None) -> tuple[BySeed, BySeed]:
         """The accuracy on problems with long solutions minus that on short ones, of either method."""

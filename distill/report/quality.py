@@ -133,10 +133,18 @@ def _against(table: Table, method: Method, baseline: Method, quality: MethodQual
 def _to_first(
     means: Callable[..., Float[np.ndarray, " problems"]], method: Method
 ) -> Float[np.ndarray, " problems"]:
-    """Accuracy up to the first final answer; where answers are no short texts it is the accuracy."""
-    found = means(method, TO_FIRST)
-    whole = np.isnan(found) & ~np.isnan(means(method, "characters"))
-    return np.where(whole, means(method), found)
+    return right_to_first(means(method, TO_FIRST), means(method, "characters"), means(method))
+
+
+def right_to_first(found: np.ndarray, characters: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Accuracy up to the first final answer; where answers are no short texts it is the accuracy.
+
+    Args:
+        found: the recorded accuracy up to there, NaN where none was.
+        characters: the recorded lengths, NaN in samples of versions that did not keep the quality.
+        right: the accuracy; all of the same shape.
+    """
+    return np.where(np.isnan(found) & ~np.isnan(characters), right, found)
 
 
 def _tested(

@@ -130,6 +130,6 @@ def tune(folder: Path) -> str:
     if edge := at_the_edge(grid):
         parts.append(f"At the grid's edge, so that a better rate may lie outside: {', '.join(edge)}.")
     if taus:
-        words = " ".join(f"+taus.{loss}={tau:g}" for loss, tau in taus.items())
+        words = " ".join(f"++taus.{loss}={tau:g}" for loss, tau in taus.items())
         parts.append(f"τ is not read from that file; give the comparison: {words}")
     return "\n\n".join([*parts, f"{folder / CHOICE} is written: experiment=compare lr_from={folder}"])

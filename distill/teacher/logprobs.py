@@ -143,13 +143,11 @@ def in_batches(
     read = [
         Trace(one.example, one.prompt_ids, one.completion_ids) for one in (traces[row] for row in numbers)
     ]
-    lengths, layout = (
-        list(map(len, read)),
-        BatchLayout("shared_prompt" if share_prompts else "padded", token_budget),
-    )
+    sizes = list(map(len, read))
+    layout = BatchLayout("shared_prompt" if share_prompts else "padded", token_budget)
     if share_prompts and read:
-        allow_sharing(lm, max(lengths))
-    for places in by_prompt(read, token_budget) if share_prompts else by_length(lengths, token_budget):
+        allow_sharing(lm, max(sizes))
+    for places in by_prompt(read, token_budget) if share_prompts else by_length(sizes, token_budget):
         rows, bare = [numbers[place] for place in places], [read[place] for place in places]
         batch = collate(bare, layout=layout).to(lm.device)
         head = lm.completion_head(batch.input_ids, batch.mask, batch.layout)

@@ -62,20 +62,26 @@ STUDENT = Recipe(
 def make_tokenizer() -> Any:
     """Make a tokenizer with one token per character, which adds no special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<eos>", *task.CHARACTERS]
     # No unknown token, so that a character outside the task is an error.
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()  # otherwise decoding joins the characters with spaces
+    return for_transformers(tokenizer, CONTEXT)
+
+
+def for_transformers(tokenizer: Any, context: int) -> Any:
+    """An embedded pair's tokenizer as transformers' own; `context`: its longest sequence."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
-        # AutoTokenizer loads it as a Qwen2 tokenizer, which would otherwise add its own unknown token.
+        # Read as a Qwen2 tokenizer, as AutoTokenizer does, it would otherwise get another unknown token.
         unk_token="<pad>",
         eos_token="<eos>",
-        model_max_length=CONTEXT,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
 

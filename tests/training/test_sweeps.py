@@ -299,7 +299,7 @@ def test_tau_is_chosen_with_the_rate_where_a_loss_has_several(tmp_path: Path) ->
     said = tune(tmp_path)
     assert "| `dcod_kl τ=1` | **70.0** | 60.0 | 50.0 |" in said
     assert "| `dcod_kl τ=2` | 20.0 | **90.0** | 10.0 |" in said
-    assert "give the comparison: +taus.dcod_kl=2" in said
+    assert "give the comparison: ++taus.dcod_kl=2" in said
     assert chosen_lr({}, str(tmp_path), "dcod_kl") == 0.003
     assert OmegaConf.load(tmp_path / CHOICE)["taus"] == {"dcod_kl": 2.0}
 

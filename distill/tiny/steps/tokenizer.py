@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from distill.config.paths import CONFIG
+from distill.tiny.build import for_transformers
 from distill.tiny.steps import solutions, task
 
 CONTEXT = 1024
@@ -44,7 +45,6 @@ def instruction_lines() -> list[str]:
 def make_tokenizer() -> Any:
     """Train the tokenizer; the result depends on the task and the instruction alone."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,15 +63,7 @@ def make_tokenizer() -> Any:
     )
     tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.add_tokens(lines)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        # AutoTokenizer loads it as a Qwen2 tokenizer, which would otherwise add its own unknown token.
-        unk_token="<pad>",
-        eos_token="<eos>",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return for_transformers(tokenizer, CONTEXT)
 
 
 def _texts() -> Iterator[str]:
