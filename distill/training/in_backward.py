@@ -1,11 +1,24 @@
 """Optimizer steps in the backward pass, weight by weight (torchtune's `optimizer_in_bwd`)."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+
+
+def multiply(gradients: Sequence[Tensor], factor: float) -> None:
+    """Multiply gradients by a number, in place, each product rounded once to the gradient's own precision.
+
+    For bf16, `torch._foreach_mul_` on a CPU first rounds the number itself, by up to 0.4 %, alike for all.
+    """
+    if any(gradient.device.type == "cpu" for gradient in gradients):
+        for gradient in gradients:
+            gradient.mul_(factor)
+    else:
+        torch._foreach_mul_(gradients, factor)
 
 
 class StepsInBackward:
@@ -57,7 +70,7 @@ class StepsInBackward:
             return
         # The kernels of a step after the backward pass: others round differently in bf16.
         self._norms[parameter] = torch._foreach_norm([parameter.grad])[0]
-        torch._foreach_mul_([parameter.grad], self._factor)
+        multiply([parameter.grad], self._factor)
         if self._clip_value:
             parameter.grad.clamp_(-self._clip_value, self._clip_value)
         groups = self._optimizer.param_groups

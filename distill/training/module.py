@@ -38,7 +38,7 @@ from distill.teacher.models import Joint, TeacherModels
 from distill.teacher.retokenize import Retokenizer
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy
-from distill.training.in_backward import StepsInBackward
+from distill.training.in_backward import StepsInBackward, multiply
 from distill.training.length import Steps
 from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
@@ -317,7 +317,7 @@ class DistillModule(lightning.LightningModule):
         if self._zero is not None:  # which calls `end_step` when it has the norm
             self._zero.divide(1 / factor if factor else 1.0)
             return
-        torch._foreach_mul_(gradients, factor)
+        multiply(gradients, factor)
         self._gradient_norm = norm * factor
         self.end_step(unscaled_norm * factor)
 

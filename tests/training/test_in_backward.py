@@ -22,7 +22,7 @@ from distill.models.find import find_model
 from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
 from distill.planning.ranks import GRADIENTS
 from distill.planning.simulate import STUDENT, simulate
-from distill.training.in_backward import StepsInBackward
+from distill.training.in_backward import StepsInBackward, multiply
 from distill.training.remedies import remedies
 from distill.training.setup import Setup
 from distill.training.strategy_checks import check_in_backward
@@ -129,6 +129,19 @@ def test_values_are_clipped_and_activations_computed_anew_as_in_steps_after_it(
         assert moved == pytest.approx(1e-3, rel=1e-3)
         results.append(found)
     assert_same(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_are_multiplied_without_rounding_the_factor_first(dtype: torch.dtype) -> None:
+    gradient = torch.randn(4_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    factor = 1 / 3154  # the bf16 number nearest to it is 0.15 % smaller
+    right = (gradient.double() * factor).to(dtype)
+    gradients = [gradient[:1_000].clone(), gradient[1_000:].clone()]
+    multiply(gradients, factor)
+    if dtype == torch.float32:  # the factor is a number of this precision then
+        torch.testing.assert_close(torch.cat(gradients), right, rtol=1.2e-7, atol=0)
+    else:
+        assert torch.equal(torch.cat(gradients), right)
 
 
 def test_one_gradient_at_a_time_is_there(student: LanguageModel) -> None:

@@ -218,9 +218,13 @@ class _Child:
             self.close()
             raise
         if not ready:
+            slow = self.running
             self.close()
             raise UserError(
-                "the judge of mathematical answers does not start: is math-verify installed? "
+                f"the judge of mathematical answers has not started in {_START_SECONDS:.0f} s: other "
+                "programs use the processor; give the command again when they leave it some"
+                if slow
+                else "the judge of mathematical answers does not start: is math-verify installed? "
                 "(pip install math-verify)"
             )
 

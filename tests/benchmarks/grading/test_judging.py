@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from covering import some_of
@@ -22,6 +23,7 @@ from distill.benchmarks.grading.answers import number
 from distill.benchmarks.grading.equivalence import compare
 from distill.benchmarks.grading.judge import MathJudge
 from distill.data.trace import Example, Verdict
+from distill.errors import UserError
 
 pytest.importorskip("math_verify")
 
@@ -227,6 +229,32 @@ def test_a_question_without_a_response_is_asked_again_before_it_counts_as_wrong(
         assert judge.same("x+6", "6+x") == (False, "timeout")
         assert _Unresponsive.asked == 1  # after the stopped one
         assert not children(judge)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (["sleep", "60"], "has not started in 0 s: other programs use the processor"),
+        (["false"], "does not start: is math-verify installed"),
+    ],
+)
+def test_a_child_that_is_slow_to_start_is_told_from_one_that_cannot(
+    monkeypatch: pytest.MonkeyPatch, program: list[str], said: str
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    original = subprocess.Popen
+
+    def instead(_: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        started.append(original(program, **settings))
+        if program == ["false"]:
+            started[0].wait()
+        return started[0]
+
+    monkeypatch.setattr(judging.subprocess, "Popen", instead)
+    monkeypatch.setattr(judging, "_START_SECONDS", 0.05)
+    with pytest.raises(UserError, match=said):
+        judging._Child(0)
+    assert started[0].poll() is not None  # nothing is left running
 
 
 class _Unresponsive(judging._Child):
