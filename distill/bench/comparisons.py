@@ -220,6 +220,20 @@ _ALL = (
         {"steps": 3},
     ),
     Comparison(
+        "compile",
+        "an SFT step with the layers compiled, and not",
+        (
+            _step("eager", "not compiled", "sft"),
+            _step("compiled", "compiled", "sft", "model.compile=true"),
+        ),
+        (
+            Goal("tokens_per_second", "compiled", "eager", at_least=1.15),
+            Goal("peak_bytes", "compiled", "eager", at_most=1.01),
+        ),
+        note="Layers are compiled before the first step: `figures.processor_seconds_before` of each measurement "
+        "has what comes before it, and `figures.processor_seconds_per_step` what a busy machine's clock hides.",
+    ),
+    Comparison(
         "in_backward",
         "an SFT step whose weights are stepped in the backward pass, and after it",
         (

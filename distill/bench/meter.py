@@ -39,6 +39,7 @@ class Meter:
         self.needed = 0  # bytes of gradients and optimizer state, which every implementation needs
         self.packages: set[str] = {"torch", "transformers"}
         self._began = 0.0
+        self._processor: list[float] = []  # of all threads, at the beginning and after each step
         self._memory = _Memory(setting.device)
 
     def begin(self, trained: Iterable[Any] = (), frozen: Iterable[Any] = ()) -> None:
@@ -55,8 +56,10 @@ class Meter:
         for model in frozen:
             for parameter in model.parameters():
                 parameter.detach().sum()
+        self.figures["processor_seconds_before"] = sum(os.times()[:4])  # child processes included
         self._memory.begin()
         self._began = time.perf_counter()
+        self._processor.append(time.process_time())
 
     def step(self, loss: Any, tokens: int) -> None:
         """Record the end of a step.
@@ -70,6 +73,7 @@ class Meter:
 
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self._processor.append(time.process_time())
         self.tokens.append(int(tokens))
         if loss is not None:
             self.losses.append(loss.detach() if hasattr(loss, "detach") else loss)
@@ -84,6 +88,8 @@ class Meter:
         if not self.done:
             raise RuntimeError(f"{len(self.ends)} of {self.wanted} steps were taken")
         marks = [self._began, *self.ends]
+        spent = self._processor[self.wanted] - self._processor[self.setting.warmup]
+        processor = {"processor_seconds_per_step": spent / self.setting.steps}
         workspace = {"workspace_bytes": max(1.0, self._memory.peak - self.needed)} if self.needed else {}
         seconds = [after - before for before, after in itertools.pairwise(marks)]
         return Measurement(
@@ -92,7 +98,7 @@ class Meter:
             peak_bytes=self._memory.peak,
             losses=[float(loss) for loss in self.losses[: self.wanted]],
             versions={name: _version(name) for name in sorted(self.packages)},
-            figures=self.figures | workspace,
+            figures=self.figures | workspace | processor,
         )
 
 

@@ -51,6 +51,7 @@ ADDED: dict[str, tuple[str, Any]] = {
         f"card.{name}": ("checkpoint.every", "unknown")
         for name in ("license", "base_license", "teacher_license", "data_license")
     },
+    "model.compile": ("model.gradient_checkpointing", False),
     "model.teachers_in_memory": ("model.teacher_dtype", "all"),
     "loss.teacher_update_rate": ("loss.normalize", 0.01),
     "loss.teacher_sync_steps": ("loss.normalize", 1),

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.generation.sampling import Sampling
+from distill.models.compiling import uncompiled
 from distill.models.language_model import LanguageModel, cached_casts
 
 
@@ -82,6 +83,7 @@ def _generate(
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     with _eval_mode(lm.model), cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
+        decoding.enter_context(uncompiled(lm))
         reader, draw = _Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
         tokens = draw(reader.read_prompts())
         decoding.enter_context(_decoding(lm.model))

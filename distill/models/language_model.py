@@ -211,6 +211,8 @@ class LanguageModel:
     All hidden states for losses and logprobs come from `completion_head`.
     """
 
+    compiled = False  # whether its layers are, by `distill.models.compiling.compile_layers`
+
     def __init__(self, model: Any, tokenizer: Any, source: ModelSource) -> None:
         self.model = model
         self.tokenizer = tokenizer

@@ -25,6 +25,7 @@ from distill.data.layout import Layout
 from distill.errors import UserError
 from distill.models.head import Head
 from distill.models.language_model import LanguageModel, ModelSource
+from distill.models.layers import layers_of
 from distill.models.rope import rope_switch
 
 
@@ -49,12 +50,6 @@ def check_shardable(source: ModelSource) -> None:
             f"trainer.strategy=fsdp: {source.name!r} reads long traces in a pass of their own, which the "
             f"ranks could not do together: take trainer.strategy=ddp"
         )
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The model's layers, each of which is gathered as a whole."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def shard(

@@ -14,7 +14,7 @@ from distill.losses.several_heads import MixedHead, RoutedHead
 from distill.losses.signals import SIGNALS
 from distill.losses.sparse import SparseDistribution
 from distill.models.head import Head
-from distill.models.sharding import layers_of
+from distill.models.layers import layers_of
 from distill.objective.objective import Objective
 from distill.planning.kernels import GPU_BLOCK, KernelMeter
 from distill.planning.sizes import ModelSize

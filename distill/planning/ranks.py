@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from distill.models.sharding import layers_of
+from distill.models.layers import layers_of
 from distill.planning.sizes import ModelSize
 from distill.planning.weightless import WeightlessModel
 from distill.teacher.several import in_words, kind_of

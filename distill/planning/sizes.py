@@ -13,7 +13,7 @@ from distill.data.trace import Example, TeacherView, Trace
 from distill.errors import UserError
 from distill.models.flops import Cost, cost_of
 from distill.models.language_model import ModelSource
-from distill.models.sharding import layers_of
+from distill.models.layers import layers_of
 from distill.planning.weightless import dtype_of, vocabulary_of
 from distill.teacher.several import name_of
 from distill.training.setup import Setup

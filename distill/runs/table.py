@@ -23,7 +23,7 @@ from distill.statistics import mean_over_runs
 # Keys without an effect on results: folders, names, logging and speed; and references to other keys.
 # What lrs, lr_from and taus choose is in optimizer.lr and loss.
 _BESIDE_THE_POINT = re.compile(
-    r"(seed|name|dir|runs|cache|ckpt_path|lrs|lr_from|taus|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing)"
+    r"(seed|name|dir|runs|cache|ckpt_path|lrs|lr_from|taus|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing|compile)"
     rf"|trainer\.log_every_n_steps|{'|'.join(map(re.escape, REFERENCES))})(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|lr_scheduler|model\.reference|model\.pilot)(\.|$)")

@@ -1,4 +1,4 @@
-"""Checks that need torch or Lightning: `trainer`, `data.layout`, `loss.compile`, the folder `cache`."""
+"""Checks that need torch or Lightning: `trainer`, `data.layout`, a compiler, the folder `cache`."""
 
 import difflib
 import importlib.util
@@ -82,21 +82,28 @@ def with_strategy(options: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def check_compiler(wanted: bool, device: str) -> None:
-    """Reject `loss.compile=true` without a C++ compiler (CPU) or Triton (GPU)."""
-    if not wanted:
+def check_compiler(wanted: Mapping[str, bool], device: str) -> None:
+    """Reject torch.compile without a C++ compiler (CPU) or Triton (GPU).
+
+    Args:
+        wanted: the keys that ask for it, such as `loss.compile`, and whether they do.
+        device: torch device of this process.
+
+    Raises:
+        UserError: there is none; names the key.
+    """
+    key = next((key for key, asked in wanted.items() if asked), None)
+    if key is None:
         return
     if device == "cpu":
         names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
         if not any(map(shutil.which, names)):
             raise UserError(
-                f"loss.compile=true needs a C++ compiler on a CPU, and none of {', '.join(names)} is in "
-                f"PATH: install one, or take loss.compile=false"
+                f"{key}=true needs a C++ compiler on a CPU, and none of {', '.join(names)} is in PATH: "
+                f"install one, or take {key}=false"
             )
     elif importlib.util.find_spec("triton") is None:
-        raise UserError(
-            "loss.compile=true needs Triton on a GPU: pip install triton, or take loss.compile=false"
-        )
+        raise UserError(f"{key}=true needs Triton on a GPU: pip install triton, or take {key}=false")
 
 
 def precision_of(trainer: Mapping[str, Any]) -> str:

@@ -134,6 +134,7 @@ _TRUE_OR_FALSE = (
     "smoke_test",
     "checkpoint.of_finished",
     "model.gradient_checkpointing",
+    "model.compile",
     "model.trust_remote_code",
     "trainer.cpu_offload",
     "trainer.offload_optimizer",

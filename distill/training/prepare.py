@@ -18,6 +18,7 @@ from distill.data.traces import Traces, scan
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
+from distill.models.compiling import compile_layers
 from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
 from distill.models.lazy import LazyModel
@@ -130,6 +131,8 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         cached_flops = math.fsum(cost_of_source(lazy.source).forward(lazy.work) for lazy in asked)
     live = _load_live(setup, student, frozen)
     ready = _place(setup, student, live, [traces, held])
+    if setup.compile:
+        ready = _compile(setup, student, live, ready, clock)
     together = None
     if setup.teachers is not None:
         together = TeacherModels(setup.teachers, frozen, matrices, ready)
@@ -290,6 +293,35 @@ def _place(
     if setup.gradient_checkpointing:
         enable_gradient_checkpointing(student)
     return packed
+
+
+def _compile(
+    setup: Setup,
+    student: LanguageModel,
+    live: Mapping[str, LanguageModel],
+    ready: Callable[[LanguageModel], None],
+    clock: Clock,
+) -> Callable[[LanguageModel], None]:
+    """Compile the layers of the models that training runs.
+
+    Returns:
+        What does `ready` and compiles, for a model that is loaded later.
+    """
+
+    def compiled(lm: LanguageModel) -> None:
+        with clock("compiling"):
+            compile_layers(lm, setup.layout.kind, setup.compute.precision, trains=lm is student)
+
+    for lm in (student, *live.values()):
+        compiled(lm)
+    if first_rank():
+        print(f"model.compile: layers of {1 + len(live)} models in {clock.seconds['compiling']:.1f} s")
+
+    def ready_and_compiled(lm: LanguageModel) -> None:
+        ready(lm)
+        compiled(lm)
+
+    return ready_and_compiled
 
 
 def _as_it_is(lm: LanguageModel) -> None:

@@ -24,6 +24,7 @@ from distill.evaluation.run import Asked, ask
 from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
 from distill.losses.signals import Role
+from distill.models.compiling import check_layers
 from distill.models.devices import find_device, ranks_of, wants_gpu
 from distill.models.language_model import ModelSource
 from distill.models.lora import check_targets
@@ -51,7 +52,12 @@ from distill.training.recipe import TraceRecipe
 from distill.training.replay import check_replay
 from distill.training.resume import resume_arguments
 from distill.training.schedule import Schedule
-from distill.training.strategy_checks import check_in_backward, check_processes, check_strategy
+from distill.training.strategy_checks import (
+    check_compiled,
+    check_in_backward,
+    check_processes,
+    check_strategy,
+)
 from distill.training.teachers import check_alike, check_several, find_teachers
 from distill.training.validation_settings import ACCURACY, LOSS, ValidationSettings, read_validation
 
@@ -169,6 +175,7 @@ class Setup:
         frozen: frozen models such as the teacher, by role; of several teachers each by its own.
         lora: LoRA settings; None: train all weights.
         gradient_checkpointing: whether the backward pass recomputes activations.
+        compile: whether the models' layers are compiled for training.
         objective: the training objective.
         recipe: how problems become traces.
         optimizer: makes the optimizer from the parameters.
@@ -196,6 +203,7 @@ class Setup:
     frozen: Mapping[str, ModelSource]
     lora: Lora | None
     gradient_checkpointing: bool
+    compile: bool
     objective: Objective
     recipe: TraceRecipe
     optimizer: OptimizerFactory
@@ -253,7 +261,8 @@ class Setup:
         }
         check_sense(objective, recipe, launch.loss)
         if here:
-            checks.check_compiler(objective.compile, compute.device)
+            wanted = {"loss.compile": objective.compile, "model.compile": values["model"]["compile"]}
+            checks.check_compiler(wanted, compute.device)
             checks.check_cache(Path(values["cache"]))
             check_source(recipe.source, learned=learns_data(cfg))
         student, frozen, teachers = _models(values, objective, recipe, launch, here)
@@ -270,6 +279,7 @@ class Setup:
             frozen=frozen,
             lora=lora,
             gradient_checkpointing=values["model"]["gradient_checkpointing"],
+            compile=values["model"]["compile"],
             objective=objective,
             recipe=recipe,
             length=_length(values),
@@ -330,6 +340,8 @@ class Setup:
         if self.objective.teacher == "ema":
             dtype = self.config["model"]["student_dtype"]
             check_average(self.compute.trainer.get("strategy"), dtype, self.lora)
+        if self.compile:
+            check_compiled(self.compute.trainer.get("strategy"))
         if self.compute.optimizer_in_backward:
             check_in_backward(self.length.ranks, str(self.config["optimizer"]["_target_"]))
         if here:
@@ -353,12 +365,11 @@ class Setup:
         if self.lora:
             check_targets(self.lora, self.student)
         check_processes(self.compute.trainer, self.length.ranks, objective.rollouts, sweep=self.launch.sweep)
-        check_strategy(
-            self.compute.trainer,
-            str(self.config["optimizer"]["_target_"]),
-            self.student,
-            [self.frozen[role] for role in self.live],
-        )
+        live = [self.frozen[role] for role in self.live]
+        check_strategy(self.compute.trainer, str(self.config["optimizer"]["_target_"]), self.student, live)
+        if self.compile:
+            for source in (self.student, *live):
+                check_layers(source)
         _ = self.asked  # so that a missing file is found now, not after training
 
 

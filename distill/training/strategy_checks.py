@@ -20,6 +20,19 @@ _BY_WEIGHT = (
 )
 
 
+def check_compiled(strategy: str | None) -> None:
+    """Check that the models' layers can be compiled (`model.compile`) under a strategy of the trainer.
+
+    Raises:
+        UserError: the strategy puts hooks around each layer.
+    """
+    if strategy in ("fsdp", "deepspeed"):
+        raise UserError(
+            f"model.compile=true: trainer.strategy={strategy} puts hooks around each layer, with which "
+            f"compiled layers have not been tried: take trainer=ddp, or model.compile=false"
+        )
+
+
 def check_in_backward(ranks: int, optimizer: str) -> None:
     """Check that weights can be stepped in the backward pass (`trainer.optimizer_in_backward`).
 

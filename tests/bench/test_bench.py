@@ -155,6 +155,20 @@ def test_a_step_lasts_from_the_end_of_the_one_before_and_warming_up_does_not_cou
     assert found.value("seconds_per_token") == pytest.approx(sum(found.seconds) / 30)
 
 
+def test_processor_seconds_are_those_of_timed_steps() -> None:
+    meter = Meter(Setting(warmup=1, steps=2))
+    meter.begin()
+    for seconds in (0.05, 0.01, 0.03):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+        time.sleep(0.01)
+        meter.step(None, 1)
+    found = meter.measurement()
+    assert found.value("processor_seconds_per_step") == pytest.approx(0.02, abs=0.004)
+    assert found.value("processor_seconds_before") > 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_is_what_steps_need_beyond_what_was_loaded() -> None:

@@ -51,9 +51,11 @@ def test_a_fused_loss_is_the_loss() -> None:
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    check_compiler(False, "cpu")
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU, and none of g\+\+"):
-        check_compiler(True, "cpu")
+    check_compiler({"loss.compile": False, "model.compile": False}, "cpu")
+    for key in ("loss.compile", "model.compile"):
+        said = rf"{key}=true needs a C\+\+ compiler on a CPU, and none of g\+\+.* take {key}=false"
+        with pytest.raises(UserError, match=said):
+            check_compiler({"other.compile": False, key: True}, "cpu")
     (tmp_path / "g++").write_text("")
     (tmp_path / "g++").chmod(0o755)
-    check_compiler(True, "cpu")
+    check_compiler({"model.compile": True}, "cpu")
