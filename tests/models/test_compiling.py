@@ -55,7 +55,7 @@ def test_losses_gradients_and_names_are_those_of_uncompiled_layers() -> None:
         [sys.executable, str(CASES)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("loss off by") == 20
+    assert done.stdout.count("loss off by") == 24
 
 
 @needs_a_compiler
