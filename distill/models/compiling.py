@@ -98,7 +98,7 @@ def _without_attention(layer: nn.Module) -> list[nn.Module]:
 def _results(
     lm: LanguageModel, kind: LayoutKind, precision: torch.dtype, trains: bool, seed: int
 ) -> list[Tensor]:
-    """Hidden states of a small batch, and of the student the gradients of its first layer, in float64.
+    """Hidden states of a small batch, and of the student its first layer's gradient, in float64.
 
     The modes are those of training, so that nothing is compiled that it would not use. `seed`: of dropout.
     """
@@ -127,11 +127,14 @@ def _results(
 
 
 def _gradients(lm: LanguageModel, hidden: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Gradients of the first layer's weights; those of all layers would take as much memory as the model."""
+    """The gradients of the first layer's weights in one vector; empty if none trains.
+
+    Those of all layers would take as much memory as the model, and some alone are zero but for rounding.
+    """
     # Not of the states' norm, which the model's last normalization keeps constant.
     factors = torch.randn(hidden.shape, generator=generator).to(hidden.device)
     trained = [p for p in layers_of(lm.model)[0].parameters() if p.requires_grad]
     if not trained:
         return []
     found = torch.autograd.grad((hidden.float() * factors).sum(), trained, allow_unused=True)
-    return [gradient for gradient in found if gradient is not None]
+    return [torch.cat([gradient.flatten() for gradient in found if gradient is not None])]
