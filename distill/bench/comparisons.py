@@ -230,8 +230,8 @@ _ALL = (
             Goal("tokens_per_second", "compiled", "eager", at_least=1.15),
             Goal("peak_bytes", "compiled", "eager", at_most=1.01),
         ),
-        note="Layers are compiled before the first step: `figures.processor_seconds_before` of each measurement "
-        "has what comes before it, and `figures.processor_seconds_per_step` what a busy machine's clock hides.",
+        note="Layers are compiled before the first step, which each measurement has in "
+        "`figures.processor_seconds_before`; a step's CPU time is in `figures.processor_seconds_per_step`.",
     ),
     Comparison(
         "in_backward",

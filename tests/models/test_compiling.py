@@ -1,5 +1,6 @@
 """Tests of compiled layers: results of uncompiled ones, the same names, checkpoints for both, refusals."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -61,8 +62,10 @@ def test_losses_gradients_and_names_are_those_of_uncompiled_layers() -> None:
 @needs_a_compiler
 @pytest.mark.slow
 def test_a_compiled_run_is_resumed_uncompiled_and_the_other_way_round(
-    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Graphs without kernels, which take minutes to make.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     words = arguments(tiny_pair, traces, tmp_path, "loss=forward_kl", "optimizer.lr=1e-2")
     words += ["data.batch_size=4", "lr_scheduler.warmup_ratio=0", "lr_scheduler.decay=constant"]
     whole = column(run([*words, "trainer.max_steps=4"], tmp_path / "whole"), "train/loss")
