@@ -44,7 +44,7 @@ CASES = (
     Case("llama", checkpointed=True),
     Case("qwen3", "packed", checkpointed=True),
     Case("qwen2", "shared_prompt", adapted=True),
-    Case("gpt2", "grouped", precision=torch.bfloat16),
+    Case("gpt_neox", "grouped", precision=torch.bfloat16),
     Case("qwen3"),
 )
 

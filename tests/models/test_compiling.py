@@ -61,6 +61,8 @@ def test_losses_gradients_and_names_are_those_of_uncompiled_layers() -> None:
 
 @needs_a_compiler
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::torch")  # of the compiler about what it reads itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_run_is_resumed_uncompiled_and_the_other_way_round(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
