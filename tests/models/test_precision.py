@@ -51,6 +51,7 @@ def test_auto_on_a_gpu_goes_by_what_it_has(
     [
         ("data.layout=sorted", r"data\.layout='sorted' is not one of padded, grouped, packed"),
         ("model.gradient_checkpointing=1", r"model\.gradient_checkpointing=1 is neither true nor false"),
+        ("model.compile=1", r"model\.compile=1 is neither true nor false"),
     ],
 )
 def test_what_no_layout_is_is_said_in_a_sentence(word: str, complaint: str) -> None:
