@@ -85,6 +85,7 @@ _MAY_CHANGE = {
     "trainer.stage",
     "trainer.offload_optimizer",
     "trainer.optimizer_in_backward",
+    "model.compile",
     "benchmark.token_budget",
     "checkpoint.every",
     "checkpoint.keep",
