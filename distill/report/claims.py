@@ -227,11 +227,12 @@ def _row(answer: Answer) -> list[str]:
     claim, difference = answer.claim, answer.difference
     if difference is None:
         return [claim.says, answer.reason, str(len(answer.seeds)), "", "", answer.word]
+    alike = difference.low == difference.high  # then a t-test has nothing to go by, and p is 1
     return [
         claim.says,
         _difference(claim, difference),
         str(len(answer.seeds)),
-        p_value(difference.p),
+        "none: all seeds alike" if alike else p_value(difference.p),
         p_value(answer.adjusted),
         f"**{answer.word}**",
     ]
