@@ -117,12 +117,13 @@ def map_figure(
     low, high = _range((scale * own.to_numpy(dtype=float) for own in maps.values()), around_zero)
     with paper():
         figure = new_figure(lines, columns, width=PAGE, height=lines * (1.15 + 0.24 * tall))
+        image = None
         for axes, (panel, own) in zip(figure.axes, maps.items(), strict=False):
             image = _map(axes, scale * own, (low, high), "PuOr" if around_zero else "cividis")
             axes.set(title=panel, ylabel=rows)
         for axes in figure.axes[len(maps) :]:
             axes.set_axis_off()
-        if maps:
+        if image is not None:
             figure.colorbar(image, ax=figure.axes, label=label, shrink=0.8)
     return figure
 
