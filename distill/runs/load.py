@@ -186,9 +186,7 @@ def _read_lines(path: Path, keys: set[str], left_out: dict[str, str]) -> list[di
         return []
 
 
-def _read_metrics(
-    found: _Found, run: Path, wanted: Sequence[str] | None, left_out: dict[str, str]
-) -> None:
+def _read_metrics(found: _Found, run: Path, wanted: Sequence[str] | None, left_out: dict[str, str]) -> None:
     path = run / "metrics.csv"
     try:
         if path.is_file():
