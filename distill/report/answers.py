@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from distill.runs.read import Run
 # Field of a sample by measure.
 QUALITY = FIGURES | {"finished": "finished"}
 _MISSING = float("nan")
-_AT_ONCE = 256  # lines that are parsed together
+_AT_ONCE, _BLOCK = 256, 1 << 20  # lines that are parsed together; bytes in memory while lines are counted
 Key = tuple[str, str, str]  # identifies a problem: benchmark, id, hash of its text
 
 
@@ -162,11 +163,15 @@ def samples_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: a line is not a record; the message names the file and line.
     """
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return
-    with path.open("rb") as stream:
-        # Parsing the lines of other stages would take most of the time.
-        lines = ((number, line) for number, line in enumerate(stream, 1) if b'"after"' in line)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # Going through the lines of other stages, which are written before, would take most of the time.
+        begin = content.rfind(b"\n", 0, max(0, content.find(b'"after"'))) + 1
+        stream.seek(begin)
+        above = sum(content[at : min(at + _BLOCK, begin)].count(b"\n") for at in range(0, begin, _BLOCK))
+        numbered = enumerate(stream, above + 1)
+        lines = ((number, line) for number, line in numbered if b'"after"' in line)
         while chunk := list(itertools.islice(lines, _AT_ONCE)):
             for (number, _), record in zip(chunk, _parsed(path, chunk), strict=True):
                 if not isinstance(record, dict):
