@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill.analysis.drift_curves import Drift
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.errors import UserError
 from distill.report.answers import QUALITY
 from distill.report.cells import p_value

@@ -20,7 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
-from distill.config.instantiate import flat, plain
+from distill.config.flat import flat
+from distill.config.instantiate import plain
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.losses.signals import name_of
