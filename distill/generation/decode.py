@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.data.layout import alike
+from distill.generation.prepacked import prepacked
 from distill.generation.sampling import Sampling
 from distill.models.language_model import LanguageModel, cached_casts
+
+_PASS_TOKENS, _PASS_COST = 1024, 16  # of a pass over prompts: most tokens, and what it costs beside them, in tokens
 
 
 def generate(
@@ -81,7 +85,14 @@ def _generate(
     """Completions of at most `rooms` tokens, for prompts on one side of the model's `rope_switch`."""
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
-    with _eval_mode(lm.model), cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
+    tokens = sum(map(len, set(map(tuple, prompts)))) + sum(rooms)
+    with (
+        _eval_mode(lm.model),
+        cached_casts(lm.device.type),
+        torch.no_grad(),
+        prepacked(lm.model, tokens),
+        ExitStack() as decoding,
+    ):
         reader, draw = _Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
         tokens = draw(reader.read_prompts())
         decoding.enter_context(_decoding(lm.model))
@@ -119,7 +130,7 @@ class _Reader:
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         from transformers.generation.utils import ALL_CACHE_NAMES
 
-        from distill.generation.kv_cache import growing_cache
+        from distill.generation.kv_cache import grows_alone, growing_cache
 
         self._lm = lm
         self._takes = set(inspect.signature(type(lm.model).forward).parameters)
@@ -146,10 +157,14 @@ class _Reader:
         self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
         self._padded = not bool(mask.all())
         self._places = torch.arange(len(prompts), device=lm.device)
+        self._by_length: list[list[int]] = []  # groups of prompts; empty: all are read in one pass
+        # On a GPU one large pass is faster than several.
+        if self._padded and lm.device.type == "cpu" and self._rows_leave and grows_alone(self._cache):
+            self._by_length = alike([len(prompt) for prompt in read], _PASS_TOKENS, _PASS_COST)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Read the prompts; return the logits of each row's first new token."""
-        logits = self._read(first=True)
+        logits = self._read_by_length() if self._by_length else self._read(first=True)
         if self._begins is None:
             return logits
         self._cache.reorder_cache(self._begins)
@@ -189,24 +204,75 @@ class _Reader:
         )
 
     def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
+        read = slice(self._length)
+        logits, self._cache = self._pass(
+            self._ids[:, read],
+            self._mask[:, read] if self._padded else None,
+            self._positions[:, read],
+            self._cache,
+            first=first,
+        )
+        return logits if self._rows_leave else logits[self._places]
+
+    def _read_by_length(self) -> Float[Tensor, "rows vocab"]:
+        """Read the prompts in passes of similar lengths, which need little padding."""
+        from distill.generation.kv_cache import growing_cache, put_rows
+
+        parts, order = [], []
+        lengths = self._mask[:, : self._length].sum(1)
+        for group in self._by_length:
+            rows = torch.tensor(group)
+            read = slice(self._length - int(lengths[rows].max()), self._length)
+            mask = self._mask[rows, read]
+            logits, cache = self._pass(
+                self._ids[rows, read],
+                None if bool(mask.all()) else mask,
+                self._positions[rows, read],
+                growing_cache(self._lm.model, read.stop - read.start),
+                first=True,
+            )
+            put_rows(self._cache, cache, rows, len(self._ids), self._length)
+            parts.append(logits)
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _pass(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Int[Tensor, "rows tokens"] | None,
+        positions: Int[Tensor, "rows tokens"],
+        cache: Any,
+        *,
+        first: bool,
+    ) -> tuple[Float[Tensor, "rows vocab"], Any]:
+        """Read what the cache does not hold yet.
+
+        Args:
+            ids: of all tokens so far.
+            mask: 0 on padding; None: there is none, and attention is faster then.
+            positions: of the tokens in their rows.
+            cache: of the tokens before; empty at first.
+            first: whether these are the prompts, and not one token more.
+
+        Returns:
+            The logits of the next token, and the cache.
+        """
         options = {
-            # None without padding, because attention is faster then.
-            "attention_mask": self._mask[:, : self._length] if self._padded else None,
-            "position_ids": self._positions[:, : self._length],
+            "attention_mask": mask,
+            "position_ids": positions,
             "use_cache": True,
             "logits_to_keep": 1,
-            self._cache_name: self._cache,
+            self._cache_name: cache,
         }
         inputs = self._lm.model.prepare_inputs_for_generation(
-            self._ids[:, : self._length],
+            ids,
             next_sequence_length=None if first else 1,
             is_first_iteration=first,
             **{name: value for name, value in options.items() if name in self._takes},
         )
         output = self._lm.model(**inputs, return_dict=True)
-        self._cache = output[self._cache_name]
         logits = output.logits[:, -1, : self._lm.vocab_size]  # further rows of the head are no tokens
-        return (logits if self._rows_leave else logits[self._places]).float()
+        return logits.float(), output[self._cache_name]
 
 
 class _Draw:
