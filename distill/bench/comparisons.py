@@ -328,9 +328,7 @@ _ALL = (
         (
             Contestant("ours", "distill", generation("ours")),
             Contestant("generate", "transformers generate", generation("transformers_generate")),
-            Contestant(
-                "continuous", "transformers, continuous batching", generation("continuous_batching")
-            ),
+            Contestant("continuous", "transformers, continuous batching", generation("continuous_batching")),
             Contestant("vllm", "vLLM", generation("vllm"), needs=("vllm",)),
         ),
         (

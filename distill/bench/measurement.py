@@ -18,7 +18,7 @@ class Setting:
         vocabulary: rows of the output matrix when the output head is measured alone; None: the shape's.
         traces: number of traces when the data pipeline or a batch layout is measured.
         lengths: file whose traces' lengths are used then; None: lengths like those of GSM8K.
-        new_tokens: most tokens per completion when generation is measured; `rows` prompts are then written to.
+        new_tokens: most tokens per completion when generation is measured, of `rows` prompts.
         precision: dtype of the weights then.
         model: a model to generate with (hub id, folder or GGUF file); None: the random one of `shape`.
         prompts: file whose first problems are the prompts then; None: random tokens.

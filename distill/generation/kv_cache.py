@@ -147,7 +147,8 @@ def grows_alone(cache: Cache) -> bool:
 
 
 def put_rows(cache: Cache, part: Cache, rows: Int[Tensor, " rows"], count: int, length: int) -> None:
-    """Copy the rows of a smaller cache into one of `count` rows of `length` tokens (`GrowingLayer.put_rows`)."""
+    """Copy the rows of a smaller cache into one of `count` rows of `length` tokens, by
+    `GrowingLayer.put_rows`."""
     for layer, own in zip(cache.layers, part.layers, strict=True):
         cast(GrowingLayer, layer).put_rows(cast(GrowingLayer, own), rows, count, length)
 
