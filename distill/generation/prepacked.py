@@ -4,15 +4,10 @@ Generation multiplies each matrix many times without changing it. Copied into th
 faster: on a CPU with AVX-512, products of 24 to 2,500 rows take 0.6 to 0.9 of their time. The copies hold as
 many bytes as the matrices, and are freed afterwards."""
 
-import ast
-import functools
-import inspect
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +17,6 @@ _LEAST = 1024  # tokens that a model must read before the copies have paid
 _DTYPES = (torch.float32, torch.bfloat16)
 _MEMORY = Path("/proc/meminfo")
 _MOST = 1 / 4  # of the memory that is free
-_GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 
 
 @contextmanager
@@ -37,15 +31,11 @@ def prepacked(model: nn.Module, tokens: int) -> Iterator[None]:
         model: the model.
         tokens: about how many tokens it will read; the copies are not made for a few.
     """
-    changed: list[nn.Module] = []
+    changed: list[nn.Linear] = []
     try:
         for module in _linears(model) if tokens >= _LEAST else []:
             module.forward = _Product(module)
             changed.append(module)
-        if changed:
-            for module in filter(_is_gated, model.modules()):
-                module.forward = functools.partial(_gated, module)
-                changed.append(module)
         yield
     finally:
         for module in changed:
@@ -61,79 +51,34 @@ class _Product:
 
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default
         self.mixed = torch.is_autocast_enabled("cpu")
         self.dtype = _dtype(module.weight)
+        self.inputs = _DTYPES if self.mixed else (self.dtype,)
         self.weight = reordered(module.weight.detach().to(self.dtype))
         self.bias = None if module.bias is None else module.bias.detach().to(self.dtype)
 
     def __call__(self, input: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        if torch.is_autocast_enabled("cpu") != self.mixed or (input.dtype != self.dtype and not self.mixed):
+        if torch.is_autocast_enabled("cpu") != self.mixed or input.dtype not in self.inputs:
             return nn.Linear.forward(self.module, input)  # which may refuse it
-        return _multiply(input.to(self.dtype), self.weight, self.bias, "none", (), "")
-
-
-def _multiply(*arguments: Any) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(*arguments)
-
-
-def _gated(module: Any, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
-    """An MLP's `forward`, whose activation and gate are computed where the products are, in the same pass."""
-    gate, up = module.gate_proj.forward, module.up_proj.forward
-    if x.dtype != gate.dtype or torch.is_autocast_enabled("cpu"):
-        return type(module).forward(module, x)
-    hidden = _multiply(x, gate.weight, gate.bias, "swish", (), "")
-    return module.down_proj(_multiply(x, hidden, up.weight, up.bias, "mul"))
-
-
-def _is_gated(module: Any) -> bool:
-    """Whether a module is an MLP with SiLU and prepacked matrices, whose parts have no hooks.
-
-    In bf16 it is not: the one rounding of `_gated` instead of three would change texts.
-    """
-    from transformers.activations import SiLUActivation
-
-    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "act_fn")]
-    if type(parts[2]) not in (nn.SiLU, SiLUActivation) or not _says_gated(type(module).forward):
-        return False
-    products = [getattr(part, "forward", None) for part in parts[:2]]
-    return (
-        "forward" not in vars(module)
-        and all(isinstance(one, _Product) and one.dtype == torch.float32 for one in products)
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-    )
-
-
-@functools.cache
-def _says_gated(forward: Any) -> bool:
-    """Whether a function returns `_GATED` and does nothing else, as in most models of transformers."""
-    try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(forward))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return False
-    if not isinstance(function, ast.FunctionDef) or function.decorator_list:
-        return False
-    match function.body:
-        case [ast.Return(value=ast.expr() as found)]:
-            pass
-        case [ast.Assign(targets=[ast.Name(id=name)], value=found), ast.Return(value=ast.Name(id=returned))]:
-            if name != returned:
-                return False
-        case _:
-            return False
-    return ast.unparse(found) == _GATED
+        return self.multiply(input.to(self.dtype), self.weight, self.bias, "none", (), "")
 
 
 def _linears(model: nn.Module) -> list[nn.Linear]:
     """The layers to change; none if their copies could fill the memory."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    functions = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, f) for f in functions):
         return []
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtypes = _DTYPES if half else (torch.float32,)
     found: list[nn.Linear] = [
         module
         for module in model.modules()
         if type(module) is nn.Linear
         and type(module.weight) is nn.Parameter  # and not a subclass with products of its own
         and module.weight.device.type == "cpu"
-        and _dtype(module.weight) in _DTYPES
+        and module.weight.dtype in dtypes
+        and _dtype(module.weight) in dtypes
         and not module._forward_pre_hooks  # these may change weights
         and "forward" not in vars(module)
     ]
@@ -152,6 +97,6 @@ def _dtype(weight: Tensor) -> torch.dtype:
 
 
 def _free_memory() -> float:
-    """Bytes of memory that programs can still take; infinite if the system does not tell."""
+    """Bytes that programs can still take; infinite if the system does not tell."""
     found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMORY.read_text()) if _MEMORY.is_file() else None
     return 1024.0 * int(found.group(1)) if found else float("inf")

@@ -20,7 +20,8 @@ class Reader:
 
     Prompts are left-padded once, and the masks and positions of all later tokens are made at the same time. A
     prompt that several rows share is read once; on a CPU, prompts of similar lengths are read in a pass of
-    their own. The model's own `prepare_inputs_for_generation` selects its inputs, as in transformers' `generate`.
+    their own. The model's own `prepare_inputs_for_generation` selects its inputs, as in transformers'
+    `generate`.
 
     Args:
         lm: the model.
