@@ -90,7 +90,7 @@ def vllm(setting: Setting, meter: Meter) -> None:
     prompts = _prompts(setting, source)
     if source.gguf:
         source = _as_folder(setting, source)
-    options = {"enable_prefix_caching": False}
+    options: dict[str, Any] = {"enable_prefix_caching": False}
     if setting.device == "cpu":
         options["kv_cache_memory_bytes"] = _VLLM_CACHE
     engine = VllmEngine(LazyModel(source, setting.device), key="--only", **options)
@@ -99,7 +99,7 @@ def vllm(setting: Setting, meter: Meter) -> None:
 
     def write() -> list[list[int]]:
         found = dict(engine.write(requests, sampling))
-        return [found[place].ids.tolist() for place in range(len(requests))]
+        return [np.asarray(found[place].ids).tolist() for place in range(len(requests))]
 
     try:
         for _ in engine.write(requests[:1], Sampling(max_new_tokens=1)):
