@@ -24,8 +24,8 @@ def prepacked(model: nn.Module, tokens: int) -> Iterator[None]:
     """Multiply with prepacked copies of the model's matrices inside the block.
 
     Only plain `nn.Linear` modules on a CPU are changed, so that quantized, sharded and adapted layers, and
-    everything on a GPU, stay as they are; hooks on modules run as ever. Weights must not change inside the
-    block, which must be without gradients.
+    everything on a GPU, stay as they are; hooks on modules run as ever. A weight that changes inside the
+    block is multiplied without its copy from then on. The block must be without gradients.
 
     Args:
         model: the model.
@@ -55,11 +55,18 @@ class _Product:
         self.mixed = torch.is_autocast_enabled("cpu")
         self.dtype = _dtype(module.weight)
         self.inputs = _DTYPES if self.mixed else (self.dtype,)
+        self.source, self.version = module.weight, module.weight._version
         self.weight = reordered(module.weight.detach().to(self.dtype))
         self.bias = None if module.bias is None else module.bias.detach().to(self.dtype)
 
     def __call__(self, input: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        if torch.is_autocast_enabled("cpu") != self.mixed or input.dtype not in self.inputs:
+        current = self.module.weight
+        if (
+            torch.is_autocast_enabled("cpu") != self.mixed
+            or input.dtype not in self.inputs
+            or current is not self.source
+            or current._version != self.version
+        ):
             return nn.Linear.forward(self.module, input)  # which may refuse it
         return self.multiply(input.to(self.dtype), self.weight, self.bias, "none", (), "")
 
@@ -79,7 +86,7 @@ def _linears(model: nn.Module) -> list[nn.Linear]:
         and module.weight.device.type == "cpu"
         and module.weight.dtype in dtypes
         and _dtype(module.weight) in dtypes
-        and not module._forward_pre_hooks  # these may change weights
+        and not module.weight.is_inference()  # such tensors do not count their changes
         and "forward" not in vars(module)
     ]
     size = sum(module.weight.numel() * _dtype(module.weight).itemsize for module in found)

@@ -161,6 +161,20 @@ def test_nothing_is_left_behind(fails: bool, copies: list[Any]) -> None:
     assert all(parameter.grad is not None for parameter in lm.model.parameters())
 
 
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_weight_that_changes_meanwhile_is_multiplied_as_it_is_then(how: str) -> None:
+    layer = linear(20, 13)
+    x = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), prepacked(layer, MANY):
+        layer(x)
+        if how == "in place":
+            layer.weight.mul_(3)
+        else:
+            layer.weight = nn.Parameter(3 * layer.weight)
+        expected = x.double() @ layer.weight.double().T + layer.bias.double()
+        torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
 class Doubled(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
@@ -171,7 +185,7 @@ def hooked(inputs: int, outputs: int) -> nn.Linear:
     layer = linear(inputs, outputs)
 
     def turn(one: Any, args: Any) -> None:
-        one.weight.data.neg_()
+        one.weight.neg_()
 
     layer.register_forward_pre_hook(turn)
     return layer
@@ -230,10 +244,13 @@ def test_without_copies_it_writes_the_same(
 def test_hooks_on_layers_run_as_ever(copies: list[Any]) -> None:
     lm = tiny("llama")
     seen: list[int] = []
-    lm.model.get_output_embeddings().register_forward_hook(lambda head, args, output: seen.append(1))
+    head = lm.model.get_output_embeddings()
+    head.register_forward_hook(lambda head, args, output: seen.append(1))
+    head.register_forward_pre_hook(lambda head, args: seen.append(2))
     generate(lm, PROMPTS, GREEDY, seed=0, end_ids=[99])
-    assert len(seen) >= TOKENS
-    assert copies
+    assert len(seen) >= 2 * TOKENS
+    assert seen == [2, 1] * (len(seen) // 2)
+    assert len(copies) == sum(type(one) is nn.Linear for one in lm.model.modules())
 
 
 def test_adapters_are_used(copies: list[Any]) -> None:
