@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill.bench.comparison import Comparison
 from distill.bench.comparisons import COMPARISONS
-from distill.bench.inputs import SHAPES, default_folder, read_lengths
+from distill.bench.inputs import SHAPES, default_folder, read_lengths, read_problems
 from distill.bench.measurement import Setting
 from distill.bench.meter import busy_processors
 from distill.bench.report import write
@@ -94,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON Lines file whose traces' lengths `batching` takes, in place of GSM8K's",
     )
+    parser.add_argument("--new-tokens", type=int, default=48, help="tokens that `generation` writes a prompt")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the weights in `generation`",
+    )
+    parser.add_argument(
+        "--model", help="hub id, folder or GGUF file that `generation` takes, in place of random weights"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="JSON Lines file whose first problems `generation` takes, in place of random tokens in the "
+        "lengths of GSM8K's; needs --model",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of the results")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     return parser
@@ -111,6 +127,10 @@ def _setting(options: argparse.Namespace, shape: str) -> Setting:
         head_tokens=options.head_tokens,
         traces=options.batching_traces,
         lengths=None if options.traces is None else str(options.traces.resolve()),
+        new_tokens=options.new_tokens,
+        precision=options.precision,
+        model=options.model,
+        prompts=None if options.prompts is None else str(options.prompts.resolve()),
         gradient_checkpointing=options.gradient_checkpointing,
         inputs=str(default_folder().resolve()),
     )
@@ -153,6 +173,15 @@ def _check_machine(options: argparse.Namespace) -> None:
     """
     if options.traces is not None:
         read_lengths(options.traces)
+    if options.new_tokens < 1:
+        raise UserError(f"--new-tokens {options.new_tokens} must be at least 1")
+    if options.prompts is not None and options.model is None:
+        raise UserError(
+            f"--prompts {options.prompts} is text, which the bench's random model does not read: name one "
+            f"that does with --model"
+        )
+    if options.prompts is not None:
+        read_problems(options.prompts, 1)
     if options.device == "cuda":
         import torch
 

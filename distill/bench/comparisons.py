@@ -38,6 +38,18 @@ def peers(name: str) -> Callable[..., None]:
     return run
 
 
+def generation(name: str) -> Callable[..., None]:
+    """A function of `generation.py`, imported when called."""
+
+    def run(setting: Setting, meter: Meter, **options: Any) -> None:
+        tune_allocator()  # as in train.py
+        from distill.bench import generation as module
+
+        getattr(module, name)(setting, meter, **options)
+
+    return run
+
+
 def head(setting: Setting, meter: Meter, **options: Any) -> None:
     from distill.bench import heads
 
@@ -323,6 +335,22 @@ _ALL = (
         (Goal("seconds_per_step", "ours", "plain", at_most=0.002, how="difference"),),
         {"shape": "tiny", "prompt": 32, "completion": 32, "warmup": 20, "steps": 200},
         note="A model so small that a step is mostly what is around it.",
+    ),
+    Comparison(
+        "generation",
+        "completions of the likeliest tokens, 24 prompts at once",
+        (
+            Contestant("ours", "distill", generation("ours")),
+            Contestant("generate", "transformers generate", generation("transformers_generate")),
+            Contestant("continuous", "transformers, continuous batching", generation("continuous_batching")),
+            Contestant("vllm", "vLLM", generation("vllm"), needs=("vllm",)),
+        ),
+        (
+            Goal("tokens_per_second", "ours", "generate", at_least=1.5),
+            Goal("tokens_per_second", "ours", "vllm", at_least=1.0),
+        ),
+        {"rows": 24},
+        note="A step writes to all prompts, which are read in it. Models are loaded before, in all ways.",
     ),
     *(_head(kind) for kind in ("sft", "forward_kl", "reverse_kl", "jsd")),
     Comparison(

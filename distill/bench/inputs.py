@@ -6,8 +6,9 @@ that text and token ids are equivalent for every contestant."""
 import gzip
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,13 @@ def sampled_rows(setting: Setting, samples: int) -> list[Row]:
     return [(prompt, completion) for prompt, (_, completion) in zip(prompts, rows, strict=True)]
 
 
+def prompt_rows(setting: Setting, vocabulary: int) -> list[list[int]]:
+    """`setting.rows` prompts of realistic lengths under a chat template, of random tokens."""
+    random = np.random.default_rng(setting.seed)
+    lengths = trace_lengths(replace(setting, traces=setting.rows))
+    return [random.integers(2, vocabulary, _TEMPLATE + prompt).tolist() for prompt, _ in lengths]
+
+
 def draw_rows(setting: Setting, lengths: Sequence[tuple[int, int]]) -> list[Row]:
     random, size = np.random.default_rng(setting.seed), shape_of(setting).vocabulary
     return [
@@ -155,30 +163,53 @@ def read_lengths(path: Path) -> list[tuple[float, float]]:
     Raises:
         UserError: the file does not exist, or its records have no problems with solutions.
     """
-    if not path.is_file():
-        raise UserError(f"--traces {path} does not exist")
     found = []
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"--traces {path} is no JSON Lines file ({error})") from error
-            problem = _first(record, "problem", "question", "prompt")
-            solutions = [_first(record, "completion", "solution", "answer", "output")]
-            if isinstance(record.get("traces"), dict):
-                solutions = list(record["traces"].values())
-            found += [
-                (len(problem) / _CHARACTERS[0], len(solution) / _CHARACTERS[1] + 1)
-                for solution in solutions
-                if problem and solution
-            ]
+    for record in _records(path, "--traces"):
+        problem = _problem(record)
+        solutions = [_first(record, "completion", "solution", "answer", "output")]
+        if isinstance(record.get("traces"), dict):
+            solutions = list(record["traces"].values())
+        found += [
+            (len(problem) / _CHARACTERS[0], len(solution) / _CHARACTERS[1] + 1)
+            for solution in solutions
+            if problem and solution
+        ]
     if not found:
         raise UserError(
             f"--traces {path} holds no problem with a solution: its records want problem or question, and "
             f"completion, solution, answer, output or traces"
         )
     return found
+
+
+def read_problems(path: Path, count: int) -> list[str]:
+    """The first problems of a file.
+
+    Raises:
+        UserError: the file does not exist, or has fewer.
+    """
+    found = list(islice(filter(None, map(_problem, _records(path, "--prompts"))), count))
+    if len(found) < count:
+        raise UserError(
+            f"--prompts {path} holds {len(found)} problems (problem or question), and {count} are read: take "
+            f"a longer file"
+        )
+    return found
+
+
+def _records(path: Path, option: str) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{option} {path} does not exist")
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{option} {path} is no JSON Lines file ({error})") from error
+
+
+def _problem(record: dict[str, Any]) -> str:
+    return _first(record, "problem", "question", "prompt")
 
 
 def _first(record: dict[str, Any], *names: str) -> str:

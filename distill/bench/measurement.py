@@ -18,6 +18,10 @@ class Setting:
         vocabulary: rows of the output matrix when the output head is measured alone; None: the shape's.
         traces: number of traces when the data pipeline or a batch layout is measured.
         lengths: file whose traces' lengths are used then; None: lengths like those of GSM8K.
+        new_tokens: most tokens per completion when generation is measured, of `rows` prompts.
+        precision: dtype of the weights then.
+        model: a model to generate with (hub id, folder or GGUF file); None: the random one of `shape`.
+        prompts: file whose first problems are the prompts then; None: random tokens.
         gradient_checkpointing: whether activations are recomputed in the backward pass, except by contestants
             with `keeps_activations`.
         seed: seed of weights, tokens and lengths.
@@ -35,6 +39,10 @@ class Setting:
     vocabulary: int | None = None
     traces: int = 32
     lengths: str | None = None
+    new_tokens: int = 48
+    precision: Literal["float32", "bfloat16"] = "float32"
+    model: str | None = None
+    prompts: str | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
     inputs: str = ""
@@ -46,11 +54,12 @@ class Measurement:
 
     Attributes:
         seconds: seconds of each timed step.
-        tokens: completion tokens trained on in each timed step.
+        tokens: completion tokens trained on, or generated, in each timed step.
         peak_bytes: peak memory beyond that after loading the models, including warm-up.
         losses: losses of all steps, including warm-up.
         versions: versions of the packages involved.
         figures: other measured figures by name (`gradient_error`, `disk_bytes_per_token`, …).
+        written: completions that were generated, as token ids.
         others: processors kept busy by other programs in the meantime.
     """
 
@@ -60,6 +69,7 @@ class Measurement:
     losses: list[float]
     versions: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    written: list[list[int]] = field(default_factory=list)
     others: float = 0.0
 
     def value(self, metric: str) -> float:

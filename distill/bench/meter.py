@@ -36,6 +36,7 @@ class Meter:
         self.tokens: list[int] = []
         self.losses: list[Any] = []  # numbers or detached tensors, read at the end
         self.figures: dict[str, float] = {}
+        self.written: list[list[int]] = []  # completions, if the contestant generates
         self.needed = 0  # bytes of gradients and optimizer state, which every implementation needs
         self.packages: set[str] = {"torch", "transformers"}
         self._began = 0.0
@@ -66,7 +67,7 @@ class Meter:
 
         Args:
             loss: a number, or a tensor that is not read before all steps are measured; None: no loss.
-            tokens: completion tokens trained on.
+            tokens: completion tokens trained on, or generated.
         """
         if self.setting.device == "cuda":
             import torch
@@ -99,6 +100,7 @@ class Meter:
             losses=[float(loss) for loss in self.losses[: self.wanted]],
             versions={name: _version(name) for name in sorted(self.packages)},
             figures=self.figures | workspace | processor,
+            written=self.written,
         )
 
 

@@ -119,11 +119,15 @@ def _circumstances(result: Result) -> str:
         batch = f"{setting.head_tokens:,} tokens"
     if result.comparison.name in ("growth_traces", "batching", "shared_prompt"):
         batch = f"{setting.traces:,} traces"
+    precision = "bf16" if setting.device == "cuda" else "fp32"
+    if result.comparison.name == "generation":
+        prompts = "problems" if setting.prompts else "prompts of random tokens"
+        batch = f"{setting.rows} {prompts}, {setting.new_tokens} new tokens each"
+        precision = {"float32": "fp32", "bfloat16": "bf16"}[setting.precision]
     if setting.gradient_checkpointing and result.comparison.models:
         batch += ", activations checkpointed"
     return (
-        f"{setting.device}, {setting.shape} shape, "
-        f"{'bf16' if setting.device == 'cuda' else 'fp32'}, {batch}, "
+        f"{setting.device}, {setting.model or f'{setting.shape} shape'}, {precision}, {batch}, "
         f"{rounds} interleaved round{'s' * (rounds > 1)}, each measurement a process of its own; other "
         f"programs used up to {others:.1f} processors; "
         + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
@@ -145,6 +149,8 @@ def _table(result: Result) -> list[str]:
     head = ["", *axis, "tokens/s", "seconds a step", "peak, MiB", *ratios]
     head += [] if alone else ["loss", "loss − first's"]
     head += [_FIGURES[name][0] for name in figures]
+    writes = any(one.written for n in names for row in result.rounds[n] for one in row)
+    head += ["equal texts"] if writes and not alone else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for point, setting in enumerate(result.settings):
         for name in names:
@@ -164,6 +170,8 @@ def _table(result: Result) -> list[str]:
                 _, factor, form = _FIGURES[figure]
                 known = [one.figures[figure] * factor for one in mine if figure in one.figures]
                 cells.append(format(Spread.of(known).median, form) if known else "")
+            if writes and not alone:
+                cells.append("" if name == first else _equal_texts(theirs, mine))
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -174,7 +182,7 @@ def _over(measurements: Sequence[Measurement], value: Callable[[Measurement], fl
 
 def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[str]:
     """The first contestant's figures divided by this one's in each round; empty if it takes no steps."""
-    if not mine[0].losses:
+    if not (mine[0].losses or mine[0].written):
         return ["", ""]
     return [
         _spread(
@@ -197,6 +205,15 @@ def _losses(theirs: Sequence[Measurement], mine: Sequence[Measurement], own: boo
         x - y for a, b in zip(mine, theirs, strict=True) for x, y in zip(a.losses, b.losses, strict=False)
     ]
     return [loss, f"{max(differences, key=abs):+.1e}"]
+
+
+def _equal_texts(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> str:
+    """How many completions are the first contestant's, in the round with the fewest."""
+    equal = [
+        sum(x == y for x, y in zip(a.written, b.written, strict=True))
+        for a, b in zip(theirs, mine, strict=True)
+    ]
+    return f"{min(equal)} of {len(mine[0].written)}"
 
 
 def _spread(spread: Spread) -> str:

@@ -19,6 +19,10 @@ from distill.io.files import write_atomically
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_AS = {"liger_kernel": "liger-kernel"}
+_VLLM = (
+    "vllm not installed: make engines, and measure with .venv-engines/bin/python -m distill.bench, or "
+    'pip install "distill[vllm]" where there is a GPU'
+)
 
 
 @dataclass
@@ -94,6 +98,8 @@ def missing(contestant: Contestant) -> str | None:
     without = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
     if not without:
         return None
+    if without == ["vllm"]:  # which wants packages of its own versions
+        return _VLLM
     names = " ".join(_INSTALLED_AS.get(name, name) for name in without)
     return f"{names} not installed: make peers, or pip install --no-deps {names}"
 

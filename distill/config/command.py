@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from distill import __version__
 from distill.config.console import (
     at_end,
+    count_jobs,
     errors_of_hydra,
     failed_jobs,
     one_sentence_errors,
     say_loading,
-    sweep,
 )
 from distill.config.help import help_text
 from distill.config.model_defaults import take_suggestions
@@ -49,7 +49,8 @@ def run_command(
     if "--version" in arguments:
         print(f"distill {__version__}")
         return
-    sweep.here, sweep_cfg = True, None
+    count_jobs(None)
+    sweep_cfg = None
     with one_sentence_errors():
         if {"--help", "-h"} & set(arguments):
             print(help_text(CONFIG, name, groups_of(CONFIG, name, arguments)))
@@ -86,7 +87,7 @@ def _check(
     one_job = not is_sweep(cfg, arguments)
     values = {} if one_job else swept_values(cfg, arguments, groups_of(CONFIG, name, arguments))
     if values:
-        sweep.jobs = jobs_of(values) if own_sweeper(cfg) else trials(cfg)
+        count_jobs(jobs_of(values) if own_sweeper(cfg) else trials(cfg))
     for variant in variants(cfg, values):
         check_values(variant, set_by_user)
         if check is not None:

@@ -37,7 +37,21 @@ class Sweep:
     here: bool = False
 
 
-sweep = Sweep()
+# The environment tells the processes that a launcher starts how many jobs there are.
+_JOBS = "DISTILL_JOBS_OF_SWEEP"
+sweep = Sweep(int(os.environ[_JOBS]) if os.environ.get(_JOBS, "").isdecimal() else None)
+
+
+def count_jobs(jobs: int | None) -> None:
+    """Note the number of jobs of this command's sweep, for its own process and those of its jobs.
+
+    Args:
+        jobs: None if there is no sweep, or it is not known.
+    """
+    sweep.here, sweep.jobs = True, jobs
+    os.environ.pop(_JOBS, None)
+    if jobs:
+        os.environ[_JOBS] = str(jobs)
 
 
 def say_loading(command: str) -> None:

@@ -1,7 +1,7 @@
 """Instantiate objects from nodes of the configuration."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hydra.utils
@@ -126,12 +126,3 @@ def renamed(node: Any) -> Any:
             for key, value in node.items()
         }
     return [renamed(value) for value in node] if isinstance(node, list) else node
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Full keys (with dots) and values of a nested mapping; an empty mapping is a value."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.config.paths import user_dirs
 from distill.errors import UserError
 

@@ -28,7 +28,8 @@ from omegaconf.errors import (
 )
 
 from distill.config.command_line import TOGETHER, check_one_value, check_words
-from distill.config.instantiate import flat, plain
+from distill.config.flat import flat
+from distill.config.instantiate import plain
 from distill.config.kinds import shown
 from distill.config.model_defaults import suggest
 from distill.config.paths import CONFIG, TRAIN, user_dirs

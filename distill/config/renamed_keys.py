@@ -8,11 +8,13 @@ import copy
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distill.config.flat import flat
 from distill.config.moved import new_name
 
 # The longest matching prefix counts: schedule.decay becomes lr_scheduler.decay.
@@ -114,7 +116,14 @@ def new_key(key: str) -> str:
     return key
 
 
-def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+# Those whose sibling is in the same section, which need no other one, and the rest.
+_ADDED_BESIDE = {
+    key: there for key, there in ADDED.items() if key.partition(".")[0] == there[0].partition(".")[0]
+}
+_ADDED_ELSEWHERE = {key: there for key, there in ADDED.items() if key not in _ADDED_BESIDE}
+
+
+def translate(config: Mapping[str, Any], added: Mapping[str, tuple[str, Any]] = ADDED) -> dict[str, Any]:
     """A configuration with current keys and `_target_`s, and with the keys that were added since.
 
     If it has both the old and the new key, the new one counts: `optimizer.lr` was derived from `model.lr`
@@ -122,6 +131,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: nested and resolved.
+        added: the keys that were added, as `ADDED`.
     """
     translated: dict[str, Any] = {}
     present: set[str] = set()  # keys, and `key=value` of the targets
@@ -138,7 +148,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
             value = new_name(value)
             present.add(f"{key}={value}")
         _put(translated, new, value)
-    for key, (sibling, value) in ADDED.items():
+    for key, (sibling, value) in added.items():
         if sibling in present and key not in present:
             _put(translated, key.split("."), value)
     return translated
@@ -178,33 +188,88 @@ def read_described(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
+    content = _content(path)
+    sections = _by_sections(content)
+    if sections is None:
+        return translate(_parse(content, path.name))
+    return translate({section.name: section.value for section in sections})
+
+
+def read_flat(path: Path) -> dict[str, Any]:
+    """As `read_described`, as `{"data.limit": 4096, ...}`, for the files of many runs.
+
+    The values that are lists are shared by the runs, and must not be changed.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: the file cannot be read.
+    """
+    content = _content(path)
+    sections = _by_sections(content)
+    if sections is None:
+        return dict(flat(translate(_parse(content, path.name))))
+    config = _together(sections)
+    return dict(flat(translate({one.name: one.value for one in sections}))) if config is None else config
+
+
+def _content(path: Path) -> bytes:
     with path.open("rb") as stream:
         content = stream.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise ValueError(f"{path.name} has more than {_LARGEST:,} bytes")
-    return translate(_by_sections(content) or _parse(content, path.name))
+    return content
 
 
-def _by_sections(content: bytes) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Section:
+    """A top-level section of a file.
+
+    Attributes:
+        name: its key.
+        value: as it is in the file.
+        flat: its values by their full current keys; None if some are now in another section.
+    """
+
+    name: str
+    value: Any
+    flat: Mapping[str, Any] | None
+
+
+def _by_sections(content: bytes) -> list[_Section] | None:
     """Parse each top-level section on its own; None if that cannot be done.
 
     Runs of a sweep share most of their sections, and a text that was parsed before is not parsed again.
     """
-    config: dict[str, Any] = {}
-    for text in _TOP_LEVEL_KEY.split(content):
-        try:
-            section = _section(text)
-        except (ValueError, yaml.YAMLError):
-            return None
-        if len(section) != 1:
-            return None
-        config |= section
-    return config
+    try:
+        sections = [_section(text) for text in _TOP_LEVEL_KEY.split(content)]
+    except (ValueError, yaml.YAMLError):
+        return None
+    return sections if len({section.name for section in sections}) == len(sections) else None
 
 
 @functools.lru_cache(maxsize=4096)
-def _section(text: bytes) -> dict[str, Any]:
-    return _parse(text, "")
+def _section(text: bytes) -> _Section:
+    config = _parse(text, "")
+    if len(config) != 1:
+        raise ValueError(f"{len(config)} sections")
+    stays = all(_new_path(path)[0] == path[0] for path, _ in _leaves(config))
+    ((name, value),) = config.items()
+    return _Section(str(name), value, dict(flat(translate(config, _ADDED_BESIDE))) if stays else None)
+
+
+def _together(sections: Sequence[_Section]) -> dict[str, Any] | None:
+    """The values of all sections by their full current keys; None if they must be translated together."""
+    config: dict[str, Any] = {}
+    for section in sections:
+        if section.flat is None:
+            return None
+        config |= section.flat
+    names = {section.name for section in sections}
+    for key, (sibling, value) in _ADDED_ELSEWHERE.items():
+        if sibling in config and key not in config:
+            if key.partition(".")[0] in names:  # its place in that section is not known here
+                return None
+            config[key] = value
+    return config
 
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from distill.data.thoughts import THINKING
 from distill.data.trace import Example, Grader
 from distill.errors import UserError, first_line, whole_number
 from distill.generation.sampling import Sampling
+from distill.losses.signals import plain_partial
 
 _GRADERS = 4  # completions graded in parallel; most graders wait for a child process
 
@@ -69,6 +70,7 @@ class Benchmark:
         for key in ("source", "grade"):
             if not callable(getattr(self, key)):
                 raise ValueError(f"benchmark.{self.name}.{key}={getattr(self, key)!r} is no function")
+        object.__setattr__(self, "grade", plain_partial(self.grade))
         for key in ("prompt", "plain_prompt"):
             value = getattr(self, key)
             if not (value is None and key == "plain_prompt") and "{problem}" not in str(value):

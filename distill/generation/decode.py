@@ -1,6 +1,5 @@
 """Generate completions with a model, for evaluation, the teacher's traces and the student's rollouts."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.generation.prepacked import prepacked
+from distill.generation.reader import Reader
 from distill.generation.sampling import Sampling
 from distill.models.compiling import uncompiled
 from distill.models.language_model import LanguageModel, cached_casts
@@ -82,9 +83,16 @@ def _generate(
     """Completions of at most `rooms` tokens, for prompts on one side of the model's `rope_switch`."""
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
-    with _eval_mode(lm.model), cached_casts(lm.device.type), torch.no_grad(), ExitStack() as decoding:
-        decoding.enter_context(uncompiled(lm))
-        reader, draw = _Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
+    count = sum(map(len, set(map(tuple, prompts)))) + sum(rooms)
+    with (
+        _eval_mode(lm.model),
+        cached_casts(lm.device.type),
+        torch.no_grad(),
+        uncompiled(lm),
+        prepacked(lm.model, count),
+        ExitStack() as decoding,
+    ):
+        reader, draw = Reader(lm, prompts, max(rooms)), _Draw(sampling, draws, lm.device)
         tokens = draw(reader.read_prompts())
         decoding.enter_context(_decoding(lm.model))
         while True:
@@ -103,112 +111,6 @@ def _generate(
                 tokens = tokens[places]
                 draw.keep(places)
             tokens = draw(reader.read(tokens))
-
-
-class _Reader:
-    """Runs the model on a batch token by token, with a KV cache, and returns the next token's logits.
-
-    Prompts are left-padded once, and the masks and positions of all later tokens are made at the same time. A
-    prompt that several rows share is read once. The model's own `prepare_inputs_for_generation` selects its
-    inputs, as in transformers' `generate`.
-
-    Args:
-        lm: the model.
-        prompts: token ids, of any lengths.
-        room: most new tokens per prompt.
-    """
-
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], room: int) -> None:
-        from transformers.generation.utils import ALL_CACHE_NAMES
-
-        from distill.generation.kv_cache import growing_cache
-
-        self._lm = lm
-        self._takes = set(inspect.signature(type(lm.model).forward).parameters)
-        self._cache_name = next((name for name in ALL_CACHE_NAMES if name in self._takes), "past_key_values")
-        self._length = max(map(len, prompts))  # tokens read so far per row, padding included
-        self._cache: Any = growing_cache(lm.model, self._length + room - 1)
-        # Finished rows leave our cache; a cache that the model makes itself keeps them to the end.
-        self._rows_leave = self._cache is not None
-        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        shared = self._rows_leave and len(places) < len(prompts)
-        begins = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=lm.device)
-        self._begins = begins if shared else None  # per row, the index of its prompt among those read
-        read = list(places) if shared else prompts
-        pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.end_ids[0]
-        ids = torch.full((len(read), self._length + room), pad, dtype=torch.long)
-        mask = torch.ones_like(ids)
-        for row, prompt in enumerate(read):
-            ids[row, self._length - len(prompt) : self._length] = torch.tensor(prompt, dtype=torch.long)
-            mask[row, : self._length - len(prompt)] = 0
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        positions[:, self._length :].clamp_(
-            max=lm.context_length - 1
-        )  # finished rows may go on past the context
-        self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
-        self._padded = not bool(mask.all())
-        self._places = torch.arange(len(prompts), device=lm.device)
-
-    def read_prompts(self) -> Float[Tensor, "rows vocab"]:
-        """Read the prompts; return the logits of each row's first new token."""
-        logits = self._read(first=True)
-        if self._begins is None:
-            return logits
-        self._cache.reorder_cache(self._begins)
-        self._take(self._begins)
-        return logits[self._begins]
-
-    def read(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Read a token per row; return the logits of the next one."""
-        self._ids[self._places, self._length] = tokens
-        self._length += 1
-        return self._read(first=False)
-
-    def keep(self, staying: Sequence[int]) -> Int[Tensor, " kept"]:
-        """Continue with some of the rows.
-
-        Args:
-            staying: indices of these rows, ascending.
-
-        Returns:
-            The old row index of each remaining row.
-        """
-        from distill.generation.kv_cache import keep_rows
-
-        if not self._rows_leave:
-            places = torch.tensor(staying, device=self._places.device)
-            self._places = self._places[places]
-            return places
-        places = keep_rows(self._cache, staying, self._places.device)
-        self._take(places)
-        self._padded = not bool(self._mask.all())
-        self._places = self._places[: len(places)]
-        return places
-
-    def _take(self, places: Int[Tensor, " kept"]) -> None:
-        self._ids, self._mask, self._positions = (
-            part[places] for part in (self._ids, self._mask, self._positions)
-        )
-
-    def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
-        options = {
-            # None without padding, because attention is faster then.
-            "attention_mask": self._mask[:, : self._length] if self._padded else None,
-            "position_ids": self._positions[:, : self._length],
-            "use_cache": True,
-            "logits_to_keep": 1,
-            self._cache_name: self._cache,
-        }
-        inputs = self._lm.model.prepare_inputs_for_generation(
-            self._ids[:, : self._length],
-            next_sequence_length=None if first else 1,
-            is_first_iteration=first,
-            **{name: value for name, value in options.items() if name in self._takes},
-        )
-        output = self._lm.model(**inputs, return_dict=True)
-        self._cache = output[self._cache_name]
-        logits = output.logits[:, -1, : self._lm.vocab_size]  # further rows of the head are no tokens
-        return (logits if self._rows_leave else logits[self._places]).float()
 
 
 class _Draw:

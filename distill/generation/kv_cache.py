@@ -77,6 +77,27 @@ class GrowingLayer(DynamicLayer):
         self._buffers = [buffer[beam_idx] for buffer in self._held()]
         self._show(len(beam_idx), length)
 
+    def put_rows(self, part: DynamicLayer, rows: Tensor, count: int, length: int) -> None:
+        """Copy the rows of a smaller layer into this one, which is empty or was filled by this method alone.
+
+        Args:
+            part: the smaller layer.
+            rows: where each of its rows belongs.
+            count: number of rows of this layer.
+            length: tokens per row of this layer; shorter rows end at the same place, behind zeros.
+        """
+        if part.keys is None or part.values is None:  # of a layer that uses another one's keys
+            return
+        states = (part.keys, part.values)
+        if not self._buffers:
+            self.lazy_initialization(*states)
+            self._buffers = [
+                one.new_zeros(count, one.shape[1], self._room(length), one.shape[-1]) for one in states
+            ]
+            self._show(count, length)
+        for view, one in zip(self._views, states, strict=True):
+            view[rows, :, length - one.shape[-2] :] = one
+
     def _held(self) -> list[Tensor]:
         """The buffers, or the tensors that other code has put in their place."""
         if not self._in_buffers():
@@ -94,12 +115,15 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._views
 
     def _buffer(self, new: Tensor, old: Tensor | None, length: int) -> Tensor:
-        room = max(length, min(self.limit, max(length + _LEAST, length * 3 // 2)))
         rows, heads, _, width = new.shape
-        buffer = new.new_empty(rows, heads, room, width)
+        buffer = new.new_empty(rows, heads, self._room(length), width)
         if old is not None:
             buffer[:, :, : old.shape[-2]] = old
         return buffer
+
+    def _room(self, length: int) -> int:
+        """Length of a buffer for `length` tokens."""
+        return max(length, min(self.limit, max(length + _LEAST, length * 3 // 2)))
 
 
 def growing_cache(model: Any, limit: int) -> Cache | None:
@@ -115,6 +139,18 @@ def growing_cache(model: Any, limit: int) -> Cache | None:
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [GrowingLayer(limit) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def grows_alone(cache: Cache) -> bool:
+    """Whether all layers are of full attention, so that `put_rows` can fill the cache."""
+    return all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
+def put_rows(cache: Cache, part: Cache, rows: Int[Tensor, " rows"], count: int, length: int) -> None:
+    """Copy the rows of a smaller cache into one of `count` rows of `length` tokens, by
+    `GrowingLayer.put_rows`."""
+    for layer, own in zip(cache.layers, part.layers, strict=True):
+        cast(GrowingLayer, layer).put_rows(cast(GrowingLayer, own), rows, count, length)
 
 
 def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int[Tensor, " kept"]:

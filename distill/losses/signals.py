@@ -146,10 +146,10 @@ def unbound(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain_partial(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace Hydra's partial (since 1.4) by `functools.partial`.
+    """Replace a partial of Hydra's own by `functools.partial`.
 
-    Hydra's hashes its security policy at every call, which takes longer than a weight. The policy has been
-    checked when Hydra made the partial.
+    Hydra's hashes its security policy at every call, which takes longer than a weight or grading a short
+    answer. The policy has been checked when Hydra made the partial.
     """
     if not isinstance(function, functools.partial) or type(function) is functools.partial:
         return function

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill.analysis.drift_curves import Drift
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.errors import UserError
 from distill.report.answers import QUALITY
 from distill.report.cells import p_value
@@ -227,11 +227,12 @@ def _row(answer: Answer) -> list[str]:
     claim, difference = answer.claim, answer.difference
     if difference is None:
         return [claim.says, answer.reason, str(len(answer.seeds)), "", "", answer.word]
+    alike = difference.low == difference.high  # then a t-test has nothing to go by, and p is 1
     return [
         claim.says,
         _difference(claim, difference),
         str(len(answer.seeds)),
-        p_value(difference.p),
+        "none: all seeds alike" if alike else p_value(difference.p),
         p_value(answer.adjusted),
         f"**{answer.word}**",
     ]

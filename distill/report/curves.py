@@ -11,6 +11,9 @@ from distill.runs.load import AXES
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _POINTS = 60
+_SHARE = "weights/effective_sample_size"
+_END_TOKEN = {"train/end_token_probability": "probability", "weights/end_token": "weight"}
+METRICS = ("*/accuracy", _SHARE, *_END_TOKEN)  # what is read of them, as `load_runs` takes it
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,10 @@ def weight_quantiles(weights: pandas.DataFrame, by: Mapping[str, str] | None = N
     if not len(weights):
         return pandas.DataFrame(columns=["method", "step", *QUANTILES])
     table: Any = _named(weights, by)
-    table = table.groupby(["method", "step", "low", "high"], sort=True)["count"].sum().reset_index()
+    bins_of = ["method", "step", "low", "high"]
+    table = table.groupby(bins_of, sort=True, observed=True)["count"].sum().reset_index()
     rows = []
-    for (method, step), bins in table.groupby(["method", "step"], sort=False):
+    for (method, step), bins in table.groupby(["method", "step"], sort=False, observed=True):
         total = bins["count"].sum()
         if total:
             edges = np.concatenate([bins["low"].to_numpy()[:1], bins["high"].to_numpy()])
@@ -105,9 +109,13 @@ def weight_quantiles(weights: pandas.DataFrame, by: Mapping[str, str] | None = N
 
 
 def _named(rows: Any, by: Mapping[str, str] | None) -> pandas.DataFrame:
-    """Add a column `method` and drop runs without a method."""
-    named = rows["loss"].astype(str) if by is None else rows["run"].astype(str).map(dict(by))
-    return rows.assign(method=named).dropna(subset=["method"])
+    """Add a column `method`, categorical in alphabetical order, and drop runs without a method."""
+    known = rows["loss" if by is None else "run"].astype("category").cat
+    named = [str(value) if by is None else by.get(str(value)) for value in known.categories]
+    methods = sorted({name for name in named if name is not None})
+    code = np.asarray([-1 if name is None else methods.index(name) for name in named] + [-1])
+    column = pandas.Categorical.from_codes(code[known.codes], pandas.Index(methods, dtype=object))
+    return rows.assign(method=column).dropna(subset=["method"])
 
 
 def _quantile(edges: np.ndarray, reached: np.ndarray, q: float) -> float:
@@ -124,8 +132,9 @@ def effective_share(metrics: pandas.DataFrame, by: Mapping[str, str] | None = No
         metrics: `Runs.metrics` of `distill.runs.load`.
         by: method of each run (`run`); None: the run's `loss`.
     """
-    table: Any = _named(metrics[metrics["metric"] == "weights/effective_sample_size"], by)
-    return table.groupby(["method", "step"], sort=True)["value"].mean().rename("share").reset_index()
+    table: Any = _named(metrics[metrics["metric"] == _SHARE], by)
+    means = table.groupby(["method", "step"], sort=True, observed=True)["value"].mean()
+    return means.rename("share").reset_index().astype({"method": object})
 
 
 def end_tokens(metrics: pandas.DataFrame, by: Mapping[str, str] | None = None) -> pandas.DataFrame:
@@ -137,10 +146,9 @@ def end_tokens(metrics: pandas.DataFrame, by: Mapping[str, str] | None = None) -
         metrics: `Runs.metrics` of `distill.runs.load`.
         by: method of each run (`run`); None: the run's `loss`.
     """
-    kinds = {"train/end_token_probability": "probability", "weights/end_token": "weight"}
-    table: Any = _named(metrics[metrics["metric"].isin(list(kinds))], by)
-    table = table.assign(kind=table["metric"].astype(str).map(kinds)).sort_values("step")
+    table: Any = _named(metrics[metrics["metric"].isin(list(_END_TOKEN))], by)
+    table = table.assign(kind=table["metric"].astype(object).map(_END_TOKEN)).sort_values("step")
     ends = table.groupby(["method", "run", "kind"], sort=False, observed=True)["value"].agg(["first", "last"])
-    means = ends.groupby(["method", "kind"], sort=False).mean().unstack("kind")
+    means = ends.groupby(["method", "kind"], sort=False, observed=True).mean().unstack("kind")
     means.columns = [f"{kind}_{which}" for which, kind in means.columns]
-    return means.reset_index()
+    return means.reset_index().astype({"method": object})

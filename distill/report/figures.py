@@ -89,7 +89,8 @@ def learning_figure(
 def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str, scale: float) -> None:
     every = max(1, len(curve.spent) // 6)
     axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **style)
-    end = scale * np.asarray([curve.mean[-1] - curve.low[-1], curve.high[-1] - curve.mean[-1]])
+    # The mean of equal values may differ from them in the last bit.
+    end = scale * np.maximum(0.0, [curve.mean[-1] - curve.low[-1], curve.high[-1] - curve.mean[-1]])
     axes.errorbar(
         curve.spent[-1],
         scale * curve.mean[-1],

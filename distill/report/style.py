@@ -89,4 +89,5 @@ def written(figure: Figure, formats: Iterable[str] = FORMATS) -> dict[str, bytes
             metadata = {"Date": None} if kind == "svg" else {"CreationDate": None}
             figure.savefig(stream, format=kind, metadata=metadata)
             found[kind] = stream.getvalue()
+            figure.set_layout_engine("none")  # the places that the first format found hold for all
     return found

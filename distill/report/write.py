@@ -161,7 +161,7 @@ def _sections(
     quality: Mapping[str, MethodQuality],
 ) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
-    found = load_runs([run.folder for run in table.runs], samples=False)
+    found = load_runs([run.folder for run in table.runs], metrics=curves.METRICS, samples=False)
     by = method_of_runs(table, found)
 
     def drawn(name: str, figure: Figure | None, caption: str) -> Iterator[Block]:

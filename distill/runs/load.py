@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas
 import yaml
 
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.config.renamed_keys import translate
 from distill.errors import UserError, first_line
 from distill.runs import wandb as wandb_runs
@@ -33,6 +34,7 @@ AXES = {
     "student_flops": ("train/student_flops_total",),
     "flops": ("train/student_flops_total", "train/teacher_flops_total"),
 }
+_COSTS = frozenset(name for names in AXES.values() for name in names)
 _KEYS = ("run", "group", "loss", "seed")  # first columns of every table
 
 
@@ -107,7 +109,7 @@ def load_runs(
         source: what to read in folders. `folder`: our own files, with metrics from W&B's offline file if
             `metrics.csv` is missing. `wandb`: only W&B's offline files (`wandb/offline-run-*`), at any depth.
         columns: configuration keys to add to every table as columns, such as `loss.control`.
-        metrics: only load these metrics.
+        metrics: only load these metrics; names, or patterns such as `*/accuracy`.
         samples: load completions; for runs on W&B's server, each run's are downloaded.
         unfinished: also load runs without a summary, as far as they were written; see their `status`.
 
@@ -125,7 +127,7 @@ def load_runs(
         elif source == "wandb" or not _holds_runs(Path(place)):
             one = _from_files(Path(place), samples, left_out)
         else:
-            one = _from_folders(Path(place), samples, left_out)
+            one = _from_folders(Path(place), samples, metrics, left_out)
         found += [run for run in one if _wanted(run, group, unfinished, left_out)]
     found = list(
         {run.place if run.place[:6] == "wandb:" else Path(run.place).resolve(): run for run in found}.values()
@@ -150,7 +152,9 @@ def _wanted(run: _Found, group: str | None, unfinished: bool, left_out: dict[str
     return False
 
 
-def _from_folders(folder: Path, samples: bool, left_out: dict[str, str]) -> Iterator[_Found]:
+def _from_folders(
+    folder: Path, samples: bool, metrics: Sequence[str] | None, left_out: dict[str, str]
+) -> Iterator[_Found]:
     for run in find_runs([folder]):
         read = read_run(run)
         if isinstance(read, str):
@@ -166,7 +170,7 @@ def _from_folders(folder: Path, samples: bool, left_out: dict[str, str]) -> Iter
         else:
             status, summary, config = "finished", read.summary, read.config
         found = _Found(str(run), run.resolve().parts, _group(run, config), status, config, summary)
-        _read_metrics(found, run, left_out)
+        _read_metrics(found, run, metrics, left_out)
         found.weights = _read_lines(run / "weights.jsonl", {"step", "edges", "counts"}, left_out)
         if samples:
             found.samples = _read_lines(run / "samples.jsonl", {"stage", "benchmark"}, left_out)
@@ -182,11 +186,11 @@ def _read_lines(path: Path, keys: set[str], left_out: dict[str, str]) -> list[di
         return []
 
 
-def _read_metrics(found: _Found, run: Path, left_out: dict[str, str]) -> None:
+def _read_metrics(found: _Found, run: Path, wanted: Sequence[str] | None, left_out: dict[str, str]) -> None:
     path = run / "metrics.csv"
     try:
         if path.is_file():
-            found.metrics = read_metrics(path)
+            found.metrics = read_metrics(path, lambda name: name in _COSTS or _among(name, wanted))
         elif parts := wandb_runs.find_files(run):
             path = parts[-1][-1]
             found.metrics, _ = wandb_runs.read_history(wandb_runs.read_files(parts[-1]).history)
@@ -355,7 +359,7 @@ def _metrics(
     """Metrics of all runs, one row per value, by step and name. Text columns are categorical, because there
     may be millions of rows."""
     known = sorted({name for run in found for name in run.metrics.columns})
-    names = [name for name in known if wanted is None or name in wanted]
+    names = [name for name in known if _among(name, wanted)]
     codes, steps, values, which = [], [], [], []
     spent: dict[str, list[np.ndarray]] = {axis: [] for axis in AXES}
     for place, run in enumerate(found):
@@ -381,15 +385,25 @@ def _metrics(
     return pandas.DataFrame(table, copy=False)
 
 
+def _among(name: str, wanted: Sequence[str] | None) -> bool:
+    return wanted is None or name in wanted or any(fnmatchcase(name, pattern) for pattern in wanted)
+
+
 def _spent(metrics: pandas.DataFrame) -> dict[str, np.ndarray]:
     """Cumulative costs at each step, from the last logged values; 0 before training."""
     said = {}
     for axis, names in AXES.items():
         if set(names) <= set(metrics.columns):
-            said[axis] = metrics[list(names)].ffill().fillna(0.0).sum(axis=1).to_numpy(dtype=float)
+            said[axis] = np.sum([_last_known(metrics[name].to_numpy(dtype=float)) for name in names], axis=0)
         else:
             said[axis] = np.full(len(metrics), np.nan)
     return said
+
+
+def _last_known(values: np.ndarray) -> np.ndarray:
+    """Each value, or the last one before it that is not NaN; 0 where there is none."""
+    at = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(1, len(values) + 1)))
+    return np.concatenate([[0.0], values])[at]
 
 
 def _spread(values: Sequence[Any], of: np.ndarray) -> Any:
@@ -397,9 +411,9 @@ def _spread(values: Sequence[Any], of: np.ndarray) -> Any:
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return np.asarray(values or [0])[of] if len(of) else np.empty(0)
     texts = [None if value is None else value if isinstance(value, str) else str(value) for value in values]
-    kinds = list(dict.fromkeys(text for text in texts if text is not None))
-    code = np.asarray([-1 if text is None else kinds.index(text) for text in texts], dtype=np.int64)
-    return pandas.Categorical.from_codes(code[of] if len(of) else [], pandas.Index(kinds, dtype=object))
+    kinds = {text: code for code, text in enumerate(dict.fromkeys(t for t in texts if t is not None))}
+    code = np.asarray([-1 if text is None else kinds[text] for text in texts], dtype=np.int64)
+    return pandas.Categorical.from_codes(code[of] if len(of) else [], pandas.Index(list(kinds), dtype=object))
 
 
 def _weights(found: Sequence[_Found], keys: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:

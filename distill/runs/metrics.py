@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,14 @@ if TYPE_CHECKING:
     import pandas
 
 
-def read_metrics(path: Path) -> "pandas.DataFrame":
+def read_metrics(path: Path, wanted: Callable[[str], bool] | None = None) -> "pandas.DataFrame":
     """Read `metrics.csv`: a row per step, which is the index; a float64 column per metric, NaN if not logged.
 
     An incomplete last row of a killed run is ignored.
+
+    Args:
+        path: the file.
+        wanted: whether a metric is read, by its name; None: all are.
 
     Raises:
         OSError, ValueError: the file cannot be read; the message says why.
@@ -33,7 +38,10 @@ def read_metrics(path: Path) -> "pandas.DataFrame":
         raise ValueError("it has no column step")
     # Arrow parses numbers exactly; pandas' default parser may be off in the last bit.
     kinds = {name: pyarrow.int64() if name == "step" else pyarrow.float64() for name in names}
+    read = [name for name in kinds if name == "step" or wanted is None or wanted(name)]
     table = pyarrow.csv.read_csv(
-        io.BytesIO(text), convert_options=pyarrow.csv.ConvertOptions(column_types=kinds)
+        io.BytesIO(text),
+        pyarrow.csv.ReadOptions(use_threads=False),  # a thread costs more than so small a file
+        convert_options=pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=read),
     )
-    return table.to_pandas().set_index("step")
+    return table.to_pandas(use_threads=False).set_index("step")

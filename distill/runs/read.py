@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from distill.config.instantiate import flat
-from distill.config.renamed_keys import read_described
+from distill.config.renamed_keys import read_flat
 from distill.errors import UserError, first_line
 from distill.io.checksums import check
 
@@ -126,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, yaml.YAMLError: the file cannot be read.
     """
-    return dict(flat(read_described(folder / "config.yaml")))
+    return read_flat(folder / "config.yaml")
 
 
 def read_json_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ def multiply(gradients: Sequence[Tensor], factor: float) -> None:
         for gradient in gradients:
             gradient.mul_(factor)
     else:
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(list(gradients), factor)
 
 
 class StepsInBackward:

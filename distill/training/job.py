@@ -14,6 +14,7 @@ from distill.config.console import failed_jobs, one_sentence_errors, sentence_of
 from distill.config.instantiate import resolved
 from distill.errors import Busy
 from distill.io.locks import locked
+from distill.io.own_lines import own_lines
 from distill.training import sweeps
 from distill.training.setup import Launch
 from distill.training.sweeps import Earlier
@@ -25,6 +26,9 @@ class Job:
     Attributes:
         folder: the run folder.
         sweep: whether this is a job of a sweep.
+        beside: whether other jobs may write to the same terminal at the same time.
+        number: of a sweep's job, from 0.
+        name: of the run.
         began: whether this job has locked the run folder and may write into it.
         held: holds the lock.
     """
@@ -35,7 +39,11 @@ class Job:
         self.began = False
         self.held = ExitStack()
         self._cfg = cfg
-        self._number = HydraConfig.get().job.num if self.sweep else 0
+        launcher = HydraConfig.get().launcher
+        self.beside = self.sweep and not sweep.here and "submitit" not in str(launcher._target_)
+        self.number = HydraConfig.get().job.num if self.sweep else 0
+        self.name = str(cfg.name)
+        self._at_once = 1 if sweep.here else sweeps.at_once(launcher)
         self._began_at: float | None = None
         cfg.dir = str(self.folder)
         if self.sweep and "wandb" in (cfg.get("logger") or {}) and cfg.logger.wandb.group is None:
@@ -56,7 +64,7 @@ class Job:
         if self.sweep:
             earlier = sweeps.look_up(self.folder, resolved(self._cfg))
             self._cfg.ckpt_path = None if earlier.checkpoint is None else str(earlier.checkpoint)
-            line = sweeps.announce(self._number, self._cfg.name)
+            line = sweeps.announce(self.number, self.name, self._at_once)
             print(f"{line}: finished before, in {self.folder}" if earlier.finished else line)
             self._began_at = None if earlier.finished else time.monotonic()
             sweeps.refusal(self.folder).unlink(missing_ok=True)  # from an earlier start of the sweep
@@ -74,15 +82,24 @@ class Job:
 def job(cfg: DictConfig) -> Iterator[Job]:
     """Context of a run or a plan: run folder, user errors without a traceback, a sweep's book-keeping.
 
-    In a sweep, an error inside the block is recorded and swallowed, so that the next job can run.
+    In a sweep, an error inside the block is recorded and swallowed, so that the next job can run. The lines
+    of jobs that run at the same time and write to one place begin with the job's number.
 
     Args:
         cfg: the job's configuration; `dir` is set in it.
     """
-    started, failed = Job(cfg), True
+    started = Job(cfg)
+    with own_lines(f"[{started.number + 1}] ") if started.beside else nullcontext(), _kept_account(started):
+        yield started
+
+
+@contextmanager
+def _kept_account(started: Job) -> Iterator[None]:
+    """Context of a job that has a folder: errors and a sweep's book-keeping."""
+    failed = True
     try:
         with one_sentence_errors() if not started.sweep else nullcontext(), started.held:
-            yield started
+            yield
             if started.sweep and started.began:
                 (started.folder / "error.txt").unlink(missing_ok=True)  # from an earlier start of the sweep
         if started.sweep:
@@ -92,7 +109,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         if not started.sweep:
             raise
         if isinstance(error, Busy):  # several processes may share a sweep
-            print(f"{cfg.name}: already running in another process")
+            print(f"{started.name}: already running in another process")
             failed = False
         else:
             _note_failure(error, started)

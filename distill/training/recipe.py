@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.benchmarks.grading.graded import graded
-from distill.data.on_disk import spool_examples
+from distill.data.on_disk import Examples, spool_examples
 from distill.data.prompt import Prompt
 from distill.data.seam import encode_turn, rejoin, written_text
 from distill.data.tokenizers import template_of, template_variables
@@ -23,10 +23,12 @@ from distill.errors import UserError
 from distill.generation.sampling import Sampling
 from distill.io.cache import cached_arrays
 from distill.io.sequences import Lazy, take
+from distill.losses.signals import plain_partial
 from distill.models.language_model import LanguageModel, ModelSource, vocabulary_mismatch
 from distill.models.lazy import LazyModel
-from distill.teacher.completions import check_room, sample_completions
+from distill.teacher.completions import check_room, sample_completions, writer_key
 from distill.teacher.retokenize import Retokenizer
+from distill.training.written_once import comparable, made_once
 
 _CODE = (  # modules that make tokens of an example
     *(
@@ -79,6 +81,8 @@ class TraceRecipe:
     keep: Literal["right", "all"] = "right"
 
     def __post_init__(self) -> None:
+        if self.grade is not None:
+            self.grade = plain_partial(self.grade)
         if self.completions not in ("dataset", "teacher"):
             raise ValueError(f"data.completions={self.completions!r} is not one of dataset, teacher")
         if self.overlong not in ("error", "drop"):
@@ -144,7 +148,7 @@ class TraceRecipe:
             raise UserError("the data holds no problem: check data.path, data.limit")
         check_spelling(student.tokenizer, examples[0], student.source.name)
         if self.completions == "teacher" and not prompts_only:
-            traces = Traces.of(self._sampled(list(examples), student, teacher, cache, say))
+            traces = Traces.of(self._sampled_once(examples, student, teacher, cache, say))
         else:
             kept = examples if prompts_only else self._without_wrong(examples, say)
             key = {"examples": examples.fingerprint, "keep": self.keep}
@@ -260,16 +264,34 @@ class TraceRecipe:
         said = {"place": example.place, "tools": example.tools}
         return Trace(example, *encode_turn(student.tokenizer, messages, text, ends, **said))
 
-    def _sampled(
+    def _sampled_once(
         self,
-        examples: Sequence[Example],
+        examples: Examples,
         student: LanguageModel,
         teacher: LazyModel | None,
         cache: Path,
         say: Callable[[str], None],
-    ) -> list[Trace]:
+    ) -> Sequence[Trace]:
         if teacher is None:
             raise UserError("data.completions=teacher, but there is no teacher: set model.teacher=<model>")
+        models = [
+            (writer_key(source), source.end_ids, source.context_length, source.rows)
+            for source in (student.source, teacher.source)
+        ]
+        fields = {name: value for name, value in vars(self).items() if name != "source"}
+        key = (examples.fingerprint, models, cache, fields | {"grade": comparable(self.grade)})
+        return made_once(
+            key, lambda say: self._sampled(list(examples), student, teacher, cache, say), teacher, say
+        )
+
+    def _sampled(
+        self,
+        examples: Sequence[Example],
+        student: LanguageModel,
+        teacher: LazyModel,
+        cache: Path,
+        say: Callable[[str], None],
+    ) -> list[Trace]:
         # The same prompts as for scoring, so that the teacher's log-probs are for what it sampled under.
         retokenizer = self.retokenizer(student.source, teacher.source)
         end_ids = teacher.source.end_ids

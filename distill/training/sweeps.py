@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -93,17 +94,28 @@ def score(folder: Path) -> float | None:
     return -fmean(kept[-max(1, len(kept) // 10) :]) if kept else None
 
 
-def announce(number: int, name: str) -> str:
+def announce(number: int, name: str, at_once: int | None = 1) -> str:
     """The line at a job's start: its number, how many there are, and the time left by the jobs so far.
 
     Args:
         number: of the job, from 0.
         name: of the run.
+        at_once: how many jobs run at the same time; None: that is not known.
     """
     line = f"job {number + 1}{f' of {sweep.jobs}' if sweep.jobs else ''}: {name}"
-    if sweep.jobs and seconds:
-        line += f", about {duration(fmean(seconds) * (sweep.jobs - number))} left"
+    if sweep.jobs and seconds and at_once:
+        line += f", about {duration(fmean(seconds) * (sweep.jobs - number) / at_once)} left"
     return line
+
+
+def at_once(launcher: Mapping[str, Any]) -> int | None:
+    """How many jobs a launcher runs at the same time; None if its configuration does not say.
+
+    Args:
+        launcher: `hydra.launcher`.
+    """
+    processes = launcher.get("n_jobs")  # of joblib
+    return (os.cpu_count() or 1) if processes == -1 else processes
 
 
 def refusal(folder: Path) -> Path:

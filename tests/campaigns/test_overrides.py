@@ -10,7 +10,7 @@ from campaign import PAIR, TRAIN, Tally, is_traceback
 from commands import command
 from omegaconf import OmegaConf
 
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
 

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from distill.config.flat import flat
 from distill.config.overrides import check_overrides
-from distill.config.renamed_keys import MOVED_FILES, RENAMED, new_key, translate
+from distill.config.renamed_keys import MOVED_FILES, RENAMED, new_key, read_described, read_flat, translate
 from distill.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+OLD_RUN = Path(__file__).resolve().parents[1] / "data_of_earlier_versions" / "runs" / "dcod" / "config.yaml"
 
 
 def test_every_new_key_is_one_of_today_and_no_old_one_is() -> None:
@@ -124,3 +127,36 @@ def test_a_configuration_of_an_earlier_version_is_todays_under_todays_names() ->
     assert translate(new) == new
     # optimizer.lr= on the command line left model.lr without effect
     assert translate({"model": {"lr": 1.0}, "optimizer": {"lr": 2.0}}) == {"optimizer": {"lr": 2.0}}
+
+
+# What a file of many runs' may be: whole sections are read on their own, where that says the same.
+TEXTS = {
+    "of an earlier version": OLD_RUN.read_text(encoding="utf-8"),
+    "keys that are now in another section": "benchmark:\n  every: 4\n  limit: 2\nckpt: null\nseed: 1\n",
+    "a key that is there under both names": "model:\n  lr: 1.0\noptimizer:\n  lr: 2.0\n",
+    "a key added beside its sibling": "trainer:\n  devices: 1\ndata:\n  fields:\n    problem: q\n",
+    "a section added": "checkpoint:\n  every: 3\nname: a\n",
+    "a section added that is half there": "checkpoint:\n  every: 3\nteacher:\n  source: server\n",
+    "a section twice": "seed: 1\nseed: 2\n",
+    "a text of several lines": "name: 'a\n\nb: c'\nseed: 1\n",
+    "nothing below": "loss: {}\nlogger: null\ndata:\n  path: [a, b]\n",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_file_read_by_sections_says_what_its_whole_text_does(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    whole = translate(yaml.safe_load(text))
+    for _ in range(2):  # the second time from what was read before
+        assert read_described(path) == whole
+        assert read_flat(path) == dict(flat(whole))
+
+
+def test_a_run_read_first_leaves_no_trace_in_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("checkpoint:\n  every: 3\ndata:\n  path: [a]\n")
+    read_described(path)["data"]["path"].append("b")
+    read_flat(path)["seed"] = 1
+    assert read_flat(path)["data.path"] == read_described(path)["data"]["path"] == ["a"]
+    assert "seed" not in read_flat(path)

@@ -1,9 +1,11 @@
 """Tests of batches and their order, and of building training traces from a recipe."""
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -487,6 +489,41 @@ def test_the_teachers_right_and_finished_traces_alone_are_kept(
     assert [decode(trace.completion_ids) for trace in traces] == ["1+1=2;#2<eos>", "#4<eos>"]
     assert [trace.example.gold for trace in traces] == ["2", "4"]
     assert "6 written, 2 kept (2 wrong, 2 without an end)" in said
+
+
+def test_the_next_job_with_the_same_traces_neither_grades_nor_tokenizes_them_again(
+    student: LanguageModel, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, ["#2", "#3", "#2", "#3", "#2", "#2", "#2", "#2"])
+    examples = [Example("a", "1+1=", "2"), Example("b", "1+2=", "3")]
+    asked: list[str] = []
+
+    def lenient(example: Example, completion: str, rule: str) -> Verdict:
+        asked.append(completion)
+        return Verdict(completion, rule == "all" or completion == f"#{example.gold}")
+
+    def built(rule: str = "right", gold: str = "2", **changes: Any) -> tuple[list[list[int]], str, int, Any]:
+        """The completions' ids, what was said, how many were graded, and the teacher's work."""
+        asked.clear()
+        read = [dataclasses.replace(examples[0], gold=gold), examples[1]]
+        # Each job builds its functions and models anew.
+        recipe = TraceRecipe(
+            lambda: read, completions="teacher", grade=partial(lenient, rule=rule), **changes
+        )
+        teacher = LazyModel(find_model(str(tiny_pair[1]), key="model.teacher"), "cpu")
+        traces, said = build(recipe, student, tmp_path, teacher)
+        return [trace.completion_ids.tolist() for trace in traces], said, len(asked), teacher.work
+
+    first = built()
+    assert first[2] == 2
+    assert first[3].tokens > 0
+    assert built() == (*first[:2], 0, first[3])
+    assert len(built(gold="9")[0]) == 1  # other data
+    assert built()[2] == 2  # the last ones alone are kept
+    assert built(rule="all")[2] == 2  # another grader
+    assert built(rule="all")[2] == 0
+    assert built(rule="all", seed=1)[2] == 2  # other completions
+    assert built(rule="all", seed=1, student_prompt=Prompt("#{problem}"))[2] == 2
 
 
 def test_without_a_grader_every_finished_trace_is_kept_under_its_problems_name(

@@ -26,12 +26,14 @@ from distill.analysis.smoke_test import _row
 from distill.analysis.token_weights import by_trace, length_correlation, token_weights
 from distill.errors import UserError
 from distill.report.methods import tables_of
+from distill.statistics import holm, paired_runs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 INPUTS = {  # the variable that names a notebook's input
     "compare_methods": "DISTILL_SWEEP",
     "weight_diagnostics": "DISTILL_SWEEP",
     "choose_your_traces": "DISTILL_SCORES",
+    "maps": "DISTILL_SWEEP",
 }
 DATA = ["model=tiny", "data=arithmetic", "data.operations=[2,4]", "data.max_new_tokens=40"]
 TEACHER = "package:distill/tiny/teacher"
@@ -100,7 +102,7 @@ def shown(result: NotebookResult, kind: str) -> list[str]:
     ]
 
 
-def test_there_are_three_notebooks() -> None:
+def test_every_notebook_has_its_input() -> None:
     assert [path.stem for path in NOTEBOOKS] == sorted(INPUTS)
 
 
@@ -232,6 +234,7 @@ def test_the_notebooks_run_and_say_what_the_data_show(  # in one, so that one wo
     _check_comparison(found["compare_methods"], sweep)
     _check_weights(found["weight_diagnostics"], sweep, scores, tmp_path / "cache")
     _check_choice(found["choose_your_traces"], scores)
+    _check_maps(found["maps"], sweep)
     for path in NOTEBOOKS:  # they were run as copies
         test_a_notebook_is_kept_without_outputs(path)
 
@@ -277,6 +280,23 @@ def _check_weights(result: NotebookResult, sweep: Path, scores: Path, cache: Pat
     assert re.search(r"after training: right traces weigh more than wrong ones by [+-]0\.\d+ \[", text)
     assert re.search(r"tokens with weight 0 to 0\.05, %: \d+\.\d at first, \d+\.\d at last; .* p = ", text)
     assert len(shown(result, "image/svg+xml")) == 4
+
+
+def _check_maps(result: NotebookResult, sweep: Path) -> None:
+    maps = shown(result, "image/svg+xml")
+    assert len(maps) == 4  # right answers and completions without an end, each also over the baseline
+    own = {loss: [_right(sweep / f"{loss}_seed{seed}") for seed in (0, 1)] for loss in LOSSES}
+    gaps = {loss: paired_runs(own["sft"], own[loss]) for loss in LOSSES if loss != "sft"}
+    adjusted = holm([gap.p for gap in gaps.values()])
+    known = sum(p < 0.05 for p in adjusted)
+    closing = printed(result).strip().splitlines()[-1]
+    assert closing.startswith("of 2 comparisons with sft: ")
+    assert closing.endswith(f"{2 - known} not established")
+
+
+def _right(run: Path) -> float:
+    summary = json.loads((run / "summary.json").read_text())
+    return summary["benchmarks"]["arithmetic"]["after"]["figures"]["accuracy"]["value"]
 
 
 def _check_choice(result: NotebookResult, scores: Path) -> None:

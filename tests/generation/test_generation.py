@@ -27,6 +27,7 @@ PROMPTS = [
     [1, 7, 8],
 ]  # 0 pads, 1 ends: here both are text
 GREEDY = Sampling(max_new_tokens=16)
+LENGTHS = [100, 31, 4, 30, 33, 5, 97, 6, 29, 32, 7, 64]
 
 
 @pytest.fixture
@@ -321,9 +322,9 @@ def test_a_row_that_has_ended_is_read_no_more(lm: LanguageModel) -> None:
     written = generate(lm, [*PROMPTS, [2, 3] * 60], Sampling(1.0, max_new_tokens=30), seed=1)
     lengths = [len(ids) for ids in written]
     assert len(set(lengths)) > 3
-    assert shapes[0] == (7, 120)
+    assert shapes[:2] == [(1, 120), (6, 6)]  # the long prompt alone, the short ones together
     # Every token but a row's last is read once, each in a batch of those rows alone that go on.
-    assert shapes[1:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
+    assert shapes[2:] == [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
 
 
 @pytest.mark.slow
@@ -347,6 +348,23 @@ def test_a_prompt_that_several_rows_begin_with_is_read_once(lm: LanguageModel) -
     shapes.clear()
     generate(lm, [PROMPTS[3]] * 4, Sampling(0.0, max_new_tokens=2), seed=0)
     assert shapes == [(1, len(PROMPTS[3])), (4, 1)]
+
+
+def test_prompts_of_all_lengths_are_read_with_little_padding(lm: LanguageModel) -> None:
+    """In passes of similar lengths, and each row goes on from its own."""
+    prompts = [[2 + token % 9 for token in range(row, row + length)] for row, length in enumerate(LENGTHS)]
+    alone = [generate(lm, [prompt], GREEDY, seed=0)[0] for prompt in prompts]
+    shapes: list[tuple[int, ...]] = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    assert generate(lm, prompts, GREEDY, seed=0) == alone
+    passes = [shape for shape in shapes if shape[1] > 1]
+    assert sum(rows for rows, _ in passes) == len(prompts)
+    assert len(passes) < len(set(LENGTHS))
+    assert sum(LENGTHS) < sum(rows * width for rows, width in passes) < 1.2 * sum(LENGTHS)
+    assert sum(LENGTHS) < 0.6 * len(LENGTHS) * max(LENGTHS)
+    assert len({tuple(ids) for ids in alone}) > 5
 
 
 @pytest.mark.slow

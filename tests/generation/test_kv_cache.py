@@ -1,12 +1,14 @@
 """Tests that the preallocated KV cache equals transformers' cache, also when rows are removed."""
 
+from typing import cast
+
 import pytest
 import torch
 from test_generation_families import FAMILIES, tiny
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from distill.generation.kv_cache import GrowingLayer, growing_cache, keep_rows
+from distill.generation.kv_cache import GrowingLayer, growing_cache, keep_rows, put_rows
 
 LIMIT = 400
 
@@ -124,6 +126,32 @@ def test_rows_leave_also_what_another_hand_has_changed() -> None:
     for one in (layer, reference):
         one.update(*states(2, 1, seed=1))
     same(layer, reference)
+
+
+def test_rows_of_smaller_caches_end_at_the_same_place_behind_zeros() -> None:
+    groups = {(3, 0): 90, (2,): 70, (1, 4): 100}  # rows, and how many tokens they have
+    cache = Cache(layers=[GrowingLayer(LIMIT), GrowingLayer(LIMIT)])
+    whole = [torch.zeros(5, 2, 100, width) for width in (4, 3)]
+    for rows, tokens in groups.items():
+        part, new = Cache(layers=[GrowingLayer(tokens) for _ in range(2)]), states(len(rows), tokens, tokens)
+        for number in range(2):
+            part.update(*new, number)
+        put_rows(cache, part, torch.tensor(rows), 5, 100)
+        for both, one in zip(whole, new, strict=True):
+            both[list(rows), :, 100 - tokens :] = one
+    reference = DynamicLayer()
+    reference.update(*whole)
+    layer = cast(GrowingLayer, cache.layers[0])
+    same(layer, reference)
+    go_on(cache, reference, 5, range(1, 70))
+
+
+def test_a_layer_without_keys_of_its_own_stays_empty() -> None:
+    cache, part = (Cache(layers=[GrowingLayer(LIMIT), GrowingLayer(LIMIT)]) for _ in range(2))
+    part.update(*states(2, 5, 0), 0)
+    put_rows(cache, part, torch.tensor([1, 0]), 2, 5)
+    assert cache.layers[0].get_seq_length() == 5
+    assert cache.layers[1].keys is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -504,6 +504,15 @@ def test_quantiles_of_weights_are_those_of_the_tokens() -> None:
 
 
 @pytest.mark.slow
+def test_seeds_that_are_all_alike_have_a_bar_without_length() -> None:
+    rows = [(run, "sft", step, 0.1, 10 * step) for run in "abc" for step in (0, 5)]
+    found = curves.learning_curves(metrics(rows))
+    assert found["sft"].mean[-1] > found["sft"].high[-1]  # (0.1 + 0.1 + 0.1) / 3 in floating point
+    figure = figures.learning_figure({"tokens": found}, styles(["sft"]))
+    assert figure.axes[0].get_xlabel() == "trained completion tokens"
+
+
+@pytest.mark.slow
 def test_figures_are_vectors_that_say_no_date_and_are_the_same_twice(tmp_path: Path) -> None:
     sweep_of(tmp_path)
     table = one_table(tmp_path)

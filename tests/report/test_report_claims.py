@@ -159,6 +159,8 @@ def test_figures_costs_and_drift_are_compared_by_seed(tmp_path: Path) -> None:
     assert f"{0.2 - other.mean():+.3g} [" in shown  # in nats, not in points
     untrained = answer("figure structured", against="untrained")
     assert untrained.difference.value == pytest.approx(0.1)
+    shown = markdown("claims", list(claim_blocks([untrained], [])))
+    assert "| 4 | none: all seeds alike | 1.000 | **not established** |" in shown
     missing = answer("drift kl_student_written")
     assert (missing.word, missing.reason) == ("not measured", "dcod with seed 0 has no kl_student_written")
     assert "no finished run of todi" in answer("accuracy", method="todi").reason

@@ -22,7 +22,8 @@ from scipy.stats import binomtest
 from test_results import made
 
 from distill.analysis.drift_curves import Drift
-from distill.config.instantiate import flat, plain
+from distill.config.flat import flat
+from distill.config.instantiate import plain
 from distill.config.paths import CONFIG
 from distill.evaluation.published import published
 from distill.report.methods import tables_of

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pandas.testing import assert_frame_equal
 from test_training import arguments, run
 
-from distill.config.instantiate import flat
+from distill.config.flat import flat
 from distill.errors import UserError
 from distill.runs import wandb as wandb_runs
 from distill.runs.load import Runs, load_runs

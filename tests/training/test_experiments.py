@@ -20,7 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from distill.benchmarks import arithmetic
-from distill.config.instantiate import flat, plain
+from distill.config.flat import flat
+from distill.config.instantiate import plain
 from distill.errors import UserError
 from distill.evaluation.benchmark import benchmarks_of
 from distill.losses.signals import name_of
@@ -126,7 +127,11 @@ def test_every_job_of_an_experiment_composes_and_builds(experiment: str) -> None
     assert len(folders) == len(every)  # each has its own
     assert list(rates) == found["loss"]
     grid = {float(rate) for rate in found.get("optimizer.lr", [])}
-    if experiment.startswith("tune") or experiment in ("claims_tune", "proxy_smollm2_tune"):
+    if experiment.startswith("tune") or experiment in (
+        "claims_tune",
+        "claims_mixed_tune",
+        "proxy_smollm2_tune",
+    ):
         assert len(grid) >= 3
         assert rates.pop(found["loss"][0]) == grid  # which the sweep crosses with all losses
         assert all(own < grid for own in rates.values())
@@ -147,7 +152,7 @@ def test_a_comparison_has_every_method_five_seeds_and_a_grid_for_its_rates(exper
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["claims", "proxy_smollm2"])
+@pytest.mark.parametrize("experiment", ["claims", "claims_mixed", "proxy_smollm2"])
 def test_registered_claims_are_about_the_sweeps_own_methods_and_settings(experiment: str) -> None:
     """Each claim can be answered by the sweep, and is registered for what the experiment composes."""
     cfg, found = composed(f"experiment={experiment}"), sweep(experiment)
@@ -158,15 +163,16 @@ def test_registered_claims_are_about_the_sweeps_own_methods_and_settings(experim
         assert cfg.data.validation or not claim.measure.startswith("validation")
     config = dict(flat({key: plain(cfg[key]) for key in ("model", "data", "benchmark", "max_tokens")}))
     assert {key: config[key] for key in registration.settings} == dict(registration.settings)
-    assert len(found["seed"]) == {"claims": 5, "proxy_smollm2": 3}[experiment]
+    assert len(found["seed"]) == (3 if experiment == "proxy_smollm2" else 5)
     tuned, tune = sweep(f"{experiment}_tune"), composed(f"experiment={experiment}_tune")
     assert tuned["loss"] == found["loss"]
     assert not set(tuned["seed"]) & set(found["seed"])
     (asked,) = benchmarks_of(tune.benchmark)
     assert tune.benchmark[asked.name].source.split in ("validation", "train[7000:7373]")
     assert tune.registered is None
-    for key in ("model", "data", "max_tokens"):
+    for key in ("model", "data"):
         assert plain(tune[key]) == plain(cfg[key])
+    assert tune.max_tokens == (33_000 if experiment == "proxy_smollm2" else cfg.max_tokens)
     assert {float(lr) for lr in cfg.lrs.values()} <= {float(lr) for lr in tuned["optimizer.lr"]}
     assert set(cfg.lrs) == set(found["loss"])
 

@@ -309,6 +309,13 @@ def test_a_launcher_keeps_the_account_of_the_basic_one(
         variables = {"SLURM_STAND_IN": str(tmp_path), "PATH": f"{HERE / 'slurm'}:{os.environ['PATH']}"}
     done = sweep(words, tmp_path / "sweep", tmp_path, **variables)
     check_account(done, tmp_path / "sweep")
+    if launcher == "joblib":
+        jobs = {line[:4]: line for line in done.stdout.splitlines() if "] job " in line}
+        names = [f"job {number} of 2: tiny_traces_sft_seed0" for number in (1, 2)]
+        assert [jobs["[1] "], jobs["[2] "][: 4 + len(names[1])]] == [f"[1] {names[0]}", f"[2] {names[1]}"]
+        assert any(line.startswith("[2] ") and "finished" in line for line in done.stdout.splitlines())
+        versions = json.loads((tmp_path / "sweep" / "1_tiny_traces_sft_seed0" / "versions.json").read_text())
+        assert versions["threads"] == 1  # one process for each core
     if launcher == "submitit_slurm":
         asked = (tmp_path / "script.sh").read_text().splitlines()
         for line in (

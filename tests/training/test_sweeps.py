@@ -206,8 +206,18 @@ def test_a_job_says_its_number_and_the_time_left(monkeypatch: pytest.MonkeyPatch
     assert sweeps.announce(0, "a") == "job 1 of 6: a"
     monkeypatch.setattr(sweeps, "seconds", [60.0, 120.0])
     assert sweeps.announce(2, "b") == "job 3 of 6: b, about 6 min 0 s left"
+    assert sweeps.announce(2, "b", 2) == "job 3 of 6: b, about 3 min 0 s left"
+    assert sweeps.announce(2, "b", None) == "job 3 of 6: b"
     monkeypatch.setattr(sweeps.sweep, "jobs", None)  # another launcher's process
     assert sweeps.announce(2, "b") == "job 3: b"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs"),
+    [({"n_jobs": 3}, 3), ({"n_jobs": -1}, os.cpu_count()), ({"timeout_min": 60}, None)],
+)
+def test_joblib_says_how_many_jobs_run_at_once(launcher: dict[str, int], jobs: int | None) -> None:
+    assert sweeps.at_once(launcher) == jobs
 
 
 @pytest.mark.parametrize(
