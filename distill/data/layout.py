@@ -17,6 +17,8 @@ LayoutKind = Literal["padded", "grouped", "packed", "shared_prompt"]
 PACKED: tuple[LayoutKind, ...] = ("packed", "shared_prompt")  # several traces in a row
 # Fixed cost of a pass, in tokens: kernel launches, and another gradient of every weight.
 _PASS = 64
+_PROMPT_TOKENS = 1024  # most tokens of a pass over prompts of a model that generates, padding included
+_PROMPT_PASS = 16  # what such a pass costs beside its tokens, in tokens
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,20 @@ def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> 
         groups.append(order[begins[end] : end])
         end = int(begins[end])
     return groups[::-1]
+
+
+def prompt_passes(lengths: Sequence[int], device: str) -> list[list[int]]:
+    """The passes in which a model that generates reads prompts: indices of the prompts of each.
+
+    On a CPU prompts of similar lengths share a pass; on a GPU one large pass is faster than several.
+
+    Args:
+        lengths: of the prompts, in tokens.
+        device: type of the device, as `cpu`.
+    """
+    if device != "cpu" or len(set(lengths)) < 2:
+        return [list(range(len(lengths)))]
+    return alike(lengths, _PROMPT_TOKENS, _PROMPT_PASS)
 
 
 def _packs(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

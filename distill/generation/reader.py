@@ -8,11 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.data.layout import alike
+from distill.data.layout import prompt_passes
 from distill.models.language_model import LanguageModel
-
-_PASS_TOKENS = 1024  # most tokens of a pass over prompts, padding included
-_PASS_COST = 16  # what a pass costs beside its tokens, in tokens
 
 
 class Reader:
@@ -60,9 +57,8 @@ class Reader:
         self._padded = not bool(mask.all())
         self._places = torch.arange(len(prompts), device=lm.device)
         self._groups: list[list[int]] = []  # prompts of similar lengths
-        # On a GPU one large pass is faster than several.
-        if self._padded and lm.device.type == "cpu" and self._rows_leave and grows_alone(self._cache):
-            self._groups = alike([len(prompt) for prompt in read], _PASS_TOKENS, _PASS_COST)
+        if self._rows_leave and grows_alone(self._cache):
+            self._groups = prompt_passes([len(prompt) for prompt in read], lm.device.type)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Read the prompts; return the logits of each row's first new token."""

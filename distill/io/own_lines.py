@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any
 
 
 class OwnLines(io.TextIOBase):
@@ -17,7 +17,7 @@ class OwnLines(io.TextIOBase):
         prefix: what each begins with.
     """
 
-    def __init__(self, stream: TextIO, prefix: str) -> None:
+    def __init__(self, stream: Any, prefix: str) -> None:
         super().__init__()
         self._stream, self._prefix, self._begun = stream, prefix, ""
 

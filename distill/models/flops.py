@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from distill.data.batch import by_length, laid_out
-from distill.data.layout import BatchLayout
+from distill.data.layout import BatchLayout, prompt_passes
 from distill.data.trace import Trace
 from distill.data.traces import scan
 from distill.errors import UserError
@@ -188,18 +188,29 @@ def _sharing_prompts(traces: Sequence[Trace], token_budget: int) -> Work:
     )
 
 
-def writing(prompts: Sequence[int], written: Sequence[int], distinct: int | None = None) -> Work:
+def writing(
+    prompts: Sequence[int],
+    written: Sequence[int],
+    distinct: Sequence[int] | None = None,
+    device: str = "cuda",
+) -> Work:
     """Work of generating a batch of completions, as `generation.decode.generate` does.
 
-    Prompts are padded to the longest, equal prompts are read once, and finished completions cost nothing.
+    Prompts are padded to the longest of their pass, equal prompts are read once, and finished completions
+    cost nothing. A model with other than full attention reads its prompts in one pass on a CPU too, which is
+    more.
 
     Args:
         prompts: lengths of the prompts.
         written: lengths of the completions.
-        distinct: number of distinct prompts; None: all differ.
+        distinct: lengths of the distinct prompts; None: all differ.
+        device: type of the device, as `cpu`.
     """
-    longest, read = max(prompts), len(prompts) if distinct is None else distinct
-    work = Work(read * longest, read * causal_pairs(longest), outputs=read)
+    longest, read = max(prompts), prompts if distinct is None else distinct
+    work = Work(outputs=len(read))
+    for group in prompt_passes(read, device):
+        most = max(read[place] for place in group)
+        work += Work(len(group) * most, len(group) * causal_pairs(most))
     for count in written:
         behind = count - 1  # the last generated token is not read again
         work += Work(behind, causal_pairs(behind, longest), outputs=behind)

@@ -152,7 +152,17 @@ def make_plan(setup: Setup) -> Plan:
         for role, own in by_teacher(setup, traces).items():
             read = [teacher_trace(trace) for trace in own]
             name = f"{in_words(role)} writes traces"
-            stages.append(written(name, frozen[role], read, per_batch, recipe, samples=recipe.samples))
+            stages.append(
+                written(
+                    name,
+                    frozen[role],
+                    read,
+                    per_batch,
+                    recipe,
+                    samples=recipe.samples,
+                    device=setup.compute.device,
+                )
+            )
     if not objective.writes_all:
         served = setup.teacher.source == "server" and not setup.teacher.verify
         stages += caching(setup, frozen, traces, served)

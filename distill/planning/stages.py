@@ -1,6 +1,5 @@
 """Estimated resources of each stage of a run."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,6 +58,8 @@ def written(
     recipe: TraceRecipe | None,
     limit: int = 0,
     samples: int = 1,
+    *,
+    device: str,
 ) -> Stage:
     """Stage that generates completions in batches, in the order of the traces.
 
@@ -70,13 +71,14 @@ def written(
         recipe: recipe of the teacher's traces, which are cached; None for other completions.
         limit: longest completion; 0: as in the recipe.
         samples: consecutive traces with the same prompt.
+        device: type of the device, as `cpu`.
     """
     longest = limit or (recipe.sampling.max_new_tokens if recipe and recipe.sampling else 256)
     work, read, peak, tokens = Work(), 0.0, 0.0, 0
     for batch in in_shards(len(traces), per_batch):
         prompts = [len(traces[number].prompt_ids) for number in batch]
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
-        work += writing(prompts, lengths, math.ceil(len(batch) / samples))
+        work += writing(prompts, lengths, prompts[::samples], device)
         whole = max(prompts) + max(lengths)
         # Each generated token reads all weights once, and each row's KV cache so far.
         cached = sum(count * (max(prompts) + count / 2) for count in lengths)
@@ -143,6 +145,7 @@ def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes:
     stages = []
     prompt = round(sum(len(trace.prompt_ids) for trace in traces) / len(traces))
     completion = round(sum(len(trace.completion_ids) for trace in traces) / len(traces))
+    device = setup.compute.device
     for benchmark in setup.evaluation.benchmarks:
         try:
             problems = len(benchmark.problems())
@@ -157,7 +160,9 @@ def evaluation(setup: Setup, student: ModelSize, traces: Sequence[Trace], notes:
         rows = max(1, setup.evaluation.token_budget // (prompt + longest))
         count = benchmark.samples
         stages.append(
-            written(benchmark.name, student, answers * problems * count, rows, None, longest, count)
+            written(
+                benchmark.name, student, answers * problems * count, rows, None, longest, count, device=device
+            )
         )
     if stages:
         notes.append(
@@ -290,7 +295,10 @@ def _rollouts(setup: Setup, student: ModelSize, batches: Batches) -> Stage:
         trace for batch, on in zip(batches.traces, batches.on_policy, strict=True) if on for trace in batch
     ]
     per_batch, limit = setup.length.batch_size, rollouts.max_new_tokens
-    stage = written("student writes rollouts", student, own, per_batch, None, limit, rollouts.samples)
+    device = setup.compute.device
+    stage = written(
+        "student writes rollouts", student, own, per_batch, None, limit, rollouts.samples, device=device
+    )
     times = batches.scale / rollouts.num_iterations
     return replace(stage, flops=stage.flops * times, read=stage.read * times)
 

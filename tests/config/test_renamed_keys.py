@@ -112,7 +112,7 @@ def test_a_configuration_of_an_earlier_version_is_todays_under_todays_names() ->
     }
     new: dict[str, Any] = {
         "ckpt_path": None,
-        "model": {"student": "a", "gradient_checkpointing": False},
+        "model": {"student": "a", "gradient_checkpointing": False, "compile": False},
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
         "lr_scheduler": {
             "_target_": "distill.training.schedule.Schedule",

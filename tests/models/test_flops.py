@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import distill.generation.reader
+import distill.models.flops
 import distill.teacher.completions
 import distill.training.rollouts
 from distill.data.trace import Example, Trace
@@ -131,7 +133,7 @@ def test_writing_has_the_flops_that_torch_counts(family: str) -> None:
     assert found + excess == pytest.approx(counter.get_total_flops(), rel=1e-3)
     lengths = [len(ids) for ids in written]
     assert len(set(lengths)) > 1
-    work = writing([3, 6, 1], lengths)
+    work = writing([3, 6, 1], lengths, device="cpu")
     assert cost_of(model, family, 150).forward(work) == found
 
 
@@ -139,7 +141,7 @@ def test_equal_prompts_are_read_once_and_counted_once(student: LanguageModel) ->
     meter = Meter([student])
     prompts = [[5] * 12, [6] * 10, [5] * 12, [5] * 12]
     written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
-    work = writing([12, 10, 12, 12], [len(ids) for ids in written], distinct=2)
+    work = writing([12, 10, 12, 12], [len(ids) for ids in written], distinct=[12, 10], device="cpu")
     assert cost_of(student.model, "student").forward(work) == meter.take()
 
 
@@ -147,7 +149,7 @@ def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: Langu
     meter = Meter([student])
     prompts = [[5] * 120, [6] * 10, [7] * 118]  # of a context of 128
     written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
-    work = writing([120, 10, 118], [len(ids) for ids in written])
+    work = writing([120, 10, 118], [len(ids) for ids in written], device="cpu")
     assert cost_of(student.model, "student").forward(work) == meter.take()
 
 
@@ -414,6 +416,8 @@ def test_traces_that_the_teacher_writes_are_its_expense(
         return found
 
     monkeypatch.setattr(distill.teacher.completions, "generate", spy)
+    for module in (distill.generation.reader, distill.models.flops):  # as on a GPU: in one pass
+        monkeypatch.setattr(module, "prompt_passes", lambda lengths, device: [list(range(len(lengths)))])
     words = ["data.completions=teacher", "data.sampling_batch_size=40", "data.samples=2", "loss=sft"]
     words += ["data.max_new_tokens=60"]
     first = run(arguments(tiny_pair, traces, tmp_path, *words), tmp_path / "first")
