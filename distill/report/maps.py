@@ -40,15 +40,10 @@ def placed(
         raise UserError(f"no run has the setting {row}: name one that the runs have, as data.double")
     loss = runs["loss"].astype(str)
     value = runs[told_by] if told_by in runs else pandas.Series(np.nan, runs.index)
-    several = value.groupby(loss).nunique() > 1
-    keys = sorted(
-        {(own != baseline, own, at if several[own] else np.nan) for own, at in zip(loss, value, strict=True)}
-    )
-    names = list(dict.fromkeys(own if np.isnan(at) else f"{own} {called}={at:g}" for _, own, at in keys))
-    method = [
-        f"{own} {called}={at:g}" if several[own] and pandas.notna(at) else own
-        for own, at in zip(loss, value, strict=True)
-    ]
+    values: Any = value.groupby(loss).transform("nunique")  # of the run's loss
+    method = loss.where((values < 2) | value.isna(), loss + value.map(f" {called}={{:g}}".format))
+    places = pandas.DataFrame({"method": method, "other": loss != baseline, "loss": loss, "value": value})
+    names = places.sort_values(["other", "loss", "value"])["method"].unique()
     differ = [key for key in panels if key in runs and runs[key].astype(str).nunique() > 1]
     panel = [
         ", ".join(f"{key.rpartition('.')[2]} {_short(own[key])}" for key in differ)

@@ -98,6 +98,6 @@ def sample_completions(
         rows = [row for row in batch for _ in range(samples)]
         written = [len(ids) for ids in flat[batch.start * samples : batch.stop * samples]]
         lengths = [len(prompts[row]) for row in rows]
-        distinct = [len(prompt) for prompt in dict.fromkeys(tuple(prompts[row].tolist()) for row in batch)]
-        model.work += writing(lengths, written, distinct, torch.device(model.device).type)
+        distinct = {prompts[row].tobytes(): len(prompts[row]) for row in batch}
+        model.work += writing(lengths, written, list(distinct.values()), torch.device(model.device).type)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
