@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from rich.console import Console
 from rich.table import Table
 
+from distill.data.trace import Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.planning.fit import fit_lines
@@ -148,21 +149,7 @@ def make_plan(setup: Setup) -> Plan:
     }
     stages: list[Stage] = []
     if objective.problem_signals or (recipe.completions == "teacher" and not objective.prompts_only):
-        per_batch = recipe.sampling_batch_size * recipe.samples
-        for role, own in by_teacher(setup, traces).items():
-            read = [teacher_trace(trace) for trace in own]
-            name = f"{in_words(role)} writes traces"
-            stages.append(
-                written(
-                    name,
-                    frozen[role],
-                    read,
-                    per_batch,
-                    recipe,
-                    samples=recipe.samples,
-                    device=setup.compute.device,
-                )
-            )
+        stages += _teachers_traces(setup, frozen, traces)
     if not objective.writes_all:
         served = setup.teacher.source == "server" and not setup.teacher.verify
         stages += caching(setup, frozen, traces, served)
@@ -200,6 +187,23 @@ def make_plan(setup: Setup) -> Plan:
     if setup.config["estimate"].get("simulate"):
         simulation = simulate(setup, [Batches.of(setup, traces).largest] * setup.length.accumulate)
     return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation, host)
+
+
+def _teachers_traces(setup: Setup, frozen: Mapping[str, ModelSize], traces: Sequence[Trace]) -> list[Stage]:
+    """Stages in which each teacher writes its traces."""
+    recipe = setup.recipe
+    return [
+        written(
+            f"{in_words(role)} writes traces",
+            frozen[role],
+            [teacher_trace(trace) for trace in own],
+            recipe.sampling_batch_size * recipe.samples,
+            recipe,
+            samples=recipe.samples,
+            device=setup.compute.device,
+        )
+        for role, own in by_teacher(setup, traces).items()
+    ]
 
 
 def _host_note(held: Mapping[str, int], ranks: int) -> str:
