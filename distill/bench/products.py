@@ -211,16 +211,16 @@ class Layer:
     def _output(self, name: str) -> Product:
         x, weight = self.activations.inputs[name], self.weights[name]
         kept = self.activations.outputs.get(name)
-        return _mm(x, weight.t(), self.scratch.result(len(x), len(weight)) if kept is None else kept)
+        return _product(x, weight.t(), self.scratch.result(len(x), len(weight)) if kept is None else kept)
 
     def _gradients(self, name: str) -> list[Product]:
         """The gradients of a linear layer's input and of its weight."""
         x, weight, gradient = self.activations.inputs[name], self.weights[name], self.gradients[name]
         upstream = self.scratch.gradient(len(x), len(weight))
         turned = gradient.view(gradient.shape[::-1])
-        ways = [_mm(upstream.t(), x, gradient)], [_mm(x.t(), upstream, turned)]
+        ways = [_product(upstream.t(), x, gradient)], [_product(x.t(), upstream, turned)]
         of_weight = self.scratch.faster((*upstream.shape, x.shape[1]), ways)
-        return [_mm(upstream, weight, self.scratch.result(*x.shape)), *of_weight]
+        return [_product(upstream, weight, self.scratch.result(*x.shape)), *of_weight]
 
     def _attention(self) -> Sequence[Product]:
         ways = [self._attend(rows) for rows in (1, self.rows)]
@@ -247,8 +247,8 @@ class Layer:
         result = self.scratch.result(*one.queries.shape)
         for heads, at, keys, scores in self._blocks(rows):
             found += [
-                _bmm(one.queries[heads, at], one.keys[heads, :keys].mT, scores),
-                _bmm(scores, one.values[heads, :keys], result[heads, at]),
+                _product(one.queries[heads, at], one.keys[heads, :keys].mT, scores),
+                _product(scores, one.values[heads, :keys], result[heads, at]),
             ]
         return found
 
@@ -260,12 +260,12 @@ class Layer:
         )
         of_keys, of_values = self.scratch.result(2, *one.keys.shape)
         for heads, at, keys, scores in self._blocks(rows):
-            into = _bmm if keys == self.length else _baddbmm  # the first block has all keys
+            add = keys < self.length  # the first block has all keys
             found += [
-                into(scores.mT, upstream[heads, at], of_values[heads, :keys]),
-                _bmm(upstream[heads, at], one.values[heads, :keys].mT, scores),
-                _bmm(scores, one.keys[heads, :keys], of_queries[heads, at]),
-                into(scores.mT, one.queries[heads, at], of_keys[heads, :keys]),
+                _product(scores.mT, upstream[heads, at], of_values[heads, :keys], add=add),
+                _product(upstream[heads, at], one.values[heads, :keys].mT, scores),
+                _product(scores, one.keys[heads, :keys], of_queries[heads, at]),
+                _product(scores.mT, one.queries[heads, at], of_keys[heads, :keys], add=add),
             ]
         return found
 
@@ -286,30 +286,24 @@ def _head(setting: Setting, scratch: Scratch, *, teacher: bool) -> list[Product]
     size, found = min(fitting_chunk(Head(states, matrix)), tokens), []
     for chunk in slices(tokens, size):
         logits, their_logits = (one[: len(states[chunk])] for one in scratch.result(2, size, len(matrix)))
-        found.append(_mm(states[chunk], matrix.t(), logits))
+        found.append(_product(states[chunk], matrix.t(), logits))
         if others is not None:
-            found.append(_mm(others[0][chunk], others[1].t(), their_logits))
+            found.append(_product(others[0][chunk], others[1].t(), their_logits))
         found += [
-            _mm(logits, matrix, of_states[chunk]),
-            (_addmm if chunk.start else _mm)(logits.t(), states[chunk], of_matrix),
+            _product(logits, matrix, of_states[chunk]),
+            _product(logits.t(), states[chunk], of_matrix, add=chunk.start > 0),
         ]
     return found
 
 
-def _mm(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], out: Float[Tensor, "m n"]) -> Product:
-    return Product(partial(torch.mm, a, b, out=out), 2.0 * out.numel() * a.shape[-1])
-
-
-def _addmm(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], out: Float[Tensor, "m n"]) -> Product:
-    return Product(partial(torch.addmm, out, a, b, out=out), 2.0 * out.numel() * a.shape[-1])
-
-
-def _bmm(a: Float[Tensor, "z m k"], b: Float[Tensor, "z k n"], out: Float[Tensor, "z m n"]) -> Product:
-    return Product(partial(torch.bmm, a, b, out=out), 2.0 * out.numel() * a.shape[-1])
-
-
-def _baddbmm(a: Float[Tensor, "z m k"], b: Float[Tensor, "z k n"], out: Float[Tensor, "z m n"]) -> Product:
-    return Product(partial(torch.baddbmm, out, a, b, out=out), 2.0 * out.numel() * a.shape[-1])
+def _product(
+    a: Float[Tensor, "*heads m k"], b: Float[Tensor, "*heads k n"], out: Tensor, *, add: bool = False
+) -> Product:
+    """a @ b, which is written to `out` [*heads, m, n], or added to it."""
+    matrices, flops = a.ndim == 2, 2.0 * out.numel() * a.shape[-1]
+    if add:
+        return Product(partial(torch.addmm if matrices else torch.baddbmm, out, a, b, out=out), flops)
+    return Product(partial(torch.mm if matrices else torch.bmm, a, b, out=out), flops)
 
 
 def _seconds(products_of_one: Sequence[Product], times: int = 3) -> float:

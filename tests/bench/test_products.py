@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from distill.bench import ours, products, report, running
+from distill.bench import products, report, running
 from distill.bench.comparison import Comparison, Contestant, Goal, Rounds, Spread, both_at_bound, over_bound
 from distill.bench.comparisons import COMPARISONS
 from distill.bench.measurement import Measurement, Setting
@@ -34,6 +34,11 @@ def counted(step: Sequence[products.Product]) -> dict[str, int]:
     return {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
 
 
+def of_addition(into: Any, a: Sequence[int], b: Sequence[int], **options: Any) -> int:
+    """FLOPs of adding a product of matrices of these shapes in place."""
+    return 2 * a[0] * a[1] * b[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "checkpointed"),
@@ -42,8 +47,8 @@ def counted(step: Sequence[products.Product]) -> dict[str, int]:
 def test_the_bound_multiplies_what_a_real_step_multiplies(
     setting: Setting, name: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch counts the second step of our run, attention in plain products: its counter does not know the CPU's
-    kernel. In our step alone are the angles of rotary embeddings, positions times frequencies."""
+    """torch counts the second step of our run, with attention in plain products. Its counter knows neither
+    the CPU's kernel of attention, nor the addition of a product in place, which is told to it."""
     setting = replace(setting, gradient_checkpointing=checkpointed)
     load = AutoModelForCausalLM.from_pretrained
 
@@ -52,7 +57,7 @@ def test_the_bound_multiplies_what_a_real_step_multiplies(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", in_products)
     totals = []
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: of_addition}) as counter:
 
         class Counting(Meter):
             def step(self, loss: Any, tokens: int) -> None:
@@ -60,22 +65,17 @@ def test_the_bound_multiplies_what_a_real_step_multiplies(
                 super().step(loss, tokens)
 
         COMPARISONS[name].contestant("ours")(setting, Counting(setting))
-    models = 2 if name != "sft" else 1
-    angles = models * 2 * (setting.prompt + setting.completion) * 16 // 2  # a head is 16 wide
-    real = totals[1] - totals[0]
-    bound, meter = COMPARISONS[name].contestant("products"), Meter(setting)
-    with FlopCounterMode(display=False) as counter:
-        bound(setting, meter)
-    assert meter.figures["flops_per_step"] == pytest.approx(real - angles, rel=1e-9)
-    assert angles < 0.001 * real
+    meter = Meter(setting)
+    COMPARISONS[name].contestant("products")(setting, meter)
+    assert meter.figures["flops_per_step"] == totals[1] - totals[0]
     step = products.training_step(setting, teacher=name != "sft")
     assert sum(counted(step).values()) == meter.figures["flops_per_step"]
     assert meter.tokens == [2 * 7] * 2
 
 
+@pytest.mark.slow
 def test_attention_multiplies_blocks_of_queries_with_the_keys_up_to_them() -> None:
-    """256 tokens in 4 blocks of 64: 10 of 16 blocks of query-key pairs, and the linear layers' products over all
-    tokens."""
+    """256 tokens in 4 blocks of 64: 10 of 16 blocks of query-key pairs. Linear layers multiply all tokens."""
     setting = replace(SHORT, rows=1, prompt=200, completion=56)
     by_operation = counted(step := products.training_step(setting, teacher=False))
     pairs = 256 * 256 * 10 / 16
@@ -145,7 +145,7 @@ def judged(seconds_of_ours: float) -> tuple[list[str], dict[str, list[str]]]:
     """The goals' lines, and the table's rows by contestant."""
     rounds: Rounds = {
         "a": measured(seconds_of_ours, 10 * seconds_of_ours),
-        "bound": measured(1.0, 10.0),
+        "bound": [[replace(one, losses=[])] for (one,) in measured(1.0, 10.0)],  # as they compute none
         "kept": measured(1.0, 10.0),
         "b": measured(1.1, 11.0),
         "c": measured(1.3, 13.0),
@@ -168,7 +168,7 @@ def test_of_two_that_are_at_the_bound_no_ratio_is_printed() -> None:
     assert rows["theirs"][-1] == "1.1 [1.1, 1.1], at the bound"
     assert rows["others"][3] == "1.24 [1.24, 1.24]"
     assert rows["others"][-1] == "1.3 [1.3, 1.3]"
-    assert rows["the products"][2:] == ["", "1.05 [1.05, 1.05]", "1 [1, 1]", "2.000000", "+0.0e+00", ""]
+    assert rows["the products"][2:] == ["", "", "", "", "", ""]
     assert rows["ours, kept"][-1] == ""  # it multiplies less than this bound
 
 
