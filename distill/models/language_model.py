@@ -235,7 +235,7 @@ class LanguageModel:
     def output_matrix(self) -> Float[Tensor, "vocab hidden"]:
         """Rows of the output embeddings that are tokens."""
         weight = self.model.get_output_embeddings().weight
-        # The gradient of a slice is written into a zeroed matrix of all rows, even where the slice is all of it.
+        # The gradient of a slice is written into a zeroed matrix first, even where the slice is the whole.
         return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
