@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
-from distill.report.style import COLUMN, PAGE, legend_below, new_figure, paper
+from distill.report.style import COLUMN, PAGE, PowerOfTen, legend_below, new_figure, paper
 from distill.runs.read import accuracies
 from distill.statistics import mean_over_runs
 
@@ -79,7 +79,7 @@ def learning_figure(
                 if name in own:
                     _curve(axes, own[name], styles[name], name, scale)
             axes.set(xlabel=AXIS_TITLES.get(axis, axis), ylabel=title)
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+            axes.xaxis.set_major_formatter(PowerOfTen())
         for empty in figure.axes[len(curves) :]:
             empty.set_axis_off()
         legend_below(figure, styles, {name: name for name in names}, 4 if width > COLUMN else 3)
@@ -186,10 +186,13 @@ def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles:
             for axes in (top, bottom):
                 axes.set_xlim(0, 1.05 * max([1, *own["step"], *ess["step"]]))
             top.set(title=name, ylim=(0, None))
+            top.tick_params(labelbottom=False)  # the panel below has the same steps
             bottom.set(xlabel="optimizer step", ylim=(0, 100))
             if column == 0:
                 top.set_ylabel("token weight")
                 bottom.set_ylabel("effective\nsample, %")
+            else:
+                bottom.tick_params(labelleft=False)  # as in the first column
         for empty in range(len(names), rows * columns):
             row, column = divmod(empty, columns)
             for half in (0, 1):
