@@ -1,6 +1,6 @@
 """Figures of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,11 @@ def learning_figure(
     with paper():
         figure = new_figure(rows, columns, width=width, height=height)
         for axes, (axis, own) in zip(figure.axes, curves.items(), strict=False):
-            for name in names:
-                if name in own:
-                    _curve(axes, own[name], styles[name], name, scale)
+            shown = {name: own[name] for name in names if name in own}
+            for name, curve in shown.items():
+                every = max(1, len(curve.spent) // 6)
+                axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **styles[name])
+            _bars(axes, list(shown.values()), [styles[name]["color"] for name in shown], scale)
             axes.set(xlabel=AXIS_TITLES.get(axis, axis), ylabel=title)
             axes.xaxis.set_major_formatter(PowerOfTen())
         for empty in figure.axes[len(curves) :]:
@@ -86,18 +88,14 @@ def learning_figure(
     return figure
 
 
-def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str, scale: float) -> None:
-    every = max(1, len(curve.spent) // 6)
-    axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **style)
-    # The mean of equal values may differ from them in the last bit.
-    end = scale * np.maximum(0.0, [curve.mean[-1] - curve.low[-1], curve.high[-1] - curve.mean[-1]])
-    axes.errorbar(
-        curve.spent[-1],
-        scale * curve.mean[-1],
-        end[:, None],
-        color=style["color"],
-        linewidth=0.8,
-        capsize=1.5,
+def _bars(axes: Any, curves: Sequence[LearningCurve], colors: Sequence[str], scale: float) -> None:
+    """Draw bars from the lowest to the highest seed at the ends of all curves: an artist for the bars and one
+    for their caps, as one for each would take longer than the curves."""
+    spent = [curve.spent[-1] for curve in curves]
+    low, high = [scale * curve.low[-1] for curve in curves], [scale * curve.high[-1] for curve in curves]
+    axes.vlines(spent, low, high, colors=colors, linewidth=0.8)
+    axes.scatter(
+        [*spent, *spent], [*low, *high], s=9, marker="_", color=[*colors, *colors], linewidth=1, zorder=2
     )
 
 
