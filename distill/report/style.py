@@ -18,7 +18,7 @@ _BASELINE = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":")
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_RAISED = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -94,8 +94,8 @@ class PowerOfTen(ScalarFormatter):
         self.set_powerlimits((-3, 4))
 
     def get_offset(self) -> str:
-        power = str(self.orderOfMagnitude).translate(_RAISED)
-        return f"×10{power}" if self.orderOfMagnitude else ""
+        power = super().get_offset().removeprefix("1e")  # of 1e5 and the like
+        return f"×10{power.translate(_RAISED)}" if power else ""
 
 
 def written(figure: Figure, formats: Iterable[str] = FORMATS) -> dict[str, bytes]:

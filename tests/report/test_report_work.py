@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from test_report import sweep_of
 
 from distill import statistics
+from distill.report.style import PowerOfTen, new_figure
 from distill.report.write import write_report
 
 _opened: list[str] | None = None
@@ -89,6 +90,16 @@ def test_with_more_seeds_a_report_opens_more_files_and_does_no_more_else(
     tests = 2 * 3
     expected = {"draw": 8, "savefig": 8, "_sign_flip": tests, "_sums": 10_000 * tests}
     assert found == {3: expected, 6: expected}
+
+
+def test_a_shared_power_of_ten_stands_raised_at_the_axis_end() -> None:
+    figure = new_figure()
+    (axes,) = figure.axes
+    for largest, said in ((3e12, "×10¹²"), (45.0, ""), (2e-5, "×10⁻⁵")):
+        axes.set_xlim(0, largest)
+        axes.xaxis.set_major_formatter(PowerOfTen())
+        figure.draw_without_rendering()
+        assert axes.xaxis.get_offset_text().get_text() == said
 
 
 def test_measures_on_as_many_problems_share_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
