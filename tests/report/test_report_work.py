@@ -78,7 +78,7 @@ def test_with_more_seeds_a_report_opens_more_files_and_does_no_more_else(
             write_report([sweep])
         of_runs = Counter(Path(name).name for name in files if Path(name).parent.parent == sweep)
         assert {name: of_runs[name] for name in ("samples.jsonl", "metrics.csv", "weights.jsonl")} == {
-            "samples.jsonl": 3 * seeds,  # of each run once
+            "samples.jsonl": 3 * seeds + 3,  # once, and of one run of each method for the examples
             "metrics.csv": 3 * seeds,
             "weights.jsonl": 3 * seeds,
         }
