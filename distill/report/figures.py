@@ -32,11 +32,12 @@ def accuracy_figure(table: Table, styles: Styles) -> Figure:
         before = [method.before for method in methods if method.before is not None]
         if before:
             axes.axvline(100 * float(np.mean(before)), color="#777777", linestyle="--", linewidth=0.8)
+        seeds = [
+            (100 * value, row) for row, method in enumerate(methods) for value in accuracies(method.runs)
+        ]
+        axes.plot(*zip(*seeds, strict=True), "o", markersize=3, markerfacecolor="none", color="#777777")
         for row, method in enumerate(methods):
-            style = styles[method.name]
-            seeds = [100 * value for value in accuracies(method.runs)]
-            axes.plot(seeds, [row] * len(seeds), "o", markersize=3, markerfacecolor="none", color="#777777")
-            _point(axes, method, row, style)
+            _point(axes, method, row, styles[method.name])
         axes.set_yticks(range(len(methods)), [method.name for method in methods])
         axes.set(xlabel="accuracy after training, % (dashed: before)", ylim=(len(methods) - 0.5, -0.5))
     return figure
@@ -200,7 +201,10 @@ def _pairs_of_panels(count: int, columns: int, width: float) -> tuple[Figure, li
     figure = Figure(figsize=(width, height))
 
     def axes(x: float, y: float) -> Any:
-        return figure.add_axes((x / width, y / height, wide / width, tall / height))
+        found = figure.add_axes((x / width, y / height, wide / width, tall / height))
+        found.xaxis.set_label_coords(0.5, -0.24 / tall)
+        found.yaxis.set_label_coords(-0.3 / wide, 0.5)
+        return found
 
     pairs = []
     for number in range(count):

@@ -22,6 +22,7 @@ _RAISED = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
+    "axes.titley": 1.0,  # else its place is searched for
     "axes.labelsize": 8,
     "legend.fontsize": 7,
     "xtick.labelsize": 7,
