@@ -17,6 +17,7 @@ import numpy as np
 
 _BOUNDS = (0.025, 0.975)  # of every interval
 _AT_ONCE = 2**20  # random numbers per chunk
+_IN_CACHE = 2**15  # of these, how many are looked up at once, so that what they stand for stays in the cache
 
 
 @dataclass(frozen=True)
@@ -119,24 +120,37 @@ def _resampled(values: np.ndarray, resamples: int, rng: np.random.Generator) -> 
         [columns, resamples].
     """
     problems = values.shape[1]
-    # Random indices, because multinomial counts take three times as long. In the smallest dtype, because
-    # drawing them takes half of the time.
-    kind = np.uint16 if problems <= 2**16 else np.int64
     found = np.empty((len(values), resamples))
-    for rows in _chunks(resamples, problems):
-        drawn = rng.integers(0, problems, size=(rows.stop - rows.start, problems), dtype=kind)
+    for rows, drawn in _draws(problems, resamples, rng):
         if len(values) > 2:  # for several columns it pays to count what was drawn
             offsets = problems * np.arange(len(drawn))[:, None]
             counts = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
             found[:, rows] = (counts.astype(np.float64) @ values.T).T
             continue
         for column, own in zip(found, values, strict=True):
-            column[rows] = len(own) * own[0] if (own == own[0]).all() else np.take(own, drawn).sum(axis=1)
+            column[rows] = len(own) * own[0] if (own == own[0]).all() else _sums(own, drawn)
     return found
 
 
-def _chunks(rows: int, width: int) -> Iterator[slice]:
-    size = max(1, _AT_ONCE // width)
+def _draws(problems: int, resamples: int, rng: np.random.Generator) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the resamples in chunks: their places, and the [chunk, problems] indices of drawn problems."""
+    # Random indices, because multinomial counts take three times as long. In the smallest dtype, because
+    # drawing them takes half of the time.
+    kind = np.uint16 if problems <= 2**16 else np.int64
+    for rows in _chunks(resamples, problems):
+        yield rows, rng.integers(0, problems, size=(rows.stop - rows.start, problems), dtype=kind)
+
+
+def _sums(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Sums of the values at [resamples, problems] indices: [resamples]."""
+    found = np.empty(len(drawn))
+    for rows in _chunks(len(drawn), drawn.shape[1], _IN_CACHE):
+        found[rows] = np.take(values, drawn[rows]).sum(axis=1)
+    return found
+
+
+def _chunks(rows: int, width: int, at_once: int = _AT_ONCE) -> Iterator[slice]:
+    size = max(1, at_once // width)
     yield from (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -422,23 +436,65 @@ def mean_difference(
     Raises:
         ValueError: a benchmark without problems, or a number that is not finite.
     """
-    strata = [np.asarray(own, dtype=np.float64) for own in differences]
-    if not strata or any(own.ndim != 1 or not len(own) or not np.isfinite(own).all() for own in strata):
-        raise ValueError("differences must be finite numbers, of one problem at least")
-    rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for own in strata:
-        unlike = own[own != 0]
-        size = float(np.sqrt(np.mean(unlike**2))) if len(unlike) else 1.0
-        more = np.concatenate([own, [size, -size]])
-        means += _resampled(more[None], resamples, rng)[0] / len(more) / len(strata)
-    shares = np.concatenate([own / len(own) / len(strata) for own in strata])
-    low, high = _percentiles(means)
-    value = float(np.mean([own.mean() for own in strata]))
-    # With few problems, the two artificial ones may shift the interval away from the observed value.
-    return Difference(
-        value, min(low, value), max(high, value), _sign_flip(shares, resamples, rng), "sign-flip"
-    )
+    return mean_differences([differences], resamples=resamples, seed=seed)[0]
+
+
+def mean_differences(
+    several: Sequence[Sequence[np.ndarray]], *, resamples: int = 10_000, seed: int = 0
+) -> list[Difference]:
+    """The `mean_difference` of several measures, each as if it were alone.
+
+    Measures that have as many problems in every benchmark share the resamples: drawing them is half of the
+    work.
+
+    Args:
+        several: per measure and benchmark, [problems].
+        resamples: of the bootstrap and of the test.
+        seed: of both.
+
+    Raises:
+        ValueError: a benchmark without problems, or a number that is not finite.
+    """
+    measures = [[np.asarray(own, dtype=np.float64) for own in differences] for differences in several]
+    for strata in measures:
+        if not strata or any(own.ndim != 1 or not len(own) or not np.isfinite(own).all() for own in strata):
+            raise ValueError("differences must be finite numbers, of one problem at least")
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, strata in enumerate(measures):
+        alike.setdefault(tuple(map(len, strata)), []).append(place)
+    found: dict[int, Difference] = {}
+    for places in alike.values():
+        own = _of_equal_sizes([measures[place] for place in places], resamples, np.random.default_rng(seed))
+        found |= zip(places, own, strict=True)
+    return [found[place] for place in range(len(measures))]
+
+
+def _of_equal_sizes(
+    measures: Sequence[Sequence[np.ndarray]], resamples: int, rng: np.random.Generator
+) -> list[Difference]:
+    means = np.zeros((len(measures), resamples))
+    for of_benchmark in zip(*measures, strict=True):
+        more = [_with_artificial(own) for own in of_benchmark]
+        for rows, drawn in _draws(len(more[0]), resamples, rng):
+            for mean, own in zip(means, more, strict=True):
+                mean[rows] += _sums(own, drawn) / len(own) / len(measures[0])
+    drawn_so_far = rng.bit_generator.state
+    found = []
+    for strata, mean in zip(measures, means, strict=True):
+        rng.bit_generator.state = drawn_so_far
+        shares = np.concatenate([own / len(own) / len(strata) for own in strata])
+        low, high = _percentiles(mean)
+        value, p = float(np.mean([own.mean() for own in strata])), _sign_flip(shares, resamples, rng)
+        # With few problems, the two artificial ones may shift the interval away from the observed value.
+        found.append(Difference(value, min(low, value), max(high, value), p, "sign-flip"))
+    return found
+
+
+def _with_artificial(differences: np.ndarray) -> np.ndarray:
+    """The differences of a benchmark, and those of the two artificial problems of `mean_difference`."""
+    unlike = differences[differences != 0]
+    size = float(np.sqrt(np.mean(unlike**2))) if len(unlike) else 1.0
+    return np.concatenate([differences, [size, -size]])
 
 
 def _sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> float:
@@ -451,7 +507,8 @@ def _sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> floa
     for rows in _chunks(draws, len(values)):
         count = (rows.stop - rows.start) * len(values)
         bits = np.unpackbits(np.frombuffer(rng.bytes(-(-count // 8)), dtype=np.uint8))[:count]
-        sums = 2 * (bits.reshape(-1, len(values)) @ values) - total
+        # A matrix product would take ten times the processors' time, most of it in threads that wait.
+        sums = 2 * np.einsum("ij,j->i", bits.reshape(-1, len(values)), values) - total
         # A sum that equals the observed one up to rounding counts as equally large.
         as_large += int((np.abs(sums) >= seen - 1e-12 * np.abs(values).sum()).sum())
     return as_large / (1 + draws)

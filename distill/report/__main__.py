@@ -3,6 +3,9 @@
 Writes `report.html`, `report.md`, `report.json`, and `figures/` as SVG and PDF to `<sweep>/report`.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distill.config.console import one_sentence_errors, quiet, say_loading
@@ -52,19 +55,33 @@ def main() -> None:
 
         if arguments.drift:
             quiet()  # models are loaded
-        print(
-            write_report(
-                arguments.folders,
-                baseline=arguments.baseline,
-                across=arguments.across,
-                drift=arguments.drift,
-                examples=arguments.examples,
-                out=arguments.out,
-                teachers=arguments.teacher,
-                trust_remote_code=arguments.trust_remote_code,
-                targets=arguments.target,
+        with _less_garbage_collection():
+            print(
+                write_report(
+                    arguments.folders,
+                    baseline=arguments.baseline,
+                    across=arguments.across,
+                    drift=arguments.drift,
+                    examples=arguments.examples,
+                    out=arguments.out,
+                    teachers=arguments.teacher,
+                    trust_remote_code=arguments.trust_remote_code,
+                    targets=arguments.target,
+                )
             )
-        )
+
+
+@contextmanager
+def _less_garbage_collection() -> Iterator[None]:
+    """Pass over what was imported, and collect less often: it takes an eighth of a report's time else."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Figures of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distill.report.curves import QUANTILES, LearningCurve
 from distill.report.methods import Method, Table
-from distill.report.style import COLUMN, PAGE, legend_below, new_figure, paper
+from distill.report.style import COLUMN, PAGE, PowerOfTen, legend_below, new_figure, paper
 from distill.runs.read import accuracies
 from distill.statistics import mean_over_runs
 
@@ -32,11 +32,12 @@ def accuracy_figure(table: Table, styles: Styles) -> Figure:
         before = [method.before for method in methods if method.before is not None]
         if before:
             axes.axvline(100 * float(np.mean(before)), color="#777777", linestyle="--", linewidth=0.8)
+        seeds = [
+            (100 * value, row) for row, method in enumerate(methods) for value in accuracies(method.runs)
+        ]
+        axes.plot(*zip(*seeds, strict=True), "o", markersize=3, markerfacecolor="none", color="#777777")
         for row, method in enumerate(methods):
-            style = styles[method.name]
-            seeds = [100 * value for value in accuracies(method.runs)]
-            axes.plot(seeds, [row] * len(seeds), "o", markersize=3, markerfacecolor="none", color="#777777")
-            _point(axes, method, row, style)
+            _point(axes, method, row, styles[method.name])
         axes.set_yticks(range(len(methods)), [method.name for method in methods])
         axes.set(xlabel="accuracy after training, % (dashed: before)", ylim=(len(methods) - 0.5, -0.5))
     return figure
@@ -75,29 +76,27 @@ def learning_figure(
     with paper():
         figure = new_figure(rows, columns, width=width, height=height)
         for axes, (axis, own) in zip(figure.axes, curves.items(), strict=False):
-            for name in names:
-                if name in own:
-                    _curve(axes, own[name], styles[name], name, scale)
+            shown = {name: own[name] for name in names if name in own}
+            for name, curve in shown.items():
+                every = max(1, len(curve.spent) // 6)
+                axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **styles[name])
+            _bars(axes, list(shown.values()), [styles[name]["color"] for name in shown], scale)
             axes.set(xlabel=AXIS_TITLES.get(axis, axis), ylabel=title)
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+            axes.xaxis.set_major_formatter(PowerOfTen())
         for empty in figure.axes[len(curves) :]:
             empty.set_axis_off()
         legend_below(figure, styles, {name: name for name in names}, 4 if width > COLUMN else 3)
     return figure
 
 
-def _curve(axes: Any, curve: LearningCurve, style: Mapping[str, Any], name: str, scale: float) -> None:
-    every = max(1, len(curve.spent) // 6)
-    axes.plot(curve.spent, scale * curve.mean, label=name, markevery=every, **style)
-    # The mean of equal values may differ from them in the last bit.
-    end = scale * np.maximum(0.0, [curve.mean[-1] - curve.low[-1], curve.high[-1] - curve.mean[-1]])
-    axes.errorbar(
-        curve.spent[-1],
-        scale * curve.mean[-1],
-        end[:, None],
-        color=style["color"],
-        linewidth=0.8,
-        capsize=1.5,
+def _bars(axes: Any, curves: Sequence[LearningCurve], colors: Sequence[str], scale: float) -> None:
+    """Draw bars from the lowest to the highest seed at the ends of all curves: an artist for the bars and one
+    for their caps, as one for each would take longer than the curves."""
+    spent = [curve.spent[-1] for curve in curves]
+    low, high = [scale * curve.low[-1] for curve in curves], [scale * curve.high[-1] for curve in curves]
+    axes.vlines(spent, low, high, colors=colors, linewidth=0.8)
+    axes.scatter(
+        [*spent, *spent], [*low, *high], s=9, marker="_", color=[*colors, *colors], linewidth=1, zorder=2
     )
 
 
@@ -164,14 +163,9 @@ def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles:
     if not names:
         return None
     columns = min(4, len(names))
-    rows = -(-len(names) // columns)
     with paper():
-        width = PAGE if columns > 2 else COLUMN
-        figure = new_figure(2 * rows, columns, width=width, height=(1.7 + 1.1) * rows)
-        for number, name in enumerate(names):
-            row, column = divmod(number, columns)
-            top = figure.axes[2 * row * columns + column]
-            bottom = figure.axes[(2 * row + 1) * columns + column]
+        figure, panels = _pairs_of_panels(len(names), columns, PAGE if columns > 2 else COLUMN)
+        for number, (name, (top, bottom)) in enumerate(zip(names, panels, strict=True)):
             own, color = quantiles[quantiles["method"] == name], styles[name]["color"]
             top.fill_between(own["step"], own[low], own[high], color=color, alpha=0.18, linewidth=0)
             top.fill_between(own["step"], own[lower], own[upper], color=color, alpha=0.35, linewidth=0)
@@ -186,12 +180,35 @@ def weights_figure(quantiles: pandas.DataFrame, share: pandas.DataFrame, styles:
             for axes in (top, bottom):
                 axes.set_xlim(0, 1.05 * max([1, *own["step"], *ess["step"]]))
             top.set(title=name, ylim=(0, None))
+            top.tick_params(labelbottom=False)  # the panel below has the same steps
             bottom.set(xlabel="optimizer step", ylim=(0, 100))
-            if column == 0:
+            if number % columns == 0:
                 top.set_ylabel("token weight")
                 bottom.set_ylabel("effective\nsample, %")
-        for empty in range(len(names), rows * columns):
-            row, column = divmod(empty, columns)
-            for half in (0, 1):
-                figure.axes[(2 * row + half) * columns + column].set_axis_off()
+            else:
+                bottom.tick_params(labelleft=False)  # as in the first column
     return figure
+
+
+def _pairs_of_panels(count: int, columns: int, width: float) -> tuple[Figure, list[tuple[Any, Any]]]:
+    """A figure of so many pairs of axes, one above the other, at places that are given in inches: to find
+    places for so many panels takes longer than to draw them."""
+    left, right, between, tall = 0.66, 0.1, 0.38, 1.0
+    above, inside, below = 0.26, 0.14, 0.46  # the title; between the two; ticks and label of the axis
+    wide = (width - left - right - (columns - 1) * between) / columns
+    row = above + tall + inside + tall + below
+    height = row * -(-count // columns)
+    figure = Figure(figsize=(width, height))
+
+    def axes(x: float, y: float) -> Any:
+        found = figure.add_axes((x / width, y / height, wide / width, tall / height))
+        found.xaxis.set_label_coords(0.5, -0.24 / tall)
+        found.yaxis.set_label_coords(-0.3 / wide, 0.5)
+        return found
+
+    pairs = []
+    for number in range(count):
+        x = left + number % columns * (wide + between)
+        y = height - row * (number // columns) - above - tall
+        pairs.append((axes(x, y), axes(x, y - inside - tall)))
+    return figure, pairs

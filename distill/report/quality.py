@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from distill.report.answers import QUALITY, Answers
 from distill.report.methods import Method, Table
 from distill.report.page import Block, Grid, Text
-from distill.statistics import Difference, Figure, mean_difference, mean_over_runs
+from distill.statistics import Difference, Figure, mean_differences, mean_over_runs
 
 TO_FIRST = "accuracy to first answer"
 _COMPARED = tuple(name for name in QUALITY if name != TO_FIRST)
@@ -117,16 +117,17 @@ def _against(table: Table, method: Method, baseline: Method, quality: MethodQual
     solved, measures = solved_by_both(table, baseline, method)
     mine, theirs = means(method), means(baseline)
     to_first = _to_first(means, method) - _to_first(means, baseline)
-    everywhere = np.ones_like(solved)
-    whole = None if np.isnan(to_first).any() else _tested(table.answers, to_first, everywhere)
-    rest = None if np.isnan(to_first).any() else _tested(table.answers, mine - theirs - to_first, everywhere)
-    over = {name: _tested(table.answers, own - base, solved) for name, (base, own) in measures.items()}
+    parts: dict[str, Difference] = {}
+    if not np.isnan(to_first).any():
+        both = {"to first": to_first, "stopping": mine - theirs - to_first}
+        parts = _tested(table.answers, both, np.ones_like(solved))
+    over = {name: own - base for name, (base, own) in measures.items()}
     return replace(
         quality,
         solved=int(solved.sum()),
-        over_baseline={name: one for name, one in over.items() if one is not None},
-        to_first=whole,
-        stopping=rest,
+        over_baseline=_tested(table.answers, over, solved),
+        to_first=parts.get("to first"),
+        stopping=parts.get("stopping"),
     )
 
 
@@ -148,11 +149,14 @@ def right_to_first(found: np.ndarray, characters: np.ndarray, right: np.ndarray)
 
 
 def _tested(
-    answers: Answers, differences: np.ndarray, among: Bool[np.ndarray, " problems"]
-) -> Difference | None:
-    """The mean difference over benchmarks, on the selected problems where it is known."""
-    parts = answers.strata(among & ~np.isnan(differences))
-    return mean_difference([differences[part] for part in parts]) if parts else None
+    answers: Answers, differences: Mapping[str, np.ndarray], among: Bool[np.ndarray, " problems"]
+) -> dict[str, Difference]:
+    """The mean differences over benchmarks, on the selected problems where each is known; without those that
+    are known nowhere."""
+    strata = {name: answers.strata(among & ~np.isnan(own)) for name, own in differences.items()}
+    known = [name for name in differences if strata[name]]
+    found = mean_differences([[differences[name][part] for part in strata[name]] for name in known])
+    return dict(zip(known, found, strict=True))
 
 
 def quality_blocks(table: Table, found: Mapping[str, MethodQuality]) -> Iterator[Block]:

@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
+from matplotlib.ticker import ScalarFormatter
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column of a two-column page, and the full page
 FORMATS = ("svg", "pdf")
@@ -16,9 +18,11 @@ _BASELINE = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":")
+_RAISED = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
+    "axes.titley": 1.0,  # else its place is searched for
     "axes.labelsize": 8,
     "legend.fontsize": 7,
     "xtick.labelsize": 7,
@@ -80,14 +84,39 @@ def styles(names: Sequence[str], baseline: str | None = None) -> dict[str, dict[
     return found
 
 
+class PowerOfTen(ScalarFormatter):
+    """Ticks of numbers that share a power of ten, which stands at the axis' end, from 10⁴ on and below 10⁻³.
+
+    It looks like Matplotlib's own with `useMathText`, which has every tick's number set as a formula.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False, useMathText=False)
+        self.set_powerlimits((-3, 4))
+
+    def get_offset(self) -> str:
+        power = super().get_offset().removeprefix("1e")  # of 1e5 and the like
+        return f"×10{power.translate(_RAISED)}" if power else ""
+
+
 def written(figure: Figure, formats: Iterable[str] = FORMATS) -> dict[str, bytes]:
     """Render the figure in each format, without dates in the metadata."""
     found = {}
     with paper():
+        _lay_out(figure)
         for kind in formats:
             stream = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else {"CreationDate": None}
             figure.savefig(stream, format=kind, metadata=metadata)
             found[kind] = stream.getvalue()
-            figure.set_layout_engine("none")  # the places that the first format found hold for all
     return found
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the places of axes and legends, which hold for all formats. For a figure that still has a layout
+    engine, Matplotlib would do all of the drawing twice in each format."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        FigureCanvasSVG(figure)  # texts are as wide as in this format
+        engine.execute(figure)
+        figure.set_layout_engine(None)

@@ -17,7 +17,7 @@ from distill.report import curves, figures, sections
 from distill.report.claims import Answer, answer_claims, claim_blocks, other_settings, registration_of
 from distill.report.drift_figure import exaccerr_figure, mean_curves, window_of
 from distill.report.examples import disagreements
-from distill.report.methods import Method, Table, method_of_runs, tables_of
+from distill.report.methods import Method, Table, tables_of
 from distill.report.page import Block, Grid, Heading, Picture, Text, markdown, page
 from distill.report.paper_figures import PaperComparison, compared_with_paper
 from distill.report.paper_section import beside_paper
@@ -31,7 +31,7 @@ from distill.report.paper_traces import (
 )
 from distill.report.quality import MethodQuality, end_token_blocks, quality_blocks, quality_of_methods
 from distill.report.style import styles, written
-from distill.runs.load import AXES, load_runs
+from distill.runs.load import AXES, load_logs
 
 
 def write_report(
@@ -161,8 +161,8 @@ def _sections(
     quality: Mapping[str, MethodQuality],
 ) -> Iterator[Block]:
     look = styles([method.name for method in table.methods], table.baseline)
-    found = load_runs([run.folder for run in table.runs], metrics=curves.METRICS, samples=False)
-    by = method_of_runs(table, found)
+    metrics, weights = load_logs(table.runs, curves.METRICS)
+    by = {str(run.folder): method.name for method in table.methods for run in method.runs}
 
     def drawn(name: str, figure: Figure | None, caption: str) -> Iterator[Block]:
         if figure is not None:
@@ -179,7 +179,7 @@ def _sections(
     yield from beside_paper(paper.comparisons, table.seeds)
     yield Heading("What it cost")
     yield from sections.costs(table)
-    learned = {axis: curves.learning_curves(found.metrics, axis, by=by) for axis in AXES}
+    learned = {axis: curves.learning_curves(metrics, axis, by=by) for axis in AXES}
     learned = {axis: own for axis, own in learned.items() if own}
     if any(len(curve.spent) > 2 for own in learned.values() for curve in own.values()):
         yield from drawn(
@@ -200,10 +200,10 @@ def _sections(
     yield Heading("Trace quality and stopping")
     yield from quality_blocks(table, quality)
     yield from shape_blocks(paper.traces)
-    yield from end_token_blocks(curves.end_tokens(found.metrics, by))
+    yield from end_token_blocks(curves.end_tokens(metrics, by))
     yield Heading("Token weights")
     drawing = figures.weights_figure(
-        curves.weight_quantiles(found.weights, by), curves.effective_share(found.metrics, by), look
+        curves.weight_quantiles(weights, by), curves.effective_share(metrics, by), look
     )
     if drawing is None:
         yield Text("All tokens had the same weight.")
