@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Contest = Callable[..., None]
+AT_BOUND = 1.12  # a contestant is at the bound if it takes no more than this times the bound's seconds
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Contestant:
             are not compared.
         keeps_activations: whether to run it without `gradient_checkpointing` in any case; it is skipped if
             the others run without it too.
+        is_bound: whether it does only what every implementation must, so that its time bounds theirs.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Contestant:
     needs: tuple[str, ...] = ()
     own_loss: bool = False
     keeps_activations: bool = False
+    is_bound: bool = False
 
     def __call__(self, setting: Setting, meter: "Meter") -> None:
         if self.keeps_activations:
@@ -111,6 +114,14 @@ class Comparison:
     def contestant(self, name: str) -> Contestant:
         return next(one for one in self.contestants if one.name == name)
 
+    def bound_of(self, name: str) -> Contestant | None:
+        """The bound on a contestant's time, which keeps activations if it does; None if there is none."""
+        mine = self.contestant(name)
+        for one in self.contestants:
+            if one.is_bound and not mine.is_bound and one.keeps_activations == mine.keeps_activations:
+                return one
+        return None
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -148,6 +159,22 @@ def outcome(goal: Goal, comparison: Comparison, rounds: Rounds) -> Spread | None
             value = value - other if goal.how == "difference" else value / other
         values.append(value)
     return Spread.of(values)
+
+
+def over_bound(name: str, comparison: Comparison, rounds: Rounds) -> Spread | None:
+    """A contestant's time divided by its bound's in every round; None if one of them was not measured."""
+    bound = comparison.bound_of(name)
+    if bound is None:
+        return None
+    return outcome(Goal("seconds_per_step", name, bound.name), comparison, rounds)
+
+
+def both_at_bound(one: str, other: str, comparison: Comparison, rounds: Rounds) -> bool:
+    """Whether the medians of two contestants' times are at the same bound: neither can be much faster."""
+    if comparison.bound_of(one) != comparison.bound_of(other):
+        return False
+    found = [over_bound(name, comparison, rounds) for name in (one, other)]
+    return all(spread is not None and spread.median <= AT_BOUND for spread in found)
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:

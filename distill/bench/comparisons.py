@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from distill.bench.comparison import Comparison, Contestant, Goal
+from distill.bench.comparison import AT_BOUND, Comparison, Contestant, Goal
 from distill.bench.measurement import Setting
 from distill.bench.meter import Meter
 from distill.config.allocator import tune_allocator
@@ -50,6 +50,13 @@ def generation(name: str) -> Callable[..., None]:
     return run
 
 
+def products(setting: Setting, meter: Meter, **options: Any) -> None:
+    tune_allocator()  # as in train.py
+    from distill.bench import products as module
+
+    module.products(setting, meter, **options)
+
+
 def head(setting: Setting, meter: Meter, **options: Any) -> None:
     from distill.bench import heads
 
@@ -65,12 +72,29 @@ def _gkd(name: str, label: str, beta: float, loss: str, *needs: str, **more: Any
     return Contestant(name, label, peers("gkd_trainer"), options, ("trl", "accelerate", *needs), **more)
 
 
+def _products(teacher: bool, kept: bool = False) -> Contestant:
+    name, label = ("products_kept", ", activations kept") if kept else ("products", "")
+    return Contestant(
+        name,
+        f"matrix products alone{label}",
+        products,
+        {"teacher": teacher},
+        keeps_activations=kept,
+        is_bound=True,
+    )
+
+
+def _at_bound(name: str, over: str) -> Goal:
+    return Goal("seconds_per_step", name, over, at_most=AT_BOUND)
+
+
 def _divergence(kind: str, beta: float) -> Comparison:
     """A training step with a live teacher."""
     # Without rollouts, the preset of GKD is the plain divergence.
     loss, *overrides = ("on_policy_kd", "loss.rollouts=dataset") if kind == "jsd" else (kind,)
     contestants = [
         _step("ours", "distill", loss, *overrides),
+        _products(teacher=True),
         # Our default, while TRL's is gradient checkpointing: the saved memory allows keeping activations.
         _step(
             "ours_kept",
@@ -79,6 +103,7 @@ def _divergence(kind: str, beta: float) -> Comparison:
             *overrides,
             keeps_activations=True,
         ),
+        _products(teacher=True, kept=True),
         _gkd("trl", "TRL GKDTrainer", beta, "own"),
         _gkd("trl_liger", "TRL GKDTrainer, Liger's loss", beta, "liger", "liger_kernel"),
         _gkd("trl_chunked", "TRL GKDTrainer, DistillationTrainer's loss", beta, "trl_chunked"),
@@ -103,6 +128,8 @@ def _divergence(kind: str, beta: float) -> Comparison:
             Goal("tokens_per_second", "ours", "trl", at_least=1.5),
             Goal("peak_bytes", "ours", "trl", at_most=1 / 3),
             Goal("tokens_per_second", "ours", "trl_liger", at_least=0.9),
+            _at_bound("ours", "products"),
+            _at_bound("ours_kept", "products_kept"),
         ),
         note=_GKD_NOTE,
     )
@@ -196,6 +223,7 @@ _ALL = (
         "an SFT step",
         (
             _step("ours", "distill", "sft"),
+            _products(teacher=False),
             Contestant("trl", "TRL SFTTrainer", peers("sft_trainer"), needs=("trl", "accelerate")),
             Contestant(
                 "transformers", "transformers Trainer", peers("transformers_trainer"), needs=("accelerate",)
@@ -206,6 +234,7 @@ _ALL = (
             Goal(
                 "peak_bytes", "ours", "trl", at_most=1.01
             ),  # equal up to the precision of memory measurements
+            _at_bound("ours", "products"),
         ),
     ),
     _divergence("forward_kl", 0.0),

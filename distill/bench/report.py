@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill.bench.comparison import Goal, Spread, outcome
+from distill.bench.comparison import AT_BOUND, Goal, Spread, both_at_bound, outcome, over_bound
 from distill.bench.measurement import Measurement
 from distill.bench.running import Result
 from distill.io.files import write_atomically
 from distill.runs.plot import BLUE, GREEN, GREY, ORANGE
 
+_SPEEDS = ("tokens_per_second", "seconds_per_step")
 _UNITS = {
     "tokens_per_second": "tokens/s",
     "seconds_per_step": "seconds a step",
@@ -64,13 +65,16 @@ def _json(result: Result) -> str:
 
 
 def judged(result: Result) -> list[tuple[Goal, Spread | None, bool | None]]:
-    """Every goal for this shape, its figure, and whether the median reaches it; None if not measured."""
+    """Every goal for this shape, its figure, and whether the median reaches it; None if it was not measured,
+    or asks for a ratio of two speeds that are both at the bound."""
     found = []
     for goal in result.comparison.goals:
         if goal.shape is not None and goal.shape != result.settings[0].shape:
             continue
         spread = outcome(goal, result.comparison, result.rounds)
         inside = None if spread is None else goal.at_least <= spread.median <= goal.at_most
+        if goal.over is not None and goal.metric in _SPEEDS and _both_at_bound(goal.of, goal.over, result):
+            inside = None
         found.append((goal, spread, inside))
     return found
 
@@ -95,7 +99,9 @@ def markdown(result: Result) -> str:
     if measured:
         lines += [_circumstances(result), "", *_table(result), ""]
     for goal, spread, inside in judged(result):
-        if spread is not None:
+        if spread is not None and inside is None:
+            lines.append(f"- both are at the bound: {goal_in_words(goal, result)}")
+        elif spread is not None:
             word = "reached" if inside else "NOT reached"
             lines.append(f"- {word}: {goal_in_words(goal, result)}: {_spread(spread)}")
     lines += [
@@ -148,6 +154,8 @@ def _table(result: Result) -> list[str]:
     ratios = [] if alone else [f"speed: {comparison.contestant(first).label} ÷ it", "peak: likewise"]
     head = ["", *axis, "tokens/s", "seconds a step", "peak, MiB", *ratios]
     head += [] if alone else ["loss", "loss − first's"]
+    bounded = any(over_bound(name, comparison, result.rounds) for name in names)
+    head += ["time: it ÷ matrix products alone"] if bounded else []
     head += [_FIGURES[name][0] for name in figures]
     writes = any(one.written for n in names for row in result.rounds[n] for one in row)
     head += ["equal texts"] if writes and not alone else []
@@ -156,16 +164,20 @@ def _table(result: Result) -> list[str]:
         for name in names:
             mine = [row[point] for row in result.rounds[name]]
             theirs = [row[point] for row in result.rounds[first]] if first in names else []
-            cells = [comparison.contestant(name).label]
+            cells, is_bound = [comparison.contestant(name).label], comparison.contestant(name).is_bound
             cells += [f"{getattr(setting, comparison.axis):,}"] if comparison.axis else []
             cells += [
                 _over(mine, lambda one: one.value("tokens_per_second"), ",.0f"),
                 _over(mine, lambda one: one.value("seconds_per_step"), ".3g"),
-                _over(mine, lambda one: one.peak_bytes / 2**20, ",.0f"),
+                # The bound's matrices are made before it begins.
+                "" if is_bound else _over(mine, lambda one: one.peak_bytes / 2**20, ",.0f"),
             ]
             if not alone:
-                cells += ["", ""] if name == first else _ratios(theirs, mine)
+                speed, peak = ["", ""] if name == first else _ratios(theirs, mine)
+                both = name != first and _both_at_bound(first, name, result)
+                cells += ["both are at the bound" if both else speed, peak]
                 cells += _losses(theirs, mine, comparison.contestant(name).own_loss, name == first)
+            cells += [_times_bound(name, result)] if bounded else []
             for figure in figures:
                 _, factor, form = _FIGURES[figure]
                 known = [one.figures[figure] * factor for one in mine if figure in one.figures]
@@ -192,6 +204,18 @@ def _ratios(theirs: Sequence[Measurement], mine: Sequence[Measurement]) -> list[
         )
         for metric in ("tokens_per_second", "peak_bytes")
     ]
+
+
+def _both_at_bound(one: str, other: str, result: Result) -> bool:
+    return both_at_bound(one, other, result.comparison, result.rounds)
+
+
+def _times_bound(name: str, result: Result) -> str:
+    """A contestant's time divided by its bound's, and whether it is at the bound."""
+    spread = over_bound(name, result.comparison, result.rounds)
+    if spread is None:
+        return ""
+    return f"{_spread(spread)}{', at the bound' * (spread.median <= AT_BOUND)}"
 
 
 def _losses(theirs: Sequence[Measurement], mine: Sequence[Measurement], own: bool, first: bool) -> list[str]:

@@ -263,6 +263,13 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
     @property
+    def output_matrix(self) -> Float[Tensor, "vocab hidden"]:
+        """Rows of the output embeddings that are tokens."""
+        weight = self.model.get_output_embeddings().weight
+        # The gradient of a slice is written into a zeroed matrix first, even where the slice is the whole.
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
+
+    @property
     def context_length(self) -> int:
         return _context_length(self.model.config)
 
@@ -294,7 +301,7 @@ class LanguageModel:
             layout: how the batch goes through the body (grouped or packed), with the positions of the mask's
                 true entries; None: one padded pass. The result is the same.
         """
-        weight = self.model.get_output_embeddings().weight[: self.vocab_size]
+        weight = self.output_matrix
         width, longer = input_ids.shape[1], None
         if self.rope_switch is not None and width > self.rope_switch:
             # Column t is about token t + 1, and a row ends with its completion.

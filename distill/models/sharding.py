@@ -89,7 +89,7 @@ def shard(
 
     def completion_head(ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Head:
         hidden = model.completion_states(ids, mask, layout)
-        return Head(hidden, model.get_output_embeddings().weight[: lm.vocab_size])
+        return Head(hidden, lm.output_matrix)
 
     lm.completion_head = completion_head  # pyright: ignore[reportAttributeAccessIssue]
 

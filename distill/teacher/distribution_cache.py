@@ -95,7 +95,7 @@ def output_matrix(model: LazyModel) -> Tensor:
     if found is None:
         was_loaded = model.loaded
         lm = model.get()
-        found = lm.model.get_output_embeddings().weight[: lm.vocab_size].detach()
+        found = lm.output_matrix.detach()
         if not was_loaded:
             model.release()
     return found.to(model.device)

@@ -610,7 +610,7 @@ class DistillModule(lightning.LightningModule):
                     student, teacher, own, grade=self.grade, seed=seed + 7_919 * place
                 )
                 found.append((rows, values))
-                matrix = teacher.model.get_output_embeddings().weight[: teacher.vocab_size]
+                matrix = teacher.output_matrix
                 self._meters["teacher"].add(2.0 * values.scored * matrix.numel())
         self._proposal_seconds += time.perf_counter() - began
         return found[0][1] if len(found) == 1 else StepValues.joined(found, batch.mask)

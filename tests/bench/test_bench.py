@@ -282,7 +282,10 @@ def test_who_keeps_activations_is_measured_where_the_others_compute_them_anew(
         (["sfft"], "there is no comparison 'sfft'; did you mean sft"),
         (["mfu"], "mfu is measured on a GPU alone: --device cuda"),
         (["sft", "--rounds", "0"], "--rounds 0 must be at least 1"),
-        (["loop", "sft", "--only", "plain"], "--only plain: sft sets ours, trl, transformers side by side"),
+        (
+            ["loop", "sft", "--only", "plain"],
+            "--only plain: sft sets ours, products, trl, transformers side by side",
+        ),
         (["batching", "--traces", "nowhere.jsonl"], "--traces nowhere.jsonl does not exist"),
     ],
 )

@@ -507,6 +507,14 @@ def test_padding_on_the_right_changes_no_prediction() -> None:
             torch.testing.assert_close(lm.completion_head(longer, wider).hidden, alone, atol=1e-5, rtol=0)
 
 
+def test_an_output_matrix_without_spare_rows_is_the_parameter_itself() -> None:
+    """The gradient of a slice of it would be written into a zeroed matrix of all rows first."""
+    whole = padded(vocab_size=20)
+    assert whole.output_matrix is whole.model.get_output_embeddings().weight
+    spare = padded()
+    assert torch.equal(spare.output_matrix, spare.model.get_output_embeddings().weight[:20])
+
+
 def test_rows_of_the_output_matrix_without_a_token_take_no_part() -> None:
     lm = padded()
     assert lm.vocab_size == 20
