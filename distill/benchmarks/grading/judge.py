@@ -3,7 +3,10 @@ r"""Grade mathematical answers with math-verify in child processes.
 A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process
 (`distill.benchmarks.grading.judge_child`) therefore handles one question at a time, has limits of CPU time
 and memory, and is replaced when it exceeds them. A child that gave no response for another reason, as on a
-machine so busy that it got no CPU time, is replaced and the question asked once more."""
+machine so busy that it got no CPU time, is replaced and the question asked once more.
+
+A child takes 0.8 s of CPU time to start. One that its judge needs no more is kept for the next judge of this
+process: that of the next benchmark, or of a sweep's next job."""
 
 import contextlib
 import json
