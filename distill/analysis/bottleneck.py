@@ -80,7 +80,7 @@ def find_bottleneck(
         key = {**writer_key(source), "device": device, **asked.benchmark.settings}
         folder = keyed_folder(cache, "training_answers", key)
         with waited(folder):
-            engine = HfEngine(LazyModel(source, device))
+            engine = HfEngine(LazyModel(source, device, cache=cache))
             found[step] = evaluate(asked, source, engine, folder=folder, label=f"step {step}").accuracy
     lowest = min(found, key=lambda step: (found[step].value, step))
     pilot = Path(sources[lowest].location)

@@ -115,7 +115,7 @@ def _student(cfg: DictConfig, device: str) -> LazyModel:
     if not cfg.model.student:
         raise UserError("model.student is not set: give a hub id, a folder or a GGUF file")
     source = find(cfg.model, "student", cfg.model.student_dtype)
-    return LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
+    return LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt", cache=Path(cfg.cache))
 
 
 def _by_teacher(records: Sequence[Record]) -> dict[str, Sequence[Record]]:
@@ -186,7 +186,9 @@ def _teacher_stats(
     teacher = teacher_of(records[0])
     if spec := writing(cfg).get(teacher, cfg.model.teacher):
         source = find({**cfg.model, "teacher": spec}, "teacher", cfg.model.teacher_dtype)
-        frozen = LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
+        frozen = LazyModel(
+            source, device, share_prompts=cfg.data.layout == "shared_prompt", cache=Path(cfg.cache)
+        )
         retokenizer = recipe.retokenizer(student, frozen.source)
         for trace in traces if retokenizer.needed else ():
             trace.teacher_view = retokenizer.view(trace)

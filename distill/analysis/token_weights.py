@@ -86,7 +86,7 @@ def token_weights(
     for signal, source in sources.items():
         _check(source, student, traces)
         read = token_stats(
-            LazyModel(source, device), traces, cache=cache, label=f"{asked[signal]} reads traces"
+            LazyModel(source, device, cache=cache), traces, cache=cache, label=f"{asked[signal]} reads traces"
         )
         logprobs[signal] = [one.logprobs for one in read]
     progress = 0.0 if stage == "before" else 1.0

@@ -215,6 +215,10 @@ class OlympiadJudge:
             answers.number(leaf) is not None or self.judge.readable(leaf) for leaf in several.leaves(gold)
         )
 
+    def rest(self) -> None:
+        """Leave the judge's child processes to the next judge of this process."""
+        self.judge.rest()
+
     def close(self) -> None:
         """Stop the judge's child processes; the next call starts new ones."""
         self.judge.close()

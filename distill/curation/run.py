@@ -161,7 +161,9 @@ def _models(cfg: DictConfig, device: str) -> dict[Literal["student", "teacher"],
     for role in roles:
         if cfg.model[role]:
             source = find(cfg.model, role, cfg.model[f"{role}_dtype"])
-            found[role] = LazyModel(source, device, share_prompts=cfg.data.layout == "shared_prompt")
+            found[role] = LazyModel(
+                source, device, share_prompts=cfg.data.layout == "shared_prompt", cache=Path(cfg.cache)
+            )
     return found
 
 

@@ -118,9 +118,10 @@ def evaluate(
             classify(samples, getattr(benchmark.grade, "same", None))
         unreadable = _unreadable(asked)
     finally:
-        close = getattr(benchmark.grade, "close", None)
-        if close is not None:
-            close()
+        # The judge's processes serve the next benchmark, and a sweep's next job.
+        done = getattr(benchmark.grade, "rest", None) or getattr(benchmark.grade, "close", None)
+        if done is not None:
+            done()
     score = score_of(asked, samples, unreadable=unreadable)
     if resumed:
         return score

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def _likelihoods(
     """The student's reading of the teacher's traces, where the student is a model."""
     if isinstance(names.student, str) and is_traces(names.student):
         return [], ["The student is named as traces, so there are no likelihoods: name the model for them."]
-    device = find_device(cfg.trainer)
+    model_of = partial(LazyModel, device=find_device(cfg.trainer), cache=Path(cfg.cache))
     students = []
     for key, entry in _students(names):
         if isinstance(entry, str) and is_traces(entry):
@@ -224,16 +225,14 @@ def _likelihoods(
         model = cfg.model.copy()
         with open_dict(model):
             model.student = entry
-        students.append((key, LazyModel(find(model, "student", cfg.model.student_dtype), device)))
+        students.append((key, model_of(find(model, "student", cfg.model.student_dtype))))
     student = students[0][1]
     before = students[1][1] if len(students) > 1 else None
     if before is not None and before.source.vocabulary != student.source.vocabulary:
         raise UserError(
             f"before={names.before} has another tokenizer than the student: name what it was before"
         )
-    teacher = (
-        LazyModel(find(cfg.model, "teacher", cfg.model.teacher_dtype), device) if cfg.model.teacher else None
-    )
+    teacher = model_of(find(cfg.model, "teacher", cfg.model.teacher_dtype)) if cfg.model.teacher else None
     _, traces = tokenized_that_fit(records, recipe, student.source)
     if len(traces) < _FEWEST:
         return [], ["Fewer than two traces fit into the student's context, so there are no likelihoods."]

@@ -22,8 +22,9 @@ from distill.data.tokenizers import (
 )
 from distill.errors import UserError, first_line
 from distill.io.checksums import check, noted
+from distill.models.gguf_model import configuration_in, kept_weights, tokenizer_in
 from distill.models.head import Head
-from distill.models.pre_tokenizers import as_its_file_says, set_stored_pre_tokenizer
+from distill.models.pre_tokenizers import as_its_file_says
 from distill.models.rope import rope_switch
 
 PACKED_ATTENTION = "packed"  # name of distill.models.packed_attention's attention in transformers
@@ -89,10 +90,10 @@ class ModelSource:
             raise UserError(f"the folder {self.name!r} has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         self._check_files(weights=False)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
             if self.gguf:
-                set_stored_pre_tokenizer(tokenizer, Path(self.location, self.gguf))
+                tokenizer = tokenizer_in(self.location, self.gguf, self._content, self._where)
             else:
+                tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
                 tokenizer = as_its_file_says(tokenizer, self.location, self._where)
         except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no tokenizer that loads: {first_line(error)}") from error
@@ -155,25 +156,48 @@ class ModelSource:
         except Exception as error:  # of any kind: see load
             raise UserError(f"{self.name!r} has no configuration that loads: {first_line(error)}") from error
 
-    def load(self) -> "LanguageModel":
-        """Load weights (in eval mode, on the CPU) and tokenizer."""
-        from transformers import AutoModelForCausalLM, GgufConfig
+    def load(self, cache: Path | None = None) -> "LanguageModel":
+        """Load weights (in eval mode, on the CPU) and tokenizer.
 
+        Weights that are stored as safetensors in the dtype they are to have in memory are mapped: they take
+        no memory of this process until they are changed, and models of the same files share them.
+
+        Args:
+            cache: folder of all caches, where the weights of a GGUF file are kept once they are dequantized;
+                None: dequantize them now.
+        """
         self._check_files(weights=True)
-        options: dict[str, Any] = dict(self._where)
-        if self.gguf:
-            # Quantized weights could be neither trained nor saved.
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        dtype = self.dtype if self.dtype == "auto" else find_dtype(self.dtype)
         try:
-            if self.gguf:  # reading the file's header again would take seconds
-                options["config"] = copy.deepcopy(self._configuration)
-            model = AutoModelForCausalLM.from_pretrained(self.location, dtype=dtype, **options)
+            if self.gguf and cache is not None:
+                kept = kept_weights(cache, self._content, self.dtype, self._dequantized)
+                model = self._model(str(kept))
+                model.name_or_path = model.config.name_or_path = self.location
+            else:
+                model = self._dequantized() if self.gguf else self._model(self.location, **self._where)
+        except UserError:
+            raise
         except Exception as error:  # readers of damaged files raise all kinds of exceptions
             raise UserError(f"model {self.name!r} does not load: {first_line(error)}") from error
-        if self.gguf:
-            _forget_packing(model)
         return LanguageModel(model.eval(), self.tokenizer, self)
+
+    def _model(self, location: str, **options: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        dtype = self.dtype if self.dtype == "auto" else find_dtype(self.dtype)
+        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+
+    def _dequantized(self) -> Any:
+        """The model of a GGUF file: its quantized weights could be neither trained nor saved."""
+        from transformers import GgufConfig
+
+        model = self._model(
+            self.location,
+            **self._where,
+            quantization_config=GgufConfig(dequantize=True),
+            config=copy.deepcopy(self._configuration),  # reading the file's header again would take seconds
+        )
+        _forget_packing(model)
+        return model
 
     def _check_files(self, *, weights: bool) -> None:
         """Compare the files of a model that distill saved with their checksums.
@@ -193,7 +217,14 @@ class ModelSource:
     def _configuration(self) -> Any:
         from transformers import AutoConfig
 
+        if self.gguf:
+            return configuration_in(self.location, self.gguf, self._content, self._where)
         return AutoConfig.from_pretrained(self.location, **self._where)
+
+    @property
+    def _content(self) -> str:
+        """Fingerprint of the files: a model that is cut to fewer rows has those of the whole one."""
+        return self.fingerprint.partition("-")[0]
 
     @property
     def _where(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Lazily loaded model."""
 
+from pathlib import Path
 from typing import Any
 
 from distill.models.flops import Work
@@ -11,13 +12,17 @@ class LazyModel:
 
     Attributes:
         share_prompts: whether it reads a prompt that several traces have once (`data.layout=shared_prompt`).
+        cache: folder of all caches, for `ModelSource.load`; None: none.
         work: work for cached results, whether they were computed now or by an earlier run.
         served: gives this model's log-probs in its place (`distill.teacher.served`); None: the model does.
     """
 
-    def __init__(self, source: ModelSource, device: str, *, share_prompts: bool = False) -> None:
+    def __init__(
+        self, source: ModelSource, device: str, *, share_prompts: bool = False, cache: Path | None = None
+    ) -> None:
         self.source = source
         self.share_prompts = share_prompts
+        self.cache = cache
         self.device = device
         self.work = Work()
         self.served: Any = None
@@ -34,7 +39,7 @@ class LazyModel:
         """The model with fewer rows of its output matrix; itself if `source` is its own."""
         if source is self.source:
             return self
-        return LazyModel(source, self.device, share_prompts=self.share_prompts)
+        return LazyModel(source, self.device, share_prompts=self.share_prompts, cache=self.cache)
 
     @property
     def loaded(self) -> bool:
@@ -42,7 +47,7 @@ class LazyModel:
 
     def get(self) -> LanguageModel:
         if self._loaded is None:
-            self._loaded = self.source.load()
+            self._loaded = self.source.load(self.cache)
             self._loaded.check_head()
             self._loaded.model.requires_grad_(False).to(self.device)
         return self._loaded

@@ -61,7 +61,7 @@ def prune_model(cfg: DictConfig) -> Path:
         torch.set_num_threads(cfg.threads)
     key = {**model_key(source), "layers": cfg.layers, "traces": hash_traces(chosen)}
     with claimed(folder, key, what="a model"):
-        lm = source.load()
+        lm = source.load(Path(cfg.cache))
         lm.check_head()
         lm.model.to(device)
         blocks = lm.model.config.get_text_config().num_hidden_layers

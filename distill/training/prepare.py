@@ -232,7 +232,7 @@ def _frozen(setup: Setup, served: ServedTeacher | None) -> dict[str, LazyModel]:
     """The frozen models by role, not loaded yet."""
     share = setup.layout.kind == "shared_prompt"
     frozen = {
-        role: LazyModel(source, setup.compute.device, share_prompts=share)
+        role: LazyModel(source, setup.compute.device, share_prompts=share, cache=setup.cache)
         for role, source in setup.frozen.items()
     }
     if served is not None:
@@ -241,7 +241,7 @@ def _frozen(setup: Setup, served: ServedTeacher | None) -> dict[str, LazyModel]:
 
 
 def _load_student(setup: Setup) -> LanguageModel:
-    student = setup.student.load()
+    student = setup.student.load(setup.cache)
     student.check_head()
     if is_adapted(student.model):
         raise UserError(

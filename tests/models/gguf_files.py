@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from distill.models import gguf_model
+
 
 def read_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Give every later reader of a file the first one; the list is of all that were asked for."""
+    for kept in (gguf_model._tokenizer, gguf_model._configuration):  # of earlier tests
+        kept.cache_clear()
     gguf: Any = importlib.import_module("gguf")
     reader = functools.cache(gguf.GGUFReader)
     # transformers asks for the map of names anew for every module of a model, hundreds of times.

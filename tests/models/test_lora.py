@@ -368,8 +368,8 @@ def test_the_student_before_training_is_the_model_without_adapters(
     loaded: list[LanguageModel] = []
     original = ModelSource.load
 
-    def load(self: ModelSource) -> LanguageModel:
-        loaded.append(original(self))
+    def load(self: ModelSource, cache: Path | None = None) -> LanguageModel:
+        loaded.append(original(self, cache))
         return loaded[-1]
 
     monkeypatch.setattr(ModelSource, "load", load)
@@ -518,7 +518,7 @@ def test_a_target_that_is_no_layer_is_refused_before_any_weight_is_loaded(
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def load(self: ModelSource) -> None:
+    def load(self: ModelSource, cache: Path | None = None) -> None:
         raise AssertionError("nothing may be loaded")
 
     monkeypatch.setattr(ModelSource, "load", load)

@@ -30,8 +30,8 @@ class Marks(lightning.Callback):
 def main(file: str, words: list[str]) -> None:
     load = ModelSource.load
 
-    def load_into_memory(source: ModelSource) -> LanguageModel:
-        lm = load(source)
+    def load_into_memory(source: ModelSource, cache: Path | None = None) -> LanguageModel:
+        lm = load(source, cache)
         for parameter in lm.model.parameters():  # transformers leaves them in the mapped file
             parameter.data = parameter.data.clone()
         return lm

@@ -167,9 +167,9 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_teacher_itself(
     serving(stub, lambda body: vllms(teacher, body))
     load, loaded = ModelSource.load, []
 
-    def noted(source: ModelSource) -> LanguageModel:
+    def noted(source: ModelSource, cache: Path | None = None) -> LanguageModel:
         loaded.append(source.name)
-        return load(source)
+        return load(source, cache)
 
     monkeypatch.setattr(ModelSource, "load", noted)
     served = ["teacher.source=server", f"teacher.url={stub.url}", "teacher.wait=0.0"]

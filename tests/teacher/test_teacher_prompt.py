@@ -137,11 +137,11 @@ def written(tiny_pair: tuple[Path, Path], data_file: Path, tmp_path_factory: pyt
 
 
 def refuse_teacher(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    load: Callable[[ModelSource], Any] = ModelSource.load
+    load: Callable[..., Any] = ModelSource.load
 
-    def refusing(source: ModelSource) -> Any:
+    def refusing(source: ModelSource, cache: Path | None = None) -> Any:
         assert source.name != str(path), "the teacher was loaded"
-        return load(source)
+        return load(source, cache)
 
     monkeypatch.setattr(ModelSource, "load", refusing)
 

@@ -234,6 +234,6 @@ def test_a_stop_on_the_way_says_how_much_of_the_budget_is_spent(
 def test_a_budget_that_is_none_is_refused_before_anything_is_loaded(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelSource, "load", lambda self, cache=None: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=r"^max_tokens=.* must be a whole number, at least 1, or null$"):
         run(budget(tiny_pair, traces, tmp_path, value), tmp_path / "run")

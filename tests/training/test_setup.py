@@ -75,7 +75,7 @@ def test_the_walk_sees_what_is_long_or_wide() -> None:
 def test_a_setup_says_what_a_run_is_and_loads_nothing(
     tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(ModelSource, "load", lambda self, cache=None: pytest.fail("loaded"))
     words = ["loss=on_policy_kd", "data.batch_size=3", "seed=7", f"dir={tmp_path / 'run'}"]
     setup = Setup.from_overrides(arguments(tiny_pair, traces, tmp_path, *words))
     assert setup.launch.loss == "on_policy_kd"
@@ -120,7 +120,7 @@ def test_what_is_cheap_to_find_is_said_first(
 def test_all_data_is_read_before_a_model_is_loaded(
     tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(ModelSource, "load", lambda self, cache=None: pytest.fail("loaded"))
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1=", "completion": "2"}\n{"problem": "1+2="}\nno JSON\n')
     setup = Setup.from_overrides(arguments(tiny_pair, data, tmp_path, f"dir={tmp_path / 'run'}"))

@@ -423,7 +423,7 @@ def test_a_run_whose_routes_are_wrong_leaves_no_folder(
     tiny_pair: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends before a model is loaded."""
-    monkeypatch.setattr(ModelSource, "load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(ModelSource, "load", lambda self, cache=None: pytest.fail("loaded"))
     given = [word for word in arguments(tiny_pair, data, tmp_path) if "model.teacher=" not in word]
     words = [*given, *several(*tiny_pair), "loss=dcod", f"dir={tmp_path / 'run'}"]
     with pytest.raises(UserError, match="names no teacher, and there are several"):

@@ -385,9 +385,9 @@ def test_a_cached_teacher_is_not_loaded_again(
     loaded: list[str] = []
     original = ModelSource.load
 
-    def load(self: ModelSource) -> Any:
+    def load(self: ModelSource, cache: Path | None = None) -> Any:
         loaded.append(self.name)
-        return original(self)
+        return original(self, cache)
 
     monkeypatch.setattr(ModelSource, "load", load)
     second = run(words, tmp_path / "second")

@@ -3,7 +3,10 @@ r"""Grade mathematical answers with math-verify in child processes.
 A comparison may hang, exhaust the memory, or fail outside the main thread. Each child process
 (`distill.benchmarks.grading.judge_child`) therefore handles one question at a time, has limits of CPU time
 and memory, and is replaced when it exceeds them. A child that gave no response for another reason, as on a
-machine so busy that it got no CPU time, is replaced and the question asked once more."""
+machine so busy that it got no CPU time, is replaced and the question asked once more.
+
+A child takes 0.8 s of CPU time to start. One that its judge needs no more is kept for the next judge of this
+process: that of the next benchmark, or of a sweep's next job."""
 
 import contextlib
 import json
@@ -22,6 +25,7 @@ from typing import Any
 from distill.benchmarks.grading import answers
 from distill.benchmarks.grading.equivalence import quickly
 from distill.benchmarks.grading.graded import UNCLOSED
+from distill.benchmarks.grading.idle import IdleChildren
 from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
@@ -31,6 +35,8 @@ _PATIENCE = 12.0  # wall-clock time for a response, in multiples of the limit of
 _TIMEOUT = {"correct": False, "reason": "timeout"}
 _LONGEST_ANSWER = 2_000  # characters; a longer text is not a final answer
 _REMEMBERED = 100_000  # cached comparisons; many samples of a problem give the same answer
+_WORKERS = min(4, os.cpu_count() or 1)
+_idle: IdleChildren["_Child"] = IdleChildren(_WORKERS)
 
 
 class MathJudge:
@@ -62,7 +68,7 @@ class MathJudge:
     ) -> None:
         self.seconds = seconds
         self.memory = memory
-        self.workers = workers if workers is not None else min(4, os.cpu_count() or 1)
+        self.workers = workers if workers is not None else _WORKERS
         self.rules = tuple(rules)
         self._children: set[_Child] = set()
         self._free: list[_Child] = []
@@ -70,7 +76,8 @@ class MathJudge:
         self._closings = 0
         self._changed = threading.Condition()
         self._known: dict[tuple[str, str, float | None, float], tuple[bool, str]] = {}
-        weakref.finalize(self, _end, self._children)  # on garbage collection and at exit
+        # On garbage collection and at exit.
+        weakref.finalize(self, _give_back, self.memory, self._children, self._free)
 
     def __call__(self, example: Example, completion: str) -> Verdict:
         """Grade a completion by its final answer; the example needs a gold answer."""
@@ -126,11 +133,17 @@ class MathJudge:
         said = self._ask({"gold": gold})
         return bool(said and said["correct"])
 
+    def rest(self) -> None:
+        """Leave child processes that answer nothing now to the next judge of this process."""
+        with self._changed:
+            _leave(self.memory, self._children, self._free)
+
     def close(self) -> None:
         """Stop all child processes; the next question starts a new one."""
         with self._changed:
-            children, self._free = list(self._children), []
+            children = list(self._children)
             self._children.clear()
+            self._free.clear()
             self._closings += 1
             self._changed.notify_all()
         for child in children:
@@ -178,7 +191,7 @@ class MathJudge:
                 self._changed.wait()
         child = None
         try:
-            child = _Child(self.memory)
+            child = _idle.take(self.memory) or _Child(self.memory)
             return child
         finally:
             with self._changed:
@@ -272,6 +285,15 @@ class _Child:
         return line
 
 
-def _end(children: set[_Child]) -> None:
+def _leave(memory: int, children: set[_Child], free: list[_Child]) -> None:
+    """Take the free children of a judge from it, and keep them for the next one."""
+    while free:
+        children.discard(child := free.pop())
+        _idle.give(memory, child)
+
+
+def _give_back(memory: int, children: set[_Child], free: list[_Child]) -> None:
+    """Keep the free children of a judge that nobody holds, and end the others."""
+    _leave(memory, children, free)
     for child in list(children):
         child.close()

@@ -215,6 +215,7 @@ def test_the_limit_is_cpu_time_so_that_waiting_is_no_timeout() -> None:
 def test_a_question_without_a_response_is_asked_again_before_it_counts_as_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    judging._idle.close()  # one of another test would answer
     with closing(MathJudge(seconds=5.0, workers=1)) as judge:
         assert judge.readable("x+1")
         (process,) = children(judge)
@@ -294,7 +295,8 @@ def test_a_child_that_died_is_started_anew() -> None:
 
 
 @pytest.mark.slow
-def test_close_ends_all_and_a_judge_that_nobody_holds_ends_its_own() -> None:
+def test_close_ends_all_and_a_judge_that_nobody_holds_leaves_its_own_to_the_next() -> None:
+    judging._idle.close()  # those of other tests: a few are kept
     judge = MathJudge(seconds=30.0)
     assert judge.readable("x+1")
     (process,) = children(judge)
@@ -304,6 +306,9 @@ def test_close_ends_all_and_a_judge_that_nobody_holds_ends_its_own() -> None:
     (process,) = children(judge)
     del judge
     gc.collect()
+    with closing(MathJudge(seconds=30.0)) as judge:
+        assert judge.readable("x+2")
+        assert process in children(judge)
     assert process.returncode is not None
 
 
