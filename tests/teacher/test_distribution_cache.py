@@ -76,9 +76,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = ModelSource.load
 
-    def noted(self: ModelSource) -> Any:
+    def noted(self: ModelSource, cache: Path | None = None) -> Any:
         names.append(Path(self.name).name)
-        return load(self)
+        return load(self, cache)
 
     monkeypatch.setattr(ModelSource, "load", noted)
     return names

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from distill.data.tokenizers import set_template_variables, template_variables
 from distill.errors import UserError
 from distill.exporting.gguf_file import write_gguf
 from distill.models.find import find_model
+from distill.models.gguf_model import kept_weights
 from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lazy import LazyModel
 
@@ -198,32 +200,36 @@ def test_a_damaged_or_partial_copy_is_made_anew(gguf: Path, tmp_path: Path, dama
 
 
 @pytest.mark.slow
-def test_of_several_at_once_one_makes_it_and_the_others_wait(
-    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = [find(gguf) for _ in range(3)]
-    made: list[str] = []
-    original, begun = ModelSource._dequantized, threading.Barrier(3)
+def test_of_several_at_once_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
+    made: list[int] = []
+    begun = threading.Barrier(3)
 
-    def note(self: ModelSource) -> Any:
-        made.append(self.name)
-        return original(self)
+    class Model:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(b"first half")
+            time.sleep(0.05)
+            (folder / "config.json").write_bytes(b"second half")
 
-    monkeypatch.setattr(ModelSource, "_dequantized", note)
-    loaded: list[LanguageModel] = []
+    def read() -> Model:
+        made.append(1)
+        return Model()
 
-    def load(source: ModelSource) -> None:
+    found: list[set[str]] = []
+
+    def load() -> None:
         begun.wait()
-        loaded.append(source.load(tmp_path))
+        place = kept_weights(tmp_path, "0", "float32", read)
+        found.append({file.name for file in place.iterdir()})
 
-    threads = [threading.Thread(target=load, args=(source,)) for source in sources]
+    threads = [threading.Thread(target=load) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert len(loaded) == 3
-    assert all(same(one, loaded[0]) for one in loaded)
+    assert len(found) == 3
+    assert all({"model.safetensors", "config.json"} <= names for names in found)
 
 
 def test_a_copy_that_cannot_be_written_is_named(gguf: Path, tmp_path: Path, monkeypatch: Any) -> None:
