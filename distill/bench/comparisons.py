@@ -1,6 +1,8 @@
 """The comparisons: contestants and goals."""
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from distill.bench.comparison import AT_BOUND, Comparison, Contestant, Goal
@@ -15,52 +17,29 @@ _GKD_NOTE = (
 )
 
 
-def ours(name: str) -> Callable[..., None]:
-    """A function of `ours.py`, imported when called, so that listing comparisons does not import torch."""
+def _imported(module: str, name: str, *, tuned: bool = True) -> Callable[..., None]:
+    """A function of a module beside this one, imported when called, so that listing comparisons does not
+    import torch.
+
+    Args:
+        module: name of the module.
+        name: name of the function.
+        tuned: whether it runs with the allocator's settings of train.py.
+    """
 
     def run(setting: Setting, meter: Meter, **options: Any) -> None:
-        tune_allocator()  # as in train.py
-        from distill.bench import ours as module
-
-        getattr(module, name)(setting, meter, **options)
+        if tuned:
+            tune_allocator()
+        getattr(import_module(f"distill.bench.{module}"), name)(setting, meter, **options)
 
     return run
 
 
-def peers(name: str) -> Callable[..., None]:
-    """A function of `peers.py`, imported when called."""
-
-    def run(setting: Setting, meter: Meter, **options: Any) -> None:
-        from distill.bench import peers as module
-
-        getattr(module, name)(setting, meter, **options)
-
-    return run
-
-
-def generation(name: str) -> Callable[..., None]:
-    """A function of `generation.py`, imported when called."""
-
-    def run(setting: Setting, meter: Meter, **options: Any) -> None:
-        tune_allocator()  # as in train.py
-        from distill.bench import generation as module
-
-        getattr(module, name)(setting, meter, **options)
-
-    return run
-
-
-def products(setting: Setting, meter: Meter, **options: Any) -> None:
-    tune_allocator()  # as in train.py
-    from distill.bench import products as module
-
-    module.products(setting, meter, **options)
-
-
-def head(setting: Setting, meter: Meter, **options: Any) -> None:
-    from distill.bench import heads
-
-    heads.head(setting, meter, **options)
+ours = partial(_imported, "ours")
+peers = partial(_imported, "peers", tuned=False)
+generation = partial(_imported, "generation")
+products = _imported("products", "products")
+head = _imported("heads", "head", tuned=False)
 
 
 def _step(name: str, label: str, loss: str, *overrides: str, **more: Any) -> Contestant:
