@@ -19,6 +19,10 @@ PACKED: tuple[LayoutKind, ...] = ("packed", "shared_prompt")  # several traces i
 _PASS = 64
 _PROMPT_TOKENS = 1024  # most tokens of a pass over prompts of a model that generates, padding included
 _PROMPT_PASS = 16  # what such a pass costs beside its tokens, in tokens
+# Tokens that a pass over what all prompts begin with must spare. A GPU reads thousands of tokens as fast as a
+# few; how many was not measured.
+_COMMON = {"cpu": 64}
+_COMMON_ELSEWHERE = 4096
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,21 @@ def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> 
         groups.append(order[begins[end] : end])
         end = int(begins[end])
     return groups[::-1]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]], device: str) -> int:
+    """Number of tokens with which all prompts begin, if reading them once is worth a pass of its own; else 0.
+
+    Each prompt keeps at least its last token, whose logits its completion begins with.
+
+    Args:
+        prompts: token ids; equal prompts that are read once should be here once.
+        device: type of the device, as `cpu`.
+    """
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the least alike, in this order
+    most = min(map(len, prompts)) - 1
+    count = next((place for place in range(most) if first[place] != last[place]), most)
+    return count if (len(prompts) - 1) * count >= _COMMON.get(device, _COMMON_ELSEWHERE) else 0
 
 
 def prompt_passes(lengths: Sequence[int], device: str) -> list[list[int]]:

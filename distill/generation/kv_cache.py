@@ -98,6 +98,26 @@ class GrowingLayer(DynamicLayer):
         for view, one in zip(self._views, states, strict=True):
             view[rows, :, length - one.shape[-2] :] = one
 
+    def put_prefix(self, part: DynamicLayer, pads: Sequence[int], limit: int) -> None:
+        """Fill this layer, which is empty, with the row of another one, behind each row's padding.
+
+        Args:
+            part: the layer of one row.
+            pads: tokens of padding of each row. As many are cut from the end of what is put there.
+            limit: tokens that will be cached.
+        """
+        if part.keys is None or part.values is None:  # of a layer that uses another one's keys
+            return
+        length = part.keys.shape[-2]
+        self.lazy_initialization(part.keys, part.values)
+        self._buffers = [
+            one.new_zeros(len(pads), one.shape[1], limit, one.shape[-1]) for one in (part.keys, part.values)
+        ]
+        for buffer, one in zip(self._buffers, (part.keys, part.values), strict=True):
+            for row, pad in enumerate(pads):
+                buffer[row, :, min(pad, length) : length] = one[0, :, : max(0, length - pad)]
+        self._show(len(pads), length)
+
     def _held(self) -> list[Tensor]:
         """The buffers, or the tensors that other code has put in their place."""
         if not self._in_buffers():
@@ -151,6 +171,12 @@ def put_rows(cache: Cache, part: Cache, rows: Int[Tensor, " rows"], count: int, 
     `GrowingLayer.put_rows`."""
     for layer, own in zip(cache.layers, part.layers, strict=True):
         cast(GrowingLayer, layer).put_rows(cast(GrowingLayer, own), rows, count, length)
+
+
+def put_prefix(cache: Cache, prefix: Cache, pads: Sequence[int], limit: int) -> None:
+    """Fill an empty cache with that of one row, behind each row's padding, by `GrowingLayer.put_prefix`."""
+    for layer, own in zip(cache.layers, prefix.layers, strict=True):
+        cast(GrowingLayer, layer).put_prefix(cast(GrowingLayer, own), pads, limit)
 
 
 def keep_rows(cache: Cache, staying: Sequence[int], device: torch.device) -> Int[Tensor, " kept"]:

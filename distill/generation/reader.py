@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.data.layout import prompt_passes
+from distill.data.layout import common_prefix, prompt_passes
 from distill.models.language_model import LanguageModel
 
 
@@ -16,9 +16,9 @@ class Reader:
     """Runs the model on a batch token by token, with a KV cache, and returns the next token's logits.
 
     Prompts are left-padded once, and the masks and positions of all later tokens are made at the same time. A
-    prompt that several rows share is read once; on a CPU, prompts of similar lengths are read in a pass of
-    their own. The model's own `prepare_inputs_for_generation` selects its inputs, as in transformers'
-    `generate`.
+    prompt that several rows share is read once, and so is a long enough beginning of all prompts, such as an
+    instruction; on a CPU, prompts of similar lengths are read in a pass of their own. The model's own
+    `prepare_inputs_for_generation` selects its inputs, as in transformers' `generate`.
 
     Args:
         lm: the model.
@@ -56,13 +56,16 @@ class Reader:
         self._ids, self._mask, self._positions = (part.to(lm.device) for part in (ids, mask, positions))
         self._padded = not bool(mask.all())
         self._places = torch.arange(len(prompts), device=lm.device)
+        self._prefix = 0  # tokens with which all prompts begin, and which are read once
         self._groups: list[list[int]] = []  # prompts of similar lengths
         if self._rows_leave and grows_alone(self._cache):
+            self._prefix = common_prefix(read, lm.device.type)
             self._groups = prompt_passes([len(prompt) for prompt in read], lm.device.type)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:
         """Read the prompts; return the logits of each row's first new token."""
-        logits = self._read_by_length() if len(self._groups) > 1 else self._read(first=True)
+        parts = len(self._groups) > 1 or self._prefix > 0
+        logits = self._read_by_length() if parts else self._read(self._length)
         if self._begins is None:
             return logits
         self._cache.reorder_cache(self._begins)
@@ -73,7 +76,7 @@ class Reader:
         """Read a token per row; return the logits of the next one."""
         self._ids[self._places, self._length] = tokens
         self._length += 1
-        return self._read(first=False)
+        return self._read(1)
 
     def keep(self, staying: Sequence[int]) -> Int[Tensor, " kept"]:
         """Continue with some of the rows.
@@ -101,38 +104,51 @@ class Reader:
             part[places] for part in (self._ids, self._mask, self._positions)
         )
 
-    def _read(self, *, first: bool) -> Float[Tensor, "rows vocab"]:
+    def _read(self, new: int) -> Float[Tensor, "rows vocab"]:
         read = slice(self._length)
         logits, self._cache = self._pass(
             self._ids[:, read],
             self._mask[:, read] if self._padded else None,
             self._positions[:, read],
             self._cache,
-            first=first,
+            new,
         )
         return logits if self._rows_leave else logits[self._places]
 
     def _read_by_length(self) -> Float[Tensor, "rows vocab"]:
         """Read the prompts in passes of similar lengths, which need little padding."""
-        from distill.generation.kv_cache import growing_cache, put_rows
+        from distill.generation.kv_cache import growing_cache, put_prefix, put_rows
 
         parts, order = [], []
         lengths = self._mask[:, : self._length].sum(1)
+        prefix = self._read_prefix(int(lengths[0])) if self._prefix else None
         for group in self._groups:
             rows = torch.tensor(group)
-            read = slice(self._length - int(lengths[rows].max()), self._length)
-            mask = self._mask[rows, read]
+            longest = int(lengths[rows].max())
+            read = slice(self._length - longest, self._length)
+            mask, cache = self._mask[rows, read], growing_cache(self._lm.model, longest)
+            if prefix is not None:
+                put_prefix(cache, prefix, (longest - lengths[rows]).tolist(), longest)
             logits, cache = self._pass(
                 self._ids[rows, read],
                 None if bool(mask.all()) else mask,
                 self._positions[rows, read],
-                growing_cache(self._lm.model, read.stop - read.start),
-                first=True,
+                cache,
+                longest - self._prefix,
             )
             put_rows(self._cache, cache, rows, len(self._ids), self._length)
             parts.append(logits)
             order.append(rows)
         return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _read_prefix(self, length: int) -> Any:
+        """Read what all prompts begin with; return its cache. `length`: of the first prompt."""
+        from distill.generation.kv_cache import growing_cache
+
+        begin = self._length - length
+        read = slice(begin, begin + self._prefix)
+        cache = growing_cache(self._lm.model, self._prefix)
+        return self._pass(self._ids[:1, read], None, self._positions[:1, read], cache, self._prefix)[1]
 
     def _pass(
         self,
@@ -140,8 +156,7 @@ class Reader:
         mask: Int[Tensor, "rows tokens"] | None,
         positions: Int[Tensor, "rows tokens"],
         cache: Any,
-        *,
-        first: bool,
+        new: int,
     ) -> tuple[Float[Tensor, "rows vocab"], Any]:
         """Read what the cache does not hold yet.
 
@@ -150,7 +165,7 @@ class Reader:
             mask: 0 on padding; None: there is none, and attention is faster then.
             positions: of the tokens in their rows.
             cache: of the tokens before; empty at first.
-            first: whether these are the prompts, and not one token more.
+            new: number of tokens to read.
 
         Returns:
             The logits of the next token, and the cache.
@@ -162,10 +177,11 @@ class Reader:
             "logits_to_keep": 1,
             self._cache_name: cache,
         }
+        whole = new == ids.shape[1]
         inputs = self._lm.model.prepare_inputs_for_generation(
             ids,
-            next_sequence_length=None if first else 1,
-            is_first_iteration=first,
+            next_sequence_length=None if whole else new,
+            is_first_iteration=whole,
             **{name: value for name, value in options.items() if name in self._takes},
         )
         output = self._lm.model(**inputs, return_dict=True)

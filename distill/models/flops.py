@@ -193,24 +193,26 @@ def writing(
     written: Sequence[int],
     distinct: Sequence[int] | None = None,
     device: str = "cuda",
+    prefix: int = 0,
 ) -> Work:
     """Work of generating a batch of completions, as `generation.decode.generate` does.
 
-    Prompts are padded to the longest of their pass, equal prompts are read once, and finished completions
-    cost nothing. A model with other than full attention reads its prompts in one pass on a CPU too, which is
-    more.
+    Prompts are padded to the longest of their pass, equal prompts and a common beginning are read once, and
+    finished completions cost nothing. A model with other than full attention reads its prompts in one pass
+    and whole on a CPU too, which is more.
 
     Args:
         prompts: lengths of the prompts.
         written: lengths of the completions.
         distinct: lengths of the distinct prompts; None: all differ.
         device: type of the device, as `cpu`.
+        prefix: tokens with which all prompts begin and that are read once (`layout.common_prefix`).
     """
     longest, read = max(prompts), prompts if distinct is None else distinct
-    work = Work(outputs=len(read))
+    work = Work(prefix, causal_pairs(prefix), outputs=len(read) + (prefix > 0))
     for group in prompt_passes(read, device):
-        most = max(read[place] for place in group)
-        work += Work(len(group) * most, len(group) * causal_pairs(most))
+        most = max(read[place] for place in group) - prefix
+        work += Work(len(group) * most, len(group) * causal_pairs(most, prefix))
     for count in written:
         behind = count - 1  # the last generated token is not read again
         work += Work(behind, causal_pairs(behind, longest), outputs=behind)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from distill.data.layout import common_prefix
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
@@ -78,7 +79,10 @@ def written(
     for batch in in_shards(len(traces), per_batch):
         prompts = [len(traces[number].prompt_ids) for number in batch]
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
-        work += writing(prompts, lengths, prompts[::samples], device)
+        ids = [traces[number].prompt_ids for number in batch][::samples]
+        known = all(prompt.any() for prompt in ids)  # not only their lengths
+        prefix = common_prefix([prompt.tolist() for prompt in ids], device) if known else 0
+        work += writing(prompts, lengths, prompts[::samples], device, prefix)
         whole = max(prompts) + max(lengths)
         # Each generated token reads all weights once, and each row's KV cache so far.
         cached = sum(count * (max(prompts) + count / 2) for count in lengths)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.data.layout import common_prefix
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.generation.decode import generate
@@ -98,6 +99,8 @@ def sample_completions(
         rows = [row for row in batch for _ in range(samples)]
         written = [len(ids) for ids in flat[batch.start * samples : batch.stop * samples]]
         lengths = [len(prompts[row]) for row in rows]
-        distinct = {prompts[row].tobytes(): len(prompts[row]) for row in batch}
-        model.work += writing(lengths, written, list(distinct.values()), torch.device(model.device).type)
+        distinct = list({prompts[row].tobytes(): prompts[row].tolist() for row in batch}.values())
+        device = torch.device(model.device).type
+        prefix = common_prefix(distinct, device)
+        model.work += writing(lengths, written, list(map(len, distinct)), device, prefix)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]

@@ -168,3 +168,34 @@ def test_a_cache_that_a_model_makes_itself_keeps_all_rows_to_the_end(
     lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: rows.add(len(args[0])))
     assert generate(lm, prompts, sampling, seed=0, end_ids=[END]) == expected
     assert rows == {len(prompts)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_begin_with_is_read_once_and_they_write_what_transformers_writes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny(family)
+    end_now_and_then(lm)
+    rng = np.random.default_rng(9)
+    begin = rng.integers(2, VOCABULARY, 17).tolist()
+    # Of all lengths, so that there are several passes, and in some the padding is longer than the beginning.
+    prompts = [begin + rng.integers(2, VOCABULARY, count).tolist() for count in (1, 21, 3, 2, 22, 9, 3)]
+    sampling = Sampling(1.3, max_new_tokens=12)
+    draws = rng.random((len(prompts), 12))
+    monkeypatch.setattr("distill.data.layout._PROMPT_PASS", 40)
+    read: list[tuple[int, ...]] = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: read.append(tuple(options.get("input_ids", *args[:1]).shape)),
+        with_kwargs=True,
+    )
+    written = generate(lm, prompts, sampling, seed=0, draws=draws, end_ids=[END])
+    passes = [(rows, tokens) for rows, tokens in read if tokens > 1]
+    assert written == by_transformers(lm, prompts, sampling, draws)
+    assert len({tuple(ids) for ids in written}) > 3
+    full = family not in ("gemma2", "gemma3_text", "qwen3_next", "mamba")  # their caches are of other kinds
+    if full:
+        assert passes[0] == (1, 17)
+        assert 1 < len(passes) - 1 < len(prompts)
+        assert max(tokens for _, tokens in passes[1:]) == 22  # without the beginning
+    else:
+        assert passes == [(len(prompts), 39)]

@@ -18,6 +18,7 @@ import distill.generation.reader
 import distill.models.flops
 import distill.teacher.completions
 import distill.training.rollouts
+from distill.data.layout import common_prefix
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.generation.decode import generate
@@ -143,6 +144,31 @@ def test_equal_prompts_are_read_once_and_counted_once(student: LanguageModel) ->
     written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
     work = writing([12, 10, 12, 12], [len(ids) for ids in written], distinct=[12, 10], device="cpu")
     assert cost_of(student.model, "student").forward(work) == meter.take()
+
+
+def test_what_all_prompts_begin_with_is_read_once_and_counted_once(student: LanguageModel) -> None:
+    meter = Meter([student])
+    begin = list(range(2, 12)) * 4
+    prompts = [begin + [2] * count for count in (3, 30, 8)] + [begin + [3] * 3]
+    written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
+    assert common_prefix(prompts, "cpu") == 40
+    work = writing(list(map(len, prompts)), [len(ids) for ids in written], device="cpu", prefix=40)
+    assert cost_of(student.model, "student").forward(work) == meter.take()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count"),
+    [
+        ([[5] * 40 + [6], [5] * 40 + [7, 8], [5] * 40 + [6, 9]], 40),
+        ([[5] * 41, [5] * 44, [5] * 60], 40),  # the last token of each stays
+        ([[5] * 40 + [6], [5] * 30 + [7], [5] * 40 + [8]], 0),  # spares 60 tokens
+        ([[5] * 200], 0),
+        ([[6] + [5] * 200, [7] + [5] * 200], 0),
+    ],
+)
+def test_a_common_beginning_counts_where_it_spares_enough(prompts: list[list[int]], count: int) -> None:
+    assert common_prefix(prompts, "cpu") == count
+    assert common_prefix(prompts, "cuda") == 0
 
 
 def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: LanguageModel) -> None:
