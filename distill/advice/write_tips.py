@@ -141,7 +141,7 @@ def _model(cfg: DictConfig, names: Mapping[str, Any], key: str, role: str) -> _M
         source = find(model, role, model[f"{role}_dtype"])
     except UserError as error:  # under the name that the user gave it
         raise UserError(str(error).replace(f"model.{role}", key)) from error
-    lazy = LazyModel(source, find_device(cfg.trainer))
+    lazy = LazyModel(source, find_device(cfg.trainer), cache=Path(cfg.cache))
     node = "writer_engine" if key == "writer" else "engine"
     try:
         return _Model(source, lazy, build(cfg[node], node)(lazy))

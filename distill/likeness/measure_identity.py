@@ -116,7 +116,7 @@ def _prepare(cfg: DictConfig, name: str, questions: Questions, device: str) -> _
             votes=False,
             seed=cfg.seed,
         )
-        model = LazyModel(source, device)
+        model = LazyModel(source, device, cache=Path(cfg.cache))
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:
         said = str(error).replace("benchmark.samples", "samples").replace("benchmark.temp", "sampling.temp")

@@ -107,7 +107,7 @@ class WriteSetup:
             encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
-        teacher = LazyModel(source, device)
+        teacher = LazyModel(source, device, cache=Path(cfg.cache))
         try:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
