@@ -31,7 +31,7 @@ from distill.advice.tip_list import condense
 from distill.advice.tips_report import Compared, TipsReport, write_report
 from distill.advice.writer import Writer
 from distill.analysis.evaluate_model import folder_name
-from distill.config.instantiate import as_yaml, build
+from distill.config.instantiate import build
 from distill.data.trace import Example
 from distill.data.trace_set import iter_records
 from distill.errors import UserError
@@ -39,13 +39,13 @@ from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.result import Score
 from distill.evaluation.run import Asked, ask, evaluate
 from distill.generation.engine import Engine
-from distill.io.files import write_atomically
 from distill.io.locks import claimed, locked
 from distill.models.devices import find_device
 from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
-from distill.teacher.completions import writer_key
+from distill.runs.folder import write_config
+from distill.teacher.completions import engine_key
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def write_tips(cfg: DictConfig) -> Path:
     check_template_variables([writer.source, solver.source])
     check_spells(solver.source)
     with locked(folder, "out"):
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config, encoding="utf-8"))
+        write_config(folder, cfg)
         skills, written = _written(cfg, writer, solver, material, test)
         writer.release()
         report = TipsReport(
@@ -141,7 +140,7 @@ def _model(cfg: DictConfig, names: Mapping[str, Any], key: str, role: str) -> _M
         source = find(model, role, model[f"{role}_dtype"])
     except UserError as error:  # under the name that the user gave it
         raise UserError(str(error).replace(f"model.{role}", key)) from error
-    lazy = LazyModel(source, find_device(cfg.trainer))
+    lazy = LazyModel(source, find_device(cfg.trainer), cache=Path(cfg.cache))
     node = "writer_engine" if key == "writer" else "engine"
     try:
         return _Model(source, lazy, build(cfg[node], node)(lazy))
@@ -219,12 +218,7 @@ def _solved(
 
 def _score(asked: Asked, solver: _Model, out: Path, label: str) -> Score:
     """Answers lie in a folder named for all that they depend on but the problems, which name themselves."""
-    key = {
-        **writer_key(solver.source),
-        "engine": solver.engine.name,
-        **getattr(solver.engine, "settings", {}),
-        **asked.benchmark.settings,
-    }
+    key = {**engine_key(solver.source, solver.engine), **asked.benchmark.settings}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = out / "answers" / name
     try:

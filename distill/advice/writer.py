@@ -14,7 +14,7 @@ from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Engine, Request, Written
 from distill.generation.sampling import Sampling
 from distill.models.language_model import ModelSource
-from distill.teacher.completions import writer_key
+from distill.teacher.completions import engine_key
 
 T = TypeVar("T")
 
@@ -46,9 +46,7 @@ class Writer:
         self._log = CompletionLog(log)
         self._known: dict[int, Written] = self._log.read()
         self._who = {
-            **writer_key(source),
-            "engine": engine.name,
-            **getattr(engine, "settings", {}),
+            **engine_key(source, engine),
             "sampling": dict(vars(sampling)),
             "seed": seed,
         }

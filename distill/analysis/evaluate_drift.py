@@ -72,7 +72,8 @@ class AskedDrift:
 
     def measure(self, student: LazyModel, folder: Path) -> Drift | PrefixDrift | None:
         """Measure it, with all texts and caches in `folder`; None if too few problems have completions."""
-        models = [student, *(LazyModel(source, student.device) for source in self._sources[1:])]
+        others = (LazyModel(one, student.device, cache=student.cache) for one in self._sources[1:])
+        models = [student, *others]
         for model in models:
             model.share_prompts = self._share_prompts
         names = ("student", "teacher", "prefixes")[: len(models)]

@@ -63,7 +63,7 @@ def evaluate_model(cfg: DictConfig) -> Path:
     if drift:
         drift.ask(problems)
     asked = [ask(benchmark, source, read) for benchmark, read in zip(benchmarks, problems, strict=True)]
-    model = LazyModel(source, device)
+    model = LazyModel(source, device, cache=Path(cfg.cache))
     try:
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:  # invalid arguments

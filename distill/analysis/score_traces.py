@@ -12,19 +12,19 @@ from omegaconf import DictConfig
 
 from distill.analysis.suitability import Suitability, suitability, support_of, trace_table
 from distill.analysis.suitability_report import write_report
-from distill.config.instantiate import as_yaml, build
+from distill.config.instantiate import build
 from distill.curation.choice import quality
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
 from distill.data.trace_set import Record, example_of, problem_of, teacher_of, write_records
 from distill.errors import UserError, whole_number
-from distill.io.files import write_atomically
 from distill.io.locks import locked
 from distill.io.sequences import take
 from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
+from distill.runs.folder import write_config
 from distill.teacher.retokenize import teacher_trace
 from distill.teacher.token_stats import TokenStats, token_stats
 from distill.training.recipe import TraceRecipe
@@ -69,8 +69,7 @@ def score(cfg: DictConfig) -> Path:
             found[teacher] = suitability(frame, scores, support, right=rights[teacher])
         report = write_report(folder, found, pandas.DataFrame(rows), cfg)
         write_records(folder / "traces.parquet", looked)  # input for curation or training
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(folder, cfg)
         print(report)
         if cfg.smoke_test:
             from distill.analysis.smoke_test import smoke_test

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.config.instantiate import as_yaml, build
+from distill.config.instantiate import build
 from distill.curation.collect import collect
 from distill.curation.step import CurationContext, Outcome, Step
 from distill.data.trace_set import Record, count_problems, teacher_of, write_records
@@ -19,6 +19,7 @@ from distill.io.locks import claimed
 from distill.models.devices import find_device
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
+from distill.runs.folder import write_config
 from distill.teacher.verify import Checks
 from distill.training.recipe import TraceRecipe
 
@@ -68,8 +69,7 @@ def curate(cfg: DictConfig) -> Path:
         write_atomically(
             folder / "curation.json", lambda path: path.write_text(json.dumps(summary, indent=1))
         )
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(folder, cfg)
     written_by = ", ".join(f"{name} {count}" for name, count in summary["teachers"].items())
     print(f"{len(kept)} traces of {summary['problems']} problems ({written_by})\n{folder / 'traces.parquet'}")
     return folder

@@ -57,7 +57,7 @@ def export(cfg: DictConfig) -> Path:
     cfg.name = str(cfg.name or subject.name or folder_name(cfg.model.source))
     folder = Path(cfg.out or Path("outputs") / "exports" / _name(cfg, settings))
     cfg.out = str(folder)
-    full = subject.source.load()
+    full = subject.source.load(Path(cfg.cache))
     full.check_head()
     calibration: list[Trace] = []
     if FORMATS[settings.format].calibrated:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill.analysis.evaluate_model import device_of, find_asked, folder_name
-from distill.config.instantiate import as_yaml, build, plain
+from distill.config.instantiate import build, plain
 from distill.curation.listed import is_traces
 from distill.data.readers import read_examples
 from distill.data.seam import decode_completion
@@ -20,7 +20,6 @@ from distill.errors import UserError, whole_number
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask, completions
 from distill.generation.engine import Engine
-from distill.io.files import write_atomically
 from distill.io.locks import claimed, locked
 from distill.io.progress import progress_bar
 from distill.judge.asking import Judge
@@ -32,7 +31,8 @@ from distill.likeness.identity_report import Identity, Said, write_identity
 from distill.models.find import check_template_variables
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
-from distill.teacher.completions import writer_key
+from distill.runs.folder import write_config
+from distill.teacher.completions import engine_key
 
 _KEYS = {"student": "model.source", "before": "before", "teacher": "teacher"}
 _PLAIN = "Question: {problem}\nAnswer:"  # for models without a chat template
@@ -92,8 +92,7 @@ def measure_identity(cfg: DictConfig) -> Path:
             own=list(questions.own),
         )
         print(write_identity(folder, result, resamples=cfg.resamples, seed=cfg.seed))
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(folder, cfg)
     return folder
 
 
@@ -116,7 +115,7 @@ def _prepare(cfg: DictConfig, name: str, questions: Questions, device: str) -> _
             votes=False,
             seed=cfg.seed,
         )
-        model = LazyModel(source, device)
+        model = LazyModel(source, device, cache=Path(cfg.cache))
         engine: Engine = build(cfg.engine, "engine")(model)
     except (ValueError, TypeError) as error:
         said = str(error).replace("benchmark.samples", "samples").replace("benchmark.temp", "sampling.temp")
@@ -127,12 +126,7 @@ def _prepare(cfg: DictConfig, name: str, questions: Questions, device: str) -> _
 
 def _answers(one: _Asked, folder: Path, name: str) -> list[str]:
     """The answers to all prompts, `samples` of each, without their thinking; stored ones are read."""
-    key = {
-        **writer_key(one.source),
-        "engine": one.engine.name,
-        **getattr(one.engine, "settings", {}),
-        **one.asked.benchmark.settings,
-    }
+    key = {**engine_key(one.source, one.engine), **one.asked.benchmark.settings}
     texts = [""] * len(one.asked.requests)
     label = {"student": "student answers", "before": "student before training answers"}
     with ExitStack() as held:

@@ -13,12 +13,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from distill.analysis.evaluate_model import folder_name
 from distill.analysis.score_traces import tokenized_that_fit
 from distill.benchmarks.grading.answers import same_answer
-from distill.config.instantiate import as_yaml, build
+from distill.config.instantiate import build
 from distill.curation.collect import collect
 from distill.curation.listed import is_traces
 from distill.data.trace_set import Record, by_problem, read_records, write_records
 from distill.errors import UserError
-from distill.io.files import write_atomically
 from distill.io.locks import locked
 from distill.io.progress import progress_bar
 from distill.likeness.compared import Pair, answer_of, compare, pairs_of
@@ -32,6 +31,7 @@ from distill.models.find import find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.models.path import PACKAGE_PREFIX, find_path
+from distill.runs.folder import write_config
 from distill.teacher.verify import Checks
 from distill.teacher.write_traces import generate
 from distill.training.recipe import TraceRecipe
@@ -96,8 +96,7 @@ def measure_similarity(cfg: DictConfig) -> Path:
             notes=[*notes, *more],
         )
         print(write_similarity(folder, found))
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(folder, cfg)
     return folder
 
 

@@ -73,7 +73,12 @@ def kept_weights(cache: Path, fingerprint: str, dtype: str, read: Callable[[], A
     """
     # Another release may turn the same file into other numbers.
     packages = {name: version(name) for name in ("transformers", "gguf")}
-    folder = keyed_folder(cache, "gguf_weights", {"file": fingerprint, "dtype": dtype, **packages})
+    try:
+        folder = keyed_folder(cache, "gguf_weights", {"file": fingerprint, "dtype": dtype, **packages})
+    except OSError as error:
+        raise UserError(
+            f"cache={cache} cannot be written ({error.strerror}): name another folder with cache=<folder>"
+        ) from error
     place = folder / "model"
     if not _whole(place):
         with waited(folder):

@@ -91,7 +91,7 @@ class ModelSource:
         self._check_files(weights=False)
         try:
             if self.gguf:
-                tokenizer = tokenizer_in(self.location, self.gguf, self._content, self._where)
+                tokenizer = tokenizer_in(self.location, self.gguf, self.content, self._where)
             else:
                 tokenizer = AutoTokenizer.from_pretrained(self.location, **self._where)
                 tokenizer = as_its_file_says(tokenizer, self.location, self._where)
@@ -169,7 +169,7 @@ class ModelSource:
         self._check_files(weights=True)
         try:
             if self.gguf and cache is not None:
-                kept = kept_weights(cache, self._content, self.dtype, self._dequantized)
+                kept = kept_weights(cache, self.content, self.dtype, self._dequantized)
                 model = self._model(str(kept))
                 model.name_or_path = model.config.name_or_path = self.location
             else:
@@ -218,11 +218,11 @@ class ModelSource:
         from transformers import AutoConfig
 
         if self.gguf:
-            return configuration_in(self.location, self.gguf, self._content, self._where)
+            return configuration_in(self.location, self.gguf, self.content, self._where)
         return AutoConfig.from_pretrained(self.location, **self._where)
 
     @property
-    def _content(self) -> str:
+    def content(self) -> str:
         """Fingerprint of the files: a model that is cut to fewer rows has those of the whole one."""
         return self.fingerprint.partition("-")[0]
 

@@ -11,7 +11,7 @@ with fake tensors. Assumptions:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.console import Console
@@ -141,17 +141,18 @@ def make_plan(setup: Setup) -> Plan:
     """
     rate, bandwidth = _machine(setup)
     objective, recipe, steps = setup.objective, setup.recipe, setup.length.steps
+    served = setup.teacher.source == "server" and not setup.teacher.verify
     student = measure(setup.student, setup.compute.precision)
     notes: list[str] = []
     traces = expected_traces(setup, notes)
     frozen: dict[str, ModelSize] = {
         role: student if source is setup.student else measure(source) for role, source in setup.frozen.items()
     }
-    stages: list[Stage] = []
+    loaded = [student, *(size for role, size in frozen.items() if not served or role != "teacher")]
+    stages = _dequantized(loaded, setup.compute.device)
     if objective.problem_signals or (recipe.completions == "teacher" and not objective.prompts_only):
         stages += _teachers_traces(setup, frozen, traces)
     if not objective.writes_all:
-        served = setup.teacher.source == "server" and not setup.teacher.verify
         stages += caching(setup, frozen, traces, served)
         if served:
             notes.append("what the server's computation takes is not counted")
@@ -187,6 +188,21 @@ def make_plan(setup: Setup) -> Plan:
     if setup.config["estimate"].get("simulate"):
         simulation = simulate(setup, [Batches.of(setup, traces).largest] * setup.length.accumulate)
     return Plan(stages, held, rate, bandwidth, notes, setup.length.ranks, fit, simulation, host)
+
+
+def _dequantized(models: Iterable[ModelSize], device: str) -> list[Stage]:
+    """Stages in which weights of GGUF files are written to the cache, one for each file and dtype."""
+    found: dict[tuple[str, str], Stage] = {}
+    for who in models:
+        source = who.source
+        if source.gguf:
+            name = f"dequantized GGUF file ({source.dtype})"
+            memory = who.weights if device == "cpu" else 0  # a GPU has no part in it
+            stage = Stage(
+                name, source.name, who.parameters, 0.0, memory=memory, disk=who.weights, shared=True
+            )
+            found.setdefault((source.content, source.dtype), stage)
+    return list(found.values())
 
 
 def _teachers_traces(setup: Setup, frozen: Mapping[str, ModelSize], traces: Sequence[Trace]) -> list[Stage]:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill.analysis.evaluate_model import device_of, find_asked, folder_name
-from distill.config.instantiate import as_yaml, build, plain
+from distill.config.instantiate import build, plain
 from distill.data.batch import hash_traces
 from distill.data.readers import read_examples
 from distill.data.trace import Example, Trace
@@ -23,7 +23,6 @@ from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.result import Score
 from distill.evaluation.run import ask, evaluate
 from distill.generation.engine import Engine
-from distill.io.files import write_atomically
 from distill.io.locks import claimed
 from distill.io.progress import progress_bar
 from distill.models.find import find_model, variables_of
@@ -31,6 +30,7 @@ from distill.models.language_model import LanguageModel, ModelSource
 from distill.models.lazy import LazyModel
 from distill.pruning.blocks import angular_distances, drop_blocks, last_states
 from distill.pruning.report import Measured, Pruned, write_pruned
+from distill.runs.folder import write_config
 from distill.teacher.logprobs import model_key
 from distill.teacher.token_stats import token_stats
 from distill.training.checkpoints import save_student
@@ -92,8 +92,7 @@ def prune_model(cfg: DictConfig) -> Path:
             after=after,
             notes=notes,
         )
-        config = as_yaml(cfg)
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(folder, cfg)
         print(write_pruned(folder, found, resamples=cfg.resamples, seed=cfg.seed))
     return folder
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from distill.config.instantiate import as_yaml
 from distill.config.paths import CHECKOUT
 from distill.config.renamed_keys import read_described
 from distill.errors import UserError, first_line
@@ -93,6 +94,12 @@ _MAY_CHANGE = {
     "checkpoint.of_finished",
     *REFERENCES,
 }
+
+
+def write_config(folder: Path, cfg: DictConfig) -> None:
+    """Write a command's `config.yaml`, as `as_yaml` gives it."""
+    text = as_yaml(cfg)
+    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

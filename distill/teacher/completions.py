@@ -12,7 +12,7 @@ from distill.data.layout import common_prefix
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
 from distill.generation.decode import generate
-from distill.generation.engine import check_prompt
+from distill.generation.engine import Engine, check_prompt
 from distill.generation.sampling import Sampling
 from distill.io.cache import ShardCache
 from distill.io.files import hash_arrays
@@ -50,6 +50,11 @@ def writer_key(source: ModelSource) -> dict[str, Any]:
     template = template_of(source.tokenizer).encode("utf-8", "surrogatepass")
     own = {"template": hashlib.sha256(template).hexdigest()[:32]}
     return {**model_key(source), **own, **split_key(source.tokenizer)}
+
+
+def engine_key(source: ModelSource, engine: Engine) -> dict[str, Any]:
+    """`writer_key` of a model behind an engine, whose name and settings its completions depend on too."""
+    return {**writer_key(source), "engine": engine.name, **getattr(engine, "settings", {})}
 
 
 def sample_completions(

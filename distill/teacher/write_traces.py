@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, open_dict
 
-from distill.config.instantiate import as_yaml, build
+from distill.config.instantiate import build
 from distill.data.prompt import Message, Prompt, encode_messages
 from distill.data.recorded import conversation_text
 from distill.data.seam import prompt_end, whole, written_text
@@ -37,6 +37,7 @@ from distill.models.devices import find_device
 from distill.models.find import check_template_variables, find
 from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
+from distill.runs.folder import write_config
 from distill.teacher.completions import check_room
 from distill.teacher.logprobs import cached_logprobs
 from distill.teacher.trace_summary import Tally, in_words, shards_in_words
@@ -62,7 +63,6 @@ class WriteSetup:
         prompts: of each problem, the prompt's token ids.
         all_prompts: hash of the prompts of all shards.
         template: hash of the chat template and the prompt's wording.
-        config: the configuration as YAML.
     """
 
     folder: Path
@@ -79,7 +79,6 @@ class WriteSetup:
     prompts: Sequence[np.ndarray]
     all_prompts: str
     template: str
-    config: str
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "WriteSetup":
@@ -107,7 +106,7 @@ class WriteSetup:
             encode_messages(source.tokenizer, messages, example.place, example.tools)
             for messages, example in zip(asked, examples, strict=True)
         ]
-        teacher = LazyModel(source, device)
+        teacher = LazyModel(source, device, cache=Path(cfg.cache))
         try:
             engine: Engine = build(cfg.engine, "engine")(teacher)
         except (ValueError, TypeError) as error:  # its arguments
@@ -133,7 +132,6 @@ class WriteSetup:
             prompts=prompts[own],
             all_prompts=hash_arrays(iter(prompts)),
             template=template_hash(source.tokenizer, prompt.user, prompt.system),
-            config=as_yaml(cfg),
         )
 
     @property
@@ -209,14 +207,13 @@ def generate(cfg: DictConfig, *, writer: str = "teacher") -> Path:
         summary = tally.summary | {"seconds": round(seconds, 2), "new_tokens": tally.new_tokens}
         text = json.dumps(summary, indent=1)
         write_atomically(part / "summary.json", lambda path: path.write_text(text))
-        write_atomically(part / "config.yaml", lambda path: path.write_text(setup.config))
+        write_config(part, cfg)
     print(in_words(summary, part / TRACES))
     if setup.shard is not None:
         whole = cfg.copy()
         with open_dict(whole):
             whole.shard = None
-        config = as_yaml(whole)
-        write_atomically(setup.folder / "config.yaml", lambda path: path.write_text(config))
+        write_config(setup.folder, whole)
         print(shards_in_words(setup.folder, setup.shard))
     return setup.folder
 
