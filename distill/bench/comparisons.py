@@ -320,15 +320,25 @@ _ALL = (
     Comparison(
         "shared_prompt",
         "an epoch of SFT over 8 traces of each prompt, of real lengths",
-        tuple(
-            Contestant(kind, label, ours("epoch"), {"layout": kind, "samples": 8})
-            for kind, label in (
-                ("grouped", "grouped by length"),
-                ("packed", "packed"),
-                ("shared_prompt", "each prompt once"),
-            )
+        (
+            *(
+                Contestant(kind, label, ours("epoch"), {"layout": kind, "samples": 8})
+                for kind, label in (
+                    ("grouped", "grouped by length"),
+                    ("packed", "packed"),
+                    ("shared_prompt", "each prompt once"),
+                )
+            ),
+            Contestant(
+                "trl",
+                "TRL SFTTrainer, grouped by length",
+                peers("sft_epoch"),
+                {"samples": 8},
+                ("trl", "accelerate"),
+            ),
         ),
         (
+            Goal("tokens_per_second", "shared_prompt", "trl", at_least=2.2),
             Goal("tokens_per_second", "shared_prompt", "grouped", at_least=1.5),
             Goal("peak_bytes", "shared_prompt", "grouped", at_most=0.8),
         ),

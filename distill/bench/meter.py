@@ -104,6 +104,28 @@ class Meter:
         )
 
 
+class WholeRun:
+    """A meter that counts the whole run as one step."""
+
+    done = False
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.figures = meter.figures
+        self.tokens = 0
+        self.losses: list[Any] = []
+
+    def begin(self, trained: Iterable[Any], frozen: Iterable[Any]) -> None:
+        self.meter.begin(trained, frozen)
+
+    def step(self, loss: Any, tokens: int) -> None:
+        self.tokens += tokens
+        self.losses.append(loss * tokens)
+
+    def end(self) -> None:
+        self.meter.step(sum(self.losses) / self.tokens, self.tokens)
+
+
 class _Memory:
     """Peak memory between `begin` and `end`, beyond that at `begin`.
 

@@ -1,7 +1,7 @@
 """Our contestants: real runs of `train.py`, starting from the configuration, with a meter as a callback."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from distill.bench.inputs import Row, batch_rows, draw_rows, model_folder, sampled_rows, write_traces
 from distill.bench.measurement import Setting
-from distill.bench.meter import Measured, Meter
+from distill.bench.meter import Measured, Meter, WholeRun
 from distill.config.console import quiet
 from distill.config.paths import CONFIG
 from distill.config.words import quoted
@@ -57,7 +57,7 @@ def epoch(setting: Setting, meter: Meter, layout: str, batch_size: int = 16, sam
     own = sum(len(completion) for _, completion in rows)
     apart, together = (sum(len(prompt) for prompt, _ in some) + own for some in (rows, rows[::samples]))
     meter.figures["bound"] = apart / together  # what reading each prompt once can save, by tokens
-    _run(setting, _WholeRun(meter), words, rows, batch_size=batch_size)
+    _run(setting, WholeRun(meter), words, rows, batch_size=batch_size)
 
 
 def _layout(name: str) -> list[str]:
@@ -74,7 +74,7 @@ def _layout(name: str) -> list[str]:
 
 
 def _run(
-    setting: Setting, meter: "Meter | _WholeRun", words: Sequence[str], rows: Sequence[Row], batch_size: int
+    setting: Setting, meter: Meter | WholeRun, words: Sequence[str], rows: Sequence[Row], batch_size: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         setup = set_up(setting, words, rows, batch_size, Path(folder))
@@ -126,7 +126,7 @@ def set_up(
 class _Steps(lightning.Callback):
     """Callback that reports every optimizer step to the meter and ends the run before final writes."""
 
-    def __init__(self, meter: "Meter | _WholeRun") -> None:
+    def __init__(self, meter: Meter | WholeRun) -> None:
         self.meter = meter
         self.tokens = self.flops = 0.0
 
@@ -147,31 +147,9 @@ class _Steps(lightning.Callback):
             raise Measured
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if isinstance(self.meter, _WholeRun):
+        if isinstance(self.meter, WholeRun):
             self.meter.end()
         raise Measured
-
-
-class _WholeRun:
-    """A meter that counts the whole run as one step."""
-
-    done = False
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.figures = meter.figures
-        self.tokens = 0
-        self.losses: list[float] = []
-
-    def begin(self, trained: Iterable[Any], frozen: Iterable[Any]) -> None:
-        self.meter.begin(trained, frozen)
-
-    def step(self, loss: float, tokens: int) -> None:
-        self.tokens += tokens
-        self.losses.append(loss * tokens)
-
-    def end(self) -> None:
-        self.meter.step(sum(self.losses) / self.tokens, self.tokens)
 
 
 def loop(setting: Setting, meter: Meter, loss: str = "sft") -> None:

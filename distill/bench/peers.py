@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from distill.bench.inputs import Row, batch_rows, model_folder
+from distill.bench.inputs import Row, batch_rows, model_folder, sampled_rows
 from distill.bench.measurement import Setting
-from distill.bench.meter import Measured, Meter
+from distill.bench.meter import Measured, Meter, WholeRun
 from distill.bench.ours import CLIP, LEARNING_RATE
 
 IGNORED = -100
@@ -46,6 +46,37 @@ def sft_trainer(setting: Setting, meter: Meter) -> None:
                 processing_class=_tokenizer(setting),
             ),
             meter,
+        )
+
+
+def sft_epoch(setting: Setting, meter: Meter, batch_size: int = 16, samples: int = 1) -> None:
+    """An epoch of SFTTrainer over the traces of `ours.epoch`; it counts as one step.
+
+    Traces of similar lengths share a micro-batch of `setting.rows`, by transformers' own option.
+    """
+    meter.packages |= {"trl", "accelerate"}
+    rows = sampled_rows(setting, samples)
+    with tempfile.TemporaryDirectory() as folder:
+        _fit(
+            peer("trl.trainer.sft_trainer:SFTTrainer")(
+                model=_load(setting, "student"),
+                args=_arguments(
+                    peer("trl.trainer.sft_config:SFTConfig"),
+                    setting,
+                    meter,
+                    folder,
+                    TRL=True,
+                    max_steps=-1,  # as many as the epoch has
+                    num_train_epochs=1,
+                    gradient_accumulation_steps=max(1, batch_size // setting.rows),
+                    train_sampling_strategy="group_by_length",
+                    length_column_name="length",
+                ),
+                train_dataset=dataset(rows),
+                data_collator=side_by_side,
+                processing_class=_tokenizer(setting),
+            ),
+            WholeRun(meter),
         )
 
 
@@ -219,26 +250,28 @@ def _arguments(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL sets options that transformers has renamed
         return config(
-            output_dir=folder,
-            per_device_train_batch_size=setting.rows,
-            max_steps=meter.wanted,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            weight_decay=0.0,
-            max_grad_norm=CLIP,
-            gradient_checkpointing=setting.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            bf16=cuda,
-            use_cpu=not cuda,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            report_to="none",
-            logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            seed=setting.seed,
-            **more,
+            **{
+                "output_dir": folder,
+                "per_device_train_batch_size": setting.rows,
+                "max_steps": meter.wanted,
+                "learning_rate": LEARNING_RATE,
+                "lr_scheduler_type": "constant",
+                "optim": "adamw_torch_fused",
+                "weight_decay": 0.0,
+                "max_grad_norm": CLIP,
+                "gradient_checkpointing": setting.gradient_checkpointing,
+                "gradient_checkpointing_kwargs": {"use_reentrant": False},
+                "bf16": cuda,
+                "use_cpu": not cuda,
+                "train_sampling_strategy": "sequential",
+                "remove_unused_columns": False,
+                "report_to": "none",
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "disable_tqdm": True,
+                "seed": setting.seed,
+            }
+            | more
         )
 
 
@@ -265,17 +298,19 @@ def side_by_side(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-def _fit(trainer: Any, meter: Meter, *frozen: Any) -> None:
+def _fit(trainer: Any, meter: Meter | WholeRun, *frozen: Any) -> None:
     """Train with the meter as a callback."""
     from transformers import PrinterCallback, TrainerCallback
 
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"loss": 0.0, "tokens": 0}
     compute_loss = trainer.compute_loss
 
     def listening(model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        seen["tokens"] = int((inputs["labels"] != IGNORED).sum())
-        seen["loss"] = compute_loss(model, inputs, *args, **options)
-        return seen["loss"]
+        loss = compute_loss(model, inputs, *args, **options)
+        # A step may have several micro-batches, whose losses are divided by the step's tokens.
+        seen["tokens"] += int((inputs["labels"] != IGNORED).sum())
+        seen["loss"] = seen["loss"] + (loss[0] if isinstance(loss, tuple) else loss).detach()
+        return loss
 
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -283,7 +318,13 @@ def _fit(trainer: Any, meter: Meter, *frozen: Any) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             meter.step(seen["loss"], seen["tokens"])
+            seen.update(loss=0.0, tokens=0)
             if meter.done:
+                raise Measured
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if isinstance(meter, WholeRun):
+                meter.end()
                 raise Measured
 
     trainer.compute_loss = listening

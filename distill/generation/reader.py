@@ -126,7 +126,8 @@ class Reader:
             rows = torch.tensor(group)
             longest = int(lengths[rows].max())
             read = slice(self._length - longest, self._length)
-            mask, cache = self._mask[rows, read], growing_cache(self._lm.model, longest)
+            mask = self._mask[rows, read]
+            cache: Any = growing_cache(self._lm.model, longest)
             if prefix is not None:
                 put_prefix(cache, prefix, (longest - lengths[rows]).tolist(), longest)
             logits, cache = self._pass(
@@ -147,7 +148,7 @@ class Reader:
 
         begin = self._length - length
         read = slice(begin, begin + self._prefix)
-        cache = growing_cache(self._lm.model, self._prefix)
+        cache: Any = growing_cache(self._lm.model, self._prefix)
         return self._pass(self._ids[:1, read], None, self._positions[:1, read], cache, self._prefix)[1]
 
     def _pass(
