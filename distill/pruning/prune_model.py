@@ -31,6 +31,7 @@ from distill.models.lazy import LazyModel
 from distill.pruning.blocks import angular_distances, drop_blocks, last_states
 from distill.pruning.report import Measured, Pruned, write_pruned
 from distill.runs.folder import write_config
+from distill.teacher.completions import engine_key
 from distill.teacher.logprobs import model_key
 from distill.teacher.token_stats import token_stats
 from distill.training.checkpoints import save_student
@@ -141,7 +142,7 @@ def _measure(
         engine: Engine = build(cfg.engine, "engine")(model)
         place = folder / benchmark.name
         asked = ask(benchmark, model.source)
-        key = {**model_key(model.source), "engine": engine.name, **benchmark.settings}
+        key = {**engine_key(model.source, engine), **benchmark.settings}
         with ExitStack() as held:
             held.enter_context(claimed(place, key, what=f"completions of {benchmark.name}"))
             label = f"{benchmark.name} {folder.name}"

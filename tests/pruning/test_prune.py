@@ -23,6 +23,7 @@ from transformers import (
 from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.evaluation.named import as_keys
+from distill.generation.engines import HfEngine
 from distill.models.find import find_model
 from distill.models.language_model import LanguageModel
 from distill.prune import check
@@ -173,7 +174,7 @@ def prune(words: list[str], folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_command_drops_the_nearest_block_and_measures_both(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["model=tiny", f"calibration={data}", "benchmark=arithmetic", "benchmark.limit=4"]
     found = prune([*words, "benchmark.max_new_tokens=24", "layers=2"], tmp_path / "out")
@@ -211,6 +212,10 @@ def test_the_command_drops_the_nearest_block_and_measures_both(
     assert prune([*words, "benchmark.max_new_tokens=24", "layers=2"], tmp_path / "out") == found
     with pytest.raises(UserError, match="holds a model made with another layers: name another folder"):
         prune([*words, "layers=1"], tmp_path / "out")
+    # Answers are not those of an engine with other settings.
+    monkeypatch.setattr(HfEngine, "settings", {"options": {"quantization": "awq"}}, raising=False)
+    with pytest.raises(UserError, match="completions of arithmetic made with another options"):
+        prune([*words, "benchmark.max_new_tokens=24", "layers=2"], tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
