@@ -367,7 +367,7 @@ _ALL = (
             Goal("tokens_per_second", "ours", "generate", at_least=1.5),
             Goal("tokens_per_second", "ours", "vllm", at_least=1.0),
         ),
-        {"rows": 24},
+        {"rows": 24, "warmup": 1},
         note="A step writes to all prompts, which are read in it. Models are loaded before, in all ways.",
     ),
     *(_head(kind) for kind in ("sft", "forward_kl", "reverse_kl", "jsd")),
