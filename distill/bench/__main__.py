@@ -18,8 +18,8 @@ from distill.errors import UserError
 
 _SHAPES = {"cpu": ["135m"], "cuda": ["0.5b", "1.5b"]}
 _BUSY = 0.25  # processors that other programs may use
-# Rows, completion tokens, warm-up steps and timed steps; on a CPU a measurement takes about a minute. Its second
-# and third step are still slower than those that follow, by up to a fifth.
+# Rows, completion tokens, warm-up steps and timed steps; on a CPU a measurement takes about a minute. The
+# second and third step are still slower than those that follow, by up to a fifth.
 _SIZES = {"cpu": (4, 384, 3, 1), "cuda": (8, 896, 3, 10)}
 
 
