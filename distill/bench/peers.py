@@ -34,19 +34,7 @@ def peer(path: str) -> Any:
 
 def sft_trainer(setting: Setting, meter: Meter) -> None:
     """TRL's SFTTrainer, whose `nll` loss is chunked (formerly `chunked_nll`), without full logits."""
-    meter.packages |= {"trl", "accelerate"}
-    rows = batch_rows(setting)
-    with tempfile.TemporaryDirectory() as folder:
-        _fit(
-            peer("trl.trainer.sft_trainer:SFTTrainer")(
-                model=_load(setting, "student"),
-                args=_arguments(peer("trl.trainer.sft_config:SFTConfig"), setting, meter, folder, TRL=True),
-                train_dataset=dataset(rows),
-                data_collator=side_by_side,
-                processing_class=_tokenizer(setting),
-            ),
-            meter,
-        )
+    _sft(setting, meter, meter, batch_rows(setting))
 
 
 def sft_epoch(setting: Setting, meter: Meter, batch_size: int = 16, samples: int = 1) -> None:
@@ -54,29 +42,32 @@ def sft_epoch(setting: Setting, meter: Meter, batch_size: int = 16, samples: int
 
     Traces of similar lengths share a micro-batch of `setting.rows`, by transformers' own option.
     """
+    _sft(
+        setting,
+        meter,
+        WholeRun(meter),
+        sampled_rows(setting, samples),
+        max_steps=-1,  # as many as the epoch has
+        num_train_epochs=1,
+        gradient_accumulation_steps=max(1, batch_size // setting.rows),
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+    )
+
+
+def _sft(setting: Setting, meter: Meter, counted: Meter | WholeRun, rows: list[Row], **more: Any) -> None:
     meter.packages |= {"trl", "accelerate"}
-    rows = sampled_rows(setting, samples)
+    config = peer("trl.trainer.sft_config:SFTConfig")
     with tempfile.TemporaryDirectory() as folder:
         _fit(
             peer("trl.trainer.sft_trainer:SFTTrainer")(
                 model=_load(setting, "student"),
-                args=_arguments(
-                    peer("trl.trainer.sft_config:SFTConfig"),
-                    setting,
-                    meter,
-                    folder,
-                    TRL=True,
-                    max_steps=-1,  # as many as the epoch has
-                    num_train_epochs=1,
-                    gradient_accumulation_steps=max(1, batch_size // setting.rows),
-                    train_sampling_strategy="group_by_length",
-                    length_column_name="length",
-                ),
+                args=_arguments(config, setting, meter, folder, TRL=True, **more),
                 train_dataset=dataset(rows),
                 data_collator=side_by_side,
                 processing_class=_tokenizer(setting),
             ),
-            WholeRun(meter),
+            counted,
         )
 
 
@@ -309,7 +300,7 @@ def _fit(trainer: Any, meter: Meter | WholeRun, *frozen: Any) -> None:
         loss = compute_loss(model, inputs, *args, **options)
         # A step may have several micro-batches, whose losses are divided by the step's tokens.
         seen["tokens"] += int((inputs["labels"] != IGNORED).sum())
-        seen["loss"] = seen["loss"] + (loss[0] if isinstance(loss, tuple) else loss).detach()
+        seen["loss"] = seen["loss"] + loss.detach()
         return loss
 
     class Steps(TrainerCallback):
