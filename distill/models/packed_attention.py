@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from distill.data.layout import BatchLayout, LayoutKind, Segments
 from distill.errors import UserError, first_line
+from distill.models.causal_attention import attention as causal_attention
 from distill.models.language_model import PACKED_ATTENTION, LanguageModel
 
 _flash: Any = None
@@ -62,9 +62,7 @@ def attention(
         ValueError: the model needs an unsupported kind of attention.
     """
     if segments is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+        return causal_attention(module, query, key, value, attention_mask, dropout, scaling, **others)
     for name in ("softcap", "s_aux", "position_bias"):
         if others.get(name) is not None:
             raise ValueError(f"its attention has a {name}")
@@ -85,9 +83,7 @@ def attention(
         if sliding_window is not None and q.shape[2] > sliding_window:
             mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
             mask = (mask.tril() & mask.triu(1 - sliding_window))[None, None]
-        parts.append(
-            sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=True)[0]
-        )
+        parts.append(causal_attention(module, q, k, v, mask, dropout, scaling, is_causal=True)[0])
     return torch.cat(parts, dim=1), None
 
 

@@ -18,6 +18,7 @@ from distill.data.traces import Traces, scan
 from distill.errors import UserError
 from distill.generation.sampling import StudentRollouts
 from distill.io.locks import first_rank
+from distill.models.causal_attention import halve_attention
 from distill.models.compiling import compile_layers
 from distill.models.flops import cost_of_source
 from distill.models.language_model import LanguageModel, enable_gradient_checkpointing
@@ -270,10 +271,10 @@ def _place(
     live: Mapping[str, LanguageModel],
     sides: Iterable[Sequence[Trace]],
 ) -> Callable[[LanguageModel], None]:
-    """Move the student to its device; enable packing and gradient checkpointing if configured.
+    """Move the student to its device, choose attention, enable gradient checkpointing if configured.
 
     Returns:
-        What makes a model that is loaded later ready for packing.
+        What chooses the attention of a model that is loaded later.
     """
     if not setup.compute.places_student:
         student.model.to(setup.compute.device)
@@ -283,16 +284,16 @@ def _place(
         )
         if isinstance(setup.objective.rollouts, StudentRollouts):
             longest += setup.objective.rollouts.max_new_tokens
-        packed = partial(
+        ready = partial(
             allow_packing, longest=longest, precision=setup.compute.precision, kind=setup.layout.kind
         )
-        for lm in (student, *live.values()):
-            packed(lm)
-    else:
-        packed = _as_it_is
+    else:  # a compiled layer is compiled anew for other calls of attention
+        ready = _as_it_is if setup.compile else halve_attention
+    for lm in (student, *live.values()):
+        ready(lm)
     if setup.gradient_checkpointing:
         enable_gradient_checkpointing(student)
-    return packed
+    return ready
 
 
 def _compile(
