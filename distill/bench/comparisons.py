@@ -314,7 +314,7 @@ _ALL = (
             Contestant("packed", "packed", ours("epoch"), {"layout": "packed"}),
         ),
         (Goal("tokens_per_second", "grouped", "padded", at_least=1.5),),
-        {"warmup": 0},
+        {"warmup": 0, "steps": 1},
         note="Tokens are those of completions. An epoch counts as one step, its first steps included.",
     ),
     Comparison(
@@ -342,7 +342,7 @@ _ALL = (
             Goal("tokens_per_second", "shared_prompt", "grouped", at_least=1.5),
             Goal("peak_bytes", "shared_prompt", "grouped", at_most=0.8),
         ),
-        {"warmup": 0},
+        {"warmup": 0, "steps": 1},
         note="Tokens are those of completions. An epoch counts as one step, its first steps included. Each "
         "measurement has the bound by the numbers of tokens in `figures.bound`.",
     ),

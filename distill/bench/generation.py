@@ -3,6 +3,7 @@
 Every contestant stops at the model's end tokens, and none may keep keys and values from one step to the next,
 whose prompts are the same."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,12 @@ def _source(setting: Setting) -> ModelSource:
 def _as_folder(setting: Setting, source: ModelSource) -> ModelSource:
     """A GGUF file's model in a folder, which vLLM reads."""
     folder = Path(setting.inputs) / "models" / f"{source.fingerprint}-{setting.precision}"
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
         lm = source.load()
-        lm.tokenizer.save_pretrained(folder)
-        lm.model.save_pretrained(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        lm.tokenizer.save_pretrained(temporary)
+        lm.model.save_pretrained(temporary)
+        os.replace(temporary, folder)
     return find_model(str(folder), key="--model", dtype=setting.precision)
 
 

@@ -98,7 +98,7 @@ class Meter:
             tokens=self.tokens[self.setting.warmup : self.wanted],
             peak_bytes=self._memory.peak,
             losses=[float(loss) for loss in self.losses[: self.wanted]],
-            versions={name: _version(name) for name in sorted(self.packages)},
+            versions={name: version_of(name) for name in sorted(self.packages)},
             figures=self.figures | workspace | processor,
             written=self.written,
         )
@@ -221,7 +221,8 @@ def busy_seconds() -> float | None:
     return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version of a package; `?` if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from distill.bench.comparison import Comparison, Contestant, Rounds
 from distill.bench.measurement import Measurement, Setting
-from distill.bench.meter import busy_seconds
+from distill.bench.meter import busy_seconds, version_of
 from distill.io.files import write_atomically
+from distill.models.find import find_model
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_AS = {"liger_kernel": "liger-kernel"}
@@ -121,7 +122,8 @@ def _measure(
         Absent: the process failed.
     """
     words = json.dumps(asdict(setting))
-    key = hashlib.sha256("\0".join([words, repr(sorted(one.options.items())), source_hash()]).encode())
+    parts = [words, repr(sorted(one.options.items())), source_hash(), *_outside(setting, one)]
+    key = hashlib.sha256("\0".join(parts).encode())
     path = folder / "rounds" / f"{comparison.name}_{one.name}_{key.hexdigest()[:10]}_{number + 1}.json"
     if path.is_file():
         return Measurement(**json.loads(path.read_text(encoding="utf-8"))), True
@@ -139,6 +141,15 @@ def _measure(
         measured = replace(measured, others=round(max(0.0, others) / (time.perf_counter() - began), 3))
     write_atomically(path, lambda file: file.write_text(json.dumps(asdict(measured)), encoding="utf-8"))
     return measured, False
+
+
+def _outside(setting: Setting, one: Contestant) -> list[str]:
+    """Fingerprints of the files that a measurement reads, and the versions of the packages that it runs."""
+    files = [Path(name).read_bytes() for name in (setting.lengths, setting.prompts) if name]
+    found = [hashlib.sha256(content).hexdigest() for content in files]
+    if setting.model:
+        found.append(find_model(setting.model, key="--model", dtype=setting.precision).fingerprint)
+    return found + [f"{name} {version_of(name)}" for name in ("torch", "transformers", *one.needs)]
 
 
 def _reason(done: subprocess.CompletedProcess[str], log: Path) -> str:

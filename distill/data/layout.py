@@ -258,7 +258,7 @@ def alike(lengths: Sequence[int], token_budget: int, per_group: int = _PASS) -> 
     return groups[::-1]
 
 
-def common_prefix(prompts: Sequence[Sequence[int]], device: str) -> int:
+def common_prefix(prompts: Sequence[Sequence[int]], device: str, switch: int | None = None) -> int:
     """Number of tokens with which all prompts begin, if reading them once is worth a pass of its own; else 0.
 
     Each prompt keeps at least its last token, whose logits its completion begins with.
@@ -266,10 +266,14 @@ def common_prefix(prompts: Sequence[Sequence[int]], device: str) -> int:
     Args:
         prompts: token ids; equal prompts that are read once should be here once.
         device: type of the device, as `cpu`.
+        switch: tokens of the longest prompt that the model reads with its short position factors
+            (`ModelSource.rope_switch`); None: it has but one kind.
     """
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the least alike, in this order
     most = min(map(len, prompts)) - 1
     count = next((place for place in range(most) if first[place] != last[place]), most)
+    if switch is not None and count <= switch < max(map(len, prompts)):
+        return 0  # by itself the beginning would be read with the factors of short prompts
     return count if (len(prompts) - 1) * count >= _COMMON.get(device, _COMMON_ELSEWHERE) else 0
 
 

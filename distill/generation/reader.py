@@ -59,7 +59,7 @@ class Reader:
         self._prefix = 0  # tokens with which all prompts begin, and which are read once
         self._groups: list[list[int]] = []  # prompts of similar lengths
         if self._rows_leave and grows_alone(self._cache):
-            self._prefix = common_prefix(read, lm.device.type)
+            self._prefix = common_prefix(read, lm.device.type, lm.rope_switch)
             self._groups = prompt_passes([len(prompt) for prompt in read], lm.device.type)
 
     def read_prompts(self) -> Float[Tensor, "rows vocab"]:

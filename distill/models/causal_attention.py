@@ -19,6 +19,7 @@ from distill.models.language_model import LanguageModel
 HALVED_ATTENTION = "halved"  # name in transformers
 _HALF = 256  # queries of the first call
 _KERNEL_KEYS = 512  # that torch's kernel multiplies at once
+_CHOSEN_KEYS = ("indices", "block_indices")  # by which models say to kernels that take no mask what is read
 
 
 def attention(
@@ -47,7 +48,12 @@ def attention(
 
     Returns:
         [rows, tokens, heads, width].
+
+    Raises:
+        ValueError: the layer reads only some of the keys.
     """
+    if sparse := [name for name in _CHOSEN_KEYS if others.get(name) is not None]:
+        raise ValueError(f"its attention reads only some keys ({sparse[0]})")
     tokens = query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if (
@@ -79,8 +85,17 @@ AttentionInterface.register(HALVED_ATTENTION, attention)
 AttentionMaskInterface.register(HALVED_ATTENTION, sdpa_mask)
 
 
+def special_layers(lm: LanguageModel) -> list[str]:
+    """Kinds of layers, of those that a model's configuration names, that are not ordinary attention."""
+    kinds = getattr(lm.model.config.get_text_config(), "layer_types", None) or ()
+    return sorted(set(kinds) - {"full_attention", "sliding_attention"})
+
+
 def halve_attention(lm: LanguageModel) -> None:
-    """Let a model on a CPU use this attention instead of SDPA, if its layers take it from transformers."""
+    """Let a model on a CPU use this attention instead of SDPA, if its layers take it from transformers.
+
+    Layers that read only some keys do so by a mask for attention that is called "sdpa", not for others.
+    """
     sdpa = lm.model.config._attn_implementation == "sdpa"
-    if sdpa and lm.device.type == "cpu" and lm.model._supports_attention_backend:
+    if sdpa and lm.device.type == "cpu" and lm.model._supports_attention_backend and not special_layers(lm):
         lm.model.set_attn_implementation(HALVED_ATTENTION)

@@ -143,6 +143,11 @@ class ModelSource:
             configuration = GenerationConfig.from_pretrained(self.location, revision=revision)
         return end_ids(self.tokenizer, configuration)
 
+    @functools.cached_property
+    def rope_switch(self) -> int | None:
+        """Like `LanguageModel.rope_switch`, from the configuration."""
+        return rope_switch(self._configuration)
+
     def skeleton(self) -> Any:
         """The model on the meta device, built from its configuration: module names and shapes, no weights."""
         from transformers import AutoModelForCausalLM
@@ -178,6 +183,8 @@ class ModelSource:
             raise
         except Exception as error:  # readers of damaged files raise all kinds of exceptions
             raise UserError(f"model {self.name!r} does not load: {first_line(error)}") from error
+        if self.gguf:  # transformers reads no generation_config.json beside the file
+            model.generation_config.eos_token_id = self.end_ids
         return LanguageModel(model.eval(), self.tokenizer, self)
 
     def _model(self, location: str, **options: Any) -> Any:
@@ -275,6 +282,7 @@ class LanguageModel:
 
     @functools.cached_property
     def rope_switch(self) -> int | None:
+        """Tokens of the longest row that is read with short position factors; None: there is but one kind."""
         return rope_switch(self.model.config)
 
     @property

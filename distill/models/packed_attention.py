@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from distill.data.layout import BatchLayout, LayoutKind, Segments
 from distill.errors import UserError, first_line
 from distill.models.causal_attention import attention as causal_attention
+from distill.models.causal_attention import special_layers
 from distill.models.language_model import PACKED_ATTENTION, LanguageModel
 
 _flash: Any = None
@@ -187,9 +188,8 @@ def allow_packing(
     """
     refusal = f"data.layout={kind} does not work with {lm.source.name}: "
     remedy = "; take data.layout=grouped, which pads little and works with every model"
-    config = lm.model.config.get_text_config()
-    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise UserError(f"{refusal}it has layers of {', '.join(sorted(others))}{remedy}")
+    if others := special_layers(lm):
+        raise UserError(f"{refusal}it has layers of {', '.join(others)}{remedy}")
     if lm.rope_switch is not None and longest > lm.rope_switch:
         raise UserError(
             f"{refusal}it reads traces of more than {lm.rope_switch} tokens with other position factors than "
@@ -199,7 +199,7 @@ def allow_packing(
     if lm.model.config._attn_implementation != PACKED_ATTENTION:
         raise UserError(f"{refusal}its attention is its own{remedy}")
     # To test a sliding window, one trace must be longer than it (if any trace is).
-    window = getattr(config, "sliding_window", None) or 0
+    window = getattr(lm.model.config.get_text_config(), "sliding_window", None) or 0
     lengths = [5, min(longest, window + 8) if window else 9, 3, 7]
     # In fp32 even a small leak exceeds rounding errors; half precision may use another kernel, so test both.
     for used in dict.fromkeys((torch.float32, precision)):

@@ -81,7 +81,8 @@ def written(
         lengths = [min(longest, len(traces[number].completion_ids)) for number in batch]
         ids = [traces[number].prompt_ids for number in batch][::samples]
         known = all(prompt.any() for prompt in ids)  # not only their lengths
-        prefix = common_prefix([prompt.tolist() for prompt in ids], device) if known else 0
+        begins = [prompt.tolist() for prompt in ids]
+        prefix = common_prefix(begins, device, who.source.rope_switch) if known else 0
         work += writing(prompts, lengths, prompts[::samples], device, prefix)
         whole = max(prompts) + max(lengths)
         # Each generated token reads all weights once, and each row's KV cache so far.

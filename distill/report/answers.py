@@ -77,6 +77,19 @@ class Answers:
                 found |= own & (self.reference > np.median(self.reference[own]))
         return found if found.any() else None
 
+    def halves(self) -> tuple[Bool[np.ndarray, " problems"], Bool[np.ndarray, " problems"]] | None:
+        """Masks of the problems with short and with long solutions, of the benchmarks that have long ones.
+
+        Others would have short ones alone, and the halves would differ by benchmarks, too.
+        """
+        if (longer := self.longer()) is None:
+            return None
+        split = np.zeros_like(longer)
+        for name in self.benchmarks:
+            if (longer & self.of(name)).any():
+                split |= self.of(name)
+        return split & np.isfinite(self.reference) & ~longer, longer
+
 
 @dataclass(frozen=True)
 class _OfRun:

@@ -41,7 +41,9 @@ def placed(
     loss = runs["loss"].astype(str)
     value = runs[told_by] if told_by in runs else pandas.Series(np.nan, runs.index)
     values: Any = value.groupby(loss).transform("nunique")  # of the run's loss
-    method = loss.where((values < 2) | value.isna(), loss + value.map(f" {called}={{:g}}".format))
+    method = loss.where(
+        (values < 2) | value.isna(), loss + value.map(lambda found: f" {called}={_short(found)}")
+    )
     places = pandas.DataFrame({"method": method, "other": loss != baseline, "loss": loss, "value": value})
     names = places.sort_values(["other", "loss", "value"])["method"].unique()
     differ = [key for key in panels if key in runs and runs[key].astype(str).nunique() > 1]

@@ -81,10 +81,9 @@ def compared(
     shared = tuple(seed for seed in mine if seed in baseline)
     a = replace(answers, right=_stacked(baseline, shared, answers))
     b = replace(answers, right=_stacked(mine, shared, answers))
-    longer = answers.longer()
-    if longer is None:
+    halves = answers.halves()
+    if halves is None:
         return Compared(_gain(shared, a, b, None))
-    halves = np.isfinite(answers.reference) & ~longer, longer
     own = replace(answers, right=_stacked(mine, tuple(mine), answers))
     short, long = (
         Part(int(half.sum()), mean_over_runs(own.accuracy(half)), _gain(shared, a, b, half))

@@ -135,13 +135,13 @@ class Pair:
         if self.against is None:
             raise ValueError("the untrained student's answers are not split by length")
         answers, among = self._answers, self._among(benchmark)
-        if (longer := answers.longer()) is None:
+        if (halves := answers.halves()) is None or not (halves[1] & among).any():
             raise ValueError("the sets have no solutions of different lengths")
-        short = np.isfinite(answers.reference) & ~longer & among
+        short, long = (half & among for half in halves)
 
         def of(method: Method) -> BySeed:
             own = replace(answers, right=answers.right[self._chosen(method)])
-            return own.accuracy(longer & among) - own.accuracy(short)
+            return own.accuracy(long) - own.accuracy(short)
 
         return of(self.table.method(self.name)), of(self._other)
 

@@ -24,7 +24,8 @@ from distill.statistics import mean_over_runs
 # What lrs, lr_from and taus choose is in optimizer.lr and loss.
 _BESIDE_THE_POINT = re.compile(
     r"(seed|name|dir|runs|cache|ckpt_path|lrs|lr_from|taus|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing|compile)"
-    rf"|trainer\.log_every_n_steps|{'|'.join(map(re.escape, REFERENCES))})(\.|$)"
+    r"|trainer\.(log_every_n_steps|optimizer_in_backward|timeout_minutes)"
+    rf"|{'|'.join(map(re.escape, REFERENCES))})(\.|$)"
 )
 _METHOD = re.compile(r"(loss|optimizer|lr_scheduler|model\.reference|model\.pilot)(\.|$)")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40

@@ -106,6 +106,6 @@ def sample_completions(
         lengths = [len(prompts[row]) for row in rows]
         distinct = list({prompts[row].tobytes(): prompts[row].tolist() for row in batch}.values())
         device = torch.device(model.device).type
-        prefix = common_prefix(distinct, device)
+        prefix = common_prefix(distinct, device, model.source.rope_switch)
         model.work += writing(lengths, written, list(map(len, distinct)), device, prefix)
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]

@@ -32,7 +32,7 @@ from distill.bench.inputs import (
     trace_lengths,
 )
 from distill.bench.measurement import Measurement, Setting
-from distill.bench.meter import Meter
+from distill.bench.meter import Meter, WholeRun
 from distill.config.instantiate import build
 from distill.errors import UserError
 from distill.losses.signals import Source
@@ -213,6 +213,29 @@ def test_contestants_are_measured_in_turn_and_only_once(
     assert started[4:] == ["a", "b"]  # the third round; the first two are kept
     running.run(two(), Setting(rows=7), 1, tmp_path, say=lambda text: None)
     assert started[6:] == ["a", "b"]  # another setting
+
+
+def test_kept_measurements_are_of_the_same_files_and_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = fake_processes(monkeypatch)
+    lengths, model = tmp_path / "traces.jsonl", tmp_path / "model"
+    lengths.write_text("one")
+    (model / "config.json").parent.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    setting = Setting(lengths=str(lengths), model=str(model))
+
+    def count() -> int:
+        running.run(two(), setting, 1, tmp_path, say=lambda text: None)
+        return len(started)
+
+    assert (count(), count()) == (2, 2)
+    lengths.write_text("two")
+    assert (count(), count()) == (4, 4)
+    (model / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    assert (count(), count()) == (6, 6)
+    monkeypatch.setattr(running, "version_of", lambda name: "99")
+    assert (count(), count()) == (8, 8)
 
 
 def test_who_cannot_be_measured_is_named_and_the_others_go_on(
@@ -483,6 +506,21 @@ def test_an_epoch_trains_on_every_completion_token(setting: Setting) -> None:
     meter = Meter(epoch)
     ours.epoch(epoch, meter, "padded", batch_size=4)
     assert meter.tokens == [sum(completion for _, completion in trace_lengths(epoch))]
+
+
+@pytest.mark.parametrize("name", ["batching", "shared_prompt"])
+@pytest.mark.parametrize("words", [["--device", "cuda"], ["--steps", "3"], []])
+def test_an_epoch_is_one_step_however_many_steps_are_asked_for(name: str, words: list[str]) -> None:
+    asked = command._setting(command._parser().parse_args(words), "135m")
+    (own,) = COMPARISONS[name].settings(asked)
+    meter = Meter(replace(own, device="cpu"))
+    run = WholeRun(meter)
+    run.begin([], [])
+    run.step(2.0, 5)
+    run.step(4.0, 15)
+    run.end()
+    measured = meter.measurement()
+    assert (measured.tokens, measured.losses) == ([20], [3.5])
 
 
 def test_lengths_of_a_file_of_traces_are_reckoned_from_its_characters(tmp_path: Path) -> None:

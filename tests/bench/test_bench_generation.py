@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from distill.bench.inputs import model_folder, prompt_rows, read_problems
 from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import Meter
 from distill.errors import UserError
+from distill.models.find import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = ROOT / "distill" / "tiny" / "student"
@@ -109,6 +111,25 @@ def test_options_reach_the_setting() -> None:
     (setting,) = COMPARISONS["generation"].settings(base)
     assert (setting.rows, setting.new_tokens, setting.precision) == (24, 128, "bfloat16")
     assert (setting.model, setting.prompts) == ("some/model", None)
+
+
+def test_a_model_that_was_saved_in_part_is_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(inputs=str(tmp_path))
+    source = find_model(str(PAIR), key="--model")
+    with monkeypatch.context() as patched:
+        full = OSError("no space left")
+
+        def fails(*words: Any, **options: Any) -> None:
+            raise full
+
+        patched.setattr("transformers.modeling_utils.safe_save_file", fails)
+        with pytest.raises(OSError, match="no space left"):
+            generation._as_folder(setting, source)
+    whole = generation._as_folder(setting, source)
+    assert whole.load().vocab_size == source.load().vocab_size
+    assert generation._as_folder(setting, source).location == whole.location
 
 
 def test_a_missing_vllm_is_said_with_where_it_can_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

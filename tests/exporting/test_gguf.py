@@ -170,6 +170,20 @@ def test_a_student_written_and_read_back_is_the_same(name: str, tmp_path: Path) 
     assert back.end_ids == student.end_ids
 
 
+def test_ends_that_a_generation_configuration_beside_the_file_names_end_completions(tmp_path: Path) -> None:
+    student = llama(byte_level("smollm"), tie_word_embeddings=True)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_gguf(student, folder / "model.gguf", 32, "t")
+    other = next(number for number in range(8, student.vocab_size) if number not in student.end_ids)
+    content = {"eos_token_id": [other], "do_sample": True, "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    source = find_model(str(folder / "model.gguf"), key="model.student")
+    assert set(source.end_ids) == {*student.end_ids, other}
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):  # not kept, written, read
+        assert source.load(cache).end_ids == source.end_ids
+
+
 def stored(path: Path) -> dict[str, tuple[str, np.ndarray]]:
     """The tensors of a file: number type and bytes."""
     return {one.name: (one.tensor_type.name, np.array(one.data)) for one in GGUFReader(path).tensors}

@@ -165,3 +165,25 @@ def test_models_with_an_attention_of_their_own_or_another_one_keep_it() -> None:
     eager.model.set_attn_implementation("eager")
     halve_attention(eager)
     assert eager.model.config._attn_implementation == "eager"
+
+
+def test_models_that_read_only_some_keys_keep_the_attention_that_does_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They choose keys by a mask where attention is called sdpa, and leave the choice to others otherwise."""
+    heads: dict[str, Any] = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 2, "num_key_value_heads": 4}
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16}
+    index = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 2}
+    lm = small("deepseek_v32", **heads, **experts, **groups, **ranks, **index)
+    ids = torch.randint(20, (2, 12), generator=torch.Generator().manual_seed(1))
+    before = states(lm, ids)
+    halve_attention(lm)
+    assert lm.model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(states(lm, ids), before)
+    # A model of this kind whose configuration does not say so is stopped in its first pass.
+    monkeypatch.setattr(causal_attention, "special_layers", lambda lm: [])
+    halve_attention(lm)
+    with pytest.raises(ValueError, match="reads only some keys"):
+        states(lm, ids)

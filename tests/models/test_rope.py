@@ -1,12 +1,14 @@
 """Tests of models that read short and long sequences with different position factors (longrope)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config, Phi3ForCausalLM, PhimoeConfig
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PhimoeConfig
 
+from distill.data import layout
 from distill.data.layout import BatchLayout
 from distill.errors import UserError
 from distill.generation.decode import generate, uniform_draws
@@ -26,15 +28,19 @@ SIZES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def phi() -> LanguageModel:
+def drawn(make: Callable[[], Any]) -> LanguageModel:
     torch.manual_seed(0)
-    model = Phi3ForCausalLM(Phi3Config(**SIZES)).eval()
+    model = make().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "norm" not in name:
                 weight.normal_(0, 0.3)
     return LanguageModel(model, make_tokenizer(), ModelSource(name="phi", location="", fingerprint=""))
+
+
+@pytest.fixture(scope="module")
+def phi() -> LanguageModel:
+    return drawn(lambda: Phi3ForCausalLM(Phi3Config(**SIZES)))
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +110,29 @@ def test_what_a_row_writes_does_not_depend_on_its_neighbours(temperature: float,
     for end in (together[0][2], together[0][20]):
         cut = generate(phi, prompts, sampling, seed=0, draws=draws, end_ids=[end])
         assert cut == [one[: one.index(end) + 1] if end in one else one for one in together]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("common", [6, 20], ids=["common part short", "common part long"])
+def test_a_common_beginning_is_read_with_the_factors_of_its_prompts(
+    common: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class that, unlike Phi-3, keeps a cache over the switch, as transformers' generate keeps it."""
+    monkeypatch.setitem(layout._COMMON, "cpu", 1)
+    scaling = SIZES["rope_scaling"] | {"rope_type": "longrope", "original_max_position_embeddings": SWITCH}
+    lm = drawn(lambda: LlamaForCausalLM(LlamaConfig(**(SIZES | {"rope_scaling": scaling}))))
+    assert lm.rope_switch == SWITCH
+    rng = np.random.default_rng(0)
+    begin = rng.integers(2, 18, common).tolist()
+    prompts = [begin + rng.integers(2, 18, count).tolist() for count in range(20, 26)]
+    assert layout.common_prefix(prompts, "cpu") == common
+    assert layout.common_prefix(prompts, "cpu", SWITCH) == (common if common > SWITCH else 0)
+    written = generate(lm, prompts, Sampling(0.0, max_new_tokens=8), seed=0, end_ids=[99])
+    for prompt, completion in zip(prompts, written, strict=True):
+        expected = lm.model.generate(
+            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=99, pad_token_id=0
+        )
+        assert completion == expected[0, len(prompt) :].tolist()
 
 
 def test_packed_rows_are_refused_where_they_would_reach_behind_the_switch(phi: LanguageModel) -> None:

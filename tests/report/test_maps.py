@@ -73,6 +73,15 @@ def test_a_loss_with_one_value_keeps_its_name_and_places_without_runs_stay_empty
     assert np.isnan(maps_of(at(one), gone)["restatements [0, 0]"].loc[0.5, "dcod"])
 
 
+def test_a_setting_of_words_tells_methods_apart_and_one_that_is_empty_does_not() -> None:
+    rows = [("a", "sft", "none"), ("b", "dcod", "none"), ("c", "dcod", "shuffled")]
+    runs = pandas.DataFrame([{"run": run, "loss": loss, "row": 1, "control": c} for run, loss, c in rows])
+    found = placed(runs, row="row", told_by="control", called="control")
+    assert list(found["method"]) == ["sft", "dcod control=none", "dcod control=shuffled"]
+    found = placed(runs.assign(control=None), row="row", told_by="control", called="control")
+    assert list(found["method"]) == ["sft", "dcod", "dcod"]
+
+
 def test_a_setting_that_no_run_has_is_named() -> None:
     runs, _ = a_sweep()
     with pytest.raises(UserError, match=r"no run has the setting data\.steps: name one"):

@@ -21,9 +21,11 @@ from test_training import arguments, run
 
 from distill.errors import UserError
 from distill.report import curves, figures
+from distill.report.answers import Answers
 from distill.report.examples import disagreements
 from distill.report.methods import Table, method_of_runs, tables_of
 from distill.report.page import Grid, Heading, Items, Picture, Text, Written, markdown, page
+from distill.report.paired_tests import compared
 from distill.report.style import styles, written
 from distill.report.sweep import planned
 from distill.report.write import write_report
@@ -145,6 +147,21 @@ def test_short_and_long_problems_are_the_halves_around_the_median_of_their_solut
         assert method.widening is not None
         assert method.widening.value == pytest.approx(gap[:, long].mean() - gap[:, ~long].mean())
         assert method.widening.p == pytest.approx(float(wide.pvalue))
+
+
+def test_a_set_whose_solutions_are_all_alike_is_in_neither_half() -> None:
+    """The method solves all of its problems, and gains nothing where there are short and long ones."""
+    keys = [("alike", "1", ""), ("alike", "2", ""), *(("both", str(place), "") for place in range(4))]
+    answers = Answers(keys, np.zeros((1, 6)), np.array([10.0, 10.0, 5.0, 5.0, 20.0, 20.0]))
+    assert answers.longer() is not None
+    baseline = {seed: np.zeros(6) for seed in range(3)}
+    mine = {seed: np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]) for seed in range(3)}
+    found = compared(answers, mine, baseline)
+    assert found.short is not None
+    assert found.long is not None
+    assert found.widening is not None
+    assert (found.short.problems, found.long.problems) == (2, 2)
+    assert (found.short.accuracy.value, found.long.accuracy.value, found.widening.value) == (0, 0, 0)
 
 
 def test_what_other_seeds_or_other_problems_would_not_show_is_not_established(tmp_path: Path) -> None:

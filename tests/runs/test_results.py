@@ -116,6 +116,23 @@ def test_runs_of_other_settings_get_a_table_of_their_own(
     assert f"arithmetic, 500 problems with {headings[1]}:" in results.report([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model__compile", True),
+        ("data__token_budget", 512),
+        ("trainer__optimizer_in_backward", True),
+        ("trainer__timeout_minutes", 5),
+        ("trainer__log_every_n_steps", 1),
+    ],
+)
+def test_settings_that_change_no_result_keep_runs_in_one_row(tmp_path: Path, key: str, value: Any) -> None:
+    made(tmp_path / "a", "sft", 0, 0.5)
+    made(tmp_path / "b", "sft", 1, 0.6, **{key: value})
+    (table,) = results.group_runs(results.read_runs([tmp_path])[0])
+    assert [len(row.runs) for row in table.rows] == [2]
+
+
 def test_sets_of_traces_share_a_table_where_that_is_asked(tmp_path: Path) -> None:
     for name, path, accuracy in (("a", "random", 0.5), ("b", "chosen", 0.6), ("c", "chosen", 0.7)):
         seed = int(name == "c")
