@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.demo  ## install, then distil the embedded student: under 4 minutes of running on 2 cores
+demo: .venv/.demo  ## install, then distil the embedded student: one or two minutes of running on 2 cores
 	.venv/bin/python train.py
 
 test: .venv/.dev style  ## install with the developers' tools, then lint, types, the tests and the documentation

