@@ -16,7 +16,6 @@ from distill.bench.comparison import Comparison, Contestant, Rounds
 from distill.bench.measurement import Measurement, Setting
 from distill.bench.meter import busy_seconds, version_of
 from distill.io.files import write_atomically
-from distill.models.find import find_model
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_AS = {"liger_kernel": "liger-kernel"}
@@ -148,6 +147,8 @@ def _outside(setting: Setting, one: Contestant) -> list[str]:
     files = [Path(name).read_bytes() for name in (setting.lengths, setting.prompts) if name]
     found = [hashlib.sha256(content).hexdigest() for content in files]
     if setting.model:
+        from distill.models.find import find_model  # not at the top: help needs no torch
+
         found.append(find_model(setting.model, key="--model", dtype=setting.precision).fingerprint)
     return found + [f"{name} {version_of(name)}" for name in ("torch", "transformers", *one.needs)]
 

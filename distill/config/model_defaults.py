@@ -29,7 +29,7 @@ _TAKEN = {
     "similarity": ("data", "trainer"),
     "tips": ("trainer",),
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
