@@ -43,6 +43,8 @@ from distill.teacher.logprobs import cached_logprobs
 from distill.teacher.trace_summary import Tally, in_words, shards_in_words
 from distill.teacher.verify import Checks
 
+_SERVER = "distill.generation.server.ServerEngine"
+
 
 @dataclass(frozen=True)
 class WriteSetup:
@@ -87,7 +89,9 @@ class WriteSetup:
         Raises:
             UserError: what is wrong, and what to do.
         """
-        device = find_device(cfg.trainer)
+        # A pair that suggests trainer=gpu needs none here if a server runs its teacher.
+        away = cfg.engine["_target_"] == _SERVER and cfg.logprobs is not True
+        device = "cpu" if away else find_device(cfg.trainer)
         recipe = build(cfg.data.recipe, "data")
         prompt: Prompt = recipe.prompt_for_teacher()
         sampling: Sampling = build(cfg.sampling, "sampling")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chat_stub import BREAKS_OFF, DRIPS, Stub, completion
 from covering import some_of
 from test_generate import SMALL, run
@@ -81,6 +82,14 @@ def test_a_set_by_a_server_is_asked_for_as_it_should_be(
         assert record["teacher_logprobs"] is None  # a server's are not the training engine's
         assert record["engine"] == "server"
         assert record["completion_ids"][-1] == 1
+
+
+@pytest.mark.slow
+def test_a_server_needs_no_gpu_here_unless_the_teacher_scores_here_too(stub: Stub, tmp_path: Path) -> None:
+    assert len(run(words(stub, "trainer=gpu"), tmp_path / "set")) == 24
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch sees no GPU"):
+            run(words(stub, "trainer=gpu", "logprobs=true"), tmp_path / "scored")
 
 
 @pytest.mark.slow
