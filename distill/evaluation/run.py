@@ -3,10 +3,10 @@
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from distill.benchmarks.grading.graded import UNCLOSED
@@ -22,6 +22,10 @@ from distill.generation.engine import Engine, Request, Written, check_prompt, re
 from distill.io.progress import progress_bar
 from distill.models.language_model import ModelSource
 from distill.statistics import repetition
+
+# Seconds in which what is judged counts at once: completions come by the batch, and a line of progress that
+# is written at the first of them would say that it alone took the batch's time.
+_TOGETHER = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,24 +100,33 @@ def evaluate(
             stack.callback(pool.shutdown, cancel_futures=True)
             places_of: dict[Future[dict[str, Any]], int] = {}
             judged: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
-            right = 0
+            right, settled = 0, time.monotonic()
 
-            def settle(future: Future[dict[str, Any]]) -> None:
+            def settle(seconds: float) -> None:
+                """Count what is judged by now, or within some seconds."""
                 nonlocal right
-                sample = samples[places_of.pop(future)] = future.result()
-                right += sample["correct"]
-                bar.set_postfix_str(f"right {right / (bar.n + 1):.1%}", refresh=False)
-                bar.update(1)
+                count, end = 0, time.monotonic() + seconds
+                with suppress(Empty):
+                    while places_of:
+                        left = end - time.monotonic()
+                        future = judged.get(left > 0, max(left, 0.0))
+                        sample = samples[places_of.pop(future)] = future.result()
+                        right += sample["correct"]
+                        count += 1
+                if count:
+                    bar.set_postfix_str(f"right {right / (bar.n + count):.1%}", refresh=False)
+                    bar.update(count)
 
             for places, one in stack.enter_context(closing(completions(asked, engine, folder))):
+                if time.monotonic() - settled >= _TOGETHER:
+                    settle(0.0)
+                    settled = time.monotonic()
                 for place in places:
                     future = pool.submit(_sample, asked, place, one, model)
                     places_of[future] = place
                     future.add_done_callback(judged.put)
-                while not judged.empty():
-                    settle(judged.get())
             while places_of:
-                settle(judged.get())
+                settle(_TOGETHER)
         if benchmark.votes:
             classify(samples, getattr(benchmark.grade, "same", None))
         unreadable = _unreadable(asked)

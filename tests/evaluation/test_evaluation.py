@@ -4,6 +4,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from distill.generation.decode import generate
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine
 from distill.generation.sampling import Sampling
+from distill.io import progress
 from distill.models.language_model import LanguageModel
 from distill.models.lazy import LazyModel
 
@@ -294,6 +296,42 @@ def test_only_what_stands_behind_the_thinking_is_judged_and_the_whole_is_kept(lm
         (True, False), (True, False), (False, True)
     ]  # fmt: skip
     assert score.figures["no answer"].value == pytest.approx(1 / 3)
+
+
+def test_a_line_of_progress_counts_a_batch_as_a_whole(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At its first completion alone, a batch would seem to take as long for each of the others."""
+    now, graded = [0.0], threading.Semaphore(0)
+    monkeypatch.setattr(progress, "watched", lambda: False)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def note(example: Example, completion: str) -> Verdict:
+        graded.release()
+        return Verdict(completion, True)
+
+    class Batches(Script):
+        def write(
+            self, requests: Sequence[Request], sampling: Sampling
+        ) -> Generator[tuple[int, Written], None, None]:
+            for first in range(0, len(requests), 8):
+                if first:  # what is judged while this batch is written
+                    for _ in range(8):
+                        graded.acquire()
+                    time.sleep(0.05)
+                now[0] += 100
+                for number in range(first, min(first + 8, len(requests))):
+                    yield number, Written(None, True, "1")
+
+    asked = ask(benchmark([Example(f"{n}", f"{n}", "1") for n in range(24)], grade=note), lm.source)
+    evaluate(asked, lm.source, Batches(lambda request: "1"), label="test")
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "test: 0 of 24 problems",
+        "test: 8 of 24 problems, right 100.0%, 25.0 s per problem, 6 min 40 s left",
+        "test: 16 of 24 problems, right 100.0%, 12.5 s per problem, 1 min 40 s left",
+        "test: 24 of 24 problems, right 100.0%, in 5 min 0 s",
+    ]
 
 
 def test_thinking_is_left_out_where_its_tags_are_special_tokens(lm: LanguageModel) -> None:
