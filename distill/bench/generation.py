@@ -3,7 +3,6 @@
 Every contestant stops at the model's end tokens, and none may keep keys and values from one step to the next,
 whose prompts are the same."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.bench.inputs import model_folder, prompt_rows, read_problems
+from distill.bench.inputs import made_once, model_folder, prompt_rows, read_problems
 from distill.bench.measurement import Setting
 from distill.bench.meter import Meter
 from distill.data.prompt import Prompt
@@ -132,13 +131,13 @@ def _source(setting: Setting) -> ModelSource:
 def _as_folder(setting: Setting, source: ModelSource) -> ModelSource:
     """A GGUF file's model in a folder, which vLLM reads."""
     folder = Path(setting.inputs) / "models" / f"{source.fingerprint}-{setting.precision}"
-    if not folder.is_dir():
+
+    def save(temporary: Path) -> None:
         lm = source.load()
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         lm.tokenizer.save_pretrained(temporary)
         lm.model.save_pretrained(temporary)
-        os.replace(temporary, folder)
-    return find_model(str(folder), key="--model", dtype=setting.precision)
+
+    return find_model(str(made_once(folder, save)), key="--model", dtype=setting.precision)
 
 
 def _prompts(setting: Setting, source: ModelSource) -> list[list[int]]:

@@ -6,7 +6,7 @@ that text and token ids are equivalent for every contestant."""
 import gzip
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -62,9 +62,14 @@ def default_folder() -> Path:
 def model_folder(setting: Setting, role: str) -> Path:
     """Folder of a saved model with its tokenizer, created on first use."""
     folder = Path(setting.inputs) / setting.shape / f"{role}-{setting.seed}"
+    return made_once(folder, lambda temporary: _save_model(setting, role, temporary))
+
+
+def made_once(folder: Path, write: Callable[[Path], object]) -> Path:
+    """A folder that `write` fills on first use: it is there whole, or not at all."""
     if not folder.is_dir():
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        _save_model(setting, role, temporary)
+        write(temporary)
         os.replace(temporary, folder)
     return folder
 
