@@ -16,7 +16,7 @@ from distill.config.instantiate import build
 from distill.curation.choice import quality
 from distill.curation.collect import collect, listed, writing
 from distill.data.trace import Trace
-from distill.data.trace_set import Record, example_of, problem_of, teacher_of, write_records
+from distill.data.trace_set import Record, example_of, problem_of, teacher_of, was_graded, write_records
 from distill.errors import UserError, whole_number
 from distill.io.locks import locked
 from distill.io.sequences import take
@@ -125,7 +125,7 @@ def _by_teacher(records: Sequence[Record]) -> dict[str, Sequence[Record]]:
 
 
 def _share_right(records: Sequence[Record]) -> float | None:
-    judged = Counter(record["correct"] for record in records if record["correct"] is not None)
+    judged = Counter(record["correct"] for record in records if was_graded(record))
     return judged[True] / judged.total() if judged else None
 
 

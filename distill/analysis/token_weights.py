@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from distill.analysis.suitability import draw
 from distill.config.instantiate import build
 from distill.data.trace import Trace
-from distill.data.trace_set import Record, example_of, problem_of
+from distill.data.trace_set import Record, example_of, problem_of, was_graded
 from distill.errors import UserError
 from distill.losses.signals import SIGNALS, Role, name_of, signals
 from distill.models.find import find, find_model
@@ -103,7 +103,9 @@ def token_weights(
         {
             "trace": np.asarray([record["id"] for record in records], dtype=object)[of],
             "problem": np.asarray([problem_of(record) for record in records], dtype=object)[of],
-            "correct": np.asarray([record["correct"] for record in records], dtype=object)[of],
+            "correct": np.asarray(
+                [record["correct"] if was_graded(record) else None for record in records], dtype=object
+            )[of],
             "tokens": np.asarray(lengths)[of],
             "position": np.concatenate([np.arange(length) for length in lengths]),
             "token": [texts[token] for token in ids.tolist()],

@@ -5,7 +5,6 @@ from typing import Any
 
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers
-from distill.data.readers import read_records
 from distill.data.trace import Example
 from distill.errors import UserError
 
@@ -30,13 +29,13 @@ def load(
     Raises:
         UserError: a record has no problem, or its answer is not an integer from 0 to 999.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [
         Example(
             fields.identity(record, ("id", "ID"), index),
             fields.text(record, ("problem", "Problem", "question"), where, "problem"),
             gold=_gold(record, where),
-            completion=fields.find(record, ("solution", "Solution")),
+            completion=fields.optional_text(record, ("solution", "Solution"), where, "solution"),
             where=where,
         )
         for index, (where, record) in enumerate(records)

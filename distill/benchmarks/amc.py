@@ -1,7 +1,6 @@
 """AMC: problems of the American Mathematics Competitions 10 and 12, without their five choices."""
 
 from distill.benchmarks import fields
-from distill.data.readers import read_records
 from distill.data.trace import Example
 
 
@@ -25,7 +24,7 @@ def load(
     Raises:
         UserError: a record has no problem, or its answer is not a number.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [
         Example(
             fields.identity(record, ("id", "ID"), index),

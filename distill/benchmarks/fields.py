@@ -1,17 +1,52 @@
 """Read fields of benchmark records under any of several names, which vary between copies of a dataset."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.benchmarks.grading import answers
 from distill.data.fields import is_missing, number_text
+from distill.data.readers import read_records
 from distill.errors import UserError
 
 
+def problem_records(
+    *, path: str | None, hub: str | None, subset: str | None, split: str, limit: int | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Records of a benchmark's file or hub data set, each with its place.
+
+    Raises:
+        UserError: as `read_records`, or the file is a trace set.
+    """
+    for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
+        if "completion_ids" in record and "prompt_ids" in record:
+            raise trace_set_refused(where)
+        yield where, record
+
+
+def trace_set_refused(where: str) -> UserError:
+    """The refusal of a trace set where problems are read; its `answer` is the teacher's, right or wrong."""
+    return UserError(
+        f"{where}: this is a trace set, whose answers are the teacher's own: train on it with "
+        f"data=traces, and name a file of problems here"
+    )
+
+
 def find(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first value in `names` that is present and not null; None if there is none."""
-    return next((record[name] for name in names if record.get(name) is not None), None)
+    """The first value in `names` that is present and neither null nor NaN; None if there is none."""
+    return next((record[name] for name in names if not is_missing(record.get(name))), None)
+
+
+def optional_text(record: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> str | None:
+    """Read a text field, as it is; None if there is none.
+
+    Raises:
+        UserError: the field is not text.
+    """
+    value = find(record, names)
+    if not isinstance(value, str | None):
+        raise UserError(f"{where}: the {what} is {type(value).__name__}, not text")
+    return value
 
 
 def text(record: Mapping[str, Any], names: Sequence[str], where: str, what: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+from distill.benchmarks import fields
 from distill.benchmarks.grading import answers, numeric
 from distill.data.readers import read_examples
 from distill.data.trace import Example, Verdict
@@ -25,17 +26,17 @@ def load(
     Raises:
         UserError: a record has no question, no answer, or no number after `####`.
     """
-    fields = {"problem": "question", "completion": "answer"}
-    examples = read_examples(path=path, hub=hub, subset=subset, split=split, fields=fields, limit=limit)
+    own = {"problem": "question", "completion": "answer"}
+    examples = read_examples(path=path, hub=hub, subset=subset, split=split, fields=own, limit=limit)
     return [_clean(example, path or hub) for example in examples]
 
 
 def _clean(example: Example, where: str) -> Example:
+    if example.recorded is not None:
+        raise fields.trace_set_refused(where)
     solution, marker, gold = (example.completion or "").rpartition("####")
     if not marker or answers.number(gold) is None:
-        raise UserError(
-            f"{where}, record {int(example.id) + 1}: the field 'answer' does not end in '#### <number>'"
-        )
+        raise UserError(f"{example.where or where}: the field 'answer' does not end in '#### <number>'")
     steps = _ANNOTATION.sub("", solution).strip()
     return replace(example, gold=gold.strip().replace(",", ""), completion=f"{steps}\n#### {gold.strip()}")
 

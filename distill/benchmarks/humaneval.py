@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from distill.benchmarks import fields
 from distill.benchmarks.grading import programs, sandbox
 from distill.benchmarks.grading.graded import of_the_answer
-from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -33,7 +33,7 @@ def load(
     """
     sandbox.check()
     examples = []
-    for where, record in read_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
+    for where, record in fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit):
         task, prompt, solution, test, entry_point = programs.texts(record, where, _FIELDS)
         if not entry_point.isidentifier():
             raise UserError(

@@ -10,7 +10,6 @@ from typing import Any
 from distill.benchmarks import fields
 from distill.benchmarks.grading.graded import of_the_answer
 from distill.benchmarks.grading.instructions import CHECKS, arguments
-from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -28,7 +27,7 @@ def load(
     Raises:
         UserError: a field or instruction is missing, unknown or invalid; the message names it and its place.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [_example(record, where, index) for index, (where, record) in enumerate(records)]
 
 

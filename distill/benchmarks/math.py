@@ -12,7 +12,6 @@ from typing import Any
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers, extraction
 from distill.benchmarks.grading.notation import plain
-from distill.data.readers import read_records
 from distill.data.trace import Example
 from distill.errors import UserError
 
@@ -41,13 +40,13 @@ def load(
     Raises:
         UserError: a record has no problem, or neither an answer nor a boxed answer in its solution.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [
         Example(
             fields.identity(record, ("unique_id", "id", "idx"), index),
             fields.text(record, ("problem", "Problem", "question"), where, "problem"),
             gold=(golds := _golds(record, where))[0],
-            completion=fields.find(record, ("solution", "Solution")),
+            completion=fields.optional_text(record, ("solution", "Solution"), where, "solution"),
             where=where,
             details={
                 "level": fields.find(record, ("level",)),

@@ -4,9 +4,9 @@ import itertools
 import re
 from typing import Any
 
+from distill.benchmarks import fields
 from distill.benchmarks.grading import programs, sandbox
 from distill.benchmarks.grading.graded import of_the_answer
-from distill.data.readers import read_records
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
 
@@ -42,7 +42,7 @@ def load(
     if split not in _SPLITS:
         raise UserError(f"MBPP has no split {split!r}: take one of {', '.join(_SPLITS)}")
     low, high = _SPLITS[split]
-    records = read_records(path=path, hub=hub, subset=subset, split=split)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split)
     found = (_example(where, record) for where, record in records)
     examples = list(itertools.islice((each for each in found if low <= int(each.id) <= high), limit))
     if not examples:

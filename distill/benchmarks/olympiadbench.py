@@ -15,7 +15,6 @@ from distill.benchmarks.grading import answers, several
 from distill.benchmarks.grading.graded import UNCLOSED
 from distill.benchmarks.grading.judge import MathJudge
 from distill.data.fields import number_text
-from distill.data.readers import read_records
 from distill.data.thoughts import without_thinking
 from distill.data.trace import Example, Verdict
 from distill.errors import UserError
@@ -52,7 +51,9 @@ def load(
         UserError: a record has no question or no final answer (proofs have none), its `error` is not a
             number, or there is no such subfield.
     """
-    records: Iterable[_Numbered] = enumerate(read_records(path=path, hub=hub, subset=subset, split=split))
+    records: Iterable[_Numbered] = enumerate(
+        fields.problem_records(path=path, hub=hub, subset=subset, split=split)
+    )
     if subfields is not None or without_subfields is not None:
         records = _of_subfields(list(records), subfields, without_subfields)
     examples = []

@@ -12,7 +12,7 @@ from typing import Any
 from distill.benchmarks import fields
 from distill.benchmarks.grading import answers
 from distill.benchmarks.grading.notation import undamaged
-from distill.data.readers import read_records
+from distill.data.fields import is_empty
 from distill.data.trace import Example
 from distill.errors import UserError
 
@@ -44,7 +44,7 @@ def load(
             answer, or its difficulty is missing or not a number.
     """
     least, most = _interval(difficulty)
-    records = read_records(path=path, hub=hub, subset=subset, split=split)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split)
     found = (
         _example(record, where, index)
         for index, (where, record) in enumerate(records)
@@ -82,12 +82,12 @@ def _difficulty(record: Mapping[str, Any], where: str) -> float:
 
 
 def _example(record: Mapping[str, Any], where: str, index: int) -> Example:
-    empty = "answer" in record and (record["answer"] is None or not str(record["answer"]).strip())
+    empty = "answer" in record and is_empty(record["answer"])
     return Example(
         fields.identity(record, ("id", "idx"), index),
         undamaged(fields.text(record, ("problem",), where, "problem")),
         gold=None if empty else fields.answer(record, ("answer",), where),
-        completion=fields.find(record, ("solution",)),
+        completion=fields.optional_text(record, ("solution",), where, "solution"),
         where=where,
         details={name: fields.find(record, (name,)) for name in ("difficulty", "domain", "source")},
     )

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.benchmarks import fields
-from distill.data.readers import read_records
 from distill.data.trace import Example
 
 
@@ -28,7 +27,7 @@ def load(
     Raises:
         UserError: a record has no question, or its answer is not a number.
     """
-    records = read_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
+    records = fields.problem_records(path=path, hub=hub, subset=subset, split=split, limit=limit)
     return [
         Example(
             fields.identity(record, ("ID", "id"), index),

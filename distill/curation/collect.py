@@ -15,7 +15,7 @@ from distill.data.on_disk import spool_examples, spool_records
 from distill.data.recorded import conversation_text
 from distill.data.set_files import set_files
 from distill.data.trace import Example
-from distill.data.trace_set import Record, iter_records, text_hash
+from distill.data.trace_set import Record, iter_records, text_hash, was_graded
 from distill.errors import UserError
 from distill.io.sequences import changed
 from distill.models.language_model import ModelSource
@@ -178,7 +178,7 @@ def _imported(
     right = graded_ones = 0
     for record in records:
         right += record["correct"] is True
-        graded_ones += record["correct"] is not None
+        graded_ones += was_graded(record)
         yield record
     found = f", {right} of {graded_ones} correct" if graded_ones else ""
     say(f"{writer}: {len(examples)} traces{found}")

@@ -16,6 +16,7 @@ from distill.config.paths import CONFIG
 from distill.curation.step import CurationContext, Outcome, Record, problem_places, share, whole_number
 from distill.data.passages import Problem, index_passages, passages
 from distill.data.readers import read_records
+from distill.data.trace_set import example_of
 from distill.errors import UserError, first_line
 from distill.io.sequences import take
 
@@ -59,7 +60,7 @@ def decontaminate(
     left_out, gone = Counter[str](), np.zeros(len(records), bool)
     for same in problem_places(records):
         first = records[same[0]]
-        own = passages(first["problem"], n)
+        own = [one for turn in example_of(first).asked for one in passages(turn, n)]
         hits = {}
         for name, index in indices.items():
             if (shared := next((one for one in own if one in index), None)) is not None:

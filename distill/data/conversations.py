@@ -1,6 +1,7 @@
 """Read conversations of data files: the roles, contents, thoughts and tool calls of their turns."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,11 @@ def read_tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...] | None:
     return tuple(_without_nulls(tool) for tool in value)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value is null, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def from_json(value: Any) -> Any:
     """The value of text that holds a JSON list or object, as CSV files do; anything else unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -186,7 +192,7 @@ def _turn(turn: Any, where: str, unread: set[str]) -> dict[str, Any]:
     """A message with our keys. Adds the keys that are not read to `unread`."""
     if not isinstance(turn, Mapping):
         raise UserError(f"{where} is {type(turn).__name__}, not a {{role, content}} record")
-    said = {key: value for key, value in turn.items() if value is not None}
+    said = {key: value for key, value in turn.items() if not is_missing(value)}
     role, role_key = role_of(said), _role_key(said)
     if role is None:
         raise UserError(f"{where} has no role (a text under {' or '.join(_ROLE_KEYS)})")

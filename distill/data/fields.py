@@ -1,11 +1,10 @@
 """Recognise what the fields of a record hold: common layouts of data files, and fields that are named."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from distill.data.conversations import THOUGHT_KEYS, from_json
+from distill.data.conversations import THOUGHT_KEYS, from_json, is_missing
 from distill.errors import UserError
 
 AUTO = "auto"  # a field that is to be recognised
@@ -98,11 +97,6 @@ def _unknown(record: Mapping[str, Any], where: str, tried: bool) -> str:
         f"data.fields.problem=<field> and the answer to learn with data.fields.completion=<field>, or a "
         f"conversation with data.fields.messages=<field>"
     )
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value is null, or the NaN that pandas writes for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_empty(value: Any) -> bool:

@@ -110,12 +110,15 @@ def example_of_record(
         places = recognise(record, fields, where)
     except UserError as error:
         raise (NothingToLearn(str(error)) if missing == "drop" else error) from error
-    found = {name: _value(record, place, where, name, missing) for name, place in places.items()}
+    read = {name: _value(record, place, where, name, missing) for name, place in places.items()}
+    found = {
+        name: None if name not in _NEEDED and is_missing(value) else value for name, value in read.items()
+    }
     turns = _turns(found, where)
-    tools = read_tools(record.get("tools"), where) if turns is not None else None
+    tools = None if turns is None or is_missing(record.get("tools")) else read_tools(record["tools"], where)
     example = _of_text(found, where) if turns is None else _of_turns(turns, found, tools, where, notes)
-    read = (item for item in places.items() if item[0] in _NEEDED or not is_empty(found[item[0]]))
-    notes.layouts[tuple(read)] += 1
+    filled = (item for item in places.items() if item[0] in _NEEDED or not is_empty(found[item[0]]))
+    notes.layouts[tuple(filled)] += 1
     used = {place.partition(".")[0] for place in places.values()} | set(places.values())
     notes.unread |= {
         str(key): None

@@ -17,6 +17,7 @@ from typing import Any
 
 from distill.data.set_files import in_set_order, set_files
 from distill.errors import UserError, first_line
+from distill.io.checksums import check
 
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _LINES, _ARROW = (".jsonl", ".ndjson", ".jsonlines", ".jl"), (".arrow", ".feather")
@@ -78,6 +79,8 @@ def file_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
         UserError: as `find_files`, or a file is damaged or not of its format; names the place.
     """
     files = find_files(path, split)
+    # A trace set's: Parquet itself reads many a changed byte as another number.
+    check((file for file in files if _ending(file) == ".parquet"), "write it again, or take it from a copy")
     rows = (_rows(file, split) for file in files)
     of_set = len(files) > 1 and files == set_files(Path(str(path)).expanduser())
     yield from in_set_order(rows) if of_set else itertools.chain.from_iterable(rows)
@@ -198,7 +201,7 @@ def _table_rows(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
         with pyarrow.OSFile(str(path)) as stream:
             if kind == ".parquet":
                 # Buffering would hold the whole file, once all of it is read.
-                table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+                table = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False)
                 batches = table.iter_batches(batch_size=256)
             else:
                 # Feather and Arrow files begin with ARROW1; datasets writes streams without it.
@@ -265,20 +268,28 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     # Spreadsheets separate by ; in countries whose decimals have a comma.
     counted = {sign: header.count(sign) for sign in ",;\t"}
     sign = "\t" if _ending(path) == ".tsv" else max(counted, key=counted.__getitem__)
-    rows = csv.reader(itertools.chain([header], lines), delimiter=sign)
-    names = next(rows, [])
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path}: the header has the column {repeated[0]!r} twice")
-    for number, row in enumerate((row for row in rows if row), start=1):
-        if len(row) > len(names):
-            raise UserError(
-                f"{path}, row {number}: {len(row)} cells under a header of {len(names)}: put text that "
-                f"has a separator in it between quotes"
+    # Not strict, a quote that is never closed takes the rest of the file into one cell.
+    rows = csv.reader(itertools.chain([header], lines), delimiter=sign, strict=True)
+    number = 0
+    try:
+        names = next(rows, [])
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}: the header has the column {repeated[0]!r} twice")
+        for number, row in enumerate((row for row in rows if row), start=1):
+            if len(row) > len(names):
+                raise UserError(
+                    f"{path}, row {number}: {len(row)} cells under a header of {len(names)}: put text that "
+                    f"has a separator in it between quotes"
+                )
+            yield (
+                f"{path}, row {number}",
+                dict(zip(names, [*row, *[None] * (len(names) - len(row))], strict=True)),
             )
-        yield (
-            f"{path}, row {number}",
-            dict(zip(names, [*row, *[None] * (len(names) - len(row))], strict=True)),
-        )
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, behind row {number}: {error}: a cell that begins with a quote must end with one, and "
+            f"have each quote in it twice; or the file was cut off"
+        ) from error
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:

@@ -74,6 +74,12 @@ class Example:
     teacher: str | None = field(default=None, compare=False)
 
     @property
+    def asked(self) -> list[str]:
+        """The texts of all user's turns; the problem alone without a conversation. Many chats end alike."""
+        turns = (turn for turn in self.messages or () if turn["role"] == "user")
+        return [turn["content"] for turn in turns] or [self.problem]
+
+    @property
     def place(self) -> str:
         """The example's id and origin, for messages."""
         return f"{self.id} ({self.where})" if self.where else self.id

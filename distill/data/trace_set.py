@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.recorded import recorded_conversation, recorded_tokens
+from distill.data.recorded import conversation_text, recorded_conversation, recorded_tokens
 from distill.data.set_files import TRACES, in_set_order, set_files
 from distill.data.tokenizers import template_of
 from distill.data.trace import Example
@@ -301,6 +301,19 @@ def template_hash(tokenizer: Any, user: str, system: str | None = None) -> str:
 def problem_of(record: Record) -> str:
     """The problem's text with normalized whitespace; of a conversation, behind all of it: many end alike."""
     return " ".join(f"{record.get('conversation') or ''} {record['problem']}".split())
+
+
+def problem_of_example(example: Example) -> str:
+    """The problem of an example, as `problem_of` has it of a record."""
+    return problem_of({"problem": example.problem, "conversation": conversation_text(example)})
+
+
+def was_graded(record: Record) -> bool:
+    """Whether an answer was compared: what breaks a rule such as `check.max_tokens` is rejected without."""
+    if record["correct"] is None:
+        return False
+    known = record["correct"] or record["pass_rate"] is not None or record["answer"] is not None
+    return known or record["reason"] in (None, "", "wrong")
 
 
 def teacher_of(record: Record) -> str:

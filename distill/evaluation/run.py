@@ -58,7 +58,7 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
     requests: list[Request] = []
     for problem in problems:
         messages = prompt.messages(problem)
-        ids = encode_messages(model.tokenizer, messages, problem.place)
+        ids = encode_messages(model.tokenizer, messages, problem.place, problem.tools)
         check_prompt(ids, model.context_length, f"{problem.id} of {benchmark.name}", model.name)
         requests += [
             Request(ids, messages, request_seed(benchmark.seed, problem.problem, sample))

@@ -12,7 +12,7 @@ import torch
 
 from distill.data.batch import collate
 from distill.data.trace import Trace
-from distill.data.trace_set import problem_of
+from distill.data.trace_set import problem_of_example
 from distill.generation.decode import generate
 from distill.generation.sampling import Sampling
 from distill.losses.divergence import forward_kl
@@ -146,7 +146,7 @@ def _total(values: torch.Tensor) -> float:
 
 
 def _problem(trace: Trace) -> str:
-    return problem_of({"problem": trace.example.problem})
+    return problem_of_example(trace.example)
 
 
 def compare_texts(

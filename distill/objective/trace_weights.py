@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from distill.data.batch import Batch
 from distill.data.tokenizers import tokenize
 from distill.data.trace import Example
-from distill.data.trace_set import problem_of
+from distill.data.trace_set import problem_of_example
 from distill.errors import UserError
 from distill.losses.compact import (
     THINKING,
@@ -78,7 +78,7 @@ class CompactWeights:
                 f"problem has no gold answer: name the data's (data.fields.gold), or take "
                 f"loss.trace_weights.information=0 loss.trace_weights.consistency=0"
             )
-        counts = Counter(map(_problem, examples))
+        counts = Counter(map(problem_of_example, examples))
         problem, most = counts.most_common(1)[0]
         if most == 1:
             raise UserError(
@@ -86,8 +86,9 @@ class CompactWeights:
                 "write several (data.samples, or distill generate with samples=), or put trace sets together"
             )
         if most > batch_size:
+            asked = next(one.problem for one in examples if problem_of_example(one) == problem)
             raise UserError(
-                f"loss.trace_weights needs a problem's traces in one micro-batch, and {problem[:60]!r} has "
+                f"loss.trace_weights needs a problem's traces in one micro-batch, and {asked[:60]!r} has "
                 f"{most} where data.batch_size={batch_size}: raise that to {most}"
             )
 
@@ -119,7 +120,7 @@ class CompactWeights:
         """Rows of each problem that has several traces in the batch."""
         found: dict[str, list[int]] = {}
         for row, example in enumerate(batch.examples):
-            found.setdefault(_problem(example), []).append(row)
+            found.setdefault(problem_of_example(example), []).append(row)
         return [rows for rows in found.values() if len(rows) > 1]
 
     def consistency_loss(
@@ -176,10 +177,6 @@ def gold_ids(lm: LanguageModel, gold: str | None) -> list[int]:
             f"COMPACT: the tokenizer of {lm.source.name} has no token for the gold answer {gold!r}"
         )
     return ids
-
-
-def _problem(example: Example) -> str:
-    return problem_of({"problem": example.problem})
 
 
 def _states(batch: Batch, lm: LanguageModel) -> list[Head]:

@@ -18,6 +18,7 @@ from distill.config.instantiate import build, plain
 from distill.data.batch import hash_traces
 from distill.data.readers import read_examples
 from distill.data.trace import Example, Trace
+from distill.data.trace_set import problem_of_example
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark, benchmarks_of
 from distill.evaluation.result import Score
@@ -111,7 +112,7 @@ def _traces(
         raise UserError("there is no trace to choose the blocks by: name some with calibration=")
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(example.problem, []).append(example)
+        groups.setdefault(problem_of_example(example), []).append(example)
     names = list(groups)
     order = [names[place] for place in np.random.default_rng(cfg.seed).permutation(len(names))]
     half = max(1, len(order) // 2)

@@ -76,9 +76,10 @@ class Checks:
                         verdict = self._verdict(record, examples[name])
                         record["answer"], record["correct"], record["reason"] = verdict
                         bar.update(1)
-                    verdicts = [record["correct"] for record in group if record["correct"] is not None]
+                    known = self.grade is not None and examples[name].gold is not None
+                    rate = sum(record["correct"] for record in group) / len(group) if known else None
                     for record in group:
-                        record["pass_rate"] = sum(verdicts) / len(verdicts) if verdicts else None
+                        record["pass_rate"] = rate
                         yield record
         finally:
             self.close()
@@ -89,12 +90,11 @@ class Checks:
             close()
 
     def _verdict(self, record: Mapping[str, Any], example: Example) -> tuple[str | None, bool | None, str]:
-        judged = self.grade is not None and example.gold is not None
-        verdict = (
-            graded(self.grade, example, record["completion"]) if self.grade is not None and judged else None
-        )
+        verdict = None
+        if self.grade is not None and example.gold is not None:
+            verdict = graded(self.grade, example, record["completion"])
         if broken := self._broken_rule(record):
-            return verdict.answer if verdict else None, False if judged else None, broken
+            return verdict.answer if verdict else None, False, broken
         if verdict is None:
             return None, None, NOT_GRADED
         return verdict.answer, verdict.correct, verdict.reason or ("right" if verdict.correct else "wrong")

@@ -13,7 +13,7 @@ from distill.data.batch import Batch, collate, hash_traces
 from distill.data.layout import BatchLayout
 from distill.data.prefetch import Prefetcher
 from distill.data.trace import Trace
-from distill.data.trace_set import problem_of
+from distill.data.trace_set import problem_of_example
 from distill.errors import UserError
 
 _HELD_TOKENS = 1 << 21  # of traces that stay in memory, some 30 bytes a token with text and log-probs
@@ -216,5 +216,5 @@ def _problems(traces: Sequence[Trace]) -> list[list[int]]:
     """Indices of each problem's traces."""
     found: dict[str, list[int]] = {}
     for index, trace in enumerate(traces):
-        found.setdefault(problem_of({"problem": trace.example.problem}), []).append(index)
+        found.setdefault(problem_of_example(trace.example), []).append(index)
     return list(found.values())

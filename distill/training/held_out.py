@@ -9,7 +9,6 @@ import numpy as np
 from distill.data.passages import index_passages, passages
 from distill.data.readers import check_source
 from distill.data.trace import Example, Trace
-from distill.data.trace_set import problem_of
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, ask
@@ -191,7 +190,7 @@ def overlaps(traces: Sequence[Trace], asked: Sequence[Asked], words: int | None 
     for trace in traces if indices else ():
         if (problem := _problem(trace.example)) in found or problem == last:
             continue
-        last, parts = problem, list(passages(trace.example.problem, n))
+        last, parts = problem, [one for turn in trace.example.asked for one in passages(turn, n)]
         for name, index in indices:
             if (shared := next((part for part in parts if part in index), None)) is not None:
                 found.setdefault(problem, f"{name} {index[shared]}")
@@ -264,4 +263,5 @@ def ask_some(
 
 
 def _problem(example: Example) -> str:
-    return problem_of({"problem": example.problem})
+    """What is asked in all turns, under any system message: traces of one problem stay on one side."""
+    return " ".join(" ".join(example.asked).split())

@@ -18,6 +18,7 @@ from distill.data.prompt import Prompt
 from distill.data.seam import encode_turn, rejoin, written_text
 from distill.data.tokenizers import template_of, template_variables
 from distill.data.trace import Example, Grader, Trace, check_spelling, completion_of
+from distill.data.trace_set import problem_of_example
 from distill.data.traces import Ids, Traces, spool_traces
 from distill.errors import UserError
 from distill.generation.sampling import Sampling
@@ -377,14 +378,14 @@ class TraceRecipe:
         """
         assert self.grade is not None  # checked before training
         retokenizer = self.retokenizer(student, teacher.source)
-        examples = list({trace.example.problem: trace.example for trace in traces}.values())
+        examples = list({problem_of_example(trace.example): trace.example for trace in traces}.values())
         label = "teacher answers the problems"
         prompts, completions = self._answers(examples, retokenizer, teacher, cache, label)
         shares: dict[str, float] = {}
         for example, prompt, written in zip(examples, prompts, completions, strict=True):
             texts = [written_text(retokenizer.tokenizer, prompt, ids) for ids in written]
             right = [graded(self.grade, example, text).correct for text in texts]
-            shares[example.problem] = sum(right) / len(right)
+            shares[problem_of_example(example)] = sum(right) / len(right)
         solved = sum(share > 0 for share in shares.values())
         say(f"the teacher solves {solved} of {len(examples)} problems (data.samples={self.samples} answers)")
         if not solved:
@@ -394,7 +395,9 @@ class TraceRecipe:
             )
 
         def of_problem(place: int, trace: Trace) -> np.ndarray:
-            return np.full(len(trace.completion_ids), shares[trace.example.problem], dtype=np.float32)
+            return np.full(
+                len(trace.completion_ids), shares[problem_of_example(trace.example)], dtype=np.float32
+            )
 
         return traces.with_signal("teacher_success", of_problem)
 

@@ -184,6 +184,8 @@ def test_other_copies_name_the_fields_otherwise(
         (amc.load, {"answer": 3}, r"no field for the problem \(looked for problem, question, Problem; "),
         (math.load, {"problem": "p", "solution": "so 5"}, r"the solution has no \\boxed\{\}"),
         (math.load, {"problem": "p"}, "no field for the answer or solution"),
+        (math.load, {"problem": "p", "answer": "2", "solution": ["a"]}, "the solution is list, not text"),
+        (aime.load, {"problem": "p", "answer": "2", "solution": 3.5}, "the solution is float, not text"),
         (svamp.load, {"Body": "b", "Answer": 1}, "no field for the question"),
         (svamp.load, {"Body": "b", "Question": "q", "Answer": "two"}, "the answer 'two' is no number"),
         (olympiadbench.load, {"question": "q", "final_answer": None}, "proofs have none: choose an open"),
@@ -197,6 +199,21 @@ def test_a_record_that_cannot_be_used_is_named(
     with pytest.raises(UserError, match=message) as caught:
         load(path=write(tmp_path / "a.jsonl", record))
     assert "a.jsonl, line 1: " in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [math.load, aime.load, omni_math.load])
+def test_a_nan_is_no_solution(load: Callable[..., list[Example]], tmp_path: Path) -> None:
+    row = {"problem": "p", "answer": "2", "solution": float("nan"), "difficulty": 3.5}
+    assert load(path=write(tmp_path / "a.jsonl", row))[0].completion is None
+
+
+@pytest.mark.parametrize(
+    "load", [math.load, aime.load, amc.load, svamp.load, partial(gsm8k.load, split="test")]
+)
+def test_a_trace_set_is_no_file_of_problems(load: Callable[..., list[Example]]) -> None:
+    path = Path(__file__).parents[1] / "data_of_earlier_versions" / "traces"
+    with pytest.raises(UserError, match=r"this is a trace set, whose answers are the teacher's own"):
+        load(path=str(path))
 
 
 @pytest.mark.parametrize(("answer", "gold"), [(5, "5"), (24.0, "24"), (0.5, "0.5"), (-3, "-3"), ("5", "5")])

@@ -85,6 +85,21 @@ def select(root: Path) -> tuple[int, str, Any]:
     return status, said, read_records(root / "chosen") if status == 0 else None
 
 
+def learn(root: Path) -> tuple[int, str, Any]:
+    """A run on the trace set."""
+    words = [
+        "model=tiny",
+        "data=traces",
+        f"data.path={root / 'set'}",
+        "loss=dcod",
+        "trainer.max_steps=2",
+        "logger=csv",
+    ]
+    words += ["benchmark=none", f"cache={root / 'cache'}", f"dir={root / 'learned'}"]
+    status, said = ran("train.py", words)
+    return status, said, trained(root / "learned") if status == 0 else None
+
+
 def ask(root: Path) -> tuple[int, str, Any]:
     """The trained student's answers."""
     words = [f"model={root / 'run' / 'student'}", "benchmark=arithmetic", "benchmark.limit=3"]
@@ -99,6 +114,7 @@ READERS: list[tuple[Callable[[Path], tuple[int, str, Any]], tuple[str, ...]]] = 
     (resume, ("run/weights.jsonl", "run/metrics.csv", "cache/*/*.safetensors", "cache/*/*.json*")),
     (write_again, ("set/completions.jsonl", "set/key.json")),
     (select, ("set/traces.parquet",)),
+    (learn, ("set/traces.parquet",)),
     (ask, ("run/student/model.safetensors", "run/student/*.json")),
 ]
 # These are read by people: numbers in them may be others without notice.

@@ -24,6 +24,7 @@ from distill.objective.objective import Objective
 from distill.objective.trace_weights import CompactWeights
 from distill.tiny import task
 from distill.training.datamodule import TraceOrder
+from distill.training.datamodule import _problems as whole_problems
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,23 @@ def test_a_problems_traces_stay_side_by_side() -> None:
         assert batch[3:] in groups
     assert sorted(seen[0] + seen[1]) == list(range(12))
     assert seen[:2] != seen[2:]
+
+
+def chat(number: int, first: str) -> Example:
+    turns = [("user", first), ("assistant", "2"), ("user", "Are you sure?")]
+    messages = tuple({"role": role, "content": text} for role, text in turns)
+    return Example(str(number), "Are you sure?", "2", "Yes.", messages)
+
+
+def test_chats_that_end_alike_are_problems_of_their_own() -> None:
+    examples = [chat(0, "1+1?"), chat(1, "3-1?"), chat(2, "1+1?")]
+    ids = np.asarray([1], dtype=np.int32)
+    traces = [Trace(example, ids, ids) for example in examples]
+    assert CompactWeights().groups(collate(traces)) == [[0, 2]]  # of several traces
+    assert whole_problems(traces) == [[0, 2], [1]]
+    CompactWeights().check(examples, batch_size=2)
+    with pytest.raises(UserError, match=r"'Are you sure\?' has 2 where data.batch_size=1"):
+        CompactWeights().check(examples, batch_size=1)
 
 
 @pytest.fixture

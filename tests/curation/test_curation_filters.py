@@ -368,6 +368,28 @@ def test_a_passage_is_words_in_a_row_or_a_short_problem_whole(text: str, found: 
     assert passages(text, 3) == found
 
 
+def test_a_benchmarks_problem_in_an_earlier_turn_is_found(tmp_path: Path) -> None:
+    problem = "a train leaves the town at nine and drives for three hours how far does it come"
+    (file := tmp_path / "set.jsonl").write_text(json.dumps({"question": problem}) + "\n")
+    half = len(problem.split()) // 2
+    parts = " ".join(problem.split()[:half]), " ".join(problem.split()[half:])
+
+    def chat(name: str, *turns: str) -> Record:
+        said = [{"role": role, "content": turn} for turn in turns[:-1] for role in ("user", "assistant")]
+        said.append({"role": "user", "content": turns[-1]})
+        return record(name, problem=turns[-1], conversation=json.dumps({"messages": said}))
+
+    records = [
+        record("alone", problem=problem),
+        chat("first", problem, "Are you sure?"),
+        chat("last", "Hello", problem),
+        chat("neither", "Hello", "Are you sure?"),
+        chat("across", *parts),  # no passage goes across turns
+    ]
+    outcome = decontaminate(records, context(), against=[str(file)])
+    assert names(outcome) == ["neither", "across"]
+
+
 def naive_windows(text: str, n: int) -> set[tuple[str, ...]]:
     words, word = [], ""
     for character in text.lower() + " ":
@@ -739,6 +761,15 @@ def test_the_records_own_pass_rate_can_decide() -> None:
         UserError, match=r"from_record=true, but trace a#1 has no pass rate: have it graded first"
     ):
         pass_rate([records[0], record("a#1", pass_rate=None)], context(), from_record=True)
+
+
+@pytest.mark.parametrize("right", [3, 4, 9])
+def test_a_rate_in_single_precision_is_not_above_itself(right: int) -> None:
+    samples = 10 if right == 9 else 5
+    rate = float(np.float32(right / samples))
+    records = [record(f"a#{n}", pass_rate=rate) for n in range(samples)]
+    assert pass_rate(records, context(), from_record=True, above=right / samples).kept == records
+    assert pass_rate(records, context(), from_record=True, above=right / samples - 0.01).kept == []
 
 
 def test_what_the_student_cannot_be_asked_is_named(student: LazyModel, tmp_path: Path) -> None:

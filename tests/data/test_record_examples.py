@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,23 @@ def test_a_null_thought_is_none(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
     assert [example.completion for example in read_examples(path=str(path))] == [ANSWER, THINKING]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "1+1?", "output": "2", "input": math.nan, "history": math.nan, "system": math.nan},
+        {
+            "messages": [USER, REPLY | {"reasoning_content": math.nan, "tool_calls": math.nan}],
+            "tools": math.nan,
+        },
+    ],
+)
+def test_a_nan_of_an_optional_field_holds_nothing(tmp_path: Path, row: dict[str, Any]) -> None:
+    bare = {key: value for key, value in row.items() if value == value}
+    if "messages" in bare:
+        bare["messages"] = [USER, REPLY]
+    assert read(tmp_path, row) == read(tmp_path, bare)
 
 
 def test_earlier_answers_are_context_and_their_thoughts_go_to_the_template(tmp_path: Path) -> None:

@@ -101,6 +101,35 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path, name: str) -> None:
         rows_of(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('problem,completion\n1+1?,2\nWhat?,"It is 5.\nx,y\n', "behind row 1"),  # never closed
+        ('problem,completion\n1+1?,2\nWhat?,"It is', "behind row 1"),  # cut off in a cell
+        ('problem,completion\n"a" b,2\n', "behind row 0"),  # whose quotes would be lost
+        ('"problem,completion\n1+1?,2\n', "behind row 0"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_quote_that_is_not_closed_does_not_take_the_rows_behind_it(
+    tmp_path: Path, text: str, row: str, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(text if ending == "csv" else text.replace(",", "\t"))
+    with pytest.raises(UserError, match=rf"a\.{ending}, {row}: .* begins with a quote must end with one"):
+        rows_of(path)
+
+
+def test_quotes_of_a_cell_that_does_not_begin_with_one_are_text(tmp_path: Path) -> None:
+    (path := tmp_path / "a.csv").write_text(
+        'problem,completion\nHe said "hi"?,5" of "rope"\n"a ""b"", c",""\n'
+    )
+    assert rows_of(path) == [
+        {"problem": 'He said "hi"?', "completion": '5" of "rope"'},
+        {"problem": 'a "b", c', "completion": ""},
+    ]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_that_was_cut_off_is_named(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / name)

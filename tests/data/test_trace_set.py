@@ -15,7 +15,16 @@ from distill.data.prompt import Prompt
 from distill.data.readers import read_examples
 from distill.data.recorded import conversation_text
 from distill.data.trace import Example
-from distill.data.trace_set import by_problem, example_of, iter_records, read_records, write_records
+from distill.data.trace_set import (
+    by_problem,
+    example_of,
+    iter_records,
+    problem_of,
+    problem_of_example,
+    read_records,
+    was_graded,
+    write_records,
+)
 from distill.errors import UserError
 from distill.records import json_lines
 
@@ -101,6 +110,43 @@ def test_conversations_that_end_alike_are_different_problems() -> None:
     first = record_of(KEPT)
     other = record_of(replace(KEPT, messages=(TALK[1] | {"content": "Add 2 and 2."}, *TALK[2:])))
     assert len(by_problem([first, other, dict(first)])) == 2
+
+
+def test_examples_of_conversations_are_told_apart_as_their_records_are() -> None:
+    other = replace(KEPT, messages=(TALK[1] | {"content": "Add 2 and 2."}, *TALK[2:]))
+    examples = [KEPT, other, replace(KEPT, system="Be long."), Example("a", "And  again?")]
+    expected = [problem_of(record_of(example)) for example in examples]
+    assert [problem_of_example(example) for example in examples] == expected
+    assert len(set(expected)) == 4
+    assert [example.asked for example in examples[1:]] == [
+        ["Add 2 and 2.", "And again?"],
+        ["Add 1 and 1.", "And again?"],
+        ["And  again?"],
+    ]
+
+
+def test_a_record_was_graded_unless_it_only_broke_a_rule() -> None:
+    def graded(**columns: Any) -> bool:
+        return was_graded({"correct": None, "pass_rate": None, "answer": None, "reason": None} | columns)
+
+    assert not graded()
+    assert not graded(correct=False, reason="more than 20 tokens")
+    assert graded(correct=False, reason="more than 20 tokens", pass_rate=0.5)  # its problem has an answer
+    assert graded(correct=False, reason="wrong")
+    assert graded(correct=False)  # of another writer
+    assert graded(correct=True, reason="right")
+
+
+def test_each_changed_byte_of_a_set_is_found_by_every_reader(tmp_path: Path) -> None:
+    write_records(path := tmp_path / "traces.parquet", read_records(OLD))
+    whole = path.read_bytes()
+    for place in range(4, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        for source in (tmp_path, path):
+            with pytest.raises(UserError, match=r"traces\.parquet is damaged: it is not what was written"):
+                read_examples(path=str(source))
+    path.write_bytes(whole)
+    assert len(read_examples(path=str(path))) == len(read_records(OLD))
 
 
 @pytest.mark.parametrize(

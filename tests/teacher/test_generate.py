@@ -24,6 +24,7 @@ from vllm_stub import Llm, vllm  # noqa: F401  a fixture
 
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
+from distill.data.readers import read_examples
 from distill.data.trace_set import COLUMNS, example_of, read_records, write_records
 from distill.errors import UserError
 from distill.generation import engines
@@ -38,6 +39,7 @@ from distill.models.lazy import LazyModel
 from distill.teacher.write_traces import generate
 from distill.training import prepare
 from distill.training import recipe as data
+from distill.training.recipe import TraceRecipe
 
 SMALL = ["model=tiny", "data=arithmetic", "data.limit=30", "data.operations=[2,4]", "samples=5"]
 
@@ -322,6 +324,20 @@ def test_format_and_length_rules_say_why(tmp_path: Path) -> None:
             assert record["correct"] is False
         elif record["reason"] == "without \\*":
             assert "*" not in record["completion"]
+
+
+@pytest.mark.slow
+def test_rules_reject_where_nothing_is_graded(tmp_path: Path) -> None:
+    records = run([*SMALL, "check.answer=none", "check.max_tokens=20"], tmp_path / "set")
+    long = [record for record in records if len(record["completion_ids"]) > 20]
+    assert 0 < len(long) < len(records)
+    assert [record["correct"] for record in long] == [False] * len(long)
+    assert {record["reason"] for record in long} == {"more than 20 tokens"}
+    others = [record for record in records if len(record["completion_ids"]) <= 20]
+    assert {record["correct"] for record in others} == {None}
+    assert {record["pass_rate"] for record in records} == {None}
+    recipe = TraceRecipe(source=lambda: read_examples(path=str(tmp_path / "set")))
+    assert len(recipe._without_wrong(recipe.source(), print)) == len(others)
 
 
 @pytest.mark.slow

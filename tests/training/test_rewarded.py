@@ -4,6 +4,7 @@ import csv
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from stand_in_writer import SAMPLES, Writer
 from test_training import run
 
 from distill.data.batch import Batch, collate
-from distill.data.trace import Example, Trace
+from distill.data.trace import Example, Trace, Verdict
+from distill.data.traces import Traces
 from distill.errors import Interrupted, UserError
 from distill.models.find import find_model
+from distill.models.lazy import LazyModel
 from distill.planning.groups import usable_groups
 from distill.tiny import task
 from distill.training.module import DistillModule
+from distill.training.recipe import TraceRecipe
 from distill.training.rollouts import KeptRollouts
 from distill.training.setup import Setup
 
@@ -220,6 +224,37 @@ def test_only_problems_that_the_teacher_solves_are_distilled(
     counted = [length for problem, length in zip(problems, lengths, strict=True) if solves(problem)]
     assert row["train/tokens"] == sum(lengths)
     assert 0 < row["weights/sum"] == sum(counted) < sum(lengths)
+
+
+def test_each_chat_has_the_teachers_success_on_its_own_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chat(number: int, first: str, gold: str) -> Example:
+        turns = [("user", first), ("assistant", gold), ("user", "Are you sure?")]
+        messages = tuple({"role": role, "content": text} for role, text in turns)
+        return Example(str(number), "Are you sure?", gold, gold, messages)
+
+    chats = [chat(0, "1+1?", "2"), chat(1, "7*8?", "56"), chat(2, "7*8?", "56"), chat(3, "9-2?", "7")]
+    ids = np.asarray([1, 2], dtype=np.int32)
+    traces = Traces.of([Trace(example, ids, ids) for example in chats])
+    asked: list[str] = []
+
+    def answers(self: TraceRecipe, examples: Sequence[Example], *_: Any) -> tuple[list[str], list[list[str]]]:
+        asked.extend(example.asked[0] for example in examples)
+        return [""] * len(examples), [["2", "56"] for _ in examples]
+
+    monkeypatch.setattr(TraceRecipe, "_answers", answers)
+    monkeypatch.setattr(TraceRecipe, "retokenizer", lambda *_: SimpleNamespace(tokenizer=None))
+    monkeypatch.setattr("distill.training.recipe.written_text", lambda _, prompt, text: text)
+
+    def same(example: Example, text: str) -> Verdict:
+        return Verdict(text, text == example.gold)
+
+    recipe = TraceRecipe(source=lambda: [], grade=same)
+    teacher = LazyModel(find_model("package:distill/tiny/teacher", key="model.teacher"), "cpu")
+    noted = recipe.note_success(traces, teacher.source, teacher, Path("unused"))
+    assert asked == ["1+1?", "7*8?", "9-2?"]
+    assert [trace.signals["teacher_success"].tolist() for trace in noted] == [
+        [s, s] for s in (0.5, 0.5, 0.5, 0)
+    ]
 
 
 @pytest.mark.slow

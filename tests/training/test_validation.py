@@ -13,6 +13,7 @@ import pytest
 import test_training
 import torch
 import yaml
+from chat_templates import tokenizer_with
 from safetensors.torch import load_file
 from test_training import arguments, column, run, same_weights, unbroken_and_resumed
 
@@ -21,9 +22,10 @@ from distill.data.trace import Example, Trace
 from distill.errors import UserError
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked
+from distill.models.language_model import ModelSource
 from distill.runs.folder import checkpoints
 from distill.training.evaluation import StudentEvaluation
-from distill.training.held_out import file_recipe, hold_out, split_traces
+from distill.training.held_out import ask_some, file_recipe, hold_out, overlaps, split_traces
 from distill.training.recipe import TraceRecipe
 from distill.training.setup import Setup
 from distill.training.validation_settings import ValidationSettings, read_validation
@@ -94,6 +96,28 @@ def test_a_number_counts_traces_and_spaces_make_no_other_problem() -> None:
         split_traces(data, 1e-9, seed=0)
 
 
+def talk(first: str, last: str, system: str | None = None) -> Trace:
+    turns = [("user", first), ("assistant", "2"), ("user", last)]
+    messages = tuple({"role": role, "content": text} for role, text in turns)
+    ids = np.zeros(1, dtype=np.int32)
+    return Trace(Example(f"{first} {last}", last, messages=messages, system=system), ids, ids)
+
+
+def test_chats_are_split_by_all_that_the_user_asks() -> None:
+    chats = [talk(f"1+{n}?", "Sure?", system) for n in range(40) for system in (None, "Be brief.")]
+    train, held = split_traces(chats, 0.5, seed=0)
+    firsts = [{trace.example.asked[0] for trace in side} for side in (train, held)]
+    assert not firsts[0] & firsts[1]
+    assert all(len(side) > 10 for side in firsts)
+
+
+def test_a_test_problem_in_an_earlier_turn_is_found() -> None:
+    chats = [talk(f"{LONG} noon", "Are you sure?"), talk("x", f"{LONG} noon"), talk("x", "Are you sure?")]
+    found = overlaps(chats, exam(f"{LONG} noon. How far?"))
+    assert set(found.values()) == {"exam q0"}
+    assert len(found) == 2
+
+
 def exam(*problems: str) -> list[Asked]:
     """A benchmark of these problems."""
     benchmark = Benchmark("exam", lambda **_: [], arithmetic.grade_steps)
@@ -123,6 +147,25 @@ def test_test_problems_are_never_validated_with() -> None:
     _, held, said = held_out("my.jsonl", made(["y"]), made([f"{LONG} dusk", "x"]), asked)
     assert names(held) == {"x"}
     assert "1 problems share 13 words" in said[0]
+
+
+KNOWS_TOOLS = (
+    "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '=' }}{% endif %}"
+)
+
+
+def test_the_student_is_asked_with_the_tools_that_it_is_trained_with() -> None:
+    tools = ({"type": "function", "function": {"name": "calculator"}},)
+    example = Example("0", "1+1", "2", "2", ({"role": "user", "content": "1+1"},), tools=tools)
+    recipe = TraceRecipe(source=lambda: [example], grade=arithmetic.grade_steps)
+    model = ModelSource(name="student", location="", fingerprint="")
+    vars(model)["tokenizer"], vars(model)["context_length"] = tokenizer_with(KNOWS_TOOLS), 500
+    asked = ask_some("val", [example], 1, recipe, model, seed=0)
+    assert asked is not None
+    trained = recipe.student_prompt.encode(model.tokenizer, example)
+    assert asked.requests[0].prompt_ids.tolist() == trained.tolist()
+    assert "calculator" in model.tokenizer.decode(trained)
 
 
 def test_the_problems_of_a_file_do_not_train() -> None:
