@@ -1,7 +1,9 @@
 """Validate overrides, suggest close matches, and report user errors as one sentence."""
 
+import copy
 import difflib
 import functools
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,6 +110,8 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Iterable[str]
                 cfg = compose(config_name, single, return_hydra_config=True)
             check_intervals(cfg, overrides)
             _check_references(cfg)
+            if config_name == "train":
+                _check_job_folders(cfg, config_name, overrides)
             if any(override.is_sweep_override() for override in overrides):
                 for job in _jobs_to_look_at(overrides, groups):
                     _resolve(compose(config_name, job, return_hydra_config=True))
@@ -185,6 +189,46 @@ def _jobs_to_look_at(overrides: Sequence[Override], groups: Mapping[str, list[st
         if override.key_or_group in groups and override.is_sweep_override():
             for option in override.sweep_string_iterator():
                 yield [*single[:place], f"{override.key_or_group}={option}", *single[place + 1 :]]
+
+
+def _check_job_folders(cfg: DictConfig, config_name: str, overrides: Sequence[Override]) -> None:
+    """Reject a sweep two of whose jobs would have the same folder: one of them would not run.
+
+    Raises:
+        UserError: the folder's name does not depend on a swept key; names it.
+    """
+    if (first := _job_folder(cfg)) is None:
+        return
+    single = [_first_value(override) for override in overrides]
+    for place, override in enumerate(overrides):
+        if not override.is_discrete_sweep():
+            continue
+        options, key = list(itertools.islice(override.sweep_string_iterator(), 2)), override.key_or_group
+        if len(options) < 2:
+            continue
+        if in_group := key in cfg.hydra.runtime.choices:
+            words = [*single[:place], f"{key}={options[1]}", *single[place + 1 :]]
+            second = compose(config_name, words, return_hydra_config=True)
+        else:
+            second = copy.deepcopy(cfg)
+            OmegaConf.update(second, key, options[1], force_add=True)
+        if _job_folder(second) == first:
+            sweep: Any = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+            part = f"${{hydra:runtime.choices.{key}}}" if in_group else f"${{{key}}}"
+            raise UserError(
+                f"the jobs with {key}={options[0]} and {key}={options[1]} would have the same folder, "
+                f"{first}, so that one of them would not run: name the key in it, with "
+                f"'hydra.sweep.subdir={sweep['subdir']}_{part}'"
+            )
+
+
+def _job_folder(cfg: DictConfig) -> str | None:
+    """The name of a job's folder inside its sweep's; None if it has the job's number in it."""
+    HydraConfig.instance().set_config(cfg)
+    try:
+        return str(cfg.hydra.sweep.subdir)
+    except InterpolationResolutionError:  # another than of the number is reported where the key is used
+        return None
 
 
 def _check_references(cfg: DictConfig) -> None:

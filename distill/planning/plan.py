@@ -158,7 +158,9 @@ def make_plan(setup: Setup) -> Plan:
             notes.append("what the server's computation takes is not counted")
     trained, held, host = training(setup, student, frozen, traces)
     asked = _beside(evaluation(setup, student, traces, notes), setup, student, frozen)
-    stages += [replace(stage, name=f"{stage.name} before") for stage in asked]
+    # One process keeps the untrained student's answers, which are the same in all jobs of a sweep.
+    once = setup.length.ranks == 1
+    stages += [replace(stage, name=f"{stage.name} before", shared=once) for stage in asked]
     stages += trained
     if every := setup.evaluation.every:
         times = (

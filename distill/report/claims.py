@@ -99,7 +99,8 @@ class Answer:
             return "not measured"
         if self.adjusted >= LEVEL:
             return OPEN
-        above = self.difference.value > -self.claim.margin
+        margin = self.claim.margin if self.claim.predicted == "not_less" else 0.0
+        above = self.difference.value > -margin
         return SUPPORTED if above != (self.claim.predicted == "less") else REFUTED
 
 
@@ -143,7 +144,12 @@ def _claim(name: str, own: Any) -> Claim:
             f"{place} needs says, measure, method, against and predicted, and may have margin, benchmark "
             f"and family"
         )
+    for key in known - {"margin"}:
+        if not isinstance(value := own.get(key, ""), str) and not (key == "benchmark" and value is None):
+            raise UserError(f"{place}.{key}={value!r} is no text")
     claim = Claim(name, **own)
+    if claim.method == claim.against:
+        raise UserError(f"{place}: method and against are both {claim.method}")
     if claim.predicted not in PREDICTED:
         raise UserError(f"{place}.predicted={claim.predicted}: {', '.join(PREDICTED)} are known")
     kind, _, what = str(claim.measure).partition(" ")
@@ -154,6 +160,11 @@ def _claim(name: str, own: Any) -> Claim:
         raise UserError(f"{place}.measure={claim.measure}: of quality there are {', '.join(QUALITY)}")
     if isinstance(claim.margin, bool) or not isinstance(claim.margin, (int, float)) or claim.margin < 0:
         raise UserError(f"{place}.margin={claim.margin!r}: give a number, 0 or more")
+    if claim.margin and claim.predicted != "not_less":
+        raise UserError(
+            f"{place}.margin={claim.margin}: only predicted=not_less has a margin, and this is "
+            f"predicted={claim.predicted}: leave it out"
+        )
     return claim
 
 
@@ -183,14 +194,18 @@ def _answer(table: Table, claim: Claim, drifts: Mapping[str, Sequence[Drift | No
     names = [method.name for method in table.methods]
     if missing := [name for name in (claim.method, claim.against) if name not in [*names, UNTRAINED]]:
         return Answer(claim, reason=f"no finished run of {' and '.join(missing)}")
-    pair = Pair(table, claim.method, None if claim.against == UNTRAINED else claim.against)
+    turned = claim.method == UNTRAINED  # a pair is of a trained method
+    first, other = (claim.against, claim.method) if turned else (claim.method, claim.against)
+    pair = Pair(table, first, None if other == UNTRAINED else other)
+    # For not_less the test is of the difference from the margin.
+    margin = (-1 if turned else 1) * float(claim.margin)
     try:
-        # For not_less the test is of the difference from the margin.
-        margin = float(claim.margin) if claim.predicted == "not_less" else 0.0
         tested = pair.difference(claim.measure, benchmark=claim.benchmark, drifts=drifts, margin=margin)
     except ValueError as error:
         return Answer(claim, pair.seeds, reason=str(error))
     value, low, high = (one - margin for one in (tested.value, tested.low, tested.high))
+    if turned:
+        value, low, high = -value, -high, -low
     return Answer(claim, pair.seeds, replace(tested, value=value, low=low, high=high))
 
 

@@ -27,8 +27,9 @@ class LearningCurve:
 
 
 def accuracies(metrics: pandas.DataFrame) -> list[str]:
-    """Names of the metrics that are benchmark accuracies."""
-    return sorted(name for name in metrics["metric"].unique() if name.endswith("/accuracy"))
+    """Names of the metrics that are benchmark accuracies; `val/accuracy` is of other problems."""
+    names = metrics["metric"].unique()
+    return sorted(name for name in names if name.endswith("/accuracy") and name != "val/accuracy")
 
 
 def learning_curves(

@@ -23,10 +23,17 @@ from distill.statistics import mean_over_runs
 # Keys without an effect on results: folders, names, logging and speed; and references to other keys.
 # What lrs, lr_from and taus choose is in optimizer.lr and loss.
 _BESIDE_THE_POINT = re.compile(
-    r"(seed|name|dir|runs|cache|ckpt_path|lrs|lr_from|taus|histogram_every|checkpoint|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing|compile)"
+    r"(seed|name|dir|runs|cache|ckpt_path|lrs|lr_from|taus|histogram_every|checkpoint\.(every|keep|minutes|of_finished)|logger|data\.(layout|token_budget)|model\.(threads|gradient_checkpointing|compile)"
     r"|trainer\.(log_every_n_steps|optimizer_in_backward|timeout_minutes)"
     rf"|{'|'.join(map(re.escape, REFERENCES))})(\.|$)"
 )
+
+
+def has_effect(key: str) -> bool:
+    """Whether a key of a run's configuration may change its results."""
+    return not _BESIDE_THE_POINT.match(key)
+
+
 _METHOD = re.compile(r"(loss|optimizer|lr_scheduler|model\.reference|model\.pilot)(\.|$)")
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 8, 40
 

@@ -13,7 +13,7 @@ from distill.config.resolvers import CHOICE
 from distill.errors import UserError
 from distill.io.files import write_atomically
 from distill.runs.read import Run, accuracy
-from distill.runs.table import read_runs
+from distill.runs.table import has_effect, read_runs
 
 Grid = Mapping[str, Mapping[float, float]]  # method -> learning rate -> mean accuracy over seeds
 _TAU = "loss.token_weight.temperature"
@@ -39,16 +39,21 @@ def grid_of(runs: Sequence[Run]) -> Grid:
     """Mean accuracy after training, by method (`methods_of`) and learning rate.
 
     Raises:
-        UserError: the methods have different learning rates or seeds, or a run has no benchmark.
+        UserError: the methods have different learning rates or seeds, a run has no benchmark, or two runs
+            differ in another setting.
     """
     names = {key: name for name, key in methods_of(runs).items()}
     found: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    seen: dict[tuple[str, float, int], Run] = {}
     for run in runs:
         after = accuracy(run.summary)
         if after is None:
             raise UserError(f"{run.folder} has no benchmark results to choose by")
         name = names.get((run.loss, None)) or names[run.loss, run.config.get(_TAU)]
-        found[name][float(run.config["optimizer.lr"])][run.seed] = after
+        lr = float(run.config["optimizer.lr"])
+        if (other := seen.setdefault((name, lr, run.seed), run)) is not run:
+            raise UserError(_same_place(other, run))
+        found[name][lr][run.seed] = after
     wanted = {(lr, seed) for own in found.values() for lr, seeds in own.items() for seed in seeds}
     for loss, own in found.items():
         for lr, seed in sorted(wanted):
@@ -58,6 +63,18 @@ def grid_of(runs: Sequence[Run]) -> Grid:
                     f"start the sweep again, which finishes it"
                 )
     return {loss: {lr: fmean(own[lr].values()) for lr in sorted(own)} for loss, own in found.items()}
+
+
+def _same_place(one: Run, other: Run) -> str:
+    """The sentence about two runs of the same method, rate and seed."""
+    keys = sorted(one.config.keys() | other.config.keys())
+    differ = [key for key in keys if has_effect(key) and one.config.get(key) != other.config.get(key)]
+    said = ", ".join(f"{key}={one.config.get(key)} and {other.config.get(key)}" for key in differ[:3])
+    return f"{one.folder} and {other.folder} have the same loss, rate and seed" + (
+        f", and {said}: rates are chosen for one such setting, so tune each in a sweep of its own"
+        if differ
+        else ": keep one of them"
+    )
 
 
 def choose(grid: Grid) -> dict[str, float]:

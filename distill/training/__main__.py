@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from distill.config.allocator import no_collection, tune_allocator
 from distill.config.command import run_command
-from distill.config.instantiate import resolved
+from distill.config.instantiate import plain, resolved
 from distill.config.lean_imports import import_without_extras
 from distill.config.overrides import is_sweep
 from distill.config.paths import CONFIG
@@ -55,6 +55,10 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
     from distill.training.inputs import check_inputs, check_settings, learns_data
 
     check_settings(resolved(cfg), words)
+    if cfg.get("registered") is not None:
+        from distill.report.claims import read_registration
+
+        read_registration(plain(cfg.registered))
     if not cfg.plan:  # a plan's data, benchmarks and GPU may be those of another machine
         check_ranks(cfg, words)
         if cfg.ckpt_path is None and not is_sweep(cfg, words) and first_rank():

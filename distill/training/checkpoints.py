@@ -17,6 +17,7 @@ from distill.io.checksums import check, note, note_folder
 from distill.models.language_model import LanguageModel
 from distill.models.lora import is_adapted, merged_state, save_adapter
 from distill.runs.folder import STATE, checkpoints, step_of
+from distill.runs.loggers import CsvMetrics
 from distill.training.deepspeed import ZeroStrategy
 from distill.training.fsdp import FsdpStrategy, load_weights
 from distill.training.module import DistillModule
@@ -59,15 +60,19 @@ class StudentCheckpoints(lightning.Callback):
             return
         for unfinished in self.folder.glob(".step-*.tmp"):  # from a run killed while writing
             shutil.rmtree(unfinished)
-        for later in checkpoints(self.folder):  # when resuming from an earlier step
-            if step_of(later) > trainer.global_step:
-                shutil.rmtree(later)
         best = self.best()
         if best is not None and not (checkpoint_at(self.folder, best) / STATE).is_file():
             raise UserError(
                 f"the best checkpoint so far, {checkpoint_at(self.folder, best)}, is gone: resume from a "
                 f"later step, or start anew without ckpt_path="
             )
+        for later in checkpoints(self.folder):  # when resuming from an earlier step
+            if step_of(later) > trainer.global_step:
+                shutil.rmtree(later)
+        if trainer.global_step > 0:  # a resumed run logs what came after its checkpoint again
+            for logger in trainer.loggers:
+                if isinstance(logger, CsvMetrics):
+                    logger.forget_after(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int

@@ -1,5 +1,6 @@
 """Training run, from configuration to summary: set up, prepare, evaluate, fit, evaluate, summarize."""
 
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from distill.runs.folder import (
     check_state,
     checkpoints,
     describe,
+    finished,
     forget,
     step_of,
     versions,
@@ -118,6 +120,9 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
     if first_rank() and resumed:
         if not asked_alike(folder, setup.config):
             write_samples(folder, "before", [])  # the benchmark settings have changed: not comparable
+        if finished(folder):  # until it is longer, its figures are not those of the new configuration
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            write_noted(folder / "summary.json", summary | {"status": "resumed after it had finished"})
         describe(folder, setup.config, setup.launch.overrides)
     loggers = [make() for make in setup.loggers]
     evaluation = StudentEvaluation(setup, prepared, loggers)
@@ -328,12 +333,9 @@ def _card(setup: Setup, summary: Mapping[str, Any]) -> Card:
 
 
 def _begin_logs(loggers: Sequence[Logger], setup: Setup) -> None:
-    """Log the configuration; when resuming, delete metrics logged after the checkpoint."""
+    """Log the configuration."""
     for logger in loggers:
         logger.log_hyperparams(hide_secrets({**setup.config, "versions": versions()}))
-    for logger in loggers:
-        if setup.resumed and isinstance(logger, CsvMetrics):
-            logger.forget_after(step_of(setup.resumed))
 
 
 def _finish(

@@ -126,6 +126,29 @@ def test_a_sweep_over_all_options_of_a_group_is_let_through() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["data.limit=128,256"], "${data.limit}"),
+        (["optimizer.lr=1e-3,2e-3", "seed=0,1"], "${optimizer.lr}"),
+        (["lr_scheduler=cosine,linear"], "${hydra:runtime.choices.lr_scheduler}"),
+        (["data.limit=128,256", "hydra.sweep.subdir=${name}_${data.limit}"], None),
+        (["loss=sft,dcod", "data=arithmetic,steps"], None),
+        (["data.limit=128,256", "hydra.sweep.subdir=${hydra:job.num}"], None),
+    ],
+)
+def test_jobs_of_a_sweep_have_folders_of_their_own(words: list[str], key: str | None) -> None:
+    words = ["-m", "experiment=compare", "loss=sft", "seed=0", *words]
+    if key is None:
+        checked("train", *words)
+        return
+    with pytest.raises(UserError) as caught:
+        checked("train", *words)
+    assert "would have the same folder, tiny_arithmetic_sft_seed0, so that one of them" in str(caught.value)
+    assert f"'hydra.sweep.subdir=${{name}}_{key}'" in str(caught.value)
+
+
+@pytest.mark.slow
 def test_what_is_right_is_let_through_as_a_sweeps_first_job() -> None:
     cfg = check("-m", "loss=sft,dcod", "seed=range(3,6)", "trainer.max_steps=choice(7,8)", "--cfg", "job")
     assert cfg.loss.token_loss._target_.endswith("cross_entropy")

@@ -476,6 +476,14 @@ def test_curves_are_means_of_seeds_at_what_they_had_spent() -> None:
     assert found.high.tolist() == [0.2, 0.4, 0.9]
 
 
+def test_the_accuracy_on_validation_problems_is_no_benchmarks() -> None:
+    rows = metrics([("a", "sft", step, value, 10 * step) for step, value in ((0, 0.6), (4, 0.2), (8, 0.5))])
+    held_out = metrics([("a", "sft", 4, 0.0, 40), ("a", "sft", 8, 0.1, 80)]).assign(metric="val/accuracy")
+    both = pandas.concat([rows, held_out])
+    assert curves.accuracies(both) == ["arithmetic/accuracy"]
+    assert curves.learning_curves(both)["sft"].mean.tolist() == [0.6, 0.2, 0.5]
+
+
 def test_curves_of_seeds_that_were_asked_differently_often_are_interpolated_to_the_shortest() -> None:
     table = metrics(
         [

@@ -119,6 +119,25 @@ def test_not_less_is_tested_against_its_margin(tmp_path: Path) -> None:
         assert one.word == word
 
 
+def test_a_claim_about_the_untrained_student_is_that_of_the_other_turned_round(tmp_path: Path) -> None:
+    right = sweep_of(tmp_path, shares={"sft": 0.5, "dcod": 0.9})
+    table, before = one_table(tmp_path), 0.518  # which `job` writes
+    turned = {"method": "untrained", "against": "dcod", "predicted": "not_less", "margin": 0.9}
+    one, same = answer_claims(
+        table,
+        [Claim("a", **claim(**turned)), Claim("b", **claim(method="dcod", against="untrained"), family="x")],
+    )
+    assert one.difference is not None
+    assert same.difference is not None
+    assert one.difference.value == pytest.approx(-same.difference.value)
+    assert (one.difference.low, one.difference.high) == pytest.approx(
+        (-same.difference.high, -same.difference.low)
+    )
+    own = before - right["dcod"].mean(1)
+    assert one.difference.p >= float(ttest_1samp(own, -0.9).pvalue) - 1e-12
+    assert (one.word, same.word) == ("supported", "supported")
+
+
 @pytest.mark.slow
 def test_figures_costs_and_drift_are_compared_by_seed(tmp_path: Path) -> None:
     sweep_of(tmp_path)
@@ -190,6 +209,11 @@ def test_runs_of_other_settings_are_named_on_the_page(tmp_path: Path) -> None:
         ({"measure": "quality beauty"}, "of quality there are characters"),
         ({"margin": -1}, "registered.claims.one.margin=-1: give a number, 0 or more"),
         ({"method": None, "by": 3}, "registered.claims.one needs says, measure, method"),
+        ({"method": None}, "registered.claims.one.method=None is no text"),
+        ({"says": None}, "registered.claims.one.says=None is no text"),
+        ({"against": "dcod"}, "registered.claims.one: method and against are both dcod"),
+        ({"margin": 0.05}, "registered.claims.one.margin=0.05: only predicted=not_less has a margin"),
+        ({"margin": 0.05, "predicted": "less"}, "and this is predicted=less: leave it out"),
     ],
 )
 def test_a_registration_that_says_nothing_testable_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -26,6 +26,7 @@ def made(folder: Path, loss: str, seed: int, accuracy: float | None, **changes: 
         "model": {"student": "small", "pilot": None},
         "trainer": {"max_steps": 10},
         "optimizer": {"lr": 0.001},
+        "checkpoint": {"save": "last", "every": None},
         "seed": seed,
         "name": f"{loss}_seed{seed}",
         "dir": str(folder),
@@ -102,6 +103,7 @@ def test_other_choices_within_a_method_are_rows_of_their_own_that_say_so(tmp_pat
         ("benchmark__limit", 100, ["benchmark.limit=500", "benchmark.limit=100"]),
         ("model__student", "large", ["model.student=small", "model.student=large"]),
         ("max_tokens", 5000, ["max_tokens=null", "max_tokens=5000"]),
+        ("checkpoint__save", "best", ["checkpoint.save=last", "checkpoint.save=best"]),
     ],
 )
 def test_runs_of_other_settings_get_a_table_of_their_own(
@@ -124,6 +126,7 @@ def test_runs_of_other_settings_get_a_table_of_their_own(
         ("trainer__optimizer_in_backward", True),
         ("trainer__timeout_minutes", 5),
         ("trainer__log_every_n_steps", 1),
+        ("checkpoint__every", 7),
     ],
 )
 def test_settings_that_change_no_result_keep_runs_in_one_row(tmp_path: Path, key: str, value: Any) -> None:

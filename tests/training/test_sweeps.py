@@ -314,6 +314,17 @@ def test_tau_is_chosen_with_the_rate_where_a_loss_has_several(tmp_path: Path) ->
     assert OmegaConf.load(tmp_path / CHOICE)["taus"] == {"dcod_kl": 2.0}
 
 
+def test_runs_that_differ_in_another_setting_are_not_chosen_among(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    write_run(other := tmp_path / "z", "sft", 0.003, 1, 0.99)
+    with pytest.raises(UserError, match=r"sft_0\.003_1 and .*z have the same loss, rate and seed: keep one"):
+        tune(tmp_path)
+    config = OmegaConf.load(other / "config.yaml")
+    (other / "config.yaml").write_text(OmegaConf.to_yaml({**config, "data": {"limit": 7}}))
+    with pytest.raises(UserError, match=r"data\.limit=None and 7: rates are chosen for one such setting"):
+        tune(tmp_path)
+
+
 def test_a_single_rate_is_no_edge_and_a_tie_takes_the_lower_rate() -> None:
     assert at_the_edge({"sft": {0.1: 0.5}}) == []
     assert choose({"sft": {0.1: 0.5, 0.2: 0.5, 0.3: 0.4}}) == {"sft": 0.1}

@@ -35,10 +35,12 @@ from distill.evaluation.stored import read_scores, write_samples
 from distill.generation.sampling import Sampling
 from distill.io.locks import locked
 from distill.runs.folder import checkpoints
+from distill.runs.read import Run, read_run
 from distill.tiny import task
 from distill.training import evaluation
 from distill.training import run as training
 from distill.training.evaluation import StudentEvaluation
+from distill.training.module import DistillModule
 from distill.training.resume import resume_arguments
 from distill.training.run import train
 
@@ -221,6 +223,32 @@ def unbroken_and_resumed(
     assert same_weights(resumed, whole)
     assert (resumed / "weights.jsonl").read_text() == (whole / "weights.jsonl").read_text()
     return whole, resumed
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_made_longer_is_not_finished_until_it_is(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=2", "checkpoint.every=1")
+    folder = run(words, tmp_path / "run")
+    assert isinstance(read_run(folder), Run)
+    longer = [*words, "trainer.max_steps=4", f"ckpt_path={folder}"]
+
+    with monkeypatch.context() as away:
+        away.setattr(DistillModule, "training_step", raising(MemoryError("the machine went away")))
+        with pytest.raises(MemoryError):
+            run(longer, folder)
+    assert read_run(folder) == "resumed after it had finished"
+    done = read_run(run(longer, folder))
+    assert isinstance(done, Run)
+    assert done.summary["steps"] == 4
+
+
+def raising(error: Exception) -> Any:
+    def step(*_: Any) -> None:
+        raise error
+
+    return step
 
 
 BY_STEPS = ["checkpoint.every=2", "checkpoint.minutes=null"]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import lightning
 import numpy as np
 import pytest
 import test_training
@@ -24,6 +26,8 @@ from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked
 from distill.models.language_model import ModelSource
 from distill.runs.folder import checkpoints
+from distill.runs.loggers import CsvMetrics
+from distill.training.checkpoints import StudentCheckpoints
 from distill.training.evaluation import StudentEvaluation
 from distill.training.held_out import ask_some, file_recipe, hold_out, overlaps, split_traces
 from distill.training.recipe import TraceRecipe
@@ -200,6 +204,28 @@ def test_the_validation_loss_is_what_training_on_these_traces_would_start_from(
     same = run([*arguments(tiny_pair, validation, tmp_path, *words), "data.batch_size=12"], tmp_path / "same")
     for name in ("loss", "nll"):
         assert measured(found, f"val/{name}")[1] == pytest.approx(column(same, f"train/{name}")[0], rel=1e-5)
+
+
+def test_nothing_is_deleted_where_the_best_checkpoint_is_gone(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        (folder := tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+        (folder / "state.ckpt").write_bytes(b"")
+    log = CsvMetrics(tmp_path)
+    for step in (2, 4, 6):
+        log.log_metrics({"train/loss": 1.0}, step)
+    log.save()
+    trainer = MagicMock(spec=lightning.Trainer, is_global_zero=True, global_step=4, loggers=[log])
+    best = 1
+    callback = StudentCheckpoints(tmp_path / "checkpoints", 2, keep=3, best=lambda: best)
+    with pytest.raises(UserError, match=r"step-000001, is gone: resume from a later step"):
+        callback.on_train_start(trainer, None)
+    log.save()
+    assert len(checkpoints(tmp_path / "checkpoints")) == len(measured(tmp_path, "train/loss")) == 3
+    best = 2
+    callback.on_train_start(trainer, None)
+    log.save()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-000002", "step-000004"]
+    assert [*measured(tmp_path, "train/loss")] == [2, 4]
 
 
 @pytest.mark.slow
