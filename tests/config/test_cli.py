@@ -131,7 +131,7 @@ def test_a_sweep_over_all_options_of_a_group_is_let_through() -> None:
     [
         (["data.limit=128,256"], "${data.limit}"),
         (["optimizer.lr=1e-3,2e-3", "seed=0,1"], "${optimizer.lr}"),
-        (["lr_scheduler=cosine,linear"], "${hydra:runtime.choices.lr_scheduler}"),
+        (["benchmark=arithmetic,svamp"], "${hydra:runtime.choices.benchmark}"),
         (["data.limit=128,256", "hydra.sweep.subdir=${name}_${data.limit}"], None),
         (["loss=sft,dcod", "data=arithmetic,steps"], None),
         (["data.limit=128,256", "hydra.sweep.subdir=${hydra:job.num}"], None),
