@@ -67,17 +67,10 @@ class CompactWeights:
         """Check that the traces can be weighted.
 
         Raises:
-            UserError: a problem has no gold answer that is needed, no problem has two traces, or one has more
-                than a batch.
+            UserError: as `check_golds`, or no problem has two traces, or one has more than a batch.
         """
         examples = list(examples)
-        bare = next((example for example in examples if not (example.gold or "").strip()), None)
-        if bare is not None and (self.information or self.consistency):
-            raise UserError(
-                f"loss.trace_weights asks how likely the right answer is along trace {bare.place}, whose "
-                f"problem has no gold answer: name the data's (data.fields.gold), or take "
-                f"loss.trace_weights.information=0 loss.trace_weights.consistency=0"
-            )
+        self.check_golds(examples)
         counts = Counter(map(problem_of_example, examples))
         problem, most = counts.most_common(1)[0]
         if most == 1:
@@ -90,6 +83,20 @@ class CompactWeights:
             raise UserError(
                 f"loss.trace_weights needs a problem's traces in one micro-batch, and {asked[:60]!r} has "
                 f"{most} where data.batch_size={batch_size}: raise that to {most}"
+            )
+
+    def check_golds(self, examples: Iterable[Example]) -> None:
+        """Check that traces, such as those of validation, have the gold answers that their weights need.
+
+        Raises:
+            UserError: one has none; names it.
+        """
+        bare = next((example for example in examples if not (example.gold or "").strip()), None)
+        if bare is not None and (self.information or self.consistency):
+            raise UserError(
+                f"loss.trace_weights asks how likely the right answer is along trace {bare.place}, whose "
+                f"problem has no gold answer: name the data's (data.fields.gold), or take "
+                f"loss.trace_weights.information=0 loss.trace_weights.consistency=0"
             )
 
     @torch.no_grad()

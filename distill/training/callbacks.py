@@ -98,8 +98,9 @@ class StopOnSignal(lightning.Callback):
                 file=sys.stderr,
             )
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, handle)
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, handle)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -185,10 +186,11 @@ class WeightHistogram(lightning.Callback):
             self.on_train_end(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        counts = pl_module.step_metrics.take_weight_counts()
+        found = pl_module.weight_counts(pl_module.step_metrics.take_weight_counts())  # of all ranks
         self._written = trainer.global_step
         if not trainer.is_global_zero:
             return
+        counts = np.zeros(len(WEIGHT_BINS) - 1, np.int64) if found is None else found.long().cpu().numpy()
         record = {
             "step": trainer.global_step,
             "edges": np.round(WEIGHT_BINS, 6).tolist(),

@@ -158,12 +158,23 @@ class DistillDataModule(lightning.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
-        batches = math.ceil(len(traces) / self.batch_size)
-        for number in range(trainer.global_rank, batches, trainer.world_size):
+        batches = self._whole_problems(traces) if self.repeats.by_problem else None
+        count = math.ceil(len(traces) / self.batch_size) if batches is None else len(batches)
+        for number in range(trainer.global_rank, count, trainer.world_size):
             first = number * self.batch_size
-            yield number, self._batch(traces[first : first + self.batch_size])
-        if even and 0 < batches % trainer.world_size <= trainer.global_rank:
+            places = range(first, min(first + self.batch_size, len(traces)))
+            yield number, self._batch([traces[at] for at in (places if batches is None else batches[number])])
+        if even and 0 < count % trainer.world_size <= trainer.global_rank:
             yield None, self._batch(traces[:1])
+
+    def _whole_problems(self, traces: Sequence[Trace]) -> list[list[int]]:
+        """Batches in which a problem's traces are together; more than a batch of them are a larger one."""
+        batches: list[list[int]] = []
+        for own in _problems(traces):
+            if not batches or len(batches[-1]) + len(own) > self.batch_size:
+                batches.append([])
+            batches[-1] += own
+        return batches
 
     def _trace(self, index: int) -> Trace:
         """A trace of the training set; those of a small set are put together once."""

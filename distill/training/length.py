@@ -9,6 +9,8 @@ from distill.data.traces import scan
 from distill.generation.sampling import StudentRollouts
 from distill.objective.objective import Objective
 
+_PLACES = 100  # so that the default warm-up of 5 % has five
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -20,12 +22,19 @@ class Steps:
         max_tokens: token budget: completion tokens after which the run ends. The learning rate and other
             schedules then follow the share of tokens used, not of steps.
         log_every: steps between two rows of metrics.
+        guessed: whether nobody knows how long the completions will be, so that `expected` is a lower end.
     """
 
     limit: int
     expected: int
     max_tokens: int | None = None
     log_every: int = 1
+    guessed: bool = False
+
+    @property
+    def places(self) -> int:
+        """Parts into which schedules divide the run; few would make a warm-up of one part, the whole rate."""
+        return max(self.expected, _PLACES) if self.guessed else self.expected
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,10 @@ class RunLength:
         steps = math.ceil(self.max_tokens / per_step)
         steps = min(steps, self.max_steps or steps)
         rollouts = objective.rollouts
-        if isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1:  # the traces have prompts only
+        guessed = isinstance(rollouts, StudentRollouts) and rollouts.fraction == 1  # traces are prompts only
+        if isinstance(rollouts, StudentRollouts) and guessed:
             length = float(rollouts.max_new_tokens)
         else:
             length = int(scan(traces).completions.sum()) / len(traces)
         expected = min(steps, math.ceil(self.max_tokens / (per_step * length)))
-        return Steps(steps, expected, self.max_tokens, self.log_every)
+        return Steps(steps, expected, self.max_tokens, self.log_every, guessed)

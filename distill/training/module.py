@@ -32,7 +32,7 @@ from distill.models.sharding import fill, is_sharded, make_even_passes, outline,
 from distill.objective.objective import Objective
 from distill.objective.rewards import Rewarded
 from distill.objective.step_values import StepValues
-from distill.objective.terms import MicroBatch, spread
+from distill.objective.terms import LossSums, MicroBatch, spread
 from distill.teacher.batches import at_students_tokens, read_batch
 from distill.teacher.models import Joint, TeacherModels
 from distill.teacher.retokenize import Retokenizer
@@ -43,7 +43,7 @@ from distill.training.length import Steps
 from distill.training.replay import behind, replayed, step_ends
 from distill.training.rollouts import KeptRollouts, RolloutWriter, repeated, reward
 from distill.training.schedule import Schedule
-from distill.training.step_metrics import StepMetrics
+from distill.training.step_metrics import WEIGHT_BINS, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class DistillModule(lightning.LightningModule):
         self.schedule = schedule
         self.steps = steps.limit
         self.max_tokens = steps.max_tokens
-        self.expected_steps = steps.expected
+        self.expected_steps = steps.places
         self.seed = seed
         self.log_every = steps.log_every
         self.totals = {"tokens": 0.0, "seconds": 0.0, "rollout_tokens": 0.0, "rollout_seconds": 0.0}
@@ -272,20 +272,13 @@ class DistillModule(lightning.LightningModule):
         if isinstance(rollouts, StudentRollouts) and on_policy:
             again = self._kept.again(self.trainer.global_step, self._micro_batch)
             batch, rewarded = again or self._roll_out(batch, rollouts, number)
-        own, weigh = None, self.objective.trace_weights
-        if weigh is not None:
-            own = weigh.weights(batch, self.student_lm)
-            data = batch.trace_weights
-            batch = replace(batch, trace_weights=own if data is None else own * data)
+        batch, own = self._weigh_traces(batch)
         micro_batch, steps = self._compared(batch, number, on_policy)
         student = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
         inputs = self.objective.chunked_inputs(student, micro_batch)
         # The three stages of `Objective.__call__`, inlined to keep the path from here to the loss short.
         found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
-        result = self.objective.sums(micro_batch, found)
-        if weigh is not None and own is not None and weigh.consistency:
-            consistent = weigh.consistency_loss(batch, student, own, self.student_lm)
-            result = replace(result, total=result.total + consistent)
+        result = self._with_consistency(self.objective.sums(micro_batch, found), batch, student, own)
         self.step_metrics.add(result, batch, on_policy=on_policy, steps=steps)
         if rewarded is not None:
             self.step_metrics.reward(rewarded)
@@ -296,6 +289,25 @@ class DistillModule(lightning.LightningModule):
         # on_before_optimizer_step divides the whole step's sum by the whole step's denominator. Undo
         # Lightning's division by the number of micro-batches, which would give a mean of means.
         return result.total * self.trainer.accumulate_grad_batches
+
+    def _weigh_traces(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """The batch with the objective's weights of its traces, and these weights, if it has any."""
+        weigh = self.objective.trace_weights
+        if weigh is None:
+            return batch, None
+        own, data = weigh.weights(batch, self.student_lm), batch.trace_weights
+        return replace(batch, trace_weights=own if data is None else own * data), own
+
+    def _with_consistency(
+        self, result: LossSums, batch: Batch, student: Head, own: Tensor | None
+    ) -> LossSums:
+        """The sums with what the answers of a problem's traces have to agree on."""
+        weigh = self.objective.trace_weights
+        if weigh is None or own is None or not weigh.consistency:
+            return result
+        return replace(
+            result, total=result.total + weigh.consistency_loss(batch, student, own, self.student_lm)
+        )
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Read the step's denominator, if the backward pass steps the weights."""
@@ -442,14 +454,16 @@ class DistillModule(lightning.LightningModule):
             sums: of all validation batches.
         """
         proposing = self._proposal_seconds
-        micro_batch, steps = self._compared(batch, number)
-        self._proposal_seconds = proposing  # it counts training only
         with self._zero.whole(self.student) if self._zero is not None else nullcontext():
+            batch, own = self._weigh_traces(batch)
+            micro_batch, steps = self._compared(batch, number)
             head = self.student_lm.completion_head(batch.input_ids, batch.mask, batch.layout)
             student = Head(head.hidden, head.weight.detach())  # its gradient comes with its forward pass
             inputs = self.objective.chunked_inputs(student, micro_batch)
             found = PerTokenLosses(*ChunkedLoss.apply(student.hidden, student.weight, inputs))
-        sums.add(self.objective.sums(micro_batch, found), batch, on_policy=False, steps=steps)
+            result = self._with_consistency(self.objective.sums(micro_batch, found), batch, student, own)
+        self._proposal_seconds = proposing  # it counts training only
+        sums.add(result, batch, on_policy=False, steps=steps)
 
     def _frozen_heads(self, batch: Batch, on_policy: bool) -> dict[Role, Joint]:
         """Heads of the frozen models that this batch needs; cached signals are not computed again."""
@@ -695,7 +709,15 @@ class DistillModule(lightning.LightningModule):
                     checkpoint[f"{name}_of_ranks"] = torch.stack(every).cpu()
         checkpoint["totals"] = dict(self.totals)
         checkpoint["objective"] = self.objective.state()
-        checkpoint["weight_counts"] = self.step_metrics.weight_counts
+        checkpoint["weight_counts"] = self.weight_counts(self.step_metrics.weight_counts)
+
+    def weight_counts(self, own: Tensor | None) -> Tensor | None:
+        """[bins] a histogram of weights summed over ranks, of each rank's own; all ranks call this."""
+        if self.trainer.world_size == 1:
+            return own
+        own = torch.zeros(len(WEIGHT_BINS) - 1) if own is None else own
+        found: Any = self.trainer.strategy.reduce(own.to(self.device, torch.float64), reduce_op="sum")
+        return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "base" in checkpoint:
@@ -717,7 +739,21 @@ class DistillModule(lightning.LightningModule):
         )  # checkpoints of earlier versions lack them
         self.totals = uncounted | checkpoint["totals"]
         self.objective.load_state(checkpoint["objective"])
-        self.step_metrics.weight_counts = checkpoint.get("weight_counts")  # earlier versions lack it
+        if self.global_rank == 0:  # they are of all ranks; earlier versions lack them
+            self.step_metrics.weight_counts = checkpoint.get("weight_counts")
+        # Training may have stopped inside a step, whose micro-batches are all taken again.
+        to_step(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def to_step(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Set Lightning's counts of a checkpoint to the end of its last optimizer step, as they are there."""
+    loops = checkpoint["loops"]["fit_loop"]
+    done, batches = checkpoint["global_step"] * accumulate, loops["epoch_loop.batch_progress"]
+    if batches["current"]["ready"] == done:
+        return
+    for counts in (batches["total"], batches["current"]):
+        counts |= {"ready": done, "started": done, "processed": done, "completed": max(0, done - 1)}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, checkpoint["global_step"] - 1)
 
 
 def _spans(batch: Batch) -> dict[str, Tensor]:

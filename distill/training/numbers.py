@@ -221,6 +221,16 @@ def _check_groups(values: Mapping[str, Any]) -> None:
             f"(loss.rollouts.num_iterations={iterations}), where no run is resumed exactly: take a multiple "
             f"of {iterations}"
         )
+    asked, best, patience = (
+        select(values, key, absent=None)
+        for key in ("validation.every", "checkpoint.best", "validation.patience")
+    )
+    if iterations is not None and asked is not None and asked % iterations and (best or patience):
+        raise UserError(
+            f"validation.every={asked} would choose checkpoints between optimizer steps on the same "
+            f"completions (loss.rollouts.num_iterations={iterations}), where no run is resumed exactly: take "
+            f"a multiple of {iterations}"
+        )
 
 
 def _check_range(key: str, value: Any, interval: str, or_null: str) -> None:

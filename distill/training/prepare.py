@@ -126,6 +126,7 @@ def prepare(setup: Setup, clock: Clock | None = None) -> Prepared:
         traces, held = _traces(setup, recipe, student, frozen, served, several, groups)
         if objective.trace_weights is not None:
             objective.trace_weights.check((trace.example for trace in traces), setup.length.batch_size)
+            objective.trace_weights.check_golds(trace.example for trace in held)
         masked = masked_share(objective, traces, say)
         matrix = None if setup.teachers is not None else find_matrix(objective, frozen.get("teacher"), traces)
         asked = [lazy for lazy in frozen.values() if lazy.work.tokens]

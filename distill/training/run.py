@@ -146,7 +146,8 @@ def run(setup: Setup, prepared: Prepared, callbacks: Sequence[lightning.Callback
             ckpt_path=str(resumed / STATE) if resumed else None,
             weights_only=True,
         )
-    if module.stopping:
+    late = stop.received is not None and not module.stopping  # while the last step was validated or saved
+    if module.stopping or trainer.strategy.reduce_boolean_decision(late, all=False):
         if not trainer.is_global_zero:
             return RunResult(folder)
         raise _interrupted(setup, module, steps, stop)
@@ -275,7 +276,7 @@ def _interrupted(setup: Setup, module: DistillModule, steps: Steps, stop: StopOn
         done = f"step {step}, {module.totals['tokens']:,.0f} of {steps.max_tokens:,} tokens"
     onward = f"hydra.sweep.dir={folder.parent}" if setup.launch.sweep else f"ckpt_path={folder}"
     return Interrupted(
-        f"stopped by {stop.received} after {done}; the checkpoint "
+        f"stopped by {stop.received or 'a signal to another process'} after {done}; the checkpoint "
         f"{checkpoints(folder / 'checkpoints')[-1]} is kept: to resume, run the same command with "
         f"{onward}"
     )

@@ -428,15 +428,15 @@ def _validation(
             f"validation.accuracy={settings.accuracy}: this data set has no grader: name one, "
             f"{NAME_A_GRADER}, or leave validation.accuracy at null"
         )
-    if objective.writes_all:
+    if objective.writes_all or all(term.rows == "student" for term in objective.terms.values()):
         if settings.accuracy is None or settings.best == LOSS:
             asked = (
                 f"checkpoint.best={LOSS}" if settings.best == LOSS else f"data.validation={settings.source}"
             )
             raise UserError(
-                f"{asked}: the student writes every completion of this loss, so that there is none whose "
-                f"loss could be measured: measure its accuracy, with validation.accuracy=100 (how many "
-                f"problems) and checkpoint.best={ACCURACY}"
+                f"{asked}: the student writes every completion of this loss, so that there is none of the "
+                f"data whose loss could be measured: measure its accuracy, with validation.accuracy=100 (how "
+                f"many problems) and checkpoint.best={ACCURACY}"
             )
         settings = replace(settings, monitor=ACCURACY)
     if here and isinstance(settings.source, str):

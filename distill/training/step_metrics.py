@@ -55,8 +55,8 @@ class StepMetrics:
     Attributes:
         names: names of the sums, in order.
         traces: ids of the step's traces so far, on this rank.
-        weight_counts: [bins] histogram of token weights since the last `take_weight_counts`, on the device;
-            None if there is none. Checkpoints keep it.
+        weight_counts: [bins] histogram of this rank's token weights in the steps since the last
+            `take_weight_counts`, on the device; None if there is none. Checkpoints keep it.
     """
 
     def __init__(self, objective: Objective, end_ids: Sequence[int], step_ends: Sequence[int] = ()) -> None:
@@ -78,6 +78,7 @@ class StepMetrics:
         self._sums: Tensor | None = None
         self._on_host: dict[str, float] = dict.fromkeys(self._host_names, 0.0)
         self.weight_counts: Tensor | None = None
+        self._counts: Tensor | None = None  # of this step
 
     @property
     def sums(self) -> Float[Tensor, " names"]:
@@ -141,9 +142,7 @@ class StepMetrics:
         self._sums = stacked if self._sums is None else self._sums + stacked
         low, high = WEIGHT_BINS[0], WEIGHT_BINS[-1]
         counts = torch.histc(weights.clamp(low, high), len(WEIGHT_BINS) - 1, low, high)
-        if self.weight_counts is not None:  # that of a checkpoint is on the CPU
-            counts = counts + self.weight_counts.to(counts.device)
-        self.weight_counts = counts
+        self._counts = counts if self._counts is None else self._counts + counts
         self.traces += batch.names
 
     def _ends_of(
@@ -160,17 +159,19 @@ class StepMetrics:
         return last, ended, same.any(-1, keepdim=True) if self._step_ends else ended
 
     def close(self) -> None:
-        """Reset for the next optimizer step."""
+        """Reset for the next optimizer step. Weights of a step that did not end are in no histogram."""
+        counts, earlier = self._counts, self.weight_counts
+        if counts is not None:  # those of a checkpoint are on the CPU
+            self.weight_counts = counts if earlier is None else counts + earlier.to(counts.device)
+        self._counts = None
         self._sums, self.traces = None, ()
         self._on_host = dict.fromkeys(self._host_names, 0.0)
 
-    def take_weight_counts(self) -> np.ndarray:
+    def take_weight_counts(self) -> Tensor | None:
         """Histogram of token weights over `WEIGHT_BINS` since the last call; outliers are in the end bins."""
         counts = self.weight_counts
         self.weight_counts = None
-        return (
-            np.zeros(len(WEIGHT_BINS) - 1, dtype=np.int64) if counts is None else counts.long().cpu().numpy()
-        )
+        return counts
 
     def metrics(self, values: Mapping[str, float]) -> dict[str, float]:
         """Metrics to log, from the step's sums over all ranks (by name)."""

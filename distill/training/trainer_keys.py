@@ -12,6 +12,8 @@ _OURS = {
     "default_root_dir": "it is dir",
     "enable_checkpointing": "checkpoints are checkpoint.every and checkpoint.keep",
     "enable_progress_bar": "the bar is the run's own",
+    "enable_model_summary": "the first lines say what is trained",
+    "num_sanity_val_steps": "a run has no validation before its first step",
     "max_epochs": _LENGTH,
     "min_epochs": _LENGTH,
     "min_steps": _LENGTH,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_as_printed import attention_from_others, log_probs, mutual_information, states_of
 from test_curation_models import lazy, loop, mean, record, standard
+from test_fsdp import SHARDED, ranks
 from test_training import column, run
 
 from distill.data.batch import Batch, collate
@@ -172,6 +173,42 @@ def test_a_runs_first_loss_is_the_papers_equation_11(
     assert losses[0] == pytest.approx(total / tokens, rel=1e-3)
     assert losses[1] != losses[0]
     assert column(folder, "weights/mean")[0] != 1
+
+
+def written(path: Path, rows: list[dict[str, Any]], *names: str) -> str:
+    path.write_text("".join(json.dumps({name: row[name] for name in names}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_the_validation_loss_has_the_weights_and_the_consistency_of_training(
+    words: list[str], tmp_path: Path, batch_size: int
+) -> None:
+    once = ["optimizer.lr=0", "trainer.max_steps=1"]
+    same = run([*words, *once], tmp_path / "same")
+    other = written(tmp_path / "other.jsonl", rows_of(8)[12:], "problem", "completion", "gold")
+    words = [*words, *once, f"data.path={other}", f"data.batch_size={batch_size}"]
+    found = run([*words, f"data.validation={tmp_path / 'traces.jsonl'}"], tmp_path / "run")
+    last = json.loads((found / "summary.json").read_text())["validation"]["last"]
+    assert last["val/loss"] == pytest.approx(column(same, "train/loss")[0], rel=1e-5)
+    assert last["val/nll"] == pytest.approx(column(same, "train/nll")[0], rel=1e-5)
+    assert last["val/loss"] != pytest.approx(last["val/nll"], rel=0.01)
+    rows = [row | {"gold": "" if number == 5 else row["gold"]} for number, row in enumerate(rows_of(4))]
+    bare = written(tmp_path / "bare.jsonl", rows, "problem", "completion", "gold")
+    with pytest.raises(UserError, match=r"bare\.jsonl, line 6.*has no gold answer"):
+        run([*words, f"data.validation={bare}"], tmp_path / "refused")
+
+
+@pytest.mark.slow
+def test_two_sharded_ranks_weigh_traces_as_one_process(words: list[str], tmp_path: Path) -> None:
+    words = [*words, "model.student_dtype=float64", "trainer.max_steps=2"]
+    single = run([*words, "data.batch_size=12"], tmp_path / "single")
+    ranks([*words, "data.batch_size=6", *SHARDED], two := tmp_path / "two")
+    for name in ("train/loss", "train/gradient_norm", "weights/effective_sample_size"):
+        assert column(two, name) == pytest.approx(column(single, name), rel=1e-6)
+    histograms = [json.loads((one / "weights.jsonl").read_text().splitlines()[-1]) for one in (single, two)]
+    assert histograms[0] == histograms[1]
 
 
 def test_what_cannot_be_weighted_is_one_sentence() -> None:

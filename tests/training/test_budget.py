@@ -20,6 +20,7 @@ from distill.objective.terms import MicroBatch
 from distill.runs.folder import checkpoints
 from distill.training.module import DistillModule
 from distill.training.schedule import Schedule
+from distill.training.setup import Setup
 
 traces = test_training.traces  # the fixture
 
@@ -132,6 +133,18 @@ def test_the_learning_rate_warms_up_over_its_share_of_the_tokens(
     assert 0 < below[0] < 0.2e-3  # the first step is not wasted
     assert below[-1] < 1e-3
     assert {rate for rate, total in zip(rates, totals, strict=False) if total >= 2000} == {1e-3}
+
+
+@pytest.mark.parametrize("guess", [24, 200, 4096])
+def test_a_warm_up_does_not_depend_on_how_long_completions_might_have_been(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, guess: int
+) -> None:
+    words = budget(tiny_pair, traces, tmp_path, 6000, "loss=opd", f"loss.rollouts.max_new_tokens={guess}")
+    setup = Setup.from_overrides(words)
+    steps = setup.length.steps([], setup.objective)
+    assert steps.expected == math.ceil(6000 / (8 * guess))
+    factors = [setup.schedule.factor(share / 100 * steps.places, steps.places) for share in range(6)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0], abs=0.07)
 
 
 @pytest.mark.slow

@@ -33,6 +33,12 @@ def ranks(words: list[str], folder: Path, count: int = 2) -> list[subprocess.Com
     return done
 
 
+def weights_of(folder: Path) -> list[tuple[int, int]]:
+    """The histograms' steps and numbers of tokens: weights near a bin's edge may fall into the next."""
+    lines = map(json.loads, (folder / "weights.jsonl").read_text().splitlines())
+    return [(line["step"], sum(line["counts"])) for line in lines]
+
+
 def weight_difference(one: Path, other: Path) -> float:
     left, right = (load_file(folder / "student" / "model.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()
@@ -63,6 +69,7 @@ def test_two_sharded_ranks_train_as_one_process(
     for name in ("train/loss", "train/gradient_norm"):
         assert column(two, name) == pytest.approx(column(single, name), rel=1e-6)
     assert column(two, "train/tokens") == column(single, "train/tokens")
+    assert weights_of(two) == weights_of(single)
     assert weight_difference(single, two) < 1e-8
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (single, two)]
     held_out = [summary["validation"]["last"] for summary in summaries]

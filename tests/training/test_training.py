@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill.config.overrides import check_overrides
 from distill.data.trace import Example, Verdict
-from distill.errors import UserError
+from distill.errors import Interrupted, NonFiniteError, UserError
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.run import Asked, score_of
 from distill.evaluation.stored import read_scores, write_samples
@@ -43,6 +45,7 @@ from distill.training.evaluation import StudentEvaluation
 from distill.training.module import DistillModule
 from distill.training.resume import resume_arguments
 from distill.training.run import train
+from distill.training.validation import Validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,6 +245,55 @@ def test_a_finished_run_that_is_made_longer_is_not_finished_until_it_is(
     done = read_run(run(longer, folder))
     assert isinstance(done, Run)
     assert done.summary["steps"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_inside_a_step_takes_all_of_it_again(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.accumulate_grad_batches=4", "data.batch_size=4")
+    whole = run(words, tmp_path / "whole")
+    check = DistillModule._check_finite
+
+    def bad(self: DistillModule, loss: float, norm: float) -> None:
+        check(self, math.nan if self.trainer.global_step == 3 else loss, norm)
+
+    with monkeypatch.context() as away:
+        away.setattr(DistillModule, "_check_finite", bad)
+        with pytest.raises(NonFiniteError):
+            run(words, folder := tmp_path / "cut")
+    run([*words, f"ckpt_path={folder}"], folder)
+    assert [row["train/tokens"] for row in rows(folder)] == [row["train/tokens"] for row in rows(whole)]
+    assert column(folder, "train/loss") == column(whole, "train/loss")
+    assert same_weights(folder, whole)
+    assert (folder / "weights.jsonl").read_text() == (whole / "weights.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_last_step_is_validated_stops_the_run(
+    tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=2", "data.validation=0.2")
+    measure = Validate.measure
+
+    def signalled(self: Validate, trainer: Any, module: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(self, trainer, module)
+
+    with monkeypatch.context() as away:
+        away.setattr(Validate, "measure", signalled)
+        with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 2 of 2; .* is kept: to resume"):
+            run(words, folder := tmp_path / "run")
+    assert not (folder / "summary.json").exists()
+    run([*words, f"ckpt_path={folder}"], folder)
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_may_be_in_another_thread(tiny_pair: tuple[Path, Path], traces: Path, tmp_path: Path) -> None:
+    words = arguments(tiny_pair, traces, tmp_path, "trainer.max_steps=1")
+    with ThreadPoolExecutor(1) as pool:
+        assert (pool.submit(run, words, tmp_path / "run").result() / "summary.json").exists()
 
 
 def raising(error: Exception) -> Any:
@@ -970,6 +1022,13 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(
         ),
         ("loss=grpo loss.rollouts.samples=1", "a group of one has nothing to compare with"),
         ("loss=grpo loss.rollouts.num_iterations=3", "checkpoint.every=100 would save between optimizer"),
+        (
+            "loss=grpo loss.rollouts.num_iterations=2 data.validation=5 validation.every=3 "
+            "checkpoint.best=val/accuracy checkpoint.every=100",
+            "validation.every=3 would choose checkpoints between optimizer steps on the same completions",
+        ),
+        ("+trainer.num_sanity_val_steps=0", "a run has no validation before its first step"),
+        ("+trainer.enable_model_summary=false", "the first lines say what is trained"),
         ("loss=grpo", "loss.rewards: answers are graded, and this data set has no grader"),
         (
             "loss=grpo +data.recipe.grade._target_=distill.benchmarks.grading.judge.MathJudge",

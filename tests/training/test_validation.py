@@ -355,6 +355,10 @@ def test_values_that_cannot_be_are_refused(words: str, sentence: str) -> None:
         ("data.validation=5 validation.accuracy=3", "this data set has no grader"),
         ("data.validation=no.jsonl", "data.validation=no.jsonl: data file no.jsonl does not exist"),
         ("loss=opd data.validation=5", "the student writes every completion of this loss"),
+        (
+            "loss=on_policy_kd loss.rows=student loss.rollouts.fraction=0.5 data.validation=5",
+            "the student writes every completion of this loss",
+        ),
     ],
 )
 def test_mistakes_are_answered_before_a_model_is_loaded(
