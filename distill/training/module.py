@@ -742,7 +742,8 @@ class DistillModule(lightning.LightningModule):
         if self.global_rank == 0:  # they are of all ranks; earlier versions lack them
             self.step_metrics.weight_counts = checkpoint.get("weight_counts")
         # Training may have stopped inside a step, whose micro-batches are all taken again.
-        to_step(checkpoint, self.trainer.accumulate_grad_batches)
+        if "loops" in checkpoint:
+            to_step(checkpoint, self.trainer.accumulate_grad_batches)
 
 
 def to_step(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -180,7 +180,7 @@ def histograms(path: Path, every: int, stop: int | None = None, state: Any = Non
     """Train ten steps of made-up weights; at `stop` leave with the callback's state, as a killed run does."""
     metrics: Any = StepMetrics.__new__(StepMetrics)
     metrics.weight_counts = None if state is None else state[1]
-    module: Any = SimpleNamespace(step_metrics=metrics)
+    module: Any = SimpleNamespace(step_metrics=metrics, weight_counts=lambda own: own)
     loop = SimpleNamespace(_should_accumulate=lambda: False)
     trainer: Any = MagicMock(
         lightning.Trainer, is_global_zero=True, global_step=begin, fit_loop=loop, loggers=[]

@@ -250,8 +250,9 @@ def test_a_resumed_module_knows_what_the_saved_one_did(
     assert resumed.totals == module.totals
     assert resumed.totals["tokens"] > 0
     assert resumed.objective.state() == module.objective.state()
-    counts = module.step_metrics.take_weight_counts()
-    assert resumed.step_metrics.take_weight_counts().tolist() == counts.tolist()
+    taken = [one.step_metrics.take_weight_counts() for one in (module, resumed)]
+    assert all(counts is not None and counts.sum() > 0 for counts in taken)
+    assert torch.equal(*taken)  # pyright: ignore
 
 
 def test_adapters_are_not_put_beside_another_base(student: LanguageModel) -> None:

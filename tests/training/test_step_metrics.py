@@ -75,8 +75,12 @@ def test_a_steps_metrics_are_sums_over_the_tokens_of_all_its_micro_batches() -> 
     for *_, w in tokens:
         counts[max(0, min(len(counts) - 1, int(w // width)))] += 1
     assert counts[0] > 0 < counts[-1]
-    assert step.take_weight_counts().tolist() == counts
-    assert not step.take_weight_counts().any()
+    assert step.take_weight_counts() is None  # the step has not ended
+    step.close()
+    taken = step.take_weight_counts()
+    assert taken is not None
+    assert taken.tolist() == counts
+    assert step.take_weight_counts() is None
 
 
 def test_a_step_knows_nothing_of_the_one_before() -> None:
