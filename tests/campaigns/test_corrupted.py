@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from campaign import PAIR, TRAIN, Tally, difference, is_traceback, lines_of, trained
+from campaign import ASK, PAIR, TRAIN, Tally, difference, is_traceback, lines_of, trained
 from commands import command
 
 from distill.data.trace_set import read_records
@@ -87,15 +87,8 @@ def select(root: Path) -> tuple[int, str, Any]:
 
 def learn(root: Path) -> tuple[int, str, Any]:
     """A run on the trace set."""
-    words = [
-        "model=tiny",
-        "data=traces",
-        f"data.path={root / 'set'}",
-        "loss=dcod",
-        "trainer.max_steps=2",
-        "logger=csv",
-    ]
-    words += ["benchmark=none", f"cache={root / 'cache'}", f"dir={root / 'learned'}"]
+    words = ["model=tiny", "data=traces", f"data.path={root / 'set'}", "loss=dcod", "logger=csv", *ASK]
+    words += ["trainer.max_steps=2", f"cache={root / 'cache'}", f"dir={root / 'learned'}"]
     status, said = ran("train.py", words)
     return status, said, trained(root / "learned") if status == 0 else None
 
