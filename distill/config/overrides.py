@@ -200,7 +200,8 @@ def _check_job_folders(cfg: DictConfig, config_name: str, overrides: Sequence[Ov
     if (first := _job_folder(cfg)) is None:
         return
     single = [_first_value(override) for override in overrides]
-    for place, override in enumerate(overrides):
+    last = {override.key_or_group: place for place, override in enumerate(overrides)}  # which counts
+    for place, override in ((place, overrides[place]) for place in last.values()):
         if not override.is_discrete_sweep():
             continue
         options, key = list(itertools.islice(override.sweep_string_iterator(), 2)), override.key_or_group

@@ -282,5 +282,5 @@ def test_gsm8k_solutions_lose_their_annotations_and_keep_their_gold(tmp_path: Pa
 def test_a_gsm8k_record_without_gold_is_named(tmp_path: Path, answer: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"question": "q", "answer": "#### 1"}}\n{{"question": "q", "answer": "{answer}"}}\n')
-    with pytest.raises(UserError, match=r"data\.jsonl, record 2: the field 'answer' does not end in '####"):
+    with pytest.raises(UserError, match=r"data\.jsonl, line 2: the field 'answer' does not end in '####"):
         gsm8k.load(split="train", path=str(path))
