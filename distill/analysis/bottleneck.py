@@ -70,6 +70,7 @@ def find_bottleneck(
     examples = recipe.source()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[int, Figure] = {}
+    number = 0
     for step, source in sources.items():
         asked = ask_some("training", examples, problems, recipe, source, seed)
         if asked is None:
@@ -77,6 +78,7 @@ def find_bottleneck(
                 f"none of the {len(examples)} training problems of {run} has a right answer: the data must "
                 f"name its field (data.fields.gold=<field>)"
             )
+        number = len(asked.problems)
         key = {**writer_key(source), "device": device, **asked.benchmark.settings}
         folder = keyed_folder(cache, "training_answers", key)
         with waited(folder):
@@ -87,7 +89,7 @@ def find_bottleneck(
     write_noted(
         run / "bottleneck.json",
         {
-            "problems": min(problems, len(examples)),
+            "problems": number,
             "seed": seed,
             "accuracy": {str(step): figure.json() for step, figure in found.items()},
             "step": lowest,

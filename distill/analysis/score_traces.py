@@ -72,9 +72,10 @@ def score(cfg: DictConfig) -> Path:
         write_config(folder, cfg)
         print(report)
         if cfg.smoke_test:
+            usable = _by_teacher(_usable(records, cfg.keep))
             from distill.analysis.smoke_test import smoke_test
 
-            print(smoke_test(cfg, folder, {name: list(own) for name, own in _by_teacher(records).items()}))
+            print(smoke_test(cfg, folder, {name: list(own) for name, own in usable.items()}))
     return folder
 
 
@@ -192,6 +193,12 @@ def _teacher_stats(
         for trace in traces if retokenizer.needed else ():
             trace.teacher_view = retokenizer.view(trace)
         read = [teacher_trace(trace) for trace in traces]
+        if long := next((one for one in read if len(one) > frozen.source.context_length), None):
+            raise UserError(
+                f"trace {long.example.place} has {len(long)} tokens for its teacher, more than the context "
+                f"of {frozen.source.name} ({frozen.source.context_length}): leave such traces out with "
+                f"python -m distill.curate curation=[length] curation.length.max_tokens="
+            )
         return token_stats(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(
         record["completion_ids"] == trace.completion_ids.tolist()

@@ -96,6 +96,8 @@ def _run(cfg: DictConfig, folder: Path, teacher: str, traces: Path, seed: int) -
         f"data.path={quoted(str(traces.resolve()))}",
         *_prompts(cfg),
         f"data.keep={cfg.keep}",
+        f"data.overlong={cfg.data.recipe.overlong}",
+        f"data.max_length={'null' if cfg.data.recipe.max_length is None else cfg.data.recipe.max_length}",
         f"data.batch_size={cfg.data.batch_size}",
         f"max_tokens={cfg.smoke.max_tokens}",
         f"loss={cfg.smoke.loss}",

@@ -11,9 +11,11 @@ from typing import Any
 
 from distill.benchmarks.grading.graded import UNCLOSED
 from distill.data.prompt import Prompt, encode_messages
+from distill.data.recorded import conversation_text
 from distill.data.seam import decode_completion, prompt_end
 from distill.data.thoughts import open_end, without_thinking
 from distill.data.trace import Example, check_spelling
+from distill.data.trace_set import problem_of_example
 from distill.evaluation.benchmark import _GRADERS, Benchmark
 from distill.evaluation.quality import quality_of
 from distill.evaluation.result import Score, classify, figures
@@ -61,11 +63,16 @@ def ask(benchmark: Benchmark, model: ModelSource, problems: Sequence[Example] | 
         ids = encode_messages(model.tokenizer, messages, problem.place, problem.tools)
         check_prompt(ids, model.context_length, f"{problem.id} of {benchmark.name}", model.name)
         requests += [
-            Request(ids, messages, request_seed(benchmark.seed, problem.problem, sample))
+            Request(ids, messages, request_seed(benchmark.seed, _named(problem), sample))
             for sample in range(benchmark.samples)
         ]
     end = prompt_end(model.tokenizer, requests[0].prompt_ids)
     return Asked(benchmark, problems, requests, bool(open_end(end, benchmark.thinking)))
+
+
+def _named(problem: Example) -> str:
+    """What tells a problem from others: its text, of a conversation all of it, because many end alike."""
+    return problem.problem if conversation_text(problem) is None else problem_of_example(problem)
 
 
 def evaluate(

@@ -17,8 +17,9 @@ from distill.evaluation.run import Asked, ask
 from distill.exporting.subject import Subject
 from distill.models.language_model import LanguageModel
 from distill.runs.config import read_run_config
-from distill.training.held_out import file_recipe, overlaps, split_traces
+from distill.training.held_out import file_recipe, hold_out, overlaps
 from distill.training.recipe import TraceRecipe
+from distill.training.validation_settings import ValidationSettings
 
 Say = Callable[[str], None]
 
@@ -108,9 +109,14 @@ def _of_run(
     traces, source = _read(recipe, cfg, student, say), run.data.get("validation")
     if source is None:
         return traces, []
-    if isinstance(source, str):
-        return traces, _read(file_recipe(recipe, source), cfg, student, say)
-    return split_traces(traces, source, subject.config["seed"], overlaps(traces, _asked_by_run(subject)))
+    return hold_out(
+        ValidationSettings(source, 1),
+        traces,
+        _asked_by_run(subject),
+        seed=subject.config["seed"],
+        read=lambda path: _read(file_recipe(recipe, path), cfg, student, say),
+        say=say,
+    )
 
 
 def _asked_by_run(subject: Subject) -> list[Asked]:

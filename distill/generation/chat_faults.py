@@ -27,6 +27,12 @@ _PERMANENT = re.compile(
     r"model_not_found|(?:unknown|no such).model|model\b.{0,80}(?:not found|does not exist|doesn't exist)",
     re.IGNORECASE,
 )
+_SETTING = re.compile(
+    r"(?:unsupported|unknown|unrecogni[sz]ed|unexpected)[ _](?:request )?(?:param|argument|field|keyword)|"
+    r"extra inputs are not permitted|extra_forbidden|"
+    r"(?:param\w*|argument|field|option)\b.{0,60}\bnot (?:supported|permitted|allowed|recogni[sz]ed)",
+    re.IGNORECASE,
+)
 _DELAY = re.compile(r"try again in (\d+(?:\.\d+)?) ?(ms|s)\b")
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|UnsupportedProtocol", re.IGNORECASE)
 
@@ -38,7 +44,12 @@ def is_permanent(status: int, body: str) -> bool:
 
 
 def is_too_long(status: int, body: str) -> bool:
-    """Whether the error concerns this request only: its prompt does not fit into the server's context."""
+    """Whether the error concerns this request only: its prompt does not fit into the server's context.
+
+    A setting that the server does not know it refuses for all.
+    """
+    if _SETTING.search(body):
+        return False
     return status in _OF_ONE_REQUEST or (status >= 500 and bool(_TOO_LONG.search(body)))
 
 

@@ -120,9 +120,10 @@ def json_object(reply: str) -> dict[str, Any] | None:
     start = None if text is None else _OBJECT.search(text)
     if text is None or start is None:
         return None
-    for version in (text, _BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", text)):
+    found = text[start.start() :]
+    for version in (found, _BACKSLASH.sub(lambda one: one[0] if one[1] else r"\\", found)):
         try:
-            value, end = _DECODER.raw_decode(version, start.start())
+            value, end = _DECODER.raw_decode(version)
         except (ValueError, RecursionError):
             continue
         return None if _OBJECT.search(version, end) else value

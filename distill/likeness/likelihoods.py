@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,27 @@ def likelihoods(
     Returns:
         The measures, and sentences about what could not be measured.
     """
+    notes: list[str] = []
+    own: list[Trace] = []
+    elsewhere: list[Trace] = []
+    if readers.teacher is not None and retokenizer is not None and not retokenizer.foreign:
+        for trace in traces if retokenizer.needed else ():
+            trace.teacher_view = retokenizer.view(trace)
+        own = [teacher_trace(trace) for trace in traces]
+        elsewhere = _behind_other_prompts(own, seed)
+        most, every = readers.teacher.source.context_length, len(traces)
+        fit = [max(len(one), len(other)) <= most for one, other in zip(own, elsewhere, strict=True)]
+        traces, own, elsewhere = (list(compress(ones, fit)) for ones in (traces, own, elsewhere))
+        if len(traces) < every:
+            notes.append(
+                f"{every - len(traces)} of {every} traces are longer than the teacher's context ({most}) "
+                f"behind their own or another problem's prompt, and are left out of the likelihoods."
+            )
+        if not traces:
+            return [], notes
     read = {STUDENT: token_stats(readers.student, traces, cache=cache, label="student reads")}
     if readers.before is not None:
         read[BEFORE] = token_stats(readers.before, traces, cache=cache, label="student before training reads")
-    notes: list[str] = []
     drifts: Measured | None = None
     if readers.teacher is None or retokenizer is None:
         notes.append("No teacher's model is named (model.teacher=), so the likelihoods have no references.")
@@ -62,10 +80,6 @@ def likelihoods(
             "student's have no references."
         )
     else:
-        for trace in traces if retokenizer.needed else ():
-            trace.teacher_view = retokenizer.view(trace)
-        own = [teacher_trace(trace) for trace in traces]
-        elsewhere = _behind_other_prompts(own, seed)
         read[CHANCE] = token_stats(
             readers.teacher, elsewhere, cache=cache, label="teacher reads, other prompts"
         )

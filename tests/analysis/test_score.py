@@ -15,6 +15,7 @@ from test_generate import compose
 from test_generate import run as generate_run
 from test_training import ROOT
 
+from distill.analysis import smoke_test
 from distill.analysis.score_traces import choose, score
 from distill.config.overrides import check_overrides
 from distill.config.paths import CONFIG
@@ -280,6 +281,27 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
     again = command("distill/score.py", *words[2:])
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "summary.json").stat().st_mtime_ns for folder in before} == before
+
+
+def test_a_smoke_test_trains_on_the_lengths_that_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def trained(words: list[str], stream: Any) -> int:
+        seen.extend(words)
+        folder = next(Path(word[4:].strip("'")) for word in words if word.startswith("dir="))
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text('{"benchmarks": {"arithmetic": {}}}')
+        return 0
+
+    monkeypatch.setattr(smoke_test, "_train", trained)
+    cfg = compose("score", [*DATA, "data.overlong=drop", "data.max_length=77"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "traces.parquet").write_bytes(b"")
+    smoke_test._run(cfg, tmp_path, "t", tmp_path / "set", 0)
+    assert {"data.overlong=drop", "data.max_length=77"} <= set(seen)
+    check_overrides(CONFIG, "train", [word for word in seen if not word.startswith(("data.path", "dir="))])
 
 
 @pytest.mark.parametrize("value", ["true", "[[1]]"])

@@ -21,7 +21,7 @@ from distill.evaluation.result import Score, by_problem, figures
 from distill.evaluation.run import Asked, ask, evaluate, score_of
 from distill.generation.completion_log import CompletionLog
 from distill.generation.decode import generate
-from distill.generation.engine import Request, Written
+from distill.generation.engine import Request, Written, request_seed
 from distill.generation.engines import HfEngine
 from distill.generation.sampling import Sampling
 from distill.io import progress
@@ -181,6 +181,25 @@ def test_sampled_answers_repeat_with_their_seed_in_any_batch(lm: LanguageModel) 
     assert texts(3) != texts(4)
     assert texts(3)[::2] != texts(3)[1::2]
     assert texts(3)[::2] == texts(3, samples=3)[::3]  # more samples leave the first as they are
+
+
+def test_chats_that_end_alike_are_asked_each(lm: LanguageModel) -> None:
+    def chat(name: str, first: str, system: str | None = None) -> Example:
+        turns = (("user", first), ("assistant", "3"), ("user", "2+1="))
+        messages = tuple({"role": role, "content": text} for role, text in turns)
+        return Example(name, "2+1=", "3", messages=messages, system=system)
+
+    chats = [
+        chat("a", "1+2="),
+        chat("b", "2+2="),
+        chat("c", "1+2=", "1"),
+        chat("d", "1+2="),
+        Example("e", "2+1="),
+    ]
+    requests = ask(benchmark(chats), lm.source).requests
+    assert len({one.seed for one in requests}) == 4
+    assert requests[0].seed == requests[3].seed
+    assert requests[4].seed == request_seed(benchmark().seed, "2+1=", 0)  # stored answers stay valid
 
 
 def test_the_models_mode_is_as_it_was(lm: LanguageModel) -> None:

@@ -249,6 +249,27 @@ def test_a_runs_own_traces_are_read_under_its_prompt(
 
 
 @pytest.mark.slow
+def test_what_a_run_validated_with_calibrates_nothing(
+    tiny_pair: tuple[Path, Path], heldout: Path, tmp_path: Path, student: LanguageModel
+) -> None:
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text(
+        "".join(
+            line + "\n"
+            for line in heldout.read_text().splitlines()
+            if json.loads(line)["problem"] == PROBLEMS[0]
+        )
+    )
+    cfg = check_overrides(
+        CONFIG, "export", [f"model.source={run_folder(tmp_path, tiny_pair[0], heldout, str(validation))}"]
+    )
+    subject = Subject.of(cfg)
+    held, trained = held_out(cfg, subject, student), calibration_traces(cfg, subject, student, [])
+    assert {trace.example.problem for trace in held} == {PROBLEMS[0]}
+    assert {trace.example.problem for trace in trained} == {*PROBLEMS[1:]}
+
+
+@pytest.mark.slow
 def test_test_problems_calibrate_nothing(heldout: Path, tmp_path: Path, student: LanguageModel) -> None:
     cfg = compose("benchmark=arithmetic", "benchmark.limit=3", f"calibration.path={tmp_path / 'test.jsonl'}")
     subject = Subject.of(cfg)

@@ -20,6 +20,7 @@ from covering import some_of
 from test_generate import SMALL, run
 
 from distill.errors import UserError
+from distill.generation.chat_faults import is_too_long
 from distill.generation.completion_log import CompletionLog
 from distill.generation.engine import Request, Written
 from distill.generation.engines import HfEngine, VllmEngine
@@ -211,6 +212,29 @@ def test_refused_problems_may_stay_empty(
     assert all(r["reason"] == "no end" and r["completion_ids"] == [] and not r["finished"] for r in empty)
     assert sum(record["correct"] for record in records) == 18
     assert "6 rejected requests are stored as empty completions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "alone"),
+    [
+        (400, "This model's maximum context length is 16 tokens", True),
+        (400, "The response was filtered due to the prompt triggering the policy", True),
+        (413, "too large", True),
+        (500, "the request exceeds the available context size", True),
+        (
+            400,
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'x' instead.",
+            False,
+        ),
+        (400, '{"error": {"code": "unsupported_parameter", "param": "max_tokens"}}', False),
+        (400, "Unrecognized request argument supplied: top_k", False),
+        (422, '[{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "no"}]', False),
+    ],
+)
+def test_a_setting_that_no_request_may_have_is_not_one_problems_fault(
+    status: int, body: str, alone: bool
+) -> None:
+    assert is_too_long(status, body) is alone
 
 
 def test_what_a_server_said_before_it_hung_up_is_told_too(stub: Stub) -> None:

@@ -22,6 +22,7 @@ GRADE = {"scores": SCORES, "invalid_reasoning_right_answer": False, "verdict": "
         f"```json\n{RIGHT}\n```",
         f"```\n{RIGHT}\n```\n",
         f"The set {{1, 2}} has $\\frac{{1}}{{2}}$, so:\n\n```json\n{RIGHT}\n```\nThat is all {{so far}}.",
+        rf"The response gives \( x=\sqrt{{2}} \) and \{{1\}}. {RIGHT}",
         f'<think>Perhaps {{"correct": false}}?</think>\n{RIGHT}',
         '{\n  "final_answer": "2",\n  "reason": "as\n it is",\n  "correct": true,\n "more": {"a": [1]}}',
         '{"final_answer": 2, "correct": true}',
@@ -87,8 +88,9 @@ def test_a_missing_answer_is_wrong() -> None:
     ],
 )
 def test_formulas_are_read_with_single_and_with_double_backslashes(written: str, read: str) -> None:
-    found = json_object(f'{{"final_answer": "{written}", "correct": true}}')
-    assert found == {"final_answer": read, "correct": True}
+    for before in ("", r"By \(\alpha\) and \{x\} it is "):
+        found = json_object(f'{before}{{"final_answer": "{written}", "correct": true}}')
+        assert found == {"final_answer": read, "correct": True}
 
 
 def test_a_grade_is_read() -> None:

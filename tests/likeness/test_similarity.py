@@ -14,13 +14,17 @@ from scipy.stats import spearmanr
 from test_generate import compose
 
 from distill import measure_similarity
+from distill.data.trace import Example
 from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError
+from distill.likeness.likelihoods import Readers, likelihoods
 from distill.likeness.measure_similarity import measure_similarity as measure
 from distill.likeness.texts import MEASURES, Solution
 from distill.models.find import find_model
+from distill.models.lazy import LazyModel
 from distill.similarity import check
 from distill.tiny import task
+from distill.training.recipe import TraceRecipe
 
 PROBLEMS = task.problems(12, split="train", operations=(3, 5))
 PLAIN = ["model=tiny", "data=traces", "check.answer=none", "data.step_separator=';'", "resamples=100"]
@@ -160,6 +164,33 @@ def test_models_write_and_read_and_the_likelihoods_are_those_of_plain_passes(tmp
     assert {len(own) for own in mine.values()} == {2}
     again = run([*words, "before=tiny", "sampling.temperature=1", "resamples=100"], tmp_path / "out")
     assert again == found
+
+
+@pytest.mark.slow
+def test_traces_that_no_other_prompt_leaves_room_for_are_left_out_and_counted(tmp_path: Path) -> None:
+    student, teacher = (
+        LazyModel(find_model(f"package:distill/tiny/{name}", key="model"), "cpu")
+        for name in ("student", "teacher")
+    )
+    recipe = TraceRecipe(source=lambda: [])
+    problems = task.problems(8, split="train", operations=(2, 6))
+    examples = [
+        Example(str(n), one, completion=task.write_solution(one, "single")) for n, one in enumerate(problems)
+    ]
+    traces = recipe.tokenize(examples, student.source)
+    lengths = sorted(map(len, traces))
+    vars(teacher.source)["context_length"] = lengths[-3]
+    view = recipe.retokenizer(student.source, teacher.source)
+    measures, notes = likelihoods(Readers(student, None, teacher), traces, view, cache=tmp_path, seed=0)
+    (note,) = [note for note in notes if "are left out of the likelihoods" in note]
+    left = int(note.split()[0])
+    assert 2 <= left < 8
+    tokens = measures[0].columns["student"].below
+    assert len(tokens) == 8 - left
+    vars(teacher.source)["context_length"] = 1
+    measures, notes = likelihoods(Readers(student, None, teacher), traces, view, cache=tmp_path, seed=0)
+    assert measures == []
+    assert notes[0].startswith("8 of 8 traces are longer than the teacher's context (1)")
 
 
 @pytest.mark.slow
