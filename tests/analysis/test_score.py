@@ -290,13 +290,13 @@ def test_a_smoke_test_trains_on_the_lengths_that_are_scored(
 
     def trained(words: list[str], stream: Any) -> int:
         seen.extend(words)
-        folder = next(Path(word[4:].strip("'")) for word in words if word.startswith("dir="))
+        folder = next(Path(word[4:].strip("'\"")) for word in words if word.startswith("dir="))
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text('{"benchmarks": {"arithmetic": {}}}')
         return 0
 
     monkeypatch.setattr(smoke_test, "_train", trained)
-    cfg = compose("score", [*DATA, "data.overlong=drop", "data.max_length=77"])
+    cfg = compose("score", ["model=tiny", "data=limo", "data.max_length=77"])
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "traces.parquet").write_bytes(b"")
     smoke_test._run(cfg, tmp_path, "t", tmp_path / "set", 0)
