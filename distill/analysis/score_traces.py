@@ -26,7 +26,7 @@ from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.runs.folder import write_config
 from distill.teacher.retokenize import teacher_trace
-from distill.teacher.token_stats import TokenStats, token_stats
+from distill.teacher.token_stats import TokenStats, check_context, token_stats
 from distill.training.recipe import TraceRecipe
 
 
@@ -193,12 +193,7 @@ def _teacher_stats(
         for trace in traces if retokenizer.needed else ():
             trace.teacher_view = retokenizer.view(trace)
         read = [teacher_trace(trace) for trace in traces]
-        if long := next((one for one in read if len(one) > frozen.source.context_length), None):
-            raise UserError(
-                f"trace {long.example.place} has {len(long)} tokens for its teacher, more than the context "
-                f"of {frozen.source.name} ({frozen.source.context_length}): leave such traces out with "
-                f"python -m distill.curate curation=[length] curation.length.max_tokens="
-            )
+        check_context(read, frozen.source)
         return token_stats(frozen, read, cache=Path(cfg.cache), label=f"teacher reads {teacher}")
     if all(record["teacher_logprobs"] is not None for record in records) and all(
         record["completion_ids"] == trace.completion_ids.tolist()

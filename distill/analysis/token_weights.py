@@ -21,7 +21,7 @@ from distill.models.lazy import LazyModel
 from distill.objective.objective import Objective
 from distill.runs.config import read_run_config, said_again
 from distill.statistics import Figure
-from distill.teacher.token_stats import token_stats
+from distill.teacher.token_stats import check_context, token_stats
 
 _ROUNDING = 1e-6  # weights are computed in single precision; smaller spreads count as constant
 
@@ -163,13 +163,7 @@ def _source(
 def _check(source: ModelSource, student: ModelSource, traces: Sequence[Trace]) -> None:
     if why := vocabulary_mismatch(student, source):
         raise UserError(f"weights are of the student's own tokens, but {why}")
-    for trace in traces:
-        if len(trace) > source.context_length:
-            raise UserError(
-                f"trace {trace.example.place} has {len(trace)} tokens, more than the context of "
-                f"{source.name} ({source.context_length}): leave such traces out with python -m "
-                f"distill.curate curation=[length] curation.length.max_tokens="
-            )
+    check_context(traces, source)
 
 
 def by_trace(tokens: pandas.DataFrame) -> pandas.DataFrame:

@@ -1,6 +1,6 @@
 """Statistics of traces under a model: per-token logprobs, ranks and entropies, rank-surprisal ratio."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,32 @@ import torch
 from distill.data.batch import hash_traces
 from distill.data.trace import Trace
 from distill.data.traces import scan
+from distill.errors import UserError
 from distill.io.cache import ShardCache
 from distill.io.sequences import Lazy
 from distill.losses.logits import label_ranks
 from distill.models.head import Head
+from distill.models.language_model import ModelSource
 from distill.models.lazy import LazyModel
 from distill.teacher.logprobs import in_batches, in_shards, model_key
 
 RANK_LIMIT = 100  # r_max of the rank-surprisal ratio's authors
 _TRACES_PER_SHARD = 256
+
+
+def check_context(traces: Iterable[Trace], source: ModelSource) -> None:
+    """Check that a model can read traces.
+
+    Raises:
+        UserError: one is longer than its context; names it.
+    """
+    for trace in traces:
+        if len(trace) > source.context_length:
+            raise UserError(
+                f"trace {trace.example.place} has {len(trace)} tokens, more than the context of "
+                f"{source.name} ({source.context_length}): leave such traces out with python -m "
+                f"distill.curate curation=[length] curation.length.max_tokens="
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Data module: batches of traces in a seeded order."""
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,16 +157,17 @@ class DistillDataModule(lightning.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
-        batches = self._whole_problems(traces) if self.repeats.by_problem else None
-        count = math.ceil(len(traces) / self.batch_size) if batches is None else len(batches)
-        for number in range(trainer.global_rank, count, trainer.world_size):
-            first = number * self.batch_size
-            places = range(first, min(first + self.batch_size, len(traces)))
-            yield number, self._batch([traces[at] for at in (places if batches is None else batches[number])])
-        if even and 0 < count % trainer.world_size <= trainer.global_rank:
+        batches = self._whole_problems(traces) if self.repeats.by_problem else self._in_turn(len(traces))
+        for number in range(trainer.global_rank, len(batches), trainer.world_size):
+            yield number, self._batch([traces[place] for place in batches[number]])
+        if even and 0 < len(batches) % trainer.world_size <= trainer.global_rank:
             yield None, self._batch(traces[:1])
 
-    def _whole_problems(self, traces: Sequence[Trace]) -> list[list[int]]:
+    def _in_turn(self, count: int) -> Sequence[Sequence[int]]:
+        starts = range(0, count, self.batch_size)
+        return [range(start, min(start + self.batch_size, count)) for start in starts]
+
+    def _whole_problems(self, traces: Sequence[Trace]) -> Sequence[Sequence[int]]:
         """Batches in which a problem's traces are together; more than a batch of them are a larger one."""
         batches: list[list[int]] = []
         for own in _problems(traces):

@@ -24,6 +24,7 @@ from distill.curation.collect import collect
 from distill.data.trace_set import by_problem, read_records
 from distill.errors import UserError
 from distill.models.find import find_model
+from distill.models.language_model import ModelSource
 from distill.score import check
 
 TEACHER = "package:distill/tiny/teacher"
@@ -281,6 +282,18 @@ def test_the_command_trains_on_each_teachers_traces_and_ranks_the_students(hot: 
     again = command("distill/score.py", *words[2:])
     assert again.returncode == 0, again.stderr
     assert {folder: (folder / "summary.json").stat().st_mtime_ns for folder in before} == before
+
+
+@pytest.mark.slow
+def test_traces_that_their_teacher_cannot_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = property(lambda self: 12 if self.name.endswith("teacher") else 128)
+    monkeypatch.setattr(ModelSource, "context_length", room)
+    row = {"problem": "1+2-3=", "completion": "1+2=3;3-3=0;#0"}
+    (path := tmp_path / "traces.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"tokens, more than the context of .*teacher \(12\): leave such"):
+        run(["model=tiny", "data=traces", f"data.path={path}"], tmp_path)
 
 
 def test_a_smoke_test_trains_on_the_lengths_that_are_scored(
