@@ -159,8 +159,10 @@ def trace_table(
 
 def effective_share(weights: np.ndarray) -> float | None:
     """Effective sample size (Σw)²/Σw² as a share of the tokens; None if all weights are 0."""
-    squares = float((weights**2).sum())
-    return float(weights.sum()) ** 2 / squares / len(weights) if squares > 0 else None
+    if not weights.size or not (largest := float(weights.max())):
+        return None
+    scaled = weights / largest  # squares of tiny weights would lose their digits
+    return float(scaled.sum()) ** 2 / float((scaled**2).sum()) / len(weights)
 
 
 @dataclass(frozen=True)

@@ -255,14 +255,17 @@ class _Hooks:
     """Forward hooks of one model, which read only the shapes of its inputs, so never wait for the device."""
 
     def __init__(self, meter: Meter, lm: LanguageModel, cost: Cost) -> None:
+        from transformers.generation.utils import ALL_CACHE_NAMES
+
         self.meter, self.cost = meter, cost
+        self.cache_names = ALL_CACHE_NAMES  # `past_key_values`; `cache` from transformers 5.24 on
         lm.model.base_model.register_forward_pre_hook(self.body, with_kwargs=True)
         lm.model.get_output_embeddings().register_forward_pre_hook(self.head)
 
     def body(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         shape = (kwargs["inputs_embeds"] if ids is None else ids).shape
-        cache = kwargs.get("past_key_values")
+        cache = next((kwargs[name] for name in self.cache_names if kwargs.get(name) is not None), None)
         past = 0 if cache is None else int(cache.get_seq_length())
         rows, length = shape[0], shape[1]
         tokens, pairs = rows * length, rows * causal_pairs(length, past)
