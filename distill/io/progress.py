@@ -15,7 +15,13 @@ _inside = ContextVar("inside", default=False)
 
 def watched() -> bool:
     """Whether the error stream, where bars are drawn, is a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    # A process that starts a notebook imports ipykernel, too: only a kernel has a shell with one.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from unittest.mock import Mock
 
 import lightning
 import pytest
+from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
 from distill.io import progress
 from distill.io.progress import duration, inside, progress_bar
@@ -98,7 +100,13 @@ def test_durations_are_in_words() -> None:
 
 def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have run a notebook
     assert not progress.watched()
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert progress.watched()
+    for kind, expected in ((ZMQInteractiveShell, True), (TerminalInteractiveShell, False)):
+        monkeypatch.setattr("IPython.get_ipython", lambda kind=kind: kind.__new__(kind))
+        assert progress.watched() is expected
+
+
+def test_a_process_that_starts_a_notebook_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert "ipykernel" in sys.modules  # as after jupyter_client has looked for the kernel
+    assert not progress.watched()
