@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from distill.data.alignment import Alignment, spans
 from distill.errors import UserError
+from distill.losses.controls import effective_sample_size
 from distill.losses.signals import SIGNALS, name_of, signals
 from distill.objective.objective import Objective
 from distill.teacher.token_stats import RANK_LIMIT, TokenStats
@@ -162,7 +163,7 @@ def effective_share(weights: np.ndarray) -> float | None:
     if not weights.size or not (largest := float(weights.max())):
         return None
     scaled = weights / largest  # squares of tiny weights would lose their digits
-    return float(scaled.sum()) ** 2 / float((scaled**2).sum()) / len(weights)
+    return effective_sample_size(float(scaled.sum()), float((scaled**2).sum()), len(weights))
 
 
 @dataclass(frozen=True)

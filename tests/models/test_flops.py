@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from distill.losses.chunked import weighted_token_losses
 from distill.losses.divergence import cross_entropy
 from distill.losses.inputs import WeightedTerm
 from distill.models.find import find_model
-from distill.models.flops import Meter, Work, causal_pairs, cost_of, head_flops, reading, writing
+from distill.models.flops import Meter, Work, _Hooks, causal_pairs, cost_of, head_flops, reading, writing
 from distill.models.language_model import LanguageModel
 from distill.models.lora import add_lora
 from distill.models.lora_settings import Lora
@@ -177,6 +178,18 @@ def test_a_completion_that_ends_at_the_context_costs_nothing_more(student: Langu
     written = generate(student, prompts, Sampling(temperature=1.0, max_new_tokens=16), seed=0)
     work = writing([120, 10, 118], [len(ids) for ids in written], device="cpu")
     assert cost_of(student.model, "student").forward(work) == meter.take()
+
+
+def test_a_cache_is_seen_under_the_name_of_any_version_of_transformers(
+    student: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.generation.utils.ALL_CACHE_NAMES", ["cache", "past_key_values"])
+    hooks = _Hooks(meter := Meter([]), student, cost := cost_of(student.model, "student"))
+    ids, cache = torch.zeros(2, 3, dtype=torch.long), SimpleNamespace(get_seq_length=lambda: 7)
+    for given in ({"cache": cache}, {"past_key_values": cache}, {"cache": cache, "past_key_values": None}):
+        with torch.no_grad():
+            hooks.body(student.model, (), {"input_ids": ids, **given})
+        assert meter.take() == cost.forward(Work(6, 2 * causal_pairs(3, 7)))
 
 
 @pytest.mark.slow
